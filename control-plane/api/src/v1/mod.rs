@@ -1,0 +1,49 @@
+//! The tenant API, version 1: JSON types of requests and answers.
+//!
+//! Wanted state and observed state are apart: what a caller sends is never changed by the server, what the server
+//! observes stands in `status`, `conditions` and `next_action`. Enums are open: a caller must tolerate a value that it
+//! does not know.
+//!
+//! | call | body -> answer | who |
+//! |---|---|---|
+//! | `POST /v1/tenants`, `GET /v1/tenants?cursor=&limit=&name=` | `TenantSpec` -> 201 `Tenant` (200 when it exists equal) / `Page<Tenant>` | operator |
+//! | `GET, PATCH /v1/tenants/{id}` | merge patch of `TenantSpec` -> `Tenant` | operator; GET also the tenant |
+//! | `POST /v1/tenants/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
+//! | `POST /v1/tokens`, `GET /v1/tokens`, `DELETE /v1/tokens/{id}` | `TokenRequest` -> 201 `NewToken` / `Page<Token>` / 204 | operator |
+//! | `POST /v1/tenants/{id}/domains` | `DomainSpec` -> 201 `Domain`; the same again -> 200 | tenant, operator |
+//! | `POST /v1/tenants/{id}/domains/batch` | `DomainBatch` -> 200 `DomainBatchAnswer` | tenant, operator |
+//! | `GET /v1/domains?tenant=&status=&q=&cursor=&limit=` | `Page<Domain>` | tenant (own), operator |
+//! | `GET /v1/domains/{id or hostname}?wait=active&timeout=60s` | `Domain` | tenant (own), operator |
+//! | `PATCH, DELETE /v1/domains/{id}` | merge patch of `DomainSpec` -> `Domain` / 204, also when gone | tenant (own), operator |
+//! | `POST /v1/domains/{id}/check` | - -> `Domain` after looking at DNS and proofs now | tenant (own), operator |
+//! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
+//! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
+//! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
+//! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
+//! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
+//! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
+//! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
+//! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |
+//!
+//! `Authorization: Bearer <token>`; `Idempotency-Key` (kept 24 h; another body under the same key is 409) on every
+//! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never 403.
+
+mod certificate;
+mod domain;
+mod edge;
+mod event;
+mod page;
+mod problem;
+mod route;
+mod tenant;
+mod token;
+
+pub use certificate::*;
+pub use domain::*;
+pub use edge::*;
+pub use event::*;
+pub use page::*;
+pub use problem::*;
+pub use route::*;
+pub use tenant::*;
+pub use token::*;
