@@ -30,7 +30,8 @@ pub(crate) struct TlsChoice {
 /// The trust anchors in a PEM file.
 pub(crate) fn read_roots(path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(path).with_context(|| format!("read {}", path.display()))?;
+    let certificates =
+        CertificateDer::pem_file_iter(path).with_context(|| format!("read {}", path.display()))?;
     for certificate in certificates {
         roots.add(certificate.with_context(|| format!("parse {}", path.display()))?)?;
     }
@@ -43,7 +44,9 @@ pub(crate) fn read_roots(path: &Path) -> Result<RootCertStore> {
 pub(crate) fn config(roots: RootCertStore, choice: TlsChoice) -> Result<Arc<ClientConfig>> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     // The suite that current browsers and the comparisons lead with.
-    provider.cipher_suites.sort_by_key(|suite| u8::from(suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| u8::from(suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
     if choice.classical {
         provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
     }
@@ -72,9 +75,11 @@ pub(crate) async fn connect(
     config: &Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
     let attempt = async {
-        let tcp = TcpStream::connect(address).await.map_err(|e| ConnectError::Failed(format!("connect: {e}")))?;
+        let tcp =
+            TcpStream::connect(address).await.map_err(|e| ConnectError::Failed(format!("connect: {e}")))?;
         tcp.set_nodelay(true).map_err(|e| ConnectError::Failed(format!("nodelay: {e}")))?;
-        let server = ServerName::try_from(name.as_str().to_owned()).map_err(|e| ConnectError::Failed(e.to_string()))?;
+        let server = ServerName::try_from(name.as_str().to_owned())
+            .map_err(|e| ConnectError::Failed(e.to_string()))?;
         TlsConnector::from(Arc::clone(config)).connect(server, tcp).await.map_err(|e| {
             let certificate_fault = e
                 .get_ref()

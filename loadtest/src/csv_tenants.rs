@@ -30,7 +30,8 @@ pub(crate) fn run(args: &TenantsArgs) -> Result<()> {
     if args.domains == 0 || args.domains > DOMAINS_MAX {
         bail!("--domains {}: between 1 and {DOMAINS_MAX}", args.domains);
     }
-    let mut writer = csv::Writer::from_path(&args.out).with_context(|| format!("write {}", args.out.display()))?;
+    let mut writer =
+        csv::Writer::from_path(&args.out).with_context(|| format!("write {}", args.out.display()))?;
     writer.write_record(["tenant", "hostname", "action", "target", "sharing"])?;
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut rows = 0;

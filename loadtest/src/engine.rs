@@ -119,7 +119,10 @@ pub(crate) fn measure(args: &LoadArgs, work: Work) -> Result<Report> {
 
 fn check(args: &LoadArgs) -> Result<()> {
     if !args.connect.ip().is_loopback() {
-        bail!("{} is not on loopback: this load generator only loads servers on the same machine", args.connect);
+        bail!(
+            "{} is not on loopback: this load generator only loads servers on the same machine",
+            args.connect
+        );
     }
     if args.connections == 0 || args.connections > CONNECTIONS_MAX {
         bail!("--connections {}: between 1 and {CONNECTIONS_MAX}", args.connections);
@@ -271,7 +274,8 @@ impl Run {
     }
 
     async fn open_http1(&self, name: &DomainName) -> Option<http1::SendRequest<Empty<Bytes>>> {
-        let stream = client::connect(self.args.connect, name, &self.config).await.map_err(|e| self.refused(e)).ok()?;
+        let stream =
+            client::connect(self.args.connect, name, &self.config).await.map_err(|e| self.refused(e)).ok()?;
         match http1::handshake(TokioIo::new(stream)).await {
             Ok((sender, driver)) => {
                 tokio::task::spawn_local(driver);
@@ -367,7 +371,12 @@ where
     let exchange = async {
         let response = send(request).await.map_err(|e| Outcome::Failed(format!("request: {e}")))?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(|e| Outcome::Failed(format!("body: {e}")))?.to_bytes();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| Outcome::Failed(format!("body: {e}")))?
+            .to_bytes();
         if !status.is_success() {
             return Err(Outcome::Failed(format!("status {}", status.as_u16())));
         }

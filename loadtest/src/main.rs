@@ -4,6 +4,8 @@
 //! server cannot hide its stall (coordinated omission). Each report says how much was attempted, answered, wrong and
 //! failed; nothing attempted is a failure. All traffic stays on loopback.
 
+#![expect(clippy::disallowed_methods, reason = "it measures real time and nothing else")]
+
 mod client;
 mod compare;
 mod csv_tenants;
@@ -20,7 +22,11 @@ use clap::{Parser, Subcommand};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Debug, Parser)]
-#[command(name = "portico-loadtest", version, about = "Load and side-by-side comparison for TLS edges, on loopback")]
+#[command(
+    name = "portico-loadtest",
+    version,
+    about = "Load and side-by-side comparison for TLS edges, on loopback"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -20,6 +20,11 @@ pub(crate) struct NamesArgs {
 }
 
 impl NamesArgs {
+    /// Names that are known already.
+    pub(crate) fn of(names: &[DomainName]) -> Self {
+        Self { names: names.iter().map(ToString::to_string).collect(), file: None }
+    }
+
     /// The names, parsed; an error names the line.
     pub(crate) fn read(&self) -> Result<Vec<DomainName>> {
         let mut names = Vec::new();

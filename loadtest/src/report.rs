@@ -31,7 +31,8 @@ impl Tally {
             wrong_certificates: 0,
             resumed: 0,
             failures: BTreeMap::new(),
-            latency_us: Histogram::new_with_bounds(1, 600_000_000, 3).expect("bounds and precision are valid"),
+            latency_us: Histogram::new_with_bounds(1, 600_000_000, 3)
+                .expect("bounds and precision are valid"),
         }
     }
 
@@ -47,18 +48,6 @@ impl Tally {
     pub(crate) fn answered_after(&mut self, latency: Duration) {
         self.answered += 1;
         self.latency_us.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.attempted += other.attempted;
-        self.answered += other.answered;
-        self.wrong_bodies += other.wrong_bodies;
-        self.wrong_certificates += other.wrong_certificates;
-        self.resumed += other.resumed;
-        for (why, count) in &other.failures {
-            *self.failures.entry(why.clone()).or_default() += count;
-        }
-        self.latency_us.add(&other.latency_us).expect("histograms have the same bounds");
     }
 
     pub(crate) fn failed_count(&self) -> u64 {
@@ -131,7 +120,12 @@ impl Report {
         println!("{}: {:.1} s", self.what, self.seconds);
         println!(
             "  attempted {}  answered {}  failed {}  wrong bodies {}  wrong certificates {}  resumed {}",
-            self.attempted, self.answered, self.failed, self.wrong_bodies, self.wrong_certificates, self.resumed
+            self.attempted,
+            self.answered,
+            self.failed,
+            self.wrong_bodies,
+            self.wrong_certificates,
+            self.resumed
         );
         for (why, count) in &self.failures {
             println!("  failed {count} x: {why}");

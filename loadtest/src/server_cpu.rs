@@ -29,7 +29,8 @@ fn of_process(pid: u32) -> Result<Duration> {
     // The command's name, in parentheses, may hold spaces: fields are counted after it (proc(5)).
     let after_name = stat.rsplit_once(") ").context("unexpected /proc stat line")?.1;
     let fields: Vec<&str> = after_name.split(' ').collect();
-    let ticks: u64 = fields.get(11).context("no utime")?.parse::<u64>()? + fields.get(12).context("no stime")?.parse::<u64>()?;
+    let ticks: u64 = fields.get(11).context("no utime")?.parse::<u64>()?
+        + fields.get(12).context("no stime")?.parse::<u64>()?;
     let per_second = rustix::param::clock_ticks_per_second();
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
 }

@@ -70,19 +70,26 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     if let Some(edge) = args.edges.iter().find(|e| !e.ip().is_loopback()) {
         bail!("{edge} is not on loopback: this tool only asks servers on the same machine");
     }
-    let mut reader = csv::Reader::from_path(&args.csv).with_context(|| format!("read {}", args.csv.display()))?;
-    let rows: Vec<Row> = reader.deserialize().collect::<Result<_, _>>().with_context(|| args.csv.display().to_string())?;
+    let mut reader =
+        csv::Reader::from_path(&args.csv).with_context(|| format!("read {}", args.csv.display()))?;
+    let rows: Vec<Row> =
+        reader.deserialize().collect::<Result<_, _>>().with_context(|| args.csv.display().to_string())?;
     let choice = TlsChoice { resume: false, http2: false, classical: true };
     let config = client::config(client::read_roots(&args.roots)?, choice)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let verdict = runtime.block_on(ask_all(args, rows, config))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
         println!(
             "asked {}  right {}  wrong certificates {}  wrong bodies {}  failed {}  distinct certificates {}  in {:.1} s",
-            verdict.asked, verdict.right, verdict.wrong_certificates, verdict.wrong_bodies, verdict.failed,
-            verdict.certificates, verdict.seconds
+            verdict.asked,
+            verdict.right,
+            verdict.wrong_certificates,
+            verdict.wrong_bodies,
+            verdict.failed,
+            verdict.certificates,
+            verdict.seconds
         );
         for fault in &verdict.faults {
             println!("  {fault}");
@@ -145,7 +152,12 @@ async fn ask_all(args: &VerifyArgs, rows: Vec<Row>, config: Arc<ClientConfig>) -
 }
 
 /// Asks `name` on `edge`; returns the leaf certificate that was shown.
-async fn ask(edge: SocketAddr, name: &DomainName, expected: &str, config: &Arc<ClientConfig>) -> Result<Vec<u8>, Fault> {
+async fn ask(
+    edge: SocketAddr,
+    name: &DomainName,
+    expected: &str,
+    config: &Arc<ClientConfig>,
+) -> Result<Vec<u8>, Fault> {
     let stream = client::connect(edge, name, config).await.map_err(|e| match e {
         ConnectError::WrongCertificate(why) => Fault::Certificate(why),
         ConnectError::Failed(why) => Fault::Failed(why),
@@ -174,7 +186,10 @@ async fn ask(edge: SocketAddr, name: &DomainName, expected: &str, config: &Arc<C
     }
     let body = String::from_utf8_lossy(&body);
     if !body.contains(expected) {
-        return Err(Fault::Body(format!("the body lacks {expected:?}: {:?}", body.chars().take(120).collect::<String>())));
+        return Err(Fault::Body(format!(
+            "the body lacks {expected:?}: {:?}",
+            body.chars().take(120).collect::<String>()
+        )));
     }
     Ok(leaf)
 }
