@@ -1,1 +1,2 @@
 //! control-plane
+pub mod acme;

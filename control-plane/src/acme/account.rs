@@ -1,0 +1,142 @@
+//! The account key and its registration.
+//!
+//! The key is made and stored (sealed) before the CA hears of it. Registering the same key again finds the same account
+//! (RFC 8555 section 7.3.1), so a crash at any point leaves one account.
+
+use instant_acme::{Key, Problem};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+use super::NONCE_TRIES;
+use super::error::{AcmeError, AcmeErrorKind};
+use super::http::{CaHttp, observe};
+
+/// An account's private key (P-256), PKCS#8 DER; zeroed on drop, never printed.
+pub struct AccountKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for AccountKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AccountKey(..)")
+    }
+}
+
+impl AccountKey {
+    /// # Errors
+    /// The random source fails.
+    pub fn generate() -> Result<Self, AcmeError> {
+        let (_, pkcs8) = Key::generate_pkcs8().map_err(AcmeError::ours)?;
+        Self::from_pkcs8(Zeroizing::new(pkcs8.secret_pkcs8_der().to_vec()))
+    }
+
+    /// # Errors
+    /// These bytes are no P-256 key.
+    pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, AcmeError> {
+        Key::from_pkcs8_der(PrivatePkcs8KeyDer::from(pkcs8.as_slice())).map_err(AcmeError::ours)?;
+        Ok(Self { pkcs8 })
+    }
+
+    /// For sealing only.
+    pub fn secret_pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+
+    fn key(&self) -> Result<(Key, PrivatePkcs8KeyDer<'static>), AcmeError> {
+        let der = PrivatePkcs8KeyDer::from(self.pkcs8.to_vec());
+        Ok((Key::from_pkcs8_der(der.clone_key()).map_err(AcmeError::ours)?, der))
+    }
+}
+
+/// A registered account, ready to order. Clones are cheap.
+#[derive(Clone)]
+pub struct Account {
+    pub(super) account: instant_acme::Account,
+}
+
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Account").field(&self.account.id()).finish()
+    }
+}
+
+impl Account {
+    /// Registers `key` at the CA, or finds the account that it already has there; then sets its contact.
+    ///
+    /// # Errors
+    /// Any of the CA's. A contact that the CA refuses is an error too: its notices would go nowhere.
+    pub async fn register(http: &CaHttp, key: &AccountKey, contact: Option<&str>) -> Result<Self, AcmeError> {
+        let account = repeat_on_bad_nonce(async || {
+            let (key, der) = key.key()?;
+            let (result, observed) = observe(
+                instant_acme::Account::builder_with_http(Box::new(http.clone()))
+                    .create_from_key((key, PrivateKeyDer::Pkcs8(der)), http.directory()),
+            )
+            .await;
+            // The credentials hold the key once more; the caller has stored it already.
+            result.map(|(account, _credentials)| account).map_err(|e| AcmeError::new(&e, observed))
+        })
+        .await?;
+        if let Some(contact) = contact {
+            repeat_on_bad_nonce(async || {
+                let (result, observed) = observe(account.update_contacts(&[contact])).await;
+                result.map_err(|e| AcmeError::new(&e, observed))
+            })
+            .await?;
+        }
+        Ok(Self { account })
+    }
+
+    /// Takes up a registered account: fetches the directory, asks nothing of the account.
+    ///
+    /// # Errors
+    /// The directory cannot be had.
+    pub async fn restore(http: &CaHttp, key: &AccountKey, url: &str) -> Result<Self, AcmeError> {
+        let (_, der) = key.key()?;
+        let (result, observed) = observe(
+            instant_acme::Account::builder_with_http(Box::new(http.clone())).from_parts(
+                url.to_owned(),
+                der,
+                http.directory(),
+            ),
+        )
+        .await;
+        result.map(|account| Self { account }).map_err(|e| AcmeError::new(&e, observed))
+    }
+
+    /// The account's URL at the CA.
+    pub fn url(&self) -> &str {
+        self.account.id()
+    }
+
+    /// RFC 7638, base64url: what stateless HTTP-01 answers with.
+    pub fn thumbprint(&self) -> &str {
+        self.account.key_thumbprint()
+    }
+}
+
+/// Repeats one request while the CA refuses its nonce; everything else is the caller's.
+pub(super) async fn repeat_on_bad_nonce<T>(
+    mut step: impl AsyncFnMut() -> Result<T, AcmeError>,
+) -> Result<T, AcmeError> {
+    let mut tries = 1;
+    loop {
+        match step().await {
+            Err(error) if error.is_bad_nonce() && tries < NONCE_TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+/// Reads a problem that came inside an otherwise good answer (an order's or a challenge's `error`).
+pub(super) fn problem_text(problem: &Problem) -> String {
+    let detail = problem.detail.as_deref().unwrap_or("no detail");
+    super::error::cut(detail)
+}
+
+impl AcmeError {
+    /// The order is invalid; which name failed is in its authorizations.
+    pub(super) fn order_invalid(detail: &str) -> Self {
+        Self::plain(AcmeErrorKind::NamesRefused, detail)
+    }
+}

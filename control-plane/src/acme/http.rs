@@ -1,0 +1,474 @@
+//! The way to a CA: one HTTP client per issuer.
+//!
+//! instant_acme's own client has no time limit, leaves Nagle's algorithm on and drops the headers of an error, so this
+//! one stands in its place ([`HttpClient`]): connect and request time limits, TCP_NODELAY, a bound on each body, a pace
+//! below the CA's published request limits, no redirect, no other host than the directory's, and a record of each
+//! answer's status, `Retry-After` and `Location` for the step that caused it ([`observe`]).
+//!
+//! Deliberately absent: proxies, HTTP caching, retries (the order machine's).
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::sync::RwLock;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Time for TCP and TLS to the CA.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one request and its whole answer, without waiting for the pace. Boulder answers newOrder of 100 names
+/// within some seconds; a hung CA must not hold an order for longer.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest answer other than a certificate chain.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// The largest certificate chain: 100 names and four intermediates stay below 40 KiB.
+pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
+/// A `Retry-After` beyond this is cut to it: no CA's answer parks an order for longer than a day.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Where a CA is and how to behave there.
+#[derive(Clone, Debug)]
+pub struct CaEndpoint {
+    /// `https://host[:port]/path` of the ACME directory.
+    pub directory: Uri,
+    /// Trust anchors for the CA's own TLS.
+    pub roots: Arc<RootCertStore>,
+    /// Orders are never created while another request is in flight: Pebble deadlocks otherwise.
+    pub serialize_orders: bool,
+    /// All requests.
+    pub pace: Pace,
+    /// newNonce, which Let's Encrypt limits more strictly than the rest.
+    pub nonce_pace: Pace,
+}
+
+/// A request rate with a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    pub per_second: u32,
+    pub burst: u32,
+}
+
+impl Pace {
+    /// 80 % of Let's Encrypt's 250 requests per second and address below /acme/.
+    pub const LETS_ENCRYPT: Self = Self { per_second: 200, burst: 50 };
+    /// 80 % of Let's Encrypt's 20 newNonce requests per second and address, burst 10.
+    pub const LETS_ENCRYPT_NONCE: Self = Self { per_second: 16, burst: 8 };
+}
+
+/// What the last answer within one step said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// HTTP status; `None`: no answer came.
+    pub status: Option<u16>,
+    /// When to come back, from now.
+    pub retry_after: Option<Duration>,
+    /// URL of the order or account that the answer speaks of.
+    pub location: Option<String>,
+}
+
+tokio::task_local! {
+    static OBSERVED: Mutex<Observed>;
+}
+
+/// Runs one step at the CA and tells what its last answer said, whatever instant_acme made of it.
+pub async fn observe<T>(step: impl Future<Output = T>) -> (T, Observed) {
+    OBSERVED
+        .scope(Mutex::new(Observed::default()), async {
+            let result = step.await;
+            let observed = OBSERVED.with(|observed| lock(observed).clone());
+            (result, observed)
+        })
+        .await
+}
+
+fn record(observed: Observed) {
+    // Outside of a step (no scope) nobody asks for the record.
+    let _ = OBSERVED.try_with(|slot| *lock(slot) = observed);
+}
+
+/// The values under these locks are replaced whole, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The client; clones share connections and pace.
+#[derive(Clone)]
+pub struct CaHttp {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client<CaConnector, Full<Bytes>>,
+    directory: Uri,
+    endpoints: OnceLock<Endpoints>,
+    gate: Option<RwLock<()>>,
+    pace: Pacer,
+    nonce_pace: Pacer,
+}
+
+/// The directory's URLs that are treated in a special way.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Endpoints {
+    new_nonce: String,
+    new_order: String,
+}
+
+impl std::fmt::Debug for CaHttp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CaHttp").field("directory", &self.inner.directory).finish_non_exhaustive()
+    }
+}
+
+impl CaHttp {
+    /// # Errors
+    /// The directory's URL is not `https://host/..`, or the TLS configuration cannot be made.
+    pub fn new(endpoint: &CaEndpoint) -> Result<Self, CaHttpError> {
+        let directory = endpoint.directory.clone();
+        if directory.scheme_str() != Some("https") || directory.host().is_none() {
+            return Err(CaHttpError::DirectoryUrl(directory.to_string()));
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(CaHttpError::Tls)?
+            .with_root_certificates(endpoint.roots.clone())
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(hyper_util::rt::TokioTimer::new())
+            .timer(hyper_util::rt::TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(CaConnector { tls: TlsConnector::from(Arc::new(tls)) });
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client,
+                directory,
+                endpoints: OnceLock::new(),
+                gate: endpoint.serialize_orders.then(|| RwLock::new(())),
+                pace: Pacer::new(endpoint.pace),
+                nonce_pace: Pacer::new(endpoint.nonce_pace),
+            }),
+        })
+    }
+
+    /// URL of the directory.
+    pub fn directory(&self) -> String {
+        self.inner.directory.to_string()
+    }
+}
+
+/// Why a request to a CA was not made or its answer not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum CaHttpError {
+    #[error("`{0}` is no ACME directory: an https:// URL with a host is needed")]
+    DirectoryUrl(String),
+    #[error("TLS set-up")]
+    Tls(#[source] rustls::Error),
+    #[error("the CA named {0}, which is not on the directory's own host: not followed")]
+    OtherHost(String),
+    #[error("the CA answered with a redirect ({0}): not followed")]
+    Redirect(StatusCode),
+    #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("no connection to the CA")]
+    Connect(#[source] hyper_util::client::legacy::Error),
+    #[error("the answer is larger than {0} bytes or broke off")]
+    Body(usize, #[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl HttpClient for CaHttp {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            // The body is already in memory: this only takes it out of instant_acme's wrapper.
+            let (parts, body) = request.into_parts();
+            let body = match body.collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(never) => match never {},
+            };
+            let response = inner.send(Request::from_parts(parts, body)).await;
+            response.map(|r| BytesResponse::from(r.map(Full::new))).map_err(|e| Error::Other(Box::new(e)))
+        })
+    }
+}
+
+impl Inner {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, CaHttpError> {
+        record(Observed::default());
+        let uri = request.uri().clone();
+        if uri.scheme_str() != Some("https") || uri.authority() != self.directory.authority() {
+            return Err(CaHttpError::OtherHost(uri.to_string()));
+        }
+        let kind = self.kind(request.method(), &uri);
+        self.pace.wait().await;
+        if kind == RequestKind::NewNonce {
+            self.nonce_pace.wait().await;
+        }
+        let _gate = self.pass_gate(kind).await;
+        let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
+        let result = response.unwrap_or(Err(CaHttpError::Timeout));
+        let status = result.as_ref().map_or("none", |r| status_class(r.status()));
+        metrics::counter!("portico_acme_requests_total", "kind" => kind.label(), "status" => status).increment(1);
+        let response = result?;
+        if uri == self.directory && response.status() == StatusCode::OK {
+            // A directory that does not parse is instant_acme's to refuse.
+            if let Ok(endpoints) = serde_json::from_slice::<Endpoints>(response.body()) {
+                let _ = self.endpoints.set(endpoints);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, CaHttpError> {
+        let response = self.client.request(request.map(Full::new)).await.map_err(CaHttpError::Connect)?;
+        record(observed(&response));
+        if response.status().is_redirection() {
+            return Err(CaHttpError::Redirect(response.status()));
+        }
+        let is_chain = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|v| v.as_bytes().starts_with(b"application/pem-certificate-chain"));
+        let bytes_max = if is_chain { CERTIFICATE_BYTES_MAX } else { BODY_BYTES_MAX };
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, bytes_max).collect().await.map_err(|e| CaHttpError::Body(bytes_max, e))?;
+        Ok(Response::from_parts(parts, body.to_bytes()))
+    }
+
+    fn kind(&self, method: &Method, uri: &Uri) -> RequestKind {
+        let is = |url: &str| uri.to_string() == url;
+        match self.endpoints.get() {
+            Some(endpoints) if is(&endpoints.new_order) => RequestKind::NewOrder,
+            Some(endpoints) if is(&endpoints.new_nonce) && method == Method::HEAD => RequestKind::NewNonce,
+            Some(_) | None if *uri == self.directory => RequestKind::Directory,
+            Some(_) | None => RequestKind::Other,
+        }
+    }
+
+    /// With `serialize_orders`: newOrder waits until nothing else is in flight, and all else until it is answered.
+    async fn pass_gate(&self, kind: RequestKind) -> Option<GatePass<'_>> {
+        let gate = self.gate.as_ref()?;
+        Some(match kind {
+            RequestKind::NewOrder => GatePass::Alone { _guard: gate.write().await },
+            RequestKind::NewNonce | RequestKind::Directory | RequestKind::Other => {
+                GatePass::Shared { _guard: gate.read().await }
+            }
+        })
+    }
+}
+
+enum GatePass<'a> {
+    Alone { _guard: tokio::sync::RwLockWriteGuard<'a, ()> },
+    Shared { _guard: tokio::sync::RwLockReadGuard<'a, ()> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RequestKind {
+    Directory,
+    NewNonce,
+    NewOrder,
+    Other,
+}
+
+impl RequestKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::NewNonce => "new_nonce",
+            Self::NewOrder => "new_order",
+            Self::Other => "other",
+        }
+    }
+}
+
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        429 => "429",
+        400..=499 => "4xx",
+        503 => "503",
+        _ => "5xx",
+    }
+}
+
+fn observed<B>(response: &Response<B>) -> Observed {
+    let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+    Observed {
+        status: Some(response.status().as_u16()),
+        retry_after: text(RETRY_AFTER).and_then(parse_retry_after),
+        location: text(LOCATION).map(str::to_owned),
+    }
+}
+
+/// `Retry-After` in either of its forms (RFC 9110 section 10.2.3), cut to [`RETRY_AFTER_MAX`].
+fn parse_retry_after(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let format = time::macros::format_description!(
+                "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+            );
+            let at = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
+            Duration::try_from(at - time::OffsetDateTime::now_utc()).unwrap_or(Duration::ZERO)
+        }
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// Hands out times at which a request may start (GCRA): `burst` at once, then `per_second`.
+struct Pacer {
+    interval: Duration,
+    tolerance: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pacer {
+    fn new(pace: Pace) -> Self {
+        let interval = Duration::from_secs(1) / pace.per_second.max(1);
+        Self { interval, tolerance: interval * pace.burst, next: Mutex::new(Instant::now()) }
+    }
+
+    async fn wait(&self) {
+        let start = self.claim(Instant::now());
+        sleep_until(start).await;
+    }
+
+    fn claim(&self, now: Instant) -> Instant {
+        let mut next = lock(&self.next);
+        let arrival = (*next).max(now);
+        *next = arrival + self.interval;
+        arrival.checked_sub(self.tolerance).map_or(now, |start| start.max(now))
+    }
+}
+
+#[derive(Clone)]
+struct CaConnector {
+    tls: TlsConnector,
+}
+
+impl tower::Service<Uri> for CaConnector {
+    type Response = CaStream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<CaStream>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let tls = self.tls.clone();
+        Box::pin(async move {
+            match timeout(CONNECT_TIMEOUT, connect(&tls, &uri)).await {
+                Ok(stream) => stream,
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS connection in time")),
+            }
+        })
+    }
+}
+
+async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<CaStream> {
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+    tcp.set_nodelay(true)?;
+    Ok(CaStream { io: TokioIo::new(tls.connect(name, tcp).await?) })
+}
+
+/// A TLS connection to the CA that tells hyper which protocol was agreed.
+struct CaStream {
+    io: TokioIo<TlsStream<TcpStream>>,
+}
+
+impl Connection for CaStream {
+    fn connected(&self) -> Connected {
+        let (_, session) = self.io.inner().get_ref();
+        if session.alpn_protocol() == Some(b"h2") { Connected::new().negotiated_h2() } else { Connected::new() }
+    }
+}
+
+impl Read for CaStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl Write for CaStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_bounded() {
+        assert_eq!(parse_retry_after(" 17 "), Some(Duration::from_secs(17)));
+        assert_eq!(parse_retry_after("99999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse_retry_after("Fri, 31 Dec 2100 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        for nonsense in ["", "soon", "-5", "1e9", "Fri, 99 Dec 2100 23:59:59 GMT"] {
+            assert_eq!(parse_retry_after(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_pace_lets_its_burst_through_and_then_its_rate() {
+        let pacer = Pacer::new(Pace { per_second: 10, burst: 5 });
+        let now = Instant::now();
+        for _ in 0..6 {
+            assert_eq!(pacer.claim(now), now);
+        }
+        let last = (0..10).map(|_| pacer.claim(now)).last().unwrap();
+        assert_eq!(last - now, Duration::from_secs(1));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(pacer.claim(later), later, "an idle time pays the debt, and no more");
+    }
+
+    #[test]
+    fn a_directory_without_tls_or_host_is_refused() {
+        for url in ["http://ca.example/dir", "/dir", "ftp://ca.example/dir"] {
+            let endpoint = CaEndpoint {
+                directory: url.parse().unwrap(),
+                roots: Arc::new(RootCertStore::empty()),
+                serialize_orders: false,
+                pace: Pace::LETS_ENCRYPT,
+                nonce_pace: Pace::LETS_ENCRYPT_NONCE,
+            };
+            assert!(matches!(CaHttp::new(&endpoint), Err(CaHttpError::DirectoryUrl(_))), "{url}");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Speaking ACME (RFC 8555) to a CA: the only place that names instant_acme.
+//!
+//! - [`http`]: the way to the CA: one bounded HTTP client per issuer, with pace, time limits and what each answer said
+//!   about trying again.
+//! - [`error`]: what went wrong, in the terms that the order machine decides by.
+//! - [`account`]: the account key and its registration, which may be repeated without a second account.
+//! - [`order`]: one order's steps at the CA, each of which may be repeated.
+//!
+//! Everything here can be called again after a crash and reaches the same end; when to call again is the order
+//! machine's decision (`tasks`). Deliberately absent: storage, challenges' placement, back-off, key rollover (the crate
+//! returns the new key only after the CA took it: a crash between loses the account), external account binding.
+
+pub mod account;
+pub mod error;
+pub mod http;
+pub mod order;
+
+pub use account::{Account, AccountKey};
+pub use error::{AcmeError, AcmeErrorKind};
+pub use http::{CaEndpoint, CaHttp, Pace};
+pub use order::{AuthorizationStatus, CaAuthorization, CaChallenge, CaOrder, CaOrderStatus, ChallengeMethod};
+
+/// How often one step is tried again at once when the CA refuses its nonce (badNonce, RFC 8555 section 6.5). Each try
+/// is up to three requests inside instant_acme; at half of all nonces refused, 8 tries fail once in 16 million steps.
+const NONCE_TRIES: u32 = 8;

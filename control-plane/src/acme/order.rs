@@ -1,0 +1,297 @@
+//! One order at the CA: its steps, each of which may be repeated after a crash or a lost answer.
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+use instant_acme::{ChallengeType, Identifier, NewOrder};
+
+use super::account::{Account, problem_text, repeat_on_bad_nonce};
+use super::error::{AcmeError, AcmeErrorKind};
+use super::http::observe;
+
+/// The most authorizations that one order may have: the most names of any known profile.
+const AUTHORIZATIONS_MAX: usize = 100;
+
+/// An order as the CA holds it.
+pub struct CaOrder {
+    order: instant_acme::Order,
+    thumbprint: String,
+    retry_after: Option<std::time::Duration>,
+}
+
+impl std::fmt::Debug for CaOrder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("CaOrder").field(&self.order.url()).finish()
+    }
+}
+
+/// RFC 8555 section 7.1.6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaOrderStatus {
+    Pending,
+    Ready,
+    Processing,
+    Valid,
+    Invalid,
+}
+
+/// One name of an order and what may be shown for it.
+#[derive(Clone, Debug)]
+pub struct CaAuthorization {
+    /// As ordered: `*.` and the base for a wildcard.
+    pub name: String,
+    pub status: AuthorizationStatus,
+    pub challenges: Vec<CaChallenge>,
+    /// The CA's words on a failed validation.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthorizationStatus {
+    Pending,
+    Valid,
+    /// Invalid, revoked, expired or deactivated: of no more use.
+    Failed,
+}
+
+/// One way to show control of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaChallenge {
+    pub method: ChallengeMethod,
+    pub token: String,
+    /// What HTTP-01 answers with.
+    pub key_authorization: String,
+    /// What TLS-ALPN-01 shows.
+    pub digest: [u8; 32],
+    /// What the TXT record of DNS-01 holds.
+    pub dns_value: String,
+    /// The CA has not been told to look yet.
+    pub untried: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum ChallengeMethod {
+    #[serde(rename = "http-01")]
+    Http01,
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+    #[serde(rename = "dns-01")]
+    Dns01,
+}
+
+impl ChallengeMethod {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+            Self::Dns01 => "dns-01",
+        }
+    }
+
+    fn of(kind: &ChallengeType) -> Option<Self> {
+        match kind {
+            ChallengeType::Http01 => Some(Self::Http01),
+            ChallengeType::TlsAlpn01 => Some(Self::TlsAlpn01),
+            ChallengeType::Dns01 => Some(Self::Dns01),
+            _ => None,
+        }
+    }
+
+    fn kind(self) -> ChallengeType {
+        match self {
+            Self::Http01 => ChallengeType::Http01,
+            Self::TlsAlpn01 => ChallengeType::TlsAlpn01,
+            Self::Dns01 => ChallengeType::Dns01,
+        }
+    }
+}
+
+impl CaOrder {
+    /// Asks the CA for an order for exactly these names. The caller has made its intent durable.
+    ///
+    /// # Errors
+    /// Any; with `location` set, the order exists there.
+    pub async fn create(account: &Account, names: &[String]) -> Result<Self, AcmeError> {
+        let identifiers: Vec<_> = names.iter().map(|name| Identifier::Dns(name.clone())).collect();
+        repeat_on_bad_nonce(async || {
+            let (result, observed) = observe(account.account.new_order(&NewOrder::new(&identifiers))).await;
+            let order = result.map_err(|e| AcmeError::new(&e, observed))?;
+            Self::bounded(order, account)
+        })
+        .await
+    }
+
+    /// Takes up an order by its URL.
+    ///
+    /// # Errors
+    /// Any; [`AcmeErrorKind::OrderGone`] when the CA no longer knows it.
+    pub async fn resume(account: &Account, url: &str) -> Result<Self, AcmeError> {
+        repeat_on_bad_nonce(async || {
+            let (result, observed) = observe(account.account.order(url.to_owned())).await;
+            let order = result.map_err(|e| AcmeError::new(&e, observed))?;
+            Self::bounded(order, account)
+        })
+        .await
+    }
+
+    fn bounded(mut order: instant_acme::Order, account: &Account) -> Result<Self, AcmeError> {
+        if order.state().authorizations.len() > AUTHORIZATIONS_MAX {
+            return Err(AcmeError::plain(AcmeErrorKind::Garbage, "the order has too many authorizations"));
+        }
+        Ok(Self { order, thumbprint: account.thumbprint().to_owned(), retry_after: None })
+    }
+
+    pub fn url(&self) -> &str {
+        self.order.url()
+    }
+
+    /// As of the last answer.
+    pub fn status(&mut self) -> CaOrderStatus {
+        match self.order.state().status {
+            instant_acme::OrderStatus::Pending => CaOrderStatus::Pending,
+            instant_acme::OrderStatus::Ready => CaOrderStatus::Ready,
+            instant_acme::OrderStatus::Processing => CaOrderStatus::Processing,
+            instant_acme::OrderStatus::Valid => CaOrderStatus::Valid,
+            instant_acme::OrderStatus::Invalid => CaOrderStatus::Invalid,
+        }
+    }
+
+    /// When the CA wants the next look, from the last one.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        self.retry_after
+    }
+
+    /// The CA's words on an order that failed.
+    pub fn error(&mut self) -> Option<AcmeError> {
+        self.order.state().error.as_ref().map(|problem| AcmeError::order_invalid(&problem_text(problem)))
+    }
+
+    /// Asks for the order's state.
+    ///
+    /// # Errors
+    /// Any of the CA's.
+    pub async fn refresh(&mut self) -> Result<CaOrderStatus, AcmeError> {
+        let retry_after = repeat_on_bad_nonce(async || {
+            let (result, observed) = observe(self.order.refresh()).await;
+            let retry_after = observed.retry_after;
+            result.map(|_| retry_after).map_err(|e| AcmeError::new(&e, observed))
+        })
+        .await?;
+        self.retry_after = retry_after;
+        Ok(self.status())
+    }
+
+    /// The order's authorizations; `fresh`: asked anew even when known.
+    ///
+    /// # Errors
+    /// Any of the CA's.
+    pub async fn authorizations(&mut self, fresh: bool) -> Result<Vec<CaAuthorization>, AcmeError> {
+        let mut read = Vec::new();
+        let mut handles = self.order.authorizations();
+        // Each handle is fetched by `next`, which on an error has already stepped past it: start again then.
+        let mut tries = 0;
+        loop {
+            let (next, observed) = observe(handles.next()).await;
+            let Some(next) = next else { return Ok(read) };
+            let error = match next {
+                Ok(mut handle) => {
+                    if fresh {
+                        repeat_on_bad_nonce(async || {
+                            let (result, observed) = observe(handle.refresh()).await;
+                            result.map(|_| ()).map_err(|e| AcmeError::new(&e, observed))
+                        })
+                        .await?;
+                    }
+                    read.push(view(&handle, &self.thumbprint));
+                    continue;
+                }
+                Err(error) => AcmeError::new(&error, observed),
+            };
+            tries += 1;
+            if !error.is_bad_nonce() || tries >= super::NONCE_TRIES * 4 {
+                return Err(error);
+            }
+            read.clear();
+            handles = self.order.authorizations();
+        }
+    }
+
+    /// Tells the CA to look at each of these names' challenge; `chosen` pairs a name with a method. One that the CA
+    /// has already tried is left alone.
+    ///
+    /// # Errors
+    /// Any of the CA's; a validation that failed at once is no error here but the order's state.
+    pub async fn set_ready(&mut self, chosen: &[(String, ChallengeMethod)]) -> Result<(), AcmeError> {
+        let mut handles = self.order.authorizations();
+        while let (Some(next), observed) = observe(handles.next()).await {
+            let mut handle = next.map_err(|e| AcmeError::new(&e, observed))?;
+            let name = handle.identifier().to_string().to_ascii_lowercase();
+            let Some((_, method)) = chosen.iter().find(|(chosen, _)| *chosen == name) else { continue };
+            let Some(mut challenge) = handle.challenge(method.kind()) else { continue };
+            if challenge.status != instant_acme::ChallengeStatus::Pending {
+                continue;
+            }
+            repeat_on_bad_nonce(async || {
+                let (result, observed) = observe(challenge.set_ready()).await;
+                match result {
+                    Ok(()) => Ok(()),
+                    // An error inside of a good answer is the validation's outcome.
+                    Err(instant_acme::Error::Api(_)) if matches!(observed.status, Some(200..=299)) => Ok(()),
+                    Err(e) => Err(AcmeError::new(&e, observed)),
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the certificate request. The order must be ready.
+    ///
+    /// # Errors
+    /// Any of the CA's.
+    pub async fn finalize(&mut self, csr: &[u8]) -> Result<(), AcmeError> {
+        repeat_on_bad_nonce(async || {
+            let (result, observed) = observe(self.order.finalize_csr(csr)).await;
+            result.map_err(|e| AcmeError::new(&e, observed))
+        })
+        .await
+    }
+
+    /// The chain as PEM, or `None` while the CA is still at it.
+    ///
+    /// # Errors
+    /// Any of the CA's; the order's own failure is [`AcmeErrorKind::NamesRefused`].
+    pub async fn certificate(&mut self) -> Result<Option<String>, AcmeError> {
+        repeat_on_bad_nonce(async || {
+            let (result, observed) = observe(self.order.certificate()).await;
+            result.map_err(|e| AcmeError::new(&e, observed))
+        })
+        .await
+    }
+}
+
+fn view(handle: &instant_acme::AuthorizationHandle<'_>, thumbprint: &str) -> CaAuthorization {
+    let name = handle.identifier().to_string().to_ascii_lowercase();
+    let status = match handle.status {
+        instant_acme::AuthorizationStatus::Pending => AuthorizationStatus::Pending,
+        instant_acme::AuthorizationStatus::Valid => AuthorizationStatus::Valid,
+        _ => AuthorizationStatus::Failed,
+    };
+    let error = handle.challenges.iter().find_map(|c| c.error.as_ref()).map(problem_text);
+    let challenges = handle.challenges.iter().filter_map(|c| challenge(c, thumbprint)).collect();
+    CaAuthorization { name, status, challenges, error }
+}
+
+/// RFC 8555 section 8.1 and 8.4, RFC 8737 section 3.
+fn challenge(challenge: &instant_acme::Challenge, thumbprint: &str) -> Option<CaChallenge> {
+    let method = ChallengeMethod::of(&challenge.r#type)?;
+    let key_authorization = format!("{}.{thumbprint}", challenge.token);
+    let digest: [u8; 32] =
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key_authorization.as_bytes()).as_ref().try_into().ok()?;
+    Some(CaChallenge {
+        method,
+        token: challenge.token.clone(),
+        dns_value: BASE64_URL_SAFE_NO_PAD.encode(digest),
+        digest,
+        key_authorization,
+        untried: challenge.status == instant_acme::ChallengeStatus::Pending,
+    })
+}
