@@ -29,6 +29,7 @@
 //! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never 403.
 
 mod certificate;
+pub mod client;
 mod domain;
 mod edge;
 mod event;

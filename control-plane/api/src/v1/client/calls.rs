@@ -1,0 +1,272 @@
+//! The calls, in the order of the table in the parent's parent.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::Method;
+use portico_cert_store::{CredentialId, DomainId, EdgeId, TenantId};
+use serde_json::Value;
+
+use super::{Call, Client, ClientError, decode};
+use crate::v1::{
+    Attestation, AuditEntry, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus,
+    Edge, Event, JoinToken, JoinTokenRequest, NewToken, Page, Preview, Suspension, SuspensionAnswer, Tenant,
+    TenantSpec, Token, TokenRequest,
+};
+
+/// Which domains to list; all when empty.
+#[derive(Clone, Debug, Default)]
+pub struct DomainQuery {
+    pub tenant: Option<TenantId>,
+    pub status: Option<DomainStatus>,
+    /// Part of the hostname.
+    pub q: Option<String>,
+    pub cursor: Option<String>,
+    pub limit: Option<u32>,
+}
+
+/// Which certificates to list; all when empty.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateQuery {
+    /// A domain's id or hostname.
+    pub domain: Option<String>,
+    /// RFC 3339.
+    pub expires_before: Option<String>,
+    pub cursor: Option<String>,
+    pub limit: Option<u32>,
+}
+
+/// Tenants.
+impl Client {
+    pub async fn create_tenant(&self, spec: &TenantSpec) -> Result<Tenant, ClientError> {
+        self.post("/v1/tenants", spec).await
+    }
+
+    /// `name`: the one tenant of that name.
+    pub async fn tenants(
+        &self,
+        name: Option<&str>,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<Tenant>, ClientError> {
+        let query =
+            Query::new("/v1/tenants").text("name", name).text("cursor", cursor).number("limit", limit);
+        self.get(&query.0).await
+    }
+
+    pub async fn tenant(&self, id: TenantId) -> Result<Tenant, ClientError> {
+        self.get(&format!("/v1/tenants/{id}")).await
+    }
+
+    /// `patch` is a merge patch (RFC 7396) of [`TenantSpec`]; `revision` guards against a change in between.
+    pub async fn patch_tenant(
+        &self,
+        id: TenantId,
+        patch: &Value,
+        revision: Option<u64>,
+    ) -> Result<Tenant, ClientError> {
+        self.patch(&format!("/v1/tenants/{id}"), patch, revision).await
+    }
+
+    pub async fn suspend_tenant(
+        &self,
+        id: TenantId,
+        suspension: &Suspension,
+    ) -> Result<SuspensionAnswer, ClientError> {
+        self.post(&format!("/v1/tenants/{id}/suspend"), suspension).await
+    }
+
+    pub async fn resume_tenant(&self, id: TenantId) -> Result<SuspensionAnswer, ClientError> {
+        self.act(&format!("/v1/tenants/{id}/resume")).await
+    }
+}
+
+/// Tokens.
+impl Client {
+    pub async fn create_token(&self, request: &TokenRequest) -> Result<NewToken, ClientError> {
+        self.post("/v1/tokens", request).await
+    }
+
+    pub async fn tokens(&self) -> Result<Page<Token>, ClientError> {
+        self.get("/v1/tokens").await
+    }
+
+    pub async fn delete_token(&self, id: &str) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/tokens/{}", escaped(id)), None).await
+    }
+}
+
+/// Domains. `domain` is an id or a hostname.
+impl Client {
+    pub async fn create_domain(&self, tenant: TenantId, spec: &DomainSpec) -> Result<Domain, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/domains"), spec).await
+    }
+
+    pub async fn create_domains(
+        &self,
+        tenant: TenantId,
+        batch: &DomainBatch,
+    ) -> Result<DomainBatchAnswer, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/domains/batch"), batch).await
+    }
+
+    pub async fn domains(&self, query: &DomainQuery) -> Result<Page<Domain>, ClientError> {
+        let status = query
+            .status
+            .map(|status| serde_json::to_value(status).map_err(ClientError::Answer))
+            .transpose()?;
+        let query = Query::new("/v1/domains")
+            .text("tenant", query.tenant.map(|id| id.to_string()).as_deref())
+            .text("status", status.as_ref().and_then(Value::as_str))
+            .text("q", query.q.as_deref())
+            .text("cursor", query.cursor.as_deref())
+            .number("limit", query.limit);
+        self.get(&query.0).await
+    }
+
+    pub async fn domain(&self, domain: &str) -> Result<Domain, ClientError> {
+        self.get(&format!("/v1/domains/{}", escaped(domain))).await
+    }
+
+    /// The domain when it is active, or as it stands when `timeout` has passed.
+    pub async fn domain_wait_active(&self, domain: &str, timeout: Duration) -> Result<Domain, ClientError> {
+        let path = format!("/v1/domains/{}?wait=active&timeout={}s", escaped(domain), timeout.as_secs());
+        let call = Call { extra_time: timeout, ..Call::new(Method::GET, &path) };
+        decode(&self.send(call).await?)
+    }
+
+    /// `patch` is a merge patch (RFC 7396) of [`DomainSpec`]; `revision` guards against a change in between.
+    pub async fn patch_domain(
+        &self,
+        id: DomainId,
+        patch: &Value,
+        revision: Option<u64>,
+    ) -> Result<Domain, ClientError> {
+        self.patch(&format!("/v1/domains/{id}"), patch, revision).await
+    }
+
+    pub async fn delete_domain(&self, id: DomainId, revision: Option<u64>) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/domains/{id}"), revision).await
+    }
+
+    /// Has DNS and proofs looked at now.
+    pub async fn check_domain(&self, id: DomainId) -> Result<Domain, ClientError> {
+        self.act(&format!("/v1/domains/{id}/check")).await
+    }
+
+    pub async fn suspend_domain(
+        &self,
+        id: DomainId,
+        suspension: &Suspension,
+    ) -> Result<SuspensionAnswer, ClientError> {
+        self.post(&format!("/v1/domains/{id}/suspend"), suspension).await
+    }
+
+    pub async fn resume_domain(&self, id: DomainId) -> Result<SuspensionAnswer, ClientError> {
+        self.act(&format!("/v1/domains/{id}/resume")).await
+    }
+
+    pub async fn attest_domains(&self, attestation: &Attestation) -> Result<DomainBatchAnswer, ClientError> {
+        self.post("/v1/domains/attest", attestation).await
+    }
+
+    pub async fn preview(&self, id: DomainId) -> Result<Preview, ClientError> {
+        self.get(&format!("/v1/domains/{id}/preview")).await
+    }
+}
+
+/// Certificates.
+impl Client {
+    pub async fn certificates(&self, query: &CertificateQuery) -> Result<Page<Certificate>, ClientError> {
+        let query = Query::new("/v1/certificates")
+            .text("domain", query.domain.as_deref())
+            .text("expires_before", query.expires_before.as_deref())
+            .text("cursor", query.cursor.as_deref())
+            .number("limit", query.limit);
+        self.get(&query.0).await
+    }
+
+    pub async fn certificate(&self, id: CredentialId) -> Result<Certificate, ClientError> {
+        self.get(&format!("/v1/certificates/{id}")).await
+    }
+}
+
+/// Edges.
+impl Client {
+    pub async fn create_join_token(&self, request: &JoinTokenRequest) -> Result<JoinToken, ClientError> {
+        self.post("/v1/edges/join-tokens", request).await
+    }
+
+    pub async fn edges(&self) -> Result<Page<Edge>, ClientError> {
+        self.get("/v1/edges").await
+    }
+
+    pub async fn edge(&self, id: EdgeId) -> Result<Edge, ClientError> {
+        self.get(&format!("/v1/edges/{id}")).await
+    }
+
+    pub async fn delete_edge(&self, id: EdgeId) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/edges/{id}"), None).await
+    }
+}
+
+/// Events, the audit trail, and the server's own state.
+impl Client {
+    pub async fn events(&self, since: u64, limit: Option<u32>) -> Result<Page<Event>, ClientError> {
+        self.get(&Query::new("/v1/events").number("since", Some(since)).number("limit", limit).0).await
+    }
+
+    pub async fn audit(&self, since: u64, limit: Option<u32>) -> Result<Page<AuditEntry>, ClientError> {
+        self.get(&Query::new("/v1/audit").number("since", Some(since)).number("limit", limit).0).await
+    }
+
+    pub async fn openapi(&self) -> Result<Value, ClientError> {
+        self.get("/v1/openapi.json").await
+    }
+
+    /// Ends without error when the control plane can serve calls.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.send(Call::new(Method::GET, "/readyz")).await.map(drop)
+    }
+}
+
+impl Client {
+    /// A POST without a body.
+    async fn act<A: serde::de::DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        decode(&self.send(Call::new(Method::POST, path)).await?)
+    }
+}
+
+/// A path with its query.
+struct Query(String);
+
+impl Query {
+    fn new(path: &str) -> Self {
+        Self(path.to_owned())
+    }
+
+    fn text(mut self, key: &str, value: Option<&str>) -> Self {
+        if let Some(value) = value {
+            let separator = if self.0.contains('?') { '&' } else { '?' };
+            let _infallible = write!(self.0, "{separator}{key}={}", escaped(value));
+        }
+        self
+    }
+
+    fn number(self, key: &str, value: Option<impl Into<u64>>) -> Self {
+        self.text(key, value.map(|number| number.into().to_string()).as_deref())
+    }
+}
+
+/// Percent-encoding of all but RFC 3986's unreserved characters.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            let _infallible = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
