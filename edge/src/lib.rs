@@ -1,1 +1,4 @@
 //! edge
+pub mod clock;
+pub mod io;
+pub mod limits;

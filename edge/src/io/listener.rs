@@ -1,0 +1,158 @@
+//! Listening sockets: one per worker and address, in one SO_REUSEPORT group, so that the kernel spreads connections and
+//! workers share nothing.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use rustix::net::{Shutdown, SocketFlags};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    Backend, Stream,
+    counts::{Path, count},
+    ring::Readiness,
+    stream::wait,
+};
+use crate::limits;
+
+/// A bound socket in the hands of the worker that accepts from it.
+#[derive(Debug)]
+pub struct Listener {
+    inner: Inner,
+    address: SocketAddr,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Ring(RingListener),
+    Epoll(tokio::net::TcpListener),
+}
+
+struct RingListener {
+    fd: Rc<OwnedFd>,
+    readable: Option<Readiness>,
+}
+
+/// Says whether somebody already listens on `address`. SO_REUSEPORT alone would let a second edge of the same user join
+/// the group in silence and take half of the connections.
+///
+/// # Errors
+/// `AddrInUse`, or whatever else forbids a bind.
+pub fn bound_elsewhere(address: SocketAddr) -> io::Result<()> {
+    let socket = plain_socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
+/// Binds one member of the group; may be called for the same address once per worker.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = plain_socket(address)?;
+    socket.set_reuse_port(true)?;
+    // Inherited by every accepted socket: no system call per connection.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(limits::LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn plain_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // "[::]:443" and "0.0.0.0:443" are two listeners, so that an IPv4 peer never shows as ::ffff:a.b.c.d.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+impl Listener {
+    /// Takes a bound socket onto this worker's runtime.
+    ///
+    /// # Errors
+    /// When epoll refuses the descriptor.
+    pub fn new(socket: TcpListener, backend: Backend) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let inner = match backend {
+            Backend::Uring { .. } => {
+                Inner::Ring(RingListener { fd: Rc::new(OwnedFd::from(socket)), readable: None })
+            }
+            Backend::Epoll => Inner::Epoll(tokio::net::TcpListener::from_std(socket)?),
+        };
+        Ok(Self { inner, address })
+    }
+
+    /// The bound address (with the real port where 0 was asked for).
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next connection. Safe to drop and call again: no accepted socket is ever in the future's hands.
+    ///
+    /// # Errors
+    /// As accept(2); `EMFILE` and the like are for the caller to wait out.
+    pub async fn accept(&mut self) -> io::Result<(Stream, SocketAddr)> {
+        std::future::poll_fn(|context| self.poll_accept(context)).await
+    }
+
+    /// Accepts without waiting; `None` when the queue is empty.
+    ///
+    /// # Errors
+    /// As accept(2).
+    pub fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Stream, SocketAddr)>> {
+        match &mut self.inner {
+            Inner::Ring(listener) => listener.poll_accept(context),
+            Inner::Epoll(listener) => {
+                let (tcp, peer) = ready!(listener.poll_accept(context))?;
+                count(Path::Epoll);
+                Poll::Ready(Ok((Stream::epoll(tcp), peer)))
+            }
+        }
+    }
+}
+
+impl RingListener {
+    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Stream, SocketAddr)>> {
+        let mut path = Path::Direct;
+        loop {
+            if self.readable.is_some() {
+                ready!(wait(&mut self.readable, context))?;
+                path = Path::Ring;
+            }
+            match rustix::net::acceptfrom_with(&self.fd, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((fd, peer)) => {
+                    count(path);
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+                    return Poll::Ready(Ok((Stream::ring(fd), peer)));
+                }
+                Err(rustix::io::Errno::AGAIN) => self.readable = Some(Readiness::readable(&self.fd)),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(errno) => return Poll::Ready(Err(errno.into())),
+            }
+        }
+    }
+}
+
+/// As for a stream: a poll in flight keeps the descriptor, so end it.
+impl Drop for RingListener {
+    fn drop(&mut self) {
+        if self.readable.is_some() {
+            let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        }
+    }
+}
+
+impl std::fmt::Debug for RingListener {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RingListener").field("fd", &self.fd).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,94 @@
+//! Every bound of the data plane in one table (promise P13). A value that an operator must tune is a field of the config
+//! and only has its default here; the rest are constants with their reason.
+
+use std::time::Duration;
+
+/// Bytes read from a client before its ClientHello is complete. Post-quantum hellos are near 2 KiB; a TLS record is 16 KiB.
+pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024 + 5;
+/// From accept to the end of the handshake, ClientHello included.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Bytes of one request head on HTTP/1 and of a decoded header list on HTTP/2.
+pub const HEADER_BYTES_MAX: usize = 32 * 1024;
+/// Fields in one request head.
+pub const HEADER_FIELDS_MAX: usize = 128;
+/// From the first byte of a request head to its last.
+pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest request target.
+pub const TARGET_BYTES_MAX: usize = 16 * 1024;
+/// A connection without an exchange is closed after this.
+pub const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+/// A client that takes no byte of an answer for this long is cut.
+pub const WRITE_STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// A request body that brings no byte for this long ends its exchange.
+pub const BODY_STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest request body; streamed, never held.
+pub const REQUEST_BODY_BYTES_MAX: u64 = 100 * 1024 * 1024;
+/// Then the connection is closed, so that load spreads over restarted edges and leaks stay bounded.
+pub const EXCHANGES_PER_CONNECTION_MAX: u64 = 10_000;
+/// The same by age.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// Bytes that may wait in a chunked body's size line; extensions beyond it are an attack (RFC 9112 section 7.1.1).
+pub const CHUNK_LINE_BYTES_MAX: usize = 1024;
+
+/// Concurrent streams of one HTTP/2 connection.
+pub const H2_STREAMS_MAX: u32 = 100;
+/// Resets by the client that wait to be seen by the server (rapid reset, CVE-2023-44487).
+pub const H2_PENDING_RESETS_MAX: usize = 20;
+/// Resets that the client's own errors make us send (made-you-reset, CVE-2025-8671); hyper's default is 1,024.
+pub const H2_LOCAL_RESETS_MAX: usize = 50;
+/// Unsent answer bytes held for one stream; h2's default is 400 KiB.
+pub const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Receive windows: what a client may send before we have passed it on.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+pub const H2_HEADER_TABLE_BYTES: u32 = 4096;
+pub const H2_FRAME_BYTES_MAX: u32 = 16 * 1024;
+
+/// Connect to an origin, TLS included.
+pub const ORIGIN_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// From the end of the request head to the first byte of the origin's answer.
+pub const ORIGIN_FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two pieces of an origin's body.
+pub const ORIGIN_BODY_STALL_DEADLINE: Duration = Duration::from_secs(60);
+/// Idle connections kept to one (tenant, origin) by one worker, and by the worker in all.
+pub const ORIGIN_IDLE_PER_KEY_MAX: usize = 32;
+pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
+/// Shorter than the 60-75 s that common servers keep a connection, so that we close first.
+pub const ORIGIN_IDLE_DEADLINE: Duration = Duration::from_secs(30);
+pub const ORIGIN_HEADER_BYTES_MAX: usize = 64 * 1024;
+pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
+/// Addresses tried for one connect.
+pub const ORIGIN_ADDRESSES_MAX: usize = 4;
+/// Bounds on how long an answer of the DNS is kept, whatever its TTL says.
+pub const DNS_TTL_MIN: Duration = Duration::from_secs(5);
+pub const DNS_TTL_MAX: Duration = Duration::from_secs(300);
+pub const DNS_CACHE_NAMES: u64 = 10_000;
+pub const DNS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Times that a request may already have passed through a CDN of our name (RFC 8586) before we refuse it.
+pub const CDN_LOOP_DEPTH_MAX: usize = 3;
+
+/// Lines that wait for the access-log writer; then they are dropped and counted.
+pub const ACCESS_LOG_QUEUE: usize = 8192;
+/// Bytes of one text field in the access log (THREATS G9).
+pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
+
+/// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
+pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
+/// Descriptors that one proxied connection costs: the client's and the origin's.
+pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// Connections taken from one listener before other tasks run.
+pub const ACCEPTS_PER_TURN: usize = 16;
+/// Pending connections of a listener in the kernel.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// Bytes of one call on the admin socket; a chain with its key is far below.
+pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a configured static body.
+pub const STATIC_BODY_BYTES_MAX: u64 = 1024 * 1024;
+/// Parsed keys held ready, by weight; 64 MiB is about 50,000 of them.
+pub const KEY_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Standalone files.
+pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 256 * 1024;
