@@ -1,4 +1,6 @@
 //! edge
 pub mod clock;
+pub mod config;
+pub mod http;
 pub mod io;
 pub mod limits;

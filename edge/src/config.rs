@@ -1,0 +1,359 @@
+//! The edge's one file. `RawConfig` is the text's shape, [`Config`] is what the edge runs on.
+//!
+//! Each error names the file, line and column, and the next step. Deliberately absent: includes, templates, and anything
+//! that belongs to a tenant of a fleet (that lives in the control plane's API).
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::io::IoChoice;
+
+mod standalone;
+
+pub use standalone::{
+    CertificateFiles, EgressAllow, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice,
+};
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub workers: usize,
+    pub io: IoChoice,
+    /// Fleet mode's identity and last-good files; the admin socket's default place.
+    pub state: PathBuf,
+    pub metrics: Option<SocketAddr>,
+    pub admin_socket: PathBuf,
+    pub access_log: AccessLogTarget,
+    pub drain: Duration,
+    /// Name servers for origins; empty: those of /etc/resolv.conf.
+    pub resolvers: Vec<SocketAddr>,
+    pub listeners: Vec<ListenerConfig>,
+    pub mode: Mode,
+}
+
+/// Fleet and standalone exclude each other.
+#[derive(Debug, Clone)]
+pub enum Mode {
+    Fleet(ControlConfig),
+    Standalone(Box<StandaloneConfig>),
+}
+
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// host:port of the control plane's distribution endpoint.
+    pub address: String,
+    pub join_token_file: Option<PathBuf>,
+    /// Extra trust for the first contact, PEM; later the control plane's own CA is used.
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    pub address: SocketAddr,
+    pub kind: ListenerKind,
+    /// The port that clients use for https, in redirects and in the authority of requests.
+    pub public_https_port: u16,
+    pub http3: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerKind {
+    Http,
+    Https,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    Off,
+    StandardOutput,
+    File(PathBuf),
+}
+
+/// What is wrong with the file, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    path: PathBuf,
+    /// From 1; absent when the file as a whole is meant.
+    position: Option<(usize, usize)>,
+    problem: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    workers: Option<Spanned<usize>>,
+    io: Option<Spanned<String>>,
+    state: Option<PathBuf>,
+    metrics: Option<Spanned<String>>,
+    admin_socket: Option<PathBuf>,
+    access_log: Option<String>,
+    drain_seconds: Option<u64>,
+    #[serde(default)]
+    resolvers: Vec<Spanned<String>>,
+    #[serde(default)]
+    listen: Vec<RawListener>,
+    control: Option<Spanned<RawControl>>,
+    standalone: Option<Spanned<standalone::RawStandalone>>,
+    certificates: Option<Spanned<standalone::RawCertificates>>,
+    #[serde(default)]
+    route: Vec<Spanned<standalone::RawRoute>>,
+    egress: Option<Spanned<standalone::RawEgress>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListener {
+    address: Spanned<String>,
+    kind: ListenerKind,
+    public_https_port: Option<u16>,
+    http3: Option<Spanned<bool>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    address: Spanned<String>,
+    join_token_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads and checks a file. Relative paths in it are relative to the file's folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the place in the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            path: path.to_owned(),
+            position: None,
+            problem: format!("cannot be read ({error}); give the edge's TOML file with --config"),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text that came from `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { path, text };
+        let raw: RawConfig = toml::from_str(text)
+            .map_err(|error| source.error(error.span(), error.message().trim().to_owned()))?;
+        source.check(raw)
+    }
+}
+
+/// The text under check; turns byte ranges into places.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn check(self, raw: RawConfig) -> Result<Config, ConfigError> {
+        let state = self.resolve(raw.state.as_deref().unwrap_or(Path::new("/var/lib/portico-edge")));
+        let listeners = raw.listen.iter().map(|raw| self.listener(raw)).collect::<Result<Vec<_>, _>>()?;
+        if listeners.is_empty() {
+            return Err(self.error(None, "has no listener; add a [[listen]] with address and kind".into()));
+        }
+        let metrics = raw.metrics.as_ref().map(|text| self.loopback(text)).transpose()?;
+        let admin_socket =
+            raw.admin_socket.as_deref().map_or_else(|| state.join("admin.sock"), |path| self.resolve(path));
+        Ok(Config {
+            workers: self.workers(raw.workers.as_ref())?,
+            io: self.io(raw.io.as_ref())?,
+            metrics,
+            admin_socket,
+            access_log: match raw.access_log.as_deref() {
+                None | Some("off") => AccessLogTarget::Off,
+                Some("-") => AccessLogTarget::StandardOutput,
+                Some(path) => AccessLogTarget::File(self.resolve(Path::new(path))),
+            },
+            drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
+            resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
+            mode: self.mode(&raw)?,
+            listeners,
+            state,
+        })
+    }
+
+    fn mode(self, raw: &RawConfig) -> Result<Mode, ConfigError> {
+        let standalone_section = [
+            raw.standalone.as_ref().map(Spanned::span),
+            raw.certificates.as_ref().map(Spanned::span),
+            raw.route.first().map(Spanned::span),
+            raw.egress.as_ref().map(Spanned::span),
+        ];
+        let first_standalone = standalone_section.into_iter().flatten().min_by_key(|span| span.start);
+        match (&raw.control, first_standalone) {
+            (Some(_), Some(span)) => Err(self.error(
+                Some(span),
+                "a standalone section beside [control]: an edge is either part of a fleet or standalone; remove one"
+                    .into(),
+            )),
+            (Some(control), None) => self.control(control.get_ref()).map(Mode::Fleet),
+            (None, Some(_)) => standalone::check(self, raw).map(|config| Mode::Standalone(Box::new(config))),
+            (None, None) => Err(self.error(
+                None,
+                "has neither [control] (fleet mode) nor [certificates] (standalone); add one of them".into(),
+            )),
+        }
+    }
+
+    fn control(self, raw: &RawControl) -> Result<ControlConfig, ConfigError> {
+        let address = raw.address.get_ref();
+        let port = address.rsplit_once(':').and_then(|(host, port)| {
+            (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten()
+        });
+        if port.is_none() {
+            return Err(self.error(
+                Some(raw.address.span()),
+                format!("{address:?} is not host:port, for example \"control.example.net:7443\""),
+            ));
+        }
+        Ok(ControlConfig {
+            address: address.clone(),
+            join_token_file: raw.join_token_file.as_deref().map(|path| self.resolve(path)),
+            ca_file: raw.ca_file.as_deref().map(|path| self.resolve(path)),
+        })
+    }
+
+    fn listener(self, raw: &RawListener) -> Result<ListenerConfig, ConfigError> {
+        let address = self.address(&raw.address)?;
+        let http3 = raw.http3.as_ref().is_some_and(|http3| *http3.get_ref());
+        if http3 && raw.kind == ListenerKind::Http {
+            let span = raw.http3.as_ref().map(Spanned::span);
+            return Err(self.error(span, "http3 needs kind = \"https\"; move it there or remove it".into()));
+        }
+        let default_port = match raw.kind {
+            ListenerKind::Https => address.port(),
+            ListenerKind::Http => 443,
+        };
+        Ok(ListenerConfig {
+            address,
+            kind: raw.kind,
+            public_https_port: raw.public_https_port.unwrap_or(default_port),
+            http3,
+        })
+    }
+
+    fn workers(self, raw: Option<&Spanned<usize>>) -> Result<usize, ConfigError> {
+        let Some(workers) = raw else {
+            return Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256));
+        };
+        match *workers.get_ref() {
+            count @ 1..=256 => Ok(count),
+            count => Err(self.error(
+                Some(workers.span()),
+                format!("{count} workers; choose 1 to 256, usually one per core (leave the line out for that)"),
+            )),
+        }
+    }
+
+    fn io(self, raw: Option<&Spanned<String>>) -> Result<IoChoice, ConfigError> {
+        raw.map_or(Ok(IoChoice::Auto), |text| {
+            text.get_ref().parse().map_err(|problem| self.error(Some(text.span()), problem))
+        })
+    }
+
+    fn address(self, text: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        text.get_ref().parse().map_err(|_| {
+            self.error(
+                Some(text.span()),
+                format!("{:?} is not an address with port, such as \"0.0.0.0:443\" or \"[::]:443\"", text.get_ref()),
+            )
+        })
+    }
+
+    fn loopback(self, text: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        let address = self.address(text)?;
+        if address.ip().is_loopback() {
+            return Ok(address);
+        }
+        Err(self.error(
+            Some(text.span()),
+            format!("{address} is not a loopback address: metrics have no login; use 127.0.0.1 or [::1] and scrape locally"),
+        ))
+    }
+
+    fn resolver(self, text: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        if let Ok(ip) = text.get_ref().parse::<IpAddr>() {
+            return Ok(SocketAddr::new(ip, 53));
+        }
+        self.address(text)
+    }
+
+    /// A path of the file, seen from the file's folder.
+    fn resolve(self, path: &Path) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn error(self, span: Option<Range<usize>>, problem: String) -> ConfigError {
+        let position = span.map(|span| {
+            let before = &self.text[..span.start.min(self.text.len())];
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+            (line, column)
+        });
+        ConfigError { path: self.path.to_owned(), position, problem }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.position {
+            Some((line, column)) => {
+                write!(formatter, "{}:{line}:{column}: {}", self.path.display(), self.problem)
+            }
+            None => write!(formatter, "{}: {}", self.path.display(), self.problem),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTEN: &str = "[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n";
+
+    fn error_of(text: &str) -> String {
+        Config::parse(Path::new("/etc/edge.toml"), text).expect_err("the text is wrong").to_string()
+    }
+
+    #[test]
+    fn each_fault_names_file_line_and_column() {
+        let table = [
+            ("io = \"kqueue\"\n".to_owned() + LISTEN, "/etc/edge.toml:1:6: ", "kqueue"),
+            ("\nworkers = 0\n".to_owned() + LISTEN, "/etc/edge.toml:2:11: ", "1 to 256"),
+            ("metrics = \"0.0.0.0:9\"\n".to_owned() + LISTEN, "/etc/edge.toml:1:11: ", "loopback"),
+            ("wrokers = 2\n".to_owned() + LISTEN, "/etc/edge.toml:1:1: ", "unknown field"),
+            ("[[listen]]\naddress = \"nowhere\"\nkind = \"https\"\n".to_owned(), "/etc/edge.toml:2:11: ", "[::]:443"),
+            ("[[listen]]\naddress = \"127.0.0.1:1\"\nkind = \"ftp\"\n".to_owned(), "/etc/edge.toml:3:8: ", "ftp"),
+            ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
+        ];
+        for (text, place, hint) in table {
+            let error = error_of(&text);
+            assert!(error.starts_with(place), "{text:?} gave {error:?}, wanted {place:?}");
+            assert!(error.contains(hint), "{text:?} gave {error:?}, wanted {hint:?}");
+        }
+    }
+
+    #[test]
+    fn fleet_and_standalone_exclude_each_other() {
+        let text = format!(
+            "{LISTEN}[control]\naddress = \"127.0.0.1:7443\"\n[certificates]\nfolder = \"certs\"\n"
+        );
+        assert!(error_of(&text).contains("either part of a fleet or standalone"));
+        assert!(error_of(LISTEN).contains("neither [control]"));
+    }
+}

@@ -1,0 +1,169 @@
+//! What a connection is waiting for, and since when. One timer per connection looks here when it fires; nothing is armed
+//! or disarmed per request.
+
+use std::{cell::Cell, time::Instant};
+
+use super::framing::FramingFault;
+use crate::{clock, limits};
+
+/// Shared by a connection's stream, its exchanges and its timer; lives on one worker.
+#[derive(Debug)]
+pub struct ConnectionClock {
+    opened: Instant,
+    exchanges: Cell<u64>,
+    open_exchanges: Cell<u32>,
+    /// The end of the last exchange, or the start of the connection.
+    idle_since: Cell<Instant>,
+    /// A request head has begun and not ended.
+    head_since: Cell<Option<Instant>>,
+    /// The client takes no bytes.
+    write_blocked_since: Cell<Option<Instant>>,
+    upgrade_decision: Cell<Option<bool>>,
+    refused: Cell<Option<FramingFault>>,
+}
+
+/// Which limit ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    /// Nothing in flight: end it politely.
+    Idle,
+    /// The head did not end in time.
+    SlowHead,
+    /// The client stopped reading.
+    StalledRead,
+}
+
+impl ConnectionClock {
+    pub fn new() -> Self {
+        let now = clock::now();
+        Self {
+            opened: now,
+            exchanges: Cell::new(0),
+            open_exchanges: Cell::new(0),
+            idle_since: Cell::new(now),
+            head_since: Cell::new(None),
+            write_blocked_since: Cell::new(None),
+            upgrade_decision: Cell::new(None),
+            refused: Cell::new(None),
+        }
+    }
+
+    /// Counts an exchange that begins; `false` says that the connection has had enough of them.
+    pub fn exchange_begins(&self) -> bool {
+        self.open_exchanges.set(self.open_exchanges.get() + 1);
+        self.exchanges.set(self.exchanges.get() + 1);
+        self.exchanges.get() < limits::EXCHANGES_PER_CONNECTION_MAX
+            && clock::now().duration_since(self.opened) < limits::CONNECTION_AGE_MAX
+    }
+
+    pub fn exchange_ends(&self) {
+        self.open_exchanges.set(self.open_exchanges.get().saturating_sub(1));
+        self.idle_since.set(clock::now());
+    }
+
+    pub fn exchanges(&self) -> u64 {
+        self.exchanges.get()
+    }
+
+    /// The answer to an upgrade request is known; the framing reader picks it up with the next bytes.
+    pub fn decide_upgrade(&self, accepted: bool) {
+        self.upgrade_decision.set(Some(accepted));
+    }
+
+    pub fn refused(&self) -> Option<FramingFault> {
+        self.refused.get()
+    }
+
+    pub(super) fn take_upgrade_decision(&self) -> Option<bool> {
+        self.upgrade_decision.take()
+    }
+
+    pub(super) fn refuse(&self, fault: FramingFault) {
+        self.refused.set(Some(fault));
+        self.head_since.set(None);
+    }
+
+    pub(super) fn bytes_read(&self) {
+        self.write_blocked_since.set(None); // a client that speaks is alive
+    }
+
+    pub(super) fn head_open(&self, open: bool) {
+        match (open, self.head_since.get()) {
+            (true, None) => self.head_since.set(Some(clock::now())),
+            (false, Some(_)) => self.head_since.set(None),
+            _ => {}
+        }
+    }
+
+    pub(super) fn wrote(&self, pending: bool) {
+        match (pending, self.write_blocked_since.get()) {
+            (true, None) => self.write_blocked_since.set(Some(clock::now())),
+            (false, Some(_)) => self.write_blocked_since.set(None),
+            _ => {}
+        }
+    }
+
+    /// The limit that has run out at `now`, or the earliest time at which one can.
+    ///
+    /// To be asked after the connection has been polled: bytes that were waiting must count.
+    ///
+    /// # Errors
+    /// The limit that has run out.
+    pub fn check(&self, now: Instant) -> Result<Option<Instant>, Expired> {
+        let quiet = self.open_exchanges.get() == 0;
+        let head = self.head_since.get().filter(|_| quiet);
+        let idle = (quiet && head.is_none()).then(|| (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle));
+        let head = head.map(|since| (since + limits::HEADER_DEADLINE, Expired::SlowHead));
+        let stalled = self.write_blocked_since.get();
+        let stalled = stalled.map(|since| (since + limits::WRITE_STALL_DEADLINE, Expired::StalledRead));
+        let mut earliest = None;
+        for (deadline, expired) in [idle, head, stalled].into_iter().flatten() {
+            if deadline <= now {
+                return Err(expired);
+            }
+            earliest = Some(earliest.map_or(deadline, |earliest: Instant| earliest.min(deadline)));
+        }
+        Ok(earliest)
+    }
+}
+
+impl Default for ConnectionClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_runs_out_on_its_own() {
+        let clock = ConnectionClock::new();
+        let start = clock.opened;
+        assert!(clock.check(start).is_ok());
+        assert_eq!(clock.check(start + limits::IDLE_DEADLINE), Err(Expired::Idle));
+
+        clock.head_open(true);
+        assert_eq!(clock.check(clock::now() + limits::HEADER_DEADLINE), Err(Expired::SlowHead));
+
+        clock.head_open(false);
+        assert!(clock.exchange_begins());
+        assert!(clock.check(start + 10 * limits::IDLE_DEADLINE).is_ok(), "an exchange may take its time");
+        clock.wrote(true);
+        assert_eq!(clock.check(clock::now() + limits::WRITE_STALL_DEADLINE), Err(Expired::StalledRead));
+        clock.wrote(false);
+        clock.exchange_ends();
+        assert_eq!(clock.check(clock::now() + limits::IDLE_DEADLINE), Err(Expired::Idle));
+    }
+
+    #[test]
+    fn a_connection_has_had_enough_after_many_exchanges() {
+        let clock = ConnectionClock::new();
+        for _ in 1..limits::EXCHANGES_PER_CONNECTION_MAX {
+            assert!(clock.exchange_begins());
+            clock.exchange_ends();
+        }
+        assert!(!clock.exchange_begins());
+    }
+}

@@ -1,0 +1,126 @@
+//! The stream between TLS and hyper: follows HTTP/1 framing and tells the connection's clock what is going on.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{clock::ConnectionClock, framing::RequestFraming};
+
+/// Bytes that no HTTP/1 parser takes, wherever they come in a head: hyper answers 400 and closes.
+const POISON: &[u8] = b"\0\0\r\n\r\n";
+
+/// Wraps a connection's stream.
+pub struct GuardedIo<S> {
+    inner: S,
+    clock: Rc<ConnectionClock>,
+    /// `None` on HTTP/2, whose frames have lengths.
+    framing: Option<RequestFraming>,
+    refused: bool,
+}
+
+impl<S> GuardedIo<S> {
+    pub fn http1(inner: S, clock: Rc<ConnectionClock>) -> Self {
+        Self { inner, clock, framing: Some(RequestFraming::default()), refused: false }
+    }
+
+    pub fn http2(inner: S, clock: Rc<ConnectionClock>) -> Self {
+        Self { inner, clock, framing: None, refused: false }
+    }
+
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let Some(framing) = &mut self.framing else { return Ok(()) };
+        if let Some(accepted) = self.clock.take_upgrade_decision() {
+            framing.upgrade_decided(accepted);
+        }
+        let refusal = match framing.feed(&buffer.filled()[before..]) {
+            Ok(()) => {
+                self.clock.head_open(framing.in_head());
+                return Ok(());
+            }
+            Err(refusal) => refusal,
+        };
+        self.refused = true;
+        self.clock.refuse(refusal.fault);
+        if !refusal.in_head {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.fault));
+        }
+        buffer.set_filled(before + refusal.sound_bytes);
+        let room = buffer.remaining().min(POISON.len());
+        if room == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.fault));
+        }
+        buffer.put_slice(&POISON[..room]);
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.refused {
+            return Poll::Ready(Ok(())); // end of the stream: nothing behind a fault is read
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
+        if buffer.filled().len() > before {
+            this.clock.bytes_read();
+            this.follow(buffer, before)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(context, bytes);
+        this.clock.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write_vectored(context, pieces);
+        this.clock.wrote(result.is_pending());
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_flush(context);
+        this.clock.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+    }
+}
+
+impl<S> fmt::Debug for GuardedIo<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("GuardedIo").field("framing", &self.framing).finish_non_exhaustive()
+    }
+}

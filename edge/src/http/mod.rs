@@ -1,0 +1,3 @@
+pub mod clock;
+pub mod framing;
+pub mod guarded_io;

@@ -1,0 +1,224 @@
+//! Every metric of the data plane: one place for names, one struct of handles made once.
+//!
+//! No label comes from a client, so the number of series is fixed at start. Hot counters are handles: an increment is one
+//! atomic addition, without a lookup.
+
+use std::sync::OnceLock;
+
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::{exchange::Protocol, io};
+
+/// Metric names; dashboards and tests may use these and no others.
+pub mod names {
+    pub const IO_BACKEND: &str = "portico_edge_io_backend";
+    pub const IO_OPERATIONS: &str = "portico_edge_io_operations_total";
+    pub const WORKERS: &str = "portico_edge_workers";
+    pub const CONNECTIONS: &str = "portico_edge_connections";
+    pub const CONNECTIONS_TOTAL: &str = "portico_edge_connections_total";
+    pub const CONNECTIONS_REFUSED: &str = "portico_edge_connections_refused_total";
+    pub const ACCEPT_ERRORS: &str = "portico_edge_accept_errors_total";
+    pub const CONNECTIONS_EXPIRED: &str = "portico_edge_connections_expired_total";
+    pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
+    pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
+    pub const EXCHANGES: &str = "portico_edge_exchanges_total";
+    pub const EXCHANGE_SECONDS: &str = "portico_edge_exchange_seconds";
+    pub const REQUESTS_REFUSED: &str = "portico_edge_requests_refused_total";
+    pub const MISDIRECTED: &str = "portico_edge_misdirected_total";
+    pub const CHALLENGES_ANSWERED: &str = "portico_edge_challenges_answered_total";
+    pub const ORIGIN_CONNECTS: &str = "portico_edge_origin_connects_total";
+    pub const ORIGIN_REUSES: &str = "portico_edge_origin_reuses_total";
+    pub const ORIGIN_RETRIES: &str = "portico_edge_origin_retries_total";
+    pub const ORIGIN_ERRORS: &str = "portico_edge_origin_errors_total";
+    pub const EGRESS_REFUSED: &str = "portico_edge_egress_refused_total";
+    pub const ACCESS_LOG_LINES: &str = "portico_edge_access_log_lines_total";
+    pub const ACCESS_LOG_DROPPED: &str = "portico_edge_access_log_dropped_total";
+    pub const PANICS: &str = "portico_edge_panics_total";
+    pub const NAMES: &str = "portico_edge_names";
+    pub const DRAINING: &str = "portico_edge_draining";
+    pub const BUILD_INFO: &str = "portico_edge_build_info";
+}
+
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy)]
+pub enum HandshakeEnd {
+    Full,
+    Resumed,
+    Challenge,
+    UnknownName,
+    NoKey,
+    Failed,
+    TimedOut,
+}
+
+const HANDSHAKE_ENDS: [&str; 7] =
+    ["full", "resumed", "challenge", "unknown_name", "no_key", "failed", "timed_out"];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Handles, registered once and shared by all threads.
+pub struct Metrics {
+    pub connections: Gauge,
+    pub connections_total: Counter,
+    pub connections_refused: Counter,
+    pub accept_errors: Counter,
+    pub connections_expired: Counter,
+    handshakes: [Counter; 7],
+    pub handshake_seconds: Histogram,
+    exchanges: [[Counter; 5]; 3],
+    pub exchange_seconds: Histogram,
+    pub requests_refused: Counter,
+    pub misdirected: Counter,
+    pub challenges_http01: Counter,
+    pub origin_connects: Counter,
+    pub origin_reuses: Counter,
+    pub origin_retries: Counter,
+    pub egress_refused: Counter,
+    pub access_log_lines: Counter,
+    pub access_log_dropped: Counter,
+    pub exchange_panics: Counter,
+    pub worker_panics: Counter,
+    pub names: Gauge,
+    pub draining: Gauge,
+    io: [Counter; 3],
+    prometheus: PrometheusHandle,
+}
+
+impl Metrics {
+    /// Registers everything, in this process's one recorder.
+    pub fn register() -> Self {
+        let prometheus = recorder();
+        describe();
+        gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Self {
+            connections: gauge!(names::CONNECTIONS),
+            connections_total: counter!(names::CONNECTIONS_TOTAL),
+            connections_refused: counter!(names::CONNECTIONS_REFUSED),
+            accept_errors: counter!(names::ACCEPT_ERRORS),
+            connections_expired: counter!(names::CONNECTIONS_EXPIRED),
+            handshakes: HANDSHAKE_ENDS.map(|end| counter!(names::HANDSHAKES, "result" => end)),
+            handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
+            exchanges: PROTOCOLS.map(|protocol| {
+                STATUS_CLASSES.map(
+                    |class| counter!(names::EXCHANGES, "protocol" => protocol.as_str(), "class" => class),
+                )
+            }),
+            exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
+            requests_refused: counter!(names::REQUESTS_REFUSED),
+            misdirected: counter!(names::MISDIRECTED),
+            challenges_http01: counter!(names::CHALLENGES_ANSWERED, "kind" => "http-01"),
+            origin_connects: counter!(names::ORIGIN_CONNECTS),
+            origin_reuses: counter!(names::ORIGIN_REUSES),
+            origin_retries: counter!(names::ORIGIN_RETRIES),
+            egress_refused: counter!(names::EGRESS_REFUSED),
+            access_log_lines: counter!(names::ACCESS_LOG_LINES),
+            access_log_dropped: counter!(names::ACCESS_LOG_DROPPED),
+            exchange_panics: counter!(names::PANICS, "in" => "exchange"),
+            worker_panics: counter!(names::PANICS, "in" => "worker"),
+            names: gauge!(names::NAMES),
+            draining: gauge!(names::DRAINING),
+            io: ["direct", "ring", "epoll"].map(|path| counter!(names::IO_OPERATIONS, "path" => path)),
+            prometheus,
+        }
+    }
+
+    pub fn handshake(&self, end: HandshakeEnd) {
+        self.handshakes[end as usize].increment(1);
+    }
+
+    pub fn exchange(&self, protocol: Protocol, status: http::StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        self.exchanges[protocol as usize][class].increment(1);
+    }
+
+    /// Counts an origin's failure; `reason` is one of our own words.
+    pub fn origin_error(&self, reason: &'static str) {
+        counter!(names::ORIGIN_ERRORS, "reason" => reason).increment(1);
+    }
+
+    pub fn io_backend(&self, backend: io::Backend) {
+        for name in ["uring", "epoll"] {
+            gauge!(names::IO_BACKEND, "backend" => name).set(f64::from(u8::from(name == backend.as_str())));
+        }
+    }
+
+    pub fn workers(&self, count: usize) {
+        gauge!(names::WORKERS).set(u32::try_from(count).map_or(f64::MAX, f64::from));
+    }
+
+    /// The text of `/metrics`.
+    pub fn render(&self) -> String {
+        let counts = io::operation_counts();
+        for (counter, count) in self.io.iter().zip([counts.direct, counts.ring, counts.epoll]) {
+            counter.absolute(count);
+        }
+        self.prometheus.render()
+    }
+
+    /// Folds histogram samples into buckets; without it they would pile up until the next scrape.
+    pub fn upkeep(&self) {
+        self.prometheus.run_upkeep();
+    }
+}
+
+/// Two edges in one process (tests) share one recorder, as the `metrics` crate has it.
+fn recorder() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let handshakes = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+            let exchanges = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+            let recorder = PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Full(names::HANDSHAKE_SECONDS.to_owned()), &handshakes)
+                .and_then(|builder| {
+                    builder.set_buckets_for_metric(Matcher::Full(names::EXCHANGE_SECONDS.to_owned()), &exchanges)
+                })
+                .expect("the bucket lists are not empty")
+                .build_recorder();
+            let handle = recorder.handle();
+            if metrics::set_global_recorder(recorder).is_err() {
+                tracing::warn!("another metrics recorder is installed; /metrics will be empty");
+            }
+            handle
+        })
+        .clone()
+}
+
+fn describe() {
+    describe_gauge!(names::IO_BACKEND, "1 for the backend that moves the bytes: uring or epoll");
+    describe_counter!(
+        names::IO_OPERATIONS,
+        "receives, sends, accepts and connects, by how they were done: at once, or after waiting on a ring or epoll"
+    );
+    describe_gauge!(names::WORKERS, "worker threads");
+    describe_gauge!(names::CONNECTIONS, "open client connections");
+    describe_counter!(names::CONNECTIONS_TOTAL, "client connections accepted");
+    describe_counter!(names::CONNECTIONS_REFUSED, "client connections closed at once because the edge is full");
+    describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
+    describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");
+    describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP, by how they ended");
+    describe_histogram!(names::HANDSHAKE_SECONDS, "from accept to the end of a TLS handshake");
+    describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
+    describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");
+    describe_counter!(names::REQUESTS_REFUSED, "HTTP/1 messages refused for their framing");
+    describe_counter!(names::MISDIRECTED, "requests answered 421");
+    describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
+    describe_counter!(names::ORIGIN_CONNECTS, "connections made to origins");
+    describe_counter!(names::ORIGIN_REUSES, "requests sent on a kept origin connection");
+    describe_counter!(names::ORIGIN_RETRIES, "requests sent again because a kept connection had died");
+    describe_counter!(names::ORIGIN_ERRORS, "origin failures, by reason");
+    describe_counter!(names::EGRESS_REFUSED, "connects refused by the egress guard");
+    describe_counter!(names::ACCESS_LOG_LINES, "access-log lines written");
+    describe_counter!(names::ACCESS_LOG_DROPPED, "access-log lines dropped because the writer was behind");
+    describe_counter!(names::PANICS, "panics: each is a bug of ours");
+    describe_gauge!(names::NAMES, "names served");
+    describe_gauge!(names::DRAINING, "1 while the edge drains");
+    describe_gauge!(names::BUILD_INFO, "1, with the version");
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
