@@ -212,9 +212,9 @@ impl Source<'_> {
 
     fn control(self, raw: &RawControl) -> Result<ControlConfig, ConfigError> {
         let address = raw.address.get_ref();
-        let port = address.rsplit_once(':').and_then(|(host, port)| {
-            (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten()
-        });
+        let port = address
+            .rsplit_once(':')
+            .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten());
         if port.is_none() {
             return Err(self.error(
                 Some(raw.address.span()),
@@ -255,7 +255,9 @@ impl Source<'_> {
             count @ 1..=256 => Ok(count),
             count => Err(self.error(
                 Some(workers.span()),
-                format!("{count} workers; choose 1 to 256, usually one per core (leave the line out for that)"),
+                format!(
+                    "{count} workers; choose 1 to 256, usually one per core (leave the line out for that)"
+                ),
             )),
         }
     }
@@ -270,7 +272,10 @@ impl Source<'_> {
         text.get_ref().parse().map_err(|_| {
             self.error(
                 Some(text.span()),
-                format!("{:?} is not an address with port, such as \"0.0.0.0:443\" or \"[::]:443\"", text.get_ref()),
+                format!(
+                    "{:?} is not an address with port, such as \"0.0.0.0:443\" or \"[::]:443\"",
+                    text.get_ref()
+                ),
             )
         })
     }
@@ -337,8 +342,16 @@ mod tests {
             ("\nworkers = 0\n".to_owned() + LISTEN, "/etc/edge.toml:2:11: ", "1 to 256"),
             ("metrics = \"0.0.0.0:9\"\n".to_owned() + LISTEN, "/etc/edge.toml:1:11: ", "loopback"),
             ("wrokers = 2\n".to_owned() + LISTEN, "/etc/edge.toml:1:1: ", "unknown field"),
-            ("[[listen]]\naddress = \"nowhere\"\nkind = \"https\"\n".to_owned(), "/etc/edge.toml:2:11: ", "[::]:443"),
-            ("[[listen]]\naddress = \"127.0.0.1:1\"\nkind = \"ftp\"\n".to_owned(), "/etc/edge.toml:3:8: ", "ftp"),
+            (
+                "[[listen]]\naddress = \"nowhere\"\nkind = \"https\"\n".to_owned(),
+                "/etc/edge.toml:2:11: ",
+                "[::]:443",
+            ),
+            (
+                "[[listen]]\naddress = \"127.0.0.1:1\"\nkind = \"ftp\"\n".to_owned(),
+                "/etc/edge.toml:3:8: ",
+                "ftp",
+            ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
         ];
         for (text, place, hint) in table {
@@ -350,9 +363,8 @@ mod tests {
 
     #[test]
     fn fleet_and_standalone_exclude_each_other() {
-        let text = format!(
-            "{LISTEN}[control]\naddress = \"127.0.0.1:7443\"\n[certificates]\nfolder = \"certs\"\n"
-        );
+        let text =
+            format!("{LISTEN}[control]\naddress = \"127.0.0.1:7443\"\n[certificates]\nfolder = \"certs\"\n");
         assert!(error_of(&text).contains("either part of a fleet or standalone"));
         assert!(error_of(LISTEN).contains("neither [control]"));
     }

@@ -15,6 +15,7 @@
 
 mod check;
 mod clock;
+pub mod egress;
 mod exchange;
 mod report;
 mod tls;

@@ -144,11 +144,13 @@ fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig,
     let host = match raw.host.get_ref().as_str() {
         "*" => None,
         text => Some(
-            NamePattern::parse(text).map_err(|error| source.error(Some(raw.host.span()), error.to_string()))?,
+            NamePattern::parse(text)
+                .map_err(|error| source.error(Some(raw.host.span()), error.to_string()))?,
         ),
     };
     let path = raw.path.as_ref().map_or("/", |path| path.get_ref().as_str());
-    if !path.starts_with('/') || path.parse::<PathAndQuery>().map_or(true, |parsed| parsed.query().is_some()) {
+    if !path.starts_with('/') || path.parse::<PathAndQuery>().map_or(true, |parsed| parsed.query().is_some())
+    {
         return Err(source.error(
             raw.path.as_ref().map(Spanned::span),
             format!("{path:?} is not a path prefix; it begins with / and has no query"),
@@ -166,10 +168,9 @@ fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig,
 fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteAction, ConfigError> {
     let raw = spanned.get_ref();
     match (&raw.proxy, &raw.redirect, &raw.static_file, &raw.static_body) {
-        (Some(origin), None, None, None) => Ok(RouteAction::Proxy {
-            origin: origin.get_ref().clone(),
-            host_header: raw.host_header.clone(),
-        }),
+        (Some(origin), None, None, None) => {
+            Ok(RouteAction::Proxy { origin: origin.get_ref().clone(), host_header: raw.host_header.clone() })
+        }
         (None, Some(location), None, None) => Ok(RouteAction::Redirect {
             location: location.get_ref().clone(),
             status: status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?,
@@ -201,7 +202,10 @@ fn fixed(source: Source<'_>, raw: &RawRoute, body: Vec<u8>) -> Result<RouteActio
 fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > limits::STATIC_BODY_BYTES_MAX {
-        return Err(format!("{size} bytes; a static body has at most {} bytes", limits::STATIC_BODY_BYTES_MAX));
+        return Err(format!(
+            "{size} bytes; a static body has at most {} bytes",
+            limits::STATIC_BODY_BYTES_MAX
+        ));
     }
     std::fs::read(path).map_err(|error| error.to_string())
 }
@@ -217,16 +221,26 @@ fn status(
     status.and_then(|status| StatusCode::from_u16(status).ok()).ok_or_else(|| {
         source.error(
             Some(raw.span()),
-            format!("status {} does not fit here; use {} to {}", raw.get_ref(), allowed.start(), allowed.end()),
+            format!(
+                "status {} does not fit here; use {} to {}",
+                raw.get_ref(),
+                allowed.start(),
+                allowed.end()
+            ),
         )
     })
 }
 
 fn egress(source: Source<'_>, raw: &RawAllow) -> Result<EgressAllow, ConfigError> {
     let text = raw.cidr.get_ref();
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| {
-        source.error(Some(raw.cidr.span()), format!("{text:?} is not an address range such as \"10.0.0.0/8\""))
-    })?;
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(
+        |_| {
+            source.error(
+                Some(raw.cidr.span()),
+                format!("{text:?} is not an address range such as \"10.0.0.0/8\""),
+            )
+        },
+    )?;
     if raw.ports.is_empty() {
         return Err(source.error(
             Some(raw.cidr.span()),
@@ -268,7 +282,11 @@ mod tests {
             ("[[route]]\nhost = \"10.0.0.1\"\nstatic_body = \"x\"\n", "5:8", ""),
             ("[[route]]\nhost = \"*.com\"\nstatic_body = \"x\"\n", "5:8", ""),
             ("[[route]]\nhost = \"a.example\"\npath = \"x\"\nstatic_body = \"x\"\n", "6:8", "begins with /"),
-            ("[[route]]\nhost = \"a.example\"\nredirect = \"https://b\"\nstatus = 200\n", "7:10", "300 to 399"),
+            (
+                "[[route]]\nhost = \"a.example\"\nredirect = \"https://b\"\nstatus = 200\n",
+                "7:10",
+                "300 to 399",
+            ),
             ("[[route]]\nhost = \"a.example\"\nstatic_file = \"nowhere\"\n", "6:15", "nowhere"),
             ("[egress]\nallow = [{ cidr = \"ten\", ports = [1] }]\n", "5:19", "10.0.0.0/8"),
             ("[egress]\nallow = [{ cidr = \"10.0.0.0/8\", ports = [] }]\n", "5:19", "grants nothing"),

@@ -112,7 +112,8 @@ impl ConnectionClock {
     pub fn check(&self, now: Instant) -> Result<Option<Instant>, Expired> {
         let quiet = self.open_exchanges.get() == 0;
         let head = self.head_since.get().filter(|_| quiet);
-        let idle = (quiet && head.is_none()).then(|| (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle));
+        let idle =
+            (quiet && head.is_none()).then(|| (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle));
         let head = head.map(|since| (since + limits::HEADER_DEADLINE, Expired::SlowHead));
         let stalled = self.write_blocked_since.get();
         let stalled = stalled.map(|since| (since + limits::WRITE_STALL_DEADLINE, Expired::StalledRead));

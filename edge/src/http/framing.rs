@@ -194,7 +194,9 @@ impl RequestFraming {
             }
             State::ChunkEnd => Err(FramingFault::Chunk),
             State::Trailers => self.trailer_line(line),
-            State::Between | State::Body(_) | State::ChunkData(_) | State::AwaitsUpgrade | State::Tunnel => Ok(()),
+            State::Between | State::Body(_) | State::ChunkData(_) | State::AwaitsUpgrade | State::Tunnel => {
+                Ok(())
+            }
         }
     }
 
@@ -397,20 +399,38 @@ mod tests {
             (b"POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", FramingFault::ContentLength),
             (b"POST / HTTP/1.1\r\nContent-Length:\r\n\r\n", FramingFault::ContentLength),
             (b"POST / HTTP/1.1\r\nContent-Length: 0x1\r\n\r\n", FramingFault::ContentLength),
-            (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", FramingFault::RepeatedContentLength),
-            (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", FramingFault::LengthAndEncoding),
-            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", FramingFault::LengthAndEncoding),
+            (
+                b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                FramingFault::RepeatedContentLength,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                FramingFault::LengthAndEncoding,
+            ),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                FramingFault::LengthAndEncoding,
+            ),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", FramingFault::TransferEncoding),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", FramingFault::TransferEncoding),
-            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", FramingFault::TransferEncoding),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                FramingFault::TransferEncoding,
+            ),
             (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", FramingFault::TransferEncoding),
             (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", FramingFault::RepeatedHost),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", FramingFault::Chunk),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3 \r\nabc\r\n", FramingFault::Chunk),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n", FramingFault::Chunk),
-            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n00000000000000001\r\na", FramingFault::Chunk),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n00000000000000001\r\na",
+                FramingFault::Chunk,
+            ),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n", FramingFault::BareLineFeed),
-            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 3\r\n\r\n", FramingFault::Trailer),
+            (
+                b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 3\r\n\r\n",
+                FramingFault::Trailer,
+            ),
             (b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\nGET", FramingFault::BytesBeforeUpgrade),
         ];
         for (text, fault) in table {

@@ -10,7 +10,10 @@
 //!
 //! Deliberately absent: fixed buffers, multishot operations and zero-copy sends (tokio-uring cannot carry an operation
 //! with more than one completion), and DEFER_TASKRUN (its ring descriptor never becomes readable, so the runtime hangs).
-#![expect(unsafe_code, reason = "uninitialised read buffers and raw ring operations; nowhere else in the workspace")]
+#![expect(
+    unsafe_code,
+    reason = "uninitialised read buffers and raw ring operations; nowhere else in the workspace"
+)]
 
 mod backend;
 mod connect;
