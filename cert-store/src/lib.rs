@@ -3,12 +3,37 @@
 //! Deliberately absent: the network, async code and the clock (`now` is always an argument). The one exception is
 //! [`Id::generate`], which makes new identities.
 
+mod certificate;
+mod credential;
 mod domain_name;
+#[cfg(test)]
+mod fixture;
+mod handshake;
 mod ids;
+mod key;
+mod name_table;
+mod seal;
+mod sharded_map;
+mod sni_index;
 
+pub use certificate::{
+    CERTIFICATE_BYTES_MAX, CERTIFICATE_NAMES_MAX, CHAIN_LENGTH_MAX, CertificateChain, CertificateError,
+    CertificateFacts, ChainInterner, KeyType,
+};
+pub use credential::{
+    CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
+};
 pub use domain_name::{DomainName, LABEL_BYTES_MAX, NAME_BYTES_MAX, NameError, NamePattern};
+pub use handshake::{check_certified_key, check_handshake};
 pub use ids::{
     CellId, CredentialId, DomainId, EdgeId, Generation, GroupId, Id, IdError, IdKind, LineageId, OrderId,
     TenantId,
 };
+pub use key::{KEY_BYTES_MAX, PrivateKey, PrivateKeyError};
+pub use name_table::{Match, NameTable, NameTablePublisher};
 pub use rustls_pki_types::UnixTime;
+pub use seal::{CellKey, SealContext, SealError, SealedKey, hpke, open_bytes, seal_bytes};
+pub use sni_index::{
+    ClientCapabilities, Hit, PublishError, SLOTS_PER_NAME_MAX, Slot, SniEntry, SniEntryInput, SniIndex,
+    SniPublisher, TlsPolicy, TlsVersion,
+};

@@ -1,0 +1,432 @@
+//! Certificates: a chain as the CA gave it, and the facts that Portico reads from its leaf.
+//!
+//! A chain is parsed once, where it enters (API, CA, file, distribution). Equal intermediates are stored once in a
+//! process ([`ChainInterner`]): at a million names they would be the largest part of all memory otherwise.
+//! Deliberately absent: revocation, and building chains from loose certificates.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use crate::domain_name::{DomainName, NamePattern};
+
+/// Most certificates in one chain; public CAs send two to four.
+pub const CHAIN_LENGTH_MAX: usize = 10;
+/// Largest certificate in bytes; a leaf with 100 long names has about 10 KB.
+pub const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
+/// Most names read from one certificate (Let's Encrypt: 100, other CAs: 250).
+pub const CERTIFICATE_NAMES_MAX: usize = 1000;
+
+/// What Portico reads from a leaf certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// The DNS names of the subject alternative name extension, in the certificate's order. Entries that cannot be
+    /// served by name (IP addresses, single labels, underscores) are left out.
+    pub names: Vec<NamePattern>,
+    pub not_before: UnixTime,
+    /// The last second of validity.
+    pub not_after: UnixTime,
+    /// SHA-256 of the SubjectPublicKeyInfo in DER.
+    pub spki_sha256: [u8; 32],
+    /// Big-endian, as in the certificate.
+    pub serial: Box<[u8]>,
+    /// The issuer's distinguished name as text.
+    pub issuer: Box<str>,
+    pub key_type: KeyType,
+    /// SHA-256 of the whole certificate in DER.
+    pub fingerprint_sha256: [u8; 32],
+}
+
+/// The kinds of key that Portico makes or accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyType {
+    EcdsaP256,
+    EcdsaP384,
+    Rsa2048,
+    Rsa3072,
+    Rsa4096,
+    Ed25519,
+}
+
+/// A leaf with its intermediates, parsed: the public half of a credential. Cheap to clone but for the leaf.
+#[derive(Clone)]
+pub struct CertificateChain {
+    leaf: CertificateDer<'static>,
+    intermediates: Arc<[CertificateDer<'static>]>,
+    facts: CertificateFacts,
+}
+
+/// Keeps equal lists of intermediates once. Shared by all who parse chains in a process; used when a credential is
+/// published, never in a handshake.
+#[derive(Default)]
+pub struct ChainInterner {
+    lists: Mutex<HashMap<[u8; 32], Weak<[CertificateDer<'static>]>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    #[error("no certificate found; give the leaf first and then its intermediates")]
+    Empty,
+    #[error(
+        "the chain has {length} certificates and {CHAIN_LENGTH_MAX} are allowed; send the leaf and its intermediates only"
+    )]
+    ChainTooLong { length: usize },
+    #[error("certificate {index} of the chain has {octets} bytes and {CERTIFICATE_BYTES_MAX} are allowed")]
+    TooLarge { index: usize, octets: usize },
+    #[error("the sealed key has {octets} bytes, more than any supported key has")]
+    SealedKeyTooLarge { octets: usize },
+    #[error("the PEM text is damaged: {reason}; give the file as the CA issued it")]
+    Pem { reason: String },
+    #[error("certificate {index} of the chain is not valid DER: {reason}")]
+    Der { index: usize, reason: String },
+    #[error(
+        "the certificate holds no DNS name that can be served; its subject alternative names must hold one"
+    )]
+    NoNames,
+    #[error("the certificate holds {names} names and {CERTIFICATE_NAMES_MAX} are allowed")]
+    TooManyNames { names: usize },
+    #[error(
+        "the key is of an unsupported kind ({found}); use ECDSA P-256 or P-384, RSA 2048, 3072 or 4096, or Ed25519"
+    )]
+    KeyType { found: String },
+    #[error("the certificate is valid only from {from} on (unix seconds); check this machine's clock")]
+    NotYetValid { from: u64 },
+    #[error("the certificate expired at {at} (unix seconds); renew it")]
+    Expired { at: u64 },
+    #[error("the certificate does not cover `{name}`; it names: {held}")]
+    NameNotCovered { name: String, held: String },
+    #[error(
+        "no chain from the certificate to a trusted root: {reason}; add the missing intermediates, or trust the root"
+    )]
+    Untrusted { reason: String },
+    #[error("the certificate was issued for another key than the one given")]
+    KeyMismatch,
+    #[error("a handshake with this certificate fails: {reason}")]
+    Handshake { reason: String },
+}
+
+impl CertificateChain {
+    /// Parses a chain, leaf first.
+    ///
+    /// # Errors
+    /// A [`CertificateError`] where the chain is empty, too long, or a certificate cannot be read. The intermediates
+    /// are only checked to be certificates; [`check_chain`](Self::check_chain) builds the path.
+    pub fn parse_der(mut chain: Vec<CertificateDer<'static>>) -> Result<Self, CertificateError> {
+        if chain.is_empty() {
+            return Err(CertificateError::Empty);
+        }
+        if chain.len() > CHAIN_LENGTH_MAX {
+            return Err(CertificateError::ChainTooLong { length: chain.len() });
+        }
+        for (index, certificate) in chain.iter().enumerate() {
+            if certificate.len() > CERTIFICATE_BYTES_MAX {
+                return Err(CertificateError::TooLarge { index, octets: certificate.len() });
+            }
+        }
+        for (index, intermediate) in chain.iter().enumerate().skip(1) {
+            webpki::EndEntityCert::try_from(intermediate)
+                .map_err(|error| CertificateError::Der { index, reason: error.to_string() })?;
+        }
+        let facts = CertificateFacts::of_der(&chain[0])?;
+        let intermediates = chain.split_off(1).into();
+        let leaf = chain.pop().expect("the chain is not empty");
+        Ok(Self { leaf, intermediates, facts })
+    }
+
+    /// Parses a PEM file; parts that are not certificates, such as a key, are passed over.
+    ///
+    /// # Errors
+    /// As [`parse_der`](Self::parse_der), and for damaged PEM.
+    pub fn parse_pem(pem: &[u8]) -> Result<Self, CertificateError> {
+        let chain = CertificateDer::pem_slice_iter(pem)
+            .take(CHAIN_LENGTH_MAX + 1)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| CertificateError::Pem { reason: error.to_string() })?;
+        Self::parse_der(chain)
+    }
+
+    pub fn facts(&self) -> &CertificateFacts {
+        &self.facts
+    }
+
+    pub fn leaf(&self) -> &CertificateDer<'static> {
+        &self.leaf
+    }
+
+    pub fn intermediates(&self) -> &Arc<[CertificateDer<'static>]> {
+        &self.intermediates
+    }
+
+    /// All certificates, leaf first, as rustls wants them.
+    pub fn to_vec(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.leaf).chain(self.intermediates.iter()).cloned().collect()
+    }
+
+    pub fn to_pem(&self) -> String {
+        std::iter::once(&self.leaf).chain(self.intermediates.iter()).map(|der| pem_block(der)).collect()
+    }
+
+    /// The same chain with its intermediates shared with all equal ones of `interner`.
+    pub fn interned(self, interner: &ChainInterner) -> Self {
+        Self { intermediates: interner.intern(self.intermediates), ..self }
+    }
+
+    /// Checks that a chain leads to one of `roots`, that each of `names` is covered, and that `now` is within the
+    /// leaf's dates: the control plane's half of the activation gate.
+    ///
+    /// # Errors
+    /// The first of these that does not hold.
+    pub fn check_chain(
+        &self,
+        roots: &RootCertStore,
+        names: &[NamePattern],
+        now: UnixTime,
+    ) -> Result<(), CertificateError> {
+        self.facts.check_dates(now)?;
+        self.facts.check_names(names)?;
+        let untrusted = |error: webpki::Error| CertificateError::Untrusted { reason: error.to_string() };
+        let leaf = webpki::EndEntityCert::try_from(&self.leaf).map_err(untrusted)?;
+        leaf.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &roots.roots,
+            &self.intermediates,
+            now,
+            webpki::KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .map_err(untrusted)?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CertificateChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateChain")
+            .field("facts", &self.facts)
+            .field("intermediates", &self.intermediates.len())
+            .finish()
+    }
+}
+
+impl CertificateFacts {
+    /// # Errors
+    /// Where the leaf cannot be read, has an unsupported key or no name that can be served.
+    pub fn of_der(leaf: &[u8]) -> Result<Self, CertificateError> {
+        let certificate = parse_leaf(leaf)?;
+        let spki = &certificate.tbs_certificate.subject_pki;
+        Ok(Self {
+            names: served_names(&certificate)?,
+            not_before: unix_time(certificate.validity().not_before.timestamp()),
+            not_after: unix_time(certificate.validity().not_after.timestamp()),
+            spki_sha256: sha256(spki.raw),
+            serial: certificate.tbs_certificate.raw_serial().into(),
+            issuer: certificate.issuer().to_string().into(),
+            key_type: KeyType::of_spki(spki)?,
+            fingerprint_sha256: sha256(leaf),
+        })
+    }
+
+    /// Whether one of the certificate's names matches.
+    pub fn covers(&self, name: &DomainName) -> bool {
+        self.names.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// # Errors
+    /// [`CertificateError::NameNotCovered`] with the first name that no entry of the certificate covers.
+    pub fn check_names(&self, wanted: &[NamePattern]) -> Result<(), CertificateError> {
+        match wanted.iter().find(|wanted| !self.names.iter().any(|held| held.covers(wanted))) {
+            None => Ok(()),
+            Some(missing) => {
+                let held: Vec<String> = self.names.iter().take(10).map(ToString::to_string).collect();
+                Err(CertificateError::NameNotCovered { name: missing.to_string(), held: held.join(", ") })
+            }
+        }
+    }
+
+    /// # Errors
+    /// Where `now` is outside the certificate's dates.
+    pub fn check_dates(&self, now: UnixTime) -> Result<(), CertificateError> {
+        if now < self.not_before {
+            return Err(CertificateError::NotYetValid { from: self.not_before.as_secs() });
+        }
+        if now > self.not_after {
+            return Err(CertificateError::Expired { at: self.not_after.as_secs() });
+        }
+        Ok(())
+    }
+}
+
+impl KeyType {
+    /// The type of a public key in DER (SubjectPublicKeyInfo, RFC 5280 section 4.1).
+    ///
+    /// # Errors
+    /// [`CertificateError::KeyType`] for any other kind.
+    pub fn of_spki_der(spki: &[u8]) -> Result<Self, CertificateError> {
+        let (_, spki) = SubjectPublicKeyInfo::from_der(spki)
+            .map_err(|_| CertificateError::KeyType { found: "unreadable public key".into() })?;
+        Self::of_spki(&spki)
+    }
+
+    fn of_spki(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, CertificateError> {
+        use x509_parser::oid_registry::{OID_EC_P256, OID_NIST_EC_P384, OID_SIG_ED25519};
+        let unsupported = |found: String| CertificateError::KeyType { found };
+        if spki.algorithm.algorithm == OID_SIG_ED25519 {
+            return Ok(Self::Ed25519);
+        }
+        let parsed = spki.parsed().map_err(|_| unsupported("unreadable public key".into()))?;
+        if let PublicKey::EC(_) = parsed {
+            let curve = spki.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+            return match curve {
+                Some(curve) if curve == OID_EC_P256 => Ok(Self::EcdsaP256),
+                Some(curve) if curve == OID_NIST_EC_P384 => Ok(Self::EcdsaP384),
+                Some(curve) => Err(unsupported(format!("elliptic curve {curve}"))),
+                None => Err(unsupported("elliptic curve without a name".into())),
+            };
+        }
+        if let PublicKey::RSA(_) = parsed {
+            return match parsed.key_size() {
+                2048 => Ok(Self::Rsa2048),
+                3072 => Ok(Self::Rsa3072),
+                4096 => Ok(Self::Rsa4096),
+                bits => Err(unsupported(format!("RSA with {bits} bits"))),
+            };
+        }
+        Err(unsupported(format!("algorithm {}", spki.algorithm.algorithm)))
+    }
+
+    pub fn is_rsa(self) -> bool {
+        matches!(self, Self::Rsa2048 | Self::Rsa3072 | Self::Rsa4096)
+    }
+}
+
+impl fmt::Display for KeyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EcdsaP256 => "ECDSA P-256",
+            Self::EcdsaP384 => "ECDSA P-384",
+            Self::Rsa2048 => "RSA 2048",
+            Self::Rsa3072 => "RSA 3072",
+            Self::Rsa4096 => "RSA 4096",
+            Self::Ed25519 => "Ed25519",
+        })
+    }
+}
+
+impl ChainInterner {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The shared copy of `list`, which becomes it if there is none.
+    pub fn intern(&self, list: Arc<[CertificateDer<'static>]>) -> Arc<[CertificateDer<'static>]> {
+        let key = list_sha256(&list);
+        // A panic while the lock is held leaves a map that is still sound: entries are independent.
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = lists.get(&key).and_then(Weak::upgrade) {
+            return shared;
+        }
+        if lists.len() == lists.capacity() {
+            lists.retain(|_, list| list.strong_count() > 0);
+        }
+        lists.insert(key, Arc::downgrade(&list));
+        list
+    }
+
+    /// Lists that somebody holds.
+    pub fn len(&self) -> usize {
+        let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.values().filter(|list| list.strong_count() > 0).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for ChainInterner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChainInterner").field("lists", &self.len()).finish()
+    }
+}
+
+fn parse_leaf(leaf: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
+    match X509Certificate::from_der(leaf) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(CertificateError::Der { index: 0, reason: "bytes after the certificate".into() }),
+        Err(error) => Err(CertificateError::Der { index: 0, reason: error.to_string() }),
+    }
+}
+
+fn served_names(certificate: &X509Certificate<'_>) -> Result<Vec<NamePattern>, CertificateError> {
+    let extension = certificate
+        .subject_alternative_name()
+        .map_err(|error| CertificateError::Der { index: 0, reason: error.to_string() })?
+        .ok_or(CertificateError::NoNames)?;
+    let entries = &extension.value.general_names;
+    if entries.len() > CERTIFICATE_NAMES_MAX {
+        return Err(CertificateError::TooManyNames { names: entries.len() });
+    }
+    let names: Vec<NamePattern> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            x509_parser::extensions::GeneralName::DNSName(name) => served_name(name),
+            _ => None,
+        })
+        .collect();
+    if names.is_empty() { Err(CertificateError::NoNames) } else { Ok(names) }
+}
+
+/// A name as a certificate holds it. No public-suffix check: that guards claims, and here a CA has already signed.
+fn served_name(name: &str) -> Option<NamePattern> {
+    match name.strip_prefix("*.") {
+        Some(base) => DomainName::parse(base).ok().map(NamePattern::Wildcard),
+        None => DomainName::parse(name).ok().map(NamePattern::Exact),
+    }
+}
+
+fn unix_time(seconds: i64) -> UnixTime {
+    // Dates before 1970 are "always in the past" for every use here.
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+fn list_sha256(list: &[CertificateDer<'static>]) -> [u8; 32] {
+    let mut context = aws_lc_rs::digest::Context::new(&SHA256);
+    for certificate in list {
+        context.update(&(certificate.len() as u64).to_be_bytes());
+        context.update(certificate);
+    }
+    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+fn pem_block(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut block = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        block.push_str(line);
+        block.push('\n');
+        rest = after;
+    }
+    block.push_str("-----END CERTIFICATE-----\n");
+    block
+}
+
+#[cfg(test)]
+mod tests;
