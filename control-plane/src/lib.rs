@@ -1,2 +1,114 @@
-//! control-plane
+//! The control plane: the tenants' API, issuance over ACME, and distribution to the edges.
+//!
+//! [`start`] assembles the parts in one process: each is one function that takes [`Parts`] and ends when
+//! `parts.shutdown` is cancelled. They meet in the store: a part writes what it decided in one transaction, the others
+//! are woken by [`store::Store::changes`] and read. Nothing that crosses a process boundary is defined here; that is
+//! `portico-api`.
+
 pub mod acme;
+pub mod clock;
+pub mod config;
+mod parts;
+pub mod sealer;
+pub mod store;
+
+use std::path::PathBuf;
+
+use tokio::task::JoinSet;
+
+pub use parts::{DataLock, Parts};
+
+use clock::Clock;
+use config::Config;
+use sealer::KeyEncryptionKey;
+
+/// Command line of the service.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Make the key-encryption key file when it does not exist yet.
+    #[arg(long)]
+    pub create_kek: bool,
+}
+
+/// A control plane that runs in this process. Dropping it does not end it; [`Running::shutdown`] does.
+#[derive(Debug)]
+pub struct Running {
+    pub parts: Parts,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, or the part that failed while running.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    if args.create_kek {
+        create_kek(&config)?;
+    }
+    let mut running = start(config).await?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        result = tokio::signal::ctrl_c() => result.map_err(Into::into),
+        result = running.failed() => result,
+    };
+    running.shutdown().await?;
+    ended
+}
+
+/// Starts all parts and returns once every address is bound.
+///
+/// # Errors
+/// What keeps a part from starting.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    start_at(config, Clock::default()).await
+}
+
+/// [`start`] with a clock that the caller can move.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Running> {
+    let parts = Parts::open(config, clock).await?;
+    let tasks = JoinSet::new();
+    Ok(Running { parts, tasks })
+}
+
+impl Running {
+    /// Waits for the first part that fails; for ever when none does.
+    async fn failed(&mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        std::future::pending().await
+    }
+
+    /// Asks every part to end, waits for them, closes the store.
+    ///
+    /// # Errors
+    /// The first part that failed.
+    pub async fn shutdown(mut self) -> anyhow::Result<()> {
+        self.parts.shutdown.cancel();
+        let mut first = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            first = first.and(ended.map_err(Into::into).flatten());
+        }
+        self.parts.store.close().await;
+        first
+    }
+}
+
+fn create_kek(config: &Config) -> anyhow::Result<()> {
+    let Some(file) = &config.key_encryption_key_file else {
+        anyhow::bail!("--create-kek needs key_encryption_key_file in the configuration");
+    };
+    if !file.exists() {
+        KeyEncryptionKey::create(file, &config.data)?;
+        tracing::info!(file = %file.display(), "made a key-encryption key; keep a copy apart from the backups");
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What every part of the control plane shares: configuration, store, sealer, clock and the signal to end.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::sealer::{KeyEncryptionKey, Sealer};
+use crate::store::Store;
+
+/// Shared by all parts; clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub sealer: Sealer,
+    pub clock: Clock,
+    /// Cancelled when the process is asked to end; every task stops then.
+    pub shutdown: CancellationToken,
+    /// Held for the life of the process: one control plane for one data folder.
+    _lock: Arc<DataLock>,
+}
+
+/// An advisory lock on the data folder. Released when dropped, also by a kill.
+#[derive(Debug)]
+pub struct DataLock(#[expect(dead_code, reason = "held for its lock")] File);
+
+impl Parts {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// Says which of folder, key or database is at fault, and what to do.
+    pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        prepare_folder(&config.data)?;
+        let lock = DataLock::take(&config.data)?;
+        let kek = KeyEncryptionKey::load(config.key_encryption_key_file.as_deref(), &config.data)?;
+        let store = Store::open(&config.data).await?;
+        let sealer = Sealer::load(&store, &kek, clock.now_ms()).await?;
+        Ok(Self {
+            config: Arc::new(config),
+            store,
+            sealer,
+            clock,
+            shutdown: CancellationToken::new(),
+            _lock: Arc::new(lock),
+        })
+    }
+}
+
+impl DataLock {
+    /// # Errors
+    /// When another process holds it.
+    pub fn take(data: &Path) -> anyhow::Result<Self> {
+        let path = data.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(|| {
+            format!("{} is in use by another process; stop that control plane first", data.display())
+        })?;
+        Ok(Self(file))
+    }
+}
+
+/// Makes the data folder with mode 0700; one that others may enter is refused.
+fn prepare_folder(data: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("make the data folder {}", data.display()))?;
+    let mode = fs::metadata(data)?.permissions().mode() & 0o777;
+    ensure!(mode & 0o077 == 0, "the data folder {} has mode {mode:04o}; chmod 700 it", data.display());
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Durable state: one SQLite file, and the only SQL of the control plane.
+//!
+//! One writer at a time ([`Store::begin`], `BEGIN IMMEDIATE`), several readers that each see one consistent state
+//! ([`Store::read`]). A commit is on disk before it is acknowledged (WAL with `synchronous=FULL`): what the API answered
+//! survives a kill at any point. Each submodule owns some tables and is made of plain functions over a connection, so
+//! that a caller puts as many of them as it likes into one transaction.
+//!
+//! A change of a distributed resource is noted by [`change::record`] in the same transaction; [`Store::changes`] then
+//! wakes whoever follows. That is a hint, the table is the truth.
+//!
+//! Deliberately absent: a trait over databases. PostgreSQL joins behind these same functions.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Sqlite, Transaction};
+use tokio::sync::watch;
+
+pub mod change;
+pub mod meta;
+mod migrations;
+pub mod sealing_key;
+
+/// The database inside the data folder.
+pub const DATABASE_FILE: &str = "portico.db";
+/// Connections that read side by side.
+const READERS: u32 = 6;
+/// How long a connection waits for another process that holds the file (a backup, a rotation of keys).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller waits for its turn to write before it is told that the store is busy.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The database, opened. Clones share the connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    latest: watch::Sender<u64>,
+    path: PathBuf,
+}
+
+/// The writer's transaction. Dropped without [`WriteTx::commit`], nothing of it happened.
+#[derive(Debug)]
+pub struct WriteTx {
+    tx: Transaction<'static, Sqlite>,
+    recorded: Option<u64>,
+    latest: watch::Sender<u64>,
+}
+
+/// A reader's transaction: every query in it sees the same state.
+#[derive(Debug)]
+pub struct ReadTx(Transaction<'static, Sqlite>);
+
+/// Why the store could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database at {path} cannot be opened; check that the folder exists and belongs to this user")]
+    Open { path: PathBuf, source: sqlx::Error },
+    #[error("the database cannot be brought to this version's tables; was it written by a newer release?")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("the database refused a statement")]
+    Database(#[from] sqlx::Error),
+    /// A row that this release cannot read. `what` names table and id, never contents.
+    #[error("the database holds a row that cannot be read: {what}")]
+    Unreadable { what: String },
+}
+
+impl Store {
+    /// Opens (or makes) the database in `folder` and brings its tables up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] when the file cannot be opened, [`StoreError::Migrate`] when its tables do not fit.
+    pub async fn open(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(DATABASE_FILE);
+        let opened = |source| StoreError::Open { path: path.clone(), source };
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // FULL, not sqlx's or SQLite's choice: an acknowledged write must survive loss of power too (P7).
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(WRITER_TIMEOUT)
+            .connect_with(options.clone())
+            .await
+            .map_err(opened)?;
+        migrations::run(&writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(WRITER_TIMEOUT)
+            .connect_with(options.pragma("query_only", "on"))
+            .await
+            .map_err(opened)?;
+        let last = change::last_sequence(&mut *writer.acquire().await?).await?;
+        Ok(Self { writer, readers, latest: watch::Sender::new(last), path })
+    }
+
+    /// Waits for its turn and begins to write; writers queue in order.
+    ///
+    /// # Errors
+    /// The database's, or a time-out after 30 s in the queue.
+    pub async fn begin(&self) -> Result<WriteTx, StoreError> {
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(WriteTx { tx, recorded: None, latest: self.latest.clone() })
+    }
+
+    /// Begins to read one consistent state.
+    ///
+    /// # Errors
+    /// The database's, or a time-out after 30 s without a free reader.
+    pub async fn read(&self) -> Result<ReadTx, StoreError> {
+        Ok(ReadTx(self.readers.begin().await?))
+    }
+
+    /// The newest committed sequence of `changes`; wakes on each commit that recorded one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a compacted, consistent copy of the database to `target`, which must not exist, while others go on.
+    ///
+    /// # Errors
+    /// The database's; a target that exists is one.
+    pub async fn copy_to(&self, target: &Path) -> Result<(), StoreError> {
+        // Not from a reader: VACUUM INTO is refused inside a transaction and under query_only.
+        let mut connection = self.writer.acquire().await?;
+        sqlx::query("VACUUM INTO ?").bind(target.to_string_lossy().into_owned()).execute(&mut *connection).await?;
+        Ok(())
+    }
+
+    /// Closes every connection; the last one folds the log into the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+impl WriteTx {
+    /// Makes everything of this transaction durable, then wakes the followers of `changes`.
+    ///
+    /// # Errors
+    /// The database's; then nothing of it happened.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        self.tx.commit().await?;
+        if let Some(sequence) = self.recorded {
+            self.latest.send_if_modified(|latest| {
+                let newer = sequence > *latest;
+                *latest = (*latest).max(sequence);
+                newer
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Deref for WriteTx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.tx
+    }
+}
+
+impl DerefMut for WriteTx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.tx
+    }
+}
+
+impl Deref for ReadTx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for ReadTx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.0
+    }
+}
+
+/// Reads a JSON column; `what` names the row in the error.
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|_| StoreError::Unreadable { what: what.to_owned() })
+}
+
+/// Reads an id column; `what` names the table in the error.
+pub(crate) fn from_id<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::Unreadable { what: format!("{what}: malformed id") })
+}
+
+/// Writes a JSON column.
+pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|_| StoreError::Unreadable { what: "a document without JSON form".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use portico_api::distribution::ResourceKind;
+    use sqlx::Row;
+
+    use super::*;
+
+    async fn pragma(connection: &mut SqliteConnection, name: &'static str) -> i64 {
+        let row = sqlx::query(name).fetch_one(connection).await.unwrap();
+        row.try_get::<i64, _>(0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_connection_waits_for_the_disk_and_minds_foreign_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(pragma(&mut tx, "PRAGMA synchronous").await, 2, "2 is FULL");
+        assert_eq!(pragma(&mut tx, "PRAGMA foreign_keys").await, 1);
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *tx).await.unwrap();
+        assert_eq!(mode, "wal");
+        let mut read = store.read().await.unwrap();
+        assert_eq!(pragma(&mut read, "PRAGMA synchronous").await, 2);
+        assert_eq!(pragma(&mut read, "PRAGMA query_only").await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_transaction_leaves_nothing_and_wakes_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let changes = store.changes();
+        let mut tx = store.begin().await.unwrap();
+        change::record(&mut tx, ResourceKind::Fleet, "fleet", None).await.unwrap();
+        drop(tx);
+        assert_eq!(*changes.borrow(), 0);
+        let mut read = store.read().await.unwrap();
+        assert_eq!(change::last_sequence(&mut read).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reader_sees_one_state_while_a_writer_commits() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let mut read = store.read().await.unwrap();
+        assert_eq!(change::last_sequence(&mut read).await.unwrap(), 0);
+        let mut changes = store.changes();
+        let mut tx = store.begin().await.unwrap();
+        let sequence = change::record(&mut tx, ResourceKind::Fleet, "fleet", None).await.unwrap();
+        tx.commit().await.unwrap();
+        changes.changed().await.unwrap();
+        assert_eq!(*changes.borrow(), sequence);
+        assert_eq!(change::last_sequence(&mut read).await.unwrap(), 0);
+        let mut read = store.read().await.unwrap();
+        assert_eq!(change::last_sequence(&mut read).await.unwrap(), sequence);
+    }
+}
