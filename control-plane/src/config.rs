@@ -185,9 +185,13 @@ impl Config {
             return Err(format!("renewal.share = {} must be from 0.1 to 0.95", self.renewal.share));
         }
         if self.dns.responder.is_some() && self.dns.challenge_zone.is_none() {
-            return Err("dns.responder is set without dns.challenge_zone: name the zone that it answers".to_owned());
+            return Err(
+                "dns.responder is set without dns.challenge_zone: name the zone that it answers".to_owned()
+            );
         }
-        for (key, zone) in [("challenge_zone", &self.dns.challenge_zone), ("cname_zone", &self.dns.cname_zone)] {
+        for (key, zone) in
+            [("challenge_zone", &self.dns.challenge_zone), ("cname_zone", &self.dns.cname_zone)]
+        {
             let wrong = zone.as_deref().and_then(|zone| portico_cert_store::DomainName::parse(zone).err());
             if let Some(error) = wrong {
                 return Err(format!("dns.{key}: {error}"));

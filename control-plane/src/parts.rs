@@ -58,9 +58,9 @@ impl DataLock {
     pub fn take(data: &Path) -> anyhow::Result<Self> {
         let path = data.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(|| {
-            format!("{} is in use by another process; stop that control plane first", data.display())
-        })?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(
+            || format!("{} is in use by another process; stop that control plane first", data.display()),
+        )?;
         Ok(Self(file))
     }
 }

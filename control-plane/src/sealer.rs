@@ -56,7 +56,9 @@ pub enum SealerError {
     NoKey,
     #[error("the key-encryption key at {path} cannot be read or written")]
     File { path: PathBuf, source: io::Error },
-    #[error("the key-encryption key at {path} has mode {mode:04o}; it must be 0600 or narrower: chmod 600 it")]
+    #[error(
+        "the key-encryption key at {path} has mode {mode:04o}; it must be 0600 or narrower: chmod 600 it"
+    )]
     Mode { path: PathBuf, mode: u32 },
     #[error(
         "the key-encryption key at {path} lies inside the data folder {data}; a backup of that folder would carry \
@@ -70,7 +72,9 @@ pub enum SealerError {
          given {given}); give the right key, or the one kept from before the last rotation"
     )]
     Wrong { source_name: String, wanted: String, given: String },
-    #[error("a sealed secret for {purpose} cannot be opened: it was altered, moved, or sealed with a lost key")]
+    #[error(
+        "a sealed secret for {purpose} cannot be opened: it was altered, moved, or sealed with a lost key"
+    )]
     Open { purpose: &'static str },
     #[error("the system gives no random bytes")]
     Random,
@@ -118,7 +122,8 @@ impl KeyEncryptionKey {
 
     pub(crate) fn write_new(&self, file: &Path) -> Result<(), SealerError> {
         let failed = |source| SealerError::File { path: file.to_owned(), source };
-        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
+        let mut out =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
         let text = Zeroizing::new(hex(self.bytes.as_ref()) + "\n");
         out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(failed)
     }
@@ -264,8 +269,10 @@ fn encrypt(key: &LessSafeKey, associated: &[u8], plain: &[u8]) -> Vec<u8> {
 fn decrypt(key: &LessSafeKey, associated: &[u8], body: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let (nonce, ciphertext) = body.split_first_chunk::<NONCE_LEN>()?;
     let mut plain = Zeroizing::new(ciphertext.to_vec());
-    let length =
-        key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(associated), &mut plain).ok()?.len();
+    let length = key
+        .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(associated), &mut plain)
+        .ok()?
+        .len();
     plain.truncate(length);
     Some(plain)
 }
@@ -398,7 +405,10 @@ mod tests {
         let file = folder.path().join("kek");
         let made = KeyEncryptionKey::create(&file, &data).unwrap();
         assert_eq!(KeyEncryptionKey::load(Some(&file), &data).unwrap().id(), made.id());
-        assert!(matches!(KeyEncryptionKey::create(&file, &data), Err(SealerError::File { .. })), "never overwritten");
+        assert!(
+            matches!(KeyEncryptionKey::create(&file, &data), Err(SealerError::File { .. })),
+            "never overwritten"
+        );
 
         let sly = folder.path().join("data/../data/kek2");
         assert!(matches!(KeyEncryptionKey::create(&sly, &data), Err(SealerError::InsideData { .. })));

@@ -55,23 +55,26 @@ async fn put(
     tenant_id: Option<&str>,
     removed: bool,
 ) -> Result<u64, StoreError> {
-    let sequence: i64 = sqlx::query_scalar("UPDATE sequencer SET last = last + 1 WHERE id = 1 RETURNING last")
-        .fetch_one(&mut **tx)
-        .await?;
+    let sequence: i64 =
+        sqlx::query_scalar("UPDATE sequencer SET last = last + 1 WHERE id = 1 RETURNING last")
+            .fetch_one(&mut **tx)
+            .await?;
     sqlx::query("DELETE FROM changes WHERE kind = ? AND id = ?")
         .bind(kind as i32)
         .bind(id)
         .execute(&mut **tx)
         .await?;
-    sqlx::query("INSERT INTO changes (sequence, kind, id, version, tenant_id, removed) VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(sequence)
-        .bind(kind as i32)
-        .bind(id)
-        .bind(sequence)
-        .bind(tenant_id)
-        .bind(removed)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO changes (sequence, kind, id, version, tenant_id, removed) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(sequence)
+    .bind(kind as i32)
+    .bind(id)
+    .bind(sequence)
+    .bind(tenant_id)
+    .bind(removed)
+    .execute(&mut **tx)
+    .await?;
     let sequence = sequence.unsigned_abs();
     tx.recorded = Some(sequence);
     Ok(sequence)
@@ -91,7 +94,11 @@ pub async fn last_sequence(connection: &mut SqliteConnection) -> Result<u64, Sto
 ///
 /// # Errors
 /// The database's.
-pub async fn after(connection: &mut SqliteConnection, base: u64, limit: u32) -> Result<Vec<Change>, StoreError> {
+pub async fn after(
+    connection: &mut SqliteConnection,
+    base: u64,
+    limit: u32,
+) -> Result<Vec<Change>, StoreError> {
     let rows = sqlx::query(
         "SELECT sequence, kind, id, tenant_id, removed FROM changes WHERE sequence > ? ORDER BY sequence LIMIT ?",
     )
@@ -150,8 +157,12 @@ mod tests {
         tx.commit().await.unwrap();
 
         let mut read = store.read().await.unwrap();
-        let seen: Vec<_> =
-            after(&mut read, 0, 10).await.unwrap().into_iter().map(|c| (c.sequence, c.id, c.removed)).collect();
+        let seen: Vec<_> = after(&mut read, 0, 10)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|c| (c.sequence, c.id, c.removed))
+            .collect();
         assert_eq!(seen, [(3, "dom_a".into(), false), (4, "dom_a".into(), false), (5, "dom_b".into(), true)]);
         assert_eq!(version(&mut read, ResourceKind::Domain, "dom_a").await.unwrap(), Some(4));
         assert_eq!(version(&mut read, ResourceKind::Domain, "dom_b").await.unwrap(), None);

@@ -29,7 +29,10 @@ pub async fn raise_epoch(tx: &mut WriteTx, at_least: u64) -> Result<u64, StoreEr
 /// # Errors
 /// The database's.
 pub async fn find(connection: &mut SqliteConnection, key: &str) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(connection).await?)
+    Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
+        .bind(key)
+        .fetch_optional(connection)
+        .await?)
 }
 
 /// Writes one fact over what was there.

@@ -12,6 +12,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (101, "core", include_str!("../../migrations/0101_core.sql")),
     // Edges and cells.
     // Issuance.
+    (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
 ];
 
 pub(super) async fn run(writer: &SqlitePool) -> Result<(), MigrateError> {

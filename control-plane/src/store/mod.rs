@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
@@ -135,7 +136,10 @@ impl Store {
     pub async fn copy_to(&self, target: &Path) -> Result<(), StoreError> {
         // Not from a reader: VACUUM INTO is refused inside a transaction and under query_only.
         let mut connection = self.writer.acquire().await?;
-        sqlx::query("VACUUM INTO ?").bind(target.to_string_lossy().into_owned()).execute(&mut *connection).await?;
+        sqlx::query("VACUUM INTO ?")
+            .bind(target.to_string_lossy().into_owned())
+            .execute(&mut *connection)
+            .await?;
         Ok(())
     }
 
@@ -204,7 +208,8 @@ pub(crate) fn from_id<T: std::str::FromStr>(text: &str, what: &str) -> Result<T,
 
 /// Writes a JSON column.
 pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|_| StoreError::Unreadable { what: "a document without JSON form".to_owned() })
+    serde_json::to_string(value)
+        .map_err(|_| StoreError::Unreadable { what: "a document without JSON form".to_owned() })
 }
 
 #[cfg(test)]

@@ -18,9 +18,12 @@ pub struct WrappedKey {
 /// # Errors
 /// The database's.
 pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<WrappedKey>, StoreError> {
-    let rows =
-        sqlx::query("SELECT id, wrapped FROM sealing_keys ORDER BY created_at, id").fetch_all(connection).await?;
-    rows.iter().map(|row| Ok(WrappedKey { id: row.try_get("id")?, wrapped: row.try_get("wrapped")? })).collect()
+    let rows = sqlx::query("SELECT id, wrapped FROM sealing_keys ORDER BY created_at, id")
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| Ok(WrappedKey { id: row.try_get("id")?, wrapped: row.try_get("wrapped")? }))
+        .collect()
 }
 
 /// Adds a data key.
