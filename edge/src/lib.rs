@@ -1,6 +1,8 @@
 //! edge
+pub mod challenge;
 pub mod clock;
 pub mod config;
 pub mod http;
 pub mod io;
 pub mod limits;
+pub mod live;

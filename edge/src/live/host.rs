@@ -1,0 +1,210 @@
+//! What an edge knows of one name and of the tenant behind it.
+//!
+//! A [`Host`] is immutable, except for its suspension: that has to reach exchanges which hold an older version of the
+//! host, so all versions of one domain share the cell. The same holds for a [`TenantState`]: there is one for each
+//! tenant, all hosts of the tenant point to it, and grants and suspension change inside it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
+use portico_api::distribution as wire;
+use portico_cert_store::{DomainId, NamePattern, TenantId, TlsPolicy};
+use tokio::sync::Notify;
+
+use super::Fault;
+use super::limits;
+use super::route::Route;
+
+/// All that decides what happens to a request for one name.
+pub struct Host {
+    pub tenant: Arc<TenantState>,
+    pub domain: DomainId,
+    pub name: NamePattern,
+    /// First match wins.
+    pub routes: Box<[Route]>,
+    pub policy: TlsPolicy,
+    /// Set while an order of that account is open: `token.thumbprint` answers any HTTP-01 token.
+    pub acme_thumbprint: Option<Box<str>>,
+    /// Control of the name is proved; otherwise only challenges are answered.
+    pub served: bool,
+    /// 0: no Strict-Transport-Security header.
+    pub hsts_max_age_seconds: u32,
+    /// Port 80 redirects to https instead of using the routes.
+    pub https_redirect: bool,
+    pub(super) suspension: Arc<ArcSwapOption<Suspension>>,
+}
+
+/// What holds for all names of one tenant.
+pub struct TenantState {
+    pub id: TenantId,
+    egress: ArcSwap<Box<[EgressGrant]>>,
+    suspension: ArcSwapOption<Suspension>,
+    /// Told at each suspension of the tenant or of one of its domains.
+    suspended: Notify,
+}
+
+/// The operator's permission to reach a range that the egress guard refuses otherwise. No port: nothing is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressGrant {
+    pub net: IpNet,
+    pub ports: Box<[u16]>,
+}
+
+/// Service of a tenant or a domain is stopped; certificates and challenges go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspension {
+    pub mode: SuspensionMode,
+    /// For the page.
+    pub reason: Box<str>,
+    /// 0: until resumed.
+    pub until_unix_ms: i64,
+}
+
+/// How a suspended name answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuspensionMode {
+    /// 503 with a neutral page.
+    Page,
+    /// 410.
+    Gone,
+    /// 451 (RFC 7725).
+    Legal,
+    /// The connection is closed.
+    Drop,
+}
+
+impl Host {
+    /// The first route whose prefix holds `path` (without its query), on whole segments.
+    pub fn route(&self, path: &str) -> Option<&Route> {
+        self.routes.iter().find(|route| route.matches(path))
+    }
+
+    /// The suspension in force, the tenant's before the domain's own.
+    pub fn suspended(&self, now_unix_ms: i64) -> Option<Arc<Suspension>> {
+        let in_force = |suspension: &Arc<Suspension>| suspension.in_force(now_unix_ms);
+        let tenants = self.tenant.suspension.load();
+        if let Some(suspension) = tenants.as_ref().filter(|suspension| in_force(suspension)) {
+            return Some(Arc::clone(suspension));
+        }
+        self.suspension.load().as_ref().filter(|suspension| in_force(suspension)).map(Arc::clone)
+    }
+
+    /// Ends when a suspension of the domain or its tenant is in force: an exchange in flight races its work against it.
+    ///
+    /// `now_unix_ms` is the start of the exchange: a suspension that had ended by then does not count.
+    pub async fn cut(&self, now_unix_ms: i64) -> Arc<Suspension> {
+        loop {
+            let mut told = std::pin::pin!(self.tenant.suspended.notified());
+            // Registered before the look, so that a suspension between the two is not missed.
+            told.as_mut().enable();
+            if let Some(suspension) = self.suspended(now_unix_ms) {
+                return suspension;
+            }
+            told.await;
+        }
+    }
+}
+
+impl TenantState {
+    pub fn new(id: TenantId, egress: Vec<EgressGrant>) -> Self {
+        Self {
+            id,
+            egress: ArcSwap::from_pointee(egress.into()),
+            suspension: ArcSwapOption::empty(),
+            suspended: Notify::new(),
+        }
+    }
+
+    pub fn egress(&self) -> Arc<Box<[EgressGrant]>> {
+        self.egress.load_full()
+    }
+
+    pub(super) fn set_egress(&self, egress: Vec<EgressGrant>) {
+        self.egress.store(Arc::new(egress.into()));
+    }
+
+    pub(super) fn set_suspension(&self, suspension: Option<Suspension>) {
+        self.suspension.store(suspension.map(Arc::new));
+        self.suspended.notify_waiters();
+    }
+
+    /// Sets the suspension of one of the tenant's domains, in all versions of its host.
+    pub(super) fn suspend_domain(&self, cell: &ArcSwapOption<Suspension>, suspension: Option<Suspension>) {
+        cell.store(suspension.map(Arc::new));
+        self.suspended.notify_waiters();
+    }
+}
+
+impl Suspension {
+    pub fn in_force(&self, now_unix_ms: i64) -> bool {
+        self.until_unix_ms == 0 || now_unix_ms < self.until_unix_ms
+    }
+
+    pub(super) fn parse(from: &wire::Suspension) -> Result<Self, Fault> {
+        let mode = match wire::suspension::Mode::try_from(from.mode) {
+            Ok(wire::suspension::Mode::Page) => SuspensionMode::Page,
+            Ok(wire::suspension::Mode::Gone) => SuspensionMode::Gone,
+            Ok(wire::suspension::Mode::Legal) => SuspensionMode::Legal,
+            Ok(wire::suspension::Mode::Drop) => SuspensionMode::Drop,
+            // A mode of a newer release still has to stop service; the neutral page is the mildest way to do so.
+            Err(_) => SuspensionMode::Page,
+        };
+        if from.reason.len() > limits::SUSPENSION_REASON_BYTES_MAX {
+            return Err(Fault::new(
+                "BadSuspension",
+                format!("the reason has {} bytes; at most 500 are shown", from.reason.len()),
+            ));
+        }
+        Ok(Self { mode, reason: from.reason.as_str().into(), until_unix_ms: from.until_unix_ms.max(0) })
+    }
+}
+
+/// Reads a tenant's grants.
+pub(super) fn parse_grants(from: &[wire::EgressGrant]) -> Result<Vec<EgressGrant>, Fault> {
+    if from.len() > limits::EGRESS_GRANTS_MAX {
+        let text = format!("{} egress grants; at most {}", from.len(), limits::EGRESS_GRANTS_MAX);
+        return Err(Fault::new("BadEgressGrant", text));
+    }
+    from.iter().map(parse_grant).collect()
+}
+
+fn parse_grant(from: &wire::EgressGrant) -> Result<EgressGrant, Fault> {
+    let bad = |why: String| Fault::new("BadEgressGrant", format!("egress grant `{:.64}`: {why}", from.cidr));
+    let net =
+        parse_network(&from.cidr).ok_or_else(|| bad("not an address range such as 10.0.0.0/8".into()))?;
+    if from.ports.len() > limits::EGRESS_PORTS_MAX {
+        return Err(bad(format!("{} ports; at most {}", from.ports.len(), limits::EGRESS_PORTS_MAX)));
+    }
+    let port = |port: &u32| match u16::try_from(*port) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(bad(format!("{port} is not a port"))),
+    };
+    Ok(EgressGrant { net, ports: from.ports.iter().map(port).collect::<Result<_, _>>()? })
+}
+
+/// An address range, or one address.
+pub(super) fn parse_network(text: &str) -> Option<IpNet> {
+    let net: IpNet = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+    Some(net.trunc())
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("name", &self.name)
+            .field("domain", &self.domain)
+            .field("tenant", &self.tenant.id)
+            .field("served", &self.served)
+            .field("routes", &self.routes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for TenantState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantState").field("id", &self.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,48 @@
+//! Bounds on what the control plane may make an edge hold. Each is hit by a test.
+
+/// Routes of one domain; first match wins, so a request walks this list.
+pub const ROUTES_MAX: usize = 64;
+/// A path prefix, bytes.
+pub const PATH_PREFIX_BYTES_MAX: usize = 1024;
+/// A redirect's location, bytes; browsers and caches cut longer ones.
+pub const LOCATION_BYTES_MAX: usize = 2048;
+/// A static answer's body, bytes; it lives in memory on each edge.
+pub const STATIC_BODY_BYTES_MAX: usize = 64 * 1024;
+/// A static answer's content type, bytes.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
+/// Why a site is suspended, bytes (shown on the page).
+pub const SUSPENSION_REASON_BYTES_MAX: usize = 500;
+/// An ACME account's JWK thumbprint: 43 characters for SHA-256 (RFC 7638), longer for a larger hash.
+pub const THUMBPRINT_BYTES_MAX: usize = 128;
+/// Grants of one tenant, and ports of one grant.
+pub const EGRESS_GRANTS_MAX: usize = 64;
+pub const EGRESS_PORTS_MAX: usize = 64;
+/// Networks that the fleet denies to all tenants.
+pub const DENIED_NETWORKS_MAX: usize = 4096;
+/// Certificates of one chain: leaf, and more intermediates than any public CA sends.
+pub const CHAIN_CERTIFICATES_MAX: usize = 8;
+/// Slots of one name; more references are refused rather than cut.
+pub const LINEAGES_PER_NAME_MAX: usize = 4;
+/// References of one domain over all cells.
+pub const LINEAGE_REFERENCES_MAX: usize = 64;
+/// A resource's id, bytes.
+pub const RESOURCE_ID_BYTES_MAX: usize = 64;
+
+/// Resources in one snapshot: a million names, each with a certificate of its own, and room.
+pub const SNAPSHOT_RESOURCES_MAX: u64 = 4_000_000;
+/// One snapshot, bytes encoded.
+pub const SNAPSHOT_BYTES_MAX: usize = 2 << 30;
+/// Resources and tombstones in one delta; a longer way to catch up is a snapshot.
+pub const DELTA_ITEMS_MAX: usize = 100_000;
+
+/// Challenges held at once over all hosts; a validation takes seconds.
+pub const CHALLENGES_MAX: usize = 16_384;
+/// HTTP-01 tokens for one host at once: several issuers, each with retries.
+pub const CHALLENGES_PER_HOST_MAX: usize = 16;
+/// HTTP-01 token, characters (RFC 8555 section 8.3 wants 128 bits: 22; CAs send 43).
+pub const TOKEN_BYTES_MIN: usize = 22;
+pub const TOKEN_BYTES_MAX: usize = 128;
+/// A key authorization: token, a dot, a thumbprint.
+pub const KEY_AUTHORIZATION_BYTES_MAX: usize = TOKEN_BYTES_MAX + 1 + THUMBPRINT_BYTES_MAX;
+/// The longest time that a challenge lives, whatever its sender says, milliseconds.
+pub const CHALLENGE_LIFE_MS_MAX: i64 = 24 * 3600 * 1000;

@@ -1,0 +1,106 @@
+//! What an edge serves: tables that workers only read, and the one writer that publishes into them.
+//!
+//! A worker holds `Arc<Live>` and looks up by SNI ([`Live::sni`]) and by request authority ([`Live::hosts`]); it never
+//! waits for a writer. [`LivePublisher`] lives on the service thread. It takes batches of distribution resources in three
+//! steps: `admit` looks at the envelope, [`stage`] parses and checks each resource without touching any state (and may
+//! run on another thread), `publish` makes the result visible. A fault of one resource never stops the rest.
+//!
+//! Deliberately absent: the network, the disk and the clock. `control` brings all three.
+
+mod admit;
+mod books;
+mod host;
+pub mod limits;
+mod publisher;
+mod route;
+mod sites;
+mod stage;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use portico_cert_store::{CellKeys, DomainName, KeyCache, NameTable, SniIndex};
+
+use crate::challenge::Challenges;
+
+pub use admit::{Admitted, Batch, BatchKind, Rejected};
+pub use host::{EgressGrant, Host, Suspension, SuspensionMode, TenantState};
+pub use publisher::{LivePublisher, Published};
+pub use route::{Action, Origin, OriginHost, OriginScheme, Redirect, Route};
+pub use sites::{Site, Sites};
+pub use stage::{Checks, Staged, StagingContext, stage};
+
+/// The published tables.
+pub struct Live {
+    pub sni: SniIndex,
+    pub keys: KeyCache,
+    /// By the authority of a request; ask through [`Live::host`].
+    pub hosts: NameTable<Host>,
+    pub challenges: Challenges,
+    pub fleet: ArcSwap<FleetPolicy>,
+}
+
+/// What holds for all tenants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetPolicy {
+    pub unknown_sni: UnknownSni,
+    /// Networks that no tenant's connect may reach, whatever is granted.
+    pub denied_networks: Box<[IpNet]>,
+}
+
+/// What a client gets that names a host nobody brought, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownSni {
+    /// The alert `unrecognized_name` (RFC 6066 section 3).
+    #[default]
+    Refuse,
+    /// The default certificate; every request is answered 421.
+    Default,
+}
+
+/// Why one resource, or one batch, is not taken. The code is stable, the text is for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {text}")]
+pub struct Fault {
+    /// CamelCase.
+    pub code: &'static str,
+    pub text: String,
+}
+
+impl Live {
+    /// Empty tables, sized for `expected_names`, and their writer. Parsed keys take at most `key_cache_bytes`.
+    pub fn new(
+        expected_names: usize,
+        key_cache_bytes: u64,
+        cell_keys: CellKeys,
+    ) -> (Arc<Self>, LivePublisher) {
+        LivePublisher::new(expected_names, key_cache_bytes, cell_keys)
+    }
+
+    /// Who answers requests for `name`. A claim without a proof never hides a wildcard that is served (P6).
+    pub fn host(&self, name: &DomainName) -> Option<Arc<Host>> {
+        let exact = self.hosts.get_exact(name.as_str());
+        if exact.as_ref().is_some_and(|host| host.served) {
+            return exact;
+        }
+        let wildcard = self.hosts.find_wildcard(name);
+        match (exact, wildcard) {
+            (Some(claim), Some(wildcard)) => Some(if wildcard.served { wildcard } else { claim }),
+            (exact, wildcard) => exact.or(wildcard),
+        }
+    }
+}
+
+impl Fault {
+    pub fn new(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("names", &self.hosts.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! Routes: parsed once at the border, so that a request only compares and clones.
+//!
+//! Everything that later goes into a header or a connect is refused here if it could not go there: a route that is in
+//! force cannot fail for its own text.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderValue, StatusCode};
+use portico_api::distribution as wire;
+use url::Url;
+
+use super::{Fault, limits};
+
+/// One rule of a host.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// `/` or longer; a trailing `/` makes no difference, since whole segments are compared.
+    pub path_prefix: Box<str>,
+    pub action: Action,
+}
+
+/// What a route does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    Proxy { origin: Arc<Origin> },
+    Redirect(Redirect),
+    Static { status: StatusCode, content_type: HeaderValue, body: Bytes },
+}
+
+/// Where a request is sent on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    pub scheme: OriginScheme,
+    pub host: OriginHost,
+    pub port: u16,
+    /// Sent as Host; absent: the request's own authority.
+    pub host_header: Option<HeaderValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OriginScheme {
+    Http,
+    Https,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum OriginHost {
+    /// Lower case A-labels, without a trailing dot; may be one label.
+    Name(Box<str>),
+    Address(IpAddr),
+}
+
+/// An answer with a Location.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    pub status: StatusCode,
+    pub keep_path: bool,
+    /// Absolute; with `keep_path` it has neither query nor fragment.
+    location: Url,
+}
+
+impl Route {
+    pub(super) fn parse(from: &wire::Route) -> Result<Self, Fault> {
+        let path_prefix = parse_prefix(&from.path_prefix)?;
+        let action = match &from.action {
+            Some(wire::route::Action::Proxy(proxy)) => {
+                let host_header = Some(proxy.host_header.as_str()).filter(|text| !text.is_empty());
+                Action::Proxy { origin: Arc::new(Origin::parse(&proxy.origin, host_header)?) }
+            }
+            Some(wire::route::Action::Redirect(redirect)) => {
+                Action::Redirect(Redirect::parse(&redirect.location, redirect.status, redirect.keep_path)?)
+            }
+            Some(wire::route::Action::StaticAnswer(answer)) => {
+                Action::fixed(answer.status, &answer.content_type, answer.body.clone())?
+            }
+            // Also an action of a newer release: it has to be nacked, not turned into an empty answer.
+            None => {
+                return Err(Fault::new("UnknownAction", "a route without an action that this edge knows"));
+            }
+        };
+        Ok(Self { path_prefix, action })
+    }
+
+    /// # Errors
+    /// A [`Fault`] if the prefix is not a path.
+    pub fn new(path_prefix: &str, action: Action) -> Result<Self, Fault> {
+        Ok(Self { path_prefix: parse_prefix(path_prefix)?, action })
+    }
+
+    /// Whether `path` (without its query) is the prefix or lies below it.
+    pub fn matches(&self, path: &str) -> bool {
+        match path.strip_prefix(&*self.path_prefix) {
+            Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path_prefix.len() == 1,
+            None => false,
+        }
+    }
+}
+
+impl Action {
+    /// A fixed answer; an empty content type stands for plain text.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the status cannot be a final answer, the type is no header value or the body is too large.
+    pub fn fixed(status: u32, content_type: &str, body: Bytes) -> Result<Self, Fault> {
+        let bad = |why: String| Fault::new("BadStaticAnswer", why);
+        let status = parse_status(status)
+            .filter(|status| !status.is_informational())
+            .ok_or_else(|| bad(format!("status {status} is not a final status from 200 to 599")))?;
+        let bodiless = matches!(status.as_u16(), 204 | 205 | 304);
+        if bodiless && !body.is_empty() {
+            return Err(bad(format!("an answer with status {status} has no body (RFC 9110 section 15)")));
+        }
+        if body.len() > limits::STATIC_BODY_BYTES_MAX {
+            return Err(bad(format!("the body has {} bytes; at most 64 KiB", body.len())));
+        }
+        let content_type = if content_type.is_empty() { "text/plain; charset=utf-8" } else { content_type };
+        if content_type.len() > limits::CONTENT_TYPE_BYTES_MAX || !content_type.bytes().all(is_header_text) {
+            return Err(bad("the content type is not a header value".into()));
+        }
+        let content_type = HeaderValue::from_str(content_type)
+            .map_err(|_| bad("the content type is not a header value".into()))?;
+        Ok(Self::Static { status, content_type, body })
+    }
+}
+
+impl Origin {
+    /// Reads `http://host[:port]` or `https://host[:port]`.
+    ///
+    /// # Errors
+    /// A [`Fault`] if there is anything else, such as a path or credentials, or the Host header is not an authority.
+    pub fn parse(text: &str, host_header: Option<&str>) -> Result<Self, Fault> {
+        let bad =
+            |why: &str| Fault::new("BadOrigin", format!("origin `{:.200}`: {why}", text.escape_debug()));
+        let url = parse_url(text).ok_or_else(|| bad("not a URL such as https://origin.example:8443"))?;
+        let scheme = match url.scheme() {
+            "http" => OriginScheme::Http,
+            "https" => OriginScheme::Https,
+            _ => return Err(bad("only http and https are spoken")),
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(bad("credentials do not belong in an origin"));
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return Err(bad("an origin has no path; the request's own is kept"));
+        }
+        let host = match url.host() {
+            Some(url::Host::Domain(name)) => {
+                OriginHost::Name(parse_origin_name(name).ok_or_else(|| bad("not a host name"))?)
+            }
+            Some(url::Host::Ipv4(address)) => OriginHost::Address(address.into()),
+            Some(url::Host::Ipv6(address)) => OriginHost::Address(address.into()),
+            None => return Err(bad("no host")),
+        };
+        let port = url.port_or_known_default().filter(|port| *port != 0).ok_or_else(|| bad("no port"))?;
+        let host_header = match host_header {
+            Some(text) => {
+                Some(parse_authority(text).ok_or_else(|| bad("the Host header is not an authority"))?)
+            }
+            None => None,
+        };
+        Ok(Self { scheme, host, port, host_header })
+    }
+}
+
+impl Redirect {
+    /// # Errors
+    /// A [`Fault`] if the location is not an absolute http or https URL without credentials, or the status is not one of
+    /// 301, 302, 303, 307 and 308.
+    pub fn parse(location: &str, status: u32, keep_path: bool) -> Result<Self, Fault> {
+        let shown = location.escape_debug();
+        let bad = |why: &str| Fault::new("BadRedirect", format!("redirect to `{shown:.200}`: {why}"));
+        let status = parse_status(status)
+            .filter(|status| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308))
+            .ok_or_else(|| bad("the status is not one of 301, 302, 303, 307 and 308"))?;
+        let location = parse_url(location)
+            .filter(|url| url.as_str().len() <= limits::LOCATION_BYTES_MAX)
+            .ok_or_else(|| bad("not an absolute URL of at most 2048 bytes"))?;
+        if !matches!(location.scheme(), "http" | "https") || !location.has_host() {
+            return Err(bad("not an http or https URL"));
+        }
+        if !location.username().is_empty() || location.password().is_some() {
+            return Err(bad("credentials do not belong in a redirect"));
+        }
+        if keep_path && (location.query().is_some() || location.fragment().is_some()) {
+            return Err(bad("with keep_path there is neither query nor fragment"));
+        }
+        HeaderValue::from_str(location.as_str()).map_err(|_| bad("not a header value"))?;
+        Ok(Self { status, keep_path, location })
+    }
+
+    /// The Location for a request; `path_and_query` is the request's own and is appended where the path is kept.
+    ///
+    /// None if the request's path cannot stand in a header.
+    pub fn location_for(&self, path_and_query: &str) -> Option<HeaderValue> {
+        if !self.keep_path {
+            return HeaderValue::from_str(self.location.as_str()).ok();
+        }
+        let prefix = self.location.as_str().trim_end_matches('/');
+        let separator = if path_and_query.starts_with('/') { "" } else { "/" };
+        HeaderValue::from_str(&format!("{prefix}{separator}{path_and_query}")).ok()
+    }
+}
+
+fn parse_prefix(text: &str) -> Result<Box<str>, Fault> {
+    let fits = text.starts_with('/')
+        && text.len() <= limits::PATH_PREFIX_BYTES_MAX
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
+    if !fits {
+        let text = format!(
+            "path prefix `{:.100}`: begin with `/` and percent-encode all but visible ASCII; no `?` or `#`",
+            text.escape_debug()
+        );
+        return Err(Fault::new("BadPathPrefix", text));
+    }
+    let trimmed = text.trim_end_matches('/');
+    Ok(if trimmed.is_empty() { "/".into() } else { trimmed.into() })
+}
+
+/// `Url::parse` drops tabs and line ends silently and trims spaces: what holds any is not the URL that it seems to be.
+fn parse_url(text: &str) -> Option<Url> {
+    let clean = text.len() <= limits::LOCATION_BYTES_MAX
+        && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    // A backslash is read as a slash by browsers and by `Url`, and as part of the host by others.
+    if clean && !text.contains('\\') { Url::parse(text).ok() } else { None }
+}
+
+fn parse_status(status: u32) -> Option<StatusCode> {
+    let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok())?;
+    (status.as_u16() < 600).then_some(status)
+}
+
+fn parse_origin_name(name: &str) -> Option<Box<str>> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let label_fits = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    (name.len() <= 253 && name.split('.').all(label_fits)).then(|| name.to_ascii_lowercase().into())
+}
+
+fn parse_authority(text: &str) -> Option<HeaderValue> {
+    let authority: Authority = text.parse().ok()?;
+    let plain = !text.contains('@') && !authority.host().is_empty() && text.len() <= 300;
+    if plain { HeaderValue::from_str(text).ok() } else { None }
+}
+
+fn is_header_text(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~')
+}

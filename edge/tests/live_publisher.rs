@@ -1,0 +1,513 @@
+//! What the writer of the published tables promises: faults stay with their resource, or refuse the batch whole.
+
+mod fleet;
+
+use fleet::{
+    Bench, NOW, Shop, credential, delta, domain, domain_body, fixed, mint, mint_valid, resource, snapshot,
+    tenant, tombstone,
+};
+use portico_api::distribution as wire;
+use portico_cert_store::{DomainId, Generation, LineageId, TenantId};
+use portico_edge::live::{Action, OriginHost, Published, SuspensionMode, UnknownSni};
+use wire::ResourceKind;
+
+const NOW_MS: i64 = (NOW as i64) * 1000;
+
+fn codes(published: &Published) -> Vec<&str> {
+    published.nacks.iter().map(|nack| nack.code.as_str()).collect()
+}
+
+#[test]
+fn a_snapshot_serves_its_names_and_a_renewal_replaces_the_certificate() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    assert_eq!(codes(&bench.snapshot(shop.resources(1))), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()));
+    assert!(bench.host("www.shop.example").unwrap().route("/x").is_some());
+
+    let renewed = mint(shop.tenant, &["www.shop.example"]);
+    let published = bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &renewed.body)]);
+    assert_eq!(codes(&published), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), Some(renewed.leaf));
+}
+
+#[test]
+fn a_bad_resource_is_nacked_alone_and_keeps_its_previous_version() {
+    let mut bench = Bench::new();
+    let (good, poisoned) = (Shop::new("good.example"), Shop::new("poisoned.example"));
+    let mut all = good.resources(1);
+    all.extend(poisoned.resources(1));
+    bench.snapshot(all);
+
+    let mut garbage = poisoned.minted.body.clone();
+    garbage.chain_der = vec![vec![0x30, 0x82, 0xff, 0xff, 1].into()];
+    let published = bench.delta(vec![
+        credential(poisoned.lineage, 2, poisoned.tenant, &garbage),
+        poisoned.domain(2, |body| body.routes[0].path_prefix = "no-slash".into()),
+        good.domain(2, |body| body.routes[0] = fixed("second")),
+    ]);
+    assert_eq!(codes(&published), ["BadCertificate", "BadPathPrefix"]);
+    assert_eq!(published.nacks[1].version, 2);
+    assert_eq!(bench.served("poisoned.example"), Some(poisoned.minted.leaf));
+    assert!(bench.host("poisoned.example").unwrap().route("/").is_some());
+    let host = bench.host("good.example").unwrap();
+    let Action::Static { body, .. } = &host.route("/").unwrap().action else {
+        panic!("not the static answer")
+    };
+    assert_eq!(&body[..], b"second");
+}
+
+#[test]
+fn credentials_that_would_not_serve_are_refused_with_their_reason() {
+    let shop = Shop::new("www.shop.example");
+    let other = mint(shop.tenant, &["www.shop.example"]);
+    type Spoil = fn(&mut wire::Credential, &wire::Credential);
+    let cases: [(&str, Spoil); 8] = [
+        ("BadCertificate", |body, _| body.chain_der.clear()),
+        // The leaf of another key.
+        ("BadCertificate", |body, other| body.chain_der = other.chain_der.clone()),
+        ("BadCredential", |body, _| body.spki_sha256 = vec![1].into()),
+        ("KeyDoesNotOpen", |body, other| body.sealed_key = other.sealed_key.clone()),
+        ("KeyDoesNotOpen", |body, _| body.cell_key_epoch = 9),
+        ("OtherCell", |body, _| body.cell_id = "cell-b".into()),
+        ("ForeignKey", |body, _| body.key_tenant = TenantId::generate().to_string()),
+        ("BadId", |body, _| body.credential_id = "crd_".into()),
+    ];
+    for (code, spoil) in cases {
+        let mut bench = Bench::new();
+        bench.snapshot(shop.resources(1));
+        let mut body = shop.minted.body.clone();
+        spoil(&mut body, &other.body);
+        let published = bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &body)]);
+        assert_eq!(codes(&published), [code]);
+        assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()), "{code}");
+    }
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_never_replaces_one_that_is() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    for (from, to) in [(NOW - 20 * 86_400, NOW - 86_400), (NOW + 86_400, NOW + 90 * 86_400)] {
+        let minted = mint_valid(shop.tenant, &["www.shop.example"], from, to);
+        let published = bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &minted.body)]);
+        assert_eq!(codes(&published), ["BadDates"]);
+        assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()));
+    }
+    // Where there is none, an expired one is better than nothing.
+    let other = Shop {
+        minted: mint_valid(shop.tenant, &["old.example"], NOW - 9_000_000, NOW - 1),
+        ..Shop::new("old.example")
+    };
+    let mut resources = other.resources(5);
+    let mut body = other.minted.body.clone();
+    let again = mint_valid(other.tenant, &["old.example"], NOW - 9_000_000, NOW - 1);
+    body.clone_from(&again.body);
+    resources[1] = credential(other.lineage, 5, other.tenant, &body);
+    assert_eq!(codes(&bench.delta(resources)), [""; 0]);
+    assert_eq!(bench.served("old.example"), Some(again.leaf));
+}
+
+#[test]
+fn a_certificate_that_drops_a_served_name_is_refused() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let narrower = mint(shop.tenant, &["other.shop.example"]);
+    let published = bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &narrower.body)]);
+    assert_eq!(codes(&published), ["NameNotCovered"]);
+    assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()));
+    // The name moves away in the same batch: then it may go.
+    let lineage = LineageId::generate();
+    let own = mint(shop.tenant, &["www.shop.example"]);
+    let mut body = domain_body("www.shop.example", &[lineage]);
+    body.served = true;
+    let published = bench.delta(vec![
+        credential(shop.lineage, 3, shop.tenant, &narrower.body),
+        credential(lineage, 3, shop.tenant, &own.body),
+        domain(shop.domain, 3, shop.tenant, &body),
+    ]);
+    assert_eq!(codes(&published), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), Some(own.leaf));
+}
+
+#[test]
+fn a_domain_may_come_before_its_certificate() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench
+        .snapshot(vec![tenant(shop.tenant, 1), shop.domain(1, |body| body.acme_thumbprint = "a_b-c".into())]);
+    assert_eq!(bench.served("www.shop.example"), None);
+    assert_eq!(bench.host("www.shop.example").unwrap().acme_thumbprint.as_deref(), Some("a_b-c"));
+    bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &shop.minted.body)]);
+    assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf));
+}
+
+#[test]
+fn an_unproved_claim_hides_neither_the_owner_nor_its_wildcard() {
+    let mut bench = Bench::new();
+    let owner = Shop::new("www.shop.example");
+    let wildcard = Shop::new("*.wild.example");
+    let claimant = TenantId::generate();
+    let mut all = owner.resources(1);
+    all.extend(wildcard.resources(1));
+    bench.snapshot(all);
+    let claim = |name: &str, version| {
+        let body = wire::Domain { served: false, ..domain_body(name, &[]) };
+        domain(DomainId::generate(), version, claimant, &body)
+    };
+    bench.delta(vec![tenant(claimant, 2), claim("www.shop.example", 2), claim("x.wild.example", 2)]);
+    assert_eq!(bench.host("www.shop.example").unwrap().tenant.id, owner.tenant);
+    assert_eq!(bench.host("x.wild.example").unwrap().tenant.id, wildcard.tenant);
+    assert_eq!(bench.served("x.wild.example"), Some(wildcard.minted.leaf));
+    // The claim is all that is left when the owner goes; it serves nothing.
+    bench.remove(vec![tombstone(ResourceKind::Domain, &owner.domain.to_string())]);
+    let host = bench.host("www.shop.example").unwrap();
+    assert_eq!((host.tenant.id, host.served), (claimant, false));
+    assert_eq!(bench.served("www.shop.example"), None);
+}
+
+#[test]
+fn a_tenant_never_serves_with_the_key_of_another() {
+    let mut bench = Bench::new();
+    let victim = Shop::new("www.shop.example");
+    let thief = TenantId::generate();
+    let mut all = victim.resources(1);
+    all.push(tenant(thief, 1));
+    // The operator's mistake, or worse: the certificate holds the name, but it is another tenant's.
+    all.push(domain(DomainId::generate(), 1, thief, &domain_body("sub.shop.example", &[victim.lineage])));
+    bench.snapshot(all);
+    assert_eq!(bench.served("sub.shop.example"), None);
+    let same_name =
+        domain(DomainId::generate(), 9, thief, &domain_body("www.shop.example", &[victim.lineage]));
+    bench.delta(vec![same_name]);
+    assert_eq!(
+        bench.served("www.shop.example"),
+        None,
+        "the newest proof owns the name; the key is not its tenant's"
+    );
+}
+
+#[test]
+fn envelope_faults_refuse_the_batch_whole() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let applied = bench.publisher.applied();
+    let change = || shop.domain(9, |body| body.routes[0] = fixed("changed"));
+    let at = |epoch, sequence| Generation { epoch, sequence };
+    let mut same = delta(applied, vec![change()]);
+    same.generation = applied;
+    let mut other_base = delta(at(1, 7), vec![change()]);
+    other_base.generation = at(1, 9);
+    let mut epoch = delta(applied, vec![change()]);
+    epoch.generation = at(2, 1);
+    let mut large = change();
+    large.body = vec![0; wire::RESOURCE_BYTES_MAX].into();
+    let mut nameless = change();
+    nameless.id = String::new();
+    let mut both = delta(applied, vec![change()]);
+    both.tombstones.push(tombstone(ResourceKind::Domain, &shop.domain.to_string()));
+    let cases = [
+        ("GenerationNotAbove", same),
+        ("GenerationNotAbove", snapshot(at(0, 900), vec![change()])),
+        ("BaseMismatch", other_base),
+        ("EpochNeedsSnapshot", epoch),
+        ("ResourceTooLarge", delta(applied, vec![change(), large])),
+        ("BadResourceId", delta(applied, vec![change(), nameless])),
+        ("DuplicateResource", delta(applied, vec![change(), change()])),
+        ("DuplicateResource", both),
+        ("TooManyResources", delta(applied, vec![change(); portico_edge::live::limits::DELTA_ITEMS_MAX + 1])),
+    ];
+    for (code, batch) in cases {
+        let refused = bench.apply(batch).unwrap_err();
+        assert_eq!(refused.fault.code, code);
+        assert_eq!(bench.publisher.applied(), applied);
+        let host = bench.host("www.shop.example").unwrap();
+        let Action::Static { body, .. } = &host.routes[0].action else { panic!("not the static answer") };
+        assert_eq!(&body[..], b"www.shop.example", "{code} left a trace");
+    }
+}
+
+#[test]
+fn removing_many_names_needs_the_sign_off() {
+    let mut bench = Bench::new();
+    let owner = TenantId::generate();
+    let ids: Vec<DomainId> = (0..400).map(|_| DomainId::generate()).collect();
+    let mut resources = vec![tenant(owner, 1)];
+    let name = |index: usize| format!("n{index}.shop.example");
+    resources.extend(
+        ids.iter().enumerate().map(|(index, id)| domain(*id, 1, owner, &domain_body(&name(index), &[]))),
+    );
+    bench.snapshot(resources.clone());
+    let tombstones = |count: usize| -> Vec<_> {
+        ids.iter().take(count).map(|id| tombstone(ResourceKind::Domain, &id.to_string())).collect()
+    };
+    // 10 %, as tombstones and as a snapshot that lacks them.
+    let mut batch = delta(bench.publisher.applied(), Vec::new());
+    batch.tombstones = tombstones(40);
+    assert_eq!(bench.apply(batch.clone()).unwrap_err().fault.code, "RemovalsNotSignedOff");
+    let mut lacking = resources.clone();
+    lacking.drain(1..41);
+    let refused = bench.apply(snapshot(Generation { epoch: 2, sequence: 1 }, lacking)).unwrap_err();
+    assert_eq!(refused.fault.code, "RemovalsNotSignedOff");
+    assert_eq!(bench.publisher.names(), 400);
+    // 32 names are never too many, and signed off any number goes.
+    bench.remove(tombstones(32));
+    assert_eq!(bench.publisher.names(), 368);
+    let mut batch = delta(bench.publisher.applied(), Vec::new());
+    batch.tombstones = tombstones(400);
+    batch.removals_signed_off = true;
+    bench.apply(batch).unwrap();
+    assert_eq!(bench.publisher.names(), 0);
+    assert!(bench.host(&name(399)).is_none());
+}
+
+#[test]
+fn what_is_referenced_is_not_removed() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let published = bench.remove(vec![
+        tombstone(ResourceKind::Credential, &shop.lineage.to_string()),
+        tombstone(ResourceKind::Tenant, &shop.tenant.to_string()),
+    ]);
+    assert_eq!(codes(&published), ["StillReferenced", "StillReferenced"]);
+    assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()));
+    // Together with the domain both may go, in whatever order they are listed.
+    let published = bench.remove(vec![
+        tombstone(ResourceKind::Tenant, &shop.tenant.to_string()),
+        tombstone(ResourceKind::Credential, &shop.lineage.to_string()),
+        tombstone(ResourceKind::Domain, &shop.domain.to_string()),
+    ]);
+    assert_eq!(codes(&published), [""; 0]);
+    assert_eq!((bench.publisher.names(), bench.publisher.credentials()), (0, 0));
+    assert_eq!(bench.served("www.shop.example"), None);
+}
+
+#[test]
+fn versions_only_rise_within_an_epoch() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(5));
+    let older = shop.domain(4, |body| body.routes.clear());
+    assert_eq!(codes(&bench.delta(vec![older.clone()])), ["VersionNotAbove"]);
+    assert!(bench.host("www.shop.example").unwrap().route("/").is_some());
+    // A restored backup has a higher epoch and counts from where it was.
+    let mut restored = shop.resources(4);
+    restored[2] = older;
+    let published = bench.apply(snapshot(Generation { epoch: 2, sequence: 4 }, restored)).unwrap();
+    assert_eq!(codes(&published), [""; 0]);
+    assert!(bench.host("www.shop.example").unwrap().route("/").is_none());
+}
+
+#[test]
+fn an_unknown_tenant_or_a_domain_that_changes_its_name_is_nacked() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let stranger = domain(DomainId::generate(), 2, TenantId::generate(), &domain_body("a.example", &[]));
+    let renamed = shop.domain(2, |body| body.name = "b.shop.example".into());
+    assert_eq!(codes(&bench.delta(vec![stranger, renamed])), ["UnknownTenant", "DomainChanged"]);
+    assert!(bench.host("a.example").is_none() && bench.host("b.shop.example").is_none());
+}
+
+#[test]
+fn unknown_kinds_are_accepted_and_ignored() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    let newer = wire::Resource {
+        kind: 77,
+        id: "x".into(),
+        version: 1,
+        body: vec![255, 1].into(),
+        ..Default::default()
+    };
+    let mut all = shop.resources(1);
+    all.push(newer.clone());
+    let published = bench.snapshot(all);
+    assert_eq!(codes(&published), [""; 0]);
+    assert!(published.accepted.contains(&newer));
+}
+
+#[test]
+fn routes_that_could_not_be_answered_are_nacked() {
+    let redirect = |location: &str, status| {
+        wire::route::Action::Redirect(wire::Redirect { location: location.into(), status, keep_path: true })
+    };
+    let proxy = |origin: &str, host_header: &str| {
+        wire::route::Action::Proxy(wire::Proxy { origin: origin.into(), host_header: host_header.into() })
+    };
+    let answer = |status, content_type: &str, bytes| {
+        wire::route::Action::StaticAnswer(wire::StaticAnswer {
+            status,
+            content_type: content_type.into(),
+            body: vec![b'x'; bytes].into(),
+        })
+    };
+    let cases = [
+        ("BadOrigin", proxy("ftp://a.example", "")),
+        ("BadOrigin", proxy("http://a.example/path", "")),
+        ("BadOrigin", proxy("http://user:pw@a.example", "")),
+        ("BadOrigin", proxy("http://a.example:0", "")),
+        ("BadOrigin", proxy("http://a.example\r\nx: y", "")),
+        ("BadOrigin", proxy("a.example:80", "")),
+        ("BadOrigin", proxy("http://a.example", "b\r\nx: y")),
+        ("BadOrigin", proxy("http://a.example", "u@b")),
+        ("BadRedirect", redirect("https://a.example/", 200)),
+        ("BadRedirect", redirect("/relative", 302)),
+        ("BadRedirect", redirect("javascript:alert(1)", 302)),
+        ("BadRedirect", redirect("https://a.example/\r\nset-cookie: a=b", 302)),
+        ("BadRedirect", redirect("https://a.example/\tx", 302)),
+        ("BadRedirect", redirect("https://a.example/?q", 302)),
+        ("BadStaticAnswer", answer(99, "text/plain", 1)),
+        ("BadStaticAnswer", answer(101, "text/plain", 0)),
+        ("BadStaticAnswer", answer(700, "text/plain", 1)),
+        ("BadStaticAnswer", answer(204, "text/plain", 1)),
+        ("BadStaticAnswer", answer(200, "text/plain\r\nx: y", 1)),
+        ("BadStaticAnswer", answer(200, "text/plain", 64 * 1024 + 1)),
+    ];
+    let shop = Shop::new("www.shop.example");
+    let mut bench = Bench::new();
+    bench.snapshot(shop.resources(1));
+    for (code, action) in cases {
+        let shown = format!("{action:?}");
+        let route = wire::Route { path_prefix: "/".into(), action: Some(action) };
+        let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
+        assert_eq!(codes(&published), [code], "{shown:.200}");
+    }
+    let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("x"); 65])]);
+    assert_eq!(codes(&published), ["TooManyRoutes"]);
+    let without_action = wire::Route { path_prefix: "/".into(), action: None };
+    let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![without_action])]);
+    assert_eq!(codes(&published), ["UnknownAction"]);
+    // The bounds themselves are fine.
+    let most = vec![wire::Route { path_prefix: "/".into(), action: Some(answer(200, "", 64 * 1024)) }; 7];
+    assert_eq!(codes(&bench.delta(vec![shop.domain(2, |body| body.routes.clone_from(&most))])), [""; 0]);
+}
+
+#[test]
+fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
+    let shop = Shop::new("www.shop.example");
+    let mut bench = Bench::new();
+    let mut resources = shop.resources(1);
+    let redirect =
+        wire::Redirect { location: "https://new.example/base/".into(), status: 308, keep_path: true };
+    let proxy =
+        wire::Proxy { origin: "https://[2001:db8::1]:8443".into(), host_header: "in.example:1".into() };
+    resources[2] = shop.domain(1, |body| {
+        body.routes = vec![
+            wire::Route {
+                path_prefix: "/old/".into(),
+                action: Some(wire::route::Action::Redirect(redirect)),
+            },
+            wire::Route { path_prefix: "/app".into(), action: Some(wire::route::Action::Proxy(proxy)) },
+        ];
+    });
+    assert_eq!(codes(&bench.snapshot(resources)), [""; 0]);
+    let host = bench.host("www.shop.example").unwrap();
+    for (path, matched) in [
+        ("/old", Some("/old")),
+        ("/old/", Some("/old")),
+        ("/old/a", Some("/old")),
+        ("/older", None),
+        ("/app/x", Some("/app")),
+        ("/application", None),
+        ("/", None),
+        ("*", None),
+    ] {
+        assert_eq!(host.route(path).map(|route| &*route.path_prefix), matched, "{path}");
+    }
+    let Action::Redirect(redirect) = &host.route("/old/a").unwrap().action else {
+        panic!("not the redirect")
+    };
+    assert_eq!(redirect.location_for("/old/a?b=c").unwrap(), "https://new.example/base/old/a?b=c");
+    let Action::Proxy { origin } = &host.route("/app").unwrap().action else { panic!("not the proxy") };
+    assert_eq!(origin.host, OriginHost::Address("2001:db8::1".parse().unwrap()));
+    assert_eq!((origin.port, origin.host_header.as_ref().unwrap().as_bytes()), (8443, &b"in.example:1"[..]));
+}
+
+#[tokio::test]
+async fn a_suspension_reaches_an_exchange_that_holds_an_older_host() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let held = bench.host("www.shop.example").unwrap();
+    let exchange = tokio::spawn(async move { held.cut(NOW_MS).await });
+    tokio::task::yield_now().await;
+    // A new version of the host comes first; the exchange still holds the old one.
+    bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("v2")])]);
+    let legal = wire::Suspension {
+        mode: wire::suspension::Mode::Legal as i32,
+        reason: "court".into(),
+        until_unix_ms: 0,
+    };
+    bench.delta(vec![shop.domain(3, |body| body.suspension = Some(legal))]);
+    let cut = tokio::time::timeout(std::time::Duration::from_secs(5), exchange).await.unwrap().unwrap();
+    assert_eq!((cut.mode, &*cut.reason), (SuspensionMode::Legal, "court"));
+    assert!(bench.host("www.shop.example").unwrap().suspended(NOW_MS).is_some());
+    assert_eq!(
+        bench.served("www.shop.example"),
+        Some(shop.minted.leaf.clone()),
+        "the certificate stays alive"
+    );
+    bench.delta(vec![shop.domain(4, |_| ())]);
+    assert!(bench.host("www.shop.example").unwrap().suspended(NOW_MS).is_none());
+}
+
+#[test]
+fn an_older_suspension_does_not_undo_a_newer_one() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let suspension = portico_edge::live::Suspension {
+        mode: SuspensionMode::Drop,
+        reason: "abuse".into(),
+        until_unix_ms: 0,
+    };
+    let suspended = |bench: &Bench| bench.host("www.shop.example").unwrap().suspended(NOW_MS).is_some();
+    bench.publisher.suspend(shop.tenant, None, Some(suspension.clone()), 7).unwrap();
+    assert!(suspended(&bench));
+    // A resource and an urgent message from before it.
+    bench.delta(vec![tenant(shop.tenant, 6)]);
+    bench.publisher.suspend(shop.tenant, None, None, 6).unwrap();
+    assert!(suspended(&bench));
+    bench.delta(vec![tenant(shop.tenant, 8)]);
+    assert!(!suspended(&bench));
+    bench.publisher.suspend(shop.tenant, Some(shop.domain), Some(suspension), 9).unwrap();
+    assert!(suspended(&bench));
+    assert_eq!(
+        bench.publisher.suspend(TenantId::generate(), None, None, 1).unwrap_err().code,
+        "UnknownSubject"
+    );
+    assert_eq!(
+        bench.publisher.suspend(shop.tenant, Some(DomainId::generate()), None, 1).unwrap_err().code,
+        "UnknownSubject"
+    );
+}
+
+#[test]
+fn the_fleet_chooses_the_default_certificate_even_before_it_arrives() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    let fleet =
+        |version, body: &wire::Fleet| resource(ResourceKind::Fleet, "fleet", version, shop.tenant, body);
+    let body = wire::Fleet {
+        unknown_sni: wire::UnknownSni::Default as i32,
+        default_lineage_id: shop.lineage.to_string(),
+        denied_cidrs: vec!["10.1.2.3".into(), "2001:db8::/32".into()],
+    };
+    bench.snapshot(vec![fleet(1, &body)]);
+    assert!(bench.live.sni.default_credential().is_none());
+    bench.delta(shop.resources(2));
+    assert!(bench.live.sni.default_credential().is_some());
+    let policy = bench.live.fleet.load_full();
+    assert_eq!((policy.unknown_sni, policy.denied_networks.len()), (UnknownSni::Default, 2));
+    let bad = wire::Fleet { denied_cidrs: vec!["10.0.0.0/99".into()], ..body };
+    assert_eq!(codes(&bench.delta(vec![fleet(3, &bad)])), ["BadFleet"]);
+    // Never removed, neither by a tombstone nor by a snapshot without it.
+    assert_eq!(codes(&bench.remove(vec![tombstone(ResourceKind::Fleet, "fleet")])), ["NotRemovable"]);
+    bench.snapshot(shop.resources(2));
+    assert_eq!(bench.live.fleet.load().unknown_sni, UnknownSni::Default);
+}
