@@ -116,11 +116,22 @@ CREATE TABLE order_requests (
 CREATE INDEX order_requests_at ON order_requests (issuer, at);
 CREATE INDEX order_requests_set ON order_requests (name_set, at);
 
+-- The registered domains (public suffix and one label) that a newOrder is charged to.
+CREATE TABLE order_request_domains (
+    request_id        INTEGER NOT NULL REFERENCES order_requests (id) ON DELETE CASCADE,
+    issuer            TEXT NOT NULL,
+    registered_domain TEXT NOT NULL,
+    renewal           INTEGER NOT NULL,
+    at                INTEGER NOT NULL,
+    PRIMARY KEY (request_id, registered_domain)
+);
+CREATE INDEX order_request_domains_at ON order_request_domains (issuer, registered_domain, at);
+
 -- What is known about getting a certificate for a name: the pre-flight's result and past failures.
 CREATE TABLE name_states (
     domain_id     TEXT PRIMARY KEY,
-    methods       TEXT NOT NULL,          -- JSON: challenge types that pre-flight found possible
-    checked_at    INTEGER,                -- last pre-flight
+    methods       TEXT NOT NULL,          -- JSON: challenge types that pre-flight found possible; [] until it passed
+    ready_at      INTEGER,                -- when pre-flight passed first
     failed_before INTEGER NOT NULL DEFAULT 0, -- a validation failed and none has succeeded since: ordered alone
     attempts      INTEGER NOT NULL DEFAULT 0,
     next_at       INTEGER NOT NULL DEFAULT 0, -- nothing is tried before

@@ -117,6 +117,15 @@ pub struct IssuerConfig {
     pub poll_ms: u64,
     #[serde(default = "names_per_certificate_default")]
     pub names_per_certificate_max: usize,
+    /// The CA's published limits, which our own ledger keeps; absent: Let's Encrypt's.
+    #[serde(default)]
+    pub limits: crate::plan::ledger::Limits,
+    /// Requests per second to the CA, all kinds.
+    #[serde(default = "requests_per_second_default")]
+    pub requests_per_second: u32,
+    /// Of them, newNonce.
+    #[serde(default = "nonces_per_second_default")]
+    pub nonces_per_second: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -224,6 +233,11 @@ impl IssuerConfig {
         if !(10..=60_000).contains(&self.poll_ms) {
             return Err(format!("issuer \"{name}\": poll_ms must be from 10 to 60000"));
         }
+        if self.requests_per_second == 0 || self.nonces_per_second == 0 {
+            return Err(format!(
+                "issuer \"{name}\": requests_per_second and nonces_per_second must be above 0"
+            ));
+        }
         Ok(())
     }
 }
@@ -252,6 +266,16 @@ fn challenges_default() -> Vec<ChallengeKind> {
 
 fn poll_ms_default() -> u64 {
     1000
+}
+
+/// 80 % of what Let's Encrypt allows one address below /acme/.
+fn requests_per_second_default() -> u32 {
+    200
+}
+
+/// 80 % of what Let's Encrypt allows one address.
+fn nonces_per_second_default() -> u32 {
+    16
 }
 
 fn names_per_certificate_default() -> usize {

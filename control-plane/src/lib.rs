@@ -8,7 +8,9 @@
 pub mod acme;
 pub mod clock;
 pub mod config;
+pub mod dns;
 mod parts;
+pub mod plan;
 pub mod sealer;
 pub mod store;
 

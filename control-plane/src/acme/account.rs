@@ -93,14 +93,13 @@ impl Account {
     /// The directory cannot be had.
     pub async fn restore(http: &CaHttp, key: &AccountKey, url: &str) -> Result<Self, AcmeError> {
         let (_, der) = key.key()?;
-        let (result, observed) = observe(
-            instant_acme::Account::builder_with_http(Box::new(http.clone())).from_parts(
+        let (result, observed) =
+            observe(instant_acme::Account::builder_with_http(Box::new(http.clone())).from_parts(
                 url.to_owned(),
                 der,
                 http.directory(),
-            ),
-        )
-        .await;
+            ))
+            .await;
         result.map(|account| Self { account }).map_err(|e| AcmeError::new(&e, observed))
     }
 

@@ -130,7 +130,9 @@ impl AcmeError {
 
     fn from_unusable(detail: &str, status: Option<u16>) -> Self {
         match status {
-            Some(429) => Self::plain(AcmeErrorKind::NamesLimited, "too many requests (no ACME problem in the answer)"),
+            Some(429) => {
+                Self::plain(AcmeErrorKind::NamesLimited, "too many requests (no ACME problem in the answer)")
+            }
             Some(status @ 500..=599) => {
                 Self::plain(AcmeErrorKind::Unavailable, &format!("HTTP {status} without an ACME problem"))
             }
@@ -141,7 +143,9 @@ impl AcmeError {
     fn from_http(error: &CaHttpError) -> Self {
         let kind = match error {
             CaHttpError::Timeout | CaHttpError::Connect(_) => AcmeErrorKind::Unavailable,
-            CaHttpError::OtherHost(_) | CaHttpError::Redirect(_) | CaHttpError::Body(..) => AcmeErrorKind::Garbage,
+            CaHttpError::OtherHost(_) | CaHttpError::Redirect(_) | CaHttpError::Body(..) => {
+                AcmeErrorKind::Garbage
+            }
             CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) => AcmeErrorKind::Ours,
         };
         Self::plain(kind, &with_causes(error))
@@ -157,10 +161,17 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
         // Boulder's words; only its limit on new orders is about the whole account.
         "rateLimited" if detail.contains("too many new orders") => AcmeErrorKind::AccountLimited,
         "rateLimited" => AcmeErrorKind::NamesLimited,
-        "rejectedIdentifier" | "caa" | "unsupportedIdentifier" | "dns" | "connection" | "tls" | "incorrectResponse" => {
-            AcmeErrorKind::NamesRefused
-        }
-        "accountDoesNotExist" | "userActionRequired" | "externalAccountRequired" | "invalidContact"
+        "rejectedIdentifier"
+        | "caa"
+        | "unsupportedIdentifier"
+        | "dns"
+        | "connection"
+        | "tls"
+        | "incorrectResponse" => AcmeErrorKind::NamesRefused,
+        "accountDoesNotExist"
+        | "userActionRequired"
+        | "externalAccountRequired"
+        | "invalidContact"
         | "unsupportedContact" => AcmeErrorKind::Account,
         "orderNotReady" | "badCSR" | "alreadyReplaced" => AcmeErrorKind::OrderGone,
         // What Boulder says for a validation that failed, and for an account that may not do this.
@@ -208,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_limit_on_new_orders_stops_the_account_and_any_other_only_its_names() {
-        let observed = Observed { status: Some(429), retry_after: Some(Duration::from_secs(36)), location: None };
+        let observed =
+            Observed { status: Some(429), retry_after: Some(Duration::from_secs(36)), location: None };
         let all = problem(
             r#"{"type":"urn:ietf:params:acme:error:rateLimited","status":429,
                 "detail":"too many new orders (300) from this account in the last 3h0m0s"}"#,
@@ -235,7 +247,10 @@ mod tests {
         assert_eq!(read.kind, AcmeErrorKind::NamesRefused);
         assert_eq!(
             read.refused_names,
-            [("bad.example".to_owned(), "policy".to_owned()), ("worse.example".to_owned(), "2 names".to_owned())]
+            [
+                ("bad.example".to_owned(), "policy".to_owned()),
+                ("worse.example".to_owned(), "2 names".to_owned())
+            ]
         );
     }
 

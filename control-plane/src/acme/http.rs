@@ -229,7 +229,8 @@ impl Inner {
         let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
         let result = response.unwrap_or(Err(CaHttpError::Timeout));
         let status = result.as_ref().map_or("none", |r| status_class(r.status()));
-        metrics::counter!("portico_acme_requests_total", "kind" => kind.label(), "status" => status).increment(1);
+        metrics::counter!("portico_acme_requests_total", "kind" => kind.label(), "status" => status)
+            .increment(1);
         let response = result?;
         if uri == self.directory && response.status() == StatusCode::OK {
             // A directory that does not parse is instant_acme's to refuse.
@@ -252,7 +253,8 @@ impl Inner {
             .is_some_and(|v| v.as_bytes().starts_with(b"application/pem-certificate-chain"));
         let bytes_max = if is_chain { CERTIFICATE_BYTES_MAX } else { BODY_BYTES_MAX };
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, bytes_max).collect().await.map_err(|e| CaHttpError::Body(bytes_max, e))?;
+        let body =
+            Limited::new(body, bytes_max).collect().await.map_err(|e| CaHttpError::Body(bytes_max, e))?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     }
 
@@ -392,7 +394,8 @@ impl tower::Service<Uri> for CaConnector {
 
 async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<CaStream> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let name =
+        ServerName::try_from(host.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
     tcp.set_nodelay(true)?;
     Ok(CaStream { io: TokioIo::new(tls.connect(name, tcp).await?) })
@@ -406,12 +409,20 @@ struct CaStream {
 impl Connection for CaStream {
     fn connected(&self) -> Connected {
         let (_, session) = self.io.inner().get_ref();
-        if session.alpn_protocol() == Some(b"h2") { Connected::new().negotiated_h2() } else { Connected::new() }
+        if session.alpn_protocol() == Some(b"h2") {
+            Connected::new().negotiated_h2()
+        } else {
+            Connected::new()
+        }
     }
 }
 
 impl Read for CaStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -17,7 +17,7 @@ pub mod order;
 
 pub use account::{Account, AccountKey};
 pub use error::{AcmeError, AcmeErrorKind};
-pub use http::{CaEndpoint, CaHttp, Pace};
+pub use http::{CaEndpoint, CaHttp, CaHttpError, Pace};
 pub use order::{AuthorizationStatus, CaAuthorization, CaChallenge, CaOrder, CaOrderStatus, ChallengeMethod};
 
 /// How often one step is tried again at once when the CA refuses its nonce (badNonce, RFC 8555 section 6.5). Each try

@@ -285,7 +285,10 @@ fn challenge(challenge: &instant_acme::Challenge, thumbprint: &str) -> Option<Ca
     let method = ChallengeMethod::of(&challenge.r#type)?;
     let key_authorization = format!("{}.{thumbprint}", challenge.token);
     let digest: [u8; 32] =
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key_authorization.as_bytes()).as_ref().try_into().ok()?;
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key_authorization.as_bytes())
+            .as_ref()
+            .try_into()
+            .ok()?;
     Some(CaChallenge {
         method,
         token: challenge.token.clone(),

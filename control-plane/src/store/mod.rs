@@ -21,9 +21,13 @@ use sqlx::sqlite::{
 use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 
+pub mod account;
 pub mod change;
+pub mod credential;
+pub mod group;
 pub mod meta;
 mod migrations;
+pub mod order;
 pub mod sealing_key;
 
 /// The database inside the data folder.

@@ -1,0 +1,3 @@
+//! DNS, from both sides.
+
+pub mod responder;

@@ -1,0 +1,361 @@
+//! Credentials: one row for each certificate with its sealed key. The newest good one of a lineage is live.
+
+use portico_api::distribution::ResourceKind;
+use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::{StoreError, WriteTx, change, from_id, from_json, to_json};
+
+/// A certificate with its key sealed, as it is written.
+#[derive(Clone, Debug)]
+pub struct NewCredential {
+    pub id: CredentialId,
+    pub lineage: LineageId,
+    pub issuer: String,
+    /// As in the leaf.
+    pub names: Vec<String>,
+    pub chain_pem: String,
+    pub sealed_key: Vec<u8>,
+    pub cell_key_epoch: u32,
+    pub key_tenant: String,
+    pub spki_sha256: [u8; 32],
+    pub fingerprint_sha256: [u8; 32],
+    pub not_before: i64,
+    pub not_after: i64,
+    pub renew_at: i64,
+}
+
+/// What the API shows of a credential.
+#[derive(Clone, Debug)]
+pub struct CredentialRow {
+    pub id: CredentialId,
+    pub lineage: LineageId,
+    pub group: GroupId,
+    pub cell: CellId,
+    pub issuer: String,
+    pub state: String,
+    pub names: Vec<String>,
+    pub chain_pem: String,
+    pub spki_sha256: Vec<u8>,
+    pub fingerprint_sha256: Vec<u8>,
+    pub not_before: i64,
+    pub not_after: i64,
+    pub renew_at: i64,
+}
+
+/// What publishing changed.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// Sequence of the newest change; an edge that has applied it serves the credential.
+    pub sequence: u64,
+    /// Names whose only certificate was the replaced one: it went on to serve them in a lineage of their own.
+    pub kept: Vec<String>,
+}
+
+/// Makes a credential its lineage's live one, and notes that the lineage and the domains of its names changed.
+///
+/// A name that the replaced credential covers and the new one does not, and that no other live lineage of the cell
+/// covers, must not lose its certificate: the replaced credential then moves to that name's own lineage.
+///
+/// # Errors
+/// The database's; a public key that another lineage has is one.
+pub async fn publish(
+    tx: &mut WriteTx,
+    new: &NewCredential,
+    domains: &[(String, DomainId)],
+    now_ms: i64,
+) -> Result<Published, StoreError> {
+    let (group, cell, replaced) = lineage(tx, new.lineage).await?;
+    let tenant = group_tenant(tx, group).await?;
+    let before = names_of(tx, new.lineage).await?;
+    insert(tx, new, now_ms).await?;
+    set_live(tx, new.lineage, new.id).await?;
+    put_names(tx, new.lineage, domains).await?;
+    let mut published = Published::default();
+    let mut touched: Vec<DomainId> = domains.iter().map(|(_, domain)| *domain).collect();
+    let mut orphans = Vec::new();
+    for (name, domain) in before {
+        touched.push(domain);
+        if !domains.iter().any(|(kept, _)| *kept == name) && is_orphan(tx, &cell, domain).await? {
+            orphans.push((name, domain));
+        }
+    }
+    let new_home = match (replaced, orphans.first()) {
+        (Some(old), Some((_, domain))) => {
+            free_lineage(tx, *domain, &cell, group).await?.map(|home| (old, home))
+        }
+        _ => None,
+    };
+    match (replaced, new_home) {
+        (Some(old), Some((_, home))) => {
+            sqlx::query("UPDATE credentials SET lineage_id = ? WHERE id = ?")
+                .bind(home.to_string())
+                .bind(old.to_string())
+                .execute(&mut **tx)
+                .await?;
+            set_live(tx, home, old).await?;
+            put_names(tx, home, &orphans).await?;
+            published.kept = orphans.into_iter().map(|(name, _)| name).collect();
+            record_lineage(tx, home, tenant.as_deref()).await?;
+        }
+        (Some(old), None) => {
+            sqlx::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
+                .bind(old.to_string())
+                .execute(&mut **tx)
+                .await?;
+        }
+        (None, _) => {}
+    }
+    record_lineage(tx, new.lineage, tenant.as_deref()).await?;
+    touched.sort();
+    touched.dedup();
+    published.sequence = record_domains(tx, &touched).await?;
+    Ok(published)
+}
+
+/// Writes a certificate down that must not go live, for the record.
+///
+/// # Errors
+/// The database's.
+pub async fn insert_refused(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
+    insert(tx, new, now_ms).await?;
+    sqlx::query("UPDATE credentials SET state = 'refused' WHERE id = ?")
+        .bind(new.id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes that the domains with these ids changed; answers the newest sequence (0: none of them exists any more).
+///
+/// # Errors
+/// The database's.
+pub async fn record_domains(tx: &mut WriteTx, domains: &[DomainId]) -> Result<u64, StoreError> {
+    let mut sequence = 0;
+    for domain in domains {
+        let id = domain.to_string();
+        let tenant: Option<String> =
+            sqlx::query_scalar("SELECT tenant_id FROM domains WHERE id = ? AND deleted_at IS NULL")
+                .bind(&id)
+                .fetch_optional(&mut **tx)
+                .await?;
+        if let Some(tenant) = tenant {
+            sequence = change::record(tx, ResourceKind::Domain, &id, Some(&tenant)).await?;
+        }
+    }
+    Ok(sequence)
+}
+
+/// The credentials that serve a domain, one for each live lineage.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn of_domain(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+) -> Result<Vec<CredentialRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT c.*, l.group_id, l.cell FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
+         JOIN credentials c ON c.id = l.live_credential \
+         WHERE n.domain_id = ? AND l.retired_at IS NULL ORDER BY l.cell, c.not_after DESC",
+    )
+    .bind(domain.to_string())
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(credential).collect()
+}
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn find(
+    connection: &mut SqliteConnection,
+    id: CredentialId,
+) -> Result<Option<CredentialRow>, StoreError> {
+    let row = sqlx::query(
+        "SELECT c.*, l.group_id, l.cell FROM credentials c JOIN lineages l ON l.id = c.lineage_id WHERE c.id = ?",
+    )
+    .bind(id.to_string())
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(credential).transpose()
+}
+
+/// The domains whose names a lineage's live credential covers.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn domains_of_lineage(
+    connection: &mut SqliteConnection,
+    lineage: LineageId,
+) -> Result<Vec<DomainId>, StoreError> {
+    let ids: Vec<String> =
+        sqlx::query_scalar("SELECT domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
+            .bind(lineage.to_string())
+            .fetch_all(connection)
+            .await?;
+    ids.iter().map(|id| from_id(id, "lineage_names")).collect()
+}
+
+/// When the live credential of a lineage ends, and which names it covers; `None`: it has none.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn live_of_lineage(
+    connection: &mut SqliteConnection,
+    lineage: LineageId,
+) -> Result<Option<CredentialRow>, StoreError> {
+    let row = sqlx::query(
+        "SELECT c.*, l.group_id, l.cell FROM lineages l JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.id = ?",
+    )
+    .bind(lineage.to_string())
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(credential).transpose()
+}
+
+async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
+         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, created_at) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(new.id.to_string())
+    .bind(new.lineage.to_string())
+    .bind(&new.issuer)
+    .bind(to_json(&new.names)?)
+    .bind(&new.chain_pem)
+    .bind(&new.sealed_key)
+    .bind(new.cell_key_epoch)
+    .bind(&new.key_tenant)
+    .bind(new.spki_sha256.as_slice())
+    .bind(new.fingerprint_sha256.as_slice())
+    .bind(new.not_before)
+    .bind(new.not_after)
+    .bind(new.renew_at)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn lineage(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+) -> Result<(GroupId, String, Option<CredentialId>), StoreError> {
+    let row = sqlx::query("SELECT group_id, cell, live_credential FROM lineages WHERE id = ?")
+        .bind(lineage.to_string())
+        .fetch_one(&mut **tx)
+        .await?;
+    let live: Option<String> = row.try_get("live_credential")?;
+    let live = live.map(|id| from_id(&id, "lineages")).transpose()?;
+    Ok((from_id(row.try_get("group_id")?, "lineages")?, row.try_get("cell")?, live))
+}
+
+async fn names_of(tx: &mut WriteTx, lineage: LineageId) -> Result<Vec<(String, DomainId)>, StoreError> {
+    let rows = sqlx::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
+        .bind(lineage.to_string())
+        .fetch_all(&mut **tx)
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("name")?, from_id(row.try_get("domain_id")?, "lineage_names")?)))
+        .collect()
+}
+
+/// The domain is still served, and no live lineage of the cell covers it.
+async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<bool, StoreError> {
+    let found: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM domains d WHERE d.id = ?1 AND d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
+         (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
+          WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL)",
+    )
+    .bind(domain.to_string())
+    .bind(cell)
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(found > 0)
+}
+
+/// The lineage of the group that the domain belongs to now, in this cell, if it is another one and has no credential.
+async fn free_lineage(
+    tx: &mut WriteTx,
+    domain: DomainId,
+    cell: &str,
+    not_of: GroupId,
+) -> Result<Option<LineageId>, StoreError> {
+    let id: Option<String> = sqlx::query_scalar(
+        "SELECT l.id FROM group_names n JOIN lineages l ON l.group_id = n.group_id \
+         WHERE n.domain_id = ? AND l.cell = ? AND l.group_id <> ? AND l.live_credential IS NULL \
+         AND l.retired_at IS NULL LIMIT 1",
+    )
+    .bind(domain.to_string())
+    .bind(cell)
+    .bind(not_of.to_string())
+    .fetch_optional(&mut **tx)
+    .await?;
+    id.map(|id| from_id(&id, "lineages")).transpose()
+}
+
+async fn set_live(tx: &mut WriteTx, lineage: LineageId, credential: CredentialId) -> Result<(), StoreError> {
+    sqlx::query("UPDATE lineages SET live_credential = ?, retired_at = NULL WHERE id = ?")
+        .bind(credential.to_string())
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+async fn put_names(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+    names: &[(String, DomainId)],
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM lineage_names WHERE lineage_id = ?")
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    for (name, domain) in names {
+        sqlx::query("INSERT INTO lineage_names (lineage_id, name, domain_id) VALUES (?, ?, ?)")
+            .bind(lineage.to_string())
+            .bind(name)
+            .bind(domain.to_string())
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn group_tenant(tx: &mut WriteTx, group: GroupId) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT tenant_id FROM groups WHERE id = ?")
+        .bind(group.to_string())
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
+async fn record_lineage(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+    tenant: Option<&str>,
+) -> Result<(), StoreError> {
+    change::record(tx, ResourceKind::Credential, &lineage.to_string(), tenant).await?;
+    Ok(())
+}
+
+fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {
+    Ok(CredentialRow {
+        id: from_id(row.try_get("id")?, "credentials")?,
+        lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
+        group: from_id(row.try_get("group_id")?, "lineages")?,
+        cell: from_id(row.try_get("cell")?, "lineages")?,
+        issuer: row.try_get("issuer")?,
+        state: row.try_get("state")?,
+        names: from_json(row.try_get("names")?, "credentials: names")?,
+        chain_pem: row.try_get("chain_pem")?,
+        spki_sha256: row.try_get("spki_sha256")?,
+        fingerprint_sha256: row.try_get("fingerprint_sha256")?,
+        not_before: row.try_get("not_before")?,
+        not_after: row.try_get("not_after")?,
+        renew_at: row.try_get("renew_at")?,
+    })
+}

@@ -1,0 +1,447 @@
+//! SAN groups, their lineages, what is known about ordering each name, and the TXT values of open challenges.
+
+use std::collections::BTreeMap;
+
+use portico_api::v1;
+use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, OrderId, TenantId};
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use crate::acme::ChallengeMethod;
+
+/// A domain that may have a certificate: its proof stands.
+#[derive(Clone, Debug)]
+pub struct OrderableDomain {
+    pub id: DomainId,
+    pub tenant: TenantId,
+    /// A-label, or `*.` and a base.
+    pub name: String,
+    pub spec: v1::DomainSpec,
+    pub sharing: v1::Sharing,
+    /// The domain's, or its tenant's, or the default cell.
+    pub cells: Vec<CellId>,
+    /// Label below the challenge zone.
+    pub challenge_label: String,
+    pub created_at: i64,
+}
+
+/// A group that is not retired.
+#[derive(Clone, Debug)]
+pub struct GroupRow {
+    pub id: GroupId,
+    /// `None`: the operator's.
+    pub tenant: Option<TenantId>,
+    /// Sorted.
+    pub cells: Vec<CellId>,
+    pub alone: bool,
+    /// By name.
+    pub names: BTreeMap<String, DomainId>,
+}
+
+/// A lineage that is not retired, with its live credential.
+#[derive(Clone, Debug)]
+pub struct LineageRow {
+    pub id: LineageId,
+    pub group: GroupId,
+    pub cell: CellId,
+    pub live: Option<LiveCredential>,
+    /// Its group is retired: it serves until its names are live elsewhere.
+    pub leaving: bool,
+}
+
+/// What decides about a lineage's renewal.
+#[derive(Clone, Debug)]
+pub struct LiveCredential {
+    pub id: CredentialId,
+    /// As in the certificate.
+    pub names: Vec<String>,
+    pub not_before: i64,
+    pub not_after: i64,
+    pub renew_at: i64,
+}
+
+/// What is known about getting a certificate for a name.
+#[derive(Clone, Debug, Default)]
+pub struct NameState {
+    /// What pre-flight found possible; empty until it passed.
+    pub methods: Vec<ChallengeMethod>,
+    pub ready_at: Option<i64>,
+    pub failed_before: bool,
+    pub attempts: u32,
+    pub next_at: i64,
+    pub error: Option<String>,
+}
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn orderable_domains(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<OrderableDomain>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT d.id, d.tenant_id, d.name, d.spec, d.challenge_label, d.created_at, t.spec AS tenant_spec \
+         FROM domains d JOIN tenants t ON t.id = d.tenant_id \
+         WHERE d.deleted_at IS NULL AND d.served = 1 ORDER BY d.id",
+    )
+    .fetch_all(connection)
+    .await?;
+    let domain = |row: &sqlx::sqlite::SqliteRow| {
+        let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
+        let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
+        let mut cells = if spec.cells.is_empty() { tenant.cells } else { spec.cells.clone() };
+        if cells.is_empty() {
+            cells.push(from_id(DEFAULT_CELL, "cells")?);
+        }
+        cells.sort();
+        cells.dedup();
+        Ok(OrderableDomain {
+            id: from_id(row.try_get("id")?, "domains")?,
+            tenant: from_id(row.try_get("tenant_id")?, "domains")?,
+            name: row.try_get("name")?,
+            sharing: if spec.alone { v1::Sharing::Alone } else { tenant.sharing },
+            spec,
+            cells,
+            challenge_label: row.try_get("challenge_label")?,
+            created_at: row.try_get("created_at")?,
+        })
+    };
+    rows.iter().map(domain).collect()
+}
+
+/// The cell of tenants and domains that name none.
+const DEFAULT_CELL: &str = "default";
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn live_groups(connection: &mut SqliteConnection) -> Result<Vec<GroupRow>, StoreError> {
+    let rows =
+        sqlx::query("SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL ORDER BY id")
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut groups = BTreeMap::new();
+    for row in &rows {
+        let id: GroupId = from_id(row.try_get("id")?, "groups")?;
+        let tenant: Option<String> = row.try_get("tenant_id")?;
+        let group = GroupRow {
+            id,
+            tenant: tenant.map(|tenant| from_id(&tenant, "groups")).transpose()?,
+            cells: from_json(row.try_get("cells")?, "groups: cells")?,
+            alone: row.try_get("alone")?,
+            names: BTreeMap::new(),
+        };
+        groups.insert(id, group);
+    }
+    let rows = sqlx::query(
+        "SELECT n.group_id, n.name, n.domain_id FROM group_names n JOIN groups g ON g.id = n.group_id \
+         WHERE g.retired_at IS NULL",
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in &rows {
+        let group: GroupId = from_id(row.try_get("group_id")?, "group_names")?;
+        if let Some(group) = groups.get_mut(&group) {
+            group.names.insert(row.try_get("name")?, from_id(row.try_get("domain_id")?, "group_names")?);
+        }
+    }
+    Ok(groups.into_values().collect())
+}
+
+/// Writes a new group without lineages.
+///
+/// # Errors
+/// The database's.
+pub async fn insert(tx: &mut WriteTx, group: &GroupRow, policy: &str, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO groups (id, tenant_id, cells, policy, alone, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(group.id.to_string())
+    .bind(group.tenant.map(|tenant| tenant.to_string()))
+    .bind(to_json(&group.cells)?)
+    .bind(policy)
+    .bind(group.alone)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    put_names(tx, group.id, &group.names).await
+}
+
+/// Puts these names in place of a group's.
+///
+/// # Errors
+/// The database's.
+pub async fn put_names(
+    tx: &mut WriteTx,
+    group: GroupId,
+    names: &BTreeMap<String, DomainId>,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM group_names WHERE group_id = ?")
+        .bind(group.to_string())
+        .execute(&mut **tx)
+        .await?;
+    for (name, domain) in names {
+        sqlx::query("INSERT INTO group_names (group_id, name, domain_id) VALUES (?, ?, ?)")
+            .bind(group.to_string())
+            .bind(name)
+            .bind(domain.to_string())
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The group orders nothing any more; its lineages serve on until [`retire_lineage`].
+///
+/// # Errors
+/// The database's.
+pub async fn retire(tx: &mut WriteTx, group: GroupId, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE groups SET retired_at = ? WHERE id = ?")
+        .bind(now_ms)
+        .bind(group.to_string())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("DELETE FROM group_names WHERE group_id = ?")
+        .bind(group.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Makes the lineage of (group, cell) unless it exists; answers its id.
+///
+/// # Errors
+/// The database's.
+pub async fn ensure_lineage(
+    tx: &mut WriteTx,
+    group: GroupId,
+    cell: &CellId,
+    now_ms: i64,
+) -> Result<LineageId, StoreError> {
+    let id = LineageId::generate();
+    let id: String = sqlx::query_scalar(
+        "INSERT INTO lineages (id, group_id, cell, created_at) VALUES (?, ?, ?, ?) \
+         ON CONFLICT (group_id, cell) DO UPDATE SET retired_at = NULL RETURNING id",
+    )
+    .bind(id.to_string())
+    .bind(group.to_string())
+    .bind(cell.as_str())
+    .bind(now_ms)
+    .fetch_one(&mut **tx)
+    .await?;
+    from_id(&id, "lineages")
+}
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
+         c.names, c.not_before, c.not_after, c.renew_at \
+         FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.retired_at IS NULL ORDER BY l.group_id, l.cell",
+    )
+    .fetch_all(connection)
+    .await?;
+    let lineage = |row: &sqlx::sqlite::SqliteRow| {
+        let credential: Option<String> = row.try_get("live_credential")?;
+        let names: Option<String> = row.try_get("names")?;
+        let live = match (credential, names) {
+            (Some(credential), Some(names)) => Some(LiveCredential {
+                id: from_id(&credential, "credentials")?,
+                names: from_json(&names, "credentials: names")?,
+                not_before: row.try_get("not_before")?,
+                not_after: row.try_get("not_after")?,
+                renew_at: row.try_get("renew_at")?,
+            }),
+            _ => None,
+        };
+        Ok(LineageRow {
+            id: from_id(row.try_get("id")?, "lineages")?,
+            group: from_id(row.try_get("group_id")?, "lineages")?,
+            cell: from_id(row.try_get("cell")?, "lineages")?,
+            live,
+            leaving: row.try_get::<Option<i64>, _>("retired_at")?.is_some(),
+        })
+    };
+    rows.iter().map(lineage).collect()
+}
+
+/// The lineage is distributed no more.
+///
+/// # Errors
+/// The database's.
+pub async fn retire_lineage(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE lineages SET retired_at = ?, live_credential = NULL WHERE id = ?")
+        .bind(now_ms)
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("UPDATE credentials SET state = 'replaced' WHERE lineage_id = ? AND state = 'live'")
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("DELETE FROM lineage_names WHERE lineage_id = ?")
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+// ---- names ----
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn name_states(
+    connection: &mut SqliteConnection,
+) -> Result<BTreeMap<DomainId, NameState>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM name_states").fetch_all(connection).await?;
+    let state = |row: &sqlx::sqlite::SqliteRow| {
+        let domain: DomainId = from_id(row.try_get("domain_id")?, "name_states")?;
+        let state = NameState {
+            methods: from_json(row.try_get("methods")?, "name_states: methods")?,
+            ready_at: row.try_get("ready_at")?,
+            failed_before: row.try_get("failed_before")?,
+            attempts: row.try_get("attempts")?,
+            next_at: row.try_get("next_at")?,
+            error: row.try_get("error")?,
+        };
+        Ok((domain, state))
+    };
+    rows.iter().map(state).collect()
+}
+
+/// # Errors
+/// The database's.
+pub async fn put_name_state(
+    tx: &mut WriteTx,
+    domain: DomainId,
+    state: &NameState,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, attempts, next_at, error, updated_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET methods = excluded.methods, \
+         ready_at = excluded.ready_at, failed_before = excluded.failed_before, attempts = excluded.attempts, \
+         next_at = excluded.next_at, error = excluded.error, updated_at = excluded.updated_at",
+    )
+    .bind(domain.to_string())
+    .bind(to_json(&state.methods)?)
+    .bind(state.ready_at)
+    .bind(state.failed_before)
+    .bind(state.attempts)
+    .bind(state.next_at)
+    .bind(&state.error)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// "Retry now": nothing about this name waits any longer.
+///
+/// # Errors
+/// The database's.
+pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE name_states SET next_at = 0, updated_at = ? WHERE domain_id = ?")
+        .bind(now_ms)
+        .bind(domain.to_string())
+        .execute(&mut **tx)
+        .await?;
+    let lineages: Vec<String> = sqlx::query_scalar(
+        "SELECT l.id FROM lineages l JOIN group_names n ON n.group_id = l.group_id WHERE n.domain_id = ?",
+    )
+    .bind(domain.to_string())
+    .fetch_all(&mut **tx)
+    .await?;
+    for lineage in lineages {
+        super::order::retry_now(tx, from_id(&lineage, "lineages")?, now_ms).await?;
+    }
+    Ok(())
+}
+
+// ---- challenges ----
+
+/// Sets or clears the account's thumbprint on domains; answers those that changed with their tenants.
+///
+/// # Errors
+/// The database's.
+pub async fn set_thumbprint(
+    tx: &mut WriteTx,
+    domains: &[DomainId],
+    thumbprint: Option<&str>,
+) -> Result<Vec<(DomainId, String)>, StoreError> {
+    let mut changed = Vec::new();
+    for domain in domains {
+        let tenant: Option<String> = sqlx::query_scalar(
+            "UPDATE domains SET acme_thumbprint = ?1 \
+             WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS NOT ?1 RETURNING tenant_id",
+        )
+        .bind(thumbprint)
+        .bind(domain.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+        changed.extend(tenant.map(|tenant| (*domain, tenant)));
+    }
+    Ok(changed)
+}
+
+/// The challenge label of each of these domains that is not deleted.
+///
+/// # Errors
+/// The database's.
+pub async fn challenge_label(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT challenge_label FROM domains WHERE id = ? AND deleted_at IS NULL")
+        .bind(domain.to_string())
+        .fetch_optional(connection)
+        .await?)
+}
+
+/// # Errors
+/// The database's.
+pub async fn add_challenge_record(
+    tx: &mut WriteTx,
+    label: &str,
+    value: &str,
+    order: OrderId,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO challenge_records (label, value, order_id, created_at) VALUES (?, ?, ?, ?) \
+         ON CONFLICT (label, value) DO UPDATE SET order_id = excluded.order_id",
+    )
+    .bind(label)
+    .bind(value)
+    .bind(order.to_string())
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Forgets the records of an order; answers them.
+///
+/// # Errors
+/// The database's.
+pub async fn take_challenge_records(
+    tx: &mut WriteTx,
+    order: OrderId,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let rows = sqlx::query("DELETE FROM challenge_records WHERE order_id = ? RETURNING label, value")
+        .bind(order.to_string())
+        .fetch_all(&mut **tx)
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
+}
+
+/// Every (label, value), for the responder at start.
+///
+/// # Errors
+/// The database's.
+pub async fn challenge_records(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let rows = sqlx::query("SELECT label, value FROM challenge_records").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
+}

@@ -1,0 +1,426 @@
+//! Orders: one row each, moved by the order machine alone, and the ledger of what was asked of each CA.
+
+use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::{StoreError, WriteTx, from_id, from_json, to_json};
+
+/// Where an order stands; RFC 8555 section 7.1.6 from our side. Each state is durable before the step out of it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderState {
+    /// Intent, key and request are durable; the CA may or may not have heard of it.
+    Planned,
+    Created {
+        url: String,
+    },
+    /// Every challenge stands where the CA will look.
+    Challenged {
+        url: String,
+    },
+    /// Every authorization is valid.
+    Ready {
+        url: String,
+    },
+    /// The certificate request was sent.
+    Finalizing {
+        url: String,
+    },
+    Issued,
+    /// Over. Another order for the lineage may follow from then on.
+    Failed {
+        retry_at: i64,
+    },
+}
+
+/// An order with all that its steps need.
+#[derive(Clone, Debug)]
+pub struct OrderRow {
+    pub id: OrderId,
+    pub lineage: LineageId,
+    /// `None`: the operator's.
+    pub tenant: Option<TenantId>,
+    pub issuer: String,
+    /// Sorted.
+    pub names: Vec<String>,
+    /// In the order of `names`.
+    pub domains: Vec<DomainId>,
+    pub name_set: String,
+    pub state: OrderState,
+    pub credential: CredentialId,
+    /// Under the cell's data key.
+    pub sealed_key: Vec<u8>,
+    pub cell_key_epoch: u32,
+    pub key_tenant: String,
+    pub spki_sha256: Vec<u8>,
+    /// PKCS#10, DER.
+    pub csr: Vec<u8>,
+    pub renewal: bool,
+    /// Failed tries of the present step.
+    pub attempts: u32,
+    /// Nothing is tried before.
+    pub next_at: i64,
+    pub error: Option<String>,
+}
+
+impl OrderState {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Created { .. } => "created",
+            Self::Challenged { .. } => "challenged",
+            Self::Ready { .. } => "ready",
+            Self::Finalizing { .. } => "finalizing",
+            Self::Issued => "issued",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    pub fn url(&self) -> Option<&str> {
+        match self {
+            Self::Created { url }
+            | Self::Challenged { url }
+            | Self::Ready { url }
+            | Self::Finalizing { url } => Some(url),
+            Self::Planned | Self::Issued | Self::Failed { .. } => None,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Issued | Self::Failed { .. })
+    }
+}
+
+/// Writes a planned order down.
+///
+/// # Errors
+/// The database's; a second open order of the lineage is one.
+pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO orders (id, lineage_id, tenant_id, issuer, names, domains, name_set, state, credential_id, \
+         sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, next_at, created_at, updated_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(order.id.to_string())
+    .bind(order.lineage.to_string())
+    .bind(order.tenant.map(|tenant| tenant.to_string()))
+    .bind(&order.issuer)
+    .bind(to_json(&order.names)?)
+    .bind(to_json(&order.domains)?)
+    .bind(&order.name_set)
+    .bind(order.credential.to_string())
+    .bind(&order.sealed_key)
+    .bind(order.cell_key_epoch)
+    .bind(&order.key_tenant)
+    .bind(&order.spki_sha256)
+    .bind(&order.csr)
+    .bind(order.renewal)
+    .bind(order.next_at)
+    .bind(now_ms)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Moves an order to its next state and forgets the tries of the last.
+///
+/// # Errors
+/// The database's.
+pub async fn set_state(
+    tx: &mut WriteTx,
+    id: OrderId,
+    state: &OrderState,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let next_at = match state {
+        OrderState::Failed { retry_at } => *retry_at,
+        _ => now_ms,
+    };
+    sqlx::query(
+        "UPDATE orders SET state = ?, url = COALESCE(?, url), attempts = 0, next_at = ?, updated_at = ?, \
+         issued_at = CASE WHEN ? THEN ? ELSE issued_at END WHERE id = ?",
+    )
+    .bind(state.as_str())
+    .bind(state.url())
+    .bind(next_at)
+    .bind(now_ms)
+    .bind(matches!(state, OrderState::Issued))
+    .bind(now_ms)
+    .bind(id.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes a failed try; the state stays.
+///
+/// # Errors
+/// The database's.
+pub async fn postpone(
+    tx: &mut WriteTx,
+    id: OrderId,
+    next_at: i64,
+    error: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE orders SET attempts = attempts + 1, next_at = ?, error = ?, updated_at = ? WHERE id = ?",
+    )
+    .bind(next_at)
+    .bind(error)
+    .bind(now_ms)
+    .bind(id.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends an order; `error` says why.
+///
+/// # Errors
+/// The database's.
+pub async fn fail(
+    tx: &mut WriteTx,
+    id: OrderId,
+    retry_at: i64,
+    error: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    set_state(tx, id, &OrderState::Failed { retry_at }, now_ms).await?;
+    sqlx::query("UPDATE orders SET error = ? WHERE id = ?")
+        .bind(error)
+        .bind(id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Puts orders of a domain back to now: the owner's "retry now". Answers how many.
+///
+/// # Errors
+/// The database's.
+pub async fn retry_now(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "UPDATE orders SET next_at = ? WHERE lineage_id = ? AND state <> 'issued' AND next_at > ?",
+    )
+    .bind(now_ms)
+    .bind(lineage.to_string())
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Every order that is not over, oldest first.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn open(connection: &mut SqliteConnection) -> Result<Vec<OrderRow>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM orders WHERE state NOT IN ('issued', 'failed') ORDER BY created_at, id")
+            .fetch_all(connection)
+            .await?;
+    rows.iter().map(order).collect()
+}
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Option<OrderRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM orders WHERE id = ?")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(order).transpose()
+}
+
+/// For each lineage whose newest order failed: when another may follow, and how many failed in a row (at most 8 are
+/// counted).
+///
+/// # Errors
+/// The database's.
+pub async fn failures(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, i64, u32)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT o.lineage_id, o.next_at, (SELECT COUNT(*) FROM orders f WHERE f.lineage_id = o.lineage_id \
+           AND f.state = 'failed' AND f.created_at > COALESCE((SELECT MAX(i.created_at) FROM orders i \
+             WHERE i.lineage_id = o.lineage_id AND i.state = 'issued'), 0)) AS failed \
+         FROM orders o JOIN lineages l ON l.id = o.lineage_id AND l.retired_at IS NULL \
+         WHERE o.state = 'failed' AND NOT EXISTS (SELECT 1 FROM orders n \
+           WHERE n.lineage_id = o.lineage_id AND (n.created_at, n.id) > (o.created_at, o.id))",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let failed: i64 = row.try_get("failed")?;
+            let lineage = from_id(row.try_get("lineage_id")?, "orders")?;
+            Ok((lineage, row.try_get("next_at")?, u32::try_from(failed.clamp(0, 8)).unwrap_or(8)))
+        })
+        .collect()
+}
+
+fn order(row: &SqliteRow) -> Result<OrderRow, StoreError> {
+    let id: String = row.try_get("id")?;
+    let unreadable = || StoreError::Unreadable { what: format!("orders: {id}") };
+    let url: Option<String> = row.try_get("url")?;
+    let at_ca = |make: fn(String) -> OrderState| url.clone().map(make).ok_or_else(unreadable);
+    let next_at: i64 = row.try_get("next_at")?;
+    let state = match row.try_get::<String, _>("state")?.as_str() {
+        "planned" => OrderState::Planned,
+        "created" => at_ca(|url| OrderState::Created { url })?,
+        "challenged" => at_ca(|url| OrderState::Challenged { url })?,
+        "ready" => at_ca(|url| OrderState::Ready { url })?,
+        "finalizing" => at_ca(|url| OrderState::Finalizing { url })?,
+        "issued" => OrderState::Issued,
+        "failed" => OrderState::Failed { retry_at: next_at },
+        _ => return Err(unreadable()),
+    };
+    let tenant: Option<String> = row.try_get("tenant_id")?;
+    Ok(OrderRow {
+        id: from_id(&id, "orders")?,
+        lineage: from_id(row.try_get("lineage_id")?, "orders")?,
+        tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
+        issuer: row.try_get("issuer")?,
+        names: from_json(row.try_get("names")?, "orders: names")?,
+        domains: from_json(row.try_get("domains")?, "orders: domains")?,
+        name_set: row.try_get("name_set")?,
+        state,
+        credential: from_id(row.try_get("credential_id")?, "orders")?,
+        sealed_key: row.try_get("sealed_key")?,
+        cell_key_epoch: row.try_get("cell_key_epoch")?,
+        key_tenant: row.try_get("key_tenant")?,
+        spki_sha256: row.try_get("spki_sha256")?,
+        csr: row.try_get("csr")?,
+        renewal: row.try_get("renewal")?,
+        attempts: row.try_get("attempts")?,
+        next_at,
+        error: row.try_get("error")?,
+    })
+}
+
+// ---- the ledger ----
+
+/// One newOrder that is about to be sent.
+#[derive(Clone, Debug)]
+pub struct LedgerEntry<'a> {
+    pub issuer: &'a str,
+    pub order: OrderId,
+    pub name_set: &'a str,
+    pub renewal: bool,
+    pub registered_domains: &'a [String],
+}
+
+/// Counts a newOrder before it is sent.
+///
+/// # Errors
+/// The database's.
+pub async fn count_request(tx: &mut WriteTx, entry: &LedgerEntry<'_>, now_ms: i64) -> Result<(), StoreError> {
+    let id: i64 = sqlx::query_scalar(
+        "INSERT INTO order_requests (issuer, order_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?) RETURNING id",
+    )
+    .bind(entry.issuer)
+    .bind(entry.order.to_string())
+    .bind(entry.name_set)
+    .bind(entry.renewal)
+    .bind(now_ms)
+    .fetch_one(&mut **tx)
+    .await?;
+    for registered_domain in entry.registered_domains {
+        sqlx::query(
+            "INSERT INTO order_request_domains (request_id, issuer, registered_domain, renewal, at) \
+             VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(id)
+        .bind(entry.issuer)
+        .bind(registered_domain)
+        .bind(entry.renewal)
+        .bind(now_ms)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// How many newOrders (renewals of the same set aside) the account sent since, and when the oldest of them.
+///
+/// # Errors
+/// The database's.
+pub async fn requests_of_account(
+    connection: &mut SqliteConnection,
+    issuer: &str,
+    since: i64,
+) -> Result<(u32, Option<i64>), StoreError> {
+    let row = sqlx::query("SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE issuer = ? AND at > ? AND renewal = 0")
+        .bind(issuer)
+        .bind(since)
+        .fetch_one(connection)
+        .await?;
+    Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// The same for one exact set of names; renewals count.
+///
+/// # Errors
+/// The database's.
+pub async fn requests_of_set(
+    connection: &mut SqliteConnection,
+    issuer: &str,
+    name_set: &str,
+    since: i64,
+) -> Result<(u32, Option<i64>), StoreError> {
+    let row = sqlx::query("SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE issuer = ? AND name_set = ? AND at > ?")
+        .bind(issuer)
+        .bind(name_set)
+        .bind(since)
+        .fetch_one(connection)
+        .await?;
+    Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// The same for one registered domain; renewals of the same set do not count.
+///
+/// # Errors
+/// The database's.
+pub async fn requests_of_domain(
+    connection: &mut SqliteConnection,
+    issuer: &str,
+    registered_domain: &str,
+    since: i64,
+) -> Result<(u32, Option<i64>), StoreError> {
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_request_domains \
+         WHERE issuer = ? AND registered_domain = ? AND at > ? AND renewal = 0",
+    )
+    .bind(issuer)
+    .bind(registered_domain)
+    .bind(since)
+    .fetch_one(connection)
+    .await?;
+    Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// Whether this very order was already asked for (and its answer lost).
+///
+/// # Errors
+/// The database's.
+pub async fn was_requested(connection: &mut SqliteConnection, order: OrderId) -> Result<bool, StoreError> {
+    let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM order_requests WHERE order_id = ? LIMIT 1")
+        .bind(order.to_string())
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.is_some())
+}
+
+/// Forgets entries that no limit looks back to, and orders that ended before.
+///
+/// # Errors
+/// The database's.
+pub async fn prune(tx: &mut WriteTx, before: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM order_requests WHERE at < ?").bind(before).execute(&mut **tx).await?;
+    sqlx::query("DELETE FROM orders WHERE state IN ('issued', 'failed') AND updated_at < ? AND next_at < ?")
+        .bind(before)
+        .bind(before)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
