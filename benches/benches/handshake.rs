@@ -14,8 +14,8 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::{
-    CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
-    SupportedProtocolVersion, version,
+    CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig,
+    ServerConnection, SupportedProtocolVersion, version,
 };
 
 const NAME: &str = "shop.bench.test";
@@ -30,13 +30,55 @@ struct Case {
 
 fn handshake(c: &mut Criterion) {
     let cases = [
-        case("P-256, TLS 1.3, X25519, full", KeyType::EcdsaP256, &version::TLS13, aws_lc_rs::kx_group::X25519, false),
-        case("P-256, TLS 1.3, X25519, resumed", KeyType::EcdsaP256, &version::TLS13, aws_lc_rs::kx_group::X25519, true),
-        case("P-256, TLS 1.3, X25519MLKEM768, full", KeyType::EcdsaP256, &version::TLS13, aws_lc_rs::kx_group::X25519MLKEM768, false),
-        case("RSA-2048, TLS 1.3, X25519, full", KeyType::Rsa2048, &version::TLS13, aws_lc_rs::kx_group::X25519, false),
-        case("P-256, TLS 1.2, X25519, full", KeyType::EcdsaP256, &version::TLS12, aws_lc_rs::kx_group::X25519, false),
-        case("P-256, TLS 1.2, X25519, resumed", KeyType::EcdsaP256, &version::TLS12, aws_lc_rs::kx_group::X25519, true),
-        case("RSA-2048, TLS 1.2, X25519, full", KeyType::Rsa2048, &version::TLS12, aws_lc_rs::kx_group::X25519, false),
+        case(
+            "P-256, TLS 1.3, X25519, full",
+            KeyType::EcdsaP256,
+            &version::TLS13,
+            aws_lc_rs::kx_group::X25519,
+            false,
+        ),
+        case(
+            "P-256, TLS 1.3, X25519, resumed",
+            KeyType::EcdsaP256,
+            &version::TLS13,
+            aws_lc_rs::kx_group::X25519,
+            true,
+        ),
+        case(
+            "P-256, TLS 1.3, X25519MLKEM768, full",
+            KeyType::EcdsaP256,
+            &version::TLS13,
+            aws_lc_rs::kx_group::X25519MLKEM768,
+            false,
+        ),
+        case(
+            "RSA-2048, TLS 1.3, X25519, full",
+            KeyType::Rsa2048,
+            &version::TLS13,
+            aws_lc_rs::kx_group::X25519,
+            false,
+        ),
+        case(
+            "P-256, TLS 1.2, X25519, full",
+            KeyType::EcdsaP256,
+            &version::TLS12,
+            aws_lc_rs::kx_group::X25519,
+            false,
+        ),
+        case(
+            "P-256, TLS 1.2, X25519, resumed",
+            KeyType::EcdsaP256,
+            &version::TLS12,
+            aws_lc_rs::kx_group::X25519,
+            true,
+        ),
+        case(
+            "RSA-2048, TLS 1.2, X25519, full",
+            KeyType::Rsa2048,
+            &version::TLS12,
+            aws_lc_rs::kx_group::X25519,
+            false,
+        ),
     ];
     let mut group = c.benchmark_group("server_handshake");
     for case in &cases {
@@ -67,7 +109,9 @@ fn case(
 fn provider(group: &'static dyn SupportedKxGroup) -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![group];
-    provider.cipher_suites.sort_by_key(|suite| u8::from(suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256));
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| u8::from(suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256));
     Arc::new(provider)
 }
 

@@ -21,7 +21,8 @@ fn lookup(c: &mut Criterion) {
         let mut group = c.benchmark_group("sni_lookup");
         let hits: Vec<DomainName> = spread(size).map(name).collect();
         let wild: Vec<DomainName> = (0..1024).map(|at| parse(&format!("host-{at}.wild.test"))).collect();
-        let misses: Vec<DomainName> = (0..1024).map(|at| parse(&format!("unknown-{at}.elsewhere.test"))).collect();
+        let misses: Vec<DomainName> =
+            (0..1024).map(|at| parse(&format!("unknown-{at}.elsewhere.test"))).collect();
         for (case, names) in [("hit", &hits), ("wildcard", &wild), ("miss", &misses)] {
             group.bench_function(BenchmarkId::new(case, size), |b| each(b, &index, names, now));
         }

@@ -1,9 +1,9 @@
 //! What the benches share: made-up names and credentials, in any number.
 
 use portico_cert_store::{
-    CellId, CellKey, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, DomainId, DomainName,
-    GroupId, KeyType, LineageId, NamePattern, PrivateKey, SealContext, SniEntryInput, SniPublisher, TenantId, TlsPolicy,
-    TlsVersion,
+    CellId, CellKey, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, DomainId,
+    DomainName, GroupId, KeyType, LineageId, NamePattern, PrivateKey, SealContext, SniEntryInput,
+    SniPublisher, TenantId, TlsPolicy, TlsVersion,
 };
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
@@ -69,7 +69,13 @@ impl CredentialSource {
     pub fn new() -> Self {
         let (chain, key) = Authority::new().issue(&["name-0.bench.test".to_owned()], KeyType::EcdsaP256);
         let cell = CellId::parse("bench").expect("a valid cell");
-        Self { chain, key, cell_key: CellKey::generate(cell.clone(), 1), cell, interner: ChainInterner::new() }
+        Self {
+            chain,
+            key,
+            cell_key: CellKey::generate(cell.clone(), 1),
+            cell,
+            interner: ChainInterner::new(),
+        }
     }
 
     /// A new version of `lineage`.
@@ -105,15 +111,23 @@ impl Default for CredentialSource {
 
 /// An index with `count` exact names in groups of 25 and one wildcard, `*.wild.test`.
 pub fn index_of(count: usize, source: &CredentialSource) -> (SniPublisher, Vec<LineageId>) {
-    let lineages: Vec<LineageId> = (0..count.div_ceil(NAMES_PER_CREDENTIAL)).map(|_| LineageId::generate()).collect();
+    let lineages: Vec<LineageId> =
+        (0..count.div_ceil(NAMES_PER_CREDENTIAL)).map(|_| LineageId::generate()).collect();
     let (tenant, domain) = (TenantId::generate(), DomainId::generate());
     let mut publisher = SniPublisher::new(count);
     let exact = (0..count).map(|at| (NamePattern::Exact(name(at)), at / NAMES_PER_CREDENTIAL));
     let wildcard = (NamePattern::parse("*.wild.test").expect("a wildcard"), 0);
     let names = exact.chain([wildcard]).map(|(pattern, lineage)| {
-        (pattern, SniEntryInput { tenant, domain, policy: POLICY, lineages: std::slice::from_ref(&lineages[lineage]) })
+        (
+            pattern,
+            SniEntryInput {
+                tenant,
+                domain,
+                policy: POLICY,
+                lineages: std::slice::from_ref(&lineages[lineage]),
+            },
+        )
     });
     publisher.publish_all(lineages.iter().map(|l| source.credential(*l)), names).expect("published");
     (publisher, lineages)
 }
-

@@ -9,7 +9,10 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use portico_api::v1::{self, Client, DomainSpec, EgressGrant, JoinTokenRequest, RecordPurpose, Route, Tenant, TenantSpec};
+use portico_api::v1::client::Client;
+use portico_api::v1::{
+    self, DomainSpec, EgressGrant, JoinTokenRequest, RecordPurpose, Route, Tenant, TenantSpec,
+};
 use portico_cert_store::CellId;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -49,7 +52,12 @@ pub struct LabOptions {
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { ca: CaKind::Own, cells: vec![CellPlan { name: "default", edges: 2 }], io: "auto", ca_arguments: Vec::new() }
+        Self {
+            ca: CaKind::Own,
+            cells: vec![CellPlan { name: "default", edges: 2 }],
+            io: "auto",
+            ca_arguments: Vec::new(),
+        }
     }
 }
 
@@ -94,7 +102,8 @@ impl Lab {
     pub async fn start(options: LabOptions) -> Result<Self> {
         let addresses = Addresses::take();
         let folder = tempfile::tempdir()?;
-        let edge_ips: Vec<_> = (0..options.cells.iter().map(|c| c.edges).sum()).map(|n| addresses.ip(11 + n)).collect();
+        let edge_ips: Vec<_> =
+            (0..options.cells.iter().map(|c| c.edges).sum()).map(|n| addresses.ip(11 + n)).collect();
 
         let dns_address = addresses.at(2, 5353);
         let dns_management = addresses.at(2, 5380);
@@ -102,17 +111,17 @@ impl Lab {
         let dns = Running::start(
             "dns",
             folder.path(),
-            Command::new(binary("portico-acme-ca")).arg("dns").args(["--listen", &dns_address.to_string()]).args([
-                "--management",
-                &dns_management.to_string(),
-                "--default-a",
-                &list.join(","),
-            ]),
+            Command::new(binary("portico-acme-ca"))
+                .arg("dns")
+                .args(["--listen", &dns_address.to_string()])
+                .args(["--management", &dns_management.to_string(), "--default-a", &list.join(",")]),
         );
         healthy("the DNS stub", dns_management).await;
 
         let ca = match options.ca {
-            CaKind::Own => start_own_ca(&addresses, folder.path(), dns_address, &options.ca_arguments).await?,
+            CaKind::Own => {
+                start_own_ca(&addresses, folder.path(), dns_address, &options.ca_arguments).await?
+            }
             CaKind::Pebble => pebble::start(&addresses, folder.path(), dns_address).await?,
         };
         let origin = addresses.at(3, 9000);
@@ -194,7 +203,10 @@ impl Lab {
             name: name.to_owned(),
             sharing,
             cells: cells.iter().map(|c| CellId::parse(c)).collect::<Result<_, _>>()?,
-            egress_grants: vec![EgressGrant { cidr: format!("{}/32", self.origin.ip()), ports: vec![self.origin.port()] }],
+            egress_grants: vec![EgressGrant {
+                cidr: format!("{}/32", self.origin.ip()),
+                ports: vec![self.origin.port()],
+            }],
             domains_max: 10_000,
         };
         Ok(self.client.create_tenant(&spec).await?)
@@ -400,12 +412,16 @@ async fn start_origin(address: SocketAddr) -> Result<tokio::task::JoinHandle<()>
     let listener = tokio::net::TcpListener::bind(address).await?;
     Ok(tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            let service = hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
-                let host = request.headers().get(http::header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("");
-                let body = format!("origin of {host} path {}\n", request.uri().path());
-                Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from(body))))
-            });
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service));
+            let service =
+                hyper::service::service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                    let host =
+                        request.headers().get(http::header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("");
+                    let body = format!("origin of {host} path {}\n", request.uri().path());
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from(body))))
+                });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service),
+            );
         }
     }))
 }

@@ -12,5 +12,6 @@ mod tls;
 
 pub use addresses::Addresses;
 pub use lab::{CaKind, CellPlan, Lab, LabOptions};
+pub use pebble::pebble_is_installed;
 pub use process::{Running, binary, wait_until};
 pub use tls::{Answer, Shown, ask, shown};

@@ -23,7 +23,7 @@ pub(crate) struct Pebble {
 }
 
 /// Whether Pebble is installed.
-pub(crate) fn is_installed() -> bool {
+pub fn pebble_is_installed() -> bool {
     Path::new(PEBBLE).exists()
 }
 

@@ -59,7 +59,9 @@ pub async fn ask(address: SocketAddr, name: &str, path: &str, roots: &Path) -> R
         let _closed = driver.await;
         Ok(Answer { shown, status: parts.status.as_u16(), headers: parts.headers, body })
     };
-    tokio::time::timeout(DEADLINE, exchange).await.map_err(|_| anyhow!("{name} on {address}: no answer in {DEADLINE:?}"))?
+    tokio::time::timeout(DEADLINE, exchange)
+        .await
+        .map_err(|_| anyhow!("{name} on {address}: no answer in {DEADLINE:?}"))?
 }
 
 async fn connect(address: SocketAddr, name: &str, roots: &Path) -> Result<TlsStream<TcpStream>> {
@@ -76,7 +78,9 @@ async fn connect(address: SocketAddr, name: &str, roots: &Path) -> Result<TlsStr
     let handshake = async {
         let tcp = TcpStream::connect(address).await?;
         Ok::<_, std::io::Error>(
-            TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?, tcp).await?,
+            TlsConnector::from(Arc::new(config))
+                .connect(ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?, tcp)
+                .await?,
         )
     };
     tokio::time::timeout(DEADLINE, handshake)
@@ -86,7 +90,8 @@ async fn connect(address: SocketAddr, name: &str, roots: &Path) -> Result<TlsStr
 }
 
 fn shown_on(stream: &TlsStream<TcpStream>) -> Result<Shown> {
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).context("no certificate")?.to_vec();
+    let leaf =
+        stream.get_ref().1.peer_certificates().and_then(|c| c.first()).context("no certificate")?.to_vec();
     let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).map_err(|e| anyhow!("leaf: {e}"))?;
     let names = parsed
         .subject_alternative_name()

@@ -30,7 +30,8 @@ fn direct(metadata: &Metadata, name: &str) -> BTreeSet<String> {
 /// All packages that `roots` reach through edges that are built into products (no dev-dependencies).
 fn reached(metadata: &Metadata, roots: &[&str]) -> BTreeSet<String> {
     let resolve = metadata.resolve.as_ref().expect("metadata is resolved");
-    let names: HashMap<&PackageId, &str> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
+    let names: HashMap<&PackageId, &str> =
+        metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
     let nodes: HashMap<&PackageId, _> = resolve.nodes.iter().map(|n| (&n.id, n)).collect();
     let mut open: Vec<&PackageId> = roots.iter().map(|name| &package(metadata, name).id).collect();
     let mut seen = BTreeSet::new();
@@ -86,7 +87,9 @@ fn the_test_ca_shares_nothing_with_the_product() {
     let package = package(&metadata, "portico-acme-ca");
     let ours: Vec<_> = package.dependencies.iter().filter(|d| d.name.starts_with("portico-")).collect();
     assert!(ours.is_empty(), "acme-ca depends on {ours:?}");
-    for service in ["portico-edge", "portico-control-plane", "portico-api", "portico-prober", "portico-cert-store"] {
+    for service in
+        ["portico-edge", "portico-control-plane", "portico-api", "portico-prober", "portico-cert-store"]
+    {
         assert!(!direct(&metadata, service).contains("portico-acme-ca"), "{service} depends on the test CA");
     }
 }
@@ -95,7 +98,8 @@ fn the_test_ca_shares_nothing_with_the_product() {
 fn the_cli_holds_the_test_ca_only_through_its_default_feature() {
     let metadata = metadata();
     let cli = package(&metadata, "portico-cli");
-    let ca = cli.dependencies.iter().find(|d| d.name == "portico-acme-ca").expect("quickstart uses the test CA");
+    let ca =
+        cli.dependencies.iter().find(|d| d.name == "portico-acme-ca").expect("quickstart uses the test CA");
     assert!(ca.optional);
     assert_eq!(cli.features["default"], ["quickstart"]);
     assert_eq!(cli.features["quickstart"], ["dep:portico-acme-ca"]);
@@ -125,7 +129,9 @@ fn one_crypto_library_is_built_into_everything() {
     let all = members(&metadata);
     let reached = reached(&metadata, &all.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(reached.contains("aws-lc-rs"));
-    for banned in ["ring", "openssl", "openssl-sys", "native-tls", "boring", "mbedtls", "h3-quinn", "rustls-pemfile"] {
+    for banned in
+        ["ring", "openssl", "openssl-sys", "native-tls", "boring", "mbedtls", "h3-quinn", "rustls-pemfile"]
+    {
         assert!(!reached.contains(banned), "{banned} is built in");
     }
 }

@@ -85,7 +85,9 @@ async fn suspension_reaches_every_edge_and_keeps_the_certificate() -> Result<()>
     let tenant = lab.tenant("late-payer", Sharing::RegisteredDomain, &[]).await?;
     lab.domain(&tenant, "shop.test").await?;
     lab.active("shop.test").await?;
-    for (mode, status) in [(SuspensionMode::Page, 503), (SuspensionMode::Gone, 410), (SuspensionMode::Legal, 451)] {
+    for (mode, status) in
+        [(SuspensionMode::Page, 503), (SuspensionMode::Gone, 410), (SuspensionMode::Legal, 451)]
+    {
         let suspension = Suspension { mode, reason: "unpaid".to_owned(), until: None };
         let started = Instant::now();
         let answer = lab.client.suspend_tenant(tenant.id, &suspension).await?;

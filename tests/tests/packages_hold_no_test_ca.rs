@@ -6,7 +6,17 @@ use std::process::Command;
 fn the_operators_binary_without_quickstart_has_no_test_ca() {
     let tree = |features: &[&str]| {
         let output = Command::new(env!("CARGO"))
-            .args(["tree", "--offline", "--locked", "-p", "portico-cli", "--edges", "normal,build", "--prefix", "none"])
+            .args([
+                "tree",
+                "--offline",
+                "--locked",
+                "-p",
+                "portico-cli",
+                "--edges",
+                "normal,build",
+                "--prefix",
+                "none",
+            ])
             .args(features)
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .output()

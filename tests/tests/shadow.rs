@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use portico_api::v1::Sharing;
-use portico_tests::{CaKind, CellPlan, Lab, LabOptions, ask};
+use portico_tests::{CaKind, CellPlan, Lab, LabOptions, ask, pebble_is_installed};
 
 fn two_cells(ca: CaKind) -> LabOptions {
     LabOptions {
@@ -60,14 +60,17 @@ fn validations_of(stats: &serde_json::Value, name: &str) -> u64 {
 
 #[tokio::test]
 async fn the_second_cell_costs_no_validation_at_pebble() -> Result<()> {
-    if !Path::new("/usr/bin/pebble").exists() {
+    if !pebble_is_installed() {
         println!("skipped: pebble is not installed (apt-get install pebble)");
         return Ok(());
     }
     let lab = two_cells_have_two_keys_from_one_validation(CaKind::Pebble).await?;
     let log = lab.ca_log();
     for name in ["twice.test", "www.twice.test"] {
-        let attempted = log.lines().filter(|l| l.contains("Attempting to validate") && l.contains(&format!("//{name}:"))).count();
+        let attempted = log
+            .lines()
+            .filter(|l| l.contains("Attempting to validate") && l.contains(&format!("//{name}:")))
+            .count();
         println!("{name}: {attempted} fetches by Pebble's validators");
         // Pebble looks three times for one validation; a second validation would be six.
         assert!((1..=3).contains(&attempted), "{name}: {attempted} fetches\n{log}");
@@ -97,7 +100,9 @@ fn holds(folder: &Path, needle: &[u8]) -> Result<bool> {
             let kind = entry.file_type()?;
             if kind.is_dir() {
                 open.push(entry.path());
-            } else if kind.is_file() && std::fs::read(entry.path())?.windows(needle.len()).any(|w| w == needle) {
+            } else if kind.is_file()
+                && std::fs::read(entry.path())?.windows(needle.len()).any(|w| w == needle)
+            {
                 return Ok(true);
             }
         }

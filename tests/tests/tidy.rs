@@ -7,7 +7,8 @@ use std::process::Command;
 const FILE_LINES_MAX: usize = 1000;
 
 /// Names that say nothing about what is in a file.
-const BANNED_FILE_NAMES: [&str; 6] = ["utils.rs", "util.rs", "common.rs", "helpers.rs", "helper.rs", "manager.rs"];
+const BANNED_FILE_NAMES: [&str; 6] =
+    ["utils.rs", "util.rs", "common.rs", "helpers.rs", "helper.rs", "manager.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace's folder")
@@ -44,7 +45,10 @@ fn rust_sources() -> Vec<(PathBuf, String)> {
 
 /// The lines of `text` without their comments, so that a word in prose is not a use.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines().enumerate().map(|(at, line)| (at + 1, line.split("//").next().unwrap_or(""))).filter(|(_, l)| !l.is_empty())
+    text.lines()
+        .enumerate()
+        .map(|(at, line)| (at + 1, line.split("//").next().unwrap_or("")))
+        .filter(|(_, l)| !l.is_empty())
 }
 
 /// Fails with every place outside `allowed` folders where code holds one of `words`.
@@ -80,7 +84,10 @@ fn only_the_acme_module_names_the_acme_client() {
 
 #[test]
 fn only_the_store_holds_sql() {
-    only_in(&["sqlx", "SELECT ", "INSERT INTO", "DELETE FROM", "UPDATE "], &["control-plane/src/store/", "control-plane/src/store.rs", "control-plane/tests/", "tests/"]);
+    only_in(
+        &["sqlx", "SELECT ", "INSERT INTO", "DELETE FROM", "UPDATE "],
+        &["control-plane/src/store/", "control-plane/src/store.rs", "control-plane/tests/", "tests/"],
+    );
 }
 
 #[test]
@@ -88,10 +95,21 @@ fn only_clock_modules_read_the_time() {
     only_in(
         &["Instant::now()", "SystemTime::now()", "OffsetDateTime::now_utc()"],
         &[
-            "edge/src/clock.rs", "control-plane/src/clock.rs", "tests/", "loadtest/", "benches/",
-            "control-plane/cli/src/clock.rs", "control-plane/prober/src/clock.rs", "control-plane/api/src/clock.rs",
-            "cert-store/examples/", "cert-store/tests/", "edge/tests/", "control-plane/tests/",
-            "control-plane/api/tests/", "control-plane/prober/tests/", "control-plane/cli/tests/",
+            "edge/src/clock.rs",
+            "control-plane/src/clock.rs",
+            "tests/",
+            "loadtest/",
+            "benches/",
+            "control-plane/cli/src/clock.rs",
+            "control-plane/prober/src/clock.rs",
+            "control-plane/api/src/clock.rs",
+            "cert-store/examples/",
+            "cert-store/tests/",
+            "edge/tests/",
+            "control-plane/tests/",
+            "control-plane/api/tests/",
+            "control-plane/prober/tests/",
+            "control-plane/cli/tests/",
         ],
     );
 }
@@ -146,14 +164,14 @@ fn every_source_file_is_part_of_a_crate() {
         if !in_src || matches!(stem, "lib" | "main") || folder.ends_with("bin") {
             continue;
         }
-        let module = if stem == "mod" { folder.file_name().and_then(|n| n.to_str()).unwrap_or("") } else { stem };
+        let module =
+            if stem == "mod" { folder.file_name().and_then(|n| n.to_str()).unwrap_or("") } else { stem };
         let home = if stem == "mod" { folder.parent().expect("a module has a parent") } else { folder };
         let declared = sources.iter().any(|(other, text)| {
             let parent = other.parent().expect("a file is in a folder");
             let own = parent == home || (other.with_extension("") == home);
-            own && code_lines(text).any(|(_, l)| {
-                l.contains(&format!("mod {module};")) || l.contains(&format!("mod {module} "))
-            })
+            own && code_lines(text)
+                .any(|(_, l)| l.contains(&format!("mod {module};")) || l.contains(&format!("mod {module} ")))
         });
         if !declared {
             dead.push(path.display().to_string());
@@ -165,8 +183,23 @@ fn every_source_file_is_part_of_a_crate() {
 #[test]
 fn the_top_level_holds_only_what_it_should() {
     let allowed = [
-        "Cargo.toml", "Cargo.lock", "edge", "control-plane", "cert-store", "benches", "loadtest", "tests", "README.md",
-        "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "clippy.toml", "rustfmt.toml", "deny.toml", ".ci", ".gitignore",
+        "Cargo.toml",
+        "Cargo.lock",
+        "edge",
+        "control-plane",
+        "cert-store",
+        "benches",
+        "loadtest",
+        "tests",
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "clippy.toml",
+        "rustfmt.toml",
+        "deny.toml",
+        ".ci",
+        ".gitignore",
     ];
     let extra: Vec<_> = files()
         .into_iter()

@@ -2,13 +2,7 @@
 //!
 //! The messages come from `proto/portico/distribution/v1.proto`; a test regenerates them and compares.
 
-#[expect(
-    clippy::all,
-    missing_debug_implementations,
-    unreachable_pub,
-    unused_qualifications,
-    reason = "generated code"
-)]
+#[expect(clippy::all, unused_qualifications, reason = "generated code")]
 mod generated;
 
 pub use generated::*;
