@@ -78,12 +78,18 @@ impl EgressPolicy {
     }
 }
 
-/// Ports that common services use and that a web origin does not.
-const DENIED_PORTS: [u16; 15] =
-    [1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 5432, 5672, 6379, 9200, 11211, 27017, 50070];
+/// Ports from 1024 up of services that act on what an HTTP request can be made to say, or that hand out data without
+/// asking for a password: databases, caches, queues, cluster and container control, remote shells, mail, IRC. Sorted.
+const DENIED_PORTS: [u16; 75] = [
+    1080, 1099, 1433, 1521, 1719, 1720, 1723, 2049, 2181, 2375, 2376, 2377, 2379, 2380, 3128, 3268, 3269,
+    3306, 3389, 3632, 4045, 4190, 4505, 4506, 4646, 5060, 5061, 5432, 5555, 5672, 5900, 5901, 5984, 5985,
+    5986, 6000, 6379, 6443, 6566, 6665, 6666, 6667, 6668, 6669, 6697, 7199, 8300, 8301, 8302, 8500, 8600,
+    9042, 9092, 9160, 9200, 9300, 9418, 10050, 10051, 10080, 10250, 10255, 10256, 11211, 15672, 16379, 25672,
+    26257, 26379, 27017, 27018, 27019, 28015, 50070, 61616,
+];
 
 fn port_is_open(port: u16) -> bool {
-    matches!(port, 80 | 443 | 1024..) && !DENIED_PORTS.contains(&port)
+    matches!(port, 80 | 443 | 1024..) && DENIED_PORTS.binary_search(&port).is_err()
 }
 
 /// The special range that an address is in (IANA special-purpose registries, RFC 6890), by name.
@@ -101,12 +107,16 @@ const SPECIAL_V4: &[(&str, &str)] = &[
     ("10.0.0.0/8", "private"),
     ("100.64.0.0/10", "shared (CGNAT)"),
     ("127.0.0.0/8", "loopback"),
+    ("168.63.129.16/32", "cloud metadata"),
     ("169.254.0.0/16", "link-local (cloud metadata)"),
     ("172.16.0.0/12", "private"),
     ("192.0.0.0/24", "protocol-assignment"),
     ("192.0.2.0/24", "documentation"),
+    ("192.31.196.0/24", "AS112"),
+    ("192.52.193.0/24", "AMT"),
     ("192.88.99.0/24", "6to4-relay"),
     ("192.168.0.0/16", "private"),
+    ("192.175.48.0/24", "AS112"),
     ("198.18.0.0/15", "benchmark"),
     ("198.51.100.0/24", "documentation"),
     ("203.0.113.0/24", "documentation"),
@@ -119,12 +129,15 @@ const SPECIAL_V6: &[(&str, &str)] = &[
     ("::1/128", "loopback"),
     ("::/96", "IPv4-compatible"),
     ("::ffff:0:0/96", "IPv4-mapped"),
+    ("::ffff:0:0:0/96", "IPv4-translated"),
     ("64:ff9b::/96", "NAT64"),
     ("64:ff9b:1::/48", "NAT64"),
     ("100::/64", "discard"),
+    ("100:0:0:1::/64", "dummy"),
     ("2001::/23", "protocol-assignment"),
     ("2001:db8::/32", "documentation"),
     ("2002::/16", "6to4"),
+    ("2620:4f:8000::/48", "AS112"),
     ("3fff::/20", "documentation"),
     ("5f00::/16", "segment-routing"),
     ("fc00::/7", "unique-local"),
