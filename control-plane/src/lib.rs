@@ -11,6 +11,7 @@ pub mod config;
 pub mod dns;
 mod parts;
 pub mod plan;
+pub mod proof;
 pub mod sealer;
 pub mod store;
 

@@ -1,3 +1,4 @@
 //! DNS, from both sides.
 
+pub mod lookup;
 pub mod responder;

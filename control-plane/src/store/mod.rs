@@ -22,13 +22,21 @@ use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 
 pub mod account;
+pub mod audit;
 pub mod change;
+pub mod condition;
 pub mod credential;
+pub mod domain;
+pub mod event;
 pub mod group;
+pub mod idempotency;
 pub mod meta;
 mod migrations;
 pub mod order;
+pub mod proof;
 pub mod sealing_key;
+pub mod tenant;
+pub mod token;
 
 /// The database inside the data folder.
 pub const DATABASE_FILE: &str = "portico.db";
@@ -214,6 +222,20 @@ pub(crate) fn from_id<T: std::str::FromStr>(text: &str, what: &str) -> Result<T,
 pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value)
         .map_err(|_| StoreError::Unreadable { what: "a document without JSON form".to_owned() })
+}
+
+/// Writes an enum whose JSON form is one string.
+pub(crate) fn to_word<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => Ok(word),
+        _ => Err(StoreError::Unreadable { what: "a word that is not one".to_owned() }),
+    }
+}
+
+/// Reads an enum whose JSON form is one string; `what` names the table in the error.
+pub(crate) fn from_word<T: serde::de::DeserializeOwned>(word: &str, what: &str) -> Result<T, StoreError> {
+    serde_json::from_value(serde_json::Value::String(word.to_owned()))
+        .map_err(|_| StoreError::Unreadable { what: format!("{what}: unknown word") })
 }
 
 #[cfg(test)]

@@ -1,0 +1,211 @@
+//! DNS questions on a tenant's behalf: what does the world see for this name.
+//!
+//! Three answers are kept apart: there are records, there are certainly none, and *not known* (no answer, a refusal, a
+//! server's failure). Unknown is never taken for none: a proof is not lost because a resolver is down.
+//!
+//! Each question has one deadline and nothing is cached, because a tenant who asks for a check has just changed the
+//! record. Deliberately absent: trust in more than the configured resolvers; DNSSEC is theirs to check.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use portico_cert_store::DomainName;
+use tokio::sync::Semaphore;
+
+use crate::config::DnsConfig;
+
+/// One question with all its tries.
+const DEADLINE: Duration = Duration::from_secs(6);
+/// One try at one server.
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Questions in flight; more wait.
+const CONCURRENCY: usize = 64;
+/// Records that are looked at in one answer.
+const RECORDS_MAX: usize = 64;
+
+/// Asks the configured resolvers. Clones share the sockets and the bound on concurrency.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    resolver: Arc<TokioResolver>,
+    permits: Arc<Semaphore>,
+}
+
+/// What is known about a name and a type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found<T> {
+    Records(Vec<T>),
+    /// The name or the type does not exist: NXDOMAIN or NODATA.
+    Nothing,
+    /// Nobody gave an answer; the text says why.
+    Unknown(String),
+}
+
+/// A CAA record (RFC 8659).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caa {
+    pub critical: bool,
+    /// Lower case: `issue`, `issuewild`, `iodef`, ..
+    pub tag: String,
+    pub value: String,
+}
+
+impl<T> Found<T> {
+    /// The records; none when there are none or nothing is known.
+    pub fn records(&self) -> &[T] {
+        match self {
+            Self::Records(records) => records,
+            Self::Nothing | Self::Unknown(_) => &[],
+        }
+    }
+
+    fn map<U>(self, read: impl FnMut(T) -> Option<U>) -> Found<U> {
+        match self {
+            Self::Records(records) => {
+                let read: Vec<U> = records.into_iter().filter_map(read).take(RECORDS_MAX).collect();
+                if read.is_empty() { Found::Nothing } else { Found::Records(read) }
+            }
+            Self::Nothing => Found::Nothing,
+            Self::Unknown(why) => Found::Unknown(why),
+        }
+    }
+}
+
+impl Lookup {
+    /// Resolvers as configured, or the system's.
+    ///
+    /// # Errors
+    /// The system's configuration cannot be read.
+    pub fn new(config: &DnsConfig) -> anyhow::Result<Self> {
+        let servers =
+            if config.resolvers.is_empty() { system_resolvers()? } else { config.resolvers.clone() };
+        let servers = servers.into_iter().map(name_server).collect();
+        let mut builder = TokioResolver::builder_with_config(
+            ResolverConfig::from_parts(None, Vec::new(), servers),
+            TokioRuntimeProvider::default(),
+        );
+        let options = builder.options_mut();
+        options.timeout = TRY_TIMEOUT;
+        options.attempts = 2;
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        options.max_active_requests = CONCURRENCY;
+        let resolver = Arc::new(builder.build().context("set up the DNS resolver")?);
+        Ok(Self { resolver, permits: Arc::new(Semaphore::new(CONCURRENCY)) })
+    }
+
+    /// TXT values of `name` (which may begin with an underscore label), each joined from its parts.
+    pub async fn txt(&self, name: &str) -> Found<String> {
+        self.ask(name, RecordType::TXT).await.map(|data| match data {
+            RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
+            _ => None,
+        })
+    }
+
+    /// The target of the CNAME at exactly `name`, lower case, no trailing dot.
+    pub async fn cname(&self, name: &str) -> Found<String> {
+        self.ask(name, RecordType::CNAME).await.map(|data| match data {
+            RData::CNAME(cname) => Some(plain(&cname.0)),
+            _ => None,
+        })
+    }
+
+    /// IPv4 and IPv6 addresses, CNAMEs followed. Unknown when either type is unknown: a name that looks as if it had
+    /// only our addresses may have others.
+    pub async fn addresses(&self, name: &DomainName) -> Found<IpAddr> {
+        let (v4, v6) =
+            tokio::join!(self.ask(name.as_str(), RecordType::A), self.ask(name.as_str(), RecordType::AAAA));
+        let v4 = v4.map(|data| match data {
+            RData::A(address) => Some(IpAddr::V4(address.0)),
+            _ => None,
+        });
+        let v6 = v6.map(|data| match data {
+            RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+            _ => None,
+        });
+        match (v4, v6) {
+            (Found::Unknown(why), _) | (_, Found::Unknown(why)) => Found::Unknown(why),
+            (Found::Nothing, Found::Nothing) => Found::Nothing,
+            (v4, v6) => Found::Records(v4.records().iter().chain(v6.records()).copied().collect()),
+        }
+    }
+
+    /// CAA records at exactly `name`; climbing the tree (RFC 8659 section 3) is the caller's.
+    pub async fn caa(&self, name: &DomainName) -> Found<Caa> {
+        self.ask(name.as_str(), RecordType::CAA).await.map(|data| match data {
+            RData::CAA(caa) => Some(Caa {
+                critical: caa.issuer_critical,
+                tag: caa.tag.to_ascii_lowercase(),
+                value: String::from_utf8_lossy(&caa.value).into_owned(),
+            }),
+            _ => None,
+        })
+    }
+
+    async fn ask(&self, name: &str, kind: RecordType) -> Found<RData> {
+        let mut fqdn = match Name::from_ascii(name) {
+            Ok(fqdn) => fqdn,
+            Err(error) => return Found::Unknown(format!("{name} is not a DNS name: {error}")),
+        };
+        fqdn.set_fqdn(true);
+        let asked = async {
+            let _permit = self.permits.acquire().await;
+            self.resolver.lookup(fqdn, kind).await
+        };
+        match tokio::time::timeout(DEADLINE, asked).await {
+            Err(_) => Found::Unknown(format!("no answer for {kind} {name} within {} s", DEADLINE.as_secs())),
+            Ok(Err(error)) if error.is_nx_domain() || no_data(&error) => Found::Nothing,
+            Ok(Err(error)) => Found::Unknown(format!("{kind} {name}: {error}")),
+            Ok(Ok(answer)) => Found::Records(
+                answer
+                    .answers()
+                    .iter()
+                    .filter(|record| record.record_type() == kind)
+                    .map(|record| record.data.clone())
+                    .collect(),
+            ),
+        }
+    }
+}
+
+/// NOERROR without records of the type. A "no records" with another code (SERVFAIL, REFUSED) is a failure.
+fn no_data(error: &hickory_resolver::net::NetError) -> bool {
+    use hickory_resolver::net::{DnsError, NetError, NoRecords};
+    use hickory_resolver::proto::op::ResponseCode;
+    matches!(
+        error,
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code: ResponseCode::NoError, .. }))
+    )
+}
+
+/// The `nameserver` lines of resolv.conf(5); its other settings are about names without dots, which never come here.
+fn system_resolvers() -> anyhow::Result<Vec<SocketAddr>> {
+    let path = "/etc/resolv.conf";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}; or set dns.resolvers"))?;
+    let servers: Vec<SocketAddr> = text.lines().filter_map(nameserver_line).collect();
+    anyhow::ensure!(!servers.is_empty(), "{path} names no server; set dns.resolvers");
+    Ok(servers)
+}
+
+fn nameserver_line(line: &str) -> Option<SocketAddr> {
+    let mut words = line.split_whitespace();
+    let address = words.next().filter(|&word| word == "nameserver").and_then(|_| words.next())?;
+    Some(SocketAddr::new(address.parse().ok()?, 53))
+}
+
+fn name_server(address: SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
+}
+
+fn plain(name: &Name) -> String {
+    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}

@@ -1,0 +1,72 @@
+//! Events: what happened to a domain, a certificate, an edge, in the order in which it was committed.
+
+use portico_api::v1::Event;
+use portico_cert_store::TenantId;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::{StoreError, WriteTx};
+
+/// # Errors
+/// The database's.
+pub async fn append(
+    tx: &mut WriteTx,
+    kind: &str,
+    tenant: Option<TenantId>,
+    subject: &str,
+    text: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO events (at, kind, tenant_id, subject, text) VALUES (?, ?, ?, ?, ?)")
+        .bind(now_ms)
+        .bind(kind)
+        .bind(tenant.map(|id| id.to_string()))
+        .bind(subject)
+        .bind(text)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Events after `since`, oldest first; of one tenant, or of all.
+///
+/// # Errors
+/// The database's.
+pub async fn list(
+    connection: &mut SqliteConnection,
+    since: u64,
+    tenant: Option<TenantId>,
+    limit: u32,
+) -> Result<Vec<Event>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM events WHERE sequence > ");
+    query.push_bind(since.cast_signed());
+    if let Some(tenant) = tenant {
+        query.push(" AND tenant_id = ").push_bind(tenant.to_string());
+    }
+    query.push(" ORDER BY sequence LIMIT ").push_bind(limit);
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Drops events older than `before_ms`; the newest one stays, so that its number is never given out again.
+///
+/// # Errors
+/// The database's.
+pub async fn purge(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM events WHERE at < ? AND sequence < (SELECT MAX(sequence) FROM events)")
+        .bind(before_ms)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+fn read(row: &SqliteRow) -> Result<Event, StoreError> {
+    Ok(Event {
+        sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
+        at: crate::clock::rfc3339(row.try_get("at")?),
+        kind: row.try_get("kind")?,
+        tenant_id: row.try_get("tenant_id")?,
+        subject: row.try_get("subject")?,
+        text: row.try_get("text")?,
+    })
+}

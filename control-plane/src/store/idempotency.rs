@@ -1,0 +1,83 @@
+//! Answers under an `Idempotency-Key`, kept a day, so that a repeated request gets the first one's answer.
+
+use sqlx::Row;
+
+use super::{StoreError, WriteTx};
+
+/// What was answered under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// SHA-256 of method, path and body.
+    pub fingerprint: Vec<u8>,
+    /// `None`: the request was begun and its answer is not kept; doing it again has the same effect.
+    pub answer: Option<Answer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub etag: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// # Errors
+/// The database's.
+pub async fn find(
+    tx: &mut WriteTx,
+    actor: &str,
+    key: &str,
+    not_before_ms: i64,
+) -> Result<Option<Remembered>, StoreError> {
+    let row = sqlx::query("SELECT * FROM idempotency WHERE actor = ? AND key = ? AND created_at >= ?")
+        .bind(actor)
+        .bind(key)
+        .bind(not_before_ms)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let status: Option<u16> = row.try_get("status")?;
+    let answer = match status {
+        Some(status) => Some(Answer { status, etag: row.try_get("etag")?, body: row.try_get("body")? }),
+        None => None,
+    };
+    Ok(Some(Remembered { fingerprint: row.try_get("fingerprint")?, answer }))
+}
+
+/// # Errors
+/// The database's.
+pub async fn put(
+    tx: &mut WriteTx,
+    actor: &str,
+    key: &str,
+    remembered: &Remembered,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let answer = remembered.answer.as_ref();
+    sqlx::query("DELETE FROM idempotency WHERE actor = ? AND key = ?")
+        .bind(actor)
+        .bind(key)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "INSERT INTO idempotency (actor, key, fingerprint, status, etag, body, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(actor)
+    .bind(key)
+    .bind(&remembered.fingerprint)
+    .bind(answer.map(|answer| answer.status))
+    .bind(answer.and_then(|answer| answer.etag.clone()))
+    .bind(answer.map(|answer| answer.body.clone()))
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Forgets what is older than `before_ms`.
+///
+/// # Errors
+/// The database's.
+pub async fn purge(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM idempotency WHERE created_at < ?").bind(before_ms).execute(&mut **tx).await?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Tenants.
+
+use portico_api::v1::{Suspension, TenantSpec};
+use portico_cert_store::TenantId;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::{StoreError, WriteTx, from_id, from_json, to_json};
+
+/// A tenant as it is stored.
+#[derive(Clone, Debug)]
+pub struct TenantRow {
+    pub id: TenantId,
+    pub spec: TenantSpec,
+    pub suspension: Option<Suspension>,
+    pub revision: u64,
+    /// Unix milliseconds.
+    pub created_at: i64,
+}
+
+/// # Errors
+/// The database's; a name that is taken is one.
+pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO tenants (id, name, spec, suspension, revision, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(row.id.to_string())
+    .bind(&row.spec.name)
+    .bind(to_json(&row.spec)?)
+    .bind(row.suspension.as_ref().map(to_json).transpose()?)
+    .bind(row.revision.cast_signed())
+    .bind(row.created_at)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Writes spec and suspension and raises the revision, also in `row`.
+///
+/// # Errors
+/// The database's; a name that is taken is one.
+pub async fn update(tx: &mut WriteTx, row: &mut TenantRow) -> Result<(), StoreError> {
+    row.revision += 1;
+    sqlx::query("UPDATE tenants SET name = ?, spec = ?, suspension = ?, revision = ? WHERE id = ?")
+        .bind(&row.spec.name)
+        .bind(to_json(&row.spec)?)
+        .bind(row.suspension.as_ref().map(to_json).transpose()?)
+        .bind(row.revision.cast_signed())
+        .bind(row.id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// # Errors
+/// The database's.
+pub async fn find(connection: &mut SqliteConnection, id: TenantId) -> Result<Option<TenantRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM tenants WHERE id = ?")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// # Errors
+/// The database's.
+pub async fn find_by_name(
+    connection: &mut SqliteConnection,
+    name: &str,
+) -> Result<Option<TenantRow>, StoreError> {
+    let row =
+        sqlx::query("SELECT * FROM tenants WHERE name = ?").bind(name).fetch_optional(connection).await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// Tenants after `after`, in the order in which they were made.
+///
+/// # Errors
+/// The database's.
+pub async fn list(
+    connection: &mut SqliteConnection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<TenantRow>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM tenants WHERE id > ? ORDER BY id LIMIT ?")
+        .bind(after)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// How many domains the tenant has, and how many of them are served.
+///
+/// # Errors
+/// The database's.
+pub async fn count_domains(
+    connection: &mut SqliteConnection,
+    id: TenantId,
+) -> Result<DomainCount, StoreError> {
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS domains, COALESCE(SUM(served), 0) AS served FROM domains \
+         WHERE tenant_id = ? AND deleted_at IS NULL",
+    )
+    .bind(id.to_string())
+    .fetch_one(connection)
+    .await?;
+    Ok(DomainCount {
+        all: row.try_get::<i64, _>("domains")?.unsigned_abs(),
+        served: row.try_get::<i64, _>("served")?.unsigned_abs(),
+    })
+}
+
+/// See [`count_domains`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainCount {
+    pub all: u64,
+    pub served: u64,
+}
+
+fn read(row: &SqliteRow) -> Result<TenantRow, StoreError> {
+    let id: String = row.try_get("id")?;
+    let suspension: Option<String> = row.try_get("suspension")?;
+    Ok(TenantRow {
+        id: from_id(&id, "tenants")?,
+        spec: from_json(row.try_get("spec")?, &id)?,
+        suspension: suspension.map(|text| from_json(&text, &id)).transpose()?,
+        revision: row.try_get::<i64, _>("revision")?.unsigned_abs(),
+        created_at: row.try_get("created_at")?,
+    })
+}
