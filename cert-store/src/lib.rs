@@ -11,7 +11,9 @@ mod fixture;
 mod handshake;
 mod ids;
 mod key;
+mod last_good;
 mod name_table;
+mod planner;
 mod seal;
 mod sharded_map;
 mod sni_index;
@@ -30,7 +32,12 @@ pub use ids::{
     TenantId,
 };
 pub use key::{KEY_BYTES_MAX, PrivateKey, PrivateKeyError};
+pub use last_good::{FRAME_BYTES_MAX, LastGood, LastGoodError, Loaded, LoggedDelta, SNAPSHOTS_KEPT};
 pub use name_table::{Match, NameTable, NameTablePublisher};
+pub use planner::{
+    Basis, BlastRadius, OrderNeed, Plan, PlanGroup, PlanInput, PlanLimits, PlanName, PlannedGroup, Sharing,
+    WaitingName, WaitingReason, plan,
+};
 pub use rustls_pki_types::UnixTime;
 pub use seal::{CellKey, SealContext, SealError, SealedKey, hpke, open_bytes, seal_bytes};
 pub use sni_index::{
