@@ -1,0 +1,117 @@
+//! The management listener: what happened, and what shall go wrong. Plain HTTP on loopback, JSON.
+//!
+//! - `GET /healthz`: 200 while the CA answers.
+//! - `GET /stats`: all counters, the limits in force and the log of newOrder requests.
+//! - `GET /roots`: the root and intermediate of issued chains, and the API's own anchor, as PEM.
+//! - `POST /clock {"advance_seconds": n}`: moves the CA's clock forward; `GET /clock` reads it.
+//! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::ca::Ca;
+use crate::faults::Fault;
+
+/// The routes over `ca`; `api_ca_pem` is the trust anchor of the API's TLS.
+pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/stats", get(stats))
+        .route("/roots", get(async move |State(ca): State<Arc<Ca>>| roots(&ca, &api_ca_pem)))
+        .route("/clock", get(clock).post(advance))
+        .route("/faults", get(list_faults).post(add_faults).delete(clear_faults))
+        .with_state(ca)
+}
+
+async fn stats(State(ca): State<Arc<Ca>>) -> Response {
+    let book = ca.book();
+    let limits: serde_json::Map<String, Value> = book
+        .limits
+        .in_force()
+        .map(|(name, limit)| {
+            (name.to_string(), json!({ "count": limit.count, "period_seconds": limit.period.as_secs() }))
+        })
+        .collect();
+    let mut document = match serde_json::to_value(&book.stats) {
+        Ok(document) => document,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    };
+    document["clock"] = json!(ca.clock.now().rfc3339());
+    document["limits"] = Value::Object(limits);
+    Json(document).into_response()
+}
+
+fn roots(ca: &Ca, api_ca_pem: &str) -> Json<Value> {
+    Json(json!({
+        "root": ca.hierarchy.root_pem(),
+        "intermediate": ca.hierarchy.intermediate_pem(),
+        "api_ca": api_ca_pem,
+    }))
+}
+
+async fn clock(State(ca): State<Arc<Ca>>) -> Json<Value> {
+    Json(json!({ "now": ca.clock.now().rfc3339() }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Advance {
+    advance_seconds: u64,
+}
+
+/// Ten years: beyond that the root itself would expire.
+const ADVANCE_SECONDS_MAX: u64 = 10 * 365 * 86_400;
+
+async fn advance(State(ca): State<Arc<Ca>>, Json(wanted): Json<Advance>) -> Response {
+    if wanted.advance_seconds > ADVANCE_SECONDS_MAX {
+        return refuse(StatusCode::BAD_REQUEST, "advance_seconds is above ten years");
+    }
+    ca.clock.advance(Duration::from_secs(wanted.advance_seconds));
+    clock(State(ca)).await.into_response()
+}
+
+async fn list_faults(State(ca): State<Arc<Ca>>) -> Json<Vec<Fault>> {
+    Json(ca.faults.list())
+}
+
+async fn clear_faults(State(ca): State<Arc<Ca>>) -> StatusCode {
+    ca.faults.clear();
+    StatusCode::NO_CONTENT
+}
+
+async fn add_faults(State(ca): State<Arc<Ca>>, Json(wanted): Json<OneOrMany<Fault>>) -> Response {
+    match ca.faults.add(wanted.into_vec()) {
+        Ok(()) => Json(ca.faults.list()).into_response(),
+        Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
+    }
+}
+
+/// A body that is one object or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum OneOrMany<T> {
+    Many(Vec<T>),
+    One(T),
+}
+
+impl<T> OneOrMany<T> {
+    pub(crate) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::Many(list) => list,
+            Self::One(one) => vec![one],
+        }
+    }
+}
+
+/// A refusal as JSON: `{"error": ".."}`.
+pub(crate) fn refuse(status: StatusCode, reason: &str) -> Response {
+    (status, Json(json!({ "error": reason }))).into_response()
+}
