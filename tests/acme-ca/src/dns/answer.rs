@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLockReadGuard};
 
 use hickory_proto::op::{Edns, Header, HeaderCounts, Message, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
@@ -17,7 +17,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::exchange::{cname_of, query, query_message, query_tcp};
-use super::records::{Local, NameFault, text_of};
+use super::records::{Local, NameFault, Records, text_of};
 use super::{Stub, stats::Stats};
 
 /// Answers queries from the shared state.
@@ -90,7 +90,7 @@ impl Responder {
         let mut at = name;
         let mut seen = HashSet::new();
         while seen.insert(at.to_lowercase()) && seen.len() <= CNAMES_MAX {
-            let local = self.stub.records.read().unwrap_or_else(PoisonError::into_inner).local(&at, kind);
+            let local = self.records().local(&at, kind);
             match local {
                 Local::Found(data) => {
                     let ttl = self.stub.ttl_seconds;
@@ -111,14 +111,14 @@ impl Responder {
                     let Some(forwarded) = self.forward(server, at.clone(), kind, tcp).await else {
                         return Ok(failed(ResponseCode::ServFail));
                     };
-                    let open_end = open_alias(&forwarded.answers, &at, kind);
+                    let open_end = open_alias(&forwarded.answers, &at, kind)
+                        .filter(|target| self.records().forward_for(target) != Some(server));
                     answer.code = forwarded.metadata.response_code;
                     answer.answers.extend(forwarded.answers);
                     answer.authorities = forwarded.authorities;
-                    let Some(target) = open_end.filter(|_| answer.code == ResponseCode::NoError) else {
-                        return Ok(answer);
-                    };
-                    // The other server answered with an alias out of its zone: its own authority ends.
+                    let Some(target) = open_end else { return Ok(answer) };
+                    // An alias out of that server's zone: what it says of the target does not count.
+                    answer.code = ResponseCode::NoError;
                     answer.authorities.clear();
                     at = target;
                 }
@@ -132,6 +132,10 @@ impl Responder {
         let outcome = if tcp { query_tcp(server, &message).await } else { query(server, &message).await };
         self.stats(|stats| stats.record_forward(outcome.is_err()));
         outcome.inspect_err(|error| tracing::info!(%server, %error, "forwarded query failed")).ok()
+    }
+
+    fn records(&self) -> RwLockReadGuard<'_, Records> {
+        self.stub.records.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stats(&self, change: impl FnOnce(&mut Stats)) {

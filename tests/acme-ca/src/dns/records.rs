@@ -131,6 +131,11 @@ impl Records {
         if self.has_below(&key) { Local::NoData } else { Local::NoName }
     }
 
+    /// The server that answers for `name`, if it lies at or below a forwarded zone.
+    pub(crate) fn forward_for(&self, name: &Name) -> Option<SocketAddr> {
+        self.forward_of(&key_of(name))
+    }
+
     /// Answers at or below `zone` come from `address` from now on.
     pub(crate) fn forward(&mut self, zone: &Name, address: Option<SocketAddr>) {
         match address {

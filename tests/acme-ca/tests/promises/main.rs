@@ -1,0 +1,13 @@
+//! What the test CA and the DNS stub promise, over real sockets on loopback.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod certbot;
+mod dns_stub;
+mod faults;
+mod issuance;
+mod limits;
+mod process;
+mod stage;
+mod strictness;
+mod web;
