@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{Stream, StreamExt as _};
+use ipnet::IpNet;
 use portico_cert_store::DomainName;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
@@ -11,6 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::clock;
+use crate::egress::{EgressPolicy, EgressRefused, Grant};
 use crate::exchange::{self, chain_text};
 use crate::report::{Failure, Report, Step, Timings};
 use crate::tls::{self, Alpn, ProberError, Roots, Tls};
@@ -45,6 +47,22 @@ pub struct CheckOptions {
     pub body_bytes_max: usize,
     /// Body bytes shown.
     pub body_first_bytes: usize,
+    /// Absent for the operator's own checks, which may go anywhere; checks on a tenant's behalf have one.
+    pub egress: Option<EgressGuard>,
+}
+
+/// Which addresses the checks of one prober may reach.
+#[derive(Clone, Debug, Default)]
+pub struct EgressGuard {
+    pub policy: EgressPolicy,
+    /// The operator's permissions for ranges with ports that are refused otherwise.
+    pub grants: Vec<(IpNet, Vec<u16>)>,
+}
+
+impl EgressGuard {
+    fn check(&self, address: SocketAddr) -> Result<(), EgressRefused> {
+        self.policy.check(address, self.grants.iter().map(|(net, ports)| Grant { net: *net, ports }))
+    }
 }
 
 impl Default for CheckOptions {
@@ -58,6 +76,7 @@ impl Default for CheckOptions {
             concurrency: 200,
             body_bytes_max: 64 * 1024,
             body_first_bytes: 200,
+            egress: None,
         }
     }
 }
@@ -138,6 +157,10 @@ impl Prober {
         start: Instant,
         end: Instant,
     ) -> Result<TlsStream<TcpStream>, Failure> {
+        // The address of the check is the address of the connect: nothing is resolved in between.
+        if let Some(Err(refused)) = self.options.egress.as_ref().map(|guard| guard.check(report.address)) {
+            return Err(failure(Step::Egress, refused.to_string()));
+        }
         let server_name = tls::server_name(&report.name).map_err(|text| failure(Step::Handshake, text))?;
         let step_end = end.min(start + self.options.step_deadline);
         let tcp = by(step_end, Step::Connect, TcpStream::connect(report.address))

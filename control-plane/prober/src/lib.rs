@@ -21,7 +21,7 @@ mod exchange;
 mod report;
 mod tls;
 
-pub use check::{Check, CheckOptions, Method, Prober};
+pub use check::{Check, CheckOptions, EgressGuard, Method, Prober};
 pub use connect::{ConnectError, connect_guarded};
 pub use report::{BodyReport, CertificateReport, ChainVerdict, Failure, Redirect, Report, Step, Timings};
 pub use tls::{Alpn, ProberError, Roots};

@@ -15,7 +15,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portico_cert_store::DomainName;
-use portico_prober::{Alpn, ChainVerdict, Check, CheckOptions, Method, Prober, Report, Roots, Step};
+use portico_prober::{
+    Alpn, ChainVerdict, Check, CheckOptions, EgressGuard, Method, Prober, Report, Roots, Step,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -264,6 +266,24 @@ async fn thousands_of_names_never_open_more_connections_than_allowed() {
     // The server closes a little after the client: what counts is that the bound is of the same size.
     let open_max = server.seen.open_max.load(Ordering::SeqCst);
     assert!(open_max <= CONCURRENCY * 2, "{open_max} connections at once");
+}
+
+#[tokio::test]
+async fn a_guarded_check_connects_only_where_a_grant_allows_it() {
+    let authority = Authority::new();
+    let server = Server::start(&authority, &["shop.test"], 2090, &["h2"]).await;
+    let guarded = |grants| {
+        let options = CheckOptions {
+            egress: Some(EgressGuard { grants, ..EgressGuard::default() }),
+            ..CheckOptions::default()
+        };
+        check(&authority, options, server.check("shop.test"))
+    };
+    let report = guarded(vec![]).await;
+    assert_eq!(report.failure.unwrap().step, Step::Egress);
+    assert_eq!((report.timings.connected_ms, server.seen.open_max.load(Ordering::SeqCst)), (None, 0));
+    let report = guarded(vec![("127.0.0.1/32".parse().unwrap(), vec![server.address.port()])]).await;
+    assert!(report.is_sound(), "{report:?}");
 }
 
 #[test]

@@ -2,7 +2,13 @@
 //!
 //! The messages come from `proto/portico/distribution/v1.proto`; a test regenerates them and compares.
 
-#[expect(clippy::all, unused_qualifications, reason = "generated code")]
+#[expect(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    unused_qualifications,
+    reason = "generated code"
+)]
 mod generated;
 
 pub use generated::*;

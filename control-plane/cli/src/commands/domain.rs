@@ -1,0 +1,367 @@
+//! `portico domain ...`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use portico_api::v1::client::{Client, DomainQuery};
+use portico_api::v1::{
+    Action, Actor, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, MinimumTls, RecordPurpose,
+    Route,
+};
+use portico_cert_store::{CellId, NamePattern};
+
+use crate::commands::cert::names_text;
+use crate::commands::import::{self, ImportArgs};
+use crate::commands::suspension::{SuspendArgs, print_answer};
+use crate::commands::tenant;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Format, Table, line};
+use crate::records;
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum DomainCommand {
+    /// Add a domain for a tenant; the same again is no error
+    Add(AddArgs),
+    /// List domains
+    List(ListArgs),
+    /// Show one domain: status, what is missing, records, certificates
+    Show {
+        /// Hostname or id
+        domain: String,
+    },
+    /// Add the domains of a CSV file (tenant,hostname,action,target[,sharing])
+    Import(ImportArgs),
+    /// Take a domain out of service for a while; its certificate stays alive
+    Suspend {
+        /// Hostname or id
+        domain: String,
+        #[command(flatten)]
+        suspension: SuspendArgs,
+    },
+    /// End a suspension
+    Resume {
+        /// Hostname or id
+        domain: String,
+    },
+    /// Remove a domain
+    Rm {
+        /// Hostname or id
+        domain: String,
+    },
+    /// Have its DNS and proofs looked at now
+    Check {
+        /// Hostname or id
+        domain: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddArgs {
+    /// shop.example or *.shop.example
+    hostname: String,
+    /// The tenant's name or id
+    #[arg(long)]
+    tenant: String,
+    #[command(flatten)]
+    action: ActionArgs,
+    /// A cell of edges that serves it; repeatable [default: the tenant's]
+    #[arg(long = "cell", value_name = "CELL")]
+    cells: Vec<CellId>,
+    /// Its certificate holds this name only
+    #[arg(long)]
+    alone: bool,
+    #[command(flatten)]
+    publish: records::PublishArgs,
+    /// Wait until it is served on all edges
+    #[arg(long)]
+    wait: bool,
+    /// How long --wait waits
+    #[arg(long, default_value = "60s", value_parser = crate::duration::parse)]
+    timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ActionArgs {
+    /// Pass requests to this origin: http://host[:port] or https://host[:port]
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+    /// Redirect (308) to this URL
+    #[arg(long, value_name = "URL")]
+    redirect: Option<String>,
+    /// Answer with this text
+    #[arg(long = "static", value_name = "TEXT")]
+    fixed: Option<String>,
+}
+
+impl ActionArgs {
+    fn action(self) -> Action {
+        match (self.proxy, self.redirect, self.fixed) {
+            (Some(origin), _, _) => Action::Proxy { origin, host_header: None },
+            (None, Some(to), _) => Action::Redirect { to, status: 308, keep_path: true },
+            (None, None, body) => Action::Static {
+                status: 200,
+                content_type: "text/plain; charset=utf-8".to_owned(),
+                body: body.unwrap_or_default(),
+            },
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    /// Of this tenant only: name or id
+    #[arg(long)]
+    tenant: Option<String>,
+    /// In this state only
+    #[arg(long, value_parser = parse_status)]
+    status: Option<DomainStatus>,
+    /// Whose hostname holds this text
+    #[arg(long)]
+    q: Option<String>,
+    /// The most domains shown; 0: all
+    #[arg(long, default_value_t = 200)]
+    limit: usize,
+    /// Write the DNS records that their owners have to set: CSV, or JSON where the file ends in .json
+    #[arg(long, value_name = "FILE")]
+    records_out: Option<PathBuf>,
+}
+
+pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome {
+    let client = settings.client()?;
+    match command {
+        DomainCommand::Add(args) => add(settings, &client, args).await,
+        DomainCommand::List(args) => list(settings, &client, args).await,
+        DomainCommand::Show { domain } => show(settings, &find(&client, &domain).await?),
+        DomainCommand::Import(args) => import::run(settings, &client, args).await,
+        DomainCommand::Suspend { domain, suspension } => {
+            let id = find(&client, &domain).await?.id;
+            print_answer(settings, &domain, &client.suspend_domain(id, &suspension.into()).await?)
+        }
+        DomainCommand::Resume { domain } => {
+            let id = find(&client, &domain).await?.id;
+            print_answer(settings, &domain, &client.resume_domain(id).await?)
+        }
+        DomainCommand::Rm { domain } => {
+            let found = find(&client, &domain).await?;
+            client.delete_domain(found.id, Some(found.revision)).await?;
+            line(format!("{domain} is removed"));
+            Ok(())
+        }
+        DomainCommand::Check { domain } => {
+            let id = find(&client, &domain).await?.id;
+            show(settings, &client.check_domain(id).await?)
+        }
+    }
+}
+
+/// The domain of that hostname or id.
+pub(crate) async fn find(client: &Client, domain: &str) -> Outcome<Domain> {
+    client.domain(domain).await.map_err(|error| {
+        let failure = Failure::from(error);
+        if failure.code == 3 {
+            return Failure::not_found(format!("no domain {domain}")).next("domain list");
+        }
+        failure.about(format!("domain {domain}"))
+    })
+}
+
+async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
+    let hostname = NamePattern::parse(&args.hostname).map_err(|error| Failure::usage(error.to_string()))?;
+    let tenant = tenant::find(client, &args.tenant).await.map_err(|failure| {
+        if failure.code == 3 { failure.next(format!("tenant add {}", args.tenant)) } else { failure }
+    })?;
+    let spec = spec(&hostname, args.action.action(), args.cells, args.alone);
+    let created = client.create_domain(tenant.id, &spec).await;
+    let mut domain = created.map_err(|error| Failure::from(error).about(&hostname))?;
+    if args.publish.is_wanted() {
+        args.publish.publish(settings, records::needed([&domain])).await?;
+        client.check_domain(domain.id).await?;
+    }
+    if args.wait {
+        domain = client.domain_wait_active(&domain.id.to_string(), args.timeout).await?;
+    }
+    show(settings, &domain)?;
+    if args.wait && domain.status != DomainStatus::Active {
+        let text =
+            format!("{hostname} is {} after {} s", output::word(&domain.status), args.timeout.as_secs());
+        return Err(Failure::not_ready(text).next(format!("domain show {hostname}")));
+    }
+    Ok(())
+}
+
+/// A domain with one action for all paths.
+pub(crate) fn spec(hostname: &NamePattern, action: Action, cells: Vec<CellId>, alone: bool) -> DomainSpec {
+    DomainSpec {
+        hostname: hostname.to_string(),
+        routes: vec![Route { path_prefix: "/".to_owned(), action }],
+        cells,
+        alone,
+        minimum_tls: MinimumTls::default(),
+        hsts_max_age_seconds: 0,
+        https_redirect: true,
+    }
+}
+
+async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {
+    let tenant = match &args.tenant {
+        Some(tenant) => Some(tenant::find(client, tenant).await?.id),
+        None => None,
+    };
+    let query = DomainQuery { tenant, status: args.status, q: args.q, ..DomainQuery::default() };
+    let (domains, more) = page_through(client, query, args.limit).await?;
+    if let Some(file) = &args.records_out {
+        records::write(file, &records::needed(&domains))?;
+    }
+    if settings.format == Format::Json {
+        return output::json(&domains);
+    }
+    let mut table = Table::new(&["HOSTNAME", "STATUS", "CERTIFICATE", "EXPIRES", "NEXT"]);
+    for domain in &domains {
+        let certificate = domain.certificates.first();
+        table.row([
+            domain.hostname_unicode.clone(),
+            output::status(domain.status),
+            output::or_dash(certificate.map(|certificate| names_text(&certificate.names))),
+            output::or_dash(certificate.map(|certificate| certificate.not_after.clone())),
+            output::or_dash(domain.next_action.as_ref().map(|next| next.text.clone())),
+        ]);
+    }
+    table.print();
+    if more {
+        line(format!("the first {}; --limit 0 shows all", domains.len()));
+    }
+    Ok(())
+}
+
+/// All domains of a query, at most `limit` (0: all), and whether there are more.
+pub(crate) async fn page_through(
+    client: &Client,
+    mut query: DomainQuery,
+    limit: usize,
+) -> Outcome<(Vec<Domain>, bool)> {
+    const PAGE: usize = 1000;
+    let page_items = if limit == 0 { PAGE } else { limit.min(PAGE) };
+    query.limit = u32::try_from(page_items).ok();
+    let mut domains = Vec::new();
+    loop {
+        let page = client.domains(&query).await?;
+        domains.extend(page.items);
+        query.cursor = page.next_cursor;
+        if query.cursor.is_none() || (limit > 0 && domains.len() >= limit) {
+            break;
+        }
+    }
+    let more = query.cursor.is_some() || (limit > 0 && domains.len() > limit);
+    if limit > 0 {
+        domains.truncate(limit);
+    }
+    Ok((domains, more))
+}
+
+pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
+    if settings.format == Format::Json {
+        return output::json(domain);
+    }
+    let name = output::paint(&domain.hostname_unicode, output::Colour::Bold);
+    line(format!("{name}  {}  {}", output::status(domain.status), domain.id));
+    line(format!("  tenant    {}", domain.tenant_id));
+    for route in &domain.spec.routes {
+        line(format!("  {:<9} {}", route.path_prefix, action_text(&route.action)));
+    }
+    if let Some(proof) = &domain.proof {
+        line(format!(
+            "  proved    {} by {}: {}",
+            proof.proved_at,
+            output::word(&proof.method),
+            proof.evidence
+        ));
+    }
+    if let Some(suspension) = &domain.suspension {
+        line(format!("  suspended {} {}", output::word(&suspension.mode), suspension.reason));
+    }
+    for certificate in &domain.certificates {
+        line(format!(
+            "  cert      {} until {}, cell {}, {}",
+            names_text(&certificate.names),
+            certificate.not_after,
+            certificate.cell,
+            certificate.credential_id
+        ));
+    }
+    print_conditions(domain);
+    if let Some(next) = &domain.next_action {
+        let actor = match next.actor {
+            Actor::Tenant => "the domain's owner",
+            Actor::Operator => "the operator",
+            Actor::System => "nobody; it goes on by itself",
+        };
+        line(format!("  next      {} ({actor})", next.text));
+        if let Some(at) = &next.retry_at {
+            line(format!("            looked at again at {at}"));
+        }
+        print_records(&next.records);
+    } else if domain.proof.is_none() {
+        print_records(&domain.dns.records);
+    }
+    Ok(())
+}
+
+fn print_conditions(domain: &Domain) {
+    let mut table = Table::new(&["CONDITION", "", "SINCE", "WHY"]).indented(2);
+    for condition in &domain.conditions {
+        let status = match condition.status {
+            ConditionStatus::True => output::paint("yes", output::Colour::Green),
+            ConditionStatus::False => output::paint("no", output::Colour::Red),
+            ConditionStatus::Unknown => "unknown".to_owned(),
+        };
+        table.row([
+            format!("{:?}", condition.kind),
+            status,
+            condition.since.clone(),
+            format!("{}: {}", condition.reason, condition.message),
+        ]);
+    }
+    if !table.is_empty() {
+        table.print();
+    }
+}
+
+fn print_records(records: &[DnsRecord]) {
+    let mut table = Table::new(&["DNS RECORD", "TYPE", "VALUE", "FOR"]).indented(2);
+    for record in records {
+        let purpose = match record.purpose {
+            RecordPurpose::ProofAndTraffic => "proof and traffic at once",
+            RecordPurpose::Proof => "proof",
+            RecordPurpose::Traffic => "traffic",
+            RecordPurpose::ChallengeDelegation => "certificates by DNS (wildcards)",
+        };
+        table.row([record.name.clone(), record.kind.clone(), record.value.clone(), purpose.to_owned()]);
+    }
+    if !table.is_empty() {
+        table.print();
+    }
+}
+
+fn action_text(action: &Action) -> String {
+    match action {
+        Action::Proxy { origin, host_header: None } => format!("proxy to {origin}"),
+        Action::Proxy { origin, host_header: Some(host) } => format!("proxy to {origin} as {host}"),
+        Action::Redirect { to, status, keep_path } => {
+            format!("redirect {status} to {to}{}", if *keep_path { ", path kept" } else { "" })
+        }
+        Action::Static { status, content_type, body } => {
+            format!("answer {status}, {content_type}, {} bytes", body.len())
+        }
+    }
+}
+
+fn parse_status(text: &str) -> Result<DomainStatus, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
+        format!(
+            "{text:?} is no status; one of pending, validating, issuing, deploying, active, degraded, failed, \
+             suspended, deleting"
+        )
+    })
+}

@@ -1,0 +1,128 @@
+//! `portico edge list|show|join|rm`: the edges as the control plane knows them.
+
+use portico_api::v1::{Edge, JoinTokenRequest};
+use portico_cert_store::{CellId, EdgeId};
+
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Format, Table, line};
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum FleetCommand {
+    /// List the edges with the generation that each has applied
+    List,
+    /// Show one edge, with the resources that it refused
+    Show {
+        /// Its id (edge_...)
+        id: EdgeId,
+    },
+    /// Make a token with which one new edge joins a cell, once
+    Join(JoinArgs),
+    /// Forget an edge; its cell's keys are replaced
+    Rm {
+        /// Its id (edge_...)
+        id: EdgeId,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct JoinArgs {
+    /// The cell that the edge will belong to
+    #[arg(long, default_value = "default")]
+    cell: CellId,
+    /// How long the token is good
+    #[arg(long, default_value = "1h", value_parser = crate::duration::parse)]
+    ttl: std::time::Duration,
+}
+
+pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
+    match command {
+        FleetCommand::List => list(settings).await,
+        FleetCommand::Show { id } => {
+            let edge = settings.client()?.edge(id).await;
+            show(settings, &edge.map_err(|error| not_found(error, id))?)
+        }
+        FleetCommand::Join(args) => join(settings, args).await,
+        FleetCommand::Rm { id } => {
+            settings.client()?.delete_edge(id).await.map_err(|error| not_found(error, id))?;
+            line(format!("{id} is forgotten"));
+            Ok(())
+        }
+    }
+}
+
+fn not_found(error: portico_api::v1::client::ClientError, id: EdgeId) -> Failure {
+    Failure::from(error).about(format!("edge {id}")).next("edge list")
+}
+
+async fn list(settings: &Settings) -> Outcome {
+    let edges = settings.client()?.edges().await?.items;
+    if settings.format == Format::Json {
+        return output::json(&edges);
+    }
+    let mut table =
+        Table::new(&["EDGE", "CELL", "STATE", "APPLIED", "PUBLISHED", "NAMES", "REFUSED", "I/O", "BUILD"]);
+    for edge in &edges {
+        table.row([
+            edge.id.to_string(),
+            edge.cell.to_string(),
+            state(edge),
+            edge.applied_generation.clone(),
+            edge.published_generation.clone(),
+            edge.names.to_string(),
+            edge.nacks.len().to_string(),
+            edge.io_backend.clone(),
+            edge.build.clone(),
+        ]);
+    }
+    table.print();
+    if edges.is_empty() {
+        line("no edge has joined yet; `portico edge join` makes a token for one");
+    }
+    Ok(())
+}
+
+fn state(edge: &Edge) -> String {
+    match (edge.connected, edge.applied_generation == edge.published_generation) {
+        (true, true) => output::paint("current", output::Colour::Green),
+        (true, false) => output::paint("behind", output::Colour::Yellow),
+        (false, _) => output::paint("away", output::Colour::Red),
+    }
+}
+
+fn show(settings: &Settings, edge: &Edge) -> Outcome {
+    if settings.format == Format::Json {
+        return output::json(edge);
+    }
+    line(format!("{}  {}", edge.id, state(edge)));
+    line(format!("  cell         {}", edge.cell));
+    line(format!("  build        {}, I/O by {}", edge.build, edge.io_backend));
+    line(format!("  generation   {} of {}", edge.applied_generation, edge.published_generation));
+    line(format!("  names        {}", edge.names));
+    line(format!("  connections  {}", edge.connections));
+    line(format!("  joined       {}", edge.joined_at));
+    line(format!("  last seen    {}", output::or_dash(edge.last_seen_at.clone())));
+    line(format!("  identity     until {}; it renews by itself", edge.identity_not_after));
+    for nack in &edge.nacks {
+        line(format!(
+            "  refused      {} {} version {}: {} ({})",
+            nack.kind, nack.id, nack.version, nack.text, nack.code
+        ));
+    }
+    Ok(())
+}
+
+async fn join(settings: &Settings, args: JoinArgs) -> Outcome {
+    let ttl_seconds = u32::try_from(args.ttl.as_secs()).map_err(|_| Failure::usage("--ttl is at most 1d"))?;
+    let request = JoinTokenRequest { cell: args.cell, ttl_seconds };
+    let token = settings.client()?.create_join_token(&request).await?;
+    if settings.format == Format::Json {
+        return output::json(&token);
+    }
+    line(format!("# good once, until {}; on the new edge:", token.expires_at));
+    line(format!(
+        "portico edge run --config edge.toml --join {} --token {}",
+        token.distribution, token.token
+    ));
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! `portico domain import FILE.csv`: many domains of many tenants at once.
+//!
+//! Three visible steps: read and judge the file ([`rows`]), send it ([`send`]), and where asked wait until every domain is
+//! served ([`wait`]). A faulty row is reported with its line and the rest goes on; with `--atomic` nothing goes on.
+//! Domains need proof of control as ever: `--records-out` writes the TXT records that their owners have to set.
+
+mod rows;
+mod send;
+mod wait;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use portico_api::v1::Domain;
+use portico_api::v1::client::{Client, DomainQuery};
+use portico_cert_store::DomainId;
+use serde::Serialize;
+
+use crate::commands::domain::page_through;
+use crate::commands::tenant::TenantArgs;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Format, Table, line};
+use crate::records;
+use crate::settings::Settings;
+use rows::RowError;
+use wait::WaitReport;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImportArgs {
+    /// Header `tenant,hostname,action,target[,sharing]`; action is proxy, redirect, redirect:301 or static
+    #[arg(value_name = "FILE.csv")]
+    file: PathBuf,
+    /// All or nothing: a faulty row or a refused domain undoes the import
+    #[arg(long)]
+    atomic: bool,
+    /// How tenants are made that do not exist yet
+    #[command(flatten)]
+    tenant: TenantArgs,
+    /// Write the DNS records that the owners have to set: CSV, or JSON where the file ends in .json
+    #[arg(long, value_name = "FILE")]
+    records_out: Option<PathBuf>,
+    #[command(flatten)]
+    publish: records::PublishArgs,
+    /// Wait until every domain is served on all edges or has failed
+    #[arg(long)]
+    wait: bool,
+    /// How long --wait waits
+    #[arg(long, default_value = "10m", value_parser = crate::duration::parse)]
+    timeout: Duration,
+}
+
+/// What an import came to.
+#[derive(Debug, Default, Serialize)]
+struct ImportReport {
+    rows: usize,
+    tenants_created: usize,
+    domains_created: usize,
+    /// Were there already, the same.
+    domains_existing: usize,
+    refused: Vec<RowError>,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait: Option<WaitReport>,
+}
+
+pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) -> Outcome {
+    let start = crate::clock::now();
+    let read = rows::read(&args.file)?;
+    let mut report = ImportReport { rows: read.rows.len() + read.errors.len(), ..ImportReport::default() };
+    if args.atomic && !read.errors.is_empty() {
+        report.refused = read.errors;
+        return finish(settings, &args, &report, "nothing was imported");
+    }
+
+    let sent = send::send(client, read.rows, &args.tenant, args.atomic).await?;
+    report.refused = read.errors;
+    report.refused.extend(sent.refused);
+    report.refused.sort_by_key(|error| error.line);
+    report.tenants_created = sent.tenants_created;
+    if args.atomic && !report.refused.is_empty() {
+        send::undo(client, &sent.created).await?;
+        return finish(settings, &args, &report, "all domains of this import were removed again");
+    }
+    report.domains_created = sent.created.len();
+    report.domains_existing = sent.existing.len();
+    report.seconds = start.elapsed().as_secs_f64();
+
+    let ids: HashSet<DomainId> = sent.created.into_iter().chain(sent.existing).collect();
+    if args.records_out.is_some() || args.publish.is_wanted() {
+        let domains = imported(client, &ids).await?;
+        let sets = records::needed(&domains);
+        if let Some(file) = &args.records_out {
+            records::write(file, &sets)?;
+        }
+        if args.publish.is_wanted() {
+            args.publish.publish(settings, sets).await?;
+            send::check(client, &domains).await;
+        }
+    }
+    if args.wait {
+        report.wait = Some(wait::until_settled(client, &ids, start, args.timeout).await?);
+    }
+    finish(settings, &args, &report, "the rest was imported")
+}
+
+/// The imported domains as the control plane shows them.
+async fn imported(client: &Client, ids: &HashSet<DomainId>) -> Outcome<Vec<Domain>> {
+    let (mut domains, _) = page_through(client, DomainQuery::default(), 0).await?;
+    domains.retain(|domain| ids.contains(&domain.id));
+    Ok(domains)
+}
+
+fn finish(settings: &Settings, args: &ImportArgs, report: &ImportReport, consequence: &str) -> Outcome {
+    if settings.format == Format::Json {
+        output::json(report)?;
+    } else {
+        print(report);
+    }
+    if !report.refused.is_empty() {
+        let text = format!("{} of {} rows were refused; {consequence}", report.refused.len(), report.rows);
+        let file = args.file.display();
+        return Err(Failure::failed(text)
+            .next(format!("domain import {file}   (after mending the rows; what is there already stays)")));
+    }
+    match &report.wait {
+        Some(wait) if wait.active < wait.domains => {
+            let text = format!("{} of {} domains are active", wait.active, wait.domains);
+            Err(Failure::not_ready(text).next("domain list --status failed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print(report: &ImportReport) {
+    let mut table = Table::new(&["LINE", "HOSTNAME", "REFUSED BECAUSE"]);
+    for error in &report.refused {
+        table.row([
+            error.line.to_string(),
+            output::or_dash(Some(error.hostname.clone())),
+            error.text.clone(),
+        ]);
+    }
+    if !table.is_empty() {
+        table.print();
+    }
+    line(format!(
+        "{} rows: {} domains added, {} there already, {} refused; {} tenants added; {:.1} s",
+        report.rows,
+        report.domains_created,
+        report.domains_existing,
+        report.refused.len(),
+        report.tenants_created,
+        report.seconds
+    ));
+    if let Some(wait) = &report.wait {
+        line(wait.to_string());
+    }
+}

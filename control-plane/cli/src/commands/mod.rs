@@ -1,0 +1,11 @@
+//! The operator's commands, one file each.
+
+pub(crate) mod cert;
+pub(crate) mod check;
+pub(crate) mod domain;
+pub(crate) mod edge;
+pub(crate) mod import;
+pub(crate) mod preview;
+pub(crate) mod shadow;
+pub(crate) mod suspension;
+pub(crate) mod tenant;

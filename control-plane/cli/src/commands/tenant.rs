@@ -1,0 +1,228 @@
+//! `portico tenant ...`
+
+use portico_api::v1::client::Client;
+use portico_api::v1::{EgressGrant, Sharing, Tenant, TenantSpec};
+use portico_cert_store::{CellId, TenantId};
+
+use crate::commands::suspension::{SuspendArgs, print_answer};
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Format, Table, line};
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Add a tenant; the same again is no error
+    Add(AddArgs),
+    /// List tenants
+    List(ListArgs),
+    /// Show one tenant
+    Show {
+        /// Its name or id
+        tenant: String,
+    },
+    /// Take all its domains out of service for a while; certificates stay alive
+    Suspend {
+        /// Its name or id
+        tenant: String,
+        #[command(flatten)]
+        suspension: SuspendArgs,
+    },
+    /// End a suspension
+    Resume {
+        /// Its name or id
+        tenant: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddArgs {
+    /// [a-z0-9-], at most 63
+    name: String,
+    #[command(flatten)]
+    spec: TenantArgs,
+}
+
+/// What is decided about a tenant, apart from its name.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TenantArgs {
+    /// Which of its names may stand on one certificate. `tenant` links them in public CT logs for ever
+    #[arg(long, value_enum, default_value_t)]
+    sharing: SharingArg,
+    /// A cell of edges that serves its domains; repeatable [default: "default"]
+    #[arg(long = "cell", value_name = "CELL")]
+    cells: Vec<CellId>,
+    /// An address range and ports that its origins may use although they are private, such as
+    /// 10.1.0.0/16:80,8080; repeatable
+    #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
+    egress_grants: Vec<EgressGrant>,
+    /// The most domains that it may have
+    #[arg(long, default_value_t = 10_000)]
+    domains_max: u32,
+}
+
+impl TenantArgs {
+    pub(crate) fn spec(&self, name: String, sharing: Option<Sharing>) -> TenantSpec {
+        TenantSpec {
+            name,
+            sharing: sharing.unwrap_or_else(|| self.sharing.into()),
+            cells: self.cells.clone(),
+            egress_grants: self.egress_grants.clone(),
+            domains_max: self.domains_max,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum SharingArg {
+    /// Each name alone
+    Alone,
+    /// Names below one registered domain
+    #[default]
+    RegisteredDomain,
+    /// All names of the tenant
+    Tenant,
+}
+
+impl From<SharingArg> for Sharing {
+    fn from(sharing: SharingArg) -> Self {
+        match sharing {
+            SharingArg::Alone => Self::Alone,
+            SharingArg::RegisteredDomain => Self::RegisteredDomain,
+            SharingArg::Tenant => Self::Tenant,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    /// The most tenants shown; 0: all
+    #[arg(long, default_value_t = 200)]
+    limit: usize,
+}
+
+pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome {
+    let client = settings.client()?;
+    match command {
+        TenantCommand::Add(args) => {
+            let tenant = client.create_tenant(&args.spec.spec(args.name.clone(), None)).await;
+            let tenant =
+                tenant.map_err(|error| Failure::from(error).about(format!("tenant {}", args.name)))?;
+            show(settings, &tenant)
+        }
+        TenantCommand::List(args) => list(settings, &client, args.limit).await,
+        TenantCommand::Show { tenant } => show(settings, &find(&client, &tenant).await?),
+        TenantCommand::Suspend { tenant, suspension } => {
+            let id = find(&client, &tenant).await?.id;
+            print_answer(settings, &tenant, &client.suspend_tenant(id, &suspension.into()).await?)
+        }
+        TenantCommand::Resume { tenant } => {
+            let id = find(&client, &tenant).await?.id;
+            print_answer(settings, &tenant, &client.resume_tenant(id).await?)
+        }
+    }
+}
+
+/// The tenant of that name or id.
+pub(crate) async fn find(client: &Client, tenant: &str) -> Outcome<Tenant> {
+    if let Ok(id) = tenant.parse::<TenantId>() {
+        return client
+            .tenant(id)
+            .await
+            .map_err(|error| Failure::from(error).about(format!("tenant {tenant}")));
+    }
+    find_by_name(client, tenant)
+        .await?
+        .ok_or_else(|| Failure::not_found(format!("no tenant is called {tenant:?}")).next("tenant list"))
+}
+
+pub(crate) async fn find_by_name(client: &Client, name: &str) -> Outcome<Option<Tenant>> {
+    let page = client.tenants(Some(name), None, Some(1)).await?;
+    Ok(page.items.into_iter().find(|tenant| tenant.spec.name == name))
+}
+
+async fn list(settings: &Settings, client: &Client, limit: usize) -> Outcome {
+    let mut tenants = Vec::new();
+    let mut cursor = None;
+    loop {
+        let page = client.tenants(None, cursor.as_deref(), Some(1000)).await?;
+        tenants.extend(page.items);
+        cursor = page.next_cursor;
+        if cursor.is_none() || (limit > 0 && tenants.len() >= limit) {
+            break;
+        }
+    }
+    let more = cursor.is_some() || (limit > 0 && tenants.len() > limit);
+    if limit > 0 {
+        tenants.truncate(limit);
+    }
+    if settings.format == Format::Json {
+        return output::json(&tenants);
+    }
+    let mut table = Table::new(&["NAME", "DOMAINS", "SHARING", "CELLS", "SUSPENDED", "ID"]);
+    for tenant in &tenants {
+        table.row([
+            tenant.spec.name.clone(),
+            tenant.domains.to_string(),
+            output::word(&tenant.spec.sharing),
+            cells_text(&tenant.spec.cells),
+            output::or_dash(tenant.suspension.as_ref().map(|suspension| output::word(&suspension.mode))),
+            tenant.id.to_string(),
+        ]);
+    }
+    table.print();
+    if more {
+        line(format!("the first {limit}; --limit 0 shows all"));
+    }
+    Ok(())
+}
+
+fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
+    if settings.format == Format::Json {
+        return output::json(tenant);
+    }
+    line(format!("{}  {}", output::paint(&tenant.spec.name, output::Colour::Bold), tenant.id));
+    line(format!("  domains   {} of at most {}", tenant.domains, tenant.spec.domains_max));
+    line(format!("  sharing   {}", output::word(&tenant.spec.sharing)));
+    line(format!("  cells     {}", cells_text(&tenant.spec.cells)));
+    for grant in &tenant.spec.egress_grants {
+        let ports: Vec<String> = grant.ports.iter().map(u16::to_string).collect();
+        line(format!("  egress    {} ports {}", grant.cidr, ports.join(",")));
+    }
+    if let Some(suspension) = &tenant.suspension {
+        line(format!("  suspended {} {}", output::word(&suspension.mode), suspension.reason));
+    }
+    line(format!("  created   {}", tenant.created_at));
+    Ok(())
+}
+
+fn cells_text(cells: &[CellId]) -> String {
+    if cells.is_empty() {
+        return "default".to_owned();
+    }
+    cells.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// `10.1.0.0/16:80,8080`; the address may be IPv6, so the ports begin at the last colon.
+fn parse_grant(text: &str) -> Result<EgressGrant, String> {
+    let fault = || format!("{text:?} is no grant; write 10.1.0.0/16:80,8080");
+    let (cidr, ports) = text.rsplit_once(':').ok_or_else(fault)?;
+    let ports = ports.split(',').map(str::parse).collect::<Result<Vec<u16>, _>>().map_err(|_| fault())?;
+    if cidr.split_once('/').is_none() {
+        return Err(fault());
+    }
+    Ok(EgressGrant { cidr: cidr.to_owned(), ports })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_names_range_and_ports() {
+        let grant = parse_grant("fd00:1::/32:80,8080").unwrap();
+        assert_eq!((grant.cidr.as_str(), grant.ports.as_slice()), ("fd00:1::/32", &[80, 8080][..]));
+        for text in ["10.0.0.0/8", "10.0.0.0:80", "10.0.0.0/8:", "10.0.0.0/8:http"] {
+            parse_grant(text).unwrap_err();
+        }
+    }
+}
