@@ -2,6 +2,7 @@
 pub mod challenge;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod http;
 pub mod io;
 pub mod limits;

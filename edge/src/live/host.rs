@@ -143,7 +143,7 @@ impl Suspension {
         self.until_unix_ms == 0 || now_unix_ms < self.until_unix_ms
     }
 
-    pub(super) fn parse(from: &wire::Suspension) -> Result<Self, Fault> {
+    pub(crate) fn parse(from: &wire::Suspension) -> Result<Self, Fault> {
         let mode = match wire::suspension::Mode::try_from(from.mode) {
             Ok(wire::suspension::Mode::Page) => SuspensionMode::Page,
             Ok(wire::suspension::Mode::Gone) => SuspensionMode::Gone,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod server;
+
 use std::sync::Arc;
 
 use portico_api::distribution as wire;

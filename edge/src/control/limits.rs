@@ -1,0 +1,40 @@
+//! Bounds on the conversation with the control plane.
+
+use std::time::Duration;
+
+/// TCP, TLS and the HTTP/2 preface.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// One call that is not the stream.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// A control plane that does not answer a ping for this long is gone.
+pub const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Full jitter: the wait before attempt n is uniform in 0..min(max, min * 2^n).
+pub const BACKOFF_MIN: Duration = Duration::from_millis(250);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A stream that lived this long was a good one: the next attempt starts from the shortest wait.
+pub const GOOD_STREAM: Duration = Duration::from_secs(10);
+
+/// One message from the control plane: a snapshot chunk is 1 MiB, a delta about 4 MiB and one large resource.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Our messages that the control plane has not taken yet.
+pub const OUTGOING_QUEUE: usize = 256;
+/// Batches that wait for the one under way; the control plane sends one at a time.
+pub const BATCHES_QUEUE: usize = 4;
+pub const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// Expired challenges are dropped this often.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Nacks in one ack; more are logged and the rest is cut, so that the ack fits into one message.
+pub const NACKS_MAX: usize = 10_000;
+/// A nack's text, bytes.
+pub const NACK_TEXT_BYTES_MAX: usize = 300;
+
+/// Epochs whose cell keys are kept.
+pub const CELL_KEY_EPOCHS_MAX: usize = 16;
+/// A file of a sealed cell key; it has about 130 bytes.
+pub const CELL_KEY_FILE_BYTES_MAX: u64 = 4096;
+/// The identity file.
+pub const IDENTITY_FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Certificates in what the control plane gives as identity or trust.
+pub const IDENTITY_CHAIN_MAX: usize = 4;
+/// Batches that were published but could not be written, bytes.
+pub const UNSAVED_BYTES_MAX: usize = 64 << 20;

@@ -1,0 +1,373 @@
+//! The stream: one conversation with the control plane, from Hello to its end, and the loop that begins the next one.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::distribution_client::DistributionClient;
+use portico_api::distribution::{
+    Ack, ControlMessage, Delta, EdgeMessage, Hello, PROTOCOL_VERSION, RenewRequest, RenewResponse, Status,
+    control_message, edge_message,
+};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::applier::Applier;
+use super::backoff::Backoff;
+use super::cell_keys::CellKeyFiles;
+use super::identity::{Identity, IdentityCertificate, IdentityError, Request};
+use super::incoming::Incoming;
+use super::join::full_text;
+use super::metrics::ControlMetrics;
+use super::{EdgeStatus, limits, tls, urgent};
+use crate::clock;
+use crate::live::{Batch, BatchKind};
+
+/// All that outlives a stream.
+pub(super) struct Syncer {
+    pub(super) address: String,
+    pub(super) build: String,
+    pub(super) identity: Identity,
+    pub(super) identity_folder: PathBuf,
+    pub(super) cell_key_files: CellKeyFiles,
+    pub(super) applier: Applier,
+    pub(super) status: Box<dyn Fn() -> EdgeStatus + Send + Sync>,
+    pub(super) metrics: ControlMetrics,
+    pub(super) renew_not_before: Option<Instant>,
+}
+
+/// One stream.
+struct Stream {
+    client: DistributionClient<Channel>,
+    incoming: Streaming<ControlMessage>,
+    outgoing: mpsc::Sender<EdgeMessage>,
+    snapshot: Option<Incoming>,
+    waiting: VecDeque<Batch>,
+    renewal: Option<Renewal>,
+}
+
+type Renewal = Pin<Box<dyn Future<Output = Result<IdentityCertificate, RenewalError>> + Send>>;
+
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error("the control plane does not answer within 15 s")]
+    Late,
+    #[error("the control plane refuses: {}", .0.message())]
+    Refused(tonic::Status),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the identity cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("{:?}: {}", .0.code(), .0.message())]
+    Status(Box<tonic::Status>),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("the control plane does not take our messages")]
+    Stuck,
+    #[error("the control plane broke the protocol: {0}")]
+    Protocol(&'static str),
+}
+
+impl Syncer {
+    /// Connects again and again, until `shutdown`.
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !shutdown.is_cancelled() {
+            let began = clock::now();
+            let ended = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                ended = self.converse() => ended,
+            };
+            self.metrics.connected.set(0.0);
+            self.applier.settle().await;
+            if clock::now().duration_since(began) >= limits::GOOD_STREAM {
+                backoff.reset();
+            }
+            let wait = backoff.next();
+            self.report(&ended, wait);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.pass_time(wait) => {}
+            }
+        }
+        self.applier.settle().await;
+    }
+
+    fn report(&self, ended: &Ended, wait: Duration) {
+        let expired = clock::unix_time() > self.identity.certificate.not_after;
+        if expired {
+            tracing::error!(
+                %ended,
+                "this edge's identity has expired and it is no longer known to the control plane: it goes on serving; give it a new join token"
+            );
+        } else {
+            tracing::warn!(%ended, retry_in_ms = wait.as_millis(), "no stream to the control plane; serving the last good state");
+        }
+    }
+
+    /// Challenges end, and the disk may recover, while nobody is connected too.
+    async fn pass_time(&mut self, wait: Duration) {
+        let sweeping = async {
+            let mut tick = interval(limits::SWEEP_EVERY);
+            loop {
+                tick.tick().await;
+                self.applier.publisher.challenges().sweep(clock::unix_ms());
+            }
+        };
+        // The sweep never ends; the wait does.
+        let _waited = tokio::time::timeout(wait, sweeping).await;
+    }
+
+    /// One stream; it never ends well.
+    async fn converse(&mut self) -> Ended {
+        let mut stream = match self.open().await {
+            Ok(stream) => stream,
+            Err(ended) => {
+                self.metrics.connects_failed.increment(1);
+                return ended;
+            }
+        };
+        self.metrics.connects_ok.increment(1);
+        self.metrics.connected.set(1.0);
+        tracing::info!(address = self.address, applied = %self.applier.publisher.applied(), "stream to the control plane is open");
+        let mut status = interval(limits::STATUS_EVERY);
+        let mut sweep = interval(limits::SWEEP_EVERY);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let step = tokio::select! {
+                message = stream.incoming.message() => self.take(&mut stream, message),
+                ack = self.applier.step() => self.worked(&mut stream, ack),
+                _ = status.tick() => {
+                    self.applier.retry_saving();
+                    stream.send(edge_message::Kind::Status(self.status()))
+                }
+                _ = sweep.tick() => {
+                    self.applier.publisher.challenges().sweep(clock::unix_ms());
+                    self.begin_renewal(&mut stream);
+                    Ok(())
+                }
+                renewed = next_renewal(&mut stream.renewal) => {
+                    stream.renewal = None;
+                    self.renewed(renewed);
+                    Ok(())
+                }
+            };
+            if let Err(ended) = step {
+                return ended;
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Stream, Ended> {
+        let config = tls::client_config(&self.identity.certificate)?;
+        let mut client =
+            tls::connect(&self.address, config).await.map_err(|error| Ended::Connect(full_text(&error)))?;
+        let (outgoing, messages) = mpsc::channel(limits::OUTGOING_QUEUE);
+        let hello = Hello {
+            edge_id: self.identity.edge.to_string(),
+            cell_id: self.identity.cell.to_string(),
+            protocol: PROTOCOL_VERSION,
+            build: self.build.clone(),
+            applied: Some(self.applier.publisher.applied().into()),
+            hpke_public_key: self.identity.hpke_public.to_vec().into(),
+            cell_key_epochs: self.applier.cell_keys.held().into_iter().map(|(_, epoch)| epoch).collect(),
+        };
+        // The queue is empty: there is room.
+        let _queued = outgoing.try_send(wrap(edge_message::Kind::Hello(hello)));
+        let answer = client.sync(ReceiverStream::new(messages));
+        let incoming = tokio::time::timeout(limits::CALL_DEADLINE, answer)
+            .await
+            .map_err(|_| Ended::Connect("no answer to the stream within 15 s".to_owned()))?
+            .map_err(|status| Ended::Status(Box::new(status)))?
+            .into_inner();
+        let (snapshot, waiting, renewal) = (None, VecDeque::new(), None);
+        Ok(Stream { client, incoming, outgoing, snapshot, waiting, renewal })
+    }
+
+    fn take(
+        &mut self,
+        stream: &mut Stream,
+        message: Result<Option<ControlMessage>, tonic::Status>,
+    ) -> Result<(), Ended> {
+        let message = message.map_err(|status| Ended::Status(Box::new(status)))?.ok_or(Ended::Closed)?;
+        match message.kind {
+            Some(control_message::Kind::SnapshotBegin(begin)) => {
+                stream.snapshot = Some(Incoming::begin(&begin));
+                Ok(())
+            }
+            Some(control_message::Kind::SnapshotChunk(chunk)) => {
+                stream.snapshot.as_mut().ok_or(Ended::Protocol("a chunk outside a snapshot"))?.chunk(chunk);
+                Ok(())
+            }
+            Some(control_message::Kind::SnapshotEnd(end)) => {
+                let snapshot = stream.snapshot.take().ok_or(Ended::Protocol("the end of no snapshot"))?;
+                match snapshot.end(&end) {
+                    Ok(batch) => self.apply(stream, batch),
+                    Err(rejected) => stream.send(edge_message::Kind::Ack(self.applier.reject(&rejected))),
+                }
+            }
+            Some(control_message::Kind::Delta(delta)) => self.apply(stream, batch_of(delta)),
+            Some(control_message::Kind::CellKey(sealed)) => {
+                match self.cell_key_files.receive(&sealed, &self.identity, &self.applier.cell_keys) {
+                    Ok(()) => tracing::info!(epoch = sealed.epoch, "received the cell's key"),
+                    // Credentials sealed under it will be nacked, which tells the control plane.
+                    Err(fault) => tracing::error!(%fault, "a cell key was not taken"),
+                }
+                Ok(())
+            }
+            Some(control_message::Kind::Urgent(urgent)) => {
+                let ack = urgent::handle(&urgent, &mut self.applier.publisher, clock::unix_ms());
+                if ack.error_code.is_empty() {
+                    self.metrics.urgents_done.increment(1);
+                } else {
+                    self.metrics.urgents_refused.increment(1);
+                    tracing::warn!(
+                        code = ack.error_code,
+                        text = ack.error_text,
+                        "an urgent message was not followed"
+                    );
+                }
+                stream.send(edge_message::Kind::UrgentAck(ack))
+            }
+            // Of a newer release: tolerated.
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, stream: &mut Stream, batch: Batch) -> Result<(), Ended> {
+        if stream.waiting.len() >= limits::BATCHES_QUEUE {
+            return Err(Ended::Protocol("more batches than are acknowledged"));
+        }
+        stream.waiting.push_back(batch);
+        self.next_batch(stream)
+    }
+
+    fn worked(&mut self, stream: &mut Stream, ack: Option<Ack>) -> Result<(), Ended> {
+        if let Some(ack) = ack {
+            stream.send(edge_message::Kind::Ack(ack))?;
+        }
+        self.next_batch(stream)
+    }
+
+    fn next_batch(&mut self, stream: &mut Stream) -> Result<(), Ended> {
+        while !self.applier.is_busy() {
+            let Some(batch) = stream.waiting.pop_front() else { break };
+            if let Some(refusal) = self.applier.start(batch) {
+                stream.send(edge_message::Kind::Ack(refusal))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        let EdgeStatus { io_backend, connections, listeners } = (self.status)();
+        Status {
+            io_backend,
+            connections,
+            names: self.applier.publisher.names() as u64,
+            credentials: self.applier.publisher.credentials() as u64,
+            listeners,
+            unix_time_ms: clock::unix_ms(),
+        }
+    }
+
+    /// Asks for the next certificate when two thirds of this one's life are over, on the connection that stands.
+    fn begin_renewal(&mut self, stream: &mut Stream) {
+        let due = clock::unix_time() >= self.identity.certificate.renew_at();
+        let waiting = self.renew_not_before.is_some_and(|at| clock::now() < at);
+        if !due || waiting || stream.renewal.is_some() {
+            return;
+        }
+        let mut client = stream.client.clone();
+        stream.renewal = Some(Box::pin(async move {
+            let request = Request::new()?;
+            let call = client.renew(RenewRequest { csr_der: request.csr_der.clone().into() });
+            let answer = tokio::time::timeout(limits::CALL_DEADLINE, call)
+                .await
+                .map_err(|_| RenewalError::Late)?
+                .map_err(RenewalError::Refused)?;
+            Ok(certificate_of(request, &answer.into_inner())?)
+        }));
+    }
+
+    fn renewed(&mut self, renewed: Result<IdentityCertificate, RenewalError>) {
+        let life = {
+            let certificate = &self.identity.certificate;
+            Duration::from_secs(
+                certificate.not_after.as_secs().saturating_sub(certificate.not_before.as_secs()),
+            )
+        };
+        let stored = renewed.and_then(|certificate| {
+            // In memory first: the stream that stands does not need it, the next one does.
+            self.identity.certificate = certificate;
+            Ok(self.identity.store(&self.identity_folder)?)
+        });
+        self.metrics.set_identity_not_after(self.identity.certificate.not_after.as_secs());
+        match stored {
+            Ok(()) => {
+                self.renew_not_before = None;
+                self.metrics.renewals_ok.increment(1);
+                tracing::info!(
+                    not_after = self.identity.certificate.not_after.as_secs(),
+                    "renewed this edge's identity"
+                );
+            }
+            Err(error) => {
+                // Thirty tries fit into the third of the life that is left.
+                self.renew_not_before = Some(clock::now() + (life / 90).max(Duration::from_secs(1)));
+                self.metrics.renewals_failed.increment(1);
+                tracing::error!(%error, "this edge's identity was not renewed; will try again");
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// Never waits: a control plane that takes nothing must not stop us from reading.
+    fn send(&self, kind: edge_message::Kind) -> Result<(), Ended> {
+        self.outgoing.try_send(wrap(kind)).map_err(|_| Ended::Stuck)
+    }
+}
+
+async fn next_renewal(renewal: &mut Option<Renewal>) -> Result<IdentityCertificate, RenewalError> {
+    match renewal {
+        Some(renewal) => renewal.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn certificate_of(request: Request, answer: &RenewResponse) -> Result<IdentityCertificate, IdentityError> {
+    IdentityCertificate::from_answer(
+        request,
+        answer.certificate_chain_der.iter().map(AsRef::as_ref),
+        answer.ca_der.iter().map(AsRef::as_ref),
+    )
+}
+
+fn batch_of(delta: Delta) -> Batch {
+    Batch {
+        kind: BatchKind::Delta { base: delta.base.unwrap_or_default().into() },
+        generation: delta.generation.unwrap_or_default().into(),
+        resources: delta.resources,
+        tombstones: delta.tombstones,
+        removals_signed_off: delta.removals_signed_off,
+    }
+}
+
+fn wrap(kind: edge_message::Kind) -> EdgeMessage {
+    EdgeMessage { kind: Some(kind) }
+}

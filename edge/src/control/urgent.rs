@@ -1,0 +1,43 @@
+//! Urgent messages: done at once, whatever batch is under way.
+
+use portico_api::distribution::{Suspend, Urgent, UrgentAck, urgent};
+
+use crate::live::{Fault, LivePublisher, Suspension};
+
+/// Does what an urgent message asks.
+pub(super) fn handle(urgent: &Urgent, publisher: &mut LivePublisher, now_unix_ms: i64) -> UrgentAck {
+    match act(urgent, publisher, now_unix_ms) {
+        Ok(()) => UrgentAck { sequence: urgent.sequence, ..UrgentAck::default() },
+        Err(fault) => {
+            UrgentAck { sequence: urgent.sequence, error_code: fault.code.to_owned(), error_text: fault.text }
+        }
+    }
+}
+
+fn act(urgent: &Urgent, publisher: &mut LivePublisher, now: i64) -> Result<(), Fault> {
+    let expires = i64::try_from(urgent.expires_unix_ms).unwrap_or(i64::MAX);
+    match &urgent.action {
+        Some(urgent::Action::SetHttp01(set)) => {
+            publisher.challenges().set_http01(&set.host, &set.token, &set.key_authorization, expires, now)
+        }
+        Some(urgent::Action::SetTlsAlpn01(set)) => {
+            publisher.challenges().set_tls_alpn01(&set.host, &set.digest, expires, now)
+        }
+        Some(urgent::Action::ClearChallenge(clear)) => {
+            publisher.challenges().clear(&clear.host, &clear.token, now)
+        }
+        Some(urgent::Action::Suspend(order)) => suspend(order, publisher),
+        // Of a newer release.
+        None => Err(Fault::new("UnknownAction", "an urgent message that this edge does not know")),
+    }
+}
+
+/// Its deadline is not looked at: a late suspension is still one, and a stale one has a lower version.
+fn suspend(order: &Suspend, publisher: &mut LivePublisher) -> Result<(), Fault> {
+    let bad_id = |error: portico_cert_store::IdError| Fault::new("BadId", error.to_string());
+    let tenant = order.tenant_id.parse().map_err(bad_id)?;
+    let domain =
+        if order.domain_id.is_empty() { None } else { Some(order.domain_id.parse().map_err(bad_id)?) };
+    let suspension = order.suspension.as_ref().map(Suspension::parse).transpose()?;
+    publisher.suspend(tenant, domain, suspension, order.version)
+}
