@@ -258,6 +258,11 @@ impl Lab {
         self.manage("POST", "/records", &json!({ "name": name, "type": kind, "values": values })).await
     }
 
+    /// Sets many at once: a JSON list of `{name, type, values}`.
+    pub async fn set_records(&self, list: &str) -> Result<()> {
+        self.manage("POST", "/records", &serde_json::from_str(list)?).await
+    }
+
     pub async fn remove_record(&self, name: &str, kind: &str) -> Result<()> {
         self.manage("DELETE", "/records", &json!({ "name": name, "type": kind })).await
     }
@@ -354,12 +359,14 @@ async fn start_control_plane(
          operator_token_file = {token_file:?}\n\n\
          [dns]\nresolvers = [\"{dns}\"]\nresponder = \"{}\"\nchallenge_zone = \"acme.provider.test\"\n\
          cname_zone = \"edge.provider.test\"\n\n\
+         [egress]\nallow = [{{ cidr = \"{}/24\", ports = [8080] }}]\n\n\
          [fleet]\npublic_addresses = {edges:?}\nhttp_port = 8080\nhttps_port = 8443\n\n\
          [[issuer]]\nname = \"test\"\ndirectory = \"{}\"\nroot_pem = {:?}\nroots_pem = {:?}\n\
          contact = \"mailto:ops@provider.test\"\nserialize_orders = {}\npoll_ms = 50\n",
         folder.join("control-plane"),
         addresses.at(4, 7443),
         addresses.at(4, 5354),
+        addresses.ip(0),
         ca.directory,
         ca.api_root,
         ca.issuing_root,

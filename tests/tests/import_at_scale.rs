@@ -1,0 +1,120 @@
+//! A hosting provider's CSV, imported against a CA that we did not write: every name on both edges, with its tenant's own
+//! body; and one more domain while load runs, with no failed request.
+//!
+//! The usual run imports 200 hostnames; `PORTICO_SCALE_DOMAINS=2000` makes it the full one and prints the figures.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use portico_api::v1::Sharing;
+use portico_tests::{CaKind, Lab, LabOptions, binary, pebble_is_installed};
+
+#[tokio::test]
+async fn every_imported_name_is_served_right_and_one_more_joins_under_load() -> Result<()> {
+    let ca = if pebble_is_installed() {
+        CaKind::Pebble
+    } else {
+        println!("pebble is not installed (apt-get install pebble): our own CA takes its place");
+        CaKind::Own
+    };
+    let domains = std::env::var("PORTICO_SCALE_DOMAINS").unwrap_or_else(|_| "200".to_owned());
+    let lab = Lab::start(LabOptions { ca, ..LabOptions::default() }).await?;
+    let csv = lab.folder.path().join("domains.csv");
+    run(Command::new(binary("portico-loadtest"))
+        .args(["tenants", "--domains", &domains, "--origin", &format!("http://{}", lab.origin), "--out"])
+        .arg(&csv))?;
+
+    let started = Instant::now();
+    let records = lab.folder.path().join("records.json");
+    let import = || {
+        let mut command = lab.portico();
+        command
+            .args(["domain", "import"])
+            .arg(&csv)
+            .args(["--egress-grant", &format!("{}/32:{}", lab.origin.ip(), lab.origin.port())]);
+        command
+    };
+    run(import().arg("--records-out").arg(&records))?;
+    let claimed = started.elapsed();
+    lab.set_records(&std::fs::read_to_string(&records)?).await?;
+    // The same file again changes nothing; it waits until every domain is active.
+    let printed = run(import().args(["--wait", "--timeout", "40m"]))?;
+    println!("claimed after {:.1} s", claimed.as_secs_f64());
+    println!("import of {domains}: {:.1} s\n{printed}", started.elapsed().as_secs_f64());
+
+    let mut verify = Command::new(binary("portico-loadtest"));
+    verify.arg("verify").arg("--csv").arg(&csv).arg("--roots").arg(&lab.issuing_root);
+    for edge in &lab.edges {
+        verify.args(["--edge", &edge.https.to_string()]);
+    }
+    println!("{}", run(&mut verify)?);
+    for edge in &lab.edges {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", edge.process.pid()))?;
+        let resident = status.lines().find(|l| l.starts_with("VmRSS")).context("VmRSS")?;
+        println!("edge with {domains} names: {resident}");
+    }
+    one_more_under_load(&lab, &csv).await
+}
+
+async fn one_more_under_load(lab: &Lab, csv: &std::path::Path) -> Result<()> {
+    let names = lab.folder.path().join("names");
+    let mut reader = std::fs::read_to_string(csv)?;
+    reader = reader
+        .lines()
+        .skip(1)
+        .take(50)
+        .filter_map(|l| l.split(',').nth(1))
+        .map(|n| format!("{n}\n"))
+        .collect();
+    std::fs::write(&names, reader)?;
+    let load = Command::new(binary("portico-loadtest"))
+        .args([
+            "handshakes",
+            "--get",
+            "--json",
+            "--seconds",
+            "12",
+            "--rate",
+            "100",
+            "--connections",
+            "32",
+            "--connect",
+        ])
+        .arg(lab.edges[0].https.to_string())
+        .arg("--names")
+        .arg(&names)
+        .arg("--roots")
+        .arg(&lab.issuing_root)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let tenant = lab.tenant("latecomer", Sharing::RegisteredDomain, &[]).await?;
+    let started = Instant::now();
+    lab.domain(&tenant, "latecomer.test").await?;
+    lab.active("latecomer.test").await?;
+    println!("one more domain under load: active {:?} after its claim", started.elapsed());
+    let output = tokio::task::spawn_blocking(move || load.wait_with_output()).await??;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    println!("load beside it: {report}");
+    assert!(output.status.success(), "{report}");
+    assert!(report["attempted"].as_u64().unwrap_or(0) > 0);
+    tokio::time::timeout(Duration::from_secs(5), async {
+        for edge in &lab.edges {
+            portico_tests::ask(edge.https, "latecomer.test", "/", &lab.issuing_root).await?;
+        }
+        anyhow::Ok(())
+    })
+    .await?
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    anyhow::ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
