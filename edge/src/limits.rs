@@ -14,6 +14,8 @@ pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const HEADER_FIELDS_MAX: usize = 128;
 /// From the first byte of a request head to its last.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// For a goodbye (close_notify, FIN) that the peer may not take.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest request target.
 pub const TARGET_BYTES_MAX: usize = 16 * 1024;
 /// A connection without an exchange is closed after this.

@@ -110,21 +110,29 @@ impl ConnectionClock {
     /// # Errors
     /// The limit that has run out.
     pub fn check(&self, now: Instant) -> Result<Option<Instant>, Expired> {
-        let quiet = self.open_exchanges.get() == 0;
-        let head = self.head_since.get().filter(|_| quiet);
-        let idle =
-            (quiet && head.is_none()).then(|| (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle));
-        let head = head.map(|since| (since + limits::HEADER_DEADLINE, Expired::SlowHead));
-        let stalled = self.write_blocked_since.get();
-        let stalled = stalled.map(|since| (since + limits::WRITE_STALL_DEADLINE, Expired::StalledRead));
         let mut earliest = None;
-        for (deadline, expired) in [idle, head, stalled].into_iter().flatten() {
+        for (deadline, expired) in self.deadlines().into_iter().flatten() {
             if deadline <= now {
                 return Err(expired);
             }
             earliest = Some(earliest.map_or(deadline, |earliest: Instant| earliest.min(deadline)));
         }
         Ok(earliest)
+    }
+
+    /// The next time at which a limit can run out.
+    pub fn earliest(&self) -> Option<Instant> {
+        self.deadlines().into_iter().flatten().map(|(deadline, _)| deadline).min()
+    }
+
+    fn deadlines(&self) -> [Option<(Instant, Expired)>; 2] {
+        let quiet = self.open_exchanges.get() == 0;
+        let waiting = quiet.then(|| match self.head_since.get() {
+            Some(since) => (since + limits::HEADER_DEADLINE, Expired::SlowHead),
+            None => (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle),
+        });
+        let stalled = self.write_blocked_since.get();
+        [waiting, stalled.map(|since| (since + limits::WRITE_STALL_DEADLINE, Expired::StalledRead))]
     }
 }
 

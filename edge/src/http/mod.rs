@@ -1,3 +1,12 @@
+//! HTTP over a connection: hyper for HTTP/1.1 and HTTP/2, each with explicit limits, both ending at one
+//! [`serve_exchange`](crate::exchange::serve_exchange). HTTP/3 ends there too.
+
+pub mod authority;
+pub mod body;
 pub mod clock;
+pub mod drive;
+pub mod forwarding;
 pub mod framing;
 pub mod guarded_io;
+pub mod h1;
+pub mod h2;

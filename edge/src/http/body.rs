@@ -1,0 +1,321 @@
+//! Bodies on their way through: bounded, with a deadline between pieces, never held whole.
+
+use std::{
+    cell::Cell,
+    fmt,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::{clock, exchange::ExchangeEnd, limits, live::Suspension, upstream::Lease};
+
+/// What a body fails with, on either side.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body of any protocol.
+pub type BoxedBody = Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>;
+
+/// A request's body, as it is given to an origin.
+pub struct RequestBody {
+    source: RequestSource,
+    bytes_left: u64,
+    stall: Stall,
+    fault: Rc<Cell<Option<BodyFault>>>,
+}
+
+enum RequestSource {
+    Empty,
+    Hyper(Incoming),
+    Boxed(BoxedBody),
+}
+
+/// How a request body went wrong; read after the origin's side has failed with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyFault {
+    #[error("request_body_too_large")]
+    TooLarge,
+    #[error("request_body_stalled")]
+    Stalled,
+    #[error("request_body_broken")]
+    Broken,
+}
+
+impl RequestBody {
+    pub fn empty() -> Self {
+        Self::new(RequestSource::Empty)
+    }
+
+    pub fn hyper(body: Incoming) -> Self {
+        Self::new(RequestSource::Hyper(body))
+    }
+
+    /// For HTTP/3.
+    pub fn boxed(body: BoxedBody) -> Self {
+        Self::new(RequestSource::Boxed(body))
+    }
+
+    fn new(source: RequestSource) -> Self {
+        Self {
+            source,
+            bytes_left: limits::REQUEST_BODY_BYTES_MAX,
+            stall: Stall::new(limits::BODY_STALL_DEADLINE),
+            fault: Rc::default(),
+        }
+    }
+
+    /// Where a fault of this body will be found.
+    pub fn fault(&self) -> Rc<Cell<Option<BodyFault>>> {
+        Rc::clone(&self.fault)
+    }
+
+    fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fault.set(Some(fault));
+        Poll::Ready(Some(Err(fault.into())))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let polled = match &mut this.source {
+            RequestSource::Empty => return Poll::Ready(None),
+            RequestSource::Hyper(body) => {
+                Pin::new(body).poll_frame(context).map_err(|error| Box::new(error) as BodyError)
+            }
+            RequestSource::Boxed(body) => body.as_mut().poll_frame(context),
+        };
+        match polled {
+            Poll::Pending if this.stall.poll(context).is_ready() => this.fail(BodyFault::Stalled),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                this.stall.progress();
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match this.bytes_left.checked_sub(bytes) {
+                    Some(left) => this.bytes_left = left,
+                    None => return this.fail(BodyFault::TooLarge),
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                tracing::trace!(%error, "a request body broke off");
+                this.fail(BodyFault::Broken)
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            RequestSource::Empty => true,
+            RequestSource::Hyper(body) => body.is_end_stream(),
+            RequestSource::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            RequestSource::Empty => SizeHint::with_exact(0),
+            RequestSource::Hyper(body) => body.size_hint(),
+            RequestSource::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// An answer's body. Dropping it, finished or not, is the end of the exchange.
+pub struct ResponseBody {
+    source: ResponseSource,
+    end: Option<Box<ExchangeEnd>>,
+}
+
+/// Where an answer's bytes come from.
+pub enum ResponseSource {
+    Empty,
+    Full(Bytes),
+    Origin(Box<OriginBody>),
+}
+
+impl ResponseBody {
+    pub(crate) fn new(source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
+        Self { source, end: Some(end) }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.source {
+            ResponseSource::Empty => None,
+            ResponseSource::Full(_) => {
+                let ResponseSource::Full(bytes) = std::mem::replace(&mut this.source, ResponseSource::Empty) else {
+                    return Poll::Ready(None);
+                };
+                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+            }
+            ResponseSource::Origin(body) => ready!(body.poll_frame(context)),
+        };
+        if let Some(end) = &mut this.end {
+            match &frame {
+                Some(Ok(frame)) => end.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(_)) => end.broken("origin_body"),
+                None => end.complete(),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            ResponseSource::Empty => true,
+            ResponseSource::Full(bytes) => bytes.is_empty(),
+            ResponseSource::Origin(body) => body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            ResponseSource::Empty => SizeHint::with_exact(0),
+            ResponseSource::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            ResponseSource::Origin(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+/// hyper asks `is_end_stream` and then may never poll for the end: what was sent whole is complete all the same.
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        let whole = self.is_end_stream();
+        if let Some(end) = self.end.as_mut().filter(|_| whole) {
+            end.complete();
+        }
+        if whole && let ResponseSource::Origin(body) = &mut self.source {
+            body.give_back();
+        }
+    }
+}
+
+/// An origin's body with the connection that it comes over.
+pub struct OriginBody {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    stall: Stall,
+    /// Resolves when the host is suspended while the answer is under way.
+    cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
+}
+
+impl OriginBody {
+    pub(crate) fn new(
+        incoming: Incoming,
+        lease: Lease,
+        cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
+    ) -> Self {
+        Self {
+            incoming,
+            lease: Some(lease),
+            stall: Stall::new(limits::ORIGIN_BODY_STALL_DEADLINE),
+            cut,
+        }
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            self.lease = None;
+            return Poll::Ready(Some(Err("suspended".into())));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(context) {
+            Poll::Pending if self.stall.poll(context).is_ready() => {
+                self.lease = None;
+                Poll::Ready(Some(Err("the origin stalled".into())))
+            }
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                self.give_back();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(result)) => {
+                self.stall.progress();
+                if result.is_err() {
+                    self.lease = None;
+                }
+                Poll::Ready(Some(result.map_err(|error| Box::new(error) as BodyError)))
+            }
+        }
+    }
+
+    /// The whole answer was taken: the connection may serve again.
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+/// A deadline between pieces that costs nothing while pieces come.
+struct Stall {
+    allowed: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(allowed: Duration) -> Self {
+        Self { allowed, sleep: None }
+    }
+
+    fn progress(&mut self) {
+        if let Some(sleep) = &mut self.sleep {
+            sleep.as_mut().reset((clock::now() + self.allowed).into());
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let allowed = self.allowed;
+        self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed))).as_mut().poll(context)
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("RequestBody").field("bytes_left", &self.bytes_left).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ResponseBody").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ResponseSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Full(_) => "Full",
+            Self::Origin(_) => "Origin",
+        })
+    }
+}
+
+impl fmt::Debug for OriginBody {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("OriginBody").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,66 @@
+//! Runs one connection to its end: hyper does the protocol, this loop adds the limits in time, and the drain.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use super::clock::{ConnectionClock, Expired};
+use crate::{clock, drain::LocalDrain, limits};
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// hyper had nothing more to do: closed, or upgraded.
+    Done,
+    /// hyper gave up on the peer.
+    Failed,
+    Expired(Expired),
+}
+
+/// Polls a hyper connection; asks it to finish on drain, and gives up on it when a limit in time runs out.
+pub(super) async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    clock: &ConnectionClock,
+    drain: &LocalDrain,
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>>,
+    mut finish: impl FnMut(Pin<&mut C>),
+) -> Ended {
+    let mut draining = pin!(drain.begun());
+    let mut asked = false;
+    let armed = clock::now() + limits::HEADER_DEADLINE;
+    let mut timer = pin!(tokio::time::sleep_until(armed.into()));
+    let mut armed: Instant = armed;
+    poll_fn(|context| {
+        if !asked && draining.as_mut().poll(context).is_ready() {
+            asked = true;
+            finish(connection.as_mut());
+        }
+        if let Poll::Ready(result) = poll(connection.as_mut(), context) {
+            if let Err(error) = &result {
+                tracing::trace!(%error, "a connection failed");
+            }
+            return Poll::Ready(result.map_or(Ended::Failed, |()| Ended::Done));
+        }
+        loop {
+            let fired = timer.as_mut().poll(context).is_ready();
+            let wanted = if fired {
+                match clock.check(clock::now()) {
+                    Err(expired) => return Poll::Ready(Ended::Expired(expired)),
+                    Ok(next) => next.unwrap_or_else(|| clock::now() + limits::IDLE_DEADLINE),
+                }
+            } else {
+                match clock.earliest() {
+                    // Something began that may run out earlier than the next look.
+                    Some(next) if next < armed => next,
+                    _ => return Poll::Pending,
+                }
+            };
+            armed = wanted;
+            timer.as_mut().reset(wanted.into());
+        }
+    })
+    .await
+}

@@ -1,0 +1,180 @@
+//! Server configurations: a few bases made at start, one small clone per connection that carries the chosen key.
+//!
+//! A clone is about 0.3 KB (a default configuration with its session cache: 32 KB). AES-128-GCM comes first and the
+//! server's order counts: SHA-384, which AES-256-GCM brings along, has no hardware path and costs a fifth of a handshake.
+//! Only a client that leads with ChaCha20 gets ChaCha20, because it has no AES instructions.
+
+use std::{fmt, sync::Arc};
+
+use portico_cert_store::{TlsPolicy, TlsVersion};
+use rustls::{
+    ServerConfig, SupportedCipherSuite,
+    compress::CompressionCache,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+
+use super::{Tickets, compression};
+
+/// The protocols that ALPN may choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// h2, then http/1.1.
+    Http2,
+    /// http/1.1 alone.
+    Http1,
+    /// h3, over QUIC.
+    Http3,
+}
+
+/// All base configurations; shared by the workers.
+pub struct TlsConfigs {
+    /// \[minimum version 1.3\]\[ChaCha first\]\[ALPN\]
+    bases: [[[ServerConfig; 3]; 2]; 2],
+    challenge: ServerConfig,
+    tickets: Arc<Tickets>,
+}
+
+impl TlsConfigs {
+    /// # Errors
+    /// When the operating system gives no random bytes for the first ticket key.
+    pub fn new() -> Result<Self, rustls::Error> {
+        let tickets = Arc::new(Tickets::new()?);
+        let providers = [Arc::new(provider(Order::AesFirst)), Arc::new(provider(Order::ChachaFirst))];
+        let bases = [TlsVersion::Tls12, TlsVersion::Tls13].map(|minimum| {
+            [0, 1].map(|order| {
+                [Alpn::Http2, Alpn::Http1, Alpn::Http3].map(|alpn| {
+                    let protocols: &[&[u8]] = match alpn {
+                        Alpn::Http2 => &[b"h2", b"http/1.1"],
+                        Alpn::Http1 => &[b"http/1.1"],
+                        Alpn::Http3 => &[b"h3"],
+                    };
+                    // QUIC has no TLS 1.2 (RFC 9001 section 4.2).
+                    let minimum = if alpn == Alpn::Http3 { TlsVersion::Tls13 } else { minimum };
+                    base(&providers[order], minimum, protocols, Some(&tickets))
+                })
+            })
+        });
+        let challenge = base(&providers[0], TlsVersion::Tls12, &[b"acme-tls/1"], None);
+        Ok(Self { bases, challenge, tickets })
+    }
+
+    /// The configuration of one connection.
+    pub fn serving(
+        &self,
+        policy: TlsPolicy,
+        prefers_chacha: bool,
+        alpn: Alpn,
+        key: Arc<CertifiedKey>,
+    ) -> Arc<ServerConfig> {
+        let only_13 = policy.minimum_version == TlsVersion::Tls13;
+        let base = &self.bases[usize::from(only_13)][usize::from(prefers_chacha)][alpn as usize];
+        with_key(base, key)
+    }
+
+    /// For a CA that validates by TLS-ALPN-01.
+    pub fn challenge(&self, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+        with_key(&self.challenge, key)
+    }
+
+    pub fn tickets(&self) -> &Arc<Tickets> {
+        &self.tickets
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    AesFirst,
+    ChachaFirst,
+}
+
+fn provider(order: Order) -> CryptoProvider {
+    use aws_lc_rs::{cipher_suite as suite, kx_group};
+    let aes_128: [SupportedCipherSuite; 3] = [
+        suite::TLS13_AES_128_GCM_SHA256,
+        suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    ];
+    let aes_256 = [
+        suite::TLS13_AES_256_GCM_SHA384,
+        suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    ];
+    let chacha = [
+        suite::TLS13_CHACHA20_POLY1305_SHA256,
+        suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ];
+    let cipher_suites = match order {
+        Order::AesFirst => [aes_128, aes_256, chacha].concat(),
+        Order::ChachaFirst => [chacha, aes_128, aes_256].concat(),
+    };
+    let kx_groups =
+        vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+    CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }
+}
+
+fn base(
+    provider: &Arc<CryptoProvider>,
+    minimum: TlsVersion,
+    protocols: &[&[u8]],
+    tickets: Option<&Arc<Tickets>>,
+) -> ServerConfig {
+    let versions: &[&rustls::SupportedProtocolVersion] = match minimum {
+        TlsVersion::Tls12 => &[&TLS13, &TLS12],
+        TlsVersion::Tls13 => &[&TLS13],
+    };
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions)
+        .expect("the provider has suites and groups of both versions")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoKey));
+    config.ignore_client_order = true;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.cert_compressors = compression::compressors();
+    config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
+    match tickets {
+        Some(tickets) => {
+            config.ticketer = Arc::clone(tickets) as Arc<dyn ProducesTickets>;
+            // One is enough for one more connection, and each costs an encryption and a record.
+            config.send_tls13_tickets = 1;
+        }
+        None => config.send_tls13_tickets = 0,
+    }
+    config
+}
+
+fn with_key(base: &ServerConfig, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+    let mut config = base.clone();
+    config.cert_resolver = Arc::new(ChosenKey(key));
+    Arc::new(config)
+}
+
+/// The key was chosen from the ClientHello already.
+#[derive(Debug)]
+struct ChosenKey(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for ChosenKey {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// A base is never served from.
+#[derive(Debug)]
+struct NoKey;
+
+impl ResolvesServerCert for NoKey {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+impl fmt::Debug for TlsConfigs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TlsConfigs").finish_non_exhaustive()
+    }
+}
