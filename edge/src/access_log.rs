@@ -19,9 +19,7 @@ use std::{
 use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::{
-    config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics,
-};
+use crate::{config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics};
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
 pub struct AccessRecord {
@@ -158,7 +156,8 @@ struct Line<'a> {
 }
 
 fn write_line(output: &mut impl Write, record: &AccessRecord) -> io::Result<()> {
-    let target = record.target.path_and_query().map_or_else(|| record.target.path(), |target| target.as_str());
+    let target =
+        record.target.path_and_query().map_or_else(|| record.target.path(), |target| target.as_str());
     let line = Line {
         time: rfc3339(record.started_unix_ms),
         peer: record.peer.ip(),

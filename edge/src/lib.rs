@@ -1,9 +1,37 @@
-//! edge
+//! The data plane: TLS, HTTP/1.1, HTTP/2 and HTTP/3 for every name, one worker per core.
+//!
+//! Entry points: [`run`] is the whole process; [`worker`] is one core; [`connection`] one client; [`exchange`] one request.
+//! Workers read the tables of [`live`] and never wait for who writes them. Only [`io`] knows what moves the bytes.
+
+pub mod access_log;
+pub mod admin;
 pub mod challenge;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod control;
+pub mod drain;
+pub mod egress;
+pub mod exchange;
 pub mod http;
 pub mod io;
 pub mod limits;
+pub mod listen;
 pub mod live;
+pub mod metrics;
+pub mod process;
+pub mod server;
+pub mod service;
+pub mod standalone;
+pub mod tls;
+pub mod upstream;
+pub mod worker;
+
+pub use server::{Args, run};
+
+/// Log lines to standard error; `RUST_LOG` chooses the level. Does nothing when the program has a logger already.
+pub fn start_logging() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

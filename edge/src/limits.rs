@@ -89,7 +89,7 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of a configured static body.
-pub const STATIC_BODY_BYTES_MAX: u64 = 1024 * 1024;
+pub const STATIC_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// Parsed keys held ready, by weight; 64 MiB is about 50,000 of them.
 pub const KEY_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Standalone files.

@@ -5,7 +5,10 @@
 
 use std::sync::OnceLock;
 
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{exchange::Protocol, io};
@@ -172,7 +175,8 @@ fn recorder() -> PrometheusHandle {
             let recorder = PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Full(names::HANDSHAKE_SECONDS.to_owned()), &handshakes)
                 .and_then(|builder| {
-                    builder.set_buckets_for_metric(Matcher::Full(names::EXCHANGE_SECONDS.to_owned()), &exchanges)
+                    builder
+                        .set_buckets_for_metric(Matcher::Full(names::EXCHANGE_SECONDS.to_owned()), &exchanges)
                 })
                 .expect("the bucket lists are not empty")
                 .build_recorder();
@@ -194,7 +198,10 @@ fn describe() {
     describe_gauge!(names::WORKERS, "worker threads");
     describe_gauge!(names::CONNECTIONS, "open client connections");
     describe_counter!(names::CONNECTIONS_TOTAL, "client connections accepted");
-    describe_counter!(names::CONNECTIONS_REFUSED, "client connections closed at once because the edge is full");
+    describe_counter!(
+        names::CONNECTIONS_REFUSED,
+        "client connections closed at once because the edge is full"
+    );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
     describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");
     describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP, by how they ended");

@@ -18,22 +18,30 @@ pub struct Authority {
 }
 
 /// Why a request has no authority that we could serve: each is a 400.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthorityFault {
-    #[error("authority_missing")]
     Missing,
-    #[error("authority_repeated")]
     Repeated,
-    #[error("authority_differs")]
     Differs,
-    #[error("authority_malformed")]
     Malformed,
-    #[error("authority_address")]
     AddressLiteral,
-    #[error("authority_port")]
     ForeignPort,
-    #[error("scheme_differs")]
     SchemeDiffers,
+}
+
+impl AuthorityFault {
+    /// The log's word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "authority_missing",
+            Self::Repeated => "authority_repeated",
+            Self::Differs => "authority_differs",
+            Self::Malformed => "authority_malformed",
+            Self::AddressLiteral => "authority_address",
+            Self::ForeignPort => "authority_port",
+            Self::SchemeDiffers => "scheme_differs",
+        }
+    }
 }
 
 /// Where a request came in, as far as its authority is concerned.
@@ -69,7 +77,8 @@ impl Authority {
     fn parse(text: &str) -> Result<Self, AuthorityFault> {
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) if !name.is_empty() && !text.starts_with('[') => {
-                let digits_only = !port.is_empty() && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+                let digits_only =
+                    !port.is_empty() && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
                 let port = port.parse().ok().filter(|port| digits_only && *port != 0);
                 (name, Some(port.ok_or(AuthorityFault::Malformed)?))
             }
@@ -140,7 +149,14 @@ mod tests {
 
     #[test]
     fn one_spelling_reaches_the_index() {
-        for host in ["shop.example", "SHOP.Example", "shop.example.", "shop.example:443", "shop.example:8443", "shop.example:9443"] {
+        for host in [
+            "shop.example",
+            "SHOP.Example",
+            "shop.example.",
+            "shop.example:443",
+            "shop.example:8443",
+            "shop.example:9443",
+        ] {
             assert_eq!(read("/", &[host]), Ok("shop.example".to_owned()), "{host}");
         }
         assert_eq!(read("https://shop.example/x", &["Shop.example"]), Ok("shop.example".to_owned()));

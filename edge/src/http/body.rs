@@ -166,7 +166,8 @@ impl Body for ResponseBody {
         let frame = match &mut this.source {
             ResponseSource::Empty => None,
             ResponseSource::Full(_) => {
-                let ResponseSource::Full(bytes) = std::mem::replace(&mut this.source, ResponseSource::Empty) else {
+                let ResponseSource::Full(bytes) = std::mem::replace(&mut this.source, ResponseSource::Empty)
+                else {
                     return Poll::Ready(None);
                 };
                 (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
@@ -228,12 +229,7 @@ impl OriginBody {
         lease: Lease,
         cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
     ) -> Self {
-        Self {
-            incoming,
-            lease: Some(lease),
-            stall: Stall::new(limits::ORIGIN_BODY_STALL_DEADLINE),
-            cut,
-        }
+        Self { incoming, lease: Some(lease), stall: Stall::new(limits::ORIGIN_BODY_STALL_DEADLINE), cut }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

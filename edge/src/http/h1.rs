@@ -1,18 +1,23 @@
 //! HTTP/1.1 (and 1.0) on one connection.
 
-use std::{cell::RefCell, future::Future, pin::pin, rc::Rc};
+use std::{
+    cell::RefCell,
+    future::Future,
+    pin::{Pin, pin},
+    rc::Rc,
+};
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{
-    body::RequestBody,
+    body::{RequestBody, ResponseBody},
     drive::{Ended, drive},
     guarded_io::GuardedIo,
 };
 use crate::{
-    exchange::{ConnectionContext, serve_exchange},
+    exchange::{ConnectionContext, Dropped, serve_exchange},
     limits,
     upstream::tunnel::{self, TunnelOffer},
 };
@@ -24,7 +29,8 @@ where
 {
     let io = TokioIo::new(GuardedIo::http1(stream, Rc::clone(&context.clock)));
     let tunnel: Rc<RefCell<Option<TunnelOffer>>> = Rc::default();
-    let service = service_fn(|request: Request<Incoming>| answer(request, Rc::clone(&context), Rc::clone(&tunnel)));
+    let service =
+        service_fn(|request: Request<Incoming>| answer(request, Rc::clone(&context), Rc::clone(&tunnel)));
     let mut connection = pin!(Some(builder().serve_connection(io, service)));
     let ended = drive(
         connection.as_mut(),
@@ -36,7 +42,7 @@ where
         },
         |connection| {
             if let Some(connection) = connection.get_mut().as_mut() {
-                std::pin::Pin::new(connection).graceful_shutdown();
+                Pin::new(connection).graceful_shutdown();
             }
         },
     )
@@ -59,21 +65,21 @@ fn answer(
     request: Request<Incoming>,
     context: Rc<ConnectionContext>,
     tunnel: Rc<RefCell<Option<TunnelOffer>>>,
-) -> impl Future<Output = Result<http::Response<super::body::ResponseBody>, crate::exchange::Dropped>> {
+) -> Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Dropped>>>> {
     let (parts, body) = request.into_parts();
     let asked_for_upgrade =
         parts.headers.contains_key(http::header::UPGRADE) || parts.method == http::Method::CONNECT;
-    async move {
+    // Boxed: hyper wants it so for connections that may be upgraded, and an idle connection then holds no room for it.
+    Box::pin(async move {
         let request = Request::from_parts(parts, RequestBody::hyper(body));
-        let answer = serve_exchange(request, &context).await;
-        let mut answer = answer?;
+        let mut answer = serve_exchange(request, &context).await?;
         if asked_for_upgrade {
             let offer = answer.extensions_mut().remove::<TunnelOffer>();
             context.clock.decide_upgrade(offer.is_some());
             *tunnel.borrow_mut() = offer;
         }
         Ok(answer)
-    }
+    })
 }
 
 fn builder() -> http1::Builder {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use portico_cert_store::{CellKeys, DomainName, KeyCache, NameTable, SniIndex};
+use portico_cert_store::{CellKeys, DomainName, Generation, KeyCache, NameTable, SniIndex};
 
 use crate::challenge::Challenges;
 
@@ -40,6 +40,8 @@ pub struct Live {
     pub hosts: NameTable<Host>,
     pub challenges: Challenges,
     pub fleet: ArcSwap<FleetPolicy>,
+    /// The generation in force; (0, 0) before the first one and in standalone mode.
+    pub applied: ArcSwap<Generation>,
 }
 
 /// What holds for all tenants.

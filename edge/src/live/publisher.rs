@@ -73,6 +73,7 @@ impl LivePublisher {
             hosts: hosts.reader(),
             challenges: challenges.reader(),
             fleet: ArcSwap::from_pointee(FleetPolicy::default()),
+            applied: ArcSwap::from_pointee(Generation::default()),
         });
         let publisher = Self {
             live: Arc::clone(&live),
@@ -137,6 +138,7 @@ impl LivePublisher {
         self.remove_all(&mut round, tombstones);
         self.remove_all(&mut round, absent);
         self.applied = generation;
+        self.live.applied.store(Arc::new(generation));
         Ok(round.out)
     }
 

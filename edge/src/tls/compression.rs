@@ -85,7 +85,10 @@ mod tests {
         let third = BROTLI.compress(certificate.clone(), CompressionLevel::Interactive).expect("kept");
         assert_eq!(second, third);
         assert!(second.len() < certificate.len());
-        assert!(ZLIB.compress(certificate, CompressionLevel::Interactive).is_err(), "each algorithm by itself");
+        assert!(
+            ZLIB.compress(certificate, CompressionLevel::Interactive).is_err(),
+            "each algorithm by itself"
+        );
     }
 
     #[test]

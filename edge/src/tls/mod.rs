@@ -20,7 +20,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 pub use configs::{Alpn, TlsConfigs};
 pub use hello::HelloFacts;
-pub use tickets::Tickets;
+pub use tickets::{TICKET_KEY_SECONDS, Tickets};
 
 use crate::{
     clock,
@@ -44,10 +44,18 @@ pub struct Shown {
 /// What to do with a ClientHello.
 #[derive(Debug)]
 pub enum Selection {
-    Serve { config: Arc<ServerConfig>, shown: Box<Shown> },
+    Serve {
+        config: Arc<ServerConfig>,
+        shown: Box<Shown>,
+    },
     /// A CA validates by TLS-ALPN-01 (RFC 8737): finish the handshake and close.
-    Challenge { config: Arc<ServerConfig> },
-    Refuse { alert: AlertDescription, end: HandshakeEnd },
+    Challenge {
+        config: Arc<ServerConfig>,
+    },
+    Refuse {
+        alert: AlertDescription,
+        end: HandshakeEnd,
+    },
 }
 
 /// Chooses for one ClientHello. `http` says which protocols the listener speaks.
@@ -82,7 +90,7 @@ pub fn select(
     let Some(credential) = default else {
         // RFC 6066 section 3 for a name that is not ours; RFC 8446 section 9.2 for none at all.
         let alert = if hello.has_sni {
-            AlertDescription::UnrecognizedName
+            AlertDescription::UnrecognisedName
         } else {
             AlertDescription::MissingExtension
         };
@@ -99,7 +107,13 @@ pub enum Transport {
     Quic,
 }
 
-fn serve(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, transport: Transport, shown: Shown) -> Selection {
+fn serve(
+    hello: &HelloFacts,
+    live: &Live,
+    configs: &TlsConfigs,
+    transport: Transport,
+    shown: Shown,
+) -> Selection {
     let key = match live.keys.certified_key(&shown.credential) {
         Ok(key) => key,
         Err(error) => {
@@ -125,7 +139,12 @@ pub struct Accepted {
 
 /// Does the handshake of one connection, within [`limits::HANDSHAKE_DEADLINE`]. `None`: nothing to serve; the client got
 /// its alert where it is owed one, and the end is counted.
-pub async fn accept(stream: Stream, live: &Live, configs: &TlsConfigs, metrics: &Metrics) -> Option<Box<Accepted>> {
+pub async fn accept(
+    stream: Stream,
+    live: &Live,
+    configs: &TlsConfigs,
+    metrics: &Metrics,
+) -> Option<Box<Accepted>> {
     let started = clock::now();
     let handshake = Box::pin(handshake(stream, live, configs));
     let result = match tokio::time::timeout(limits::HANDSHAKE_DEADLINE, handshake).await {

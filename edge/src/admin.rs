@@ -1,0 +1,307 @@
+//! The admin socket: what an operator on this machine may see and do. HTTP/1.1 with JSON on a unix socket, mode 0600, and
+//! the peer's user is checked: it must be ours or root.
+//!
+//! Certificates can be changed in standalone mode only; in a fleet they come from the control plane. Each answer to a
+//! change says whether it survives a restart.
+
+use std::{cell::RefCell, convert::Infallible, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use portico_cert_store::{CertificateFacts, ClientCapabilities, DomainName, LineageId};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{
+    clock,
+    config::Mode,
+    control::Control,
+    drain::DrainSwitch,
+    limits,
+    live::{Fault, Sites},
+    server::Edge,
+    service, standalone,
+};
+
+/// The state behind the socket; lives on the service thread.
+#[derive(Debug)]
+pub struct Admin {
+    pub edge: Arc<Edge>,
+    pub source: RefCell<Source>,
+    pub switch: DrainSwitch,
+    pub workers: usize,
+    pub mode: Rc<Mode>,
+}
+
+/// Who writes the tables.
+#[derive(Debug)]
+pub enum Source {
+    Standalone(Box<Sites>),
+    /// The control stream, until it is started; from then on it alone writes.
+    Fleet(Option<Box<Control>>),
+}
+
+/// What went wrong with a call.
+struct Refused {
+    status: StatusCode,
+    code: &'static str,
+    text: String,
+}
+
+/// Serves calls for the life of the process.
+pub async fn serve(listener: UnixListener, admin: Rc<Admin>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        if !is_allowed(&stream) {
+            tracing::warn!("the admin socket was opened by another user; closed");
+            continue;
+        }
+        let admin = Rc::clone(&admin);
+        let service = service_fn(move |request| {
+            let admin = Rc::clone(&admin);
+            async move { Ok::<_, Infallible>(answer(request, &admin).await) }
+        });
+        tokio::task::spawn_local(service::serve_small(TokioIo::new(stream), service));
+    }
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let body = match Limited::new(body, limits::ADMIN_BODY_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            let text =
+                format!("the body cannot be read ({error}); at most {} bytes", limits::ADMIN_BODY_BYTES_MAX);
+            return respond(StatusCode::PAYLOAD_TOO_LARGE, &error_body("BodyTooLarge", &text));
+        }
+    };
+    match route(&parts.method, parts.uri.path(), parts.uri.query(), &body, admin) {
+        Ok((status, value)) => respond(status, &value),
+        Err(refused) => respond(refused.status, &error_body(refused.code, &refused.text)),
+    }
+}
+
+fn route(
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    body: &[u8],
+    admin: &Admin,
+) -> Result<(StatusCode, Value), Refused> {
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let ok = |value: Value| Ok((StatusCode::OK, value));
+    match (method, segments.as_slice()) {
+        (&Method::GET, ["v1", "status"]) => ok(status(admin)),
+        (&Method::GET, ["v1", "generation"]) => ok(json!({ "generation": admin.edge.live.applied.load().to_string() })),
+        (&Method::GET, ["v1", "certificates"]) => ok(list_certificates(admin)?),
+        (&Method::POST, ["v1", "certificates"]) => Ok((StatusCode::CREATED, add_certificate(admin, body)?)),
+        (&Method::PUT, ["v1", "certificates", id]) => ok(replace_certificate(admin, id, body)?),
+        (&Method::DELETE, ["v1", "certificates", id]) => ok(remove_certificate(admin, id)?),
+        (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
+        (&Method::GET, ["v1", "debug", "certs"]) => ok(explain_sni(admin, query)?),
+        (&Method::POST, ["v1", "drain"]) => {
+            admin.switch.begin();
+            ok(json!({ "draining": true }))
+        }
+        _ => Err(Refused {
+            status: StatusCode::NOT_FOUND,
+            code: "NoSuchCall",
+            text: "calls: GET /v1/status, /v1/generation, /v1/certificates, /v1/names, /v1/debug/certs?sni=NAME; POST /v1/certificates, \
+                   /v1/drain; PUT and DELETE /v1/certificates/ID"
+                .to_owned(),
+        }),
+    }
+}
+
+fn status(admin: &Admin) -> Value {
+    let edge = &admin.edge;
+    let operations = crate::io::operation_counts();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "mode": match *admin.source.borrow() { Source::Standalone(_) => "standalone", Source::Fleet(_) => "fleet" },
+        "io_backend": edge.backend.as_str(),
+        "io_operations": { "direct": operations.direct, "ring": operations.ring, "epoll": operations.epoll },
+        "workers": admin.workers,
+        "names": edge.live.sni.len(),
+        "generation": edge.live.applied.load().to_string(),
+        "connections": edge.open_connections(),
+        "ready": edge.missing(&admin.mode).is_none(),
+        "waiting_for": edge.missing(&admin.mode),
+        "draining": edge.drain.is_begun(),
+        "listeners": edge.own_sockets,
+    })
+}
+
+#[derive(Serialize)]
+struct CertificateView {
+    id: String,
+    names: Vec<String>,
+    not_before_unix: u64,
+    not_after_unix: u64,
+    issuer: String,
+    key_type: String,
+    fingerprint_sha256: String,
+}
+
+impl CertificateView {
+    fn of(id: LineageId, facts: &CertificateFacts) -> Self {
+        Self {
+            id: id.to_string(),
+            names: facts.names.iter().map(ToString::to_string).collect(),
+            not_before_unix: facts.not_before.as_secs(),
+            not_after_unix: facts.not_after.as_secs(),
+            issuer: facts.issuer.to_string(),
+            key_type: format!("{:?}", facts.key_type),
+            fingerprint_sha256: hex(&facts.fingerprint_sha256),
+        }
+    }
+}
+
+fn list_certificates(admin: &Admin) -> Result<Value, Refused> {
+    with_sites(admin, |sites| {
+        let list: Vec<_> =
+            sites.certificates().iter().map(|(id, facts)| CertificateView::of(*id, facts)).collect();
+        Ok(json!({ "certificates": list }))
+    })
+}
+
+fn list_names(admin: &Admin) -> Result<Value, Refused> {
+    with_sites(admin, |sites| {
+        let names = sites.certificates().values().flat_map(|facts| facts.names.iter());
+        let mut names: Vec<String> = names.map(ToString::to_string).collect();
+        names.sort();
+        names.dedup();
+        Ok(json!({ "names": names }))
+    })
+}
+
+fn add_certificate(admin: &Admin, body: &[u8]) -> Result<Value, Refused> {
+    let (chain, key) = parse(body)?;
+    with_sites(admin, |sites| {
+        let id = sites.add_certificate(chain, &key, clock::unix_time())?;
+        Ok(changed(sites, id))
+    })
+}
+
+fn replace_certificate(admin: &Admin, id: &str, body: &[u8]) -> Result<Value, Refused> {
+    let id = lineage(id)?;
+    let (chain, key) = parse(body)?;
+    with_sites(admin, |sites| {
+        sites.replace_certificate(id, chain, &key, clock::unix_time())?;
+        Ok(changed(sites, id))
+    })
+}
+
+fn remove_certificate(admin: &Admin, id: &str) -> Result<Value, Refused> {
+    let id = lineage(id)?;
+    with_sites(admin, |sites| {
+        sites.remove_certificate(id, clock::unix_time())?;
+        Ok(json!({ "removed": id.to_string(), "persists": false, "note": NOTE }))
+    })
+}
+
+/// No change is written to a file.
+const NOTE: &str = "in memory only: change the files too, or a restart undoes this";
+
+fn changed(sites: &Sites, id: LineageId) -> Value {
+    let view = sites.certificates().get(&id).map(|facts| CertificateView::of(id, facts));
+    json!({ "certificate": view, "persists": false, "note": NOTE })
+}
+
+/// What a handshake for a name would get now.
+fn explain_sni(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let sni = pairs.into_iter().find(|(key, _)| key == "sni").map(|(_, value)| value.into_owned());
+    let bad = |text: String| Refused { status: StatusCode::BAD_REQUEST, code: "BadName", text };
+    let sni = sni.ok_or_else(|| bad("say which name: /v1/debug/certs?sni=shop.example".to_owned()))?;
+    let name = DomainName::parse(&sni).map_err(|error| bad(error.to_string()))?;
+    let live = &admin.edge.live;
+    let host = live.host(&name);
+    let hit = live.sni.lookup(&name, clock::unix_time(), ClientCapabilities::ALL);
+    Ok(json!({
+        "sni": name.as_str(),
+        "found": hit.is_some(),
+        "credential": hit.as_ref().map(|hit| hit.credential.id().to_string()),
+        "lineage": hit.as_ref().map(|hit| hit.credential.lineage().to_string()),
+        "names": hit.as_ref().map(|hit| hit.credential.facts().names.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "not_after_unix": hit.as_ref().map(|hit| hit.credential.not_after().as_secs()),
+        "tenant": hit.as_ref().map(|hit| hit.tenant.to_string()),
+        "unknown_sni": format!("{:?}", live.fleet.load().unknown_sni),
+        "routes": host.as_ref().map(|host| host.routes.len()),
+        "served": host.as_ref().map(|host| host.served),
+    }))
+}
+
+fn with_sites<T>(admin: &Admin, act: impl FnOnce(&mut Sites) -> Result<T, Refused>) -> Result<T, Refused> {
+    match &mut *admin.source.borrow_mut() {
+        Source::Standalone(sites) => act(sites),
+        Source::Fleet(_) => Err(Refused {
+            status: StatusCode::CONFLICT,
+            code: "FleetMode",
+            text: "this edge is part of a fleet: certificates come from the control plane; use `portico cert` there"
+                .to_owned(),
+        }),
+    }
+}
+
+fn parse(
+    body: &[u8],
+) -> Result<(portico_cert_store::CertificateChain, portico_cert_store::PrivateKey), Refused> {
+    standalone::parse_pair(body).map_err(|text| Refused {
+        status: StatusCode::BAD_REQUEST,
+        code: "BadCertificate",
+        text: format!("{text}; send the chain and its key as one PEM text"),
+    })
+}
+
+fn lineage(id: &str) -> Result<LineageId, Refused> {
+    id.parse().map_err(|_| Refused {
+        status: StatusCode::BAD_REQUEST,
+        code: "BadId",
+        text: format!("{id:?} is not a certificate id; GET /v1/certificates lists them"),
+    })
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        let status = match fault.code {
+            "UnknownCertificate" => StatusCode::NOT_FOUND,
+            "StillReferenced" => StatusCode::CONFLICT,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self { status, code: fault.code, text: fault.text }
+    }
+}
+
+fn error_body(code: &str, text: &str) -> Value {
+    json!({ "code": code, "detail": text })
+}
+
+fn respond(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let mut text = value.to_string();
+    text.push('\n');
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,67 @@
+//! One client connection over TCP, from accept to close.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use http::HeaderValue;
+
+use crate::{
+    config::ListenerKind,
+    exchange::{ConnectionContext, Protocol},
+    http::{clock::ConnectionClock, drive::Ended, h1, h2},
+    io::Stream,
+    listen::BoundListener,
+    tls::{self, Shown},
+    worker::Worker,
+};
+
+/// Serves a connection to its end. Each phase is boxed, so that an idle connection holds no room for a handshake.
+pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: &BoundListener) {
+    let Ok(local) = stream.local_address() else { return };
+    let ended = match bound.config.kind {
+        ListenerKind::Http => {
+            let context = context(&worker, (peer, local), Protocol::Http1, None, bound);
+            Box::pin(h1::serve(stream, context)).await
+        }
+        ListenerKind::Https => {
+            let edge = &worker.edge;
+            let accepting = tls::accept(stream, &edge.live, &edge.tls, &edge.metrics);
+            let Some(accepted) = Box::pin(accepting).await else { return };
+            let tls::Accepted { stream, shown } = *accepted;
+            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            if h2 {
+                let context = context(&worker, (peer, local), Protocol::Http2, Some(shown), bound);
+                Box::pin(h2::serve(stream, context)).await
+            } else {
+                let context = context(&worker, (peer, local), Protocol::Http1, Some(shown), bound);
+                Box::pin(h1::serve(stream, context)).await
+            }
+        }
+    };
+    if matches!(ended, Ended::Expired(_)) {
+        worker.edge.metrics.connections_expired.increment(1);
+    }
+}
+
+fn context(
+    worker: &Rc<Worker>,
+    (peer, local): (SocketAddr, SocketAddr),
+    protocol: Protocol,
+    shown: Option<Shown>,
+    bound: &BoundListener,
+) -> Rc<ConnectionContext> {
+    Rc::new(ConnectionContext {
+        worker: Rc::clone(worker),
+        peer,
+        local,
+        protocol,
+        shown,
+        public_https_port: bound.config.public_https_port,
+        alt_svc: alt_svc(bound),
+        clock: Rc::new(ConnectionClock::new()),
+    })
+}
+
+/// RFC 7838: HTTP/3 is at the same port, as clients see it.
+fn alt_svc(bound: &BoundListener) -> Option<HeaderValue> {
+    bound.alt_svc.clone()
+}

@@ -1,0 +1,329 @@
+//! One exchange: a request and its answer, the same for HTTP/1.1, HTTP/2 and HTTP/3.
+//!
+//! [`serve_exchange`] reads top to bottom what a request goes through: its authority, the rule of misdirected requests,
+//! ACME challenges, suspension, the redirect to https, the route. It always has an answer; a panic inside costs one
+//! exchange (500) and is counted. The end, whole or broken off, is logged and counted by [`ExchangeEnd`].
+
+use std::{net::SocketAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
+
+mod challenge;
+mod end;
+mod page;
+mod path;
+
+pub use end::ExchangeEnd;
+
+use crate::{
+    clock,
+    http::{
+        authority::{Authority, Entrance, is_misdirected},
+        body::{RequestBody, ResponseBody, ResponseSource},
+        clock::ConnectionClock,
+    },
+    live::{Action, Host, Suspension, SuspensionMode},
+    tls::Shown,
+    upstream,
+    worker::Worker,
+};
+
+/// What a client speaks to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+    Http3,
+}
+
+/// What all exchanges of one connection have in common.
+#[derive(Debug)]
+pub struct ConnectionContext {
+    pub worker: Rc<Worker>,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    pub protocol: Protocol,
+    /// `None` on a plain listener.
+    pub shown: Option<Shown>,
+    /// Where https is, as clients see it.
+    pub public_https_port: u16,
+    /// Advertised to clients of HTTP/1.1 and 2 whose name may use HTTP/3.
+    pub alt_svc: Option<HeaderValue>,
+    pub clock: Rc<ConnectionClock>,
+}
+
+/// There is to be no answer: the connection (HTTP/1.1) or the stream (HTTP/2, 3) is closed.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("suspended: the connection is dropped")]
+pub struct Dropped;
+
+/// An answer before it is a response: what to send, and what to note.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub response: Response<ResponseSource>,
+    /// Why we answered ourselves, in one word; absent for a tenant's own answer.
+    pub reason: Option<&'static str>,
+    pub origin: Option<SocketAddr>,
+}
+
+/// Answers one request.
+///
+/// # Errors
+/// [`Dropped`], when the host is suspended in that way.
+pub async fn serve_exchange(
+    request: Request<RequestBody>,
+    context: &Rc<ConnectionContext>,
+) -> Result<Response<ResponseBody>, Dropped> {
+    let (parts, body) = request.into_parts();
+    let mut end = Box::new(ExchangeEnd::begin(context, &parts));
+    let is_head = parts.method == Method::HEAD;
+    let answering = AssertUnwindSafe(answer(parts, body, context, &mut end));
+    let answer = match answering.catch_unwind().await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            context.worker.edge.metrics.exchange_panics.increment(1);
+            Answer::page(StatusCode::INTERNAL_SERVER_ERROR, "panic")
+        }
+    };
+    let Answer { mut response, reason, origin } = answer;
+    end.answered(response.status(), reason, origin);
+    finish_headers(&mut response, context, &end);
+    if is_head {
+        without_body(&mut response);
+    }
+    Ok(response.map(|source| ResponseBody::new(source, end)))
+}
+
+async fn answer(
+    parts: Parts,
+    body: RequestBody,
+    context: &Rc<ConnectionContext>,
+    end: &mut ExchangeEnd,
+) -> Result<Answer, Dropped> {
+    let authority = match check_request(&parts, context) {
+        Ok(authority) => authority,
+        Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
+    };
+    let live = &context.worker.edge.live;
+    let host = live.host(&authority.name);
+    if let Some(shown) = &context.shown
+        && is_misdirected(shown, &authority.name, host.as_deref())
+    {
+        context.worker.edge.metrics.misdirected.increment(1);
+        return Ok(Answer::page(StatusCode::MISDIRECTED_REQUEST, "misdirected"));
+    }
+    let challenge = challenge::token_of(&parts, context);
+    if let Some(token) = challenge
+        && let Some(answer) = challenge::answer(live, &authority, host.as_deref(), token)
+    {
+        context.worker.edge.metrics.challenges_http01.increment(1);
+        return Ok(answer);
+    }
+    let Some(host) = host else {
+        return Ok(Answer::page(StatusCode::NOT_FOUND, "unknown_host"));
+    };
+    end.of_host(&host);
+    if let Some(suspension) = host.suspended(end.started_unix_ms()) {
+        return suspended(&suspension);
+    }
+    if !host.served {
+        return Ok(Answer::page(StatusCode::NOT_FOUND, "not_served"));
+    }
+    // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80.
+    if context.shown.is_none() && host.https_redirect && challenge.is_none() {
+        return Ok(to_https(&parts, &authority, context.public_https_port));
+    }
+    let mut answer = follow_route(parts, body, context, &host, &authority, end).await?;
+    add_policy_headers(&mut answer, context, &host);
+    Ok(answer)
+}
+
+/// What can be refused without knowing the host.
+fn check_request(
+    parts: &Parts,
+    context: &ConnectionContext,
+) -> Result<Authority, (StatusCode, &'static str)> {
+    let entrance = Entrance {
+        tls: context.shown.is_some(),
+        local_port: context.local.port(),
+        public_https_port: context.public_https_port,
+    };
+    let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
+    }
+    let authority = Authority::of(parts, entrance).map_err(|fault| bad(fault.reason()))?;
+    path::check(&parts.uri).map_err(bad)?;
+    // Answered by hyper in its one exact form; anything else is another server's idea of framing (RFC 9110 10.1.1).
+    let mut expectations = parts.headers.get_all(header::EXPECT).iter();
+    match (expectations.next(), expectations.next()) {
+        (None, _) => {}
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => {}
+        _ => return Err((StatusCode::EXPECTATION_FAILED, "expectation")),
+    }
+    Ok(authority)
+}
+
+async fn follow_route(
+    parts: Parts,
+    body: RequestBody,
+    context: &Rc<ConnectionContext>,
+    host: &Arc<Host>,
+    authority: &Authority,
+    end: &ExchangeEnd,
+) -> Result<Answer, Dropped> {
+    let Some(route) = host.route(parts.uri.path()) else {
+        return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
+    };
+    match &route.action {
+        Action::Proxy { origin } => {
+            let forwarding = upstream::Forwarding { context, host, authority, origin, id: end.request_id() };
+            Box::pin(upstream::forward(parts, body, forwarding)).await
+        }
+        Action::Redirect(redirect) => {
+            let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+            Ok(match redirect.location_for(target) {
+                Some(location) => Answer::redirect(redirect.status, location, None),
+                None => Answer::page(StatusCode::BAD_REQUEST, "target"),
+            })
+        }
+        Action::Static { status, content_type, body } => {
+            if matches!(parts.method, Method::GET | Method::HEAD) || !status.is_success() {
+                Ok(Answer::fixed(*status, content_type.clone(), body.clone(), None))
+            } else {
+                let mut answer = Answer::page(StatusCode::METHOD_NOT_ALLOWED, "method");
+                answer.response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+                Ok(answer)
+            }
+        }
+    }
+}
+
+/// Answers for a suspended host.
+pub(crate) fn suspended(suspension: &Suspension) -> Result<Answer, Dropped> {
+    let (status, reason) = match suspension.mode {
+        SuspensionMode::Page => (StatusCode::SERVICE_UNAVAILABLE, "suspended"),
+        SuspensionMode::Gone => (StatusCode::GONE, "suspended_gone"),
+        SuspensionMode::Legal => (StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS, "suspended_legal"),
+        SuspensionMode::Drop => return Err(Dropped),
+    };
+    let body = page::of(status, &suspension.reason);
+    Ok(Answer::fixed(status, page::CONTENT_TYPE, body, Some(reason)).uncached())
+}
+
+/// 301 where the method survives it anyway, 308 so that a POST stays a POST (RFC 9110 section 15.4).
+fn to_https(parts: &Parts, authority: &Authority, public_https_port: u16) -> Answer {
+    let status = match parts.method {
+        Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+        _ => StatusCode::PERMANENT_REDIRECT,
+    };
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = if target.starts_with('/') { target } else { "/" };
+    let location = match public_https_port {
+        443 => format!("https://{}{target}", authority.name),
+        port => format!("https://{}:{port}{target}", authority.name),
+    };
+    match HeaderValue::try_from(location) {
+        Ok(location) => Answer::redirect(status, location, Some("https_redirect")),
+        Err(_) => Answer::page(StatusCode::BAD_REQUEST, "target"),
+    }
+}
+
+fn add_policy_headers(answer: &mut Answer, context: &ConnectionContext, host: &Host) {
+    let Some(shown) = &context.shown else { return };
+    let headers = answer.response.headers_mut();
+    if host.hsts_max_age_seconds > 0 {
+        let value = format!("max-age={}", host.hsts_max_age_seconds);
+        let value = HeaderValue::try_from(value).expect("digits are a header value");
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
+    }
+    if let Some(alt_svc) = context.alt_svc.as_ref().filter(|_| shown.policy.http3 && host.policy.http3) {
+        headers.insert(header::ALT_SVC, alt_svc.clone());
+    }
+}
+
+fn finish_headers(response: &mut Response<ResponseSource>, context: &ConnectionContext, end: &ExchangeEnd) {
+    if context.protocol == Protocol::Http1 && (end.is_last() || context.worker.drain.is_begun()) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// HEAD: the headers of GET, its length among them, and nothing after them.
+fn without_body(response: &mut Response<ResponseSource>) {
+    if let ResponseSource::Full(bytes) = response.body() {
+        let length = HeaderValue::from(bytes.len());
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length);
+        *response.body_mut() = ResponseSource::Empty;
+    }
+}
+
+impl Answer {
+    /// A neutral page of our own; never to be cached.
+    pub(crate) fn page(status: StatusCode, reason: &'static str) -> Self {
+        Self::fixed(status, page::CONTENT_TYPE, page::of(status, ""), Some(reason)).uncached()
+    }
+
+    fn fixed(
+        status: StatusCode,
+        content_type: HeaderValue,
+        body: Bytes,
+        reason: Option<&'static str>,
+    ) -> Self {
+        let mut response = Response::new(ResponseSource::Full(body));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        Self { response, reason, origin: None }
+    }
+
+    fn redirect(status: StatusCode, location: HeaderValue, reason: Option<&'static str>) -> Self {
+        let mut answer = Self::fixed(status, page::CONTENT_TYPE, page::of(status, ""), reason);
+        answer.response.headers_mut().insert(header::LOCATION, location);
+        answer
+    }
+
+    fn uncached(mut self) -> Self {
+        self.response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self
+    }
+
+    /// After a request that we could not make sense of, nothing behind it on the connection is believed either.
+    fn closing(mut self, context: &ConnectionContext) -> Self {
+        if context.protocol == Protocol::Http1 {
+            self.response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        self
+    }
+}
+
+impl Protocol {
+    /// As the access log and the metrics call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "h1",
+            Self::Http2 => "h2",
+            Self::Http3 => "h3",
+        }
+    }
+}
+
+/// The moment and the words of a request that its end will be logged with.
+#[derive(Debug, Clone)]
+pub(crate) struct Noted {
+    pub started: Instant,
+    pub started_unix_ms: i64,
+    pub method: Method,
+    pub target: Uri,
+}
+
+impl Noted {
+    fn of(parts: &Parts) -> Self {
+        Self {
+            started: clock::now(),
+            started_unix_ms: clock::unix_ms(),
+            method: parts.method.clone(),
+            target: parts.uri.clone(),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The end of an exchange, however it comes: counted, logged, and told to the connection's clock.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::{HeaderValue, StatusCode, header, request::Parts};
+
+use super::{ConnectionContext, Noted};
+use crate::{
+    access_log::{AccessRecord, RequestId},
+    clock,
+    live::Host,
+};
+
+/// Travels with an answer's body and does its work when dropped.
+#[derive(Debug)]
+pub struct ExchangeEnd {
+    context: Rc<ConnectionContext>,
+    noted: Noted,
+    authority: Option<Box<str>>,
+    user_agent: Option<HeaderValue>,
+    host: Option<Arc<Host>>,
+    request_id: RequestId,
+    status: StatusCode,
+    reason: Option<&'static str>,
+    origin: Option<SocketAddr>,
+    response_bytes: u64,
+    complete: bool,
+    is_last: bool,
+}
+
+impl ExchangeEnd {
+    pub(super) fn begin(context: &Rc<ConnectionContext>, parts: &Parts) -> Self {
+        let is_last = !context.clock.exchange_begins();
+        let logged = context.worker.edge.access_log.is_on();
+        let authority = || {
+            let of_uri = parts.uri.authority().map(|authority| authority.as_str().into());
+            of_uri
+                .or_else(|| Some(String::from_utf8_lossy(parts.headers.get(header::HOST)?.as_bytes()).into()))
+        };
+        Self {
+            context: Rc::clone(context),
+            noted: Noted::of(parts),
+            authority: if logged { authority() } else { None },
+            user_agent: parts.headers.get(header::USER_AGENT).filter(|_| logged).cloned(),
+            host: None,
+            request_id: context.worker.next_request_id(),
+            // What is logged when there is never an answer: the client went away (the number is a custom of nginx).
+            status: StatusCode::from_u16(499).expect("499 is a status code"),
+            reason: Some("no_answer"),
+            origin: None,
+            response_bytes: 0,
+            complete: false,
+            is_last,
+        }
+    }
+
+    pub(super) fn of_host(&mut self, host: &Arc<Host>) {
+        self.host = Some(Arc::clone(host));
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        status: StatusCode,
+        reason: Option<&'static str>,
+        origin: Option<SocketAddr>,
+    ) {
+        self.status = status;
+        self.reason = reason;
+        self.origin = origin;
+    }
+
+    pub(super) fn started_unix_ms(&self) -> i64 {
+        self.noted.started_unix_ms
+    }
+
+    pub(super) fn request_id(&self) -> RequestId {
+        self.request_id
+    }
+
+    /// The connection has had its share of exchanges or of time.
+    pub(super) fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.response_bytes += bytes as u64;
+    }
+
+    pub(crate) fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    pub(crate) fn broken(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
+    }
+}
+
+impl Drop for ExchangeEnd {
+    fn drop(&mut self) {
+        self.context.clock.exchange_ends();
+        let edge = &self.context.worker.edge;
+        let duration = clock::now().duration_since(self.noted.started);
+        edge.metrics.exchange(self.context.protocol, self.status);
+        edge.metrics.exchange_seconds.record(duration.as_secs_f64());
+        if !edge.access_log.is_on() {
+            return;
+        }
+        edge.access_log.write(AccessRecord {
+            started_unix_ms: self.noted.started_unix_ms,
+            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            peer: self.context.peer,
+            protocol: self.context.protocol,
+            tls: self.context.shown.is_some(),
+            method: self.noted.method.clone(),
+            authority: self.authority.take(),
+            target: self.noted.target.clone(),
+            host: self.host.take(),
+            status: self.status,
+            response_bytes: self.response_bytes,
+            request_id: self.request_id,
+            user_agent: self.user_agent.take(),
+            origin: self.origin,
+            reason: self.reason,
+            complete: self.complete,
+        });
+    }
+}

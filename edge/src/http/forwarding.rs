@@ -1,0 +1,299 @@
+//! Headers of a message on its way through: what is ours to remove, to replace and to add.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::{access_log::RequestId, exchange::Protocol, limits};
+
+/// What an origin is told about a request.
+#[derive(Debug)]
+pub struct ForwardedFacts<'a> {
+    pub peer: SocketAddr,
+    pub tls: bool,
+    pub protocol: Protocol,
+    /// The authority as the client may use it again, with a port that is not the scheme's own.
+    pub host: &'a HeaderValue,
+    pub id: RequestId,
+}
+
+/// A request has come through a Portico too often (RFC 8586).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looping;
+
+/// Our name in `Via` and `CDN-Loop`.
+const PSEUDONYM: &str = "portico";
+
+/// Fields between neighbours only (RFC 9110 section 7.6.1), besides those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Fields that origins believe and clients forge; we set some of them and drop all others.
+const FORGEABLE: [HeaderName; 14] = [
+    header::FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-scheme"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("early-data"),
+];
+
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The headers for the origin; `host` is the Host that it is to see.
+///
+/// # Errors
+/// [`Looping`], to be answered 508.
+pub fn request_headers(
+    from: &HeaderMap,
+    facts: &ForwardedFacts<'_>,
+    host: &HeaderValue,
+) -> Result<HeaderMap, Looping> {
+    let mut headers = from.clone();
+    let keeps_trailers = te_trailers(&headers);
+    remove_hop_by_hop(&mut headers);
+    for name in &FORGEABLE {
+        headers.remove(name);
+    }
+    // hyper writes the framing of the body that it is given.
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT); // answered by us
+    join_cookies(&mut headers);
+    check_loop(&headers)?;
+    headers.append(CDN_LOOP, HeaderValue::from_static(PSEUDONYM));
+    append_via(&mut headers, facts.protocol);
+    headers.insert(header::HOST, host.clone());
+    if keeps_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    add_forwarded(&mut headers, facts);
+    Ok(headers)
+}
+
+/// Makes an origin's headers fit for the client.
+pub fn clean_response(headers: &mut HeaderMap) {
+    // RFC 9112 section 6.1: a length beside a transfer coding means nothing.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+    headers.remove(header::ALT_SVC); // the origin's own ports are not ours
+    append_via(headers, Protocol::Http1); // what the origin spoke
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // The names are borrowed from what is being changed; few requests name any but these two.
+    let mut named: Vec<HeaderName> = Vec::new();
+    for value in headers.get_all(header::CONNECTION) {
+        let names = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        for name in names {
+            let common = name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
+            if !common && let Ok(name) = HeaderName::from_bytes(name) {
+                named.push(name);
+            }
+        }
+    }
+    for name in named {
+        // What the message cannot do without is not a neighbour's to remove.
+        if !matches!(name, header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION) {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn te_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// HTTP/2 and 3 may send a cookie in pieces (RFC 9113 section 8.2.3); HTTP/1.1 has one field.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(header::COOKIE).iter();
+    let (Some(_), Some(_)) = (values.next(), values.next()) else { return };
+    let pieces: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+fn check_loop(headers: &HeaderMap) -> Result<(), Looping> {
+    let passed = headers
+        .get_all(CDN_LOOP)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter(|entry| {
+            let name = entry.split(|&byte| byte == b';').next().unwrap_or_default();
+            name.trim_ascii().eq_ignore_ascii_case(PSEUDONYM.as_bytes())
+        })
+        .count();
+    if passed >= limits::CDN_LOOP_DEPTH_MAX { Err(Looping) } else { Ok(()) }
+}
+
+fn append_via(headers: &mut HeaderMap, protocol: Protocol) {
+    let value = match protocol {
+        Protocol::Http1 => "1.1 portico",
+        Protocol::Http2 => "2 portico",
+        Protocol::Http3 => "3 portico",
+    };
+    headers.append(header::VIA, HeaderValue::from_static(value));
+}
+
+fn add_forwarded(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
+    let proto = if facts.tls { "https" } else { "http" };
+    let ip = facts.peer.ip();
+    let text = |text: String| HeaderValue::try_from(text).ok();
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    headers.insert(X_FORWARDED_HOST, facts.host.clone());
+    headers.extend(text(ip.to_string()).map(|value| (X_FORWARDED_FOR, value)));
+    headers.extend(text(facts.id.to_string()).map(|value| (X_REQUEST_ID, value)));
+    // RFC 7239 section 6: an IPv6 address is bracketed and quoted, and so is a host with a port.
+    let node = match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("\"[{ip}]\""),
+    };
+    if let Ok(host) = facts.host.to_str() {
+        let forwarded = format!("for={node};host=\"{host}\";proto={proto}");
+        headers.extend(text(forwarded).map(|value| (header::FORWARDED, value)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn forwarded(pairs: &[(&str, &str)]) -> Result<HeaderMap, Looping> {
+        let host = HeaderValue::from_static("shop.example");
+        let facts = ForwardedFacts {
+            peer: "[2001:db8::7]:5000".parse().unwrap(),
+            tls: true,
+            protocol: Protocol::Http2,
+            host: &host,
+            id: RequestId { worker: 1, number: 2 },
+        };
+        request_headers(&headers(pairs), &facts, &host)
+    }
+
+    #[test]
+    fn neighbours_fields_do_not_travel() {
+        let out = forwarded(&[
+            ("connection", "close, X-Secret ,te"),
+            ("x-secret", "1"),
+            ("keep-alive", "5"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("proxy-authorization", "x"),
+            ("x-kept", "1"),
+        ])
+        .unwrap();
+        for gone in [
+            "connection",
+            "x-secret",
+            "keep-alive",
+            "transfer-encoding",
+            "content-length",
+            "upgrade",
+            "http2-settings",
+            "proxy-authorization",
+        ] {
+            assert!(!out.contains_key(gone), "{gone}");
+        }
+        assert_eq!(out["te"], "trailers");
+        assert_eq!(out["x-kept"], "1");
+    }
+
+    #[test]
+    fn connection_cannot_strip_what_identifies_the_request() {
+        let out = forwarded(&[
+            ("connection", "host, cookie, authorization"),
+            ("cookie", "a=b"),
+            ("authorization", "x"),
+        ])
+        .unwrap();
+        assert!(out.contains_key("cookie") && out.contains_key("authorization") && out.contains_key("host"));
+    }
+
+    #[test]
+    fn forged_forwarding_is_replaced() {
+        let out = forwarded(&[
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-host", "evil.example"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-original-url", "/admin"),
+            ("x-http-method-override", "DELETE"),
+            ("x-request-id", "mine"),
+        ])
+        .unwrap();
+        assert_eq!(out.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["2001:db8::7"]);
+        assert_eq!(out["x-forwarded-host"], "shop.example");
+        assert_eq!(out["forwarded"], "for=\"[2001:db8::7]\";host=\"shop.example\";proto=https");
+        assert_eq!(out["x-request-id"], "00000000000000010000000000000002");
+        assert!(!out.contains_key("x-original-url") && !out.contains_key("x-http-method-override"));
+        assert_eq!(out["via"], "2 portico");
+    }
+
+    #[test]
+    fn a_loop_ends() {
+        assert!(forwarded(&[("cdn-loop", "portico, other;v=1, portico")]).is_ok());
+        assert_eq!(
+            forwarded(&[("cdn-loop", "portico, PORTICO; x=y"), ("cdn-loop", "portico")]).err(),
+            Some(Looping)
+        );
+    }
+
+    #[test]
+    fn cookie_crumbs_become_one_field() {
+        let out = forwarded(&[("cookie", "a=1"), ("cookie", "b=2")]).unwrap();
+        assert_eq!(out.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn an_origins_length_beside_a_coding_is_dropped() {
+        let mut answer = headers(&[
+            ("transfer-encoding", "chunked"),
+            ("content-length", "3"),
+            ("connection", "x-a"),
+            ("x-a", "1"),
+        ]);
+        clean_response(&mut answer);
+        assert!(!answer.contains_key("content-length") && !answer.contains_key("x-a"));
+    }
+}

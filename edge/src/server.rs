@@ -1,0 +1,306 @@
+//! Starts the edge, watches it, and ends it. Reads as the story of a process: configuration, sockets, tables, workers,
+//! service, drain.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use clap::Args as ClapArgs;
+use portico_cert_store::{CellKeys, Generation};
+
+use crate::{
+    access_log::{AccessLog, AccessLogWriter},
+    admin::Source,
+    config::{Config, ControlConfig, Mode},
+    control::{Control, ControlOptions, JoinToken},
+    drain::{DrainSwitch, DrainWatch},
+    io::{Backend, IoChoice},
+    limits,
+    listen::{self, BoundListener},
+    live::Live,
+    metrics::Metrics,
+    process,
+    service::Service,
+    standalone,
+    tls::TlsConfigs,
+    upstream::{self, OriginTls},
+    worker,
+};
+use anyhow::Context;
+
+/// The edge's command line, the same for `portico-edge` and `portico edge`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// The edge's TOML file.
+    #[arg(long, default_value = "/etc/portico/edge.toml")]
+    pub config: PathBuf,
+    /// What moves the bytes: auto, uring or epoll; wins over the file.
+    #[arg(long)]
+    pub io: Option<IoChoice>,
+    /// Join the fleet of the control plane at host:port; wins over the file.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    /// One-time join token, needed while the state folder holds no identity.
+    #[arg(long, env = "PORTICO_JOIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Where identity and last-good files are; wins over the file.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Check the file and end.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+pub struct Edge {
+    pub backend: Backend,
+    pub live: Arc<Live>,
+    pub tls: TlsConfigs,
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    pub drain: DrainWatch,
+    pub origin_tls: OriginTls,
+    pub resolvers: Vec<SocketAddr>,
+    /// Where the edge itself listens: never an origin.
+    pub own_sockets: Vec<SocketAddr>,
+    pub connections_per_worker_max: usize,
+    pub readiness: Readiness,
+}
+
+/// How far the start has come.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    listening: AtomicBool,
+    workers: AtomicUsize,
+    connections: AtomicU64,
+}
+
+/// Runs an edge until it has drained.
+///
+/// # Errors
+/// A wrong configuration, an address that is taken, `--io uring` on a kernel that refuses it: each says what to do.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = configure(&args)?;
+    if args.check {
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
+    process::forbid_dumps();
+    let descriptors = process::raise_descriptor_limit();
+    let metrics = Arc::new(Metrics::register());
+    let backend = choose_backend(config.io, &metrics)?;
+    let listeners = listen::bind_all(&config.listeners, config.workers)?;
+    let (access_log, log_writer) = AccessLog::open(&config.access_log, Arc::clone(&metrics))?;
+    let (switch, drain) = DrainSwitch::new();
+    let service = Service::new()?;
+    let (live, source) = tables(&config, args.token.as_deref(), &service)?;
+    let edge = Arc::new(Edge {
+        backend,
+        live,
+        tls: TlsConfigs::new()?,
+        metrics,
+        access_log,
+        drain,
+        origin_tls: OriginTls::from_system()?,
+        resolvers: resolvers(&config),
+        own_sockets: own_sockets(&listeners, config.metrics),
+        connections_per_worker_max: connections_per_worker(descriptors, config.workers),
+        readiness: Readiness::default(),
+    });
+    serve(&config, edge, listeners, source, (&service, &switch), log_writer)
+}
+
+/// What is served from the first moment on: the standalone files, or the last good state of a fleet's edge.
+fn tables(config: &Config, token: Option<&str>, service: &Service) -> anyhow::Result<(Arc<Live>, Source)> {
+    match &config.mode {
+        Mode::Standalone(standalone) => {
+            let names = standalone::count_files(standalone).max(1024);
+            let (live, publisher) = Live::new(names, limits::KEY_CACHE_BYTES, CellKeys::new());
+            let sites = standalone::load(standalone, publisher)?;
+            Ok((live, Source::Standalone(Box::new(sites))))
+        }
+        Mode::Fleet(control) => {
+            let options = ControlOptions {
+                address: control.address.clone(),
+                state: config.state.clone(),
+                join_token: join_token(control, token)?,
+                build: env!("CARGO_PKG_VERSION").to_owned(),
+                expected_names: 100_000,
+                key_cache_bytes: limits::KEY_CACHE_BYTES,
+            };
+            let control = service.block_on(Control::open(options))?;
+            Ok((control.live(), Source::Fleet(Some(Box::new(control)))))
+        }
+    }
+}
+
+/// From the command line or its file; an edge that has an identity needs none, so a missing file is no error by itself.
+fn join_token(control: &ControlConfig, given: Option<&str>) -> anyhow::Result<Option<JoinToken>> {
+    let text = match (given, &control.join_token_file) {
+        (Some(text), _) => Some(text.to_owned()),
+        (None, Some(path)) if path.exists() => Some(
+            std::fs::read_to_string(path).with_context(|| format!("join token file {}", path.display()))?,
+        ),
+        (None, _) => None,
+    };
+    Ok(text.map(|text| JoinToken::parse(text.trim())).transpose()?)
+}
+
+fn configure(args: &Args) -> anyhow::Result<Config> {
+    let mut config = Config::load(&args.config)?;
+    if let Some(io) = args.io {
+        config.io = io;
+    }
+    if let Some(state) = &args.state {
+        config.state.clone_from(state);
+    }
+    if let Some(address) = &args.join {
+        match &mut config.mode {
+            Mode::Fleet(control) => control.address.clone_from(address),
+            Mode::Standalone(_) => {
+                anyhow::bail!(
+                    "--join with a standalone file; remove its [certificates] and [[route]] sections"
+                )
+            }
+        }
+    }
+    Ok(config)
+}
+
+fn choose_backend(choice: IoChoice, metrics: &Metrics) -> anyhow::Result<Backend> {
+    let (backend, refused) = crate::io::choose(choice)?;
+    match refused {
+        Some(refused) => tracing::warn!(backend = backend.as_str(), "{refused}; serving on epoll"),
+        None => tracing::info!(backend = backend.as_str(), "I/O backend chosen"),
+    }
+    metrics.io_backend(backend);
+    Ok(backend)
+}
+
+fn serve(
+    config: &Config,
+    edge: Arc<Edge>,
+    listeners: Vec<Vec<BoundListener>>,
+    source: Source,
+    (service, switch): (&Service, &DrainSwitch),
+    log_writer: AccessLogWriter,
+) -> anyhow::Result<()> {
+    let addresses: Vec<_> =
+        listeners.first().into_iter().flatten().map(|bound| bound.config.address).collect();
+    let workers = start_workers(&edge, listeners)?;
+    edge.metrics.workers(workers.len());
+    edge.readiness.listening.store(true, Ordering::Release);
+    for address in &addresses {
+        tracing::info!(%address, "listening");
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let drained = service.run(config, &edge, source, switch, workers);
+    // A worker that was cut still holds its end of the log; then the last lines are not waited for.
+    if Arc::into_inner(edge).is_some() {
+        log_writer.finish();
+    }
+    drained
+}
+
+fn start_workers(edge: &Arc<Edge>, listeners: Vec<Vec<BoundListener>>) -> io::Result<Vec<JoinHandle<()>>> {
+    let count = listeners.len();
+    let start = |(index, listeners): (usize, Vec<BoundListener>)| {
+        let edge = Arc::clone(edge);
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            process::pin_to_core(index, count);
+            supervise(&edge, index, &listeners);
+        })
+    };
+    listeners.into_iter().enumerate().map(start).collect()
+}
+
+/// Runs a worker again when it panics: its connections are lost, its listening sockets are not. A worker that fails at
+/// once again and again is given up after a few tries, since it would only burn the core.
+fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
+    for _ in 0..WORKER_RESTARTS_MAX {
+        edge.readiness.workers.fetch_add(1, Ordering::AcqRel);
+        let sockets = listeners.iter().map(BoundListener::try_clone).collect::<io::Result<Vec<_>>>();
+        let run = || worker::run(Arc::clone(edge), index, sockets?);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        edge.readiness.workers.fetch_sub(1, Ordering::AcqRel);
+        match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!(worker = index, %error, "a worker could not run"),
+            Err(_) => {
+                edge.metrics.worker_panics.increment(1);
+                tracing::error!(worker = index, "a worker panicked and is started again");
+            }
+        }
+        if edge.drain.is_begun() {
+            return;
+        }
+        std::thread::sleep(WORKER_RESTART_PAUSE);
+    }
+    tracing::error!(worker = index, "a worker is given up");
+}
+
+const WORKER_RESTARTS_MAX: usize = 100;
+const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+fn resolvers(config: &Config) -> Vec<SocketAddr> {
+    if !config.resolvers.is_empty() {
+        return config.resolvers.clone();
+    }
+    upstream::system_servers().unwrap_or_else(|error| {
+        tracing::warn!(%error, "no name servers: origins given by name cannot be reached");
+        Vec::new()
+    })
+}
+
+fn own_sockets(listeners: &[Vec<BoundListener>], metrics: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let bound = listeners.first().into_iter().flatten().map(|bound| bound.config.address);
+    bound.chain(metrics).collect()
+}
+
+fn connections_per_worker(descriptors: u64, workers: usize) -> usize {
+    let share = descriptors * limits::CONNECTIONS_SHARE_PERCENT / 100 / limits::DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(share).unwrap_or(usize::MAX) / workers.max(1)
+}
+
+impl Edge {
+    /// Client connections open now, over all workers.
+    pub fn open_connections(&self) -> u64 {
+        self.readiness.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection that begins or ends.
+    pub(crate) fn count_connection(&self, begins: bool) {
+        if begins {
+            self.readiness.connections.fetch_add(1, Ordering::Relaxed);
+            self.metrics.connections.increment(1.0);
+        } else {
+            self.readiness.connections.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.connections.decrement(1.0);
+        }
+    }
+
+    /// What is missing before traffic may be sent here; `None`: ready.
+    pub fn missing(&self, mode: &Mode) -> Option<&'static str> {
+        let readiness = &self.readiness;
+        if self.drain.is_begun() {
+            Some("draining")
+        } else if !readiness.listening.load(Ordering::Acquire) {
+            Some("not listening yet")
+        } else if readiness.workers.load(Ordering::Acquire) == 0 {
+            Some("no worker runs")
+        } else if matches!(mode, Mode::Fleet(_)) && **self.live.applied.load() == Generation::default() {
+            Some("no generation has been applied yet")
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Standalone mode: certificates and routes from files, for an edge without a control plane.
+//!
+//! Files are read and parsed by all cores; a file that cannot be used is a warning with its path, and the others serve
+//! (one bad certificate never stops an edge). Keys are sealed in memory at once, as in fleet mode.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use portico_cert_store::{CertificateChain, LineageId, NamePattern, PrivateKey};
+
+use crate::{
+    clock,
+    config::{CertificateFiles, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice},
+    limits,
+    live::{
+        Action, EgressGrant, FleetPolicy, LivePublisher, Origin, Redirect, Route, Site, Sites, UnknownSni,
+    },
+};
+
+/// Publishes what the file names.
+///
+/// # Errors
+/// When the folder or list cannot be read, the default certificate cannot be used, or a route's text is wrong.
+pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Result<Sites> {
+    let grants = config.egress.iter();
+    let grants =
+        grants.map(|allow| EgressGrant { net: allow.net, ports: allow.ports.clone().into() }).collect();
+    let mut sites = Sites::new(publisher, grants);
+    let now = clock::unix_time();
+    let pairs = parse_all(&paths(&config.certificates)?);
+    let default =
+        config.certificates.default.as_deref().map(|path| add_default(&mut sites, path)).transpose()?;
+    let mut used = 0_usize;
+    for (path, parsed) in pairs {
+        let result = parsed.and_then(|(chain, key)| {
+            sites.add_certificate(chain, &key, now).map_err(|fault| fault.to_string())
+        });
+        match result {
+            Ok(_) => used += 1,
+            Err(problem) => tracing::warn!(file = %path.display(), problem, "a certificate is left out"),
+        }
+    }
+    let unknown_sni = match config.unknown_sni {
+        UnknownSniChoice::Refuse => UnknownSni::Refuse,
+        UnknownSniChoice::Default => UnknownSni::Default,
+    };
+    sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
+    put_sites(&mut sites, &config.routes)?;
+    tracing::info!(certificates = used, routes = config.routes.len(), "standalone files published");
+    Ok(sites)
+}
+
+/// How many certificate files there are, to size tables; 0 when nothing can be read (an error then follows elsewhere).
+pub fn count_files(config: &StandaloneConfig) -> usize {
+    paths(&config.certificates).map_or(0, |paths| paths.len())
+}
+
+/// Reads a chain and its key from one text with both (PEM), as the admin socket gets it.
+///
+/// # Errors
+/// A text that says which half is wrong.
+pub fn parse_pair(pem: &[u8]) -> Result<(CertificateChain, PrivateKey), String> {
+    let chain = CertificateChain::parse_pem(pem).map_err(|error| format!("certificate: {error}"))?;
+    let key = PrivateKey::from_pem(pem).map_err(|error| format!("private key: {error}"))?;
+    Ok((chain, key))
+}
+
+fn add_default(sites: &mut Sites, path: &Path) -> anyhow::Result<LineageId> {
+    let subject = || format!("default certificate {}", path.display());
+    let (chain, key) =
+        read_pair(&CertificatePath::of(path)).map_err(anyhow::Error::msg).with_context(subject)?;
+    sites.add_certificate(chain, &key, clock::unix_time()).with_context(subject)
+}
+
+#[derive(Debug, Clone)]
+struct CertificatePath {
+    chain: PathBuf,
+    /// `None`: in the same file.
+    key: Option<PathBuf>,
+}
+
+impl CertificatePath {
+    fn of(chain: &Path) -> Self {
+        let beside = chain.with_extension("key");
+        Self { chain: chain.to_owned(), key: beside.exists().then_some(beside) }
+    }
+}
+
+fn paths(files: &CertificateFiles) -> anyhow::Result<Vec<CertificatePath>> {
+    let mut found = Vec::new();
+    if let Some(folder) = &files.folder {
+        let entries =
+            fs::read_dir(folder).with_context(|| format!("certificate folder {}", folder.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "pem" || extension == "crt") {
+                found.push(path);
+            }
+        }
+        found.sort(); // the same order at each start
+    }
+    let mut found: Vec<_> = found.iter().map(|path| CertificatePath::of(path)).collect();
+    if let Some(list) = &files.list_file {
+        let text =
+            fs::read_to_string(list).with_context(|| format!("certificate list {}", list.display()))?;
+        let folder = list.parent().unwrap_or(Path::new("."));
+        for (number, line) in text.lines().enumerate() {
+            found.extend(
+                list_line(folder, line)
+                    .map_err(|problem| anyhow::anyhow!("{}:{}: {problem}", list.display(), number + 1))?,
+            );
+        }
+    }
+    Ok(found)
+}
+
+fn list_line(folder: &Path, line: &str) -> Result<Option<CertificatePath>, &'static str> {
+    let line = line.split('#').next().unwrap_or_default();
+    let mut words = line.split_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (None, ..) => Ok(None),
+        (Some(chain), None, _) => Ok(Some(CertificatePath::of(&folder.join(chain)))),
+        (Some(chain), Some(key), None) => {
+            Ok(Some(CertificatePath { chain: folder.join(chain), key: Some(folder.join(key)) }))
+        }
+        (Some(_), Some(_), Some(_)) => Err("more than two paths; a line is a chain, or a chain and its key"),
+    }
+}
+
+type Parsed = (PathBuf, Result<(CertificateChain, PrivateKey), String>);
+
+/// Reads and parses on all cores, keeping the order.
+fn parse_all(paths: &[CertificatePath]) -> Vec<Parsed> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = paths.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let start = |paths: &[CertificatePath]| {
+            let paths = paths.to_vec();
+            scope
+                .spawn(move || paths.into_iter().map(|path| (path.chain.clone(), read_pair(&path))).collect())
+        };
+        let running: Vec<_> = paths.chunks(share).map(start).collect();
+        running.into_iter().flat_map(|thread| -> Vec<Parsed> { thread.join().unwrap_or_default() }).collect()
+    })
+}
+
+fn read_pair(path: &CertificatePath) -> Result<(CertificateChain, PrivateKey), String> {
+    let chain = read(&path.chain)?;
+    match &path.key {
+        None => parse_pair(&chain),
+        Some(key) => {
+            let chain =
+                CertificateChain::parse_pem(&chain).map_err(|error| format!("certificate: {error}"))?;
+            let key = read(key)?;
+            let key = PrivateKey::from_pem(&key).map_err(|error| format!("private key: {error}"))?;
+            Ok((chain, key))
+        }
+    }
+}
+
+/// The bytes are wiped when dropped: a file may hold a key.
+fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    let named = |error: std::io::Error| format!("{}: {error}", path.display());
+    let size = fs::metadata(path).map_err(named)?.len();
+    if size > limits::CERTIFICATE_FILE_BYTES_MAX {
+        return Err(format!("{size} bytes; at most {}", limits::CERTIFICATE_FILE_BYTES_MAX));
+    }
+    fs::read(path).map(zeroize::Zeroizing::new).map_err(named)
+}
+
+/// Groups the routes by host, in the file's order; `*` goes behind the host's own.
+fn put_sites(sites: &mut Sites, routes: &[RouteConfig]) -> anyhow::Result<()> {
+    let now = clock::unix_time();
+    let mut by_host: BTreeMap<NamePattern, Site> = BTreeMap::new();
+    let mut everywhere = empty_site();
+    for config in routes {
+        match &config.host {
+            Some(host) => add_route(by_host.entry(host.clone()).or_insert_with(empty_site), config)?,
+            None => add_route(&mut everywhere, config)?,
+        }
+    }
+    if !everywhere.routes.is_empty() {
+        let names: Vec<_> = sites.certificates().values().flat_map(|facts| facts.names.clone()).collect();
+        for name in names {
+            by_host.entry(name).or_insert_with(empty_site);
+        }
+        for site in by_host.values_mut() {
+            site.routes.extend(everywhere.routes.iter().cloned());
+            site.hsts_max_age_seconds = site.hsts_max_age_seconds.max(everywhere.hsts_max_age_seconds);
+            site.https_redirect &= everywhere.https_redirect;
+        }
+    }
+    for (host, site) in by_host {
+        sites.put_site(host.clone(), site, now).with_context(|| format!("routes of {host}"))?;
+    }
+    Ok(())
+}
+
+fn empty_site() -> Site {
+    Site {
+        routes: Vec::new(),
+        policy: portico_cert_store::TlsPolicy::default(),
+        hsts_max_age_seconds: 0,
+        https_redirect: true,
+    }
+}
+
+fn add_route(site: &mut Site, config: &RouteConfig) -> anyhow::Result<()> {
+    let action = match &config.action {
+        RouteAction::Proxy { origin, host_header } => {
+            Action::Proxy { origin: Arc::new(Origin::parse(origin, host_header.as_deref())?) }
+        }
+        RouteAction::Redirect { location, status, keep_path } => {
+            Action::Redirect(Redirect::parse(location, u32::from(status.as_u16()), *keep_path)?)
+        }
+        RouteAction::Static { status, content_type, body } => {
+            Action::fixed(u32::from(status.as_u16()), content_type, body.clone().into())?
+        }
+    };
+    site.routes.push(Route::new(&config.path, action)?);
+    site.hsts_max_age_seconds = site.hsts_max_age_seconds.max(config.hsts_max_age_seconds);
+    site.https_redirect &= !config.plain_http;
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! New connections to origins: resolve, ask the guard, connect to exactly that address, ask the guard again.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use portico_prober::egress::EgressRefused;
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    Lease, Names, OriginError,
+    pool::{Pool, PoolKey},
+};
+use crate::{
+    egress::EgressGuard,
+    http::body::RequestBody,
+    io::{Backend, Stream},
+    limits,
+    live::{Host, Origin, OriginHost, OriginScheme, TenantState},
+    metrics::Metrics,
+};
+
+/// One worker's way to origins.
+#[derive(Debug)]
+pub struct Origins {
+    pool: Rc<Pool>,
+    names: Names,
+    guard: EgressGuard,
+    tls: OriginTls,
+    backend: Backend,
+    metrics: Arc<Metrics>,
+}
+
+/// How origins are trusted; shared by the workers.
+#[derive(Debug, Clone)]
+pub struct OriginTls(Arc<ClientConfig>);
+
+/// A connected stream to an origin of either scheme.
+pub(super) trait OriginStream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> OriginStream for S {}
+
+impl Origins {
+    pub fn new(
+        names: Names,
+        guard: EgressGuard,
+        tls: OriginTls,
+        backend: Backend,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { pool: Rc::default(), names, guard, tls, backend, metrics }
+    }
+
+    /// A kept connection of this tenant to this origin.
+    pub(super) async fn kept(&self, host: &Host, origin: &Arc<Origin>) -> Option<Lease> {
+        let key = PoolKey { tenant: host.tenant.id, origin: Arc::clone(origin) };
+        let lease = self.pool.take(&key).await?;
+        self.metrics.origin_reuses.increment(1);
+        Some(lease)
+    }
+
+    /// A new connection, ready for its first request.
+    pub(super) async fn connect(&self, host: &Host, origin: &Arc<Origin>) -> Result<Lease, OriginError> {
+        let (stream, address) = self.open(&host.tenant, origin).await?;
+        let (sender, connection) =
+            http1_builder().handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::trace!(%error, "a connection to an origin ended");
+            }
+        });
+        let key = PoolKey { tenant: host.tenant.id, origin: Arc::clone(origin) };
+        Ok(self.pool.lease(key, sender, address))
+    }
+
+    /// A connected stream, TLS included where the origin has it.
+    pub(super) async fn open(
+        &self,
+        tenant: &TenantState,
+        origin: &Origin,
+    ) -> Result<(Box<dyn OriginStream>, SocketAddr), OriginError> {
+        let opening = Box::pin(self.open_unbounded(tenant, origin));
+        let opened = tokio::time::timeout(limits::ORIGIN_CONNECT_DEADLINE, opening).await;
+        opened.unwrap_or(Err(OriginError::ConnectTimeout))
+    }
+
+    async fn open_unbounded(
+        &self,
+        tenant: &TenantState,
+        origin: &Origin,
+    ) -> Result<(Box<dyn OriginStream>, SocketAddr), OriginError> {
+        let (stream, address) = self.connect_first(tenant, origin).await?;
+        self.metrics.origin_connects.increment(1);
+        match origin.scheme {
+            OriginScheme::Http => Ok((Box::new(stream), address)),
+            OriginScheme::Https => {
+                let name = server_name(&origin.host)?;
+                let connector = TlsConnector::from(Arc::clone(&self.tls.0));
+                let stream = connector.connect(name, stream).await.map_err(OriginError::Tls)?;
+                Ok((Box::new(stream), address))
+            }
+        }
+    }
+
+    /// The first address that the guard lets pass and that answers.
+    async fn connect_first(
+        &self,
+        tenant: &TenantState,
+        origin: &Origin,
+    ) -> Result<(Stream, SocketAddr), OriginError> {
+        let addresses = match &origin.host {
+            OriginHost::Address(ip) => vec![*ip],
+            OriginHost::Name(name) => self.names.resolve(name).await.map_err(OriginError::Resolve)?,
+        };
+        let mut last = OriginError::Resolve("no address".to_owned());
+        for ip in addresses {
+            let address = SocketAddr::new(ip, origin.port);
+            if let Err(refused) = self.guard.check(tenant, address) {
+                last = self.refused(refused);
+                continue;
+            }
+            match crate::io::connect(address, self.backend).await {
+                Ok(stream) => return self.confirm(tenant, stream, address),
+                Err(error) => last = OriginError::Connect(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The kernel's word on where we are connected to. It can only differ by a rule of the host's firewall; then too no
+    /// byte is to be sent there.
+    fn confirm(
+        &self,
+        tenant: &TenantState,
+        stream: Stream,
+        asked: SocketAddr,
+    ) -> Result<(Stream, SocketAddr), OriginError> {
+        let connected = stream.peer_address().map_err(OriginError::Connect)?;
+        if connected != asked
+            && let Err(refused) = self.guard.check(tenant, connected)
+        {
+            return Err(self.refused(refused));
+        }
+        Ok((stream, connected))
+    }
+
+    fn refused(&self, refused: EgressRefused) -> OriginError {
+        self.metrics.egress_refused.increment(1);
+        OriginError::Egress(refused)
+    }
+
+    /// Housekeeping, every few seconds.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+}
+
+impl OriginTls {
+    /// Trusts the machine's own roots (`SSL_CERT_FILE` names others); no ALPN, since HTTP/1.1 is what we speak to origins.
+    ///
+    /// # Errors
+    /// When the machine has a root store that cannot be read. None at all is allowed: https origins then fail.
+    pub fn from_system() -> io::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            tracing::warn!("no root certificates found on this machine: https origins will not be trusted");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+fn server_name(host: &OriginHost) -> Result<ServerName<'static>, OriginError> {
+    match host {
+        OriginHost::Address(ip) => Ok(ServerName::IpAddress((*ip).into())),
+        OriginHost::Name(name) => ServerName::try_from(name.to_string())
+            .map_err(|error| OriginError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error))),
+    }
+}
+
+pub(super) fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .max_headers(limits::ORIGIN_HEADER_FIELDS_MAX)
+        .max_header_size(limits::ORIGIN_HEADER_BYTES_MAX)
+        .max_buf_size(limits::ORIGIN_HEADER_BYTES_MAX + 8 * 1024);
+    builder
+}
+
+/// What hyper sends; named here so that both users of the builder agree.
+pub(super) type Sent = RequestBody;

@@ -1,0 +1,101 @@
+//! Names of origins to addresses, by the configured name servers, with a bounded cache that keeps to the TTL.
+//!
+//! Only the DNS is asked: neither /etc/hosts nor search domains, which would give a tenant's name a meaning that depends on
+//! the machine.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use hickory_resolver::{
+    Resolver,
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
+    net::runtime::TokioRuntimeProvider,
+};
+
+use crate::limits;
+
+/// One worker's resolver.
+pub struct Names {
+    resolver: Resolver<TokioRuntimeProvider>,
+}
+
+impl Names {
+    /// # Errors
+    /// When the resolver cannot be made.
+    pub fn new(servers: &[SocketAddr]) -> io::Result<Self> {
+        let servers = servers.iter().map(|server| {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = server.port();
+                connection
+            });
+            NameServerConfig::new(server.ip(), true, connections.into())
+        });
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+        let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let options = builder.options_mut();
+        options.use_hosts_file = ResolveHosts::Never;
+        options.ndots = 0;
+        options.cache_size = limits::DNS_CACHE_NAMES;
+        options.positive_min_ttl = Some(limits::DNS_TTL_MIN);
+        options.positive_max_ttl = Some(limits::DNS_TTL_MAX);
+        options.negative_min_ttl = Some(limits::DNS_TTL_MIN);
+        options.negative_max_ttl = Some(limits::DNS_TTL_MAX);
+        options.timeout = limits::DNS_DEADLINE / 2;
+        options.attempts = 1;
+        let resolver = builder.build().map_err(io::Error::other)?;
+        Ok(Self { resolver })
+    }
+
+    /// The addresses of a name, in the order to try them.
+    ///
+    /// # Errors
+    /// A text for the log.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        // A trailing dot: the name is whole, no search list applies.
+        let lookup = self.resolver.lookup_ip(format!("{name}."));
+        let found = tokio::time::timeout(limits::DNS_DEADLINE, Box::pin(lookup)).await;
+        let found = found.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
+        Ok(found.iter().take(limits::ORIGIN_ADDRESSES_MAX).collect())
+    }
+}
+
+/// The name servers of /etc/resolv.conf; other lines of it have no meaning here.
+///
+/// # Errors
+/// When the file cannot be read or names nobody.
+pub fn system_servers() -> io::Result<Vec<SocketAddr>> {
+    let text = std::fs::read_to_string("/etc/resolv.conf")?;
+    let servers: Vec<_> = servers_in(&text).collect();
+    if servers.is_empty() {
+        return Err(io::Error::other("/etc/resolv.conf names no server; set resolvers in the edge's file"));
+    }
+    Ok(servers)
+}
+
+fn servers_in(text: &str) -> impl Iterator<Item = SocketAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.trim().parse::<IpAddr>().ok())
+        .map(|ip| SocketAddr::new(ip, 53))
+        .take(3) // as the C library does
+}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Names").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_is_read_as_far_as_it_matters() {
+        let text = "# a comment\nsearch example.org\nnameserver 10.0.0.53\n nameserver 2001:db8::53\nnameserver x\noptions ndots:2\n";
+        let servers: Vec<_> = servers_in(text).map(|server| server.to_string()).collect();
+        assert_eq!(servers, ["10.0.0.53:53", "[2001:db8::53]:53"]);
+    }
+}

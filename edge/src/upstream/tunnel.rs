@@ -1,0 +1,182 @@
+//! WebSocket: a request that turns its connection into a tunnel (RFC 9110 section 7.8, RFC 6455), on HTTP/1.1.
+//!
+//! Nothing of the client's goes to the origin before the origin has answered 101; the framing reader refuses bytes that
+//! come earlier. Only `websocket` is passed on: `h2c` and inventions would open a way around every check.
+
+use std::{net::SocketAddr, pin::Pin};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::oneshot,
+};
+
+use super::{
+    Forwarding, OriginError, TUNNEL_IDLE,
+    connect::{OriginStream, Sent, http1_builder},
+    origin_request,
+};
+use crate::{
+    clock,
+    exchange::{Answer, Protocol},
+    http::{
+        body::{RequestBody, ResponseSource},
+        forwarding,
+    },
+    limits,
+    live::Host,
+    worker::Worker,
+};
+
+/// The origin's half, to be joined with the client's once 101 has been sent. Travels in the answer's extensions, which
+/// have to be cloneable and sendable; the half itself is fetched on the worker through its ticket.
+#[derive(Debug, Clone)]
+pub struct TunnelOffer {
+    ticket: u64,
+}
+
+/// What waits on the worker for its client.
+pub struct OriginHalf {
+    parts: oneshot::Receiver<(Box<dyn OriginStream>, Bytes)>,
+    host: std::sync::Arc<Host>,
+}
+
+/// A request that we may pass on as an upgrade.
+pub(super) fn is_websocket(parts: &Parts) -> bool {
+    let mut upgrades = parts.headers.get_all(header::UPGRADE).iter();
+    let only_websocket = matches!((upgrades.next(), upgrades.next()), (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    only_websocket
+        && parts.method == Method::GET
+        && parts.version == http::Version::HTTP_11
+        && names_upgrade(&parts.headers)
+}
+
+fn names_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Asks the origin; on 101 the answer carries a [`TunnelOffer`].
+pub(super) async fn open(parts: &Parts, to: Forwarding<'_>) -> Result<Answer, OriginError> {
+    let worker = &to.context.worker;
+    let (stream, address) = worker.origins.open(&to.host.tenant, to.origin).await?;
+    let handshake = http1_builder().handshake::<_, Sent>(TokioIo::new(stream)).await;
+    let (mut sender, mut connection) = handshake.map_err(OriginError::of_hyper)?;
+    let (give, take) = oneshot::channel();
+    tokio::task::spawn_local(async move {
+        let driven = std::future::poll_fn(|context| connection.poll_without_shutdown(context)).await;
+        if driven.is_ok() {
+            let parts = connection.into_parts();
+            let _ = give.send((parts.io.into_inner(), parts.read_buf));
+        }
+    });
+    let mut request = origin_request(parts, to)?.map(|()| RequestBody::empty());
+    request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    let sending = sender.send_request(request);
+    let response = tokio::time::timeout(limits::ORIGIN_FIRST_BYTE_DEADLINE, sending).await;
+    let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS || to.context.protocol != Protocol::Http1 {
+        return refused(response, address).await;
+    }
+    let (mut head, _) = response.into_parts();
+    forwarding::clean_response(&mut head.headers);
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host) };
+    head.extensions.insert(TunnelOffer { ticket: worker.keep_half(half) });
+    Ok(Answer {
+        response: Response::from_parts(head, ResponseSource::Empty),
+        reason: None,
+        origin: Some(address),
+    })
+}
+
+/// The origin does not want to: its answer is passed on, if it is short; the connection is not kept.
+async fn refused(
+    response: Response<hyper::body::Incoming>,
+    address: SocketAddr,
+) -> Result<Answer, OriginError> {
+    let (mut head, body) = response.into_parts();
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(OriginError::BadAnswer);
+    }
+    let limited = http_body_util::Limited::new(body, REFUSAL_BYTES_MAX);
+    let collected =
+        tokio::time::timeout(limits::ORIGIN_BODY_STALL_DEADLINE, http_body_util::BodyExt::collect(limited));
+    let collected = collected.await.map_err(|_| OriginError::FirstByteTimeout)?;
+    let bytes = collected.map_err(|_| OriginError::BadAnswer)?.to_bytes();
+    forwarding::clean_response(&mut head.headers);
+    head.headers.remove(header::CONTENT_LENGTH);
+    Ok(Answer {
+        response: Response::from_parts(head, ResponseSource::Full(bytes)),
+        reason: None,
+        origin: Some(address),
+    })
+}
+
+const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+
+/// Carries bytes both ways until one side ends, both are silent too long or the host is suspended. A drain lets it go on
+/// until the drain's own deadline.
+pub async fn run<S>(mut client: S, early: Bytes, offer: TunnelOffer, worker: &Worker)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(half) = worker.take_half(offer.ticket) else { return };
+    let parts = tokio::time::timeout(limits::ORIGIN_CONNECT_DEADLINE, half.parts).await;
+    let Ok(Ok((mut origin, first))) = parts else { return };
+    if client.write_all(&first).await.is_err() || origin.write_all(&early).await.is_err() {
+        return;
+    }
+    let mut cut = Box::pin(half.host.cut(clock::unix_ms()));
+    let (mut from_client, mut from_origin) =
+        (BytesMut::with_capacity(TUNNEL_BUFFER_BYTES), BytesMut::with_capacity(TUNNEL_BUFFER_BYTES));
+    loop {
+        let step = tokio::select! {
+            _ = &mut cut => break,
+            () = tokio::time::sleep(TUNNEL_IDLE) => break,
+            read = client.read_buf(&mut from_client) => pass(read, &mut from_client, Pin::new(&mut origin)).await,
+            read = origin.read_buf(&mut from_origin) => pass(read, &mut from_origin, Pin::new(&mut client)).await,
+        };
+        if !step {
+            break;
+        }
+    }
+    let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, async {
+        let _ = client.shutdown().await;
+        let _ = origin.shutdown().await;
+    })
+    .await;
+}
+
+const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Writes what was read; `false` at the end of either side.
+async fn pass<W: AsyncWrite + Unpin>(
+    read: std::io::Result<usize>,
+    buffer: &mut BytesMut,
+    mut to: Pin<&mut W>,
+) -> bool {
+    if !matches!(read, Ok(1..)) {
+        return false;
+    }
+    let written = tokio::time::timeout(limits::WRITE_STALL_DEADLINE, async {
+        to.write_all(buffer).await?;
+        to.flush().await
+    })
+    .await;
+    buffer.clear();
+    matches!(written, Ok(Ok(())))
+}
+
+impl std::fmt::Debug for OriginHalf {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("OriginHalf").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,226 @@
+//! One worker: a thread with its own runtime, listeners, pools and counters. Workers share published tables and nothing
+//! that is written per request.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt, io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    access_log::RequestId,
+    connection,
+    drain::LocalDrain,
+    egress::EgressGuard,
+    io::{Backend, Listener, Runtime, Stream, publish_counts},
+    limits,
+    listen::BoundListener,
+    server::Edge,
+    upstream::{Names, Origins, tunnel::OriginHalf},
+};
+
+/// What the connections of one worker share; never leaves its thread.
+pub struct Worker {
+    pub edge: Arc<Edge>,
+    pub index: usize,
+    pub backend: Backend,
+    pub origins: Origins,
+    pub drain: LocalDrain,
+    open: Cell<usize>,
+    request_prefix: u64,
+    request_number: Cell<u64>,
+    halves: RefCell<HashMap<u64, OriginHalf>>,
+}
+
+/// How often a worker does its housekeeping.
+const TICK: Duration = Duration::from_millis(200);
+/// Ticks between two looks at idle origin connections.
+const SWEEP_TICKS: u32 = 25;
+/// After a failed accept (no descriptors, mostly): as long as a burst needs to pass, so that the loop never spins.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs a worker on the current thread until the drain has ended.
+///
+/// # Errors
+/// When the runtime or a listener cannot be set up.
+pub fn run(edge: Arc<Edge>, index: usize, listeners: Vec<BoundListener>) -> io::Result<()> {
+    let backend = edge.backend;
+    let runtime = Runtime::new(backend)?;
+    let result = runtime.block_on(async {
+        let worker = Rc::new(Worker::new(edge, index)?);
+        worker.serve(listeners).await
+    });
+    publish_counts();
+    result
+}
+
+impl Worker {
+    fn new(edge: Arc<Edge>, index: usize) -> io::Result<Self> {
+        let names = Names::new(&edge.resolvers)?;
+        let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
+        let origins =
+            Origins::new(names, guard, edge.origin_tls.clone(), edge.backend, Arc::clone(&edge.metrics));
+        Ok(Self {
+            backend: edge.backend,
+            origins,
+            drain: LocalDrain::default(),
+            open: Cell::new(0),
+            request_prefix: random_u64()?,
+            request_number: Cell::new(0),
+            halves: RefCell::default(),
+            edge,
+            index,
+        })
+    }
+
+    async fn serve(self: &Rc<Self>, listeners: Vec<BoundListener>) -> io::Result<()> {
+        let mut accepting = Vec::new();
+        for bound in listeners {
+            let listener = Listener::new(bound.socket.try_clone()?, self.backend)?;
+            accepting.push(tokio::task::spawn_local(Rc::clone(self).accept_from(listener, bound)));
+        }
+        let ticking = tokio::task::spawn_local(Rc::clone(self).tick());
+        self.edge.drain.clone().begun().await;
+        self.drain.begin();
+        for task in accepting {
+            let _ = task.await;
+        }
+        self.wait_until_idle().await;
+        ticking.abort();
+        let _ = ticking.await;
+        Ok(())
+    }
+
+    async fn accept_from(self: Rc<Self>, mut listener: Listener, bound: BoundListener) {
+        let bound = Rc::new(bound);
+        let mut draining = Box::pin(self.drain.begun());
+        loop {
+            for _ in 0..limits::ACCEPTS_PER_TURN {
+                let accepted = tokio::select! {
+                    biased;
+                    accepted = listener.accept() => accepted,
+                    () = &mut draining => return self.accept_the_rest(listener, &bound).await,
+                };
+                self.take(accepted, &bound).await;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Connections that the kernel has completed already belong to this socket alone; closing it would reset them.
+    async fn accept_the_rest(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
+        loop {
+            let waiting = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(match listener.poll_accept(context) {
+                    std::task::Poll::Ready(accepted) => Some(accepted),
+                    std::task::Poll::Pending => None,
+                })
+            });
+            match waiting.await {
+                Some(accepted @ Ok(_)) => self.take(accepted, bound).await,
+                Some(Err(_)) | None => return,
+            }
+        }
+    }
+
+    async fn take(self: &Rc<Self>, accepted: io::Result<(Stream, SocketAddr)>, bound: &Rc<BoundListener>) {
+        match accepted {
+            Ok((stream, peer)) => self.start(stream, peer, bound),
+            Err(error) => {
+                self.edge.metrics.accept_errors.increment(1);
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn start(self: &Rc<Self>, stream: Stream, peer: SocketAddr, bound: &Rc<BoundListener>) {
+        self.edge.metrics.connections_total.increment(1);
+        if self.open.get() >= self.edge.connections_per_worker_max {
+            self.edge.metrics.connections_refused.increment(1);
+            return; // dropped: closed at once, before a byte of TLS is read
+        }
+        let place = Place::taken(self);
+        let worker = Rc::clone(self);
+        let bound = Rc::clone(bound);
+        tokio::task::spawn_local(async move {
+            connection::serve(worker, stream, peer, &bound).await;
+            drop(place);
+        });
+    }
+
+    async fn wait_until_idle(&self) {
+        while self.open.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn tick(self: Rc<Self>) {
+        let mut ticks = 0_u32;
+        loop {
+            tokio::time::sleep(TICK).await;
+            publish_counts();
+            ticks = ticks.wrapping_add(1);
+            if ticks.is_multiple_of(SWEEP_TICKS) {
+                self.origins.sweep();
+            }
+        }
+    }
+
+    /// A number that no other exchange of this edge's life has.
+    pub(crate) fn next_request_id(&self) -> RequestId {
+        let number = self.request_number.get() + 1;
+        self.request_number.set(number);
+        RequestId { worker: self.request_prefix, number }
+    }
+
+    /// Keeps an origin's half of a tunnel until its client has had its 101.
+    pub(crate) fn keep_half(&self, half: OriginHalf) -> u64 {
+        let ticket = self.next_request_id().number;
+        self.halves.borrow_mut().insert(ticket, half);
+        ticket
+    }
+
+    pub(crate) fn take_half(&self, ticket: u64) -> Option<OriginHalf> {
+        self.halves.borrow_mut().remove(&ticket)
+    }
+}
+
+/// One open connection, counted while it lives; also when its task panics.
+struct Place(Rc<Worker>);
+
+impl Place {
+    fn taken(worker: &Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        worker.edge.count_connection(true);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.edge.count_connection(false);
+    }
+}
+
+fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| io::Error::other("the operating system gives no random bytes"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Worker")
+            .field("index", &self.index)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
