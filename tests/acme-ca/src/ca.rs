@@ -305,3 +305,24 @@ fn write_out(path: Option<&PathBuf>, text: &str, flag: &str) -> anyhow::Result<(
     let Some(path) = path else { return Ok(()) };
     std::fs::write(path, text).with_context(|| format!("write {flag} {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CaArgs,
+    }
+
+    #[test]
+    fn a_ca_in_a_test_differs_from_one_on_the_command_line_by_its_ports_only() {
+        let free = ["ca", "--listen", "127.0.0.1:0", "--management", "127.0.0.1:0", "--dns", "127.0.0.1:53"];
+        let line = Line::try_parse_from(free).unwrap().args;
+        let in_process = CaArgs::in_process(SocketAddr::from(([127, 0, 0, 1], 53)));
+        assert_eq!(format!("{line:?}"), format!("{in_process:?}"));
+    }
+}

@@ -20,6 +20,7 @@ use rustls::ServerConfig;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -41,11 +42,14 @@ pub(crate) async fn serve_api(listener: TcpListener, tls: Arc<ServerConfig>, ca:
     let acceptor = TlsAcceptor::from(tls);
     let routes = api_router(ca);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Owned here, so that dropping the listener's task ends open connections with it.
+    let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let Some((stream, peer)) = accept(&listener).await else { continue };
+        while connections.try_join_next().is_some() {}
         let (acceptor, routes) = (acceptor.clone(), routes.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _slot = slot;
             if let Ok(Ok(stream)) = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
                 serve_connection(TokioIo::new(stream), peer, routes).await;
@@ -57,11 +61,14 @@ pub(crate) async fn serve_api(listener: TcpListener, tls: Arc<ServerConfig>, ca:
 /// Serves plain HTTP until dropped.
 pub(crate) async fn serve_plain(listener: TcpListener, routes: Router) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Owned here, so that dropping the listener's task ends open connections with it.
+    let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let Some((stream, peer)) = accept(&listener).await else { continue };
+        while connections.try_join_next().is_some() {}
         let routes = routes.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _slot = slot;
             serve_connection(TokioIo::new(stream), peer, routes).await;
         });

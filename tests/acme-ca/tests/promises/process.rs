@@ -4,7 +4,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -50,6 +51,21 @@ async fn both_parts_print_their_addresses_and_end_with_their_parent() {
         let status = timeout(Duration::from_secs(10), child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_dropped_ca_serves_nobody_not_even_on_open_connections() {
+    let stage = crate::stage::Stage::start(|_| {}).await;
+    let management = stage.ca.addresses.management;
+    let mut stream = TcpStream::connect(management).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n").await.unwrap();
+    let mut first = [0; 15];
+    stream.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    drop(stage);
+    let mut rest = vec![];
+    timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("left open").ok();
+    assert!(TcpStream::connect(management).await.is_err(), "still listening");
 }
 
 #[tokio::test]
