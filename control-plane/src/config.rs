@@ -20,6 +20,8 @@ pub struct Config {
     pub distribution: SocketAddr,
     /// `host:port` that edges are told to connect to; absent: `distribution`.
     pub distribution_advertised: Option<String>,
+    /// How long an edge's identity and the distribution listener's certificate are valid; absent: 30 days.
+    pub identity_lifetime_seconds: Option<u32>,
     /// 0600, 32 bytes or 64 hex digits, outside `data`; a systemd credential goes before it.
     pub key_encryption_key_file: Option<PathBuf>,
     /// The first start writes the operator's token there, 0600.

@@ -6,8 +6,10 @@
 //! `portico-api`.
 
 pub mod acme;
+pub mod ca;
 pub mod clock;
 pub mod config;
+pub mod distribution;
 pub mod dns;
 mod parts;
 pub mod plan;
@@ -23,6 +25,7 @@ pub use parts::{DataLock, Parts};
 
 use clock::Clock;
 use config::Config;
+use distribution::Distribution;
 use sealer::KeyEncryptionKey;
 
 /// Command line of the service.
@@ -40,6 +43,7 @@ pub struct Args {
 #[derive(Debug)]
 pub struct Running {
     pub parts: Parts,
+    pub distribution: Distribution,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
@@ -77,8 +81,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
 /// As [`start`].
 pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
-    let tasks = JoinSet::new();
-    Ok(Running { parts, tasks })
+    let mut tasks = JoinSet::new();
+    let distribution = distribution::start(&parts, &mut tasks).await?;
+    Ok(Running { parts, distribution, tasks })
 }
 
 impl Running {

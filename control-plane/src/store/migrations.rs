@@ -11,6 +11,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     // Core.
     (101, "core", include_str!("../../migrations/0101_core.sql")),
     // Edges and cells.
+    (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
 ];

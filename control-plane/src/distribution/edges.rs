@@ -1,0 +1,229 @@
+//! What an operator does with edges: let one join, look at them, take one out, sign removals off.
+
+use std::time::Duration;
+
+use portico_api::distribution::ResourceKind;
+use portico_api::v1;
+use portico_cert_store::{CellId, EdgeId, LineageId};
+use zeroize::Zeroizing;
+
+use super::context::Context;
+use super::fleet::EdgeView;
+use super::join::{self, JoinError};
+use super::projection::{FleetPolicy, listener_address};
+use super::refusals::BATCH_KIND;
+use super::resource::FLEET_ID;
+use super::{Distribution, DistributionError};
+use crate::ca::InternalCa;
+use crate::clock::rfc3339;
+use crate::config::{Config, UnknownSni};
+use crate::store::edge::{self, EdgeRow, NackRow};
+use crate::store::publication::{self, HeldRemoval};
+use crate::store::{Store, StoreError, cell, event};
+
+/// For so long after an operator's sign-off, a snapshot may leave out any number of names.
+const SIGN_OFF_LASTS: Duration = Duration::from_secs(600);
+
+/// What taking an edge out leaves to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedEdge {
+    pub cell: CellId,
+    /// The cell-key epoch that seals from now on.
+    pub epoch: u32,
+    /// Lineages whose present key the edge could read: order a new key for each.
+    pub rekey: Vec<LineageId>,
+}
+
+impl Distribution {
+    /// Makes a one-time token for an edge of `cell`. The cell comes to be when it is first named.
+    ///
+    /// # Errors
+    /// [`JoinError::Ttl`], or the store's.
+    pub async fn create_join_token(
+        &self,
+        cell: &CellId,
+        ttl_seconds: u32,
+    ) -> Result<v1::JoinToken, JoinError> {
+        join::create_token(&self.context, cell, ttl_seconds).await
+    }
+
+    /// Every edge with what it has applied and what it refuses.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn edges(&self) -> Result<Vec<v1::Edge>, StoreError> {
+        let views = self.context.fleet.edges();
+        let mut tx = self.context.store.read().await?;
+        let mut edges = Vec::new();
+        for row in edge::all(&mut tx).await? {
+            let nacks = edge::nacks(&mut tx, row.id).await?;
+            let view = views.iter().find(|view| view.id == row.id);
+            edges.push(self.shown(row, nacks, view));
+        }
+        Ok(edges)
+    }
+
+    /// One edge; `None` when it is unknown or removed.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn edge(&self, id: EdgeId) -> Result<Option<v1::Edge>, StoreError> {
+        let views = self.context.fleet.edges();
+        let mut tx = self.context.store.read().await?;
+        let Some(row) = edge::find(&mut tx, id).await? else { return Ok(None) };
+        let nacks = edge::nacks(&mut tx, id).await?;
+        Ok(Some(self.shown(row, nacks, views.iter().find(|view| view.id == id))))
+    }
+
+    /// Takes an edge out of the fleet: its identity counts no longer, its stream ends, and its cell starts a new key
+    /// epoch, whose key it never gets. `None` when it is unknown or removed already.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_edge(&self, id: EdgeId) -> Result<Option<RemovedEdge>, StoreError> {
+        let context = &self.context;
+        let now = context.clock.now_ms();
+        let mut tx = context.store.begin().await?;
+        let Some(row) = edge::find(&mut tx, id).await? else { return Ok(None) };
+        edge::remove(&mut tx, id, now).await?;
+        let epoch = cell::next_epoch(&mut tx, &context.sealer, &row.cell, now).await?;
+        let rekey = cell::sealed_before(&mut tx, &row.cell, epoch).await?;
+        let text = format!(
+            "removed from cell {}; {} keys that it could read are to be replaced",
+            row.cell,
+            rekey.len()
+        );
+        event::append(&mut tx, "EdgeRemoved", None, &id.to_string(), &text, now).await?;
+        tx.commit().await?;
+        context.fleet.forget(id);
+        context.signals.cell_keys.send_replace(());
+        Ok(Some(RemovedEdge { cell: row.cell, epoch, rekey }))
+    }
+
+    /// Removals that wait for an operator's word.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn held_removals(&self) -> Result<Vec<HeldRemoval>, StoreError> {
+        publication::held_removals(&mut *self.context.store.read().await?).await
+    }
+
+    /// Lets all held removals go, and for ten minutes lets snapshots leave names out that edges still have. Answers how
+    /// many were held.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn sign_off_removals(&self, actor: &str) -> Result<u64, StoreError> {
+        let context = &self.context;
+        let now = context.clock.now_ms();
+        let mut tx = context.store.begin().await?;
+        let count = publication::sign_off_removals(&mut tx, now).await?;
+        let text = format!("{actor} signed {count} held removals off");
+        event::append(&mut tx, "RemovalsSignedOff", None, FLEET_ID, &text, now).await?;
+        tx.commit().await?;
+        let lasts = i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX);
+        context.signals.signed_off_until.send_replace(now.saturating_add(lasts));
+        Ok(count)
+    }
+
+    /// Names the lineage that edges of `cell` show for unknown names, where the configuration says `default`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn set_default_lineage(
+        &self,
+        cell: &CellId,
+        lineage: Option<LineageId>,
+    ) -> Result<(), DistributionError> {
+        let context = &self.context;
+        let mut tx = context.store.begin().await?;
+        cell::ensure(&mut tx, &context.sealer, cell, context.clock.now_ms()).await?;
+        cell::set_default_lineage(&mut tx, cell, lineage).await?;
+        tx.commit().await?;
+        refresh_fleet_policy(&context.store, &self.config).await
+    }
+
+    fn shown(&self, row: EdgeRow, nacks: Vec<NackRow>, view: Option<&EdgeView>) -> v1::Edge {
+        let facts = view.map(|view| &view.facts);
+        v1::Edge {
+            id: row.id,
+            cell: row.cell,
+            connected: view.is_some_and(|view| view.live),
+            build: row.build,
+            io_backend: facts.map_or(row.io_backend, |facts| facts.io_backend.clone()),
+            applied_generation: view.map_or(row.applied, |view| view.applied).to_string(),
+            published_generation: self.context.publisher.generation().to_string(),
+            connections: facts.map_or(row.connections, |facts| facts.connections),
+            names: facts.map_or(row.names, |facts| facts.names),
+            nacks: nacks.into_iter().map(shown_nack).collect(),
+            joined_at: rfc3339(row.joined_at_ms),
+            last_seen_at: view.and_then(|view| view.seen_at_ms).or(row.last_seen_at_ms).map(rfc3339),
+            identity_not_after: rfc3339(row.identity_not_after_ms),
+        }
+    }
+}
+
+fn shown_nack(row: NackRow) -> v1::EdgeNack {
+    let kind = i32::try_from(row.kind).ok().and_then(|kind| ResourceKind::try_from(kind).ok());
+    let kind = match kind {
+        _ if row.kind == BATCH_KIND => "batch".to_owned(),
+        Some(ResourceKind::Tenant) => "tenant".to_owned(),
+        Some(ResourceKind::Domain) => "domain".to_owned(),
+        Some(ResourceKind::Credential) => "credential".to_owned(),
+        Some(ResourceKind::Fleet) => "fleet".to_owned(),
+        Some(ResourceKind::Unspecified) | None => format!("kind {}", row.kind),
+    };
+    v1::EdgeNack { kind, id: row.id, version: row.version, code: row.code, text: row.text }
+}
+
+/// Publishes the fleet's policy anew if the configuration, a cell's default or an edge's addresses have changed it.
+pub(super) async fn refresh_fleet_policy(store: &Store, config: &Config) -> Result<(), DistributionError> {
+    let mut tx = store.begin().await?;
+    let defaults = cell::default_lineages(&mut tx).await?;
+    let defaults = defaults.into_iter().filter_map(|(cell, lineage)| Some((cell, lineage?))).collect();
+    let edges = edge::all(&mut tx).await?;
+    let listeners = edges.iter().flat_map(|edge| &edge.listeners).filter_map(|text| listener_address(text));
+    let own = [config.api.ip(), config.distribution.ip()];
+    let responder = config.dns.responder.map(|address| address.ip());
+    let addresses =
+        config.fleet.public_addresses.iter().copied().chain(own).chain(responder).chain(listeners);
+    let policy = FleetPolicy::new(config.fleet.unknown_sni == UnknownSni::Default, defaults, addresses);
+    let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
+    if publication::put_fleet_policy(&mut tx, &json, FLEET_ID).await? {
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Writes what the edges have said of themselves into their table.
+pub(super) async fn write_observations(context: &Context) -> Result<(), StoreError> {
+    let observations = context.fleet.take_observations();
+    if observations.is_empty() {
+        return Ok(());
+    }
+    let mut tx = context.store.begin().await?;
+    for seen in &observations {
+        edge::observed(&mut tx, seen).await?;
+    }
+    tx.commit().await
+}
+
+/// The stored authority, or a new one at the first start.
+pub(super) async fn load_authority(
+    store: &Store,
+    sealer: &crate::sealer::Sealer,
+    now_ms: i64,
+) -> Result<InternalCa, DistributionError> {
+    const PURPOSE: &str = "internal CA";
+    let mut tx = store.begin().await?;
+    if let Some((certificate, sealed)) = edge::internal_ca(&mut tx).await? {
+        let key: Zeroizing<Vec<u8>> = sealer.open(PURPOSE, "1", &sealed)?;
+        return Ok(InternalCa::from_stored(certificate, &key)?);
+    }
+    let (authority, key) = InternalCa::generate(join::date(now_ms))?;
+    let sealed = sealer.seal(PURPOSE, "1", &key);
+    edge::insert_internal_ca(&mut tx, authority.certificate(), &sealed, now_ms).await?;
+    tx.commit().await?;
+    tracing::info!(fingerprint = authority.fingerprint_hex(), "made the internal CA");
+    Ok(authority)
+}

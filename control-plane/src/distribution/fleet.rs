@@ -1,0 +1,364 @@
+//! Who of the fleet is here: each edge's stream, what it has applied, when it was last heard.
+//!
+//! In memory; the table of edges follows it every two seconds. Everything else in this process asks here.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::{ControlMessage, Hello, Status};
+use portico_cert_store::{CellId, EdgeId, Generation};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::metrics;
+use super::urgent::Urgents;
+use crate::clock::{self, Clock};
+use crate::store::edge::{EdgeRow, Observation};
+
+/// An edge that was not heard for this long is not live: nothing waits for it (CONTRACTS.md). Edges send Status each 5 s.
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Urgent messages that wait for one edge; a further one counts as not acked.
+const URGENT_QUEUE: usize = 1_024;
+/// Listener addresses that one edge may report.
+const LISTENERS_MAX: usize = 64;
+
+/// A handle to the running distribution. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Fleet(pub(super) Arc<Members>);
+
+/// What [`Fleet::wait_applied`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub applied: Vec<EdgeId>,
+    /// Edges that have not: live but behind at the deadline, or not connected.
+    pub behind: Vec<EdgeId>,
+}
+
+/// One edge as it is now.
+#[derive(Clone, Debug)]
+pub struct EdgeView {
+    pub id: EdgeId,
+    pub cell: CellId,
+    /// A stream stands and the edge was heard within [`SILENCE_MAX`].
+    pub live: bool,
+    pub applied: Generation,
+    pub facts: Facts,
+    pub seen_at_ms: Option<i64>,
+}
+
+/// What an edge says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub build: String,
+    pub io_backend: String,
+    pub listeners: Vec<String>,
+    pub connections: u64,
+    pub names: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Members {
+    pub(super) clock: Clock,
+    pub(super) table: Mutex<Table>,
+    /// Wakes whoever waits for an edge to apply something.
+    applied: watch::Sender<()>,
+    listeners: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) edges: HashMap<EdgeId, Member>,
+    pub(super) urgents: Urgents,
+    streams: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) cell: CellId,
+    pub(super) stream: Option<Stream>,
+    heard: Option<Instant>,
+    /// When its stream ended, or this process started.
+    left: Instant,
+    applied: Generation,
+    facts: Facts,
+    seen_at_ms: Option<i64>,
+    /// Differs from the table of edges.
+    dirty: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    number: u64,
+    pub(super) urgents: mpsc::Sender<ControlMessage>,
+    closed: CancellationToken,
+}
+
+/// A stream's place in the fleet; the edge has left when it is dropped.
+#[derive(Debug)]
+pub(super) struct Membership {
+    fleet: Fleet,
+    pub(super) edge: EdgeId,
+    number: u64,
+    /// Cancelled when another stream took this one's place, or the edge was removed.
+    pub(super) closed: CancellationToken,
+}
+
+impl Fleet {
+    pub(super) fn new(clock: Clock, edges: Vec<EdgeRow>) -> Self {
+        let now = clock::instant();
+        let urgents = Urgents::starting_at(clock.now_ms());
+        let edges = edges.into_iter().map(|row| (row.id, Member::from_row(row, now))).collect();
+        Self(Arc::new(Members {
+            clock,
+            table: Mutex::new(Table { edges, urgents, streams: 0 }),
+            applied: watch::Sender::new(()),
+            listeners: watch::Sender::new(()),
+        }))
+    }
+
+    /// Edges that are live now, of the given cells (`None`: of all).
+    pub fn live_edges(&self, cells: Option<&[CellId]>) -> Vec<EdgeId> {
+        let now = clock::instant();
+        let table = self.table();
+        let of = |member: &Member| cells.is_none_or(|cells| cells.contains(&member.cell));
+        let mut live: Vec<_> = table
+            .edges
+            .iter()
+            .filter(|(_, member)| of(member) && member.live(now))
+            .map(|(&edge, _)| edge)
+            .collect();
+        live.sort();
+        live
+    }
+
+    /// The generation that an edge has acknowledged; (0, 0) for an unknown edge.
+    pub fn applied(&self, edge: EdgeId) -> Generation {
+        self.table().edges.get(&edge).map(|member| member.applied).unwrap_or_default()
+    }
+
+    /// Every edge, by id.
+    pub fn edges(&self) -> Vec<EdgeView> {
+        let now = clock::instant();
+        let table = self.table();
+        let mut edges: Vec<_> = table.edges.iter().map(|(&id, member)| member.view(id, now)).collect();
+        edges.sort_by_key(|edge| edge.id);
+        edges
+    }
+
+    /// Waits until every live edge of `cells` has applied `generation`, for at most `deadline`.
+    ///
+    /// An edge that stops being live meanwhile is waited for no longer and named as behind.
+    pub async fn wait_applied(
+        &self,
+        cells: &[CellId],
+        generation: Generation,
+        deadline: Duration,
+    ) -> Applied {
+        let mut woken = self.0.applied.subscribe();
+        let until = clock::instant() + deadline;
+        loop {
+            let (found, waiting) = self.count_applied(cells, generation);
+            if !waiting {
+                return found;
+            }
+            // Once a second without a wake, to see an edge fall silent.
+            let left = until.saturating_duration_since(clock::instant());
+            drop(tokio::time::timeout(left.min(Duration::from_secs(1)), woken.changed()).await);
+            if clock::instant() >= until {
+                return self.count_applied(cells, generation).0;
+            }
+        }
+    }
+
+    /// The second value: whether a live edge is still behind.
+    fn count_applied(&self, cells: &[CellId], generation: Generation) -> (Applied, bool) {
+        let now = clock::instant();
+        let table = self.table();
+        let mut found = Applied::default();
+        let mut waiting = false;
+        for (&edge, member) in table.edges.iter().filter(|(_, member)| cells.contains(&member.cell)) {
+            let live = member.live(now);
+            if live && member.applied >= generation {
+                found.applied.push(edge);
+            } else {
+                waiting |= live;
+                found.behind.push(edge);
+            }
+        }
+        found.applied.sort();
+        found.behind.sort();
+        (found, waiting)
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a stream in, instead of an older one of the same edge; answers the urgent messages for it, standing ones
+    /// first.
+    pub(super) fn connect(
+        &self,
+        edge: &EdgeRow,
+        hello: &Hello,
+    ) -> (Membership, Vec<ControlMessage>, mpsc::Receiver<ControlMessage>) {
+        let now = clock::instant();
+        let (urgents, receiver) = mpsc::channel(URGENT_QUEUE);
+        let closed = CancellationToken::new();
+        let mut table = self.table();
+        table.streams += 1;
+        let number = table.streams;
+        let standing = table.urgents.standing(&edge.cell, self.0.clock.now_ms());
+        let member = table.edges.entry(edge.id).or_insert_with(|| Member::from_row(edge.clone(), now));
+        if let Some(old) = member.stream.replace(Stream { number, urgents, closed: closed.clone() }) {
+            old.closed.cancel();
+        }
+        member.heard = Some(now);
+        member.applied = hello.applied.unwrap_or_default().into();
+        member.facts.build.clone_from(&hello.build);
+        member.seen_at_ms = Some(self.0.clock.now_ms());
+        member.dirty = true;
+        metrics::edge_connected();
+        (Membership { fleet: self.clone(), edge: edge.id, number, closed }, standing, receiver)
+    }
+
+    /// Forgets a removed edge and ends its stream.
+    pub(super) fn forget(&self, edge: EdgeId) {
+        let removed = self.table().edges.remove(&edge);
+        if let Some(stream) = removed.and_then(|member| member.stream) {
+            stream.closed.cancel();
+        }
+        self.0.applied.send_replace(());
+        self.0.listeners.send_replace(());
+    }
+
+    /// Wakes when an edge's listener addresses have changed.
+    pub(super) fn listeners_changed(&self) -> watch::Receiver<()> {
+        self.0.listeners.subscribe()
+    }
+
+    /// What differs from the table of edges; counts as written from then on.
+    pub(super) fn take_observations(&self) -> Vec<Observation> {
+        let mut table = self.table();
+        let dirty = table.edges.iter_mut().filter(|(_, member)| member.dirty);
+        dirty
+            .map(|(&edge, member)| {
+                member.dirty = false;
+                member.observation(edge)
+            })
+            .collect()
+    }
+}
+
+impl Membership {
+    /// The edge was heard.
+    pub(super) fn heard(&self) {
+        self.with(|member, clock| {
+            member.heard = Some(clock::instant());
+            member.seen_at_ms = Some(clock.now_ms());
+        });
+    }
+
+    pub(super) fn set_applied(&self, generation: Generation) {
+        self.with(|member, _| {
+            member.applied = generation;
+            member.dirty = true;
+        });
+        self.fleet.0.applied.send_replace(());
+    }
+
+    pub(super) fn observe(&self, status: Status) {
+        let mut moved = false;
+        self.with(|member, _| {
+            let Status { io_backend, connections, names, mut listeners, .. } = status;
+            listeners.truncate(LISTENERS_MAX);
+            listeners.retain(|listener| super::projection::listener_address(listener).is_some());
+            moved = listeners != member.facts.listeners;
+            let io_backend = io_backend.chars().take(16).collect();
+            let build = std::mem::take(&mut member.facts.build);
+            member.facts = Facts { build, io_backend, listeners, connections, names };
+            member.dirty = true;
+        });
+        if moved {
+            self.fleet.0.listeners.send_replace(());
+        }
+    }
+
+    /// Does nothing once another stream has taken this one's place.
+    fn with(&self, act: impl FnOnce(&mut Member, &Clock)) {
+        let mut table = self.fleet.table();
+        let member = table.edges.get_mut(&self.edge);
+        let own = member.filter(|member| member.stream.as_ref().is_some_and(|s| s.number == self.number));
+        if let Some(member) = own {
+            act(member, &self.fleet.0.clock);
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        metrics::edge_disconnected();
+        self.with(|member, _| {
+            member.stream = None;
+            member.left = clock::instant();
+            member.dirty = true;
+        });
+        self.fleet.0.applied.send_replace(());
+    }
+}
+
+impl Member {
+    fn from_row(row: EdgeRow, now: Instant) -> Self {
+        Self {
+            cell: row.cell,
+            stream: None,
+            heard: None,
+            left: now,
+            applied: row.applied,
+            facts: Facts {
+                build: row.build,
+                io_backend: row.io_backend,
+                listeners: row.listeners,
+                connections: row.connections,
+                names: row.names,
+            },
+            seen_at_ms: row.last_seen_at_ms,
+            dirty: false,
+        }
+    }
+
+    fn live(&self, now: Instant) -> bool {
+        self.stream.is_some() && self.heard.is_some_and(|heard| now.duration_since(heard) < SILENCE_MAX)
+    }
+
+    /// Live, or gone for so short a time that it may be back within a deadline.
+    pub(super) fn waited_for(&self, now: Instant) -> bool {
+        match self.stream {
+            Some(_) => self.live(now),
+            None => now.duration_since(self.left) < SILENCE_MAX,
+        }
+    }
+
+    fn view(&self, id: EdgeId, now: Instant) -> EdgeView {
+        EdgeView {
+            id,
+            cell: self.cell.clone(),
+            live: self.live(now),
+            applied: self.applied,
+            facts: self.facts.clone(),
+            seen_at_ms: self.seen_at_ms,
+        }
+    }
+
+    fn observation(&self, edge: EdgeId) -> Observation {
+        Observation {
+            edge,
+            applied: self.applied,
+            io_backend: self.facts.io_backend.clone(),
+            listeners: self.facts.listeners.clone(),
+            connections: self.facts.connections,
+            names: self.facts.names,
+            seen_at_ms: self.seen_at_ms.unwrap_or_default(),
+        }
+    }
+}

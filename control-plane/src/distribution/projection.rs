@@ -1,0 +1,362 @@
+//! Rows to resources: pure, and the same bytes for the same rows.
+//!
+//! Deliberately absent: judgement. Whether a domain is served, which credential is live and who is suspended was decided
+//! by those who wrote the rows.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use portico_api::distribution::{
+    self as wire, RESOURCE_BYTES_MAX, Route, StaticAnswer, TlsVersion, route, suspension,
+};
+use portico_api::v1;
+use portico_cert_store::{CellId, LineageId};
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use super::resource::{Cells, Published, ResourceKey};
+use crate::clock;
+use crate::store::cell::DEFAULT_CELL;
+use crate::store::projection_rows::{CredentialRow, DomainRow, LineageRow, TenantRow};
+
+/// Slots of one name that an edge can use (CONTRACTS.md, SNI index).
+const LINEAGES_PER_CELL_MAX: usize = 4;
+
+/// Why a row cannot become a resource; the version before it stays published.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProjectionError {
+    #[error("{id} takes {bytes} bytes; one resource may take {RESOURCE_BYTES_MAX}")]
+    TooLarge { id: String, bytes: usize },
+}
+
+/// The fleet's policy, as it is kept between two changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FleetPolicy {
+    /// An unknown name gets the default certificate instead of an alert.
+    pub(super) unknown_sni_default: bool,
+    pub(super) default_lineages: BTreeMap<CellId, LineageId>,
+    /// Sorted; no tenant's connect reaches them.
+    pub(super) denied: Vec<IpNet>,
+}
+
+impl FleetPolicy {
+    /// `addresses`: the control plane's own, the fleet's public ones, and what edges listen on. A wildcard address is
+    /// left out: it names no host, and each edge knows its own.
+    pub(super) fn new(
+        unknown_sni_default: bool,
+        default_lineages: BTreeMap<CellId, LineageId>,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let named = addresses.into_iter().filter(|address| !address.is_unspecified());
+        let mut denied: Vec<_> = named.map(IpNet::from).collect();
+        denied.sort();
+        denied.dedup();
+        Self { unknown_sni_default, default_lineages, denied }
+    }
+}
+
+/// The address of a listener as an edge reports it; `None` for what is none.
+pub(super) fn listener_address(text: &str) -> Option<IpAddr> {
+    text.parse::<SocketAddr>().ok().map(|address| address.ip().to_canonical())
+}
+
+pub(super) fn tenant(row: &TenantRow, version: u64) -> Result<Published, ProjectionError> {
+    let grants = row.spec.egress_grants.iter().map(|grant| wire::EgressGrant {
+        cidr: grant.cidr.clone(),
+        ports: grant.ports.iter().map(|&port| u32::from(port)).collect(),
+    });
+    let body = wire::Tenant {
+        egress_grants: grants.collect(),
+        suspension: row.suspension.as_ref().map(wire_suspension),
+    };
+    publish(ResourceKey::tenant(row.id), version, Cells::All, row.id.to_string(), &body)
+}
+
+pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, ProjectionError> {
+    let cells = cells_of(row);
+    let lineages = ordered_lineages(&row.lineages, &cells);
+    let mut needs = vec![ResourceKey::tenant(row.tenant)];
+    needs.extend(lineages.iter().map(|lineage| ResourceKey::credential(lineage.id)));
+    let body = wire::Domain {
+        name: row.name.clone(),
+        lineages: lineages
+            .iter()
+            .map(|lineage| wire::LineageRef {
+                cell_id: lineage.cell.to_string(),
+                lineage_id: lineage.id.to_string(),
+            })
+            .collect(),
+        routes: row.spec.routes.iter().map(wire_route).collect(),
+        tls: Some(wire::TlsPolicy {
+            minimum_version: minimum_version(row.spec.minimum_tls) as i32,
+            http2_off: false,
+            http3_off: false,
+        }),
+        suspension: row.suspension.as_ref().map(wire_suspension),
+        acme_thumbprint: row.acme_thumbprint.clone().unwrap_or_default(),
+        served: row.served,
+        hsts_max_age_seconds: row.spec.hsts_max_age_seconds,
+        https_redirect_off: !row.spec.https_redirect,
+    };
+    let key = ResourceKey::domain(row.id);
+    let mut published = publish(key, version, Cells::only(cells), row.tenant.to_string(), &body)?;
+    published.needs = needs.into();
+    Ok(published)
+}
+
+pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published, ProjectionError> {
+    let body = wire::Credential {
+        credential_id: row.id.to_string(),
+        group_id: row.group.to_string(),
+        cell_id: row.cell.to_string(),
+        chain_der: row.chain_der.iter().map(|der| der.clone().into()).collect(),
+        sealed_key: row.sealed_key.clone().into(),
+        cell_key_epoch: row.cell_key_epoch,
+        spki_sha256: row.spki_sha256.clone().into(),
+        key_tenant: row.key_tenant.clone(),
+    };
+    let key = ResourceKey::credential(row.lineage);
+    let tenant = row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
+    let mut published = publish(key, version, Cells::only(vec![row.cell.clone()]), tenant, &body)?;
+    published.key_epoch = Some(row.cell_key_epoch);
+    Ok(published)
+}
+
+pub(super) fn fleet(policy: &FleetPolicy, version: u64) -> Published {
+    let unknown_sni =
+        if policy.unknown_sni_default { wire::UnknownSni::Default } else { wire::UnknownSni::Refuse };
+    let body = |lineage: Option<&LineageId>| {
+        let body = wire::Fleet {
+            unknown_sni: unknown_sni as i32,
+            default_lineage_id: lineage.map(LineageId::to_string).unwrap_or_default(),
+            denied_cidrs: policy.denied.iter().map(ToString::to_string).collect(),
+        };
+        body.encode_to_vec()
+    };
+    let cells = policy.default_lineages.iter().map(|(cell, lineage)| (cell.clone(), body(Some(lineage))));
+    Published::per_cell(ResourceKey::FLEET, version, cells.collect(), body(None))
+}
+
+/// The cells that serve a domain: its own list, else its tenant's, else the default cell.
+pub(super) fn cells_of(row: &DomainRow) -> Vec<CellId> {
+    let named = [&row.spec.cells, &row.tenant_cells].into_iter().find(|cells| !cells.is_empty());
+    named.cloned().unwrap_or_else(|| {
+        vec![
+            CellId::parse(DEFAULT_CELL)
+                .expect("the default cell's name is within the alphabet of cell names"),
+        ]
+    })
+}
+
+/// Best first (the very name before a wildcard, later expiry, then the older lineage), those of the domain's cells only.
+fn ordered_lineages<'a>(lineages: &'a [LineageRow], cells: &[CellId]) -> Vec<&'a LineageRow> {
+    let mut ordered: Vec<_> = lineages.iter().filter(|lineage| cells.contains(&lineage.cell)).collect();
+    ordered.sort_by_key(|lineage| (!lineage.exact, std::cmp::Reverse(lineage.not_after_ms), lineage.id));
+    let mut taken = BTreeMap::<&CellId, usize>::new();
+    ordered.retain(|lineage| {
+        let taken = taken.entry(&lineage.cell).or_default();
+        *taken += 1;
+        *taken <= LINEAGES_PER_CELL_MAX
+    });
+    ordered
+}
+
+pub(super) fn wire_suspension(suspension: &v1::Suspension) -> wire::Suspension {
+    let mode = match suspension.mode {
+        v1::SuspensionMode::Page => suspension::Mode::Page,
+        v1::SuspensionMode::Gone => suspension::Mode::Gone,
+        v1::SuspensionMode::Legal => suspension::Mode::Legal,
+        v1::SuspensionMode::Drop => suspension::Mode::Drop,
+    };
+    wire::Suspension {
+        mode: mode as i32,
+        reason: suspension.reason.clone(),
+        until_unix_ms: suspension.until.as_deref().and_then(clock::parse_rfc3339).unwrap_or(0),
+    }
+}
+
+fn wire_route(from: &v1::Route) -> Route {
+    let action = match &from.action {
+        v1::Action::Proxy { origin, host_header } => route::Action::Proxy(wire::Proxy {
+            origin: origin.clone(),
+            host_header: host_header.clone().unwrap_or_default(),
+        }),
+        v1::Action::Redirect { to, status, keep_path } => route::Action::Redirect(wire::Redirect {
+            location: to.clone(),
+            status: u32::from(*status),
+            keep_path: *keep_path,
+        }),
+        v1::Action::Static { status, content_type, body } => route::Action::StaticAnswer(StaticAnswer {
+            status: u32::from(*status),
+            content_type: content_type.clone(),
+            body: body.clone().into(),
+        }),
+    };
+    Route { path_prefix: from.path_prefix.clone(), action: Some(action) }
+}
+
+fn minimum_version(minimum: v1::MinimumTls) -> TlsVersion {
+    match minimum {
+        v1::MinimumTls::Tls12 => TlsVersion::TlsVersion12,
+        v1::MinimumTls::Tls13 => TlsVersion::TlsVersion13,
+    }
+}
+
+fn publish(
+    key: ResourceKey,
+    version: u64,
+    cells: Cells,
+    tenant_id: String,
+    body: &impl Message,
+) -> Result<Published, ProjectionError> {
+    let body = body.encode_to_vec();
+    // Room for the ids around the body: an edge refuses a batch with a larger resource as a whole.
+    if body.len() + 256 > RESOURCE_BYTES_MAX {
+        return Err(ProjectionError::TooLarge { id: key.id(), bytes: body.len() });
+    }
+    Ok(Published::new(key, version, cells, tenant_id, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portico_cert_store::{CredentialId, DomainId, GroupId, TenantId};
+
+    fn cell(name: &str) -> CellId {
+        CellId::parse(name).unwrap()
+    }
+
+    fn domain_row() -> DomainRow {
+        let spec = serde_json::json!({
+            "hostname": "shop.example",
+            "routes": [
+                {"path_prefix": "/old", "action": {"type": "redirect", "to": "https://new.example/", "keep_path": true}},
+                {"action": {"type": "proxy", "origin": "http://127.0.0.21:9000"}},
+            ],
+            "minimum_tls": "1.3", "hsts_max_age_seconds": 60, "https_redirect": false,
+        });
+        DomainRow {
+            id: DomainId::generate(),
+            tenant: TenantId::generate(),
+            name: "shop.example".to_owned(),
+            spec: serde_json::from_value(spec).unwrap(),
+            tenant_cells: vec![],
+            suspension: None,
+            acme_thumbprint: None,
+            served: true,
+            lineages: vec![],
+        }
+    }
+
+    fn lineage(name: &str, exact: bool, not_after_ms: i64) -> LineageRow {
+        LineageRow { id: LineageId::generate(), cell: cell(name), exact, not_after_ms }
+    }
+
+    fn body<M: Message + Default>(published: &Published) -> M {
+        M::decode(published.resource(&cell("default")).body.clone()).unwrap()
+    }
+
+    #[test]
+    fn domain_carries_what_its_tenant_asked_for() {
+        let mut row = domain_row();
+        row.suspension = Some(v1::Suspension {
+            mode: v1::SuspensionMode::Legal,
+            reason: "order 7".to_owned(),
+            until: Some("1970-01-01T00:00:02Z".to_owned()),
+        });
+        let published = domain(&row, 9).unwrap();
+        assert_eq!(published.cells, Cells::only(vec![cell("default")]));
+        let resource = published.resource(&cell("default"));
+        assert_eq!((resource.version, resource.tenant_id.clone()), (9, row.tenant.to_string()));
+        let body: wire::Domain = body(&published);
+        assert_eq!((body.name.as_str(), body.served, body.https_redirect_off), ("shop.example", true, true));
+        assert_eq!(body.tls.unwrap().minimum_version(), TlsVersion::TlsVersion13);
+        assert_eq!(body.routes[0].path_prefix, "/old");
+        assert!(
+            matches!(&body.routes[1].action, Some(route::Action::Proxy(proxy)) if proxy.host_header.is_empty())
+        );
+        let suspension = body.suspension.unwrap();
+        assert_eq!((suspension.mode(), suspension.until_unix_ms), (suspension::Mode::Legal, 2_000));
+    }
+
+    #[test]
+    fn exact_lineage_goes_before_wildcard_and_later_expiry_first() {
+        let mut row = domain_row();
+        row.spec.cells = vec![cell("two"), cell("one")];
+        let wildcard = lineage("one", false, 900);
+        let (soon, late) = (lineage("one", true, 100), lineage("one", true, 200));
+        let elsewhere = lineage("three", true, 900);
+        let other_cell = lineage("two", true, 50);
+        row.lineages =
+            vec![wildcard.clone(), soon.clone(), elsewhere.clone(), other_cell.clone(), late.clone()];
+        let published = domain(&row, 1).unwrap();
+        let body: wire::Domain = body(&published);
+        let order: Vec<_> = body.lineages.iter().map(|lineage| lineage.lineage_id.clone()).collect();
+        assert_eq!(order, [late.id, soon.id, other_cell.id, wildcard.id].map(|id| id.to_string()));
+        assert!(published.needs.contains(&ResourceKey::credential(late.id)));
+        assert!(published.needs.contains(&ResourceKey::tenant(row.tenant)));
+        row.lineages = (0..6).map(|expiry| lineage("one", true, expiry)).collect();
+        let body: wire::Domain =
+            Message::decode(domain(&row, 1).unwrap().resource(&cell("one")).body.clone()).unwrap();
+        assert_eq!(body.lineages.len(), LINEAGES_PER_CELL_MAX);
+    }
+
+    #[test]
+    fn same_rows_give_the_same_bytes_whatever_their_order() {
+        let mut row = domain_row();
+        row.spec.cells = vec![cell("one"), cell("two")];
+        row.lineages = (0..4).map(|expiry| lineage("one", true, expiry % 2)).collect();
+        let first = domain(&row, 1).unwrap();
+        row.lineages.reverse();
+        row.spec.cells.reverse();
+        assert_eq!(first, domain(&row, 1).unwrap());
+    }
+
+    #[test]
+    fn credential_goes_to_its_own_cell_only() {
+        let row = CredentialRow {
+            id: CredentialId::generate(),
+            lineage: LineageId::generate(),
+            group: GroupId::generate(),
+            cell: cell("one"),
+            tenant: None,
+            chain_der: vec![vec![1], vec![2]],
+            sealed_key: vec![3],
+            cell_key_epoch: 4,
+            spki_sha256: vec![5; 32],
+            key_tenant: "operator".to_owned(),
+        };
+        let published = credential(&row, 2).unwrap();
+        assert!(published.cells.contains(&cell("one")) && !published.cells.contains(&cell("two")));
+        assert_eq!(published.key_epoch, Some(4));
+        assert_eq!(published.resource(&cell("one")).id, row.lineage.to_string());
+        let body: wire::Credential = body(&published);
+        assert_eq!((body.chain_der.len(), body.cell_key_epoch), (2, 4));
+    }
+
+    #[test]
+    fn fleet_policy_names_each_cells_own_default() {
+        let lineage = LineageId::generate();
+        let addresses = ["10.0.0.2", "0.0.0.0", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let policy = FleetPolicy::new(true, BTreeMap::from([(cell("one"), lineage)]), addresses);
+        let published = fleet(&policy, 3);
+        let of = |name| wire::Fleet::decode(published.resource(&cell(name)).body.clone()).unwrap();
+        assert_eq!(of("one").default_lineage_id, lineage.to_string());
+        assert_eq!(of("two").default_lineage_id, "");
+        assert_eq!(of("two").denied_cidrs, ["10.0.0.1/32", "10.0.0.2/32"]);
+        let json = serde_json::to_string(&policy).unwrap();
+        assert_eq!(serde_json::from_str::<FleetPolicy>(&json).unwrap(), policy);
+        assert_eq!(listener_address("[::ffff:10.0.0.9]:443"), Some("10.0.0.9".parse().unwrap()));
+        assert_eq!(listener_address("nonsense"), None);
+    }
+
+    #[test]
+    fn resource_larger_than_edges_take_is_not_published() {
+        let mut row = domain_row();
+        let body = "x".repeat(RESOURCE_BYTES_MAX);
+        row.spec.routes[0].action =
+            v1::Action::Static { status: 200, content_type: "text/plain".to_owned(), body };
+        assert!(matches!(domain(&row, 1), Err(ProjectionError::TooLarge { .. })));
+    }
+}

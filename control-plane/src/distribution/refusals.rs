@@ -1,0 +1,110 @@
+//! What an edge refuses, kept where operators look: the table of nacks, and an event for each new one.
+
+use std::collections::HashSet;
+
+use portico_api::distribution::{Nack, Rejection};
+use portico_cert_store::{EdgeId, Generation};
+
+use super::context::Context;
+use super::resource::ResourceKey;
+use crate::store::edge::{self, NackRow};
+use crate::store::{StoreError, event};
+
+/// Kept of a code and of a text, characters; both come from the edge.
+const CODE_CHARS_MAX: usize = 64;
+const TEXT_CHARS_MAX: usize = 512;
+/// Nacks of one batch that are recorded one by one; a batch with more has one cause.
+const NACKS_RECORDED_MAX: usize = 200;
+/// The kind under which a refused batch is recorded.
+pub(super) const BATCH_KIND: u32 = 0;
+const BATCH_ID: &str = "batch";
+
+/// The resources that one edge refuses at present.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    edge: EdgeId,
+    /// (kind, id), as stored.
+    open: HashSet<(u32, String)>,
+}
+
+impl Refusals {
+    pub(super) async fn load(context: &Context, edge: EdgeId) -> Result<Self, StoreError> {
+        let rows = edge::nacks(&mut *context.store.read().await?, edge).await?;
+        Ok(Self { edge, open: rows.into_iter().map(|row| (row.kind, row.id)).collect() })
+    }
+
+    /// A batch was applied but for `nacks`. What it carried and the edge took is refused no longer; with a `whole`
+    /// snapshot, nothing else is.
+    pub(super) async fn applied(
+        &mut self,
+        context: &Context,
+        nacks: &[Nack],
+        sent: &HashSet<ResourceKey>,
+        whole: bool,
+    ) -> Result<(), StoreError> {
+        let over: Vec<_> = self.open.iter().filter(|open| whole || is_over(open, sent)).cloned().collect();
+        if over.is_empty() && nacks.is_empty() {
+            return Ok(());
+        }
+        let now = context.clock.now_ms();
+        let mut tx = context.store.begin().await?;
+        for (kind, id) in over {
+            edge::clear_nack(&mut tx, self.edge, kind, &id).await?;
+            self.open.remove(&(kind, id));
+        }
+        for nack in nacks.iter().take(NACKS_RECORDED_MAX) {
+            let row = bounded(nack);
+            tracing::warn!(edge = %self.edge, kind = row.kind, id = row.id, code = row.code, "an edge refused a resource");
+            let text = format!("{} refused {}: {}: {}", self.edge, row.id, row.code, row.text);
+            edge::put_nack(&mut tx, self.edge, &row, now).await?;
+            event::append(&mut tx, "ResourceRefused", None, &row.id, &text, now).await?;
+            self.open.insert((row.kind, row.id));
+        }
+        tx.commit().await
+    }
+
+    /// The edge refused a batch as a whole.
+    pub(super) async fn rejected(
+        &mut self,
+        context: &Context,
+        rejection: &Rejection,
+    ) -> Result<(), StoreError> {
+        let refused: Generation = rejection.refused.unwrap_or_default().into();
+        let row = NackRow {
+            kind: BATCH_KIND,
+            id: BATCH_ID.to_owned(),
+            version: refused.sequence,
+            code: cut(&rejection.code, CODE_CHARS_MAX),
+            text: cut(&rejection.text, TEXT_CHARS_MAX),
+        };
+        tracing::error!(edge = %self.edge, %refused, code = row.code, text = row.text, "an edge refused a batch");
+        let text = format!("{} refused generation {refused}: {}: {}", self.edge, row.code, row.text);
+        let now = context.clock.now_ms();
+        let mut tx = context.store.begin().await?;
+        edge::put_nack(&mut tx, self.edge, &row, now).await?;
+        event::append(&mut tx, "BatchRefused", None, &self.edge.to_string(), &text, now).await?;
+        tx.commit().await?;
+        self.open.insert((row.kind, row.id));
+        Ok(())
+    }
+}
+
+/// A refused batch is over with the next one that is taken.
+fn is_over((kind, id): &(u32, String), sent: &HashSet<ResourceKey>) -> bool {
+    let key = i32::try_from(*kind).ok().and_then(|kind| ResourceKey::parse(kind, id));
+    *kind == BATCH_KIND || key.is_some_and(|key| sent.contains(&key))
+}
+
+fn bounded(nack: &Nack) -> NackRow {
+    NackRow {
+        kind: nack.kind,
+        id: cut(&nack.id, CODE_CHARS_MAX),
+        version: nack.version,
+        code: cut(&nack.code, CODE_CHARS_MAX),
+        text: cut(&nack.text, TEXT_CHARS_MAX),
+    }
+}
+
+fn cut(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
+}

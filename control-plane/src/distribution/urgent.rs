@@ -1,0 +1,349 @@
+//! Urgent messages: challenges and suspensions, pushed to all edges at once and acknowledged within a deadline.
+//!
+//! They are no part of the generations and live in memory only. A challenge stands until it is cleared or expires, and is
+//! told again to each edge that connects meanwhile. Who is waited for: every live edge, and one that left less than 10 s
+//! ago; any other is named as not acked (CONTRACTS.md, Who waits for whom).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use portico_api::distribution::{
+    ClearChallenge, ControlMessage, SetHttp01, SetTlsAlpn01, Suspend, Urgent, UrgentAck, control_message,
+    urgent,
+};
+use portico_api::v1;
+use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
+use tokio::sync::oneshot;
+
+use super::fleet::Fleet;
+use super::{metrics, projection};
+use crate::clock;
+
+/// How long a challenge's push waits for its acks.
+pub const CHALLENGE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a suspension waits for its acks.
+pub const SUSPEND_DEADLINE: Duration = Duration::from_secs(1);
+/// Challenges that stand at the same time; further ones push the earliest to expire out.
+const STANDING_MAX: usize = 10_000;
+/// An edge forgets an urgent message that names no end after this long.
+const LIFETIME_MS: i64 = 60_000;
+
+/// Who confirmed an urgent message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UrgentOutcome {
+    pub acked: Vec<EdgeId>,
+    /// No stream, no answer within the deadline, or an answer that says no.
+    pub not_acked: Vec<EdgeId>,
+}
+
+/// What is under way and what stands.
+#[derive(Debug, Default)]
+pub(super) struct Urgents {
+    sequence: u64,
+    standing: BTreeMap<Slot, Standing>,
+    waiting: HashMap<u64, Waiting>,
+}
+
+/// What a later push replaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Slot {
+    Http01 { host: String, token: String },
+    TlsAlpn01 { host: String },
+}
+
+#[derive(Debug)]
+struct Standing {
+    message: Urgent,
+    cells: Option<Vec<CellId>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    expected: HashSet<EdgeId>,
+    acked: Vec<EdgeId>,
+    refused: Vec<EdgeId>,
+    /// Taken when nobody is expected any more.
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Fleet {
+    /// Lets the edges answer an HTTP-01 challenge (RFC 8555 section 8.3) until `expires_ms` (Unix milliseconds).
+    pub async fn set_http01(
+        &self,
+        host: &str,
+        token: &str,
+        key_authorization: &str,
+        expires_ms: i64,
+        cells: Option<&[CellId]>,
+    ) -> UrgentOutcome {
+        let action = urgent::Action::SetHttp01(SetHttp01 {
+            host: host.to_owned(),
+            token: token.to_owned(),
+            key_authorization: key_authorization.to_owned(),
+        });
+        self.push(action, expires_ms, cells, CHALLENGE_DEADLINE).await
+    }
+
+    /// Lets the edges answer a TLS-ALPN-01 challenge (RFC 8737); `digest` is the SHA-256 of the key authorization.
+    pub async fn set_tls_alpn01(
+        &self,
+        host: &str,
+        digest: [u8; 32],
+        expires_ms: i64,
+        cells: Option<&[CellId]>,
+    ) -> UrgentOutcome {
+        let action = urgent::Action::SetTlsAlpn01(SetTlsAlpn01 {
+            host: host.to_owned(),
+            digest: digest.to_vec().into(),
+        });
+        self.push(action, expires_ms, cells, CHALLENGE_DEADLINE).await
+    }
+
+    /// Ends a challenge: the HTTP-01 one of `token`, or with `None` the host's TLS-ALPN-01 challenge.
+    pub async fn clear_challenge(
+        &self,
+        host: &str,
+        token: Option<&str>,
+        cells: Option<&[CellId]>,
+    ) -> UrgentOutcome {
+        let action = urgent::Action::ClearChallenge(ClearChallenge {
+            host: host.to_owned(),
+            token: token.unwrap_or_default().to_owned(),
+        });
+        let expires = self.0.clock.now_ms() + LIFETIME_MS;
+        self.push(action, expires, cells, CHALLENGE_DEADLINE).await
+    }
+
+    /// Suspends (or with `None` resumes) a tenant, or one domain of it, on all edges. `version`: of the resource that
+    /// carries the same change durably.
+    pub async fn suspend(
+        &self,
+        tenant: TenantId,
+        domain: Option<DomainId>,
+        suspension: Option<&v1::Suspension>,
+        version: u64,
+    ) -> UrgentOutcome {
+        let action = urgent::Action::Suspend(Suspend {
+            tenant_id: tenant.to_string(),
+            domain_id: domain.map(|domain| domain.to_string()).unwrap_or_default(),
+            suspension: suspension.map(projection::wire_suspension),
+            version,
+        });
+        let expires = self.0.clock.now_ms() + LIFETIME_MS;
+        self.push(action, expires, None, SUSPEND_DEADLINE).await
+    }
+
+    async fn push(
+        &self,
+        action: urgent::Action,
+        expires_ms: i64,
+        cells: Option<&[CellId]>,
+        deadline: Duration,
+    ) -> UrgentOutcome {
+        let (sequence, done, absent) = self.send_urgent(action, expires_ms, cells);
+        let wait = Wait { fleet: self, sequence };
+        // Both ends of the wait are outcomes: all have answered, or the time is over.
+        drop(tokio::time::timeout(deadline, done).await);
+        let mut outcome = wait.finish();
+        outcome.not_acked.extend(absent);
+        outcome.acked.sort();
+        outcome.not_acked.sort();
+        metrics::urgent_not_acked(outcome.not_acked.len());
+        outcome
+    }
+
+    /// Hands the message to every stream; answers its sequence, what ends the wait, and who is not waited for.
+    fn send_urgent(
+        &self,
+        action: urgent::Action,
+        expires_ms: i64,
+        cells: Option<&[CellId]>,
+    ) -> (u64, oneshot::Receiver<()>, Vec<EdgeId>) {
+        let now = clock::instant();
+        let mut table = self.table();
+        table.urgents.sequence += 1;
+        let sequence = table.urgents.sequence;
+        let expires_unix_ms = expires_ms.try_into().unwrap_or(0);
+        let message = Urgent { sequence, expires_unix_ms, action: Some(action) };
+        let (mut expected, mut absent) = (HashSet::new(), Vec::new());
+        for (&edge, member) in &table.edges {
+            if cells.is_some_and(|cells| !cells.contains(&member.cell)) {
+                continue;
+            }
+            // Also to an edge that is silent: it may only be slow.
+            let sent =
+                member.stream.as_ref().is_none_or(|s| s.urgents.try_send(wrap(message.clone())).is_ok());
+            if sent && member.waited_for(now) {
+                expected.insert(edge);
+            } else {
+                absent.push(edge);
+            }
+        }
+        table.urgents.keep(&message, cells, self.0.clock.now_ms());
+        let done = table.urgents.wait_for(sequence, expected);
+        (sequence, done, absent)
+    }
+
+    pub(super) fn urgent_acked(&self, edge: EdgeId, ack: &UrgentAck) {
+        if !ack.error_code.is_empty() {
+            tracing::warn!(%edge, code = ack.error_code, text = ack.error_text, "an edge refused an urgent message");
+        }
+        self.table().urgents.acked(edge, ack.sequence, ack.error_code.is_empty());
+    }
+}
+
+/// Forgets the wait when its caller goes away before the end of it.
+struct Wait<'a> {
+    fleet: &'a Fleet,
+    sequence: u64,
+}
+
+impl Wait<'_> {
+    fn finish(self) -> UrgentOutcome {
+        self.fleet.table().urgents.finish(self.sequence)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.fleet.table().urgents.finish(self.sequence);
+    }
+}
+
+impl Urgents {
+    /// Sequences of a process begin above those of an earlier one, so that no edge takes a new message for an old one.
+    pub(super) fn starting_at(now_ms: i64) -> Self {
+        Self { sequence: now_ms.unsigned_abs() << 16, ..Self::default() }
+    }
+
+    /// What an edge of `cell` that connects now has to be told.
+    pub(super) fn standing(&mut self, cell: &CellId, now_ms: i64) -> Vec<ControlMessage> {
+        self.drop_expired(now_ms);
+        let of = |standing: &&Standing| standing.cells.as_ref().is_none_or(|cells| cells.contains(cell));
+        self.standing.values().filter(of).map(|standing| wrap(standing.message.clone())).collect()
+    }
+
+    fn keep(&mut self, message: &Urgent, cells: Option<&[CellId]>, now_ms: i64) {
+        let slot = match &message.action {
+            Some(urgent::Action::SetHttp01(set)) => {
+                Slot::Http01 { host: set.host.clone(), token: set.token.clone() }
+            }
+            Some(urgent::Action::SetTlsAlpn01(set)) => Slot::TlsAlpn01 { host: set.host.clone() },
+            Some(urgent::Action::ClearChallenge(clear)) => {
+                self.standing.remove(&Slot::of_clear(clear));
+                return;
+            }
+            // Carried by a resource as well, so an edge that connects learns it anyway.
+            Some(urgent::Action::Suspend(_)) | None => return,
+        };
+        if self.standing.len() >= STANDING_MAX {
+            self.drop_expired(now_ms);
+        }
+        if self.standing.len() >= STANDING_MAX {
+            let first = self.standing.iter().min_by_key(|(_, standing)| standing.message.expires_unix_ms);
+            if let Some(slot) = first.map(|(slot, _)| slot.clone()) {
+                self.standing.remove(&slot);
+            }
+        }
+        let standing = Standing { message: message.clone(), cells: cells.map(<[CellId]>::to_vec) };
+        self.standing.insert(slot, standing);
+    }
+
+    fn drop_expired(&mut self, now_ms: i64) {
+        let now = now_ms.unsigned_abs();
+        self.standing.retain(|_, standing| standing.message.expires_unix_ms > now);
+    }
+
+    fn wait_for(&mut self, sequence: u64, expected: HashSet<EdgeId>) -> oneshot::Receiver<()> {
+        let (done, receiver) = oneshot::channel();
+        // With nobody to wait for, the sender is dropped at once, which ends the wait.
+        let done = (!expected.is_empty()).then_some(done);
+        self.waiting.insert(sequence, Waiting { expected, acked: Vec::new(), refused: Vec::new(), done });
+        receiver
+    }
+
+    fn acked(&mut self, edge: EdgeId, sequence: u64, done: bool) {
+        let Some(waiting) = self.waiting.get_mut(&sequence) else { return };
+        if !waiting.expected.remove(&edge) {
+            return;
+        }
+        if done {
+            waiting.acked.push(edge)
+        } else {
+            waiting.refused.push(edge)
+        }
+        if waiting.expected.is_empty() {
+            waiting.done = None;
+        }
+    }
+
+    fn finish(&mut self, sequence: u64) -> UrgentOutcome {
+        let Some(waiting) = self.waiting.remove(&sequence) else { return UrgentOutcome::default() };
+        let not_acked = waiting.refused.into_iter().chain(waiting.expected).collect();
+        UrgentOutcome { acked: waiting.acked, not_acked }
+    }
+}
+
+impl Slot {
+    fn of_clear(clear: &ClearChallenge) -> Self {
+        let ClearChallenge { host, token } = clear.clone();
+        if token.is_empty() { Self::TlsAlpn01 { host } } else { Self::Http01 { host, token } }
+    }
+}
+
+fn wrap(message: Urgent) -> ControlMessage {
+    ControlMessage { kind: Some(control_message::Kind::Urgent(message)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http01(sequence: u64, token: &str, expires_unix_ms: u64) -> Urgent {
+        let set = SetHttp01 { host: "a.example".into(), token: token.into(), key_authorization: "k".into() };
+        Urgent { sequence, expires_unix_ms, action: Some(urgent::Action::SetHttp01(set)) }
+    }
+
+    fn cell(name: &str) -> CellId {
+        CellId::parse(name).unwrap()
+    }
+
+    #[test]
+    fn challenge_stands_until_it_is_cleared_or_expires() {
+        let mut urgents = Urgents::default();
+        urgents.keep(&http01(1, "one", 100), None, 0);
+        urgents.keep(&http01(2, "two", 200), Some(&[cell("a")]), 0);
+        assert_eq!(urgents.standing(&cell("a"), 50).len(), 2);
+        assert_eq!(urgents.standing(&cell("b"), 50).len(), 1);
+        assert_eq!(urgents.standing(&cell("a"), 100).len(), 1);
+        let clear = ClearChallenge { host: "a.example".into(), token: "two".into() };
+        let clear =
+            Urgent { sequence: 3, expires_unix_ms: 0, action: Some(urgent::Action::ClearChallenge(clear)) };
+        urgents.keep(&clear, None, 100);
+        assert!(urgents.standing(&cell("a"), 100).is_empty());
+    }
+
+    #[test]
+    fn standing_challenges_are_bounded() {
+        let mut urgents = Urgents::default();
+        for at in 0..=STANDING_MAX as u64 {
+            urgents.keep(&http01(at, &at.to_string(), 1_000 + at), None, 0);
+        }
+        assert_eq!(urgents.standing.len(), STANDING_MAX);
+        assert!(urgents.standing.values().all(|standing| standing.message.expires_unix_ms > 1_000));
+    }
+
+    #[test]
+    fn only_an_awaited_edge_counts_and_only_once() {
+        let mut urgents = Urgents::default();
+        let (a, b, stranger) = (EdgeId::generate(), EdgeId::generate(), EdgeId::generate());
+        let mut done = urgents.wait_for(7, HashSet::from([a, b]));
+        urgents.acked(stranger, 7, true);
+        urgents.acked(a, 7, true);
+        urgents.acked(a, 7, true);
+        assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        urgents.acked(b, 7, false);
+        assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(urgents.finish(7), UrgentOutcome { acked: vec![a], not_acked: vec![b] });
+    }
+}

@@ -1,0 +1,420 @@
+//! Edges, their join tokens, what they refused, and the internal CA that names them.
+
+use portico_cert_store::{CellId, EdgeId, Generation};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::{StoreError, WriteTx, from_id, from_json, to_json};
+
+/// Refusals kept for one edge; an edge that refuses more than this has one fault, not a thousand.
+const NACKS_PER_EDGE_MAX: i64 = 1_000;
+
+/// An edge that has joined and was not removed.
+#[derive(Clone, Debug)]
+pub struct EdgeRow {
+    pub id: EdgeId,
+    pub cell: CellId,
+    pub hpke_public_key: Vec<u8>,
+    pub identity_not_after_ms: i64,
+    pub build: String,
+    pub io_backend: String,
+    /// As the edge reported them: `address:port`.
+    pub listeners: Vec<String>,
+    pub applied: Generation,
+    pub connections: u64,
+    pub names: u64,
+    pub joined_at_ms: i64,
+    pub last_seen_at_ms: Option<i64>,
+}
+
+/// A one-time permission to join, as it is stored.
+#[derive(Clone, Debug)]
+pub struct JoinTokenRow {
+    pub id: String,
+    pub secret_sha256: Vec<u8>,
+    pub cell: CellId,
+    pub expires_at_ms: i64,
+    pub used_at_ms: Option<i64>,
+}
+
+/// A resource (or with kind 0 a batch) that an edge refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NackRow {
+    pub kind: u32,
+    pub id: String,
+    pub version: u64,
+    pub code: String,
+    pub text: String,
+}
+
+/// What an edge last said of itself.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    pub edge: EdgeId,
+    pub applied: Generation,
+    pub io_backend: String,
+    pub listeners: Vec<String>,
+    pub connections: u64,
+    pub names: u64,
+    pub seen_at_ms: i64,
+}
+
+/// The stored authority: certificate (DER) and sealed key.
+///
+/// # Errors
+/// The database's.
+pub async fn internal_ca(
+    connection: &mut SqliteConnection,
+) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    let row = sqlx::query("SELECT certificate, sealed_key FROM internal_ca WHERE id = 1")
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok((row.try_get("certificate")?, row.try_get("sealed_key")?))).transpose()
+}
+
+/// Stores the authority, once.
+///
+/// # Errors
+/// The database's; a second authority is one.
+pub async fn insert_internal_ca(
+    tx: &mut WriteTx,
+    certificate: &[u8],
+    sealed_key: &[u8],
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO internal_ca (id, certificate, sealed_key, created_at) VALUES (1, ?, ?, ?)")
+        .bind(certificate)
+        .bind(sealed_key)
+        .bind(now_ms)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// # Errors
+/// The database's.
+pub async fn insert_join_token(
+    tx: &mut WriteTx,
+    token: &JoinTokenRow,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO join_tokens (id, secret_sha256, cell, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(&token.id)
+    .bind(&token.secret_sha256)
+    .bind(token.cell.as_str())
+    .bind(now_ms)
+    .bind(token.expires_at_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// # Errors
+/// The database's.
+pub async fn find_join_token(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<JoinTokenRow>, StoreError> {
+    let row =
+        sqlx::query("SELECT id, secret_sha256, cell, expires_at, used_at FROM join_tokens WHERE id = ?")
+            .bind(id)
+            .fetch_optional(connection)
+            .await?;
+    row.map(|row| {
+        Ok(JoinTokenRow {
+            id: row.try_get("id")?,
+            secret_sha256: row.try_get("secret_sha256")?,
+            cell: from_id(row.try_get("cell")?, "join_tokens")?,
+            expires_at_ms: row.try_get("expires_at")?,
+            used_at_ms: row.try_get("used_at")?,
+        })
+    })
+    .transpose()
+}
+
+/// Spends a token; `false` when another has spent it before.
+///
+/// # Errors
+/// The database's.
+pub async fn use_join_token(
+    tx: &mut WriteTx,
+    id: &str,
+    edge: EdgeId,
+    now_ms: i64,
+) -> Result<bool, StoreError> {
+    let done =
+        sqlx::query("UPDATE join_tokens SET used_at = ?, used_by = ? WHERE id = ? AND used_at IS NULL")
+            .bind(now_ms)
+            .bind(edge.to_string())
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Forgets tokens that expired before `before_ms`.
+///
+/// # Errors
+/// The database's.
+pub async fn drop_expired_join_tokens(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM join_tokens WHERE expires_at < ?").bind(before_ms).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// Adds an edge that has just joined.
+///
+/// # Errors
+/// The database's.
+pub async fn insert(tx: &mut WriteTx, edge: &EdgeRow, serial: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO edges (id, cell, hpke_public_key, certificate_serial, identity_not_after, build, joined_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(edge.id.to_string())
+    .bind(edge.cell.as_str())
+    .bind(&edge.hpke_public_key)
+    .bind(serial)
+    .bind(edge.identity_not_after_ms)
+    .bind(&edge.build)
+    .bind(edge.joined_at_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes an edge's next identity.
+///
+/// # Errors
+/// The database's.
+pub async fn renewed(
+    tx: &mut WriteTx,
+    id: EdgeId,
+    serial: &str,
+    not_after_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET certificate_serial = ?, identity_not_after = ? WHERE id = ?")
+        .bind(serial)
+        .bind(not_after_ms)
+        .bind(id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes what an edge's Hello said.
+///
+/// # Errors
+/// The database's.
+pub async fn greeted(
+    tx: &mut WriteTx,
+    id: EdgeId,
+    build: &str,
+    hpke_public_key: &[u8],
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE edges SET build = ?, hpke_public_key = ? WHERE id = ?")
+        .bind(build)
+        .bind(hpke_public_key)
+        .bind(id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes what an edge last said of itself.
+///
+/// # Errors
+/// The database's.
+pub async fn observed(tx: &mut WriteTx, seen: &Observation) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE edges SET applied_epoch = ?, applied_sequence = ?, io_backend = ?, listeners = ?, connections = ?, \
+         names = ?, last_seen_at = ? WHERE id = ?",
+    )
+    .bind(signed(seen.applied.epoch))
+    .bind(signed(seen.applied.sequence))
+    .bind(&seen.io_backend)
+    .bind(to_json(&seen.listeners)?)
+    .bind(signed(seen.connections))
+    .bind(signed(seen.names))
+    .bind(seen.seen_at_ms)
+    .bind(seen.edge.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// The edge, unless it was removed.
+///
+/// # Errors
+/// The database's.
+pub async fn find(connection: &mut SqliteConnection, id: EdgeId) -> Result<Option<EdgeRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM edges WHERE id = ? AND removed_at IS NULL")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// All edges that were not removed, by id.
+///
+/// # Errors
+/// The database's.
+pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<EdgeRow>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM edges WHERE removed_at IS NULL ORDER BY id").fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Takes an edge out of the fleet; `false` when there is none of that id.
+///
+/// # Errors
+/// The database's.
+pub async fn remove(tx: &mut WriteTx, id: EdgeId, now_ms: i64) -> Result<bool, StoreError> {
+    let done = sqlx::query("UPDATE edges SET removed_at = ? WHERE id = ? AND removed_at IS NULL")
+        .bind(now_ms)
+        .bind(id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    if done.rows_affected() == 1 {
+        sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ?")
+            .bind(id.to_string())
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(done.rows_affected() == 1)
+}
+
+/// Notes a refusal over an older one of the same resource.
+///
+/// # Errors
+/// The database's.
+pub async fn put_nack(tx: &mut WriteTx, edge: EdgeId, nack: &NackRow, now_ms: i64) -> Result<(), StoreError> {
+    let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM edge_nacks WHERE edge_id = ?")
+        .bind(edge.to_string())
+        .fetch_one(&mut **tx)
+        .await?;
+    if kept >= NACKS_PER_EDGE_MAX {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO edge_nacks (edge_id, kind, id, version, code, text, at) VALUES (?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (edge_id, kind, id) DO UPDATE SET version = excluded.version, code = excluded.code, \
+         text = excluded.text, at = excluded.at",
+    )
+    .bind(edge.to_string())
+    .bind(nack.kind)
+    .bind(&nack.id)
+    .bind(signed(nack.version))
+    .bind(&nack.code)
+    .bind(&nack.text)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Forgets one refusal: the edge has taken a newer version, or lost the resource.
+///
+/// # Errors
+/// The database's.
+pub async fn clear_nack(tx: &mut WriteTx, edge: EdgeId, kind: u32, id: &str) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ? AND kind = ? AND id = ?")
+        .bind(edge.to_string())
+        .bind(kind)
+        .bind(id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Forgets every refusal of an edge: it has taken a whole snapshot.
+///
+/// # Errors
+/// The database's.
+pub async fn clear_nacks(tx: &mut WriteTx, edge: EdgeId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ?").bind(edge.to_string()).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// What an edge refuses at present.
+///
+/// # Errors
+/// The database's.
+pub async fn nacks(connection: &mut SqliteConnection, edge: EdgeId) -> Result<Vec<NackRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT kind, id, version, code, text FROM edge_nacks WHERE edge_id = ? ORDER BY kind, id",
+    )
+    .bind(edge.to_string())
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(NackRow {
+                kind: row.try_get("kind")?,
+                id: row.try_get("id")?,
+                version: unsigned(row, "version")?,
+                code: row.try_get("code")?,
+                text: row.try_get("text")?,
+            })
+        })
+        .collect()
+}
+
+/// Edges that refuse this resource at present, with their reason.
+///
+/// # Errors
+/// The database's.
+pub async fn nacks_of(
+    connection: &mut SqliteConnection,
+    kind: u32,
+    id: &str,
+) -> Result<Vec<(EdgeId, NackRow)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT edge_id, kind, id, version, code, text FROM edge_nacks WHERE kind = ? AND id = ?",
+    )
+    .bind(kind)
+    .bind(id)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let nack = NackRow {
+                kind: row.try_get("kind")?,
+                id: row.try_get("id")?,
+                version: unsigned(row, "version")?,
+                code: row.try_get("code")?,
+                text: row.try_get("text")?,
+            };
+            Ok((from_id(row.try_get("edge_id")?, "edge_nacks")?, nack))
+        })
+        .collect()
+}
+
+fn read(row: &SqliteRow) -> Result<EdgeRow, StoreError> {
+    Ok(EdgeRow {
+        id: from_id(row.try_get("id")?, "edges")?,
+        cell: from_id(row.try_get("cell")?, "edges")?,
+        hpke_public_key: row.try_get("hpke_public_key")?,
+        identity_not_after_ms: row.try_get("identity_not_after")?,
+        build: row.try_get("build")?,
+        io_backend: row.try_get("io_backend")?,
+        listeners: from_json(row.try_get("listeners")?, "edges: listeners")?,
+        applied: Generation {
+            epoch: unsigned(row, "applied_epoch")?,
+            sequence: unsigned(row, "applied_sequence")?,
+        },
+        connections: unsigned(row, "connections")?,
+        names: unsigned(row, "names")?,
+        joined_at_ms: row.try_get("joined_at")?,
+        last_seen_at_ms: row.try_get("last_seen_at")?,
+    })
+}
+
+fn unsigned(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
+    Ok(row.try_get::<i64, _>(column)?.unsigned_abs())
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

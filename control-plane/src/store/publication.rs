@@ -1,0 +1,215 @@
+//! What publication must remember over a restart: removals held back, and how far tombstones were forgotten.
+
+use portico_api::distribution::ResourceKind;
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::{StoreError, WriteTx, change, meta};
+
+const META_FLOOR: &str = "changes_floor";
+const META_FLEET_POLICY: &str = "fleet_policy";
+
+/// A removal that the publisher holds back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldRemoval {
+    /// A [`ResourceKind`] as on the wire.
+    pub kind: i32,
+    pub id: String,
+    pub held_at_ms: i64,
+    pub signed_off: bool,
+}
+
+/// The sequence up to which tombstones are forgotten.
+///
+/// # Errors
+/// The database's.
+pub async fn floor(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let floor = meta::find(connection, META_FLOOR).await?;
+    Ok(floor.and_then(|floor| floor.parse().ok()).unwrap_or(0))
+}
+
+/// Notes the present sequence with the time, then forgets tombstones that are both more than `keep_changes` changes and
+/// `keep_ms` old. Answers the new floor.
+///
+/// # Errors
+/// The database's.
+pub async fn compact(
+    tx: &mut WriteTx,
+    now_ms: i64,
+    keep_changes: u64,
+    keep_ms: i64,
+) -> Result<u64, StoreError> {
+    let last = change::last_sequence(tx).await?;
+    sqlx::query("INSERT INTO change_marks (sequence, at) VALUES (?, ?) ON CONFLICT (sequence) DO NOTHING")
+        .bind(signed(last))
+        .bind(now_ms)
+        .execute(&mut **tx)
+        .await?;
+    let old: Option<i64> = sqlx::query_scalar("SELECT MAX(sequence) FROM change_marks WHERE at <= ?")
+        .bind(now_ms.saturating_sub(keep_ms))
+        .fetch_one(&mut **tx)
+        .await?;
+    let below = old.map_or(0, i64::unsigned_abs).min(last.saturating_sub(keep_changes));
+    let newest: Option<i64> =
+        sqlx::query_scalar("SELECT MAX(sequence) FROM changes WHERE removed = 1 AND sequence <= ?")
+            .bind(signed(below))
+            .fetch_one(&mut **tx)
+            .await?;
+    let floor = floor(tx).await?.max(newest.map_or(0, i64::unsigned_abs));
+    sqlx::query("DELETE FROM changes WHERE removed = 1 AND sequence <= ?")
+        .bind(signed(below))
+        .execute(&mut **tx)
+        .await?;
+    // Of the marks that are past their use, the last one still tells how old what follows it is.
+    sqlx::query("DELETE FROM change_marks WHERE sequence < ?").bind(signed(below)).execute(&mut **tx).await?;
+    meta::put(tx, META_FLOOR, &floor.to_string()).await?;
+    Ok(floor)
+}
+
+/// All held removals, by kind and id.
+///
+/// # Errors
+/// The database's.
+pub async fn held_removals(connection: &mut SqliteConnection) -> Result<Vec<HeldRemoval>, StoreError> {
+    let rows = sqlx::query("SELECT kind, id, held_at, signed_off_at FROM held_removals ORDER BY kind, id")
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(HeldRemoval {
+                kind: row.try_get("kind")?,
+                id: row.try_get("id")?,
+                held_at_ms: row.try_get("held_at")?,
+                signed_off: row.try_get::<Option<i64>, _>("signed_off_at")?.is_some(),
+            })
+        })
+        .collect()
+}
+
+/// Holds a removal back.
+///
+/// # Errors
+/// The database's.
+pub async fn hold_removal(
+    tx: &mut WriteTx,
+    kind: ResourceKind,
+    id: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO held_removals (kind, id, held_at) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO NOTHING",
+    )
+    .bind(kind as i32)
+    .bind(id)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Forgets a held removal: it was sent, or is no longer wanted.
+///
+/// # Errors
+/// The database's.
+pub async fn release_removal(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM held_removals WHERE kind = ? AND id = ?")
+        .bind(kind as i32)
+        .bind(id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Lets all held removals go: each is recorded as a new change, which the publisher then lets pass. Answers how many.
+///
+/// # Errors
+/// The database's.
+pub async fn sign_off_removals(tx: &mut WriteTx, now_ms: i64) -> Result<u64, StoreError> {
+    let held = held_removals(tx).await?;
+    sqlx::query("UPDATE held_removals SET signed_off_at = ? WHERE signed_off_at IS NULL")
+        .bind(now_ms)
+        .execute(&mut **tx)
+        .await?;
+    for removal in &held {
+        let row = sqlx::query("SELECT tenant_id, removed FROM changes WHERE kind = ? AND id = ?")
+            .bind(removal.kind)
+            .bind(&removal.id)
+            .fetch_optional(&mut **tx)
+            .await?;
+        let Some(row) = row else { continue };
+        let tenant: Option<String> = row.try_get("tenant_id")?;
+        let kind = ResourceKind::try_from(removal.kind)
+            .map_err(|_| StoreError::Unreadable { what: "held_removals: kind".to_owned() })?;
+        if row.try_get::<bool, _>("removed")? {
+            change::record_removal(tx, kind, &removal.id, tenant.as_deref()).await?;
+        } else {
+            change::record(tx, kind, &removal.id, tenant.as_deref()).await?;
+        }
+    }
+    Ok(held.len() as u64)
+}
+
+/// The fleet's policy as it was last published, JSON; `None` before the first.
+///
+/// # Errors
+/// The database's.
+pub async fn fleet_policy(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
+    meta::find(connection, META_FLEET_POLICY).await
+}
+
+/// Stores the fleet's policy and records its change, unless it is what stands already. Answers whether it changed.
+///
+/// # Errors
+/// The database's.
+pub async fn put_fleet_policy(tx: &mut WriteTx, json: &str, id: &str) -> Result<bool, StoreError> {
+    if fleet_policy(tx).await?.as_deref() == Some(json) {
+        return Ok(false);
+    }
+    meta::put(tx, META_FLEET_POLICY, json).await?;
+    change::record(tx, ResourceKind::Fleet, id, None).await?;
+    Ok(true)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn tombstones_go_only_when_they_are_old_and_far_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        change::record_removal(&mut tx, ResourceKind::Domain, "dom_a", None).await.unwrap();
+        change::record(&mut tx, ResourceKind::Domain, "dom_b", None).await.unwrap();
+        assert_eq!(compact(&mut tx, 1_000, 1, 500).await.unwrap(), 0, "too young");
+        for id in ["dom_c", "dom_d"] {
+            change::record(&mut tx, ResourceKind::Domain, id, None).await.unwrap();
+        }
+        assert_eq!(compact(&mut tx, 2_000, 10, 500).await.unwrap(), 0, "too near");
+        assert_eq!(compact(&mut tx, 2_000, 1, 500).await.unwrap(), 1);
+        assert_eq!(compact(&mut tx, 2_001, 1, 500).await.unwrap(), 1, "a floor never falls");
+        let left: Vec<_> = change::after(&mut tx, 0, 10).await.unwrap().into_iter().map(|c| c.id).collect();
+        assert_eq!(left, ["dom_b", "dom_c", "dom_d"]);
+    }
+
+    #[tokio::test]
+    async fn signed_off_removal_is_a_new_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        change::record_removal(&mut tx, ResourceKind::Domain, "dom_a", Some("ten_1")).await.unwrap();
+        hold_removal(&mut tx, ResourceKind::Domain, "dom_a", 5).await.unwrap();
+        assert!(!held_removals(&mut tx).await.unwrap()[0].signed_off);
+        assert_eq!(sign_off_removals(&mut tx, 6).await.unwrap(), 1);
+        assert!(held_removals(&mut tx).await.unwrap()[0].signed_off);
+        let changes = change::after(&mut tx, 0, 10).await.unwrap();
+        assert_eq!((changes[0].sequence, changes[0].removed), (2, true));
+        release_removal(&mut tx, ResourceKind::Domain, "dom_a").await.unwrap();
+        assert_eq!(held_removals(&mut tx).await.unwrap(), []);
+    }
+}

@@ -1,0 +1,83 @@
+//! Many edges at once, and how long a change takes.
+
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::ResourceKind;
+use portico_cert_store::Generation;
+
+use crate::edge::TestEdge;
+use crate::plane::Plane;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_edges_that_reconnect_at_once_are_current_within_a_minute_by_deltas() {
+    let plane = Plane::start().await;
+    let address = plane.distribution().address;
+    let tenant = plane.tenant(&[]).await;
+    let names: Vec<_> = (0..1_000).map(|at| format!("n{at}.example")).collect();
+    let ids = plane.domains(tenant, &names).await;
+    let mut left = Vec::new();
+    for _ in 0..200 {
+        left.push(plane.edge("default").await.disconnect().await);
+    }
+    // While they are away, the control plane restarts and a hundred domains change.
+    let plane = plane.restart(|_| {}).await;
+    for id in &ids[..100] {
+        plane.touch(*id, 7).await;
+    }
+    let target = plane.distribution().publish_now().await.unwrap();
+    let started = Instant::now();
+    let mut edges = Vec::new();
+    for (identity, state) in left {
+        edges.push(TestEdge::resume(address, identity, state).await);
+    }
+    for edge in &edges {
+        edge.wait("the present generation", |state| state.applied >= target).await;
+    }
+    let took = started.elapsed();
+    println!("200 edges reconnected at once and were current after {took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    for edge in &edges {
+        edge.with(|state| {
+            assert_eq!(state.snapshots, 1, "only the first one, before");
+            let changed = state.resource(ResourceKind::Domain, ids[0]).unwrap();
+            assert!(changed.version > ids.len() as u64);
+        });
+    }
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_on_fifty_edges_well_within_a_second() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let names: Vec<_> = (0..1_000).map(|at| format!("n{at}.example")).collect();
+    let ids = plane.domains(tenant, &names).await;
+    let mut edges = Vec::new();
+    for _ in 0..50 {
+        edges.push(plane.edge("default").await);
+    }
+    let mut delays = Vec::new();
+    for round in 0..100_u32 {
+        let sequence = plane.touch(ids[round as usize], round + 1).await;
+        let committed = Instant::now();
+        let generation = Generation { epoch: 1, sequence };
+        for edge in &edges {
+            edge.wait("the change", |state| state.applied >= generation).await;
+            let at = edge.with(|state| {
+                state.received.iter().filter(|(of, _)| **of >= sequence).map(|(_, at)| *at).min()
+            });
+            delays.push(at.unwrap().saturating_duration_since(committed));
+        }
+    }
+    delays.sort();
+    let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
+    println!(
+        "change committed -> delta applied on 50 edges, {} samples: p50 {:?}, p99 {:?}, max {:?}",
+        delays.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    assert!(at(0.99) < Duration::from_secs(1), "{:?}", at(0.99));
+    plane.shutdown().await;
+}

@@ -1,0 +1,100 @@
+//! Urgent messages: to all edges at once, acknowledged within a deadline, absent edges named.
+
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::urgent::Action;
+use portico_api::v1::{Suspension, SuspensionMode};
+
+use crate::edge::TestEdge;
+use crate::plane::{Plane, cell_id};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_challenge_reaches_every_edge_and_a_stalled_one_is_named_at_the_deadline() {
+    let plane = Plane::start().await;
+    let (one, two, stalled) =
+        (plane.edge("default").await, plane.edge("default").await, plane.edge("default").await);
+    let fleet = &plane.distribution().fleet;
+    let expires = plane.clock.now_ms() + 60_000;
+    let started = Instant::now();
+    let outcome = fleet.set_http01("a.example", "token", "token.thumb", expires, None).await;
+    assert_eq!((outcome.acked.len(), outcome.not_acked.len()), (3, 0));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+
+    stalled.with(|state| state.behaviour.stalled = true);
+    let started = Instant::now();
+    let outcome = fleet.set_tls_alpn01("a.example", [7; 32], expires, None).await;
+    let mut acked = vec![one.identity.edge, two.identity.edge];
+    acked.sort();
+    assert_eq!((outcome.acked, outcome.not_acked), (acked, vec![stalled.identity.edge]));
+    let took = started.elapsed();
+    assert!((4..7).contains(&took.as_secs()), "{took:?}");
+    one.with(|state| {
+        assert!(state.urgents.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+        assert!(matches!(&state.urgents[0].action, Some(Action::SetHttp01(set)) if set.token == "token"));
+        assert!(
+            matches!(&state.urgents[1].action, Some(Action::SetTlsAlpn01(set)) if set.digest.len() == 32)
+        );
+    });
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_challenge_goes_to_the_named_cells_and_to_an_edge_that_connects_while_it_stands() {
+    let plane = Plane::start().await;
+    let (one, two) = (plane.edge("one").await, plane.edge("two").await);
+    let fleet = &plane.distribution().fleet;
+    let expires = plane.clock.now_ms() + 60_000;
+    let outcome = fleet.set_http01("a.example", "t1", "t1.thumb", expires, Some(&[cell_id("one")])).await;
+    assert_eq!((outcome.acked, outcome.not_acked), (vec![one.identity.edge], vec![]));
+    assert!(two.with(|state| state.urgents.is_empty()));
+
+    // An edge that is away for a moment is waited for, and told when it is back.
+    let address = plane.distribution().address;
+    let (identity, state) = one.disconnect().await;
+    let edge = identity.edge;
+    let pushed = tokio::spawn({
+        let fleet = fleet.clone();
+        async move { fleet.set_http01("a.example", "t2", "t2.thumb", expires, Some(&[cell_id("one")])).await }
+    });
+    let back = TestEdge::resume(address, identity, state).await;
+    back.wait("both challenges", |state| state.urgents.len() >= 3).await;
+    assert_eq!(pushed.await.unwrap().acked, [edge]);
+
+    // A cleared one is not told again.
+    for token in ["t1", "t2"] {
+        fleet.clear_challenge("a.example", Some(token), Some(&[cell_id("one")])).await;
+    }
+    let (identity, mut state) = back.disconnect().await;
+    state.urgents.clear();
+    let back = TestEdge::resume(address, identity, state).await;
+    let outcome = fleet.set_http01("b.example", "t3", "t3.thumb", expires, Some(&[cell_id("one")])).await;
+    assert_eq!(outcome.acked, [edge]);
+    assert_eq!(back.with(|state| state.urgents.len()), 1);
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_is_on_all_edges_within_a_second_and_names_those_it_is_not_on() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let (one, gone) = (plane.edge("default").await, plane.edge("default").await);
+    let suspension = Suspension { mode: SuspensionMode::Legal, reason: "order 7".to_owned(), until: None };
+    let fleet = &plane.distribution().fleet;
+    let started = Instant::now();
+    let outcome = fleet.suspend(tenant, None, Some(&suspension), 9).await;
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_eq!(outcome.acked.len(), 2);
+    let gone = gone.disconnect().await.0.edge;
+    let started = Instant::now();
+    let outcome = fleet.suspend(tenant, None, None, 10).await;
+    assert_eq!((outcome.acked, outcome.not_acked), (vec![one.identity.edge], vec![gone]));
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    one.with(|state| {
+        let Some(Action::Suspend(suspend)) = &state.urgents[0].action else { panic!("not a suspension") };
+        assert_eq!((suspend.tenant_id.as_str(), suspend.version), (tenant.to_string().as_str(), 9));
+        assert!(
+            matches!(&state.urgents[1].action, Some(Action::Suspend(resume)) if resume.suspension.is_none())
+        );
+    });
+    plane.shutdown().await;
+}
