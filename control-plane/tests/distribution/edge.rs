@@ -26,27 +26,27 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-pub const SERVER_NAME: &str = "control-plane.portico.internal";
+pub(crate) const SERVER_NAME: &str = "control-plane.portico.internal";
 
 /// What a joined edge keeps.
-pub struct Identity {
-    pub edge: EdgeId,
-    pub cell: CellId,
-    pub chain: Vec<CertificateDer<'static>>,
-    pub key: KeyPair,
-    pub ca: CertificateDer<'static>,
-    pub hpke: hpke::HpkePrivateKey,
-    pub hpke_public: [u8; 32],
+pub(crate) struct Identity {
+    pub(crate) edge: EdgeId,
+    pub(crate) cell: CellId,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: KeyPair,
+    pub(crate) ca: CertificateDer<'static>,
+    pub(crate) hpke: hpke::HpkePrivateKey,
+    pub(crate) hpke_public: [u8; 32],
 }
 
 impl Identity {
-    pub async fn join(address: SocketAddr, token: &str) -> Result<Self, Status> {
+    pub(crate) async fn join(address: SocketAddr, token: &str) -> Result<Self, Status> {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
         Self::join_with(address, token, key, csr).await
     }
 
-    pub async fn join_with(
+    pub(crate) async fn join_with(
         address: SocketAddr,
         token: &str,
         key: KeyPair,
@@ -75,7 +75,7 @@ impl Identity {
     }
 
     /// Replaces the certificate by a fresh one for a new key.
-    pub async fn renew(&mut self, address: SocketAddr) -> Result<(), Status> {
+    pub(crate) async fn renew(&mut self, address: SocketAddr) -> Result<(), Status> {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
         let renewed =
@@ -85,11 +85,11 @@ impl Identity {
         Ok(())
     }
 
-    pub async fn client(&self, address: SocketAddr) -> DistributionClient<Channel> {
+    pub(crate) async fn client(&self, address: SocketAddr) -> DistributionClient<Channel> {
         connect(address, self.config(true)).await
     }
 
-    pub fn config(&self, with_certificate: bool) -> ClientConfig {
+    pub(crate) fn config(&self, with_certificate: bool) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.clone()).unwrap();
         let builder = builder().with_root_certificates(roots);
@@ -100,7 +100,7 @@ impl Identity {
         builder.with_client_auth_cert(self.chain.clone(), key).unwrap()
     }
 
-    pub fn hello(&self, applied: Generation) -> Hello {
+    pub(crate) fn hello(&self, applied: Generation) -> Hello {
         Hello {
             edge_id: self.edge.to_string(),
             cell_id: self.cell.to_string(),
@@ -115,52 +115,52 @@ impl Identity {
 
 /// How a test edge behaves; changed while it runs.
 #[derive(Clone, Default)]
-pub struct Behaviour {
+pub(crate) struct Behaviour {
     /// Ids of resources that it refuses.
-    pub nacks: HashSet<String>,
+    pub(crate) nacks: HashSet<String>,
     /// It refuses whole batches.
-    pub rejects: bool,
+    pub(crate) rejects: bool,
     /// It does not answer urgent messages.
-    pub stalled: bool,
+    pub(crate) stalled: bool,
 }
 
 /// What an edge has and has seen.
 #[derive(Default)]
-pub struct State {
-    pub applied: Generation,
-    pub resources: HashMap<(u32, String), Resource>,
-    pub tombstones: Vec<String>,
-    pub keys: HashMap<u32, CellKey>,
-    pub urgents: Vec<Urgent>,
-    pub snapshots: usize,
-    pub deltas: usize,
-    pub largest_chunk: usize,
-    pub signed_off: bool,
+pub(crate) struct State {
+    pub(crate) applied: Generation,
+    pub(crate) resources: HashMap<(u32, String), Resource>,
+    pub(crate) tombstones: Vec<String>,
+    pub(crate) keys: HashMap<u32, CellKey>,
+    pub(crate) urgents: Vec<Urgent>,
+    pub(crate) snapshots: usize,
+    pub(crate) deltas: usize,
+    pub(crate) largest_chunk: usize,
+    pub(crate) signed_off: bool,
     /// When each generation was received.
-    pub received: HashMap<u64, Instant>,
+    pub(crate) received: HashMap<u64, Instant>,
     /// Every message as it was encoded, for a scan.
-    pub bytes: Vec<u8>,
-    pub keep_bytes: bool,
-    pub ended: Option<Status>,
-    pub behaviour: Behaviour,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) keep_bytes: bool,
+    pub(crate) ended: Option<Status>,
+    pub(crate) behaviour: Behaviour,
     building: Option<(Generation, u64, Vec<Resource>)>,
 }
 
 impl State {
-    pub fn resource(&self, kind: ResourceKind, id: impl ToString) -> Option<&Resource> {
+    pub(crate) fn resource(&self, kind: ResourceKind, id: impl ToString) -> Option<&Resource> {
         self.resources.get(&(kind as u32, id.to_string()))
     }
 
-    pub fn names(&self) -> usize {
+    pub(crate) fn names(&self) -> usize {
         self.resources.keys().filter(|(kind, _)| *kind == ResourceKind::Domain as u32).count()
     }
 }
 
-pub struct TestEdge {
-    pub identity: Arc<Identity>,
+pub(crate) struct TestEdge {
+    pub(crate) identity: Arc<Identity>,
     state: Arc<Mutex<State>>,
     changed: watch::Receiver<()>,
-    pub outgoing: mpsc::Sender<EdgeMessage>,
+    pub(crate) outgoing: mpsc::Sender<EdgeMessage>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -171,18 +171,23 @@ impl Drop for TestEdge {
 }
 
 impl TestEdge {
-    pub async fn connect(address: SocketAddr, identity: Identity, applied: Generation) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, identity: Identity, applied: Generation) -> Self {
         let state = State { applied, ..State::default() };
         Self::resume(address, Arc::new(identity), state).await
     }
 
     /// Connects with what an earlier stream has left.
-    pub async fn resume(address: SocketAddr, identity: Arc<Identity>, state: State) -> Self {
+    pub(crate) async fn resume(address: SocketAddr, identity: Arc<Identity>, state: State) -> Self {
         let hello = identity.hello(state.applied);
         Self::resume_as(address, identity, state, hello).await
     }
 
-    pub async fn resume_as(address: SocketAddr, identity: Arc<Identity>, state: State, hello: Hello) -> Self {
+    pub(crate) async fn resume_as(
+        address: SocketAddr,
+        identity: Arc<Identity>,
+        state: State,
+        hello: Hello,
+    ) -> Self {
         let (outgoing, queue) = mpsc::channel(64);
         let hello = EdgeMessage { kind: Some(edge_message::Kind::Hello(hello)) };
         outgoing.send(hello).await.unwrap();
@@ -203,12 +208,12 @@ impl TestEdge {
         Self { identity, state, changed, outgoing, task }
     }
 
-    pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         look(&mut self.state.lock().unwrap())
     }
 
     /// Waits until the state is as wanted; panics after 20 s.
-    pub async fn wait(&self, what: &str, holds: impl Fn(&State) -> bool) {
+    pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&State) -> bool) {
         let mut changed = self.changed.clone();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -227,13 +232,13 @@ impl TestEdge {
         }
     }
 
-    pub async fn wait_ended(&self) -> Status {
+    pub(crate) async fn wait_ended(&self) -> Status {
         self.wait("the end of the stream", |state| state.ended.is_some()).await;
         self.with(|state| state.ended.clone().unwrap())
     }
 
     /// Ends the stream; what the edge has is left.
-    pub async fn disconnect(mut self) -> (Arc<Identity>, State) {
+    pub(crate) async fn disconnect(mut self) -> (Arc<Identity>, State) {
         self.task.abort();
         // The only error is the abort itself.
         drop((&mut self.task).await);
@@ -243,7 +248,7 @@ impl TestEdge {
         (self.identity.clone(), state)
     }
 
-    pub async fn say_status(&self, listeners: &[&str]) {
+    pub(crate) async fn say_status(&self, listeners: &[&str]) {
         let status = EdgeStatus {
             io_backend: "epoll".to_owned(),
             listeners: listeners.iter().map(ToString::to_string).collect(),
@@ -372,7 +377,7 @@ fn open_key(identity: &Identity, sealed: &SealedCellKey) -> CellKey {
     .unwrap()
 }
 
-pub async fn connect(address: SocketAddr, mut config: ClientConfig) -> DistributionClient<Channel> {
+pub(crate) async fn connect(address: SocketAddr, mut config: ClientConfig) -> DistributionClient<Channel> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let tls = TlsConnector::from(Arc::new(config));
     let connector = tower::service_fn(move |_| {
@@ -388,13 +393,21 @@ pub async fn connect(address: SocketAddr, mut config: ClientConfig) -> Distribut
     DistributionClient::new(endpoint.connect_with_connector_lazy(connector))
 }
 
+/// The leaf that a new connection is shown, after it was verified.
+pub(crate) async fn shown_certificate(address: SocketAddr, fingerprint: &str) -> CertificateDer<'static> {
+    let tls = TlsConnector::from(Arc::new(joining_config(fingerprint.to_owned())));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let stream = tls.connect(ServerName::try_from(SERVER_NAME).unwrap(), stream).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
 fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]).unwrap()
 }
 
 /// Trusts the chain that holds the certificate with the token's fingerprint.
-pub fn joining_config(fingerprint: String) -> ClientConfig {
+pub(crate) fn joining_config(fingerprint: String) -> ClientConfig {
     builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned(fingerprint)))

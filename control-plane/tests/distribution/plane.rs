@@ -16,34 +16,33 @@ use tempfile::TempDir;
 
 use crate::edge::{Identity, TestEdge};
 
-pub struct Plane {
-    pub running: Running,
-    pub clock: Clock,
-    pub folder: TempDir,
+pub(crate) struct Plane {
+    pub(crate) running: Running,
+    pub(crate) clock: Clock,
+    pub(crate) folder: TempDir,
     extra: String,
 }
 
 /// A credential as issuance would have stored it.
-pub struct Issued {
-    pub lineage: LineageId,
-    pub credential: CredentialId,
-    pub key: PrivateKey,
-    pub sealed: Vec<u8>,
-    pub epoch: u32,
-    pub key_tenant: String,
+pub(crate) struct Issued {
+    pub(crate) lineage: LineageId,
+    pub(crate) credential: CredentialId,
+    pub(crate) key: PrivateKey,
+    pub(crate) sealed: Vec<u8>,
+    pub(crate) epoch: u32,
 }
 
-pub fn cell_id(name: &str) -> CellId {
+pub(crate) fn cell_id(name: &str) -> CellId {
     CellId::parse(name).unwrap()
 }
 
 impl Plane {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with("").await
     }
 
     /// `extra`: further lines of the configuration.
-    pub async fn start_with(extra: &str) -> Self {
+    pub(crate) async fn start_with(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::default();
         let running = open(&folder, extra, "127.0.0.1:0", &clock).await;
@@ -51,7 +50,7 @@ impl Plane {
     }
 
     /// Ends the process's parts, lets `between` work on the folder, and starts again on the same address.
-    pub async fn restart(self, between: impl FnOnce(&TempDir)) -> Self {
+    pub(crate) async fn restart(self, between: impl FnOnce(&TempDir)) -> Self {
         let address = self.distribution().address.to_string();
         self.running.shutdown().await.unwrap();
         between(&self.folder);
@@ -59,35 +58,35 @@ impl Plane {
         Self { running, ..self }
     }
 
-    pub fn distribution(&self) -> &Distribution {
+    pub(crate) fn distribution(&self) -> &Distribution {
         &self.running.distribution
     }
 
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.running.parts.store
     }
 
-    pub async fn token(&self, cell: &str) -> String {
+    pub(crate) async fn token(&self, cell: &str) -> String {
         self.distribution().create_join_token(&cell_id(cell), 600).await.unwrap().token
     }
 
-    pub async fn join(&self, cell: &str) -> Identity {
+    pub(crate) async fn join(&self, cell: &str) -> Identity {
         Identity::join(self.distribution().address, &self.token(cell).await).await.unwrap()
     }
 
     /// A joined edge whose stream stands.
-    pub async fn edge(&self, cell: &str) -> TestEdge {
+    pub(crate) async fn edge(&self, cell: &str) -> TestEdge {
         let identity = self.join(cell).await;
         let edge = TestEdge::connect(self.distribution().address, identity, Generation::default()).await;
         edge.wait("the first snapshot", |state| state.snapshots == 1).await;
         edge
     }
 
-    pub async fn begin(&self) -> WriteTx {
+    pub(crate) async fn begin(&self) -> WriteTx {
         self.store().begin().await.unwrap()
     }
 
-    pub async fn tenant(&self, cells: &[&str]) -> TenantId {
+    pub(crate) async fn tenant(&self, cells: &[&str]) -> TenantId {
         let id = TenantId::generate();
         let spec =
             serde_json::json!({"name": id.to_string().to_lowercase().replace('_', "-"), "cells": cells});
@@ -105,14 +104,14 @@ impl Plane {
     }
 
     /// A served domain; answers its id and the sequence of its change.
-    pub async fn domain(&self, tenant: TenantId, name: &str) -> (DomainId, u64) {
+    pub(crate) async fn domain(&self, tenant: TenantId, name: &str) -> (DomainId, u64) {
         let mut tx = self.begin().await;
         let added = add_domain(&mut tx, tenant, name).await;
         tx.commit().await.unwrap();
         added
     }
 
-    pub async fn domains(&self, tenant: TenantId, names: &[String]) -> Vec<DomainId> {
+    pub(crate) async fn domains(&self, tenant: TenantId, names: &[String]) -> Vec<DomainId> {
         let mut tx = self.begin().await;
         let mut ids = Vec::new();
         for name in names {
@@ -123,7 +122,7 @@ impl Plane {
     }
 
     /// Changes something of a domain; answers the sequence.
-    pub async fn touch(&self, domain: DomainId, hsts: u32) -> u64 {
+    pub(crate) async fn touch(&self, domain: DomainId, hsts: u32) -> u64 {
         let mut tx = self.begin().await;
         let spec = format!("json_set(spec, '$.hsts_max_age_seconds', {hsts})");
         sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE domains SET spec = {spec} WHERE id = ?")))
@@ -137,7 +136,7 @@ impl Plane {
         sequence
     }
 
-    pub async fn delete(&self, domains: &[DomainId]) -> u64 {
+    pub(crate) async fn delete(&self, domains: &[DomainId]) -> u64 {
         let mut tx = self.begin().await;
         let mut sequence = 0;
         for domain in domains {
@@ -154,7 +153,7 @@ impl Plane {
     }
 
     /// A live credential for one name in one cell, sealed under that cell's newest key.
-    pub async fn issue(&self, tenant: TenantId, domain: DomainId, name: &str, cell: &str) -> Issued {
+    pub(crate) async fn issue(&self, tenant: TenantId, domain: DomainId, name: &str, cell: &str) -> Issued {
         let parts = &self.running.parts;
         let pair = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -180,10 +179,10 @@ impl Plane {
         change::record(&mut tx, ResourceKind::Credential, &id, Some(&key_tenant)).await.unwrap();
         change::record(&mut tx, ResourceKind::Domain, &domain.to_string(), Some(&key_tenant)).await.unwrap();
         tx.commit().await.unwrap();
-        Issued { lineage, credential, key, sealed, epoch: cell_key.epoch(), key_tenant }
+        Issued { lineage, credential, key, sealed, epoch: cell_key.epoch() }
     }
 
-    pub async fn events(&self, kind: &str) -> Vec<String> {
+    pub(crate) async fn events(&self, kind: &str) -> Vec<String> {
         let mut tx = self.store().read().await.unwrap();
         sqlx::query_scalar("SELECT text FROM events WHERE kind = ? ORDER BY sequence")
             .bind(kind)
@@ -192,13 +191,13 @@ impl Plane {
             .unwrap()
     }
 
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         self.running.shutdown().await.unwrap();
     }
 }
 
 /// Waits for something of this process to come true.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "waited 20 s for {what}");

@@ -56,8 +56,9 @@ async fn a_change_is_on_fifty_edges_well_within_a_second() {
     for _ in 0..50 {
         edges.push(plane.edge("default").await);
     }
-    let mut delays = Vec::new();
+    let (mut delays, mut whole) = (Vec::new(), Vec::new());
     for round in 0..100_u32 {
+        let begun = Instant::now();
         let sequence = plane.touch(ids[round as usize], round + 1).await;
         let committed = Instant::now();
         let generation = Generation { epoch: 1, sequence };
@@ -66,18 +67,21 @@ async fn a_change_is_on_fifty_edges_well_within_a_second() {
             let at = edge.with(|state| {
                 state.received.iter().filter(|(of, _)| **of >= sequence).map(|(_, at)| *at).min()
             });
+            // An edge may have it before the writer's own thread runs again.
             delays.push(at.unwrap().saturating_duration_since(committed));
+            whole.push(at.unwrap().duration_since(begun));
         }
     }
-    delays.sort();
-    let at = |share: f64| delays[((delays.len() - 1) as f64 * share) as usize];
-    println!(
-        "change committed -> delta applied on 50 edges, {} samples: p50 {:?}, p99 {:?}, max {:?}",
-        delays.len(),
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-    assert!(at(0.99) < Duration::from_secs(1), "{:?}", at(0.99));
+    report("change committed -> applied on 50 edges", &mut delays);
+    let p99 = report("change begun (write and disk included) -> applied on 50 edges", &mut whole);
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
     plane.shutdown().await;
+}
+
+/// Prints and answers the 99th percentile.
+fn report(what: &str, delays: &mut [Duration]) -> Duration {
+    delays.sort();
+    let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
+    println!("{what}, {} samples: p50 {:?}, p99 {:?}, max {:?}", delays.len(), at(50), at(99), at(100));
+    at(99)
 }
