@@ -149,9 +149,9 @@ impl InternalCa {
 pub fn edge_of_certificate(der: &[u8]) -> Option<EdgeId> {
     let (_, parsed) = X509Certificate::from_der(der).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
-    let mut edges = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(EDGE_URI_PREFIX)?.parse().ok(),
-        _ => None,
+    let mut edges = names.value.general_names.iter().filter_map(|name| {
+        let GeneralName::URI(uri) = name else { return None };
+        uri.strip_prefix(EDGE_URI_PREFIX)?.parse().ok()
     });
     let edge = edges.next()?;
     // A certificate that claims to be two edges is neither.
@@ -231,7 +231,7 @@ mod tests {
         let verify = |time, usage| {
             leaf.verify_for_usage(
                 webpki::ALL_VERIFICATION_ALGS,
-                &[anchor.clone()],
+                std::slice::from_ref(&anchor),
                 &[],
                 at(time),
                 usage,

@@ -127,7 +127,7 @@ impl<'a> Feed<'a> {
         while published.changed().await.is_ok() {
             match self.context.publisher.missing(&self.cell, base).1 {
                 Missing::Changes(items) if items.is_empty() => {}
-                _ => return,
+                Missing::Changes(_) | Missing::Snapshot => return,
             }
         }
     }

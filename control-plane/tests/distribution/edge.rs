@@ -14,6 +14,7 @@ use portico_api::distribution::{
     edge_message,
 };
 use portico_cert_store::{CellId, CellKey, EdgeId, Generation, hpke};
+use portico_control_plane::clock::instant;
 use prost::Message;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -361,7 +362,7 @@ fn apply(
         state.resources.insert((resource.kind, resource.id.clone()), resource);
     }
     state.applied = generation;
-    state.received.insert(generation.sequence, Instant::now());
+    state.received.insert(generation.sequence, instant());
     edge_message::Kind::Ack(ack)
 }
 

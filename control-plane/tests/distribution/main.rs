@@ -1,5 +1,7 @@
 //! Distribution over real sockets: the control plane in this process, edges made of the generated client.
 
+#![expect(clippy::unwrap_used, reason = "a test's set-up may fail loudly")]
+
 mod edge;
 mod joining;
 mod plane;

@@ -1,9 +1,10 @@
 //! Many edges at once, and how long a change takes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::Generation;
+use portico_control_plane::clock::instant;
 
 use crate::edge::TestEdge;
 use crate::plane::Plane;
@@ -25,7 +26,7 @@ async fn two_hundred_edges_that_reconnect_at_once_are_current_within_a_minute_by
         plane.touch(*id, 7).await;
     }
     let target = plane.distribution().publish_now().await.unwrap();
-    let started = Instant::now();
+    let started = instant();
     let mut edges = Vec::new();
     for (identity, state) in left {
         edges.push(TestEdge::resume(address, identity, state).await);
@@ -58,9 +59,9 @@ async fn a_change_is_on_fifty_edges_well_within_a_second() {
     }
     let (mut delays, mut whole) = (Vec::new(), Vec::new());
     for round in 0..100_u32 {
-        let begun = Instant::now();
+        let begun = instant();
         let sequence = plane.touch(ids[round as usize], round + 1).await;
-        let committed = Instant::now();
+        let committed = instant();
         let generation = Generation { epoch: 1, sequence };
         for edge in &edges {
             edge.wait("the change", |state| state.applied >= generation).await;

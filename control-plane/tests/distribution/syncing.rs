@@ -255,7 +255,7 @@ async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken()
     let tenant = plane.tenant(&[]).await;
     let (bad, _) = plane.domain(tenant, "bad.example").await;
     let edge = plane.edge("default").await;
-    edge.with(|state| drop(state.behaviour.nacks.insert(bad.to_string())));
+    edge.with(|state| state.behaviour.nacks = [bad.to_string()].into());
     let version = plane.touch(bad, 1).await;
     let (good, _) = plane.domain(tenant, "good.example").await;
     edge.wait("the rest", |state| state.resource(ResourceKind::Domain, good).is_some()).await;

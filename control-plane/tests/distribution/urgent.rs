@@ -1,9 +1,10 @@
 //! Urgent messages: to all edges at once, acknowledged within a deadline, absent edges named.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portico_api::distribution::urgent::Action;
 use portico_api::v1::{Suspension, SuspensionMode};
+use portico_control_plane::clock::instant;
 
 use crate::edge::TestEdge;
 use crate::plane::{Plane, cell_id};
@@ -15,13 +16,13 @@ async fn a_challenge_reaches_every_edge_and_a_stalled_one_is_named_at_the_deadli
         (plane.edge("default").await, plane.edge("default").await, plane.edge("default").await);
     let fleet = &plane.distribution().fleet;
     let expires = plane.clock.now_ms() + 60_000;
-    let started = Instant::now();
+    let started = instant();
     let outcome = fleet.set_http01("a.example", "token", "token.thumb", expires, None).await;
     assert_eq!((outcome.acked.len(), outcome.not_acked.len()), (3, 0));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 
     stalled.with(|state| state.behaviour.stalled = true);
-    let started = Instant::now();
+    let started = instant();
     let outcome = fleet.set_tls_alpn01("a.example", [7; 32], expires, None).await;
     let mut acked = vec![one.identity.edge, two.identity.edge];
     acked.sort();
@@ -80,12 +81,12 @@ async fn a_suspension_is_on_all_edges_within_a_second_and_names_those_it_is_not_
     let (one, gone) = (plane.edge("default").await, plane.edge("default").await);
     let suspension = Suspension { mode: SuspensionMode::Legal, reason: "order 7".to_owned(), until: None };
     let fleet = &plane.distribution().fleet;
-    let started = Instant::now();
+    let started = instant();
     let outcome = fleet.suspend(tenant, None, Some(&suspension), 9).await;
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert_eq!(outcome.acked.len(), 2);
     let gone = gone.disconnect().await.0.edge;
-    let started = Instant::now();
+    let started = instant();
     let outcome = fleet.suspend(tenant, None, None, 10).await;
     assert_eq!((outcome.acked, outcome.not_acked), (vec![one.identity.edge], vec![gone]));
     assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
