@@ -6,21 +6,28 @@
 //! `portico-api`.
 
 pub mod acme;
+mod app;
 pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod distribution;
 pub mod dns;
+pub mod http;
+mod metrics;
 mod parts;
 pub mod plan;
 pub mod proof;
 pub mod sealer;
 pub mod store;
+pub mod tasks;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::task::JoinSet;
 
+pub use app::App;
+pub use app::fleet::FleetLink;
 pub use parts::{DataLock, Parts};
 
 use clock::Clock;
@@ -44,6 +51,8 @@ pub struct Args {
 pub struct Running {
     pub parts: Parts,
     pub distribution: Distribution,
+    /// Where the API listens.
+    pub api: SocketAddr,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
@@ -81,9 +90,13 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
 /// As [`start`].
 pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
+    http::ensure_operator_token(&parts).await?;
     let mut tasks = JoinSet::new();
     let distribution = distribution::start(&parts, &mut tasks).await?;
-    Ok(Running { parts, distribution, tasks })
+    let app = App::new(&parts, FleetLink::to(&distribution))?;
+    tasks.spawn(tasks::prove::run(app.clone()));
+    let api = http::start(&app, &mut tasks).await?;
+    Ok(Running { parts, distribution, api, tasks })
 }
 
 impl Running {

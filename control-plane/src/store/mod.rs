@@ -32,6 +32,7 @@ pub mod edge;
 pub mod event;
 pub mod group;
 pub mod idempotency;
+pub mod issuance;
 pub mod meta;
 mod migrations;
 pub mod order;
@@ -50,6 +51,9 @@ const READERS: u32 = 6;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller waits for its turn to write before it is told that the store is busy.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the functions of the submodules read from and write to: any transaction dereferences to it.
+pub(crate) type Connection = SqliteConnection;
 
 /// The database, opened. Clones share the connections.
 #[derive(Clone, Debug)]
@@ -84,6 +88,13 @@ pub enum StoreError {
     /// A row that this release cannot read. `what` names table and id, never contents.
     #[error("the database holds a row that cannot be read: {what}")]
     Unreadable { what: String },
+}
+
+impl StoreError {
+    /// The store's queue was full for too long; the same request may succeed later.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::PoolTimedOut))
+    }
 }
 
 impl Store {

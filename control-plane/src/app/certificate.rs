@@ -1,0 +1,35 @@
+//! Certificates as the API shows them.
+
+use portico_api::v1::{Certificate, CertificateState, CertificateSummary};
+use portico_cert_store::DomainId;
+
+use crate::clock::rfc3339;
+use crate::sealer::hex;
+use crate::store::issuance::CertificateRow;
+
+pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
+    CertificateSummary {
+        credential_id: row.id,
+        lineage_id: row.lineage,
+        group_id: row.group,
+        cell: row.cell.clone(),
+        issuer: row.issuer.clone(),
+        not_before: rfc3339(row.not_before),
+        not_after: rfc3339(row.not_after),
+        renew_at: rfc3339(row.renew_at),
+        names: row.names.clone(),
+        fingerprint_sha256: hex(&row.fingerprint_sha256),
+        spki_sha256: hex(&row.spki_sha256),
+    }
+}
+
+pub(crate) fn certificate(row: &CertificateRow, domain_ids: Vec<DomainId>, now_ms: i64) -> Certificate {
+    let state = if row.not_after <= now_ms {
+        CertificateState::Expired
+    } else if row.live {
+        CertificateState::Live
+    } else {
+        CertificateState::Replaced
+    };
+    Certificate { summary: summary(row), state, chain_pem: row.chain_pem.clone(), domain_ids }
+}

@@ -1,0 +1,130 @@
+//! Claims: a tenant says that it brings a name. A claim displaces nobody, routes nothing and reaches no edge until it
+//! is proved.
+
+use aws_lc_rs::rand;
+use axum::http::StatusCode;
+use portico_api::v1::DomainSpec;
+use portico_cert_store::DomainId;
+
+use super::{App, spec};
+use crate::http::fault::{Answered, Fault};
+use crate::http::write::Write;
+use crate::sealer::hex;
+use crate::store::domain::{self, DomainRow, Labels};
+use crate::store::tenant::{self, DomainCount, TenantRow};
+
+/// Claims of one tenant that are not proved, made with the tenant's own token (THREATS F2). An operator's are not
+/// counted against it: an import proves by attestation or in its own time.
+pub(crate) const PENDING_CLAIMS_MAX: u64 = 100;
+
+/// A claim that was made now, or before with the same wishes.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    New(DomainRow),
+    Same(DomainRow),
+}
+
+/// How many more domains a tenant may have; counted once for a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    count: DomainCount,
+    domains_max: u64,
+    pending_max: u64,
+}
+
+impl Quota {
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn count(write: &mut Write, tenant: &TenantRow, by_operator: bool) -> Answered<Self> {
+        Ok(Self {
+            count: tenant::count_domains(&mut write.tx, tenant.id).await?,
+            domains_max: tenant.spec.domains_max.into(),
+            pending_max: if by_operator { u64::MAX } else { PENDING_CLAIMS_MAX },
+        })
+    }
+
+    fn take(&mut self) -> Answered<()> {
+        let refused = |code, detail| Err(Fault::new(StatusCode::CONFLICT, code, detail));
+        if self.count.all >= self.domains_max {
+            let detail = format!(
+                "the tenant may have {} domains; an operator can raise domains_max",
+                self.domains_max
+            );
+            return refused("domains_max_reached", detail);
+        }
+        if self.count.all.saturating_sub(self.count.served) >= self.pending_max {
+            let detail =
+                format!("{} claims are not proved yet; prove or delete some first", self.pending_max);
+            return refused("pending_claims_max_reached", detail);
+        }
+        self.count.all += 1;
+        Ok(())
+    }
+}
+
+/// Makes the claim, with its audit entry and event.
+///
+/// # Errors
+/// 422 with the faulty fields, 409 when the tenant has the name with other wishes or may have no more.
+pub(crate) async fn claim(
+    app: &App,
+    write: &mut Write,
+    tenant: &TenantRow,
+    mut wanted: DomainSpec,
+    quota: &mut Quota,
+) -> Answered<Claimed> {
+    let name = spec::hostname(&mut wanted);
+    let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    let name = match name {
+        Ok(name) if errors.is_empty() => name,
+        Ok(_) => return Err(Fault::fields(errors)),
+        Err(error) => {
+            errors.insert(0, error);
+            return Err(Fault::fields(errors));
+        }
+    };
+    if let Some(row) = domain::find_of_tenant(&mut write.tx, tenant.id, &name).await? {
+        if row.spec == wanted {
+            return Ok(Claimed::Same(row));
+        }
+        let detail =
+            format!("{name} is there with other settings; change it with PATCH /v1/domains/{}", row.id);
+        return Err(Fault::conflict("domain_exists", detail));
+    }
+    quota.take()?;
+    let row = DomainRow {
+        id: DomainId::generate(),
+        tenant_id: tenant.id,
+        name,
+        spec: wanted,
+        served: false,
+        labels: new_labels(),
+        suspension: None,
+        acme_thumbprint: None,
+        check_at: Some(write.now_ms),
+        check_failures: 0,
+        revision: 1,
+        created_at: write.now_ms,
+        deleted_at: None,
+    };
+    domain::insert(&mut write.tx, &row).await?;
+    let id = row.id.to_string();
+    write.audit("domain.create", &id, &(), &row.spec).await?;
+    write.event("domain.created", Some(tenant.id), &id, &format!("{} was added", row.name)).await?;
+    Ok(Claimed::New(row))
+}
+
+/// Four texts of 128 random bits, each a valid DNS label.
+pub(crate) fn new_labels() -> Labels {
+    let random = || {
+        let mut bytes = [0; 16];
+        rand::fill(&mut bytes).expect("the system gives random bytes");
+        hex(&bytes)
+    };
+    Labels {
+        proof_label: random(),
+        txt_token: format!("portico-{}", random()),
+        http_token: random(),
+        challenge_label: random(),
+    }
+}

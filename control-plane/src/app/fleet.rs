@@ -1,0 +1,100 @@
+//! The API's view of the fleet: who is connected, what they have applied, and the short way to all of them.
+//!
+//! [`FleetLink`] wraps the distribution's handle. Without one ([`FleetLink::absent`], for the API alone) there are no
+//! edges: nothing is deployed, nobody acknowledges a suspension, and calls about edges say so.
+
+use axum::http::StatusCode;
+use portico_api::v1::{Edge, JoinToken, Suspension, SuspensionAnswer};
+use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
+
+use crate::distribution::{Distribution, JoinError};
+use crate::http::fault::{Answered, Fault, field};
+
+/// The way to the edges.
+#[derive(Clone, Debug, Default)]
+pub struct FleetLink(Option<Distribution>);
+
+/// How far the live edges of a cell have come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CellState {
+    /// The sequence that each live edge of the cell has applied; 0 while it follows another epoch.
+    pub(crate) applied: Vec<u64>,
+}
+
+impl FleetLink {
+    /// The edges of a running distribution.
+    pub fn to(distribution: &Distribution) -> Self {
+        Self(Some(distribution.clone()))
+    }
+
+    /// No edges.
+    pub fn absent() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn cell(&self, cell: &CellId) -> CellState {
+        let Some(distribution) = &self.0 else { return CellState::default() };
+        let epoch = distribution.generation().epoch;
+        let live = distribution.fleet.edges().into_iter().filter(|edge| edge.live && edge.cell == *cell);
+        let applied = live.map(|edge| if edge.applied.epoch == epoch { edge.applied.sequence } else { 0 });
+        CellState { applied: applied.collect() }
+    }
+
+    /// Suspends (or with `None` resumes) on every connected edge; waits for their word at most a second.
+    pub(crate) async fn suspend(
+        &self,
+        tenant: TenantId,
+        domain: Option<DomainId>,
+        suspension: Option<&Suspension>,
+        version: u64,
+    ) -> SuspensionAnswer {
+        let Some(distribution) = &self.0 else {
+            return SuspensionAnswer { acked: Vec::new(), not_acked: Vec::new() };
+        };
+        let outcome = distribution.fleet.suspend(tenant, domain, suspension, version).await;
+        SuspensionAnswer { acked: outcome.acked, not_acked: outcome.not_acked }
+    }
+
+    pub(crate) async fn create_join_token(&self, cell: &CellId, ttl_seconds: u32) -> Answered<JoinToken> {
+        let distribution = self.0.as_ref().ok_or_else(no_distribution)?;
+        distribution.create_join_token(cell, ttl_seconds).await.map_err(|error| match error {
+            JoinError::Ttl(..) => Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]),
+            other => internal(&other),
+        })
+    }
+
+    pub(crate) async fn edges(&self) -> Answered<Vec<Edge>> {
+        match &self.0 {
+            Some(distribution) => Ok(distribution.edges().await?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    pub(crate) async fn edge(&self, id: EdgeId) -> Answered<Option<Edge>> {
+        match &self.0 {
+            Some(distribution) => Ok(distribution.edge(id).await?),
+            None => Ok(None),
+        }
+    }
+
+    /// `false`: there was none to remove.
+    pub(crate) async fn remove_edge(&self, id: EdgeId) -> Answered<bool> {
+        match &self.0 {
+            Some(distribution) => Ok(distribution.remove_edge(id).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+}
+
+fn no_distribution() -> Fault {
+    Fault::new(StatusCode::SERVICE_UNAVAILABLE, "no_distribution", "this control plane runs without distribution")
+}
+
+fn internal(error: &dyn std::error::Error) -> Fault {
+    tracing::error!(error, "the distribution failed");
+    Fault::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the control plane failed; its log has the cause under this request id",
+    )
+}

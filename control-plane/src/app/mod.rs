@@ -1,0 +1,59 @@
+//! What the API does, apart from HTTP: rules on what may be written, views of what is, and what a proof changes.
+
+pub(crate) mod certificate;
+pub(crate) mod claim;
+pub(crate) mod fleet;
+pub(crate) mod instructions;
+pub(crate) mod ownership;
+pub(crate) mod spec;
+pub(crate) mod status;
+pub(crate) mod view;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use portico_prober::egress::EgressPolicy;
+use tokio::sync::Notify;
+
+use crate::Parts;
+use crate::dns::lookup::Lookup;
+use fleet::FleetLink;
+
+/// What every handler and reconciler of the API shares. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub parts: Parts,
+    pub(crate) fleet: FleetLink,
+    pub(crate) lookup: Lookup,
+    /// Which addresses a tenant's origins, and fetches of its proofs, may have.
+    pub(crate) egress: Arc<EgressPolicy>,
+    /// Wakes the checks of ownership: a claim was made or changed.
+    pub(crate) claims_changed: Arc<Notify>,
+}
+
+impl App {
+    /// # Errors
+    /// The resolver cannot be set up.
+    pub fn new(parts: &Parts, fleet: FleetLink) -> anyhow::Result<Self> {
+        let config = &parts.config;
+        let public = config.fleet.public_addresses.iter().copied().map(IpNet::from).collect();
+        let own: Vec<SocketAddr> = [Some(config.api), Some(config.distribution), config.dns.responder]
+            .into_iter()
+            .flatten()
+            .collect();
+        Ok(Self {
+            parts: parts.clone(),
+            fleet,
+            lookup: Lookup::new(&config.dns)?,
+            egress: Arc::new(EgressPolicy::new(public, own)),
+            claims_changed: Arc::default(),
+        })
+    }
+
+    /// Whether the address is one that tenants' names should resolve to.
+    pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.parts.config.fleet.public_addresses.iter().any(|own| own.to_canonical() == address)
+    }
+}

@@ -1,0 +1,309 @@
+//! Checks of ownership: look at DNS (and, where it may count, at a file), then let the rules of `proof` decide and
+//! write what follows, in one transaction.
+//!
+//! Looking and deciding are apart: [`look`] does the network and takes seconds, [`apply`] runs inside the writer's turn
+//! and reads everything anew. A claim whose texts changed in between is not judged by what was seen.
+
+use std::net::IpAddr;
+
+use portico_api::v1::{ConditionKind, ConditionStatus, ProofMethod};
+use portico_cert_store::{DomainId, DomainName};
+
+use super::claim::new_labels;
+use super::status::{CLAIM_LASTS_MS, RECHECK_FAILED};
+use super::{App, instructions};
+use crate::dns::lookup::Found;
+use crate::proof::{self, Decision, Refusal, Standing};
+use crate::store::condition::{self, Observation};
+use crate::store::domain::{self, DomainRow, Labels};
+use crate::store::proof::ProofRow;
+use crate::store::{StoreError, WriteTx, event, proof as proofs};
+
+mod fetch;
+
+/// A standing proof is looked at again after this (THREATS F1).
+const RECHECK_MS: i64 = 30 * 24 * 3600 * 1000;
+/// The first waiting time of an unproved claim; it doubles with each check, up to the second figure.
+const BACKOFF_FIRST_MS: i64 = 2_000;
+const BACKOFF_MAX_MS: i64 = 3_600_000;
+const SHOWN_ADDRESSES_MAX: usize = 8;
+
+/// What a look found.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    domain: DomainId,
+    /// The texts that were looked for.
+    labels: Labels,
+    /// A proof that holds, with what was seen.
+    proof: Option<(ProofMethod, String)>,
+    /// Without a proof: why, and whether that is certain.
+    lacking: Observation,
+    points_here: Observation,
+}
+
+/// What a check changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// The domain is served from now on.
+    Served,
+    Unchanged,
+    /// The domain was deleted or changed meanwhile.
+    Stale,
+}
+
+impl Checked {
+    /// For the count of checks.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Unchanged => "unchanged",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// Looks for proofs of a claim and where its name points. Takes seconds; never fails, it says what is not known.
+pub(crate) async fn look(app: &App, row: &DomainRow) -> Seen {
+    let dns = &app.parts.config.dns;
+    let target = proof::cname_target(&row.name, &row.labels.proof_label, dns.cname_zone.as_deref());
+    let txt_name = proof::txt_name(&row.name);
+    let host = probe_name(row);
+    let cname = async {
+        match &target {
+            Some(_) => app.lookup.cname(row.name.base().as_str()).await,
+            None => Found::Nothing,
+        }
+    };
+    let (txt, cname, addresses) = tokio::join!(app.lookup.txt(&txt_name), cname, app.lookup.addresses(&host));
+    let points_here = points_here(app, &addresses);
+    let mut proof = None;
+    if proof::txt_proves(txt.records(), &row.labels.txt_token) {
+        proof = Some((ProofMethod::Txt, format!("TXT {txt_name} \"{}\"", row.labels.txt_token)));
+    } else if let Some(target) = target.filter(|target| proof::cname_proves(cname.records(), target)) {
+        proof = Some((ProofMethod::Cname, format!("CNAME {} -> {target}", row.name)));
+    } else if !row.served && !row.name.is_wildcard() {
+        proof = fetch::http_proof(app, row, addresses.records()).await;
+    }
+    let lacking = lacking(app, row, [&txt, &cname]);
+    Seen { domain: row.id, labels: row.labels.clone(), proof, lacking, points_here }
+}
+
+/// Writes what follows from a look. `actor` caused it: a token's id, or `system`.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn apply(
+    tx: &mut WriteTx,
+    seen: &Seen,
+    actor: &str,
+    now_ms: i64,
+) -> Result<Checked, StoreError> {
+    let Some(row) = domain::find(tx, seen.domain).await? else { return Ok(Checked::Stale) };
+    if row.labels != seen.labels {
+        return Ok(Checked::Stale);
+    }
+    condition::set(tx, row.id, &seen.points_here, now_ms).await?;
+    let Some((method, evidence)) = &seen.proof else {
+        return without_proof(tx, &row, seen, now_ms).await;
+    };
+    let proof = ProofRow {
+        domain_id: row.id,
+        method: *method,
+        proved_at: now_ms,
+        checked_at: now_ms,
+        evidence: evidence.clone(),
+        actor: actor.to_owned(),
+    };
+    let was_served = row.served;
+    let refused = accept(tx, row, proof, now_ms).await?.err();
+    let Some(row) = domain::find(tx, seen.domain).await? else { return Ok(Checked::Stale) };
+    let observed = match refused {
+        None => observation(ConditionStatus::True, "Proved", evidence.clone()),
+        Some(refusal) => observation(ConditionStatus::False, "OwnedByAnother", refusal.to_string()),
+    };
+    condition::set(tx, row.id, &observed, now_ms).await?;
+    schedule(tx, &row, seen, now_ms).await?;
+    Ok(if row.served && !was_served { Checked::Served } else { Checked::Unchanged })
+}
+
+/// Puts a proof that holds before the rules and does what they say.
+///
+/// # Errors
+/// The store's; inside, why the rules refuse.
+pub(crate) async fn accept(
+    tx: &mut WriteTx,
+    row: DomainRow,
+    proof: ProofRow,
+    now_ms: i64,
+) -> Result<Result<(), Refusal>, StoreError> {
+    let served = standing(tx, &row).await?;
+    match proof::decide(row.id, &row.name, proof.method, served) {
+        Decision::Refuse(refusal) => return Ok(Err(refusal)),
+        Decision::Confirm => proofs::confirm(tx, row.id, now_ms).await?,
+        Decision::Replace | Decision::Serve => serve(tx, row, &proof, now_ms).await?,
+        Decision::Displace(loser) => {
+            displace(tx, loser, now_ms).await?;
+            serve(tx, row, &proof, now_ms).await?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Who is served for the very name of `row`, and on what.
+async fn standing(tx: &mut WriteTx, row: &DomainRow) -> Result<Option<Standing>, StoreError> {
+    let Some(served) = domain::find_served(tx, &row.name).await? else { return Ok(None) };
+    let proof = proofs::standing(tx, served.id).await?;
+    // A served row without a proof cannot be; were it so, anybody's proof would be better than none.
+    Ok(proof.map(|proof| Standing { domain: served.id, method: proof.method }))
+}
+
+async fn serve(
+    tx: &mut WriteTx,
+    mut row: DomainRow,
+    proof: &ProofRow,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    row.served = true;
+    domain::update(tx, &mut row, now_ms).await?;
+    proofs::put(tx, proof).await?;
+    domain::publish(tx, &row).await?;
+    let text = format!("control of {} is proved: {}", row.name, proof.evidence);
+    event::append(tx, "domain.proved", Some(row.tenant_id), &row.id.to_string(), &text, now_ms).await
+}
+
+/// Ends service of a claim whose name somebody else proved since. Its texts are replaced: records that still stand in
+/// the zone prove nothing from now on.
+async fn displace(tx: &mut WriteTx, loser: DomainId, now_ms: i64) -> Result<(), StoreError> {
+    let Some(mut row) = domain::find(tx, loser).await? else { return Ok(()) };
+    proofs::end(tx, row.id, now_ms, "a newer proof of another account").await?;
+    row.served = false;
+    row.labels = new_labels();
+    row.check_at = Some(now_ms + BACKOFF_FIRST_MS);
+    row.check_failures = 0;
+    domain::update(tx, &mut row, now_ms).await?;
+    domain::publish(tx, &row).await?;
+    let observed = observation(
+        ConditionStatus::False,
+        "Displaced",
+        "another account has proved control of the name since; the records to set have changed".to_owned(),
+    );
+    condition::set(tx, row.id, &observed, now_ms).await?;
+    let text =
+        format!("{} is no longer served for this tenant: another account proved control of it", row.name);
+    event::append(tx, "domain.displaced", Some(row.tenant_id), &row.id.to_string(), &text, now_ms).await
+}
+
+async fn without_proof(
+    tx: &mut WriteTx,
+    row: &DomainRow,
+    seen: &Seen,
+    now_ms: i64,
+) -> Result<Checked, StoreError> {
+    let standing = proofs::standing(tx, row.id).await?.filter(|_| row.served);
+    let observed = match standing {
+        None => seen.lacking.clone(),
+        // Nothing was set in DNS for an attestation, so nothing can be missing there.
+        Some(proof) if proof.method == ProofMethod::Attestation => {
+            observation(ConditionStatus::True, "Proved", proof.evidence)
+        }
+        // The file behind an HTTP proof may go once it was seen.
+        Some(proof) if proof.method == ProofMethod::Http => {
+            observation(ConditionStatus::True, "Proved", proof.evidence)
+        }
+        // Not known is not gone.
+        Some(proof) if seen.lacking.status == ConditionStatus::Unknown => {
+            observation(ConditionStatus::True, "Proved", proof.evidence)
+        }
+        Some(_) => {
+            let message = "The record that proved control is gone; the domain is served on all the same.";
+            observation(ConditionStatus::True, RECHECK_FAILED, message.to_owned())
+        }
+    };
+    let changed = condition::set(tx, row.id, &observed, now_ms).await?;
+    if changed && observed.reason == RECHECK_FAILED {
+        let text = format!("{}: {}", row.name, observed.message);
+        event::append(tx, "domain.recheck_failed", Some(row.tenant_id), &row.id.to_string(), &text, now_ms)
+            .await?;
+    }
+    schedule(tx, row, seen, now_ms).await?;
+    Ok(Checked::Unchanged)
+}
+
+/// When the claim is looked at next: a served one that points here in 30 days (spread over three more), others soon and
+/// then less and less often, an unproved one no longer after 7 days.
+async fn schedule(tx: &mut WriteTx, row: &DomainRow, seen: &Seen, now_ms: i64) -> Result<(), StoreError> {
+    let settled = row.served && seen.points_here.status != ConditionStatus::False;
+    if settled {
+        let spread = i64::try_from(row.id.ulid().0 % (RECHECK_MS as u128 / 10)).unwrap_or(0);
+        return domain::schedule(tx, row.id, Some(now_ms + RECHECK_MS + spread), 0).await;
+    }
+    let failures = row.check_failures.saturating_add(1);
+    let wait = BACKOFF_FIRST_MS.saturating_mul(1 << row.check_failures.min(20)).min(BACKOFF_MAX_MS);
+    let given_up = !row.served && now_ms - row.created_at >= CLAIM_LASTS_MS;
+    domain::schedule(tx, row.id, (!given_up).then_some(now_ms + wait), failures).await
+}
+
+fn points_here(app: &App, addresses: &Found<IpAddr>) -> Observation {
+    let kind = ConditionKind::DnsPointsHere;
+    let observed = |status, reason: &str, message: String| Observation {
+        kind,
+        status,
+        reason: reason.to_owned(),
+        message,
+        next_check_at: None,
+    };
+    if app.parts.config.fleet.public_addresses.is_empty() {
+        let message = "fleet.public_addresses is not configured".to_owned();
+        return observed(ConditionStatus::Unknown, "NotConfigured", message);
+    }
+    match addresses {
+        Found::Unknown(why) => observed(ConditionStatus::Unknown, "NoAnswer", why.clone()),
+        Found::Nothing => {
+            observed(ConditionStatus::False, "NoAddress", "the name has no address.".to_owned())
+        }
+        Found::Records(found) => {
+            let shown: Vec<String> =
+                found.iter().take(SHOWN_ADDRESSES_MAX).map(ToString::to_string).collect();
+            let message = format!("it resolves to {}.", shown.join(", "));
+            if found.iter().all(|&address| app.is_ours(address)) {
+                observed(ConditionStatus::True, "PointsHere", message)
+            } else {
+                observed(ConditionStatus::False, "PointsElsewhere", message)
+            }
+        }
+    }
+}
+
+fn lacking(app: &App, row: &DomainRow, looked: [&Found<String>; 2]) -> Observation {
+    let unknown = looked.into_iter().find_map(|found| match found {
+        Found::Unknown(why) => Some(why.clone()),
+        Found::Nothing | Found::Records(_) => None,
+    });
+    match unknown {
+        Some(why) => observation(ConditionStatus::Unknown, "NoAnswer", why),
+        None => {
+            let wanted = instructions::proof_text(&instructions::instructions(row, &app.parts.config));
+            observation(ConditionStatus::False, "RecordNotFound", format!("not found yet: {wanted}"))
+        }
+    }
+}
+
+fn observation(status: ConditionStatus, reason: &str, message: String) -> Observation {
+    Observation {
+        kind: ConditionKind::OwnershipProved,
+        status,
+        reason: reason.to_owned(),
+        message,
+        next_check_at: None,
+    }
+}
+
+/// The name whose addresses are looked at: the host, or some name below a wildcard's base.
+fn probe_name(row: &DomainRow) -> DomainName {
+    let base = row.name.base();
+    if !row.name.is_wildcard() {
+        return base.clone();
+    }
+    let label = &row.labels.http_token[..row.labels.http_token.len().min(12)];
+    DomainName::parse(&format!("{label}.{base}")).unwrap_or_else(|_| base.clone())
+}

@@ -1,0 +1,231 @@
+//! What a tenant or a domain may be told to be: every rule beyond the JSON types, each with the pointer of its field.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, Uri};
+use ipnet::IpNet;
+use portico_api::v1::{Action, DomainSpec, EgressGrant, FieldError, Route, Suspension, TenantSpec};
+use portico_cert_store::{CellId, NamePattern};
+use portico_prober::egress::{EgressPolicy, Grant};
+use url::{Host, Url};
+
+use crate::clock::parse_rfc3339;
+use crate::http::fault::field;
+
+/// Rules of one domain.
+const ROUTES_MAX: usize = 100;
+const PATH_PREFIX_BYTES_MAX: usize = 1024;
+const URL_BYTES_MAX: usize = 2048;
+const HEADER_BYTES_MAX: usize = 255;
+/// One static answer; the same bound as at the edges.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// All routes of one domain, so that its resource stays below the wire's 512 KiB.
+const ROUTES_BYTES_MAX: usize = 256 * 1024;
+const CELLS_MAX: usize = 8;
+const GRANTS_MAX: usize = 64;
+const PORTS_MAX: usize = 64;
+const DOMAINS_MAX: u32 = 1_000_000;
+const REASON_BYTES_MAX: usize = 500;
+/// Two years, the longest that browsers' preload lists ask for.
+const HSTS_MAX_AGE_MAX: u32 = 63_072_000;
+
+/// Reads a domain's name and rewrites it in `spec` as it is stored.
+///
+/// # Errors
+/// The faulty field.
+pub(crate) fn hostname(spec: &mut DomainSpec) -> Result<NamePattern, FieldError> {
+    let name = NamePattern::parse(&spec.hostname)
+        .map_err(|error| field("/hostname", "domain_name_invalid", error.to_string()))?;
+    spec.hostname = name.to_string();
+    Ok(name)
+}
+
+/// Everything of a domain but its name.
+pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
+    let mut errors = cells("/cells", &spec.cells);
+    if spec.routes.len() > ROUTES_MAX {
+        errors.push(field("/routes", "too_many", format!("at most {ROUTES_MAX} routes")));
+    }
+    if spec.hsts_max_age_seconds > HSTS_MAX_AGE_MAX {
+        let message = format!("at most {HSTS_MAX_AGE_MAX} (two years)");
+        errors.push(field("/hsts_max_age_seconds", "out_of_range", message));
+    }
+    let mut prefixes = HashSet::new();
+    for (index, route) in spec.routes.iter().enumerate().take(ROUTES_MAX) {
+        let at = format!("/routes/{index}");
+        if !prefixes.insert(route.path_prefix.as_str()) {
+            let message = "an earlier route has the same path_prefix; this one is never reached";
+            errors.push(field(format!("{at}/path_prefix"), "duplicate", message));
+        }
+        errors.extend(self::route(&at, route, policy, grants));
+    }
+    let size = serde_json::to_vec(&spec.routes).map_or(usize::MAX, |text| text.len());
+    if size > ROUTES_BYTES_MAX && errors.is_empty() {
+        let message = format!(
+            "the routes have {size} bytes of JSON, at most {ROUTES_BYTES_MAX}; put large bodies on an origin"
+        );
+        errors.push(field("/routes", "too_large", message));
+    }
+    errors
+}
+
+fn route(at: &str, route: &Route, policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let prefix = &route.path_prefix;
+    let plain = prefix.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
+    if !prefix.starts_with('/') || !plain || prefix.len() > PATH_PREFIX_BYTES_MAX {
+        let message = "must begin with `/` and be a path without query, at most 1,024 bytes; percent-encode other characters";
+        errors.push(field(format!("{at}/path_prefix"), "invalid_path", message));
+    }
+    match &route.action {
+        Action::Proxy { origin, host_header } => {
+            errors.extend(self::origin(&format!("{at}/action/origin"), origin, policy, grants).err());
+            let wrong = host_header.as_deref().filter(|host| !is_authority(host));
+            let message = "must be a host with an optional port";
+            errors.extend(wrong.map(|_| field(format!("{at}/action/host_header"), "invalid_host", message)));
+        }
+        Action::Redirect { to, status, .. } => {
+            errors.extend(redirect(&format!("{at}/action/to"), to).err());
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                let message = "must be 301, 302, 303, 307 or 308";
+                errors.push(field(format!("{at}/action/status"), "invalid_status", message));
+            }
+        }
+        Action::Static { status, content_type, body } => {
+            if !(200..=599).contains(status) || matches!(status, 204 | 205 | 304) {
+                let message = "must be from 200 to 599 and one that may have a body";
+                errors.push(field(format!("{at}/action/status"), "invalid_status", message));
+            }
+            if content_type.len() > HEADER_BYTES_MAX || HeaderValue::from_str(content_type).is_err() {
+                let message = "must be a media type of at most 255 visible characters";
+                errors.push(field(format!("{at}/action/content_type"), "invalid_header", message));
+            }
+            if body.len() > BODY_BYTES_MAX {
+                let message =
+                    format!("has {} bytes, at most {BODY_BYTES_MAX}; put it on an origin", body.len());
+                errors.push(field(format!("{at}/action/body"), "too_large", message));
+            }
+        }
+    }
+    errors
+}
+
+fn origin(at: &str, text: &str, policy: &EgressPolicy, grants: &[EgressGrant]) -> Result<(), FieldError> {
+    let wrong = |message: &str| field(at, "invalid_origin", message);
+    let url = absolute(text).map_err(|message| wrong(&message))?;
+    if !matches!(url.path(), "/" | "") || url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("must be http://host[:port] or https://host[:port] without path or query"));
+    }
+    let port =
+        url.port_or_known_default().filter(|&port| port != 0).ok_or_else(|| wrong("has no usable port"))?;
+    // Only literal addresses can be judged here; a name is judged at the edge, at each connect (THREATS F5).
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => SocketAddr::from((address, port)),
+        Some(Host::Ipv6(address)) => SocketAddr::from((address, port)),
+        Some(Host::Domain(_)) => return Ok(()),
+        None => return Err(wrong("has no host")),
+    };
+    let grants: Vec<(IpNet, &[u16])> =
+        grants.iter().filter_map(|grant| Some((grant.cidr.parse().ok()?, grant.ports.as_slice()))).collect();
+    policy
+        .check(address, grants.iter().map(|&(net, ports)| Grant { net, ports }))
+        .map_err(|refused| field(at, "origin_denied", refused.to_string()))
+}
+
+fn redirect(at: &str, text: &str) -> Result<(), FieldError> {
+    absolute(text).map(|_| ()).map_err(|message| field(at, "invalid_url", message))
+}
+
+fn absolute(text: &str) -> Result<Url, String> {
+    if text.len() > URL_BYTES_MAX {
+        return Err(format!("has {} bytes, at most {URL_BYTES_MAX}", text.len()));
+    }
+    if let Some(odd) = text.chars().find(|&c| c.is_control() || c.is_whitespace() || c == '\\') {
+        return Err(format!("holds {odd:?}, which no URL may hold"));
+    }
+    let url = Url::parse(text).map_err(|error| format!("is not an absolute URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must begin with http:// or https://".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or password".to_owned());
+    }
+    Ok(url)
+}
+
+fn is_authority(text: &str) -> bool {
+    let parsed = text.parse::<Authority>();
+    text.len() <= HEADER_BYTES_MAX
+        && parsed.is_ok_and(|authority| !authority.as_str().contains('@'))
+        && format!("http://{text}/").parse::<Uri>().is_ok_and(|uri| uri.path() == "/")
+}
+
+fn cells(at: &str, cells: &[CellId]) -> Vec<FieldError> {
+    let unique: HashSet<&CellId> = cells.iter().collect();
+    let mut errors = Vec::new();
+    if cells.len() > CELLS_MAX {
+        errors.push(field(at, "too_many", format!("at most {CELLS_MAX} cells")));
+    }
+    if unique.len() != cells.len() {
+        errors.push(field(at, "duplicate", "names a cell twice"));
+    }
+    errors
+}
+
+/// Everything of a tenant.
+pub(crate) fn tenant(spec: &TenantSpec) -> Vec<FieldError> {
+    let mut errors = cells("/cells", &spec.cells);
+    let plain = spec.name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    if !plain || !(1..=63).contains(&spec.name.len()) {
+        errors.push(field("/name", "invalid_name", "must be 1 to 63 of a-z, 0-9 and `-`"));
+    }
+    if !(1..=DOMAINS_MAX).contains(&spec.domains_max) {
+        errors.push(field("/domains_max", "out_of_range", format!("must be from 1 to {DOMAINS_MAX}")));
+    }
+    if spec.egress_grants.len() > GRANTS_MAX {
+        errors.push(field("/egress_grants", "too_many", format!("at most {GRANTS_MAX} grants")));
+    }
+    for (index, grant) in spec.egress_grants.iter().enumerate() {
+        let at = format!("/egress_grants/{index}");
+        if grant.cidr.parse::<IpNet>().is_err() {
+            let message = "must be an address range such as 10.1.0.0/16 or fd00:1::/32";
+            errors.push(field(format!("{at}/cidr"), "invalid_cidr", message));
+        }
+        if !(1..=PORTS_MAX).contains(&grant.ports.len()) || grant.ports.contains(&0) {
+            let message = "must name 1 to 64 ports from 1 to 65535";
+            errors.push(field(format!("{at}/ports"), "invalid_ports", message));
+        }
+    }
+    errors
+}
+
+/// A suspension that is asked for at `now_ms`.
+pub(crate) fn suspension(asked: &Suspension, now_ms: i64) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if asked.reason.len() > REASON_BYTES_MAX {
+        let message = format!("has {} bytes, at most {REASON_BYTES_MAX}", asked.reason.len());
+        errors.push(field("/reason", "too_large", message));
+    }
+    if let Some(until) = &asked.until {
+        match parse_rfc3339(until) {
+            None => {
+                errors.push(field("/until", "invalid_time", "must be RFC 3339, such as 2027-01-31T12:00:00Z"))
+            }
+            Some(until) if until <= now_ms => {
+                errors.push(field(
+                    "/until",
+                    "out_of_range",
+                    "lies in the past; leave it out to suspend until resumed",
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+#[path = "spec/tests.rs"]
+mod tests;

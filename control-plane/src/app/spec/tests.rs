@@ -1,0 +1,176 @@
+use serde_json::json;
+
+use super::*;
+
+fn spec(route: serde_json::Value) -> DomainSpec {
+    serde_json::from_value(json!({ "hostname": "shop.example", "routes": [route] })).unwrap()
+}
+
+fn first_fault(route: serde_json::Value, grants: &[EgressGrant]) -> Option<(String, String)> {
+    let policy =
+        EgressPolicy::new(vec!["127.0.0.11/32".parse().unwrap()], vec!["127.0.0.1:7070".parse().unwrap()]);
+    let errors = domain(&spec(route), &policy, grants);
+    errors.into_iter().next().map(|error| (error.pointer, error.code))
+}
+
+fn proxy(origin: &str) -> serde_json::Value {
+    json!({ "action": { "type": "proxy", "origin": origin } })
+}
+
+#[test]
+fn origins_that_are_wrong_or_denied_point_at_their_field() {
+    let grants = [EgressGrant { cidr: "127.0.0.0/8".into(), ports: vec![9000, 7070] }];
+    for good in
+        ["http://origin.example", "https://origin.example:8443", "http://origin.example/", "http://1.1.1.1"]
+    {
+        assert_eq!(first_fault(proxy(good), &[]), None, "{good}");
+    }
+    let origin = "/routes/0/action/origin".to_owned();
+    for wrong in [
+        "",
+        "origin.example",
+        "ftp://origin.example",
+        "http://",
+        "http://a.example/path",
+        "http://a.example?x",
+        "http://u:p@a.example",
+        "http://a.example#f",
+        "http://a.example:0",
+        "http://a.example:99999",
+        "http://a b",
+        "http:\\\\a.example",
+        "javascript:alert(1)",
+        "http://a.example\r\nX: y",
+    ] {
+        assert_eq!(
+            first_fault(proxy(wrong), &grants),
+            Some((origin.clone(), "invalid_origin".into())),
+            "{wrong}"
+        );
+    }
+    for denied in [
+        "http://127.0.0.1",
+        "http://2130706433",
+        "http://0177.0.0.1",
+        "http://127.1",
+        "http://0x7f000001",
+        "http://[::1]",
+        "http://[::ffff:7f00:1]",
+        "http://169.254.169.254",
+        "http://10.0.0.1",
+        "http://1.1.1.1:22",
+        "http://127.0.0.1.:80",
+    ] {
+        assert_eq!(
+            first_fault(proxy(denied), &[]),
+            Some((origin.clone(), "origin_denied".into())),
+            "{denied}"
+        );
+    }
+    assert_eq!(first_fault(proxy("http://127.0.0.1:9000"), &grants), None);
+    let own = ["http://127.0.0.1:7070", "http://127.0.0.11:9000"];
+    for denied in own {
+        assert_eq!(
+            first_fault(proxy(denied), &grants),
+            Some((origin.clone(), "origin_denied".into())),
+            "{denied}"
+        );
+    }
+}
+
+#[test]
+fn routes_are_checked_field_by_field() {
+    let fixed =
+        |body: &str, status: u16| json!({ "action": { "type": "static", "body": body, "status": status } });
+    let to = |to: &str, status: u16| json!({ "action": { "type": "redirect", "to": to, "status": status } });
+    let path = |path: &str| json!({ "path_prefix": path, "action": { "type": "static", "body": "" } });
+    for (route, expected) in [
+        (fixed("hello", 200), None),
+        (fixed(&"x".repeat(64 * 1024), 200), None),
+        (fixed(&"x".repeat(64 * 1024 + 1), 200), Some("/routes/0/action/body")),
+        (fixed("", 99), Some("/routes/0/action/status")),
+        (fixed("", 304), Some("/routes/0/action/status")),
+        (fixed("", 600), Some("/routes/0/action/status")),
+        (to("https://example.org/new", 301), None),
+        (to("https://example.org", 300), Some("/routes/0/action/status")),
+        (to("/new", 301), Some("/routes/0/action/to")),
+        (to("https://e.example/\r\nSet-Cookie: a=b", 301), Some("/routes/0/action/to")),
+        (path("/a/b"), None),
+        (path("a"), Some("/routes/0/path_prefix")),
+        (path(""), Some("/routes/0/path_prefix")),
+        (path("/a?b"), Some("/routes/0/path_prefix")),
+        (path("/a b"), Some("/routes/0/path_prefix")),
+        (
+            json!({ "action": { "type": "proxy", "origin": "http://a.example", "host_header": "a.example/x" } }),
+            Some("/routes/0/action/host_header"),
+        ),
+        (
+            json!({ "action": { "type": "static", "body": "", "content_type": "text/html\r\nX: y" } }),
+            Some("/routes/0/action/content_type"),
+        ),
+    ] {
+        let found = first_fault(route.clone(), &[]).map(|(pointer, _)| pointer);
+        assert_eq!(found.as_deref(), expected, "{route}");
+    }
+}
+
+#[test]
+fn a_domain_is_bounded_as_a_whole() {
+    let policy = EgressPolicy::default();
+    let mut large = spec(json!({ "action": { "type": "static", "body": "" } }));
+    let route = |number: usize, body: usize| Route {
+        path_prefix: format!("/{number}"),
+        action: Action::Static { status: 200, content_type: "text/plain".into(), body: "x".repeat(body) },
+    };
+    large.routes = (0..5).map(|number| route(number, 60_000)).collect();
+    assert_eq!(domain(&large, &policy, &[])[0].code, "too_large");
+    large.routes = (0..101).map(|number| route(number, 0)).collect();
+    assert_eq!(domain(&large, &policy, &[])[0].code, "too_many");
+    large.routes = vec![route(1, 0), route(1, 0)];
+    assert_eq!(domain(&large, &policy, &[])[0].pointer, "/routes/1/path_prefix");
+    large.routes.clear();
+    large.cells = vec!["a".parse().unwrap(), "a".parse().unwrap()];
+    assert_eq!(domain(&large, &policy, &[])[0].pointer, "/cells");
+}
+
+#[test]
+fn hostnames_that_cannot_be_a_tenants_are_refused_and_the_rest_is_normalised() {
+    let read = |text: &str| {
+        let mut spec = spec(json!({ "action": { "type": "static", "body": "" } }));
+        spec.hostname = text.to_owned();
+        hostname(&mut spec).map(|_| spec.hostname).map_err(|error| (error.pointer, error.code))
+    };
+    assert_eq!(read("WWW.Shop.Example.").unwrap(), "www.shop.example");
+    assert_eq!(read("bücher.example").unwrap(), "xn--bcher-kva.example");
+    assert_eq!(read("*.Shop.Example").unwrap(), "*.shop.example");
+    let long = format!("{}.example", "a".repeat(300));
+    for wrong in
+        ["", "shop", "127.0.0.1", "[::1]", "co.uk", "*.co.uk", "a..b.example", "a b.example", "*", &long]
+    {
+        assert_eq!(read(wrong), Err(("/hostname".into(), "domain_name_invalid".into())), "{wrong}");
+    }
+}
+
+#[test]
+fn tenants_and_suspensions_are_checked() {
+    let read = |value: serde_json::Value| {
+        let spec: TenantSpec = serde_json::from_value(value).unwrap();
+        tenant(&spec).into_iter().map(|error| error.pointer).collect::<Vec<_>>()
+    };
+    assert_eq!(read(json!({ "name": "acme-1" })), Vec::<String>::new());
+    assert_eq!(read(json!({ "name": "Acme" })), ["/name"]);
+    assert_eq!(read(json!({ "name": "a", "domains_max": 0 })), ["/domains_max"]);
+    let grants = json!({ "name": "a", "egress_grants": [{ "cidr": "10.0.0.0/40", "ports": [] }] });
+    assert_eq!(read(grants), ["/egress_grants/0/cidr", "/egress_grants/0/ports"]);
+
+    let asked = |value: serde_json::Value| {
+        let asked: Suspension = serde_json::from_value(value).unwrap();
+        suspension(&asked, 1_700_000_000_000).into_iter().map(|error| error.pointer).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(json!({ "mode": "legal" })), Vec::<String>::new());
+    assert_eq!(asked(json!({ "mode": "page", "until": "2020-01-01T00:00:00Z" })), ["/until"]);
+    assert_eq!(
+        asked(json!({ "mode": "page", "until": "soon", "reason": "x".repeat(501) })),
+        ["/reason", "/until"]
+    );
+}

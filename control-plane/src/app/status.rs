@@ -1,0 +1,352 @@
+//! Where a domain stands, in one word, with the reasons and the next step: a pure function of stored facts.
+//!
+//! The order of the questions is the order of a domain's life: suspended? proved? certificate? on the edges? well?
+//! Unknown is never false: a check that got no answer takes nothing away and is shown as not known.
+
+use portico_api::v1::{
+    Actor, Condition, ConditionKind, ConditionStatus, DnsInstructions, DomainStatus, NextAction,
+    RecordPurpose,
+};
+use portico_cert_store::CellId;
+
+use super::instructions::{proof_text, traffic_text};
+use crate::clock::rfc3339;
+use crate::store::condition::ConditionRow;
+
+/// Unproved claims are looked at for so long after they were made (THREATS F2).
+pub(crate) const CLAIM_LASTS_MS: i64 = 7 * 24 * 3600 * 1000;
+
+/// What is stored about a domain. Times are Unix milliseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) suspended: bool,
+    /// When the standing proof was accepted; `None`: there is none, or another claim's is newer.
+    pub(crate) proved_at: Option<i64>,
+    /// The name is served for another tenant.
+    pub(crate) owned_by_another: bool,
+    pub(crate) created_at: i64,
+    pub(crate) next_check_at: Option<i64>,
+    pub(crate) conditions: &'a [ConditionRow],
+    pub(crate) dns: &'a DnsInstructions,
+    /// One for each cell that is to serve the domain.
+    pub(crate) cells: Vec<CellFacts>,
+    pub(crate) order: Option<OrderFacts>,
+    /// What kept the name from being ordered, when something did.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CellFacts {
+    pub(crate) cell: CellId,
+    pub(crate) certificate: Option<CertificateFacts>,
+    pub(crate) live_edges: usize,
+    /// Live edges that have applied the domain and its certificate.
+    pub(crate) current_edges: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CertificateFacts {
+    pub(crate) created_at: i64,
+    pub(crate) renew_at: i64,
+    pub(crate) not_after: i64,
+}
+
+/// The newest order for the name that has not ended well.
+#[derive(Clone, Debug)]
+pub(crate) struct OrderFacts {
+    pub(crate) step: OrderStep,
+    pub(crate) error: Option<String>,
+    pub(crate) next_at: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OrderStep {
+    /// The CA is to look, or looks.
+    Validating,
+    Issuing,
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) error: String,
+    pub(crate) next_at: i64,
+    /// A CA's validation failed; else the pre-flight did.
+    pub(crate) at_ca: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Assessment {
+    pub(crate) status: DomainStatus,
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) next_action: Option<NextAction>,
+}
+
+/// Assesses a domain at `now`.
+pub(crate) fn assess(facts: &Facts<'_>, now: i64) -> Assessment {
+    let (status, next_action) = judge(facts, now);
+    Assessment { status, conditions: conditions(facts, now), next_action }
+}
+
+fn judge(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
+    if facts.suspended {
+        let text =
+            "Suspended by the operator; its certificate is kept alive. An operator resumes it.".to_owned();
+        return (DomainStatus::Suspended, Some(act(Actor::Operator, text)));
+    }
+    if facts.proved_at.is_none() {
+        return unproved(facts, now);
+    }
+    let usable = |cell: &CellFacts| cell.certificate.is_some_and(|certificate| certificate.not_after > now);
+    if !facts.cells.iter().all(usable) {
+        return uncertified(facts, now);
+    }
+    if let Some(waiting) =
+        facts.cells.iter().find(|cell| cell.live_edges == 0 || cell.current_edges < cell.live_edges)
+    {
+        return (DomainStatus::Deploying, Some(deploying(waiting)));
+    }
+    match complaint(facts, now) {
+        Some(action) => (DomainStatus::Degraded, Some(action)),
+        None => (DomainStatus::Active, None),
+    }
+}
+
+fn unproved(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
+    let record = proof_text(facts.dns);
+    let records = |purposes: &[RecordPurpose]| {
+        facts.dns.records.iter().filter(|record| purposes.contains(&record.purpose)).cloned().collect()
+    };
+    let mut action = if facts.owned_by_another {
+        act(
+            Actor::Tenant,
+            format!("The name is served for another account here. To take it over, set {record}."),
+        )
+    } else {
+        act(Actor::Tenant, format!("Prove that you control {}: set {record}.", facts.name))
+    };
+    action.records = records(&[RecordPurpose::ProofAndTraffic, RecordPurpose::Proof]);
+    action.retry_at = facts.next_check_at.map(rfc3339);
+    let given_up = facts.next_check_at.is_none() && now - facts.created_at >= CLAIM_LASTS_MS;
+    if given_up {
+        action.text = format!("{} Then ask for a check; the system no longer looks by itself.", action.text);
+        return (DomainStatus::Failed, Some(action));
+    }
+    (DomainStatus::Pending, Some(action))
+}
+
+fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
+    if let Some(order) = &facts.order {
+        let retry = |text: &str| retry(text, order.next_at, now);
+        match order.step {
+            OrderStep::Validating => {
+                let status = DomainStatus::Validating;
+                return (
+                    status,
+                    Some(retry(order.error.as_deref().unwrap_or("The CA is validating the name."))),
+                );
+            }
+            OrderStep::Issuing => {
+                let status = DomainStatus::Issuing;
+                return (
+                    status,
+                    Some(retry(order.error.as_deref().unwrap_or("The certificate is being ordered."))),
+                );
+            }
+            OrderStep::Failed => {}
+        }
+    }
+    let at_ca = facts.trouble.as_ref().is_some_and(|trouble| trouble.at_ca);
+    let elsewhere = is(facts, ConditionKind::DnsPointsHere, ConditionStatus::False);
+    let unreachable = is(facts, ConditionKind::ChallengeReachable, ConditionStatus::False);
+    if (elsewhere || unreachable) && !at_ca {
+        return (DomainStatus::Pending, Some(point_here(facts)));
+    }
+    let failed = facts.order.as_ref().filter(|order| order.step == OrderStep::Failed);
+    let error = facts.trouble.as_ref().map(|trouble| (trouble.error.clone(), trouble.next_at));
+    let error =
+        error.or_else(|| failed.map(|order| (order.error.clone().unwrap_or_default(), order.next_at)));
+    match error {
+        None => (
+            DomainStatus::Issuing,
+            Some(act(Actor::System, "The certificate is about to be ordered.".to_owned())),
+        ),
+        Some((error, next_at)) => {
+            let mut action =
+                if elsewhere || unreachable { point_here(facts) } else { act(Actor::Tenant, String::new()) };
+            action.text = format!("No certificate yet: {error} {}", action.text).trim().to_owned();
+            action.retry_at = (next_at > now).then(|| rfc3339(next_at));
+            (
+                if at_ca || failed.is_some() { DomainStatus::Failed } else { DomainStatus::Pending },
+                Some(action),
+            )
+        }
+    }
+}
+
+fn point_here(facts: &Facts<'_>) -> NextAction {
+    let found = stored(facts, ConditionKind::DnsPointsHere)
+        .map(|row| row.observed.message.clone())
+        .unwrap_or_default();
+    let mut text = format!("Point {} here: set {}.", facts.name, traffic_text(facts.dns));
+    if !found.is_empty() {
+        text = format!("{text} Now: {found}");
+    }
+    let mut action = act(Actor::Tenant, text);
+    let wanted = [RecordPurpose::Traffic, RecordPurpose::ChallengeDelegation];
+    action.records =
+        facts.dns.records.iter().filter(|record| wanted.contains(&record.purpose)).cloned().collect();
+    let next = stored(facts, ConditionKind::ChallengeReachable).and_then(|row| row.observed.next_check_at);
+    action.retry_at = next.or(facts.next_check_at).map(rfc3339);
+    action
+}
+
+fn deploying(cell: &CellFacts) -> NextAction {
+    if cell.live_edges == 0 {
+        let text = format!(
+            "No edge of cell {} is connected; start one, or join one with `portico edge join --cell {}`.",
+            cell.cell, cell.cell
+        );
+        return act(Actor::Operator, text);
+    }
+    let text = format!("On {} of {} edges of cell {}.", cell.current_edges, cell.live_edges, cell.cell);
+    act(Actor::System, text)
+}
+
+/// What is wrong with a domain that serves.
+fn complaint(facts: &Facts<'_>, now: i64) -> Option<NextAction> {
+    let late =
+        facts.cells.iter().filter_map(|cell| cell.certificate).any(|certificate| certificate.renew_at < now);
+    if let Some(order) = facts.order.as_ref().filter(|order| late && order.error.is_some()) {
+        let error = order.error.as_deref().unwrap_or_default();
+        return Some(retry(&format!("The renewal fails: {error}"), order.next_at, now));
+    }
+    let row =
+        stored(facts, ConditionKind::OwnershipProved).filter(|row| row.observed.reason == RECHECK_FAILED)?;
+    let mut action =
+        act(Actor::Tenant, format!("{} Set {} again.", row.observed.message, proof_text(facts.dns)));
+    action.records = facts.dns.records.clone();
+    action.retry_at = facts.next_check_at.map(rfc3339);
+    Some(action)
+}
+
+/// The reason of [`ConditionKind::OwnershipProved`] when the record of a standing proof is gone.
+pub(crate) const RECHECK_FAILED: &str = "RecheckFailed";
+
+fn conditions(facts: &Facts<'_>, now: i64) -> Vec<Condition> {
+    let ownership = match (facts.proved_at, stored(facts, ConditionKind::OwnershipProved)) {
+        (Some(_), Some(row)) if row.observed.status == ConditionStatus::True => row.into(),
+        (Some(at), _) => condition(ConditionKind::OwnershipProved, ConditionStatus::True, "Proved", "", at),
+        (None, _) if facts.owned_by_another => {
+            let message = "the name is served for another account; a DNS record moves it";
+            let kind = ConditionKind::OwnershipProved;
+            condition(kind, ConditionStatus::False, "OwnedByAnother", message, facts.created_at)
+        }
+        (None, Some(row)) if row.observed.status != ConditionStatus::True => row.into(),
+        (None, _) => {
+            let (kind, at) = (ConditionKind::OwnershipProved, facts.created_at);
+            condition(kind, ConditionStatus::Unknown, "NotChecked", "no check has ended yet", at)
+        }
+    };
+    let observed = |kind| {
+        stored(facts, kind).map_or_else(
+            || condition(kind, ConditionStatus::Unknown, "NotChecked", "not looked at yet", facts.created_at),
+            Condition::from,
+        )
+    };
+    vec![
+        ownership,
+        observed(ConditionKind::DnsPointsHere),
+        observed(ConditionKind::ChallengeReachable),
+        certificate_ready(facts, now),
+        deployed(facts, now),
+    ]
+}
+
+fn certificate_ready(facts: &Facts<'_>, now: i64) -> Condition {
+    let kind = ConditionKind::CertificateReady;
+    let lacking = facts.cells.iter().find(|cell| cell.certificate.is_none_or(|found| found.not_after <= now));
+    let newest = facts.cells.iter().filter_map(|cell| cell.certificate).map(|found| found.created_at).max();
+    match lacking {
+        None => condition(kind, ConditionStatus::True, "Issued", "", newest.unwrap_or(facts.created_at)),
+        Some(cell) => match cell.certificate {
+            Some(found) => {
+                let message = format!("expired in cell {}", cell.cell);
+                condition(kind, ConditionStatus::False, "Expired", &message, found.not_after)
+            }
+            None => {
+                let error = facts.trouble.as_ref().map(|trouble| trouble.error.clone());
+                let error = error.or_else(|| facts.order.as_ref().and_then(|order| order.error.clone()));
+                let reason = if error.is_some() { "OrderFailed" } else { "NotIssued" };
+                let message =
+                    error.unwrap_or_else(|| format!("cell {} has no certificate for it yet", cell.cell));
+                condition(kind, ConditionStatus::False, reason, &message, facts.created_at)
+            }
+        },
+    }
+}
+
+fn deployed(facts: &Facts<'_>, now: i64) -> Condition {
+    let kind = ConditionKind::Deployed;
+    let newest = facts.cells.iter().filter_map(|cell| cell.certificate).map(|found| found.created_at).max();
+    let Some(since) = newest.filter(|_| facts.proved_at.is_some()) else {
+        return condition(kind, ConditionStatus::False, "NothingToDeploy", "", facts.created_at);
+    };
+    if facts.cells.iter().any(|cell| cell.live_edges == 0) {
+        // Edges that are away serve what they have; what that is cannot be told from here.
+        return condition(
+            kind,
+            ConditionStatus::Unknown,
+            "NoEdgeConnected",
+            "no edge of a cell is connected",
+            since,
+        );
+    }
+    let count = |of: fn(&CellFacts) -> usize| facts.cells.iter().map(of).sum::<usize>();
+    let (current, live) = (count(|cell| cell.current_edges), count(|cell| cell.live_edges));
+    let message = format!("on {current} of {live} connected edges");
+    let (status, reason) = if current == live {
+        (ConditionStatus::True, "OnAllEdges")
+    } else {
+        (ConditionStatus::False, "Spreading")
+    };
+    condition(kind, status, reason, &message, since.min(now))
+}
+
+fn condition(
+    kind: ConditionKind,
+    status: ConditionStatus,
+    reason: &str,
+    message: &str,
+    since: i64,
+) -> Condition {
+    Condition {
+        kind,
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        since: rfc3339(since),
+        next_check_at: None,
+    }
+}
+
+fn stored<'a>(facts: &Facts<'a>, kind: ConditionKind) -> Option<&'a ConditionRow> {
+    facts.conditions.iter().find(|row| row.observed.kind == kind)
+}
+
+fn is(facts: &Facts<'_>, kind: ConditionKind, status: ConditionStatus) -> bool {
+    stored(facts, kind).is_some_and(|row| row.observed.status == status)
+}
+
+fn act(actor: Actor, text: String) -> NextAction {
+    NextAction { actor, text, records: Vec::new(), retry_at: None }
+}
+
+fn retry(text: &str, next_at: i64, now: i64) -> NextAction {
+    NextAction { retry_at: (next_at > now).then(|| rfc3339(next_at)), ..act(Actor::System, text.to_owned()) }
+}
+
+#[cfg(test)]
+#[path = "status/tests.rs"]
+mod tests;

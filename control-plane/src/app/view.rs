@@ -1,0 +1,231 @@
+//! Domains and tenants as the API shows them: rows of several tables, gathered for many at once, assessed by `status`.
+
+use std::collections::HashMap;
+
+use portico_api::distribution::ResourceKind;
+use portico_api::v1::{Domain, Suspension, Tenant};
+use portico_cert_store::{CellId, DomainId, TenantId};
+
+use super::status::{self, CellFacts, CertificateFacts, Facts, OrderFacts, OrderStep, Trouble};
+use super::{App, certificate, instructions};
+use crate::clock::{parse_rfc3339, rfc3339};
+use crate::store::condition::{self, ConditionRow};
+use crate::store::domain::{self, DomainRow};
+use crate::store::issuance::{self, CertificateRow, NameTrouble, OrderSummary};
+use crate::store::proof::{self, ProofRow};
+use crate::store::tenant::{self, TenantRow};
+use crate::store::{Connection, StoreError, change};
+
+/// The cell of tenants and domains that name none.
+const DEFAULT_CELL: &str = "default";
+
+/// What the tables say about a set of domains.
+#[derive(Debug, Default)]
+struct Gathered {
+    tenants: HashMap<TenantId, TenantRow>,
+    proofs: HashMap<DomainId, ProofRow>,
+    conditions: HashMap<DomainId, Vec<ConditionRow>>,
+    certificates: HashMap<DomainId, Vec<CertificateRow>>,
+    orders: HashMap<DomainId, OrderSummary>,
+    troubles: HashMap<DomainId, NameTrouble>,
+}
+
+/// The domains of `rows`, in their order.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn domains(
+    app: &App,
+    connection: &mut Connection,
+    rows: &[DomainRow],
+) -> Result<Vec<Domain>, StoreError> {
+    let mut domains = Vec::with_capacity(rows.len());
+    for part in rows.chunks(500) {
+        let gathered = gather(connection, part).await?;
+        for row in part {
+            domains.push(domain(app, connection, row, &gathered).await?);
+        }
+    }
+    Ok(domains)
+}
+
+/// One domain.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn one_domain(
+    app: &App,
+    connection: &mut Connection,
+    row: &DomainRow,
+) -> Result<Domain, StoreError> {
+    let gathered = gather(connection, std::slice::from_ref(row)).await?;
+    domain(app, connection, row, &gathered).await
+}
+
+async fn gather(connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathered, StoreError> {
+    let ids: Vec<DomainId> = rows.iter().map(|row| row.id).collect();
+    let mut gathered = Gathered::default();
+    for row in rows {
+        if !gathered.tenants.contains_key(&row.tenant_id)
+            && let Some(tenant) = tenant::find(connection, row.tenant_id).await?
+        {
+            gathered.tenants.insert(row.tenant_id, tenant);
+        }
+    }
+    for proof in proof::standing_of(connection, &ids).await? {
+        gathered.proofs.insert(proof.domain_id, proof);
+    }
+    for condition in condition::of(connection, &ids).await? {
+        gathered.conditions.entry(condition.domain_id).or_default().push(condition);
+    }
+    for (domain, certificate) in issuance::certificates_of(connection, &ids).await? {
+        gathered.certificates.entry(domain).or_default().push(certificate);
+    }
+    for order in issuance::unfinished_orders(connection, &ids).await? {
+        gathered.orders.insert(order.domain, order);
+    }
+    for trouble in issuance::troubles(connection, &ids).await? {
+        gathered.troubles.insert(trouble.domain, trouble);
+    }
+    Ok(gathered)
+}
+
+async fn domain(
+    app: &App,
+    connection: &mut Connection,
+    row: &DomainRow,
+    gathered: &Gathered,
+) -> Result<Domain, StoreError> {
+    let now = app.parts.clock.now_ms();
+    let tenant = gathered.tenants.get(&row.tenant_id);
+    let suspension = effective(row.suspension.as_ref(), now)
+        .or_else(|| tenant.and_then(|tenant| effective(tenant.suspension.as_ref(), now)));
+    let standing = gathered.proofs.get(&row.id).filter(|_| row.served);
+    let owned_by_another = !row.served && domain::find_served(connection, &row.name).await?.is_some();
+    let dns = instructions::instructions(row, &app.parts.config);
+    let certificates = gathered.certificates.get(&row.id).map(Vec::as_slice).unwrap_or_default();
+    let cells = cells(app, connection, row, tenant, certificates).await?;
+    let name = row.name.to_string();
+    let facts = Facts {
+        name: &name,
+        suspended: suspension.is_some(),
+        proved_at: standing.map(|proof| proof.proved_at),
+        owned_by_another,
+        created_at: row.created_at,
+        next_check_at: row.check_at,
+        conditions: gathered.conditions.get(&row.id).map(Vec::as_slice).unwrap_or_default(),
+        dns: &dns,
+        cells,
+        order: gathered.orders.get(&row.id).map(order),
+        trouble: gathered.troubles.get(&row.id).map(trouble),
+    };
+    let assessed = status::assess(&facts, now);
+    Ok(Domain {
+        id: row.id,
+        tenant_id: row.tenant_id,
+        spec: row.spec.clone(),
+        hostname_unicode: unicode(row),
+        status: assessed.status,
+        conditions: assessed.conditions,
+        next_action: assessed.next_action,
+        dns,
+        proof: standing.map(Into::into),
+        certificates: certificates.iter().map(certificate::summary).collect(),
+        suspension,
+        revision: row.revision,
+        created_at: rfc3339(row.created_at),
+    })
+}
+
+/// The cells that are to serve the domain, each with its best certificate and how far its edges have come.
+async fn cells(
+    app: &App,
+    connection: &mut Connection,
+    row: &DomainRow,
+    tenant: Option<&TenantRow>,
+    certificates: &[CertificateRow],
+) -> Result<Vec<CellFacts>, StoreError> {
+    let of_domain = change::version(connection, ResourceKind::Domain, &row.id.to_string()).await?;
+    let mut cells = Vec::new();
+    for cell in wanted_cells(row, tenant) {
+        // The rows come with the latest expiry first.
+        let best = certificates.iter().find(|certificate| certificate.cell == cell);
+        let mut needed = of_domain;
+        if let Some(best) = best {
+            let id = best.lineage.to_string();
+            needed = needed.max(change::version(connection, ResourceKind::Credential, &id).await?);
+        }
+        let state = app.fleet.cell(&cell);
+        let current = state.applied.iter().filter(|&&applied| needed.is_some_and(|needed| applied >= needed));
+        cells.push(CellFacts {
+            certificate: best.map(|best| CertificateFacts {
+                created_at: best.created_at,
+                renew_at: best.renew_at,
+                not_after: best.not_after,
+            }),
+            live_edges: state.applied.len(),
+            current_edges: current.count(),
+            cell,
+        });
+    }
+    Ok(cells)
+}
+
+fn wanted_cells(row: &DomainRow, tenant: Option<&TenantRow>) -> Vec<CellId> {
+    let mut cells = row.spec.cells.clone();
+    if cells.is_empty() {
+        cells = tenant.map(|tenant| tenant.spec.cells.clone()).unwrap_or_default();
+    }
+    if cells.is_empty() {
+        cells.push(CellId::parse(DEFAULT_CELL).expect("the default cell's name is a cell name"));
+    }
+    cells.sort();
+    cells.dedup();
+    cells
+}
+
+fn order(summary: &OrderSummary) -> OrderFacts {
+    let step = match summary.state.as_str() {
+        "created" | "challenged" => OrderStep::Validating,
+        "failed" => OrderStep::Failed,
+        _ => OrderStep::Issuing,
+    };
+    OrderFacts { step, error: summary.error.clone(), next_at: summary.next_at }
+}
+
+fn trouble(trouble: &NameTrouble) -> Trouble {
+    Trouble { error: trouble.error.clone(), next_at: trouble.next_at, at_ca: trouble.failed_before }
+}
+
+/// A suspension that holds at `now`: without an end, or with an end ahead.
+pub(crate) fn effective(suspension: Option<&Suspension>, now_ms: i64) -> Option<Suspension> {
+    let holds = |suspension: &&Suspension| {
+        suspension.until.as_deref().and_then(parse_rfc3339).is_none_or(|until| until > now_ms)
+    };
+    suspension.filter(holds).cloned()
+}
+
+fn unicode(row: &DomainRow) -> String {
+    let base = row.name.base().to_unicode();
+    if row.name.is_wildcard() { format!("*.{base}") } else { base }
+}
+
+/// One tenant.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn tenant(
+    app: &App,
+    connection: &mut Connection,
+    row: &TenantRow,
+) -> Result<Tenant, StoreError> {
+    let count = tenant::count_domains(connection, row.id).await?;
+    Ok(Tenant {
+        id: row.id,
+        spec: row.spec.clone(),
+        suspension: effective(row.suspension.as_ref(), app.parts.clock.now_ms()),
+        domains: count.all,
+        revision: row.revision,
+        created_at: rfc3339(row.created_at),
+    })
+}

@@ -1,0 +1,273 @@
+//! Makes, changes, checks, vouches for and deletes domains.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use portico_api::v1::{
+    Attestation, BATCH_ITEMS_MAX, Domain, DomainBatch, DomainBatchAnswer, DomainBatchResult, DomainSpec,
+    FieldError, ProofMethod,
+};
+use portico_cert_store::DomainId;
+
+use super::{find, missing};
+use crate::app::claim::{Claimed, Quota, claim};
+use crate::app::{App, ownership, spec, view};
+use crate::http::call::{Call, OperatorCall};
+use crate::http::fault::{Answered, Fault, field};
+use crate::http::json_body::{JsonBody, RawBody};
+use crate::http::tenants::{self, patched};
+use crate::http::write::{Answer, Begun, Write};
+use crate::store::domain;
+use crate::store::proof::ProofRow;
+use crate::store::{group, proof, tenant};
+
+const NOTE_BYTES_MAX: usize = 500;
+
+/// Adds a domain; 200 when it is there with the same wishes.
+#[utoipa::path(post, path = "/v1/tenants/{id}/domains", tag = "domains", params(("id" = String, Path)),
+    request_body = DomainSpec,
+    responses((status = 201, body = Domain), (status = 200, body = Domain), (status = 404), (status = 409), (status = 422)))]
+pub(in crate::http) async fn create(
+    State(app): State<App>,
+    call: Call,
+    Path(id): Path<String>,
+    body: JsonBody<DomainSpec>,
+) -> Answered<Response> {
+    let id = tenants::visible(&call, &id)?;
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let tenant = tenant::find(&mut write.tx, id).await?.ok_or_else(tenants::missing)?;
+    let mut quota = Quota::count(&mut write, &tenant, call.caller.tenant.is_none()).await?;
+    let (status, row) = match claim(&app, &mut write, &tenant, body.value, &mut quota).await? {
+        Claimed::New(row) => (StatusCode::CREATED, row),
+        Claimed::Same(row) => (StatusCode::OK, row),
+    };
+    let shown = view::one_domain(&app, &mut write.tx, &row).await?;
+    let response = write.finish(Answer::json(status, &shown).revision(row.revision)).await?;
+    app.claims_changed.notify_one();
+    Ok(response)
+}
+
+/// Adds up to 1,000 domains; one result for each, in order. With `atomic`, all or none.
+#[utoipa::path(post, path = "/v1/tenants/{id}/domains/batch", tag = "domains", params(("id" = String, Path)),
+    request_body = DomainBatch, responses((status = 200, body = DomainBatchAnswer), (status = 404), (status = 422)))]
+pub(in crate::http) async fn create_batch(
+    State(app): State<App>,
+    call: Call,
+    Path(id): Path<String>,
+    body: JsonBody<DomainBatch>,
+) -> Answered<Response> {
+    let id = tenants::visible(&call, &id)?;
+    let DomainBatch { items, atomic } = body.value;
+    bounded("/items", items.len())?;
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let tenant = tenant::find(&mut write.tx, id).await?.ok_or_else(tenants::missing)?;
+    let mut quota = Quota::count(&mut write, &tenant, call.caller.tenant.is_none()).await?;
+    let mut results = Vec::with_capacity(items.len());
+    for item in items {
+        results.push(match claim(&app, &mut write, &tenant, item, &mut quota).await {
+            Ok(Claimed::New(row)) => done(StatusCode::CREATED, row.id),
+            Ok(Claimed::Same(row)) => done(StatusCode::OK, row.id),
+            Err(fault) if fault.status.is_server_error() => return Err(fault),
+            Err(fault) => refused(&fault, &call),
+        });
+    }
+    if atomic && results.iter().any(|result| result.problem.is_some()) {
+        // Dropping the write undoes what was made before the faulty item.
+        drop(write);
+        let fault = Fault::new(
+            StatusCode::FAILED_DEPENDENCY,
+            "batch_not_applied",
+            "another item of the batch is wrong",
+        );
+        let spoilt = results.into_iter().map(|result| match result.problem {
+            Some(_) => result,
+            None => refused(&fault, &call),
+        });
+        let answer = DomainBatchAnswer { results: spoilt.collect() };
+        return Ok(Answer::json(StatusCode::OK, &answer).into_response());
+    }
+    let response = write.finish(Answer::json(StatusCode::OK, &DomainBatchAnswer { results })).await?;
+    app.claims_changed.notify_one();
+    Ok(response)
+}
+
+/// Changes a domain by a merge patch (RFC 7396). Its hostname stays.
+#[utoipa::path(patch, path = "/v1/domains/{domain}", tag = "domains",
+    params(("domain" = String, Path), ("If-Match" = String, Header)), request_body = DomainSpec,
+    responses((status = 200, body = Domain), (status = 404), (status = 412), (status = 422), (status = 428)))]
+pub(in crate::http) async fn patch(
+    State(app): State<App>,
+    call: Call,
+    Path(text): Path<String>,
+    body: JsonBody<serde_json::Value>,
+) -> Answered<Response> {
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let mut row = find(&mut write.tx, &call, &text).await?;
+    call.check_revision(row.revision)?;
+    let before = row.spec.clone();
+    row.spec = patched(&before, &body.value)?;
+    let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
+    let mut errors: Vec<FieldError> = spec::domain(&row.spec, &app.egress, &tenant.spec.egress_grants);
+    match spec::hostname(&mut row.spec) {
+        Ok(name) if name == row.name => {}
+        Ok(_) => errors.push(field(
+            "/hostname",
+            "immutable",
+            "a domain keeps its name; add the other name as its own domain",
+        )),
+        Err(error) => errors.push(error),
+    }
+    if !errors.is_empty() {
+        return Err(Fault::fields(errors));
+    }
+    let now = write.now_ms;
+    domain::update(&mut write.tx, &mut row, now).await?;
+    domain::publish(&mut write.tx, &row).await?;
+    write.audit("domain.patch", &row.id.to_string(), &before, &row.spec).await?;
+    let shown = view::one_domain(&app, &mut write.tx, &row).await?;
+    write.finish(Answer::json(StatusCode::OK, &shown).revision(row.revision)).await
+}
+
+/// Deletes a domain; 204 also when it is gone. Whoever claims the name next, this tenant too, proves anew.
+#[utoipa::path(delete, path = "/v1/domains/{domain}", tag = "domains",
+    params(("domain" = String, Path), ("If-Match" = String, Header)),
+    responses((status = 204), (status = 404), (status = 412), (status = 428)))]
+pub(in crate::http) async fn delete(
+    State(app): State<App>,
+    call: Call,
+    Path(text): Path<String>,
+) -> Answered<Response> {
+    let mut write = match Write::begin(&app, &call, &[]).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let mut row = match find(&mut write.tx, &call, &text).await {
+        Ok(row) => row,
+        // Gone counts as deleted, but only for whoever had it.
+        Err(fault) => {
+            let Ok(id) = text.parse::<DomainId>() else { return Err(fault) };
+            let before = domain::find_any(&mut write.tx, id).await?;
+            return match before.filter(|row| call.caller.sees(row.tenant_id) && row.deleted_at.is_some()) {
+                Some(_) => write.finish(Answer::no_content()).await,
+                None => Err(fault),
+            };
+        }
+    };
+    call.check_revision(row.revision)?;
+    let (now, id) = (write.now_ms, row.id.to_string());
+    let before = row.spec.clone();
+    row.served = false;
+    row.deleted_at = Some(now);
+    row.check_at = None;
+    domain::update(&mut write.tx, &mut row, now).await?;
+    proof::end(&mut write.tx, row.id, now, "the domain was deleted").await?;
+    domain::publish(&mut write.tx, &row).await?;
+    write.audit("domain.delete", &id, &before, &()).await?;
+    write.event("domain.deleted", Some(row.tenant_id), &id, &format!("{} was deleted", row.name)).await?;
+    write.finish(Answer::no_content()).await
+}
+
+/// Looks at DNS and proofs now, and lets a failed order be tried again.
+#[utoipa::path(post, path = "/v1/domains/{domain}/check", tag = "domains", params(("domain" = String, Path)),
+    responses((status = 200, body = Domain), (status = 404)))]
+pub(in crate::http) async fn check(
+    State(app): State<App>,
+    call: Call,
+    Path(text): Path<String>,
+    body: RawBody,
+) -> Answered<Response> {
+    let row = find(&mut *app.parts.store.read().await?, &call, &text).await?;
+    // Before the writer's turn: this takes seconds.
+    let seen = ownership::look(&app, &row).await;
+    let mut write = match Write::begin(&app, &call, &body.0).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let (now, actor) = (write.now_ms, write.actor().to_owned());
+    ownership::apply(&mut write.tx, &seen, &actor, now).await?;
+    group::retry_name_now(&mut write.tx, row.id, now).await?;
+    write.audit("domain.check", &row.id.to_string(), &(), &()).await?;
+    write.commit().await?;
+    let mut read = app.parts.store.read().await?;
+    let row = domain::find(&mut read, row.id).await?.ok_or_else(missing)?;
+    let shown = view::one_domain(&app, &mut read, &row).await?;
+    Ok(Answer::json(StatusCode::OK, &shown).revision(row.revision).into_response())
+}
+
+/// The operator vouches for names. That displaces nobody, and a tenant's own proof goes before it.
+#[utoipa::path(post, path = "/v1/domains/attest", tag = "domains", request_body = Attestation,
+    responses((status = 200, body = DomainBatchAnswer), (status = 422)))]
+pub(in crate::http) async fn attest(
+    State(app): State<App>,
+    OperatorCall(call): OperatorCall,
+    body: JsonBody<Attestation>,
+) -> Answered<Response> {
+    let Attestation { domain_ids, note } = body.value;
+    bounded("/domain_ids", domain_ids.len())?;
+    if !(1..=NOTE_BYTES_MAX).contains(&note.len()) {
+        let message = format!("say why in 1 to {NOTE_BYTES_MAX} bytes");
+        return Err(Fault::fields(vec![field("/note", "invalid_note", message)]));
+    }
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let mut results = Vec::with_capacity(domain_ids.len());
+    for id in domain_ids {
+        results.push(match attest_one(&mut write, id, &note).await {
+            Ok(()) => done(StatusCode::OK, id),
+            Err(fault) if fault.status.is_server_error() => return Err(fault),
+            Err(fault) => refused(&fault, &call),
+        });
+    }
+    write.finish(Answer::json(StatusCode::OK, &DomainBatchAnswer { results })).await
+}
+
+async fn attest_one(write: &mut Write, id: DomainId, note: &str) -> Answered<()> {
+    let row = domain::find(&mut write.tx, id).await?.ok_or_else(missing)?;
+    let (now, name) = (write.now_ms, row.name.to_string());
+    let proof = ProofRow {
+        domain_id: id,
+        method: ProofMethod::Attestation,
+        proved_at: now,
+        checked_at: now,
+        evidence: format!("the operator's word: {note}"),
+        actor: write.actor().to_owned(),
+    };
+    if let Err(refusal) = ownership::accept(&mut write.tx, row, proof, now).await? {
+        return Err(Fault::conflict("owned_by_another", format!("{name}: {refusal}")));
+    }
+    write.audit("domain.attest", &id.to_string(), &(), &note).await
+}
+
+fn bounded(pointer: &str, items: usize) -> Answered<()> {
+    if (1..=BATCH_ITEMS_MAX).contains(&items) {
+        return Ok(());
+    }
+    Err(Fault::fields(vec![field(
+        pointer,
+        "out_of_range",
+        format!("must have 1 to {BATCH_ITEMS_MAX} items"),
+    )]))
+}
+
+fn done(status: StatusCode, id: DomainId) -> DomainBatchResult {
+    DomainBatchResult { status: status.as_u16(), id: Some(id), problem: None }
+}
+
+fn refused(fault: &Fault, call: &Call) -> DomainBatchResult {
+    DomainBatchResult {
+        status: fault.status.as_u16(),
+        id: None,
+        problem: Some(fault.problem(&call.request_id)),
+    }
+}

@@ -1,0 +1,108 @@
+//! What a caller gets when something is wrong: RFC 9457 problem details with a stable code.
+//!
+//! Internals (database texts, paths, addresses of ours) go to the log under the request's id, never to the caller.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use portico_api::v1::{FieldError, Problem};
+
+use crate::store::StoreError;
+
+/// An error on its way to the caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) detail: String,
+    pub(crate) errors: Vec<FieldError>,
+}
+
+pub(crate) type Answered<T> = Result<T, Fault>;
+
+impl Fault {
+    pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// The object is unknown, or another tenant's: the caller cannot tell which.
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}, or it is not yours"))
+    }
+
+    pub(crate) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
+    pub(crate) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 422 with the faulty fields.
+    pub(crate) fn fields(errors: Vec<FieldError>) -> Self {
+        let code = match errors.as_slice() {
+            [one] => stable(&one.code),
+            _ => "invalid_fields",
+        };
+        let detail = match errors.as_slice() {
+            [one] => format!("{}: {}", one.pointer, one.message),
+            _ => format!("{} fields are wrong", errors.len()),
+        };
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, code, detail, errors }
+    }
+
+    pub(crate) fn problem(&self, request_id: &str) -> Problem {
+        Problem {
+            type_uri: format!("/errors/{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail.clone(),
+            code: self.code.to_owned(),
+            request_id: request_id.to_owned(),
+            errors: self.errors.clone(),
+        }
+    }
+}
+
+/// The codes of single fields that also stand as the code of the whole problem.
+fn stable(code: &str) -> &'static str {
+    const CODES: &[&str] = &["domain_name_invalid", "unknown_field", "missing_field", "origin_denied"];
+    CODES.iter().find(|&&known| known == code).copied().unwrap_or("invalid_fields")
+}
+
+/// One faulty field; `pointer` is an RFC 6901 JSON pointer into the body.
+pub(crate) fn field(pointer: impl Into<String>, code: &str, message: impl Into<String>) -> FieldError {
+    FieldError { pointer: pointer.into(), code: code.to_owned(), message: message.into() }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        if error.is_busy() {
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "the control plane is busy; send the same request again, with the same Idempotency-Key",
+            );
+        }
+        tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the control plane failed; its log has the cause under this request id",
+        )
+    }
+}
+
+/// The body is written by [`super::request_id::assign`], which knows the request's id.
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}

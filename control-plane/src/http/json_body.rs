@@ -1,0 +1,244 @@
+//! Request bodies: JSON within 2 MiB, read strictly, with errors that point at the field.
+//!
+//! Malformed JSON is 400 with line and column; a field that is unknown, missing or of the wrong type is 422 with its JSON
+//! pointer and, where a known field is spelt almost like it, that one as a hint. A `Content-Encoding` is refused: a small
+//! body must not become a large one (THREATS G10).
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use portico_api::v1::FieldError;
+use serde::de::DeserializeOwned;
+
+use super::fault::{Answered, Fault, field};
+use crate::app::App;
+
+pub(crate) const BODY_BYTES_MAX: usize = 2 << 20;
+
+/// A body read as `T`, and its bytes, which tell a repeated request from another one.
+#[derive(Debug)]
+pub(crate) struct JsonBody<T> {
+    pub(crate) value: T,
+    pub(crate) raw: Bytes,
+}
+
+/// The bytes of a call that needs no body.
+#[derive(Debug)]
+pub(crate) struct RawBody(pub(crate) Bytes);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, _app: &App) -> Result<Self, Fault> {
+        require_json(request.headers())?;
+        let raw = read(request).await?;
+        let value = parse(&raw)?;
+        Ok(Self { value, raw })
+    }
+}
+
+impl FromRequest<App> for RawBody {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, _app: &App) -> Result<Self, Fault> {
+        Ok(Self(read(request).await?))
+    }
+}
+
+async fn read(request: Request) -> Answered<Bytes> {
+    let headers = request.headers();
+    if let Some(coding) = headers.get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity") {
+        return Err(Fault::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_encoding_refused",
+            format!("send the body as it is, without Content-Encoding {coding:?}"),
+        ));
+    }
+    axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| {
+        Fault::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("a body may have {BODY_BYTES_MAX} bytes; send less at once"),
+        )
+    })
+}
+
+fn require_json(headers: &HeaderMap) -> Answered<()> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if matches!(essence.as_str(), "application/json" | "application/merge-patch+json") {
+        return Ok(());
+    }
+    Err(Fault::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "content_type_unsupported",
+        "send Content-Type: application/json",
+    ))
+}
+
+/// Reads `text` as `T`.
+///
+/// # Errors
+/// 400 for what is no JSON, 422 for what does not fit.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let pointer = pointer(error.path());
+        fault(&pointer, error.inner())
+    })?;
+    deserializer.end().map_err(|error| fault("", &error))?;
+    Ok(value)
+}
+
+/// Reads a JSON document as `T`, for documents that were put together here (merge patches).
+///
+/// # Errors
+/// 422 for what does not fit.
+pub(crate) fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Answered<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let pointer = pointer(error.path());
+        Fault::fields(vec![field_error(&pointer, &error.inner().to_string())])
+    })
+}
+
+fn fault(pointer: &str, error: &serde_json::Error) -> Fault {
+    match error.classify() {
+        serde_json::error::Category::Data => Fault::fields(vec![field_error(pointer, &error.to_string())]),
+        serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof
+        | serde_json::error::Category::Io => Fault::bad_request(
+            "malformed_json",
+            format!(
+                "line {}, column {}: {}",
+                error.line(),
+                error.column(),
+                without_position(&error.to_string())
+            ),
+        ),
+    }
+}
+
+fn field_error(pointer: &str, message: &str) -> FieldError {
+    let message = without_position(message);
+    let word = |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.split('`').next());
+    if let Some(unknown) = word("unknown field `") {
+        let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+        let near = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?"));
+        // serde's path already ends in the unknown key, except below a tagged enum, where it ends above it.
+        let own = format!("/{}", escape(unknown));
+        let pointer = if pointer.ends_with(&own) { pointer.to_owned() } else { format!("{pointer}{own}") };
+        return field(pointer, "unknown_field", format!("{message}{}", near.unwrap_or_default()));
+    }
+    if let Some(missing) = word("missing field `") {
+        return field(format!("{pointer}/{}", escape(missing)), "missing_field", message);
+    }
+    field(pointer, "invalid_value", message)
+}
+
+fn without_position(message: &str) -> String {
+    message.rsplit_once(" at line ").map_or(message, |(before, _)| before).to_owned()
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .map(|segment| match segment {
+            Segment::Seq { index } => format!("/{index}"),
+            Segment::Map { key } => format!("/{}", escape(key)),
+            Segment::Enum { .. } | Segment::Unknown => String::new(),
+        })
+        .collect()
+}
+
+/// RFC 6901 section 3.
+fn escape(token: &str) -> String {
+    token.replace('~', "~0").replace('/', "~1")
+}
+
+/// The known word at the smallest edit distance, when that is at most a third of its length (and at most 3).
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|&candidate| (distance(word, candidate), candidate))
+        .filter(|&(distance, candidate)| distance <= 3.min(1 + candidate.len() / 3))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance; words here are field names, cut at 64 bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (&a.as_bytes()[..a.len().min(64)], &b.as_bytes()[..b.len().min(64)]);
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use portico_api::v1::{DomainBatch, DomainSpec, TenantSpec};
+
+    use super::*;
+
+    fn fault_of<T: DeserializeOwned + std::fmt::Debug>(text: &str) -> Fault {
+        parse::<T>(text.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn malformed_json_names_line_and_column() {
+        let fault = fault_of::<TenantSpec>("{\n  \"name\": \"a\",,\n}");
+        assert_eq!((fault.status.as_u16(), fault.code), (400, "malformed_json"));
+        assert!(fault.detail.starts_with("line 2, column 16:"), "{}", fault.detail);
+        assert_eq!(fault_of::<TenantSpec>("").code, "malformed_json");
+        assert_eq!(fault_of::<TenantSpec>("{\"name\": \"a\"} x").code, "malformed_json");
+        let deep = "[".repeat(100_000);
+        assert_eq!(fault_of::<serde_json::Value>(&deep).code, "malformed_json");
+    }
+
+    #[test]
+    fn unknown_fields_have_pointer_and_hint() {
+        for (text, pointer, hint) in [
+            (r#"{"hostname":"a.example","rotues":[]}"#, "/rotues", "`routes`?"),
+            (
+                r#"{"hostname":"a.example","routes":[{"path":"/","action":{"type":"static","body":""}}]}"#,
+                "/routes/0/path",
+                "path_prefix",
+            ),
+            (
+                r#"{"hostname":"a.example","routes":[{"action":{"type":"proxy","orign":"x"}}]}"#,
+                "/routes/0/action/orign",
+                "`origin`?",
+            ),
+        ] {
+            let fault = fault_of::<DomainSpec>(text);
+            assert_eq!((fault.status.as_u16(), fault.code), (422, "unknown_field"), "{text}");
+            assert_eq!(fault.errors[0].pointer, pointer, "{text}");
+            assert!(fault.errors[0].message.contains(hint), "{}", fault.errors[0].message);
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_missing_fields_have_their_pointer() {
+        let fault = fault_of::<DomainBatch>(r#"{"items":[{"hostname":"a.example"},{"hostname":7}]}"#);
+        assert_eq!(fault.errors[0].pointer, "/items/1/hostname");
+        let fault = fault_of::<TenantSpec>("{}");
+        assert_eq!((fault.errors[0].pointer.as_str(), fault.code), ("/name", "missing_field"));
+        let fault = fault_of::<TenantSpec>(r#"{"name":"a","domains_max":-1}"#);
+        assert_eq!(fault.errors[0].pointer, "/domains_max");
+    }
+
+    #[test]
+    fn hints_are_near_or_absent() {
+        assert_eq!(nearest("hostnme", &["hostname", "routes"]), Some("hostname"));
+        assert_eq!(nearest("banana", &["hostname", "routes"]), None);
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+    }
+}

@@ -1,0 +1,168 @@
+//! The tenants' API over HTTP: axum handlers, each of them short: read the call, ask `app` and `store`, answer.
+//!
+//! Every write goes through [`write::Write`]; every error through [`fault::Fault`]. The OpenAPI document is made from
+//! the handlers and committed as `openapi/v1.json`; a test compares. Plain HTTP on a loopback address only; whoever
+//! wants it elsewhere puts a TLS proxy before it.
+
+pub(crate) mod call;
+mod certificates;
+mod domains;
+mod edges;
+pub(crate) mod fault;
+mod health;
+pub(crate) mod json_body;
+mod list;
+mod request_id;
+mod tenants;
+mod tokens;
+mod trail;
+pub(crate) mod write;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::clock;
+use crate::metrics as names;
+use fault::Fault;
+
+pub use tokens::ensure_operator_token;
+
+/// A request that is not a long poll ends by then.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Binds and serves; the task ends with `parts.shutdown`.
+///
+/// # Errors
+/// The address is taken, or not a loopback address.
+pub async fn start(app: &App, tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<SocketAddr> {
+    let wanted = app.parts.config.api;
+    anyhow::ensure!(wanted.ip().is_loopback(), "api = \"{wanted}\" is not a loopback address");
+    let listener = TcpListener::bind(wanted).await.with_context(|| format!("bind api = \"{wanted}\""))?;
+    let address = listener.local_addr()?;
+    names::describe();
+    let router = router(app.clone());
+    let shutdown = app.parts.shutdown.clone();
+    tasks.spawn(async move {
+        axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await?;
+        Ok(())
+    });
+    Ok(address)
+}
+
+/// Everything under one router.
+pub fn router(app: App) -> Router {
+    let (router, _) = documented().split_for_parts();
+    router
+        .route("/v1/openapi.json", axum::routing::get(health::openapi))
+        .route("/healthz", axum::routing::get(health::healthz))
+        .route("/readyz", axum::routing::get(health::readyz))
+        .route("/metrics", axum::routing::get(health::metrics))
+        .fallback(async || Fault::not_found("path"))
+        .method_not_allowed_fallback(async || {
+            Fault::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "see /v1/openapi.json for the calls",
+            )
+        })
+        .layer(middleware::from_fn(measure))
+        .layer(middleware::from_fn(request_id::assign))
+        .with_state(app)
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> OpenApi {
+    documented().split_for_parts().1
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Portico's tenant API",
+        description = "Wanted state is what callers send; observed state is in status, conditions and next_action. \
+                       Errors are RFC 9457 problems. Every POST takes an Idempotency-Key, kept 24 hours; PATCH and \
+                       DELETE of a tenant or domain need If-Match with the ETag last seen.",
+        version = "1",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(portico_api::v1::Problem)),
+    modifiers(&TokenScheme),
+    security(("token" = []))
+)]
+struct Document;
+
+struct TokenScheme;
+
+impl utoipa::Modify for TokenScheme {
+    fn modify(&self, document: &mut OpenApi) {
+        use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+        let scheme =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("ptk_<id>_<secret>").build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+fn documented() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(tenants::show, tenants::patch))
+        .routes(routes!(tenants::suspend))
+        .routes(routes!(tenants::resume))
+        .routes(routes!(tokens::create, tokens::list))
+        .routes(routes!(tokens::delete))
+        .routes(routes!(domains::create))
+        .routes(routes!(domains::create_batch))
+        .routes(routes!(domains::list))
+        .routes(routes!(domains::attest))
+        .routes(routes!(domains::show, domains::patch, domains::delete))
+        .routes(routes!(domains::check))
+        .routes(routes!(domains::suspend))
+        .routes(routes!(domains::resume))
+        .routes(routes!(domains::preview))
+        .routes(routes!(certificates::list))
+        .routes(routes!(certificates::show))
+        .routes(routes!(edges::list))
+        .routes(routes!(edges::create_join_token))
+        .routes(routes!(edges::show, edges::delete))
+        .routes(routes!(trail::events))
+        .routes(routes!(trail::audit))
+}
+
+/// Counts and times requests by method and class of answer; nothing a client sends becomes a label.
+async fn measure(request: Request, next: Next) -> Response {
+    let method = match request.method().as_str() {
+        method @ ("GET" | "POST" | "PATCH" | "DELETE") => names::method(method),
+        _ => "other",
+    };
+    let long = request.uri().query().is_some_and(|query| query.contains("wait="));
+    let began = clock::instant();
+    let response = if long {
+        next.run(request).await
+    } else {
+        match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => axum::response::IntoResponse::into_response(Fault::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "timeout",
+                "the call took too long; send it again with the same Idempotency-Key",
+            )),
+        }
+    };
+    names::request(method, response.status(), began.elapsed());
+    response
+}

@@ -1,0 +1,194 @@
+//! One API write: its rows, its audit entry, its event, its change for the edges and the memory of its
+//! `Idempotency-Key`, all in one transaction (P7). Acknowledged means: all of it is on disk.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use portico_cert_store::TenantId;
+use serde::Serialize;
+
+use super::call::{Call, etag};
+use super::fault::{Answered, Fault};
+use crate::app::App;
+use crate::store::idempotency::{self, Remembered};
+use crate::store::{WriteTx, audit, event};
+
+/// How long an `Idempotency-Key` is remembered.
+pub(crate) const KEY_LASTS_MS: i64 = 24 * 3600 * 1000;
+
+/// A write that has begun. Dropped unfinished, nothing of it happened.
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub(crate) tx: WriteTx,
+    pub(crate) now_ms: i64,
+    actor: String,
+    request_id: String,
+    key: Option<String>,
+    fingerprint: Vec<u8>,
+}
+
+/// Either a write to do, or the answer that the same request got before.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Fresh(Box<Write>),
+    Replay(Response),
+}
+
+/// What a write answers.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    status: StatusCode,
+    revision: Option<u64>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Self {
+        Self { status, revision: None, body: serde_json::to_vec(value).unwrap_or_default() }
+    }
+
+    pub(crate) fn no_content() -> Self {
+        Self { status: StatusCode::NO_CONTENT, revision: None, body: Vec::new() }
+    }
+
+    pub(crate) fn revision(self, revision: u64) -> Self {
+        Self { revision: Some(revision), ..self }
+    }
+
+    pub(crate) fn into_response(self) -> Response {
+        respond(self.status, self.revision.map(etag).as_deref(), self.body)
+    }
+}
+
+impl Write {
+    /// Waits for the writer's turn; a request that was answered before gets that answer.
+    ///
+    /// # Errors
+    /// 409 when the key came with another request; the store's.
+    pub(crate) async fn begin(app: &App, call: &Call, body: &[u8]) -> Answered<Begun> {
+        let now_ms = app.parts.clock.now_ms();
+        let fingerprint = fingerprint(call, body);
+        let mut tx = app.parts.store.begin().await?;
+        if let Some(key) = &call.idempotency_key {
+            let actor = &call.caller.token_id;
+            match idempotency::find(&mut tx, actor, key, now_ms - KEY_LASTS_MS).await? {
+                None => {}
+                Some(remembered) if remembered.fingerprint != fingerprint => {
+                    return Err(Fault::conflict(
+                        "idempotency_key_reused",
+                        "this Idempotency-Key came with another request within 24 hours; use a new one",
+                    ));
+                }
+                // Begun and not remembered: its effect is the same when it is done again.
+                Some(Remembered { answer: None, .. }) => {}
+                Some(Remembered { answer: Some(answer), .. }) => {
+                    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+                    let mut response = respond(status, answer.etag.as_deref(), answer.body);
+                    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+                    return Ok(Begun::Replay(response));
+                }
+            }
+        }
+        Ok(Begun::Fresh(Box::new(Self {
+            tx,
+            now_ms,
+            actor: call.caller.token_id.clone(),
+            request_id: call.request_id.to_string(),
+            key: call.idempotency_key.clone(),
+            fingerprint,
+        })))
+    }
+
+    pub(crate) fn actor(&self) -> &str {
+        &self.actor
+    }
+
+    /// Notes who changed what, from what to what.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn audit(
+        &mut self,
+        action: &str,
+        subject: &str,
+        before: &(impl Serialize + Sync),
+        after: &(impl Serialize + Sync),
+    ) -> Answered<()> {
+        let entry = audit::Entry {
+            at: self.now_ms,
+            actor: &self.actor,
+            request_id: &self.request_id,
+            action,
+            subject,
+            before: serde_json::to_value(before).unwrap_or_default(),
+            after: serde_json::to_value(after).unwrap_or_default(),
+        };
+        Ok(audit::append(&mut self.tx, &entry).await?)
+    }
+
+    /// Tells the followers of events.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(crate) async fn event(
+        &mut self,
+        kind: &str,
+        tenant: Option<TenantId>,
+        subject: &str,
+        text: &str,
+    ) -> Answered<()> {
+        Ok(event::append(&mut self.tx, kind, tenant, subject, text, self.now_ms).await?)
+    }
+
+    /// Remembers the answer under the request's key and commits.
+    ///
+    /// # Errors
+    /// The store's; then nothing of the write happened.
+    pub(crate) async fn finish(mut self: Box<Self>, answer: Answer) -> Answered<Response> {
+        self.remember(Some(&answer)).await?;
+        self.tx.commit().await?;
+        Ok(answer.into_response())
+    }
+
+    /// Commits a write whose answer is made afterwards; the same request later does it again, to the same effect.
+    ///
+    /// # Errors
+    /// The store's; then nothing of the write happened.
+    pub(crate) async fn commit(mut self: Box<Self>) -> Answered<()> {
+        self.remember(None).await?;
+        Ok(self.tx.commit().await?)
+    }
+
+    async fn remember(&mut self, answer: Option<&Answer>) -> Answered<()> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let remembered = Remembered {
+            fingerprint: std::mem::take(&mut self.fingerprint),
+            answer: answer.map(|answer| idempotency::Answer {
+                status: answer.status.as_u16(),
+                etag: answer.revision.map(etag),
+                body: answer.body.clone(),
+            }),
+        };
+        Ok(idempotency::put(&mut self.tx, &self.actor, key, &remembered, self.now_ms).await?)
+    }
+}
+
+fn fingerprint(call: &Call, body: &[u8]) -> Vec<u8> {
+    let head = format!("{} {}\n", call.method, call.path);
+    digest(&SHA256, &[head.as_bytes(), body].concat()).as_ref().to_vec()
+}
+
+fn respond(status: StatusCode, etag: Option<&str>, body: Vec<u8>) -> Response {
+    let has_body = !body.is_empty();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if has_body {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if let Some(etag) = etag.and_then(|etag| HeaderValue::from_str(etag).ok()) {
+        headers.insert(header::ETAG, etag);
+    }
+    response
+}

@@ -1,0 +1,3 @@
+//! Reconcilers: each reads the wanted and the actual state, acts, records; woken by changes, and by time as the truth.
+
+pub mod prove;
