@@ -58,8 +58,12 @@ impl FleetLink {
     pub(crate) async fn create_join_token(&self, cell: &CellId, ttl_seconds: u32) -> Answered<JoinToken> {
         let distribution = self.0.as_ref().ok_or_else(no_distribution)?;
         distribution.create_join_token(cell, ttl_seconds).await.map_err(|error| match error {
-            JoinError::Ttl(..) => Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]),
-            other => internal(&other),
+            JoinError::Ttl => Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]),
+            JoinError::Store(error) => error.into(),
+            error => {
+                tracing::error!(error = &error as &dyn std::error::Error, "no join token could be made");
+                no_distribution()
+            }
         })
     }
 
@@ -87,14 +91,9 @@ impl FleetLink {
 }
 
 fn no_distribution() -> Fault {
-    Fault::new(StatusCode::SERVICE_UNAVAILABLE, "no_distribution", "this control plane runs without distribution")
-}
-
-fn internal(error: &dyn std::error::Error) -> Fault {
-    tracing::error!(error, "the distribution failed");
     Fault::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the control plane failed; its log has the cause under this request id",
+        StatusCode::SERVICE_UNAVAILABLE,
+        "no_distribution",
+        "this control plane runs without distribution",
     )
 }

@@ -80,7 +80,7 @@ pub async fn tenants(
         .collect()
 }
 
-/// Domains that are not deleted, with the lineages that may serve them: those of their own name, and those of a
+/// Served domains, with the lineages that may serve them: those of their own name, and those of a
 /// wildcard of the same tenant over it.
 ///
 /// # Errors
@@ -92,7 +92,7 @@ pub async fn domains(
     let rows = select(
         connection,
         "SELECT d.id, d.tenant_id, d.name, d.spec, d.suspension, d.acme_thumbprint, d.served, t.spec AS tenant_spec \
-         FROM domains d JOIN tenants t ON t.id = d.tenant_id WHERE d.deleted_at IS NULL AND d.id IN (",
+         FROM domains d JOIN tenants t ON t.id = d.tenant_id WHERE d.deleted_at IS NULL AND d.served = 1 AND d.id IN (",
         ids,
         ")",
     )
