@@ -378,13 +378,12 @@ fn served_names(certificate: &X509Certificate<'_>) -> Result<Vec<NamePattern>, C
     if entries.len() > CERTIFICATE_NAMES_MAX {
         return Err(CertificateError::TooManyNames { names: entries.len() });
     }
-    let names: Vec<NamePattern> = entries
-        .iter()
-        .filter_map(|entry| match entry {
-            x509_parser::extensions::GeneralName::DNSName(name) => served_name(name),
-            _ => None,
-        })
-        .collect();
+    let mut names = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if let x509_parser::extensions::GeneralName::DNSName(name) = entry {
+            names.extend(served_name(name));
+        }
+    }
     if names.is_empty() { Err(CertificateError::NoNames) } else { Ok(names) }
 }
 

@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::certificate::{CertificateChain, CertificateError, CertificateFacts, ChainInterner, KeyType};
-use crate::domain_name::DomainName;
+use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{CellId, CredentialId, GroupId, LineageId};
 use crate::key::PrivateKeyError;
 use crate::seal::{CellKey, SealContext, SealError, SealedKey};
@@ -33,14 +33,15 @@ pub struct Credential {
     cell: CellId,
     cell_key_epoch: u32,
     leaf_bytes: u32,
+    sealed_bytes: u32,
     key_tenant: Box<str>,
     not_before: u64,
     not_after: u64,
     spki_sha256: [u8; 32],
     key_type: KeyType,
-    has_wildcard: bool,
-    /// The leaf's DER, then the sealed key.
-    leaf_and_key: Box<[u8]>,
+    names: u16,
+    /// One allocation: the leaf's DER, the sealed key, and four bytes of hash for each name.
+    bytes: Box<[u8]>,
     intermediates: Arc<[CertificateDer<'static>]>,
 }
 
@@ -71,6 +72,13 @@ pub enum KeyError {
     Seal { credential: CredentialId, source: SealError },
     #[error("read the key of credential {credential}")]
     Key { credential: CredentialId, source: PrivateKeyError },
+}
+
+/// How a certificate covers a name; better ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Coverage {
+    Wildcard,
+    Exact,
 }
 
 /// The data keys that this process can open credentials with. Readers never wait; clones share one set.
@@ -110,6 +118,7 @@ impl Credential {
         }
         let intermediates = interner.intern(Arc::clone(chain.intermediates()));
         let (leaf, facts) = (chain.leaf(), chain.facts());
+        let hashes: Vec<u8> = facts.names.iter().flat_map(|name| pattern_hash(name).to_le_bytes()).collect();
         Ok(Self {
             id,
             lineage,
@@ -117,13 +126,14 @@ impl Credential {
             cell,
             cell_key_epoch,
             leaf_bytes: u32::try_from(leaf.len()).expect("a parsed leaf has at most 64 KiB"),
+            sealed_bytes: u32::try_from(sealed.len()).expect("a sealed key has at most 8 KiB"),
             key_tenant,
             not_before: facts.not_before.as_secs(),
             not_after: facts.not_after.as_secs(),
             spki_sha256,
             key_type: facts.key_type,
-            has_wildcard: facts.names.iter().any(|name| name.is_wildcard()),
-            leaf_and_key: [leaf.as_ref(), sealed].concat().into(),
+            names: u16::try_from(facts.names.len()).expect("a parsed leaf has at most 1000 names"),
+            bytes: [leaf.as_ref(), sealed, &hashes].concat().into(),
             intermediates,
         })
     }
@@ -174,7 +184,7 @@ impl Credential {
     }
 
     pub fn leaf(&self) -> &[u8] {
-        &self.leaf_and_key[..self.leaf_bytes as usize]
+        &self.bytes[..self.leaf_bytes as usize]
     }
 
     pub fn intermediates(&self) -> &Arc<[CertificateDer<'static>]> {
@@ -191,28 +201,45 @@ impl Credential {
         std::iter::once(leaf).chain(self.intermediates.iter().cloned()).collect()
     }
 
-    /// Reads the leaf again (some microseconds): a list of names would be a third of a grouped credential's memory.
+    /// Reads the leaf again (some microseconds): a list of names would be half of a grouped credential's memory.
     pub fn facts(&self) -> CertificateFacts {
         CertificateFacts::of_der(self.leaf()).expect("the leaf was parsed when the credential was made")
     }
 
-    /// Whether the certificate names `name`. Reads the leaf again, as [`facts`](Self::facts) does.
+    /// Whether a client that asks for `name` accepts this certificate. Reads the leaf again where it seems so: the rule
+    /// that lets a connection serve other names than its own must not rest on a hash.
     pub fn covers(&self, name: &DomainName) -> bool {
-        self.facts().covers(name)
+        self.coverage(name).is_some() && self.facts().covers(name)
     }
 
-    /// Whether `name` itself, not only a wildcard, is in the certificate. Free where there is no wildcard at all.
-    pub(crate) fn names_exactly(&self, name: &DomainName) -> bool {
-        !self.has_wildcard || self.facts().names.iter().any(|held| !held.is_wildcard() && held.base() == name)
+    /// How the certificate covers `name`, for choosing in a handshake: by hashes of four bytes, so a name that is not
+    /// covered passes once in 10^8 (and then the client refuses).
+    pub(crate) fn coverage(&self, name: &DomainName) -> Option<Coverage> {
+        if self.holds_hash(exact_hash(name.as_str())) {
+            return Some(Coverage::Exact);
+        }
+        let parent = name.parent_str()?;
+        self.holds_hash(wildcard_hash(parent)).then_some(Coverage::Wildcard)
+    }
+
+    /// How many names the certificate holds.
+    pub fn names(&self) -> usize {
+        usize::from(self.names)
     }
 
     /// Bytes on the heap that are this credential's alone, without the allocator's own.
     pub fn heap_bytes(&self) -> usize {
-        size_of::<Self>() + self.leaf_and_key.len() + self.key_tenant.len()
+        size_of::<Self>() + self.bytes.len() + self.key_tenant.len()
     }
 
     fn sealed(&self) -> &[u8] {
-        &self.leaf_and_key[self.leaf_bytes as usize..]
+        let start = self.leaf_bytes as usize;
+        &self.bytes[start..start + self.sealed_bytes as usize]
+    }
+
+    fn holds_hash(&self, hash: u32) -> bool {
+        let start = (self.leaf_bytes + self.sealed_bytes) as usize;
+        self.bytes[start..].chunks_exact(4).any(|held| held == hash.to_le_bytes())
     }
 
     fn seal_context(&self) -> SealContext<'_> {
@@ -291,6 +318,22 @@ impl fmt::Debug for CellKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("CellKeys").field(&self.held()).finish()
     }
+}
+
+fn pattern_hash(pattern: &NamePattern) -> u32 {
+    match pattern {
+        NamePattern::Exact(name) => exact_hash(name.as_str()),
+        NamePattern::Wildcard(base) => wildcard_hash(base.as_str()),
+    }
+}
+
+fn exact_hash(name: &str) -> u32 {
+    crc32c::crc32c(name.as_bytes())
+}
+
+/// That of the text `*.base`, without building it.
+fn wildcard_hash(base: &str) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(b"*."), base.as_bytes())
 }
 
 fn is_of(key: &CellKey, cell: &CellId, epoch: u32) -> bool {

@@ -5,7 +5,7 @@
 //! compares, lower-cases or encodes names again. Deliberately absent: IP addresses and single-label names (no public CA
 //! certifies them) and any lookup in DNS.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -195,10 +195,11 @@ fn parse_labels(text: &str, underscore: Underscore) -> Result<DomainName, NameEr
     if text.len() > INPUT_BYTES_MAX {
         return Err(too_long(text));
     }
+    if text.starts_with("*.") {
+        return Err(NameError::WildcardNotAllowed { name: shown(text) });
+    }
     refuse_ip_address(text)?;
-    let ascii = Uts46::new()
-        .to_ascii(text.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore)
-        .map_err(|_| NameError::Idna { name: shown(text) })?;
+    let ascii = a_labels(text)?;
     // The mapping turns other full stops and wide digits into ASCII: what counts is what comes out of it.
     let name = ascii.strip_suffix('.').unwrap_or(&ascii);
     if name.is_empty() {
@@ -217,6 +218,23 @@ fn parse_labels(text: &str, underscore: Underscore) -> Result<DomainName, NameEr
         Some((_, last)) if is_number(last) => Err(NameError::IpAddress { name: shown(name) }),
         Some(_) => Ok(DomainName(name.into())),
     }
+}
+
+/// The text in lower-case A-labels. Nearly all names need no mapping, and then a tenth of the time.
+fn a_labels(text: &str) -> Result<Cow<'_, str>, NameError> {
+    let is_ldh = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    let is_encoded = |label: &str| label.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case("xn--"));
+    if text.bytes().all(is_ldh) && !text.split('.').any(is_encoded) {
+        let has_upper = text.bytes().any(|byte| byte.is_ascii_uppercase());
+        return Ok(if has_upper { text.to_ascii_lowercase().into() } else { text.into() });
+    }
+    map_labels(text)
+}
+
+fn map_labels(text: &str) -> Result<Cow<'_, str>, NameError> {
+    Uts46::new()
+        .to_ascii(text.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore)
+        .map_err(|_| NameError::Idna { name: shown(text) })
 }
 
 fn check_label(label: &str, name: &str, underscore: Underscore) -> Result<(), NameError> {
@@ -272,10 +290,10 @@ fn too_long(text: &str) -> NameError {
 
 /// Messages about a pattern speak of the text that was given, the `*.` included.
 fn wildcard_error(error: NameError, text: &str) -> NameError {
-    match error {
-        NameError::WildcardPlace { .. } => NameError::WildcardPlace { name: shown(text) },
-        other => other,
+    if matches!(error, NameError::WildcardPlace { .. } | NameError::WildcardNotAllowed { .. }) {
+        return NameError::WildcardPlace { name: shown(text) };
     }
+    error
 }
 
 /// The part of foreign text that a message may repeat: at most 80 characters.

@@ -86,6 +86,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Writer<K, V> {
     }
 
     /// Puts `entries` in the place of all there is, in one swap. A later entry of the same key wins.
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "one writer: two at once would lose changes")]
     pub(crate) fn replace_all(&mut self, entries: Vec<(K, V)>) {
         let directory = Directory::filled(directory_bits(entries.len()), entries, &self.shared.hasher);
         let len = directory.slots.iter().map(|slot| slot.load().entries.len()).sum();
@@ -140,6 +141,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Writer<K, V> {
         }
     }
 
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "one writer: two at once would lose changes")]
     fn double_directory(&mut self) {
         let old = self.shared.directory.load();
         if old.bits == DIRECTORY_BITS_MAX {

@@ -8,7 +8,9 @@
 //! `now`, the entry of the exact name before that of its wildcard, a certificate that names it before one that covers it
 //! by wildcard, ECDSA or Ed25519 before RSA (a tenth of the CPU), the later expiry. The rank is computed at lookup, on
 //! at most four slots and nearly always one, so a renewal re-orders nothing and a credential may arrive after its name.
-//! If all are expired, the least expired is served: the client can refuse it, and an operator can still get in.
+//! If all are expired, the least expired is served: the client can refuse it, and an operator can still get in. A
+//! certificate that does not cover the name is never shown: a name may point to a group before the group's next
+//! certificate, which will hold it, has come.
 //!
 //! An exact entry owns its name: its tenant, domain and policy are in the hit even where the credential is that of the
 //! wildcard above, and only a wildcard of the same tenant stands in.
@@ -23,7 +25,7 @@ use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::KeyType;
-use crate::credential::Credential;
+use crate::credential::{Coverage, Credential};
 use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{DomainId, LineageId, TenantId};
 use crate::name_table::{NameTable, NameTablePublisher};
@@ -116,7 +118,7 @@ pub enum PublishError {
 
 impl SniIndex {
     /// The credential to show for `name`, with what governs the connection; None for an unknown name and for one
-    /// without any credential. If no credential suits the client's signature types, the best of the others is given,
+    /// that no credential of its lineages covers. If no credential suits the client's signature types, the best of the others is given,
     /// so that the TLS stack can answer with the right alert.
     pub fn lookup(&self, name: &DomainName, now: UnixTime, capabilities: ClientCapabilities) -> Option<Hit> {
         let exact = self.names.get_exact(name.as_str());
@@ -134,7 +136,8 @@ impl SniIndex {
         let stand_in = wildcard
             .filter(|entry| entry.tenant == owner.tenant)
             .and_then(|entry| entry.best(name, now, capabilities, false));
-        let best = [chosen, stand_in].into_iter().flatten().max_by_key(|choice| choice.rank)?;
+        // Of equals the last is taken: the exact entry's own.
+        let best = [stand_in, chosen].into_iter().flatten().max_by_key(|choice| choice.rank)?;
         Some(owner.hit(best.credential))
     }
 
@@ -357,7 +360,8 @@ impl SniEntry {
     ) -> Option<Choice> {
         let mut choices = self.slots().filter_map(|slot| {
             let credential = slot.credential()?;
-            Some(Choice { rank: Rank::of(&credential, name, now, capabilities, exact_entry), credential })
+            let coverage = credential.coverage(name)?;
+            Some(Choice { rank: Rank::of(&credential, coverage, now, capabilities, exact_entry), credential })
         });
         let mut best = choices.next()?;
         for choice in choices {
@@ -394,7 +398,7 @@ struct Rank {
 impl Rank {
     fn of(
         credential: &Credential,
-        name: &DomainName,
+        coverage: Coverage,
         now: UnixTime,
         capabilities: ClientCapabilities,
         exact_entry: bool,
@@ -404,7 +408,7 @@ impl Rank {
             supported: capabilities.supports(credential.key_type()),
             valid,
             exact_entry: valid && exact_entry,
-            names_exactly: valid && credential.names_exactly(name),
+            names_exactly: valid && coverage == Coverage::Exact,
             cheap_to_sign: valid && !credential.key_type().is_rsa(),
             not_after: credential.not_after(),
         }

@@ -18,7 +18,29 @@ fn a_credential_gives_back_what_it_was_made_of() {
     assert_eq!(credential.key_type(), KeyType::EcdsaP256);
     assert!(credential.is_valid_at(now()));
     assert!(credential.covers(&DomainName::parse("b.example.org").unwrap()));
+    assert!(!credential.covers(&DomainName::parse("c.example.org").unwrap()));
+    assert_eq!(credential.names(), 2);
     assert!(!format!("{credential:?}").contains("sealed"));
+}
+
+#[test]
+fn coverage_is_that_of_the_names_in_the_leaf() {
+    let cell_key = CellKey::generate(cell(), 1);
+    let chain = fixture::chain(&["a.example.org", "*.example.org", "*.b.example.org"], &P256);
+    let credential = fixture::credential(chain, &P256, &cell_key, lineage());
+    for (name, coverage) in [
+        ("a.example.org", Some(Coverage::Exact)),
+        ("b.example.org", Some(Coverage::Wildcard)),
+        ("x.b.example.org", Some(Coverage::Wildcard)),
+        ("example.org", None),
+        ("x.a.example.org", None),
+        ("y.x.b.example.org", None),
+    ] {
+        let name = DomainName::parse(name).unwrap();
+        assert_eq!(credential.coverage(&name), coverage, "{name}");
+        assert_eq!(credential.covers(&name), coverage.is_some(), "{name}");
+    }
+    assert_eq!(wildcard_hash("example.org"), exact_hash("*.example.org"));
 }
 
 #[test]

@@ -30,7 +30,8 @@ fn all_spellings_of_a_name_are_one_name() {
 fn wrong_names_are_refused_with_what_to_do() {
     let long_label = format!("{}.example", "a".repeat(300));
     let long_name = format!("{}example", "abcdefgh.".repeat(30));
-    let cases: &[(&str, fn(&NameError) -> bool, &str)] = &[
+    type Case<'a> = (&'a str, fn(&NameError) -> bool, &'a str);
+    let cases: &[Case<'_>] = &[
         ("", |e| matches!(e, NameError::Empty), "www.example.org"),
         (".", |e| matches!(e, NameError::Empty), "www.example.org"),
         ("localhost", |e| matches!(e, NameError::SingleLabel { .. }), "localhost.example.org"),
@@ -55,7 +56,8 @@ fn wrong_names_are_refused_with_what_to_do() {
         ("https://a.example", |e| matches!(e, NameError::Character { .. }), "scheme"),
         ("a.example:443", |e| matches!(e, NameError::Character { character: ':', .. }), "port"),
         ("a\0.example", |e| matches!(e, NameError::Character { .. }), "hyphens"),
-        ("*.example.org", |e| matches!(e, NameError::WildcardPlace { .. }), "*"),
+        ("*.example.org", |e| matches!(e, NameError::WildcardNotAllowed { .. }), "leave out"),
+        ("a.*.example.org", |e| matches!(e, NameError::WildcardPlace { .. }), "first label"),
         ("xn--a.example", |e| matches!(e, NameError::Idna { .. }), "spelling"),
         ("a\u{200e}b.example", |e| matches!(e, NameError::Idna { .. }), "spelling"),
     ];
@@ -177,6 +179,13 @@ proptest! {
         prop_assert!(name.as_str().len() <= NAME_BYTES_MAX);
         // What passes here is a DNS name for the TLS stack too.
         prop_assert!(rustls_pki_types::DnsName::try_from(name.as_str()).is_ok());
+    }
+
+    #[test]
+    fn names_that_need_no_mapping_come_out_as_the_mapping_would_have_them(text in "[a-zA-Z0-9.-]{0,60}") {
+        if !text.to_ascii_lowercase().split('.').any(|label| label.starts_with("xn--")) {
+            prop_assert_eq!(a_labels(&text).unwrap(), map_labels(&text).unwrap());
+        }
     }
 
     #[test]

@@ -168,21 +168,19 @@ pub fn plan(input: &PlanInput) -> Plan {
     let limits = input.limits.clone();
     let names_max = limits.names_per_certificate_max.max(1);
     let (names, waiting) = placeable_names(input);
-    let mut pools: BTreeMap<PoolKey, Pool<'_>> = BTreeMap::new();
-    let keys: Vec<PoolKey> = names.iter().map(|name| pool_key(name.plan)).collect();
-    let homes = present_homes(&input.groups, &names, &keys, names_max);
-    for (home, key) in homes.bins {
-        pools.entry(key).or_default().bins.push(home);
+    let (pool_keys, pool_of) = pools(&names);
+    let homes = present_homes(&input.groups, &names, &pool_of, names_max);
+    let mut pools: Vec<Pool<'_>> = pool_keys.iter().map(|_| Pool::default()).collect();
+    for (home, pool) in homes.bins {
+        pools[pool].bins.push(home);
     }
-    for (index, key) in keys.into_iter().enumerate() {
-        if !homes.housed[index] {
-            pools.entry(key).or_default().homeless.push(index);
-        }
+    for (index, &pool) in pool_of.iter().enumerate().filter(|&(index, _)| !homes.housed[index]) {
+        pools[pool].homeless.push(index);
     }
 
     let mut groups = Vec::new();
     let mut retired: BTreeSet<GroupId> = input.groups.iter().map(|group| group.id).collect();
-    for ((basis, policy), pool) in pools {
+    for ((basis, policy), pool) in pool_keys.into_iter().zip(pools) {
         for bin in pack(pool.bins, &pool.homeless, &names, names_max) {
             if let Some(id) = bin.id {
                 retired.remove(&id);
@@ -209,7 +207,8 @@ struct Pool<'a> {
 
 /// Today's groups as far as they can stay.
 struct Homes<'a> {
-    bins: Vec<(Bin<'a>, PoolKey)>,
+    /// Each with its pool.
+    bins: Vec<(Bin<'a>, usize)>,
     /// For each name, whether it is in one of them.
     housed: Vec<bool>,
 }
@@ -250,15 +249,34 @@ fn sort_key(name: &NamePattern) -> String {
     key.join("\u{1}")
 }
 
-fn pool_key(plan: &PlanName) -> PoolKey {
+/// All pools in order, and for each name which one it is in.
+fn pools(names: &[Placeable<'_>]) -> (Vec<PoolKey>, Vec<usize>) {
+    let mut met: HashMap<PoolKey, usize, foldhash::fast::RandomState> = HashMap::default();
+    let first_met: Vec<usize> = names
+        .iter()
+        .map(|name| {
+            let next = met.len();
+            *met.entry(pool_key(name)).or_insert(next)
+        })
+        .collect();
+    let mut keys: Vec<(PoolKey, usize)> = met.into_iter().collect();
+    keys.sort_unstable();
+    let mut rank = vec![0; keys.len()];
+    for (position, &(_, met)) in keys.iter().enumerate() {
+        rank[met] = position;
+    }
+    (keys.into_iter().map(|(key, _)| key).collect(), first_met.into_iter().map(|met| rank[met]).collect())
+}
+
+fn pool_key(name: &Placeable<'_>) -> PoolKey {
+    let plan = name.plan;
     let basis = match &plan.sharing {
         _ if plan.failed_before => Basis::Probation { name: plan.name.clone() },
         Sharing::Alone => Basis::Alone { name: plan.name.clone() },
-        Sharing::RegisteredDomain => {
-            let base = plan.name.base();
-            let registered_domain = base.registered_domain().unwrap_or(base.as_str()).to_owned();
-            Basis::RegisteredDomain { tenant: plan.tenant, registered_domain }
-        }
+        Sharing::RegisteredDomain => Basis::RegisteredDomain {
+            tenant: plan.tenant,
+            registered_domain: name.registered_domain.to_owned(),
+        },
         Sharing::Tenant => Basis::Tenant { tenant: plan.tenant },
         Sharing::Operator { group } => Basis::Operator { group: group.clone() },
     };
@@ -269,7 +287,7 @@ fn pool_key(plan: &PlanName) -> PoolKey {
 fn present_homes<'a>(
     groups: &'a [PlanGroup],
     names: &[Placeable<'_>],
-    keys: &[PoolKey],
+    pool_of: &[usize],
     names_max: usize,
 ) -> Homes<'a> {
     let index_of: HashMap<&NamePattern, usize, foldhash::fast::RandomState> =
@@ -279,49 +297,40 @@ fn present_homes<'a>(
     by_id.sort_by_key(|group| group.id);
     let mut bins = Vec::new();
     for group in by_id {
-        let mut present: Vec<usize> = group
-            .names
-            .iter()
-            .filter_map(|name| index_of.get(name).copied())
-            .filter(|&i| !housed[i])
-            .collect();
+        let known = group.names.iter().filter_map(|name| index_of.get(name).copied());
+        let mut present: Vec<usize> = known.filter(|&index| !housed[index]).collect();
         present.sort_unstable();
         present.dedup();
-        let Some(key) = commonest_pool(&present, keys) else { continue };
-        present.retain(|&index| keys[index] == *key);
+        let Some(pool) = commonest_pool(&present, pool_of) else { continue };
+        present.retain(|&index| pool_of[index] == pool);
         packing::drop_covered(&mut present, names);
         present.truncate(names_max);
         for &index in &present {
             housed[index] = true;
         }
-        bins.push((Bin::of_today(group, present), key.clone()));
+        bins.push((Bin::of_today(group, present), pool));
     }
     Homes { bins, housed }
 }
 
-/// The pool of most of these names; the lesser key where two have equally many.
-fn commonest_pool<'k>(present: &[usize], keys: &'k [PoolKey]) -> Option<&'k PoolKey> {
-    let first = &keys[*present.first()?];
-    if present.iter().all(|&index| keys[index] == *first) {
-        return Some(first);
-    }
-    let mut counts: BTreeMap<&PoolKey, usize> = BTreeMap::new();
+/// The pool of most of these names; the first where two have equally many.
+fn commonest_pool(present: &[usize], pool_of: &[usize]) -> Option<usize> {
+    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for &index in present {
-        *counts.entry(&keys[index]).or_default() += 1;
+        *counts.entry(pool_of[index]).or_default() += 1;
     }
-    counts.into_iter().max_by_key(|&(key, count)| (count, std::cmp::Reverse(key))).map(|(key, _)| key)
+    counts.into_iter().max_by_key(|&(pool, count)| (count, std::cmp::Reverse(pool))).map(|(pool, _)| pool)
 }
 
 fn planned_group(bin: Bin<'_>, basis: Basis, policy: TlsPolicy, names: &[Placeable<'_>]) -> PlannedGroup {
     let mut members = bin.members;
     members.sort_unstable();
     let plans = || members.iter().map(|&index| names[index].plan);
-    let today: BTreeSet<&NamePattern> = bin.today.iter().collect();
-    let to_be: BTreeSet<&NamePattern> = plans().map(|plan| &plan.name).collect();
+    // Groups are small: looking through the list is faster than any set.
     let added: Vec<NamePattern> =
-        plans().map(|plan| &plan.name).filter(|name| !today.contains(name)).cloned().collect();
+        plans().map(|plan| &plan.name).filter(|name| !bin.today.contains(name)).cloned().collect();
     let removed: Vec<NamePattern> =
-        today.iter().filter(|name| !to_be.contains(*name)).copied().cloned().collect();
+        bin.today.iter().filter(|name| !plans().any(|plan| plan.name == **name)).cloned().collect();
     let order = match (bin.id.is_none() || bin.has_homeless, added.is_empty() && removed.is_empty()) {
         (true, _) => OrderNeed::Now,
         (false, true) => OrderNeed::None,
@@ -331,13 +340,20 @@ fn planned_group(bin: Bin<'_>, basis: Basis, policy: TlsPolicy, names: &[Placeab
         id: bin.id,
         basis,
         policy,
-        tenants: plans().map(|plan| plan.tenant).collect::<BTreeSet<_>>().into_iter().collect(),
-        domains: plans().map(|plan| plan.domain).collect::<BTreeSet<_>>().into_iter().collect(),
+        tenants: distinct(plans().map(|plan| plan.tenant)),
+        domains: distinct(plans().map(|plan| plan.domain)),
         names: plans().map(|plan| plan.name.clone()).collect(),
         added,
         removed,
         order,
     }
+}
+
+fn distinct<T: Ord>(ids: impl Iterator<Item = T>) -> Vec<T> {
+    let mut ids: Vec<T> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 impl Default for PlanLimits {

@@ -143,7 +143,7 @@ fn a_new_name_fills_a_gap_and_a_group_that_is_ordered_anyway_is_filled_first() {
     assert_eq!(first.groups.iter().map(|g| g.names.len()).collect::<Vec<_>>(), [25, 24]);
     let groups = carried_out(&first, &mut ids);
 
-    let mut more = names.clone();
+    let mut more = names;
     more.push(name("z0.example.org"));
     let second = plan(&PlanInput { groups: groups.clone(), ..input(more.clone()) });
     let changed: Vec<_> = second.groups.iter().filter(|g| g.order != OrderNeed::None).collect();
@@ -294,28 +294,37 @@ fn run_history(seed: u64) {
         ..PlanLimits::default()
     };
     let names_max = limits.names_per_certificate_max;
-    let mut names: Vec<PlanName> = Vec::new();
-    let mut groups: Vec<PlanGroup> = Vec::new();
+    let replan = |names: &[PlanName], groups: &[PlanGroup]| {
+        plan(&PlanInput { names: names.to_vec(), groups: groups.to_vec(), limits: limits.clone() })
+    };
     let mut ids = 0;
-    for step in 0..40 {
-        let grow = random.below(10) < if step < 20 { 8 } else { 3 };
-        let candidate = random_name(&mut random);
-        if grow && names.iter().all(|name| name.name != candidate.name) {
-            names.push(candidate);
+    let mut names: Vec<PlanName> = Vec::new();
+    for _ in 0..random.below(60) {
+        add_if_new(random_name(&mut random), &mut names);
+    }
+    let mut groups = carried_out(&replan(&names, &[]), &mut ids);
+    let growing = random.below(10);
+    for step in 0..12 {
+        if random.below(10) < growing {
+            add_if_new(random_name(&mut random), &mut names);
         } else if !names.is_empty() {
             let at = usize::try_from(random.below(names.len() as u64)).unwrap();
             names.swap_remove(at);
         }
-        let planned =
-            plan(&PlanInput { names: names.clone(), groups: groups.clone(), limits: limits.clone() });
+        let planned = replan(&names, &groups);
         let after = carried_out(&planned, &mut ids);
         let changes = differing(&groups, &after);
         assert!(changes <= 2, "seed {seed}, step {step}: {changes} groups changed");
         assert_eq!(changes, planned.changed_groups(), "seed {seed}, step {step}: as reported");
         check_promises(&names, &planned, names_max, seed);
-        let again = plan(&PlanInput { names: names.clone(), groups: after.clone(), limits: limits.clone() });
-        assert_eq!(again.changed_groups(), 0, "seed {seed}, step {step}: the plan of a plan is itself");
         groups = after;
+    }
+    assert_eq!(replan(&names, &groups).changed_groups(), 0, "seed {seed}: the plan of a plan is itself");
+}
+
+fn add_if_new(name: PlanName, names: &mut Vec<PlanName>) {
+    if names.iter().all(|present| present.name != name.name) {
+        names.push(name);
     }
 }
 
@@ -343,10 +352,12 @@ fn check_promises(names: &[PlanName], plan: &Plan, names_max: usize, seed: u64) 
 
 #[test]
 fn one_name_more_or_less_changes_at_most_two_groups_in_ten_thousand_histories() {
-    // Another start for each build of this file, not for each run: failures must come back.
-    for seed in 0..10_000 {
-        run_history(seed);
-    }
+    // Fixed seeds: a failure names its seed and comes back.
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            scope.spawn(move || (0..5_000).for_each(|seed| run_history(2 * seed + half)));
+        }
+    });
 }
 
 proptest! {
@@ -357,9 +368,7 @@ proptest! {
         let mut names: Vec<PlanName> = Vec::new();
         while names.len() < 60 {
             let name = random_name(&mut random);
-            if names.iter().all(|present| present.name != name.name) {
-                names.push(name);
-            }
+            add_if_new(name, &mut names);
         }
         let today = carried_out(&plan(&input(names[..40].to_vec())), &mut 0);
         let first = plan(&PlanInput { groups: today.clone(), ..input(names.clone()) });
