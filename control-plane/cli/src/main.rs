@@ -12,7 +12,10 @@ mod duration;
 mod failure;
 mod output;
 mod progress;
+#[cfg(feature = "quickstart")]
+mod quickstart;
 mod records;
+mod service;
 mod settings;
 
 use std::io::Write as _;
@@ -36,17 +39,45 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(flatten)]
     settings: SettingsArgs,
+    /// End when standard input ends: the quickstart's children have it as a pipe from their parent
+    #[cfg(feature = "quickstart")]
+    #[arg(long, hide = true)]
+    lifeline: bool,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Run the whole system on loopback with a test CA, and print what to try
+    #[cfg(feature = "quickstart")]
+    Quickstart(quickstart::QuickstartArgs),
     /// Run an edge, or ask the control plane about its edges
     Edge {
         #[command(subcommand)]
-        command: edge::FleetCommand,
+        command: EdgeCommand,
     },
+    /// Run the control plane
+    ControlPlane {
+        #[command(subcommand)]
+        command: ControlPlaneCommand,
+    },
+    #[command(flatten)]
+    Api(ApiCommand),
+    #[cfg(feature = "quickstart")]
+    #[command(hide = true)]
+    QuickstartCa(Box<portico_acme_ca::CaArgs>),
+    #[cfg(feature = "quickstart")]
+    #[command(hide = true)]
+    QuickstartDns(portico_acme_ca::DnsArgs),
+    #[cfg(feature = "quickstart")]
+    #[command(hide = true)]
+    QuickstartOrigin(quickstart::origin::OriginArgs),
+}
+
+/// What is asked of a running control plane, or of the addresses that it fills.
+#[derive(Debug, clap::Subcommand)]
+enum ApiCommand {
     /// Tenants: whose domains these are
     Tenant {
         #[command(subcommand)]
@@ -70,6 +101,20 @@ enum Command {
     Shadow(shadow::ShadowArgs),
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum EdgeCommand {
+    /// Run an edge in the foreground, as portico-edge does
+    Run(portico_edge::Args),
+    #[command(flatten)]
+    Fleet(edge::FleetCommand),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ControlPlaneCommand {
+    /// Run the control plane in the foreground, as portico-control-plane does
+    Run(portico_control_plane::Args),
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -82,20 +127,39 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
+    #[cfg(feature = "quickstart")]
+    if cli.lifeline {
+        quickstart::lifeline::watch()?;
+    }
     let settings = Settings::new(cli.settings)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(operate(&settings, cli.command))
+    match cli.command {
+        Command::Edge { command: EdgeCommand::Run(args) } => service::edge(args),
+        Command::Edge { command: EdgeCommand::Fleet(command) } => block_on(edge::run(&settings, command)),
+        Command::ControlPlane { command: ControlPlaneCommand::Run(args) } => service::control_plane(args),
+        Command::Api(command) => block_on(operate(&settings, command)),
+        #[cfg(feature = "quickstart")]
+        Command::Quickstart(args) => block_on(quickstart::run(args)),
+        #[cfg(feature = "quickstart")]
+        Command::QuickstartCa(args) => service::run_to_end(portico_acme_ca::run_ca(*args)),
+        #[cfg(feature = "quickstart")]
+        Command::QuickstartDns(args) => service::run_to_end(portico_acme_ca::run_dns(args)),
+        #[cfg(feature = "quickstart")]
+        Command::QuickstartOrigin(args) => block_on(quickstart::origin::run(args)),
+    }
 }
 
-async fn operate(settings: &Settings, command: Command) -> Outcome {
+fn block_on(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
     match command {
-        Command::Edge { command } => edge::run(settings, command).await,
-        Command::Tenant { command } => tenant::run(settings, command).await,
-        Command::Domain { command } => domain::run(settings, command).await,
-        Command::Cert { command } => cert::run(settings, command).await,
-        Command::Check(args) => check::run(settings, args).await,
-        Command::Preview(args) => preview::run(settings, args).await,
-        Command::Shadow(args) => shadow::run(settings, args).await,
+        ApiCommand::Tenant { command } => tenant::run(settings, command).await,
+        ApiCommand::Domain { command } => domain::run(settings, command).await,
+        ApiCommand::Cert { command } => cert::run(settings, command).await,
+        ApiCommand::Check(args) => check::run(settings, args).await,
+        ApiCommand::Preview(args) => preview::run(settings, args).await,
+        ApiCommand::Shadow(args) => shadow::run(settings, args).await,
     }
 }
 
@@ -123,5 +187,15 @@ fn invocation() -> String {
     match context {
         Some(folder) => format!("{program} --context {folder}"),
         None => program,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
     }
 }

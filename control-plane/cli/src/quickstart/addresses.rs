@@ -1,0 +1,154 @@
+//! Every address of the quickstart, and the flag that moves it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::clock;
+use crate::failure::{Failure, Outcome};
+
+/// How long a port may stay taken: the children of a quickstart that was just ended may still be ending.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddressArgs {
+    /// Loopback addresses of the edges
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.11,127.0.0.12", value_name = "IP,IP", value_parser = loopback)]
+    edges: Vec<Ipv4Addr>,
+    /// The edges' port for http; the CA validates there in place of 80
+    #[arg(long, default_value_t = 8080)]
+    http_port: u16,
+    /// The edges' port for https
+    #[arg(long, default_value_t = 8443)]
+    https_port: u16,
+    /// The edges' port for metrics and health
+    #[arg(long, default_value_t = 9109)]
+    metrics_port: u16,
+    /// The control plane's API
+    #[arg(long, default_value_t = 7070)]
+    api_port: u16,
+    /// Where edges connect to the control plane
+    #[arg(long, default_value_t = 7443)]
+    distribution_port: u16,
+    /// The control plane's own DNS, which answers delegated challenges
+    #[arg(long, default_value_t = 5354)]
+    responder_port: u16,
+    /// The DNS stub, which stands for the whole of the DNS
+    #[arg(long, default_value_t = 15353)]
+    dns_port: u16,
+    /// The DNS stub's management
+    #[arg(long, default_value_t = 15354)]
+    dns_management_port: u16,
+    /// The test CA
+    #[arg(long, default_value_t = 14000)]
+    ca_port: u16,
+    /// The test CA's management
+    #[arg(long, default_value_t = 15000)]
+    ca_management_port: u16,
+    /// The first tenant's origin
+    #[arg(long, default_value_t = 9001)]
+    origin_port: u16,
+    /// The second tenant's origin
+    #[arg(long, default_value_t = 9002)]
+    second_origin_port: u16,
+}
+
+/// Where everything listens.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses {
+    pub(super) edges: Vec<Ipv4Addr>,
+    pub(super) http_port: u16,
+    pub(super) https_port: u16,
+    metrics_port: u16,
+    pub(super) api: SocketAddr,
+    pub(super) distribution: SocketAddr,
+    pub(super) responder: SocketAddr,
+    pub(super) dns: SocketAddr,
+    pub(super) dns_management: SocketAddr,
+    pub(super) ca: SocketAddr,
+    pub(super) ca_management: SocketAddr,
+    /// One a tenant.
+    pub(super) origins: [SocketAddr; 2],
+}
+
+impl Addresses {
+    pub(super) fn new(args: &AddressArgs) -> Self {
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            edges: args.edges.clone(),
+            http_port: args.http_port,
+            https_port: args.https_port,
+            metrics_port: args.metrics_port,
+            api: local(args.api_port),
+            distribution: local(args.distribution_port),
+            responder: local(args.responder_port),
+            dns: local(args.dns_port),
+            dns_management: local(args.dns_management_port),
+            ca: local(args.ca_port),
+            ca_management: local(args.ca_management_port),
+            origins: [local(args.origin_port), local(args.second_origin_port)],
+        }
+    }
+
+    pub(super) fn edge_http(&self, edge: usize) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.edges[edge]), self.http_port)
+    }
+
+    pub(super) fn edge_https(&self, edge: usize) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.edges[edge]), self.https_port)
+    }
+
+    pub(super) fn edge_metrics(&self, edge: usize) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.edges[edge]), self.metrics_port)
+    }
+
+    /// # Errors
+    /// When a port is taken: which one, and the flag that moves it.
+    pub(super) async fn assert_free(&self) -> Outcome {
+        let end = clock::now() + PATIENCE;
+        for (address, flag, udp) in self.all() {
+            while let Err(error) = bind(address, udp).await {
+                if clock::now() >= end || error.kind() != std::io::ErrorKind::AddrInUse {
+                    return Err(Failure::failed(format!("{address} cannot be used: {error}"))
+                        .next(format!("quickstart {flag} ANOTHER")));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> Vec<(SocketAddr, &'static str, bool)> {
+        let mut all = vec![
+            (self.api, "--api-port", false),
+            (self.distribution, "--distribution-port", false),
+            (self.responder, "--responder-port", true),
+            (self.dns, "--dns-port", true),
+            (self.dns_management, "--dns-management-port", false),
+            (self.ca, "--ca-port", false),
+            (self.ca_management, "--ca-management-port", false),
+            (self.origins[0], "--origin-port", false),
+            (self.origins[1], "--second-origin-port", false),
+        ];
+        for edge in 0..self.edges.len() {
+            all.push((self.edge_http(edge), "--http-port", false));
+            all.push((self.edge_https(edge), "--https-port", true));
+            all.push((self.edge_metrics(edge), "--metrics-port", false));
+        }
+        all
+    }
+}
+
+async fn bind(address: SocketAddr, udp: bool) -> std::io::Result<()> {
+    TcpListener::bind(address).await?;
+    if udp {
+        UdpSocket::bind(address).await?;
+    }
+    Ok(())
+}
+
+fn loopback(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text.parse().map_err(|_| format!("{text:?} is no IPv4 address"))?;
+    if address.is_loopback() { Ok(address) } else { Err(format!("{address} is no loopback address")) }
+}

@@ -1,0 +1,170 @@
+//! `portico quickstart`: the whole system on loopback, with a test CA, in one folder.
+//!
+//! Every part is a process of its own: this program again, with another subcommand. Each child's standard input is a pipe
+//! that the quickstart holds, and a child ends when that pipe does ([`lifeline`]), so no child outlives its parent, however
+//! the parent ended. Nothing here is simulated: names are claimed and proved by TXT records in the DNS stub, the CA really
+//! validates over the edges' sockets, certificates reach the edges over the distribution stream.
+//!
+//! Absent from builds without the feature `quickstart`, as is the test CA.
+
+mod addresses;
+mod children;
+mod configuration;
+mod folder;
+pub(crate) mod lifeline;
+mod lines;
+mod onboarding;
+pub(crate) mod origin;
+mod script;
+mod wait;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use portico_api::v1::client::Client;
+
+use crate::clock;
+use crate::failure::{Failure, Outcome};
+use crate::output::line;
+use crate::settings::Context;
+use addresses::{AddressArgs, Addresses};
+use children::{Children, Part};
+use folder::Folder;
+use onboarding::Onboarded;
+
+/// From the first connect to a part until it answers.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct QuickstartArgs {
+    /// The one folder that holds all files; made anew at each start
+    #[arg(long, default_value = "portico-quickstart", value_name = "DIR")]
+    dir: PathBuf,
+    /// Run every printed line, check what comes back, and end: 0, or what failed
+    #[arg(long)]
+    script: bool,
+    #[command(flatten)]
+    addresses: AddressArgs,
+}
+
+pub(crate) async fn run(args: QuickstartArgs) -> Outcome {
+    let start = clock::now();
+    let folder = Folder::claim(&args.dir)?;
+    let addresses = Addresses::new(&args.addresses);
+    addresses.assert_free().await?;
+    let mut children = Children::new(folder.path().to_owned());
+    let worked = tokio::select! {
+        worked = work(folder, addresses, &mut children, args.script, start) => worked,
+        signal = interrupted() => signal,
+    };
+    line("ending all parts ...");
+    let ended = children.end().await;
+    worked.and(ended)?;
+    line("no child is left");
+    Ok(())
+}
+
+async fn work(
+    folder: Folder,
+    addresses: Addresses,
+    children: &mut Children,
+    script: bool,
+    start: Instant,
+) -> Outcome {
+    let (client, onboarded) = begin(&folder, &addresses, children).await?;
+    let lines = lines::lines(&folder, &addresses);
+    lines::print(&lines, &folder, &addresses, &onboarded, start.elapsed());
+    if script {
+        return script::run(&lines, &folder, &addresses, &client).await;
+    }
+    // Lives until a signal ends it or a part fails.
+    Err(children.failed().await)
+}
+
+/// Starts all parts, then onboards the tenants.
+async fn begin(
+    folder: &Folder,
+    addresses: &Addresses,
+    children: &mut Children,
+) -> Outcome<(Client, Onboarded)> {
+    children.start(Part::dns(addresses))?;
+    children.start(Part::origin(addresses))?;
+    children.healthy("dns", addresses.dns_management, "/healthz").await?;
+    children.start(Part::ca(addresses, folder))?;
+    children.healthy("ca", addresses.ca_management, "/healthz").await?;
+    crate::records::post(addresses.dns_management, "/forward", configuration::forward(addresses))
+        .await
+        .map_err(|text| Failure::failed(format!("DNS stub: {text}")))?;
+
+    configuration::write_control_plane(folder, addresses)?;
+    children.start(Part::control_plane(folder))?;
+    let client = children.control_plane_ready(folder, addresses).await?;
+    write_context(folder, addresses)?;
+    for edge in 0..addresses.edges.len() {
+        configuration::write_edge(folder, addresses, edge, &client).await?;
+        children.start(Part::edge(folder, edge))?;
+    }
+    for edge in 0..addresses.edges.len() {
+        children.healthy(&Part::edge_name(edge), addresses.edge_metrics(edge), "/readyz").await?;
+    }
+    let onboarded = tokio::select! {
+        onboarded = onboarding::onboard(&client, addresses) => onboarded?,
+        failure = children.failed() => return Err(failure),
+    };
+    Ok((client, onboarded))
+}
+
+/// Makes `portico --context DIR ...` work.
+fn write_context(folder: &Folder, addresses: &Addresses) -> Outcome {
+    let context = Context {
+        api: format!("http://{}", addresses.api),
+        token_file: PathBuf::from(folder::TOKEN),
+        roots: Some(PathBuf::from(folder::ROOT)),
+        edges_https: (0..addresses.edges.len()).map(|edge| addresses.edge_https(edge)).collect(),
+        edges_http: (0..addresses.edges.len()).map(|edge| addresses.edge_http(edge)).collect(),
+        dns_stub: Some(addresses.dns_management),
+    };
+    let text = toml::to_string(&context).map_err(|error| Failure::failed(error.to_string()))?;
+    folder.write(crate::settings::CONTEXT_FILE, &text)
+}
+
+/// Ctrl-C, or a polite request to end: both are the normal end.
+async fn interrupted() -> Outcome {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    line("");
+    Ok(())
+}
+
+/// `path` as a word of a shell command, relative to the working folder where that is shorter.
+fn shell_path(path: &Path) -> String {
+    let relative =
+        std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
+    let path = relative.unwrap_or_else(|| path.to_owned());
+    shell_word(&path.display().to_string())
+}
+
+fn shell_word(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_:@%+=,".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_word;
+
+    #[test]
+    fn odd_paths_are_one_word_to_a_shell() {
+        assert_eq!(shell_word("a/b.pem"), "a/b.pem");
+        assert_eq!(shell_word("my dir/it's"), r"'my dir/it'\''s'");
+        assert_eq!(shell_word("*.wild"), "'*.wild'");
+    }
+}
