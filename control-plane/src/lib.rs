@@ -7,6 +7,7 @@
 
 pub mod acme;
 mod app;
+pub mod backup;
 pub mod ca;
 pub mod clock;
 pub mod config;

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{cert, check, domain, edge, preview, shadow, tenant};
+use commands::{backup, cert, check, domain, edge, preview, shadow, tenant};
 use failure::{Failure, Next, Outcome};
 use settings::{Settings, SettingsArgs};
 
@@ -64,6 +64,10 @@ enum Command {
     },
     #[command(flatten)]
     Api(ApiCommand),
+    /// Write a backup of the control plane, which may run
+    Backup(backup::BackupArgs),
+    /// Put a backup back; the control plane must not run
+    Restore(backup::BackupArgs),
     #[cfg(feature = "quickstart")]
     #[command(hide = true)]
     QuickstartCa(Box<portico_acme_ca::CaArgs>),
@@ -136,6 +140,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Edge { command: EdgeCommand::Run(args) } => service::edge(args),
         Command::Edge { command: EdgeCommand::Fleet(command) } => block_on(edge::run(&settings, command)),
         Command::ControlPlane { command: ControlPlaneCommand::Run(args) } => service::control_plane(args),
+        Command::Backup(args) => block_on(backup::backup(args)),
+        Command::Restore(args) => block_on(backup::restore(args)),
         Command::Api(command) => block_on(operate(&settings, command)),
         #[cfg(feature = "quickstart")]
         Command::Quickstart(args) => block_on(quickstart::run(args)),

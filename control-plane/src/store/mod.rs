@@ -33,6 +33,7 @@ pub mod event;
 pub mod group;
 pub mod idempotency;
 pub mod issuance;
+pub mod integrity;
 pub mod meta;
 mod migrations;
 pub mod order;

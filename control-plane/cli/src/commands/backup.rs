@@ -1,0 +1,48 @@
+//! `portico backup FILE` and `portico restore FILE`: on the control plane's own machine, over its configuration file.
+
+use std::path::PathBuf;
+
+use portico_control_plane::backup;
+use portico_control_plane::clock::Clock;
+use portico_control_plane::config::Config;
+
+use crate::failure::{Failure, Outcome};
+use crate::output::line;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackupArgs {
+    /// The backup's file
+    file: PathBuf,
+    /// The control plane's configuration
+    #[arg(long, default_value = "/etc/portico/control-plane.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl BackupArgs {
+    fn config(&self) -> Outcome<Config> {
+        Config::read(&self.config).map_err(|error| {
+            Failure::from(anyhow::Error::from(error))
+                .next_text("--config FILE names the control plane's configuration")
+        })
+    }
+}
+
+/// Writes a backup; the control plane may run.
+pub(crate) async fn backup(args: BackupArgs) -> Outcome {
+    let config = args.config()?;
+    backup::backup(&config, &args.file).await?;
+    line(format!("{} holds everything but the key-encryption key; keep that key apart", args.file.display()));
+    Ok(())
+}
+
+/// Puts a backup back; the control plane must not run.
+pub(crate) async fn restore(args: BackupArgs) -> Outcome {
+    let config = args.config()?;
+    let restored = backup::restore(&config, &args.file, &Clock::default()).await?;
+    line(format!("restored; generations go on in epoch {}", restored.epoch));
+    if let Some(kept) = restored.kept {
+        line(format!("the database that was there is kept as {}", kept.display()));
+    }
+    line(format!("next: portico control-plane run --config {}", args.config.display()));
+    Ok(())
+}
