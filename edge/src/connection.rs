@@ -24,7 +24,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: 
         }
         ListenerKind::Https => {
             let edge = &worker.edge;
-            let accepting = tls::accept(stream, &edge.live, &edge.tls, &edge.metrics);
+            let accepting = tls::accept(stream, edge);
             let Some(accepted) = Box::pin(accepting).await else { return };
             let tls::Accepted { stream, shown } = *accepted;
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -57,7 +57,7 @@ fn context(
         shown,
         public_https_port: bound.config.public_https_port,
         alt_svc: alt_svc(bound),
-        clock: Rc::new(ConnectionClock::new()),
+        clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
     })
 }
 

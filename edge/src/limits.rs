@@ -3,6 +3,34 @@
 
 use std::time::Duration;
 
+/// The limits in time, as one edge uses them: the table below, unless a test wants to see them run out.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    pub handshake: Duration,
+    pub header: Duration,
+    pub idle: Duration,
+    pub write_stall: Duration,
+    pub body_stall: Duration,
+    pub origin_connect: Duration,
+    pub origin_first_byte: Duration,
+    pub origin_body_stall: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            handshake: HANDSHAKE_DEADLINE,
+            header: HEADER_DEADLINE,
+            idle: IDLE_DEADLINE,
+            write_stall: WRITE_STALL_DEADLINE,
+            body_stall: BODY_STALL_DEADLINE,
+            origin_connect: ORIGIN_CONNECT_DEADLINE,
+            origin_first_byte: ORIGIN_FIRST_BYTE_DEADLINE,
+            origin_body_stall: ORIGIN_BODY_STALL_DEADLINE,
+        }
+    }
+}
+
 /// Bytes read from a client before its ClientHello is complete. Post-quantum hellos are near 2 KiB; a TLS record is 16 KiB.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024 + 5;
 /// From accept to the end of the handshake, ClientHello included.

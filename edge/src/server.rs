@@ -23,7 +23,7 @@ use crate::{
     control::{Control, ControlOptions, JoinToken},
     drain::{DrainSwitch, DrainWatch},
     io::{Backend, IoChoice},
-    limits,
+    limits::{self, Deadlines},
     listen::{self, BoundListener},
     live::Live,
     metrics::Metrics,
@@ -73,6 +73,7 @@ pub struct Edge {
     /// Where the edge itself listens: never an origin.
     pub own_sockets: Vec<SocketAddr>,
     pub connections_per_worker_max: usize,
+    pub deadlines: Deadlines,
     pub readiness: Readiness,
 }
 
@@ -110,10 +111,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         metrics,
         access_log,
         drain,
-        origin_tls: OriginTls::from_system()?,
+        origin_tls: OriginTls::from_system(),
         resolvers: resolvers(&config),
         own_sockets: own_sockets(&listeners, config.metrics),
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
+        deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
     serve(&config, edge, listeners, source, (&service, &switch), log_writer)
@@ -211,7 +213,14 @@ fn serve(
     drained
 }
 
-fn start_workers(edge: &Arc<Edge>, listeners: Vec<Vec<BoundListener>>) -> io::Result<Vec<JoinHandle<()>>> {
+/// Starts the threads that serve; they end when the drain does.
+///
+/// # Errors
+/// When the operating system gives no thread.
+pub fn start_workers(
+    edge: &Arc<Edge>,
+    listeners: Vec<Vec<BoundListener>>,
+) -> io::Result<Vec<JoinHandle<()>>> {
     let count = listeners.len();
     let start = |(index, listeners): (usize, Vec<BoundListener>)| {
         let edge = Arc::clone(edge);

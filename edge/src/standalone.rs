@@ -18,7 +18,8 @@ use crate::{
     config::{CertificateFiles, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice},
     limits,
     live::{
-        Action, EgressGrant, FleetPolicy, LivePublisher, Origin, Redirect, Route, Site, Sites, UnknownSni,
+        Action, EgressGrant, FleetPolicy, LivePublisher, Origin, Redirect, Route, SealedCertificate, Sealing,
+        Site, Sites, UnknownSni,
     },
 };
 
@@ -31,27 +32,24 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
     let grants =
         grants.map(|allow| EgressGrant { net: allow.net, ports: allow.ports.clone().into() }).collect();
     let mut sites = Sites::new(publisher, grants);
-    let now = clock::unix_time();
-    let pairs = parse_all(&paths(&config.certificates)?);
-    let default =
-        config.certificates.default.as_deref().map(|path| add_default(&mut sites, path)).transpose()?;
-    let mut used = 0_usize;
-    for (path, parsed) in pairs {
-        let result = parsed.and_then(|(chain, key)| {
-            sites.add_certificate(chain, &key, now).map_err(|fault| fault.to_string())
-        });
+    let mut sealed = Vec::new();
+    for (path, result) in seal_all(&paths(&config.certificates)?, &sites.sealing()) {
         match result {
-            Ok(_) => used += 1,
+            Ok(certificate) => sealed.push(certificate),
             Err(problem) => tracing::warn!(file = %path.display(), problem, "a certificate is left out"),
         }
     }
+    let default =
+        config.certificates.default.as_deref().map(|path| add_default(&mut sites, path)).transpose()?;
     let unknown_sni = match config.unknown_sni {
         UnknownSniChoice::Refuse => UnknownSni::Refuse,
         UnknownSniChoice::Default => UnknownSni::Default,
     };
     sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
-    put_sites(&mut sites, &config.routes)?;
-    tracing::info!(certificates = used, routes = config.routes.len(), "standalone files published");
+    let certificates = sealed.len();
+    let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names))?;
+    sites.load(sealed, by_host, clock::unix_time())?;
+    tracing::info!(certificates, routes = config.routes.len(), "standalone files published");
     Ok(sites)
 }
 
@@ -132,20 +130,26 @@ fn list_line(folder: &Path, line: &str) -> Result<Option<CertificatePath>, &'sta
     }
 }
 
-type Parsed = (PathBuf, Result<(CertificateChain, PrivateKey), String>);
+type Outcome = (PathBuf, Result<SealedCertificate, String>);
 
-/// Reads and parses on all cores, keeping the order.
-fn parse_all(paths: &[CertificatePath]) -> Vec<Parsed> {
+/// Reads, parses and seals on all cores, keeping the order.
+fn seal_all(paths: &[CertificatePath], sealing: &Arc<Sealing>) -> Vec<Outcome> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = paths.len().div_ceil(threads).max(1);
+    let seal = |path: &CertificatePath| {
+        let (chain, key) = read_pair(path)?;
+        sealing.seal(chain, &key).map_err(|fault| fault.to_string())
+    };
     std::thread::scope(|scope| {
-        let start = |paths: &[CertificatePath]| {
+        let start = |paths: &'_ [CertificatePath]| {
             let paths = paths.to_vec();
-            scope
-                .spawn(move || paths.into_iter().map(|path| (path.chain.clone(), read_pair(&path))).collect())
+            scope.spawn(move || -> Vec<Outcome> {
+                paths.into_iter().map(|path| (path.chain.clone(), seal(&path))).collect()
+            })
         };
         let running: Vec<_> = paths.chunks(share).map(start).collect();
-        running.into_iter().flat_map(|thread| -> Vec<Parsed> { thread.join().unwrap_or_default() }).collect()
+        // A thread of ours that panics is a bug; its files are missing, the others serve.
+        running.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
     })
 }
 
@@ -173,9 +177,11 @@ fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
     fs::read(path).map(zeroize::Zeroizing::new).map_err(named)
 }
 
-/// Groups the routes by host, in the file's order; `*` goes behind the host's own.
-fn put_sites(sites: &mut Sites, routes: &[RouteConfig]) -> anyhow::Result<()> {
-    let now = clock::unix_time();
+/// Groups the routes by host, in the file's order; those of `*` go behind the host's own, for every name there is.
+fn sites_of<'a>(
+    routes: &[RouteConfig],
+    certificate_names: impl Iterator<Item = &'a NamePattern>,
+) -> anyhow::Result<BTreeMap<NamePattern, Site>> {
     let mut by_host: BTreeMap<NamePattern, Site> = BTreeMap::new();
     let mut everywhere = empty_site();
     for config in routes {
@@ -185,9 +191,8 @@ fn put_sites(sites: &mut Sites, routes: &[RouteConfig]) -> anyhow::Result<()> {
         }
     }
     if !everywhere.routes.is_empty() {
-        let names: Vec<_> = sites.certificates().values().flat_map(|facts| facts.names.clone()).collect();
-        for name in names {
-            by_host.entry(name).or_insert_with(empty_site);
+        for name in certificate_names {
+            by_host.entry(name.clone()).or_insert_with(empty_site);
         }
         for site in by_host.values_mut() {
             site.routes.extend(everywhere.routes.iter().cloned());
@@ -195,10 +200,7 @@ fn put_sites(sites: &mut Sites, routes: &[RouteConfig]) -> anyhow::Result<()> {
             site.https_redirect &= everywhere.https_redirect;
         }
     }
-    for (host, site) in by_host {
-        sites.put_site(host.clone(), site, now).with_context(|| format!("routes of {host}"))?;
-    }
-    Ok(())
+    Ok(by_host)
 }
 
 fn empty_site() -> Site {

@@ -62,8 +62,9 @@ impl Worker {
     fn new(edge: Arc<Edge>, index: usize) -> io::Result<Self> {
         let names = Names::new(&edge.resolvers)?;
         let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
-        let origins =
-            Origins::new(names, guard, edge.origin_tls.clone(), edge.backend, Arc::clone(&edge.metrics));
+        let tls = edge.origin_tls.clone();
+        let (metrics, deadline) = (Arc::clone(&edge.metrics), edge.deadlines.origin_connect);
+        let origins = Origins::new(names, guard, tls, edge.backend, metrics, deadline);
         Ok(Self {
             backend: edge.backend,
             origins,

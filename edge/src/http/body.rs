@@ -71,6 +71,11 @@ impl RequestBody {
         }
     }
 
+    /// How long the client may pause.
+    pub fn set_stall(&mut self, allowed: Duration) {
+        self.stall = Stall::new(allowed);
+    }
+
     /// Where a fault of this body will be found.
     pub fn fault(&self) -> Rc<Cell<Option<BodyFault>>> {
         Rc::clone(&self.fault)
@@ -228,8 +233,9 @@ impl OriginBody {
         incoming: Incoming,
         lease: Lease,
         cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
+        stall: Duration,
     ) -> Self {
-        Self { incoming, lease: Some(lease), stall: Stall::new(limits::ORIGIN_BODY_STALL_DEADLINE), cut }
+        Self { incoming, lease: Some(lease), stall: Stall::new(stall), cut }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -4,11 +4,15 @@
 use std::{cell::Cell, time::Instant};
 
 use super::framing::FramingFault;
-use crate::{clock, limits};
+use crate::{
+    clock,
+    limits::{self, Deadlines},
+};
 
 /// Shared by a connection's stream, its exchanges and its timer; lives on one worker.
 #[derive(Debug)]
 pub struct ConnectionClock {
+    deadlines: Deadlines,
     opened: Instant,
     exchanges: Cell<u64>,
     open_exchanges: Cell<u32>,
@@ -34,9 +38,10 @@ pub enum Expired {
 }
 
 impl ConnectionClock {
-    pub fn new() -> Self {
+    pub fn new(deadlines: Deadlines) -> Self {
         let now = clock::now();
         Self {
+            deadlines,
             opened: now,
             exchanges: Cell::new(0),
             open_exchanges: Cell::new(0),
@@ -59,6 +64,10 @@ impl ConnectionClock {
     pub fn exchange_ends(&self) {
         self.open_exchanges.set(self.open_exchanges.get().saturating_sub(1));
         self.idle_since.set(clock::now());
+    }
+
+    pub fn deadlines(&self) -> Deadlines {
+        self.deadlines
     }
 
     pub fn exchanges(&self) -> u64 {
@@ -111,7 +120,7 @@ impl ConnectionClock {
     /// The limit that has run out.
     pub fn check(&self, now: Instant) -> Result<Option<Instant>, Expired> {
         let mut earliest = None;
-        for (deadline, expired) in self.deadlines().into_iter().flatten() {
+        for (deadline, expired) in self.running().into_iter().flatten() {
             if deadline <= now {
                 return Err(expired);
             }
@@ -122,23 +131,17 @@ impl ConnectionClock {
 
     /// The next time at which a limit can run out.
     pub fn earliest(&self) -> Option<Instant> {
-        self.deadlines().into_iter().flatten().map(|(deadline, _)| deadline).min()
+        self.running().into_iter().flatten().map(|(deadline, _)| deadline).min()
     }
 
-    fn deadlines(&self) -> [Option<(Instant, Expired)>; 2] {
+    fn running(&self) -> [Option<(Instant, Expired)>; 2] {
         let quiet = self.open_exchanges.get() == 0;
         let waiting = quiet.then(|| match self.head_since.get() {
-            Some(since) => (since + limits::HEADER_DEADLINE, Expired::SlowHead),
-            None => (self.idle_since.get() + limits::IDLE_DEADLINE, Expired::Idle),
+            Some(since) => (since + self.deadlines.header, Expired::SlowHead),
+            None => (self.idle_since.get() + self.deadlines.idle, Expired::Idle),
         });
         let stalled = self.write_blocked_since.get();
-        [waiting, stalled.map(|since| (since + limits::WRITE_STALL_DEADLINE, Expired::StalledRead))]
-    }
-}
-
-impl Default for ConnectionClock {
-    fn default() -> Self {
-        Self::new()
+        [waiting, stalled.map(|since| (since + self.deadlines.write_stall, Expired::StalledRead))]
     }
 }
 
@@ -148,7 +151,7 @@ mod tests {
 
     #[test]
     fn each_limit_runs_out_on_its_own() {
-        let clock = ConnectionClock::new();
+        let clock = ConnectionClock::new(Deadlines::default());
         let start = clock.opened;
         assert!(clock.check(start).is_ok());
         assert_eq!(clock.check(start + limits::IDLE_DEADLINE), Err(Expired::Idle));
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_connection_has_had_enough_after_many_exchanges() {
-        let clock = ConnectionClock::new();
+        let clock = ConnectionClock::new(Deadlines::default());
         for _ in 1..limits::EXCHANGES_PER_CONNECTION_MAX {
             assert!(clock.exchange_begins());
             clock.exchange_ends();

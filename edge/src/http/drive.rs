@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::clock::{ConnectionClock, Expired};
-use crate::{clock, drain::LocalDrain, limits};
+use crate::{clock, drain::LocalDrain};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) async fn drive<C>(
 ) -> Ended {
     let mut draining = pin!(drain.begun());
     let mut asked = false;
-    let armed = clock::now() + limits::HEADER_DEADLINE;
+    let armed = clock::now() + clock.deadlines().header;
     let mut timer = pin!(tokio::time::sleep_until(armed.into()));
     let mut armed: Instant = armed;
     poll_fn(|context| {
@@ -49,7 +49,7 @@ pub(super) async fn drive<C>(
             let wanted = if fired {
                 match clock.check(clock::now()) {
                     Err(expired) => return Poll::Ready(Ended::Expired(expired)),
-                    Ok(next) => next.unwrap_or_else(|| clock::now() + limits::IDLE_DEADLINE),
+                    Ok(next) => next.unwrap_or_else(|| clock::now() + clock.deadlines().idle),
                 }
             } else {
                 match clock.earliest() {

@@ -29,7 +29,7 @@ pub use admit::{Admitted, Batch, BatchKind, Rejected};
 pub use host::{EgressGrant, Host, Suspension, SuspensionMode, TenantState};
 pub use publisher::{LivePublisher, Published};
 pub use route::{Action, Origin, OriginHost, OriginScheme, Redirect, Route};
-pub use sites::{Site, Sites};
+pub use sites::{SealedCertificate, Sealing, Site, Sites};
 pub use stage::{Checks, Staged, StagingContext, stage};
 
 /// The published tables.

@@ -4,7 +4,7 @@
 //! start and never leaves memory, so that there is one kind of credential. Names come from the certificates and from the
 //! sites; a name carries every certificate that holds it, the index chooses among them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use portico_cert_store::{
@@ -23,13 +23,12 @@ use super::{Fault, FleetPolicy, Route, limits};
 #[derive(Debug)]
 pub struct Sites {
     publisher: LivePublisher,
-    interner: ChainInterner,
-    cell: CellId,
-    cell_key: CellKey,
-    tenant: TenantId,
+    sealing: Arc<Sealing>,
     version: u64,
     sites: BTreeMap<NamePattern, Site>,
     certificates: BTreeMap<LineageId, CertificateFacts>,
+    /// Which certificates name a pattern literally; a name is held by its own pattern and by its parent's wildcard.
+    holders: HashMap<NamePattern, BTreeSet<LineageId>>,
     /// All names published, with their domain.
     names: BTreeMap<NamePattern, DomainId>,
 }
@@ -58,15 +57,46 @@ impl Sites {
         publisher.held.tenants.insert(tenant, record);
         Self {
             publisher,
-            interner: ChainInterner::new(),
-            cell,
-            cell_key,
-            tenant,
+            sealing: Arc::new(Sealing { interner: ChainInterner::new(), cell, cell_key, tenant }),
             version: 1,
             sites: BTreeMap::new(),
             certificates: BTreeMap::new(),
+            holders: HashMap::new(),
             names: BTreeMap::new(),
         }
+    }
+
+    /// What seals keys for this edge; threads that read many files share it.
+    pub fn sealing(&self) -> Arc<Sealing> {
+        Arc::clone(&self.sealing)
+    }
+
+    /// Adds many certificates and sites at once, as at start. Each key was seen to be that of its certificate when it was
+    /// sealed; the handshake that a single certificate has to pass is left out, because 100,000 of them take longer than a
+    /// start may.
+    ///
+    /// # Errors
+    /// A [`Fault`] of the first name that cannot be published.
+    pub fn load(
+        &mut self,
+        sealed: Vec<SealedCertificate>,
+        sites: impl IntoIterator<Item = (NamePattern, Site)>,
+        now: UnixTime,
+    ) -> Result<(), Fault> {
+        let mut names = BTreeSet::new();
+        let mut round = Round::new(Generation::default(), now);
+        for SealedCertificate { lineage, facts, credential } in sealed {
+            self.version += 1;
+            self.publisher.put_credential(&mut round, self.version, lineage, credential)?;
+            names.extend(facts.names.iter().cloned());
+            self.hold(lineage, facts);
+        }
+        for (name, site) in sites {
+            check_routes(&name, &site)?;
+            names.insert(name.clone());
+            self.sites.insert(name, site);
+        }
+        self.settle(&names, now)
     }
 
     /// Adds or replaces the routes of a name.
@@ -74,10 +104,7 @@ impl Sites {
     /// # Errors
     /// A [`Fault`] if there are too many routes.
     pub fn put_site(&mut self, name: NamePattern, site: Site, now: UnixTime) -> Result<(), Fault> {
-        if site.routes.len() > limits::ROUTES_MAX {
-            let text = format!("{} routes for {name}; at most {}", site.routes.len(), limits::ROUTES_MAX);
-            return Err(Fault::new("TooManyRoutes", text));
-        }
+        check_routes(&name, &site)?;
         self.sites.insert(name.clone(), site);
         self.settle(&BTreeSet::from([name]), now)
     }
@@ -125,7 +152,7 @@ impl Sites {
                 "it is the default certificate; choose another one first",
             ));
         }
-        let facts = self.certificates.remove(&lineage).ok_or_else(|| unknown(lineage))?;
+        let facts = self.release(lineage).ok_or_else(|| unknown(lineage))?;
         self.settle(&self.names_near(&facts.names), now)?;
         self.publisher.remove_lineage(lineage)
     }
@@ -146,8 +173,7 @@ impl Sites {
         key: &PrivateKey,
         now: UnixTime,
     ) -> Result<(), Fault> {
-        let facts = chain.facts().clone();
-        let credential = self.seal(lineage, chain, key)?;
+        let SealedCertificate { facts, credential, .. } = self.sealing.seal_as(lineage, chain, key)?;
         let opened = credential
             .open(self.publisher.live.keys.cell_keys())
             .map_err(|error| Fault::new("KeyDoesNotOpen", error.to_string()))?;
@@ -156,45 +182,39 @@ impl Sites {
         let mut round = Round::new(Generation::default(), now);
         self.version += 1;
         self.publisher.put_credential(&mut round, self.version, lineage, credential)?;
-        let before = self.certificates.insert(lineage, facts.clone());
+        let before = self.release(lineage);
+        self.hold(lineage, facts.clone());
         let mut names = self.names_near(&facts.names);
         names.extend(before.iter().flat_map(|before| self.names_near(&before.names)));
         self.settle(&names, now)
     }
 
-    fn seal(
-        &self,
-        lineage: LineageId,
-        chain: CertificateChain,
-        key: &PrivateKey,
-    ) -> Result<Credential, Fault> {
-        let bad = |error: &dyn std::fmt::Display| Fault::new("BadCertificate", error.to_string());
-        let (id, key_tenant) = (CredentialId::generate(), self.tenant.to_string());
-        let spki_sha256 = chain.facts().spki_sha256;
-        if key.spki_sha256() != spki_sha256 {
-            return Err(Fault::new("KeyMismatch", "the private key is not that of the certificate"));
+    fn hold(&mut self, lineage: LineageId, facts: CertificateFacts) {
+        for name in &facts.names {
+            self.holders.entry(name.clone()).or_default().insert(lineage);
         }
-        let context =
-            SealContext { cell: &self.cell, epoch: 1, key_tenant: &key_tenant, credential: id, spki_sha256 };
-        let sealed_key = self.cell_key.seal(key, &context).map_err(|error| bad(&error))?;
-        let parts = CredentialParts {
-            id,
-            lineage,
-            group: GroupId::generate(),
-            cell: self.cell.clone(),
-            cell_key_epoch: 1,
-            key_tenant: key_tenant.into(),
-            spki_sha256,
-            chain,
-            sealed_key,
-        };
-        Credential::new(parts, &self.interner).map_err(|error| bad(&error))
+        self.certificates.insert(lineage, facts);
+    }
+
+    fn release(&mut self, lineage: LineageId) -> Option<CertificateFacts> {
+        let facts = self.certificates.remove(&lineage)?;
+        for name in &facts.names {
+            if let Some(holders) = self.holders.get_mut(name) {
+                holders.remove(&lineage);
+                if holders.is_empty() {
+                    self.holders.remove(name);
+                }
+            }
+        }
+        Some(facts)
     }
 
     /// The names of a certificate, and those of sites that its wildcards hold.
     fn names_near(&self, certificate_names: &[NamePattern]) -> BTreeSet<NamePattern> {
-        let covered = |name: &&NamePattern| certificate_names.iter().any(|held| held.covers(name));
-        let sites = self.sites.keys().filter(covered);
+        let wildcards: Vec<_> = certificate_names.iter().filter(|name| name.is_wildcard()).collect();
+        let covered = |name: &&NamePattern| wildcards.iter().any(|held| held.covers(name));
+        // Only a wildcard reaches names beside its own; most certificates have none.
+        let sites = self.sites.keys().take(if wildcards.is_empty() { 0 } else { usize::MAX }).filter(covered);
         certificate_names.iter().chain(sites).cloned().collect()
     }
 
@@ -220,10 +240,19 @@ impl Sites {
 
     /// The certificates that hold a name, those that expire last first.
     fn lineages_for(&self, name: &NamePattern) -> Box<[LineageId]> {
-        let holds = |facts: &CertificateFacts| facts.names.iter().any(|held| held.covers(name));
-        let mut found: Vec<_> = self.certificates.iter().filter(|(_, facts)| holds(facts)).collect();
-        found.sort_by_key(|(_, facts)| std::cmp::Reverse(facts.not_after.as_secs()));
-        found.into_iter().take(limits::LINEAGES_PER_NAME_MAX).map(|(lineage, _)| *lineage).collect()
+        let wildcard = match name {
+            NamePattern::Exact(name) => name.parent().map(NamePattern::Wildcard),
+            NamePattern::Wildcard(_) => None,
+        };
+        let literal = self.holders.get(name).into_iter().flatten();
+        let found = literal.chain(wildcard.iter().filter_map(|name| self.holders.get(name)).flatten());
+        let mut found: Vec<LineageId> = found.copied().collect();
+        let not_after =
+            |lineage: &LineageId| self.certificates.get(lineage).map(|facts| facts.not_after.as_secs());
+        found.sort_by_key(|lineage| (std::cmp::Reverse(not_after(lineage)), *lineage));
+        found.dedup();
+        found.truncate(limits::LINEAGES_PER_NAME_MAX);
+        found.into()
     }
 
     fn domain_item(&self, id: DomainId, name: &NamePattern, lineages: Box<[LineageId]>) -> DomainItem {
@@ -231,7 +260,7 @@ impl Sites {
         let policy = site.map_or_else(default_policy, |site| site.policy);
         DomainItem {
             id,
-            tenant: self.tenant,
+            tenant: self.sealing.tenant,
             name: name.clone(),
             lineages,
             routes: site.map(|site| site.routes.clone()).unwrap_or_default().into(),
@@ -243,6 +272,78 @@ impl Sites {
             https_redirect: site.is_none_or(|site| site.https_redirect),
         }
     }
+}
+
+/// Seals keys under the edge's own cell key, which never leaves memory.
+#[derive(Debug)]
+pub struct Sealing {
+    interner: ChainInterner,
+    cell: CellId,
+    cell_key: CellKey,
+    tenant: TenantId,
+}
+
+/// A certificate whose key has been found to fit and is sealed.
+#[derive(Debug)]
+pub struct SealedCertificate {
+    lineage: LineageId,
+    facts: CertificateFacts,
+    credential: Credential,
+}
+
+impl SealedCertificate {
+    pub fn names(&self) -> &[NamePattern] {
+        &self.facts.names
+    }
+}
+
+impl Sealing {
+    /// Seals a certificate's key, for [`Sites::load`].
+    ///
+    /// # Errors
+    /// A [`Fault`] if the key is not the certificate's.
+    pub fn seal(&self, chain: CertificateChain, key: &PrivateKey) -> Result<SealedCertificate, Fault> {
+        self.seal_as(LineageId::generate(), chain, key)
+    }
+
+    fn seal_as(
+        &self,
+        lineage: LineageId,
+        chain: CertificateChain,
+        key: &PrivateKey,
+    ) -> Result<SealedCertificate, Fault> {
+        let bad = |error: &dyn std::fmt::Display| Fault::new("BadCertificate", error.to_string());
+        let facts = chain.facts().clone();
+        let (id, key_tenant) = (CredentialId::generate(), self.tenant.to_string());
+        let spki_sha256 = facts.spki_sha256;
+        if key.spki_sha256() != spki_sha256 {
+            return Err(Fault::new("KeyMismatch", "the private key is not that of the certificate"));
+        }
+        let context =
+            SealContext { cell: &self.cell, epoch: 1, key_tenant: &key_tenant, credential: id, spki_sha256 };
+        let sealed_key = self.cell_key.seal(key, &context).map_err(|error| bad(&error))?;
+        let parts = CredentialParts {
+            id,
+            lineage,
+            group: GroupId::generate(),
+            cell: self.cell.clone(),
+            cell_key_epoch: 1,
+            key_tenant: key_tenant.into(),
+            spki_sha256,
+            chain,
+            sealed_key,
+        };
+        let credential = Credential::new(parts, &self.interner).map_err(|error| bad(&error))?;
+        Ok(SealedCertificate { lineage, facts, credential })
+    }
+}
+
+fn check_routes(name: &NamePattern, site: &Site) -> Result<(), Fault> {
+    if site.routes.len() > limits::ROUTES_MAX {
+        let text = format!("{} routes for {name}; at most {}", site.routes.len(), limits::ROUTES_MAX);
+        return Err(Fault::new("TooManyRoutes", text));
+    }
+    Ok(())
 }
 
 fn default_policy() -> TlsPolicy {

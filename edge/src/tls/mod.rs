@@ -27,7 +27,8 @@ use crate::{
     io::Stream,
     limits,
     live::{Live, UnknownSni},
-    metrics::{HandshakeEnd, Metrics},
+    metrics::HandshakeEnd,
+    server::Edge,
 };
 
 /// What a connection was shown; the authority rule is decided against it.
@@ -137,17 +138,13 @@ pub struct Accepted {
     pub shown: Shown,
 }
 
-/// Does the handshake of one connection, within [`limits::HANDSHAKE_DEADLINE`]. `None`: nothing to serve; the client got
+/// Does the handshake of one connection, within its deadline. `None`: nothing to serve; the client got
 /// its alert where it is owed one, and the end is counted.
-pub async fn accept(
-    stream: Stream,
-    live: &Live,
-    configs: &TlsConfigs,
-    metrics: &Metrics,
-) -> Option<Box<Accepted>> {
+pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
+    let metrics = &edge.metrics;
     let started = clock::now();
-    let handshake = Box::pin(handshake(stream, live, configs));
-    let result = match tokio::time::timeout(limits::HANDSHAKE_DEADLINE, handshake).await {
+    let handshake = Box::pin(handshake(stream, &edge.live, &edge.tls));
+    let result = match tokio::time::timeout(edge.deadlines.handshake, handshake).await {
         Ok(result) => result,
         Err(_) => Err(HandshakeEnd::TimedOut),
     };

@@ -1,6 +1,12 @@
 //! New connections to origins: resolve, ask the guard, connect to exactly that address, ask the guard again.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -31,11 +37,12 @@ pub struct Origins {
     tls: OriginTls,
     backend: Backend,
     metrics: Arc<Metrics>,
+    connect_deadline: Duration,
 }
 
 /// How origins are trusted; shared by the workers.
 #[derive(Debug, Clone)]
-pub struct OriginTls(Arc<ClientConfig>);
+pub struct OriginTls(Arc<OnceLock<Arc<ClientConfig>>>);
 
 /// A connected stream to an origin of either scheme.
 pub(super) trait OriginStream: AsyncRead + AsyncWrite + Unpin {}
@@ -49,8 +56,9 @@ impl Origins {
         tls: OriginTls,
         backend: Backend,
         metrics: Arc<Metrics>,
+        connect_deadline: Duration,
     ) -> Self {
-        Self { pool: Rc::default(), names, guard, tls, backend, metrics }
+        Self { pool: Rc::default(), names, guard, tls, backend, metrics, connect_deadline }
     }
 
     /// A kept connection of this tenant to this origin.
@@ -82,7 +90,7 @@ impl Origins {
         origin: &Origin,
     ) -> Result<(Box<dyn OriginStream>, SocketAddr), OriginError> {
         let opening = Box::pin(self.open_unbounded(tenant, origin));
-        let opened = tokio::time::timeout(limits::ORIGIN_CONNECT_DEADLINE, opening).await;
+        let opened = tokio::time::timeout(self.connect_deadline, opening).await;
         opened.unwrap_or(Err(OriginError::ConnectTimeout))
     }
 
@@ -97,7 +105,7 @@ impl Origins {
             OriginScheme::Http => Ok((Box::new(stream), address)),
             OriginScheme::Https => {
                 let name = server_name(&origin.host)?;
-                let connector = TlsConnector::from(Arc::clone(&self.tls.0));
+                let connector = TlsConnector::from(self.tls.config());
                 let stream = connector.connect(name, stream).await.map_err(OriginError::Tls)?;
                 Ok((Box::new(stream), address))
             }
@@ -158,25 +166,46 @@ impl Origins {
 }
 
 impl OriginTls {
-    /// Trusts the machine's own roots (`SSL_CERT_FILE` names others); no ALPN, since HTTP/1.1 is what we speak to origins.
-    ///
-    /// # Errors
-    /// When the machine has a root store that cannot be read. None at all is allowed: https origins then fail.
-    pub fn from_system() -> io::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            tracing::warn!("no root certificates found on this machine: https origins will not be trusted");
+    /// Trusts the machine's own roots (`SSL_CERT_FILE` names others). They are read by a thread of their own, because a
+    /// start must not wait for 150 certificates that it may never need.
+    pub fn from_system() -> Self {
+        let tls = Self(Arc::default());
+        let reader = tls.clone();
+        let started = std::thread::Builder::new().name("root-certificates".to_owned()).spawn(move || {
+            reader.config();
+        });
+        if let Err(error) = started {
+            tracing::debug!(%error, "root certificates are read at first use");
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
+        tls
     }
+
+    /// Trusts exactly these roots.
+    pub fn with_roots(roots: RootCertStore) -> Self {
+        Self(Arc::new(OnceLock::from(client_config(roots))))
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(self.0.get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if added == 0 {
+                tracing::warn!(
+                    "no root certificates found on this machine: https origins will not be trusted"
+                );
+            }
+            client_config(roots)
+        }))
+    }
+}
+
+/// No ALPN: HTTP/1.1 is what we speak to origins.
+fn client_config(roots: RootCertStore) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites and groups of both versions");
+    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn server_name(host: &OriginHost) -> Result<ServerName<'static>, OriginError> {

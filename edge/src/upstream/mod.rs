@@ -49,9 +49,10 @@ pub(crate) struct Forwarding<'a> {
 /// Sends a request to its origin and brings the answer, or a page that says 502, 503 or 504 and no more.
 pub(crate) async fn forward(
     parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     forwarding: Forwarding<'_>,
 ) -> Result<Answer, Dropped> {
+    body.set_stall(forwarding.context.worker.edge.deadlines.body_stall);
     let body_fault = body.fault();
     if let Some(length) = parts.headers.get(header::CONTENT_LENGTH)
         && length
@@ -99,11 +100,12 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
         };
         let request = origin_request(parts, to)?.map(|()| body.take().unwrap_or_else(RequestBody::empty));
         let sending = lease.send(request);
-        let error = match tokio::time::timeout(limits::ORIGIN_FIRST_BYTE_DEADLINE, sending).await {
-            Ok(Ok(response)) => return answer_of(response, lease, to),
-            Ok(Err(error)) => error,
-            Err(_) => return Err(OriginError::FirstByteTimeout),
-        };
+        let error =
+            match tokio::time::timeout(to.context.worker.edge.deadlines.origin_first_byte, sending).await {
+                Ok(Ok(response)) => return answer_of(response, lease, to),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(OriginError::FirstByteTimeout),
+            };
         if !(replayable && lease.is_reused() && error.is_dead_connection()) {
             return Err(error);
         }
@@ -121,7 +123,7 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
     forwarding::clean_response(&mut head.headers);
     let host = Arc::clone(to.host);
     let cut = Box::pin(async move { host.cut(crate::clock::unix_ms()).await });
-    let body = OriginBody::new(incoming, lease, cut);
+    let body = OriginBody::new(incoming, lease, cut, to.context.worker.edge.deadlines.origin_body_stall);
     let response = Response::from_parts(head, ResponseSource::Origin(Box::new(body)));
     Ok(Answer { response, reason: None, origin: Some(origin) })
 }

@@ -79,7 +79,7 @@ pub(super) async fn open(parts: &Parts, to: Forwarding<'_>) -> Result<Answer, Or
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let sending = sender.send_request(request);
-    let response = tokio::time::timeout(limits::ORIGIN_FIRST_BYTE_DEADLINE, sending).await;
+    let response = tokio::time::timeout(worker.edge.deadlines.origin_first_byte, sending).await;
     let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS || to.context.protocol != Protocol::Http1 {
         return refused(response, address).await;
