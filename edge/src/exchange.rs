@@ -24,6 +24,7 @@ use crate::{
         body::{RequestBody, ResponseBody, ResponseSource},
         clock::ConnectionClock,
     },
+    limits,
     live::{Action, Host, Suspension, SuspensionMode},
     tls::Shown,
     upstream,
@@ -153,6 +154,9 @@ fn check_request(
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
+    }
+    if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > limits::TARGET_BYTES_MAX) {
+        return Err((StatusCode::URI_TOO_LONG, "target_too_long"));
     }
     let authority = Authority::of(parts, entrance).map_err(|fault| bad(fault.reason()))?;
     path::check(&parts.uri).map_err(bad)?;

@@ -31,7 +31,10 @@ pub use server::{Args, run};
 
 /// Log lines to standard error; `RUST_LOG` chooses the level. Does nothing when the program has a logger already.
 pub fn start_logging() {
+    use std::io::IsTerminal;
+
     use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal();
+    let _ = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
 }

@@ -180,6 +180,15 @@ pub fn mint(tenant: TenantId, names: &[&str]) -> Minted {
 
 /// Valid between two times, unix seconds.
 pub fn mint_valid(tenant: TenantId, names: &[&str], from: u64, to: u64) -> Minted {
+    mint_for(&tenant.to_string(), names, from, to)
+}
+
+/// For an operator's group: names of several tenants may use it.
+pub fn mint_operators(names: &[&str]) -> Minted {
+    mint_for("operator", names, NOW - 86_400, NOW + 60 * 86_400)
+}
+
+fn mint_for(key_tenant: &str, names: &[&str], from: u64, to: u64) -> Minted {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = rcgen::CertificateParams::new(names).unwrap();
@@ -192,7 +201,7 @@ pub fn mint_valid(tenant: TenantId, names: &[&str], from: u64, to: u64) -> Minte
     let chain = CertificateChain::parse_der(vec![CertificateDer::from(leaf.clone())]).unwrap();
     let spki_sha256 = chain.facts().spki_sha256;
     let key = PrivateKey::from_pkcs8_der(&key.serialize_der()).unwrap();
-    let (id, key_tenant, cell) = (CredentialId::generate(), tenant.to_string(), cell());
+    let (id, key_tenant, cell) = (CredentialId::generate(), key_tenant.to_owned(), cell());
     let context = SealContext { cell: &cell, epoch: 1, key_tenant: &key_tenant, credential: id, spki_sha256 };
     let sealed = cell_key(1).seal(&key, &context).unwrap();
     let body = wire::Credential {

@@ -1,0 +1,117 @@
+//! The rule of misdirected requests, row by row: `tests/authority.golden` is the whole of it.
+
+use portico_api::distribution as wire;
+use portico_cert_store::{DomainId, LineageId, TenantId};
+
+use crate::client::{alert_of, any_version, http2_get, try_https};
+use crate::fleet;
+use crate::harness::{TestEdge, on_each_backend, tenant_with};
+
+pub const GOLDEN: &str = include_str!("../authority.golden");
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Row {
+    pub line: usize,
+    pub default: bool,
+    pub sni: Option<&'static str>,
+    pub authority: &'static str,
+    pub expected: &'static str,
+}
+
+pub fn rows() -> Vec<Row> {
+    let lines =
+        GOLDEN.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    lines
+        .map(|(number, text)| {
+            let mut words: Vec<_> = text.split_whitespace().collect();
+            let default = words[0] == "default";
+            if default {
+                words.remove(0);
+            }
+            let [sni, authority, expected] = words[..] else { panic!("line {}: {text:?}", number + 1) };
+            Row { line: number + 1, default, sni: (sni != "-").then_some(sni), authority, expected }
+        })
+        .collect()
+}
+
+/// Publishes what the head of the table says.
+pub fn publish(edge: &mut TestEdge, default: bool) {
+    let [a, b, c, d] = [(); 4].map(|()| TenantId::generate());
+    let [one, two, three, four, fallback] = [(); 5].map(|()| LineageId::generate());
+    let mut resources: Vec<_> = [a, b, c, d].iter().map(|id| tenant_with(*id, 1, &[], None)).collect();
+    let names = ["a.example", "www.a.example", "strict.a.example", "claim.a.example", "gone.a.example"];
+    resources.push(fleet::credential(one, 1, a, &fleet::mint(a, &names).body));
+    resources.push(fleet::credential(two, 1, b, &fleet::mint_operators(&["b.example", "c.example"]).body));
+    resources.push(fleet::credential(three, 1, d, &fleet::mint(d, &["*.d.example"]).body));
+    resources.push(fleet::credential(four, 1, d, &fleet::mint(d, &["own.d.example"]).body));
+    resources.push(fleet::credential(fallback, 1, a, &fleet::mint_operators(&["default.invalid"]).body));
+    let mut domain = |tenant, name: &str, lineage, change: fn(&mut wire::Domain)| {
+        let mut body = fleet::domain_body(name, &[lineage]);
+        change(&mut body);
+        resources.push(fleet::domain(DomainId::generate(), 1, tenant, &body));
+    };
+    domain(a, "a.example", one, |_| ());
+    domain(a, "www.a.example", one, |_| ());
+    domain(a, "strict.a.example", one, |domain| {
+        let minimum_version = wire::TlsVersion::TlsVersion13 as i32;
+        domain.tls = Some(wire::TlsPolicy { minimum_version, http2_off: false, http3_off: false });
+    });
+    domain(a, "claim.a.example", one, |domain| domain.served = false);
+    domain(b, "b.example", two, |_| ());
+    domain(c, "c.example", two, |_| ());
+    domain(d, "*.d.example", three, |_| ());
+    domain(d, "own.d.example", four, |_| ());
+    if default {
+        let fleet = wire::Fleet {
+            unknown_sni: wire::UnknownSni::Default as i32,
+            default_lineage_id: fallback.to_string(),
+            denied_cidrs: Vec::new(),
+        };
+        let mut resource = fleet::resource(wire::ResourceKind::Fleet, "fleet", 1, a, &fleet);
+        resource.tenant_id = String::new();
+        resources.push(resource);
+    }
+    edge.apply(resources);
+}
+
+#[test]
+fn the_golden_table_holds_for_http1() {
+    check_all(|edge, row| {
+        let mut client = match try_https(edge.https, row.sni, any_version(&["http/1.1"])) {
+            Ok(client) => client,
+            Err(error) => return alert_text(&error),
+        };
+        client.get(row.authority, "/").status.to_string()
+    });
+}
+
+#[test]
+fn the_golden_table_holds_for_http2() {
+    check_all(|edge, row| match http2_get(edge.https, row.sni, row.authority, "/") {
+        Ok(answer) => answer.status.to_string(),
+        Err(error) => alert_text(&error),
+    });
+}
+
+fn alert_text(error: &std::io::Error) -> String {
+    match alert_of(error) {
+        Some(alert) => format!("alert:{}", u8::from(alert)),
+        None => format!("{error}"),
+    }
+}
+
+fn check_all(ask: impl Fn(&TestEdge, &Row) -> String) {
+    on_each_backend(|backend| {
+        let mut plain = TestEdge::start(backend);
+        publish(&mut plain, false);
+        let mut with_default = TestEdge::start(backend);
+        publish(&mut with_default, true);
+        let rows = rows();
+        assert!(rows.len() > 30, "the table is there");
+        for row in &rows {
+            let edge = if row.default { &with_default } else { &plain };
+            assert_eq!(ask(edge, row), row.expected, "{backend:?}: {row:?}");
+        }
+    });
+}

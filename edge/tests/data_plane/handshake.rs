@@ -1,0 +1,301 @@
+//! ClientHellos of every kind.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use rustls::{AlertDescription, HandshakeKind};
+
+use crate::client::{alert_of, any_version, config, connection, http2_get, https, tcp, try_https};
+use crate::fleet;
+use crate::harness::{TestEdge, on_each_backend};
+
+#[test]
+fn a_client_hello_in_one_byte_pieces_is_served() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let mut session = connection(any_version(&["http/1.1"]), Some("shop.example"));
+        let mut socket = tcp(edge.https);
+        let mut hello = Vec::new();
+        session.write_tls(&mut hello).unwrap();
+        for byte in &hello {
+            socket.write_all(std::slice::from_ref(byte)).unwrap();
+        }
+        while session.is_handshaking() {
+            session.complete_io(&mut socket).unwrap();
+        }
+        let mut stream = rustls::StreamOwned::new(session, socket);
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.ends_with("shop.example"), "{answer}");
+    });
+}
+
+#[test]
+fn each_name_gets_its_own_certificate_over_h1_and_h2() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        let leaves: Vec<_> = ["a.example", "b.example"]
+            .map(|name| {
+                edge.serve(&[name]);
+                (name, edge.bench.served(name).unwrap())
+            })
+            .into();
+        for (name, leaf) in leaves {
+            let mut client = https(edge.https, name);
+            assert_eq!(client.stream.conn.peer_certificates().unwrap()[0].as_ref(), leaf, "{name}");
+            assert_eq!(client.get(name, "/").text(), name);
+            assert_eq!(http2_get(edge.https, Some(name), name, "/").unwrap().text(), name);
+        }
+    });
+}
+
+#[test]
+fn unknown_and_missing_names_get_their_alerts() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let refused = |sni| match try_https(edge.https, sni, any_version(&["http/1.1"])) {
+            Ok(_) => panic!("{sni:?} was served"),
+            Err(error) => alert_of(&error),
+        };
+        assert_eq!(refused(Some("other.example")), Some(AlertDescription::UnrecognisedName));
+        assert_eq!(refused(Some("www.shop.example")), Some(AlertDescription::UnrecognisedName));
+        assert_eq!(refused(None), Some(AlertDescription::MissingExtension));
+    });
+}
+
+#[test]
+fn an_oversized_hello_is_cut_at_its_bound() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let mut socket = tcp(edge.https);
+        // A handshake message of 60 KiB in records of 16 KiB: ClientHello, by its type, and never complete.
+        let mut message = vec![1, 0, 0xf0, 0];
+        message.resize(60 * 1024, 0);
+        for piece in message.chunks(16 * 1024 - 1) {
+            let length = u16::try_from(piece.len()).unwrap().to_be_bytes();
+            let record = [&[22, 3, 1, length[0], length[1]], piece].concat();
+            if socket.write_all(&record).is_err() {
+                break; // cut already
+            }
+        }
+        // Closed, without waiting for more; a reset counts.
+        let mut rest = Vec::new();
+        let _ = socket.read_to_end(&mut rest);
+        assert!(rest.len() < 16, "an alert at most: {rest:?}");
+        assert_eq!(
+            https(edge.https, "shop.example").get("shop.example", "/").status,
+            200,
+            "others are served"
+        );
+    });
+}
+
+#[test]
+fn garbage_instead_of_a_hello_is_closed() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 600], &[22, 3, 1, 0, 5, 1, 0, 0, 1, 0]] {
+            let mut socket = tcp(edge.https);
+            socket.write_all(garbage).unwrap();
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+            let mut rest = Vec::new();
+            let _ = socket.read_to_end(&mut rest);
+            assert!(rest.len() < 16, "{rest:?}");
+        }
+    });
+}
+
+#[test]
+fn a_ticket_resumes_for_its_own_name_only() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        let names = ["a.example", "b.example", "c.example"];
+        edge.serve(&names); // one certificate: only the name can tell them apart
+        for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+            for first in names {
+                for second in names {
+                    // One client-side ticket store, told to use the first name's ticket for the second.
+                    let mut shared = config(&["http/1.1"], &[version]);
+                    let tickets = Arc::new(OneTicket::default());
+                    shared.resumption = rustls::client::Resumption::store(Arc::clone(&tickets) as Arc<_>);
+                    let mut client = try_https(edge.https, Some(first), shared.clone()).unwrap();
+                    assert_eq!(client.get(first, "/").text(), first); // tickets have come by now
+                    assert_eq!(client.stream.conn.handshake_kind(), Some(HandshakeKind::Full));
+                    let mut again = try_https(edge.https, Some(second), shared).unwrap();
+                    assert_eq!(again.get(second, "/").text(), second);
+                    let resumed = again.stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
+                    assert_eq!(resumed, first == second, "{version:?} {first} -> {second}");
+                }
+            }
+        }
+    });
+}
+
+/// Keeps the last session, whatever name it was for.
+#[derive(Debug, Default)]
+struct OneTicket {
+    tls12: std::sync::Mutex<Option<rustls::client::Tls12ClientSessionValue>>,
+    tls13: std::sync::Mutex<Option<rustls::client::Tls13ClientSessionValue>>,
+}
+
+impl rustls::client::ClientSessionStore for OneTicket {
+    fn set_kx_hint(&self, _: rustls::pki_types::ServerName<'static>, _: rustls::NamedGroup) {}
+
+    fn kx_hint(&self, _: &rustls::pki_types::ServerName<'_>) -> Option<rustls::NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(
+        &self,
+        _: rustls::pki_types::ServerName<'static>,
+        value: rustls::client::Tls12ClientSessionValue,
+    ) {
+        *self.tls12.lock().unwrap() = Some(value);
+    }
+
+    fn tls12_session(
+        &self,
+        _: &rustls::pki_types::ServerName<'_>,
+    ) -> Option<rustls::client::Tls12ClientSessionValue> {
+        self.tls12.lock().unwrap().clone()
+    }
+
+    fn remove_tls12_session(&self, _: &rustls::pki_types::ServerName<'static>) {
+        *self.tls12.lock().unwrap() = None;
+    }
+
+    fn insert_tls13_ticket(
+        &self,
+        _: rustls::pki_types::ServerName<'static>,
+        value: rustls::client::Tls13ClientSessionValue,
+    ) {
+        *self.tls13.lock().unwrap() = Some(value);
+    }
+
+    fn take_tls13_ticket(
+        &self,
+        _: &rustls::pki_types::ServerName<'static>,
+    ) -> Option<rustls::client::Tls13ClientSessionValue> {
+        self.tls13.lock().unwrap().take()
+    }
+}
+
+#[test]
+fn the_acme_challenge_is_shown_to_a_ca_and_to_nobody_else() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let served = edge.bench.served("shop.example").unwrap();
+        let now_ms = portico_edge::clock::unix_ms();
+        let publisher = &mut edge.bench.publisher;
+        publisher.challenges().set_tls_alpn01("shop.example", &[7; 32], now_ms + 60_000, now_ms).unwrap();
+
+        let mut ca = try_https(edge.https, Some("shop.example"), any_version(&["acme-tls/1"])).unwrap();
+        let shown = ca.stream.conn.peer_certificates().unwrap()[0].to_vec();
+        assert_ne!(shown, served);
+        assert!(shown.windows(32).any(|window| window == [7; 32]), "the digest is in the certificate");
+        assert!(ca.closes(), "no application data on a validation connection");
+
+        for mixed in [&["acme-tls/1", "http/1.1"][..], &["h2", "acme-tls/1"], &["http/1.1"], &[]] {
+            let client = try_https(edge.https, Some("shop.example"), any_version(mixed)).unwrap();
+            let leaf = client.stream.conn.peer_certificates().unwrap()[0].to_vec();
+            assert_eq!(leaf, served, "{mixed:?}");
+        }
+        let unknown = try_https(edge.https, Some("other.example"), any_version(&["acme-tls/1"])).map(|_| ());
+        assert_eq!(alert_of(&unknown.unwrap_err()), Some(AlertDescription::UnrecognisedName));
+    });
+}
+
+#[test]
+fn a_policy_of_tls_1_3_refuses_older_clients() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve_with(&["strict.example"], &[], |domain| {
+            domain.tls = Some(portico_api::distribution::TlsPolicy {
+                minimum_version: portico_api::distribution::TlsVersion::TlsVersion13 as i32,
+                http2_off: true,
+                http3_off: true,
+            });
+        });
+        let old = config(&["http/1.1"], &[&rustls::version::TLS12]);
+        let refused = try_https(edge.https, Some("strict.example"), old).map(|_| ());
+        assert_eq!(alert_of(&refused.unwrap_err()), Some(AlertDescription::ProtocolVersion));
+        let both = try_https(edge.https, Some("strict.example"), any_version(&["h2", "http/1.1"])).unwrap();
+        assert_eq!(both.stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]), "the policy switches h2 off");
+        assert_eq!(both.stream.conn.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    });
+}
+
+#[test]
+fn aes_128_comes_first_and_chacha_only_for_who_leads_with_it() {
+    on_each_backend(|backend| {
+        use rustls::crypto::aws_lc_rs::cipher_suite::{
+            TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+        };
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let (aes128, aes256, chacha) =
+            (TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256);
+        for (offered, chosen) in [
+            (vec![aes256, aes128, chacha], aes128),
+            (vec![chacha, aes128, aes256], chacha),
+            (vec![aes256], aes256),
+        ] {
+            let provider = rustls::crypto::CryptoProvider {
+                cipher_suites: offered,
+                ..rustls::crypto::aws_lc_rs::default_provider()
+            };
+            let base = any_version(&["http/1.1"]);
+            let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            config.alpn_protocols.clone_from(&base.alpn_protocols);
+            crate::client::trust_all(&mut config);
+            let client = try_https(edge.https, Some("shop.example"), config).unwrap();
+            assert_eq!(client.stream.conn.negotiated_cipher_suite().unwrap().suite(), chosen.suite());
+        }
+    });
+}
+
+#[test]
+fn a_renewal_under_load_fails_no_handshake() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        let served = edge.serve(&["shop.example"]);
+        let address = edge.https;
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let stop = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let mut done = 0_u32;
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let answer = https(address, "shop.example").get("shop.example", "/");
+                        assert_eq!((answer.status, answer.text().as_str()), (200, "shop.example"));
+                        done += 1;
+                    }
+                    done
+                })
+            })
+            .collect();
+        for version in 2..40 {
+            let renewed = fleet::mint(served.tenant, &["shop.example"]);
+            edge.apply(vec![fleet::credential(served.lineage, version, served.tenant, &renewed.body)]);
+            // Seen by a real handshake before the next one.
+            let leaf = https(address, "shop.example").stream.conn.peer_certificates().unwrap()[0].to_vec();
+            assert_eq!(leaf, renewed.leaf, "version {version}");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let total: u32 =
+            clients.into_iter().map(|client| client.join().expect("no client saw a failure")).sum();
+        assert!(total > 20, "only {total} handshakes under way");
+    });
+}

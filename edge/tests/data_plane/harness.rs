@@ -1,0 +1,213 @@
+//! An edge in this process: real workers on real sockets, its tables written by the test.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use portico_api::distribution as wire;
+use portico_cert_store::{DomainId, LineageId, TenantId, UnixTime};
+use portico_edge::access_log::AccessLog;
+use portico_edge::config::{AccessLogTarget, ListenerConfig, ListenerKind};
+use portico_edge::drain::DrainSwitch;
+use portico_edge::io::{Backend, IoChoice, choose, probe};
+use portico_edge::limits::Deadlines;
+use portico_edge::listen;
+use portico_edge::metrics::Metrics;
+use portico_edge::server::{Edge, Readiness, start_workers};
+use portico_edge::tls::TlsConfigs;
+use portico_edge::upstream::OriginTls;
+
+use crate::fleet::{self, Bench};
+
+/// Longest time that anything in these tests may take; reaching it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Setup {
+    pub workers: usize,
+    pub connections_max: usize,
+    pub deadlines: Deadlines,
+    pub resolvers: Vec<SocketAddr>,
+    pub origin_roots: rustls::RootCertStore,
+    pub public_https_port: u16,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            connections_max: 1000,
+            deadlines: Deadlines::default(),
+            resolvers: Vec::new(),
+            origin_roots: rustls::RootCertStore::empty(),
+            public_https_port: 443,
+        }
+    }
+}
+
+pub struct TestEdge {
+    pub bench: Bench,
+    pub edge: Arc<Edge>,
+    pub https: SocketAddr,
+    pub http: SocketAddr,
+    pub log: PathBuf,
+    pub switch: DrainSwitch,
+    pub workers: Vec<JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+/// Runs a test on epoll, and on io_uring where this kernel has it (the fallback has a test of its own).
+pub fn on_each_backend(test: impl Fn(Backend)) {
+    test(choose(IoChoice::Epoll).unwrap().0);
+    match probe() {
+        Ok(_) => test(choose(IoChoice::Uring).unwrap().0),
+        Err(refused) => eprintln!("not run on io_uring: {refused}"),
+    }
+}
+
+impl TestEdge {
+    pub fn start(backend: Backend) -> Self {
+        Self::with(backend, Setup::default())
+    }
+
+    pub fn with(backend: Backend, setup: Setup) -> Self {
+        let mut bench = Bench::new();
+        bench.context.now = UnixTime::now();
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("access.log");
+        let metrics = Arc::new(Metrics::register());
+        let target = AccessLogTarget::File(log.clone());
+        let (access_log, _writer) = AccessLog::open(&target, Arc::clone(&metrics)).unwrap();
+        let listener = |kind| ListenerConfig {
+            address: "127.0.0.1:0".parse().unwrap(),
+            kind,
+            public_https_port: setup.public_https_port,
+            http3: false,
+        };
+        let configs = [listener(ListenerKind::Https), listener(ListenerKind::Http)];
+        let bound = listen::bind_all(&configs, setup.workers).unwrap();
+        let [https, http] = [0, 1].map(|index| bound[0][index].config.address);
+        let (switch, drain) = DrainSwitch::new();
+        let edge = Arc::new(Edge {
+            backend,
+            live: Arc::clone(&bench.live),
+            tls: TlsConfigs::new().unwrap(),
+            metrics,
+            access_log,
+            drain,
+            origin_tls: OriginTls::with_roots(setup.origin_roots),
+            resolvers: setup.resolvers,
+            own_sockets: vec![https, http],
+            connections_per_worker_max: setup.connections_max,
+            deadlines: setup.deadlines,
+            readiness: Readiness::default(),
+        });
+        let workers = start_workers(&edge, bound).unwrap();
+        Self { bench, edge, https, http, log, switch, workers, _folder: folder }
+    }
+
+    /// One tenant, one certificate for all names, every name answering with a fixed body: its own name.
+    pub fn serve(&mut self, names: &[&str]) -> Served {
+        self.serve_with(names, &[], |_| ())
+    }
+
+    /// The same with grants (range, port) and changes to each domain.
+    pub fn serve_with(
+        &mut self,
+        names: &[&str],
+        grants: &[(&str, u16)],
+        change: impl Fn(&mut wire::Domain),
+    ) -> Served {
+        let served = Served {
+            tenant: TenantId::generate(),
+            lineage: LineageId::generate(),
+            domains: names.iter().map(|name| ((*name).to_owned(), DomainId::generate())).collect(),
+        };
+        let minted = fleet::mint(served.tenant, names);
+        let mut resources = vec![
+            tenant_with(served.tenant, 1, grants, None),
+            fleet::credential(served.lineage, 1, served.tenant, &minted.body),
+        ];
+        resources.extend(served.domains.iter().map(|(name, id)| {
+            let mut body = fleet::domain_body(name, &[served.lineage]);
+            change(&mut body);
+            fleet::domain(*id, 1, served.tenant, &body)
+        }));
+        self.apply(resources);
+        served
+    }
+
+    /// Publishes; a nack is a mistake of the test.
+    pub fn apply(&mut self, resources: Vec<wire::Resource>) {
+        let first = self.bench.publisher.applied() == portico_cert_store::Generation::default();
+        let published = if first { self.bench.snapshot(resources) } else { self.bench.delta(resources) };
+        assert!(published.nacks.is_empty(), "{:?}", published.nacks);
+    }
+
+    /// The access log's lines so far, once there are at least `count`.
+    pub fn log_lines(&self, count: usize) -> Vec<serde_json::Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<_> =
+                text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(Instant::now() < deadline, "{} of {count} lines: {text}", lines.len());
+            std::thread::yield_now();
+        }
+    }
+}
+
+pub struct Served {
+    pub tenant: TenantId,
+    pub lineage: LineageId,
+    pub domains: Vec<(String, DomainId)>,
+}
+
+pub fn tenant_with(
+    id: TenantId,
+    version: u64,
+    grants: &[(&str, u16)],
+    suspension: Option<wire::Suspension>,
+) -> wire::Resource {
+    let egress_grants = grants
+        .iter()
+        .map(|(cidr, port)| wire::EgressGrant { cidr: (*cidr).to_owned(), ports: vec![u32::from(*port)] })
+        .collect();
+    let body = wire::Tenant { egress_grants, suspension };
+    fleet::resource(wire::ResourceKind::Tenant, &id.to_string(), version, id, &body)
+}
+
+pub fn proxy_to(origin: &str) -> wire::Route {
+    wire::Route {
+        path_prefix: "/".into(),
+        action: Some(wire::route::Action::Proxy(wire::Proxy {
+            origin: origin.to_owned(),
+            host_header: String::new(),
+        })),
+    }
+}
+
+/// Waits for a condition, with a deadline.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Drop for TestEdge {
+    fn drop(&mut self) {
+        self.switch.begin();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for worker in self.workers.drain(..) {
+            while !worker.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}

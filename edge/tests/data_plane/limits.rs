@@ -1,0 +1,170 @@
+//! Every bound that a client can reach, reached.
+
+use std::time::Duration;
+
+use portico_edge::limits::{self, Deadlines};
+
+use crate::client::{any_version, http2, https, plain, runtime, tcp, try_https};
+use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
+
+const HOST: &str = "shop.example";
+
+fn quick(change: impl Fn(&mut Deadlines)) -> Setup {
+    let mut deadlines = Deadlines::default();
+    change(&mut deadlines);
+    Setup { deadlines, ..Setup::default() }
+}
+
+#[test]
+fn large_heads_and_many_fields_are_refused_on_http1() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&[HOST]);
+        let ask = |lines: &str, target: &str| {
+            let mut client = https(edge.https, HOST);
+            let request = format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n");
+            let _ = std::io::Write::write_all(&mut client.stream, request.as_bytes());
+            let answer = client.answer();
+            assert!(answer.status == 200 || client.closes(), "the connection ends");
+            answer.status
+        };
+        let fields = |count: usize| "X: y\r\n".repeat(count);
+        assert_eq!(ask(&fields(limits::HEADER_FIELDS_MAX - 1), "/"), 200);
+        assert_eq!(ask(&fields(limits::HEADER_FIELDS_MAX), "/"), 431);
+        let padded = |bytes: usize| format!("X: {}\r\n", "y".repeat(bytes));
+        assert_eq!(ask(&padded(limits::HEADER_BYTES_MAX - 200), "/"), 200);
+        assert_eq!(ask(&padded(limits::HEADER_BYTES_MAX), "/"), 431);
+        assert_eq!(ask(&padded(40 * limits::HEADER_BYTES_MAX), "/"), 431);
+        let long = format!("/{}", "a".repeat(limits::TARGET_BYTES_MAX));
+        assert_eq!(ask("", &long), 414);
+    });
+}
+
+#[test]
+fn large_heads_are_refused_on_http2() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&[HOST]);
+        let status = |bytes: usize| {
+            runtime().block_on(async {
+                type Empty = http_body_util::Empty<bytes::Bytes>;
+                let mut sender = http2::<Empty>(edge.https, Some(HOST)).await.unwrap();
+                let request = http::Request::get(format!("https://{HOST}/"));
+                let request = request.header("x", "y".repeat(bytes)).body(Empty::new()).unwrap();
+                sender.send_request(request).await.map(|response| response.status().as_u16())
+            })
+        };
+        assert_eq!(status(1000).unwrap(), 200);
+        assert!(!matches!(status(limits::HEADER_BYTES_MAX), Ok(200)), "refused by status or by reset");
+    });
+}
+
+#[test]
+fn a_slow_head_is_cut_and_an_idle_connection_outlives_it() {
+    on_each_backend(|backend| {
+        let short = Duration::from_millis(400);
+        let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.header = short));
+        edge.serve(&[HOST]);
+        let mut idle = https(edge.https, HOST);
+        assert_eq!(idle.get(HOST, "/").status, 200);
+        let mut slow = https(edge.https, HOST);
+        let begun = std::time::Instant::now();
+        slow.send("GET / HTTP/1.1\r\nHost: ");
+        assert!(slow.closes());
+        let took = begun.elapsed();
+        assert!(took >= short && took < short * 6, "cut after {took:?}");
+        assert_eq!(idle.get(HOST, "/").status, 200, "waiting between requests is no slow head");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_on_both_protocols() {
+    on_each_backend(|backend| {
+        let short = Duration::from_millis(300);
+        let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.idle = short));
+        edge.serve(&[HOST]);
+        let mut client = https(edge.https, HOST);
+        assert_eq!(client.get(HOST, "/").status, 200);
+        assert!(client.closes());
+        let mut silent = try_https(edge.https, Some(HOST), any_version(&["h2"])).unwrap();
+        silent.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        assert!(silent.rest().is_ok(), "closed, after its settings");
+        wait_until("no connection is left", || edge.edge.open_connections() == 0);
+    });
+}
+
+#[test]
+fn a_handshake_that_never_ends_is_cut() {
+    on_each_backend(|backend| {
+        let short = Duration::from_millis(300);
+        let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.handshake = short));
+        edge.serve(&[HOST]);
+        let mut socket = tcp(edge.https);
+        std::io::Write::write_all(&mut socket, &[22, 3, 1]).unwrap();
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut socket, &mut rest);
+        wait_until("the descriptor is free again", || edge.edge.open_connections() == 0);
+    });
+}
+
+#[test]
+fn a_client_that_stops_reading_is_cut() {
+    on_each_backend(|backend| {
+        let big = "x".repeat(8 * 1024 * 1024);
+        let origin =
+            crate::origin::Origin::start(move |_| crate::origin::Reply::Keep(crate::origin::ok(&big)));
+        let short = Duration::from_millis(400);
+        let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.write_stall = short));
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| {
+            domain.routes = vec![crate::harness::proxy_to(&url)]
+        });
+        let mut client = https(edge.https, HOST);
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        wait_until("the connection is cut", || edge.edge.open_connections() == 0);
+        drop(client);
+    });
+}
+
+#[test]
+fn a_request_body_that_stalls_or_is_too_large_ends() {
+    on_each_backend(|backend| {
+        let origin = crate::origin::Origin::echoing();
+        let short = Duration::from_millis(300);
+        let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.body_stall = short));
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| {
+            domain.routes = vec![crate::harness::proxy_to(&url)]
+        });
+        let mut client = https(edge.https, HOST);
+        client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\nabc"));
+        assert_eq!(client.answer().status, 408);
+        let mut client = https(edge.https, HOST);
+        let length = limits::REQUEST_BODY_BYTES_MAX + 1;
+        client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n"));
+        assert_eq!(client.answer().status, 413);
+    });
+}
+
+#[test]
+fn at_the_cap_new_connections_are_closed_and_old_ones_live() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::with(backend, Setup { connections_max: 3, ..Setup::default() });
+        edge.serve_with(&[HOST], &[], |domain| domain.https_redirect_off = true);
+        let mut kept: Vec<_> = (0..3).map(|_| plain(edge.http)).collect();
+        for client in &mut kept {
+            assert_eq!(client.get(HOST, "/").status, 200);
+        }
+        for _ in 0..20 {
+            let mut refused = plain(edge.http);
+            let _ = std::io::Write::write_all(&mut refused.stream, b"GET / HTTP/1.1\r\n");
+            assert!(refused.rest().is_ok_and(|rest| rest.is_empty()));
+        }
+        for client in &mut kept {
+            assert_eq!(client.get(HOST, "/").status, 200, "not disturbed");
+        }
+        drop(kept.pop());
+        wait_until("a place is free", || edge.edge.open_connections() < 3);
+        assert_eq!(plain(edge.http).get(HOST, "/").status, 200);
+    });
+}

@@ -1,0 +1,330 @@
+//! The binary as an operator meets it: its file, its admin socket, its signals, and a kernel without io_uring.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::client::{https, plain};
+use crate::harness::wait_until;
+
+const EDGE: &str = env!("CARGO_BIN_EXE_portico-edge");
+
+/// A certificate with its key as one PEM text.
+fn pem(names: &[&str]) -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    format!("{}{}", certificate.pem(), key.serialize_pem())
+}
+
+struct Running {
+    child: Child,
+    addresses: Vec<SocketAddr>,
+    log: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+const FILE: &str = "workers = 2\nmetrics = \"127.0.0.1:0\"\nadmin_socket = \"admin.sock\"\nstate = \"state\"\n\
+    access_log = \"access.log\"\ndrain_seconds = 5\n\
+    [[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"http\"\n\
+    [certificates]\nfolder = \"certificates\"\n[[route]]\nhost = \"*\"\nstatic_file = \"body.txt\"\ncontent_type = \"text/plain\"\n";
+
+fn prepare() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("certificates")).unwrap();
+    std::fs::write(folder.path().join("certificates/shop.pem"), pem(&["shop.example"])).unwrap();
+    std::fs::write(folder.path().join("body.txt"), "a body from a file").unwrap();
+    std::fs::write(folder.path().join("edge.toml"), FILE).unwrap();
+    folder
+}
+
+fn command(folder: &Path, io: &str) -> Command {
+    let mut command = Command::new(EDGE);
+    command.arg("--config").arg(folder.join("edge.toml")).args(["--io", io]).stderr(Stdio::piped());
+    command
+}
+
+impl Running {
+    fn start(folder: tempfile::TempDir, io: &str) -> Self {
+        let child = command(folder.path(), io).spawn().unwrap();
+        Self::watch(child, folder)
+    }
+
+    /// Reads the log until the edge says that all its sockets are bound.
+    fn watch(mut child: Child, folder: tempfile::TempDir) -> Self {
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (mut addresses, mut log) = (Vec::new(), Vec::new());
+        while addresses.len() < 3 {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended: {log:?}")).unwrap();
+            if line.contains("listening") || line.contains(": metrics") {
+                let text = line.rsplit("address=").next().unwrap();
+                addresses.push(text.trim().parse().unwrap_or_else(|_| panic!("{line:?}")));
+            }
+            log.push(line);
+        }
+        // Keep the pipe empty, or the edge would wait for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, addresses, log, folder }
+    }
+
+    fn https(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    fn metrics(&self, path: &str) -> (u16, String) {
+        let answer = plain(self.addresses[2]).get("localhost", path);
+        (answer.status, answer.text())
+    }
+
+    fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics("/metrics").1;
+        let line = text.lines().find(|line| line.starts_with(series));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        admin(&self.folder.path().join("admin.sock"), method, path, body)
+    }
+
+    fn terminate(&self) {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("{body:?}")))
+}
+
+fn uring_works() -> bool {
+    portico_edge::io::probe().is_ok()
+}
+
+#[test]
+fn a_standalone_file_is_served_and_measured_on_both_backends() {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            eprintln!("not run on io_uring: this kernel refuses it");
+            continue;
+        }
+        let edge = Running::start(prepare(), io);
+        for _ in 0..20 {
+            let answer = https(edge.https(), "shop.example").get("shop.example", "/");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "a body from a file"));
+        }
+        assert_eq!(edge.metrics("/healthz").0, 200);
+        assert_eq!(edge.metrics("/readyz").0, 200);
+        assert_eq!(edge.metrics("/nothing").0, 404);
+        assert_eq!(edge.metric(&format!("portico_edge_io_backend{{backend=\"{io}\"}}")), 1.0);
+        let path = if io == "uring" { "ring" } else { "epoll" };
+        let series = format!("portico_edge_io_operations_total{{path=\"{path}\"}}");
+        wait_until("waits go through the chosen backend", || edge.metric(&series) >= 20.0);
+        let other = if io == "uring" { "epoll" } else { "ring" };
+        assert_eq!(edge.metric(&format!("portico_edge_io_operations_total{{path=\"{other}\"}}")), 0.0);
+        assert_eq!(edge.metric("portico_edge_handshakes_total{result=\"full\"}"), 20.0);
+        assert_eq!(edge.metric("portico_edge_panics_total"), 0.0);
+        let log = std::fs::read_to_string(edge.folder.path().join("access.log")).unwrap();
+        assert!(log.lines().count() >= 19, "{log}");
+    }
+}
+
+/// Starts the edge from a thread whose seccomp filter answers io_uring_setup with EPERM, as containers do.
+fn without_io_uring(folder: &Path, io: &str) -> Child {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let (folder, io) = (folder.to_owned(), io.to_owned());
+    let starting = std::thread::spawn(move || {
+        const IO_URING_SETUP: i64 = 425; // the same number on every architecture
+        let filter = SeccompFilter::new(
+            [(IO_URING_SETUP, vec![])].into_iter().collect(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(1),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap(); // this thread and its children only
+        command(&folder, &io).spawn().unwrap()
+    });
+    starting.join().unwrap()
+}
+
+#[test]
+fn a_kernel_that_refuses_io_uring_is_served_on_epoll_and_says_so_once() {
+    let folder = prepare();
+    let child = without_io_uring(folder.path(), "auto");
+    let edge = Running::watch(child, folder);
+    let said: Vec<_> = edge.log.iter().filter(|line| line.contains("refuses io_uring")).collect();
+    assert_eq!(said.len(), 1, "{:?}", edge.log);
+    assert!(said[0].contains("seccomp") && said[0].contains("WARN"), "{said:?}");
+    let answer = https(edge.https(), "shop.example").get("shop.example", "/");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "a body from a file"));
+    assert_eq!(edge.metric("portico_edge_io_backend{backend=\"epoll\"}"), 1.0);
+    assert_eq!(edge.metric("portico_edge_io_backend{backend=\"uring\"}"), 0.0);
+}
+
+#[test]
+fn insisting_on_io_uring_where_it_is_refused_is_an_error_with_its_cause() {
+    let folder = prepare();
+    let output = without_io_uring(folder.path(), "uring").wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("refuses io_uring") && text.contains("seccomp") && text.contains("--io epoll"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_wrong_file_ends_the_start_with_its_place() {
+    let folder = prepare();
+    std::fs::write(folder.path().join("edge.toml"), FILE.replace("workers = 2", "workers = 2\nwrokers = 3"))
+        .unwrap();
+    let output = command(folder.path(), "auto").output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("edge.toml:2:1: ") && text.contains("wrokers"), "{text}");
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let folder = prepare();
+    let file = FILE.replacen("127.0.0.1:0\"\nkind", &format!("127.0.0.1:{port}\"\nkind"), 1);
+    std::fs::write(folder.path().join("edge.toml"), file).unwrap();
+    let output = command(folder.path(), "epoll").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(text.contains(&format!("port {port} is taken")), "{text}");
+}
+
+#[test]
+fn one_bad_certificate_file_is_left_out_and_the_others_serve() {
+    let folder = prepare();
+    let certificates = folder.path().join("certificates");
+    std::fs::write(
+        certificates.join("broken.pem"),
+        "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    let other_key = pem(&["x.example"]);
+    let key = other_key.split_once("-----BEGIN PRIVATE KEY").unwrap().1;
+    let swapped = format!(
+        "{}-----BEGIN PRIVATE KEY{key}",
+        pem(&["swapped.example"]).split_once("-----BEGIN PRIVATE KEY").unwrap().0
+    );
+    std::fs::write(certificates.join("swapped.pem"), swapped).unwrap();
+    let edge = Running::start(folder, "epoll");
+    for file in ["broken.pem", "swapped.pem"] {
+        assert!(
+            edge.log.iter().any(|line| line.contains(file) && line.contains("WARN")),
+            "{file}: {:?}",
+            edge.log
+        );
+    }
+    assert_eq!(https(edge.https(), "shop.example").get("shop.example", "/").status, 200);
+}
+
+#[test]
+fn certificates_change_on_the_admin_socket_without_a_reload() {
+    let edge = Running::start(prepare(), "auto");
+    let socket: PathBuf = edge.folder.path().join("admin.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let leaf = |name: &str| https(edge.https(), name).stream.conn.peer_certificates().unwrap()[0].to_vec();
+    let listed = || edge.admin("GET", "/v1/certificates", "").1["certificates"].as_array().unwrap().len();
+    assert_eq!(listed(), 1);
+
+    let (status, added) = edge.admin("POST", "/v1/certificates", &pem(&["new.example"]));
+    assert_eq!(status, 201, "{added}");
+    assert_eq!(added["persists"], false, "and says so");
+    let id = added["certificate"]["id"].as_str().unwrap().to_owned();
+    let first = leaf("new.example");
+
+    let path = format!("/v1/certificates/{id}");
+    let (status, replaced) = edge.admin("PUT", &path, &pem(&["new.example", "newer.example"]));
+    assert_eq!(status, 200, "{replaced}");
+    assert_ne!(leaf("new.example"), first);
+    leaf("newer.example");
+    let explained = edge.admin("GET", "/v1/debug/certs?sni=newer.example", "").1;
+    assert_eq!((&explained["found"], &explained["lineage"]), (&true.into(), &id.as_str().into()));
+    assert!(
+        edge.admin("GET", "/v1/names", "").1["names"].as_array().unwrap().contains(&"newer.example".into())
+    );
+
+    assert_eq!(edge.admin("DELETE", &path, "").0, 200);
+    assert_eq!(edge.admin("GET", "/v1/debug/certs?sni=newer.example", "").1["found"], false);
+    assert_eq!(listed(), 1);
+    for (method, path, body, status) in [
+        ("DELETE", path.as_str(), "", 404),
+        ("POST", "/v1/certificates", "not a pem", 400),
+        ("PUT", "/v1/certificates/lin_nonsense", "", 400),
+        ("GET", "/v1/debug/certs?sni=10.0.0.1", "", 400),
+        ("GET", "/nowhere", "", 404),
+    ] {
+        let (got, answer) = edge.admin(method, path, body);
+        assert_eq!(got, status, "{method} {path}: {answer}");
+        assert!(answer["detail"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+    }
+    let large = "x".repeat(2 * 1024 * 1024);
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    let _ = write!(
+        stream,
+        "POST /v1/certificates HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[test]
+fn sigterm_and_the_admin_call_drain_and_end_well() {
+    for by_signal in [true, false] {
+        let mut edge = Running::start(prepare(), "auto");
+        let mut client = https(edge.https(), "shop.example");
+        assert_eq!(client.get("shop.example", "/").status, 200);
+        if by_signal {
+            edge.terminate();
+        } else {
+            assert_eq!(edge.admin("POST", "/v1/drain", "").1["draining"], true);
+        }
+        assert!(client.closes(), "an idle connection is told to go");
+        let child = std::cell::RefCell::new(&mut edge.child);
+        wait_until("it has ended", || child.borrow_mut().try_wait().is_ok_and(|status| status.is_some()));
+        assert!(edge.child.wait().unwrap().success());
+        assert!(!edge.folder.path().join("admin.sock").exists(), "the socket is gone");
+    }
+}
+
+#[test]
+fn a_draining_edge_is_not_ready_while_an_exchange_goes_on() {
+    let edge = Running::start(prepare(), "auto");
+    let mut open = https(edge.https(), "shop.example");
+    open.send("GET / HTTP/1.1\r\nHost: "); // a head under way
+    wait_until("it is accepted", || edge.metric("portico_edge_connections ") >= 1.0);
+    edge.terminate();
+    wait_until("/readyz says so", || {
+        let (status, text) = edge.metrics("/readyz");
+        status == 503 && text.contains("draining")
+    });
+    assert_eq!(edge.metrics("/healthz").0, 200);
+    assert_eq!(edge.metric("portico_edge_draining"), 1.0);
+}
