@@ -42,6 +42,11 @@ pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const HEADER_FIELDS_MAX: usize = 128;
 /// From the first byte of a request head to its last.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a drain lets a new connection bring its first request.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Input that is read and thrown away behind a refused request, so that the answer is not lost in a reset, and for how long.
+pub const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const LINGER_DEADLINE: Duration = Duration::from_millis(500);
 /// For a goodbye (close_notify, FIN) that the peer may not take.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest request target.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::clock::{ConnectionClock, Expired};
-use crate::{clock, drain::LocalDrain};
+use crate::{clock, drain::LocalDrain, limits};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +29,38 @@ pub(super) async fn drive<C>(
     mut finish: impl FnMut(Pin<&mut C>),
 ) -> Ended {
     let mut draining = pin!(drain.begun());
+    let mut drained_at = None;
     let mut asked = false;
-    let armed = clock::now() + clock.deadlines().header;
+    let mut armed: Instant = clock::now() + clock.deadlines().header;
     let mut timer = pin!(tokio::time::sleep_until(armed.into()));
-    let mut armed: Instant = armed;
     poll_fn(|context| {
-        if !asked && draining.as_mut().poll(context).is_ready() {
+        loop {
+            // First, so that a request which waits in the socket is seen before anything is ended.
+            if let Poll::Ready(result) = poll(connection.as_mut(), context) {
+                if let Err(error) = &result {
+                    tracing::trace!(%error, "a connection failed");
+                }
+                return Poll::Ready(result.map_or(Ended::Failed, |()| Ended::Done));
+            }
+            if drained_at.is_none() && draining.as_mut().poll(context).is_ready() {
+                drained_at = Some(clock::now());
+            }
+            let Some(drained_at) = drained_at.filter(|_| !asked) else { break };
+            // A new connection is about to bring its first request; an answer to that will say `close` by itself.
+            let fresh = clock.exchanges() == 0;
+            let patience_ends = drained_at + limits::DRAIN_PATIENCE;
+            if fresh && clock::now() < patience_ends {
+                if armed > patience_ends {
+                    armed = patience_ends;
+                    timer.as_mut().reset(armed.into());
+                }
+                break;
+            }
             asked = true;
             finish(connection.as_mut());
         }
-        if let Poll::Ready(result) = poll(connection.as_mut(), context) {
-            if let Err(error) = &result {
-                tracing::trace!(%error, "a connection failed");
-            }
-            return Poll::Ready(result.map_or(Ended::Failed, |()| Ended::Done));
-        }
         loop {
-            let fired = timer.as_mut().poll(context).is_ready();
-            let wanted = if fired {
+            let wanted = if timer.as_mut().poll(context).is_ready() {
                 match clock.check(clock::now()) {
                     Err(expired) => return Poll::Ready(Ended::Expired(expired)),
                     Ok(next) => next.unwrap_or_else(|| clock::now() + clock.deadlines().idle),
@@ -60,6 +74,10 @@ pub(super) async fn drive<C>(
             };
             armed = wanted;
             timer.as_mut().reset(wanted.into());
+            if drained_at.is_some() && !asked {
+                context.waker().wake_by_ref(); // the patience of a drain may be over
+                return Poll::Pending;
+            }
         }
     })
     .await

@@ -320,7 +320,14 @@ impl RequestFraming {
     fn line_bytes_max(&self) -> usize {
         match self.state {
             State::ChunkSize | State::ChunkEnd => limits::CHUNK_LINE_BYTES_MAX,
-            _ => 2 * limits::HEADER_BYTES_MAX,
+            State::Between
+            | State::RequestLine
+            | State::Fields
+            | State::Body(_)
+            | State::ChunkData(_)
+            | State::Trailers
+            | State::AwaitsUpgrade
+            | State::Tunnel => 2 * limits::HEADER_BYTES_MAX,
         }
     }
 }

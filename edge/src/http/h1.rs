@@ -9,7 +9,7 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     body::{RequestBody, ResponseBody},
@@ -54,11 +54,24 @@ where
     let mut stream = parts.io.into_inner().into_inner();
     if let Some(offer) = tunnel.take() {
         tunnel::run(stream, parts.read_buf, offer, &context.worker).await;
-    } else if ended == Ended::Done {
+    } else if !matches!(ended, Ended::Expired(_)) {
         // close_notify or FIN; the peer may be gone, and nobody waits for it.
         let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, stream.shutdown()).await;
+        let _ = tokio::time::timeout(limits::LINGER_DEADLINE, Box::pin(discard(stream))).await;
     }
     ended
+}
+
+/// Reads until the client closes. A socket closed over unread bytes is reset, and the reset overtakes our last answer.
+async fn discard<S: AsyncRead + Unpin>(mut stream: S) {
+    let mut buffer = [0; 4096];
+    let mut left = limits::LINGER_BYTES_MAX;
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        left = left.saturating_sub(count);
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 fn answer(

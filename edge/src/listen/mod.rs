@@ -57,21 +57,16 @@ fn alt_svc(port: u16) -> HeaderValue {
 }
 
 fn named(address: SocketAddr, source: io::Error) -> ListenError {
-    let advice = match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!(
-                "port {} is taken by another process; stop it, or change `address` in [[listen]]",
-                address.port()
-            )
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!(
-                "port {} needs the capability CAP_NET_BIND_SERVICE, or choose a port from 1024 on",
-                address.port()
-            )
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
-        _ => source.to_string(),
+    let port = address.port();
+    let kind = source.kind();
+    let advice = if kind == io::ErrorKind::AddrInUse {
+        format!("port {port} is taken by another process; stop it, or change `address` in [[listen]]")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        format!("port {port} needs the capability CAP_NET_BIND_SERVICE, or choose a port from 1024 on")
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        "this machine has no such address".to_owned()
+    } else {
+        source.to_string()
     };
     ListenError { address, advice, source }
 }

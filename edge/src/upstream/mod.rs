@@ -164,7 +164,7 @@ fn public_host(to: Forwarding<'_>) -> Result<HeaderValue, OriginError> {
     let default = if to.context.shown.is_some() { 443 } else { 80 };
     let value = match to.authority.port {
         Some(port) if port != default => HeaderValue::try_from(format!("{name}:{port}")),
-        _ => HeaderValue::from_str(name).map_err(Into::into),
+        _ => HeaderValue::from_str(name),
     };
     value.map_err(|_| OriginError::BadAnswer)
 }

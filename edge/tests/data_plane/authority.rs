@@ -12,7 +12,7 @@ pub const GOLDEN: &str = include_str!("../authority.golden");
 /// One line of the table.
 #[derive(Debug)]
 pub struct Row {
-    pub line: usize,
+    line: usize,
     pub default: bool,
     pub sni: Option<&'static str>,
     pub authority: &'static str,
@@ -111,7 +111,7 @@ fn check_all(ask: impl Fn(&TestEdge, &Row) -> String) {
         assert!(rows.len() > 30, "the table is there");
         for row in &rows {
             let edge = if row.default { &with_default } else { &plain };
-            assert_eq!(ask(edge, row), row.expected, "{backend:?}: {row:?}");
+            assert_eq!(ask(edge, row), row.expected, "authority.golden:{} on {backend:?}: {row:?}", row.line);
         }
     });
 }

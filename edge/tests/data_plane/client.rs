@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -321,5 +320,3 @@ pub fn alert_of(error: &io::Error) -> Option<rustls::AlertDescription> {
         _ => None,
     }
 }
-
-pub const SHORT: Duration = Duration::from_millis(300);

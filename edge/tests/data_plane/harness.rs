@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId, TenantId, UnixTime};
@@ -147,7 +147,7 @@ impl TestEdge {
 
     /// The access log's lines so far, once there are at least `count`.
     pub fn log_lines(&self, count: usize) -> Vec<serde_json::Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = portico_edge::clock::now() + PATIENCE;
         loop {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<_> =
@@ -155,7 +155,7 @@ impl TestEdge {
             if lines.len() >= count {
                 return lines;
             }
-            assert!(Instant::now() < deadline, "{} of {count} lines: {text}", lines.len());
+            assert!(portico_edge::clock::now() < deadline, "{} of {count} lines: {text}", lines.len());
             std::thread::yield_now();
         }
     }
@@ -193,9 +193,9 @@ pub fn proxy_to(origin: &str) -> wire::Route {
 
 /// Waits for a condition, with a deadline.
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = portico_edge::clock::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(portico_edge::clock::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -203,9 +203,9 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
 impl Drop for TestEdge {
     fn drop(&mut self) {
         self.switch.begin();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = portico_edge::clock::now() + Duration::from_secs(5);
         for worker in self.workers.drain(..) {
-            while !worker.is_finished() && Instant::now() < deadline {
+            while !worker.is_finished() && portico_edge::clock::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

@@ -1,5 +1,14 @@
 //! What the data plane promises, over real sockets, on io_uring and on epoll.
 
+#![allow(
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::large_futures,
+    reason = "a test binary: nobody uses its types, and a failed unwrap is a failed test"
+)]
+
 #[path = "../fleet/mod.rs"]
 mod fleet;
 

@@ -14,11 +14,12 @@ fn each_mode_answers_in_its_way_on_open_connections_too() {
         let mut edge = TestEdge::start(backend);
         let served = edge.serve(&["shop.example"]);
         let token = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA";
+        let authorization = format!("{token}.thumbprint-of-an-account");
         let now_ms = portico_edge::clock::unix_ms();
         let publisher = &mut edge.bench.publisher;
         publisher
             .challenges()
-            .set_http01("shop.example", token, "key.authorization", now_ms + 60_000, now_ms)
+            .set_http01("shop.example", token, &authorization, now_ms + 60_000, now_ms)
             .unwrap();
         let mut open = https(edge.https, "shop.example");
         assert_eq!(open.get("shop.example", "/").status, 200);
@@ -36,7 +37,7 @@ fn each_mode_answers_in_its_way_on_open_connections_too() {
                 status
             );
             let path = format!("/.well-known/acme-challenge/{token}");
-            assert_eq!(plain(edge.http).get("shop.example", &path).text(), "key.authorization");
+            assert_eq!(plain(edge.http).get("shop.example", &path).text(), authorization);
         }
         let dropped = Suspension { mode: SuspensionMode::Drop, reason: "".into(), until_unix_ms: 0 };
         edge.bench.publisher.suspend(served.tenant, None, Some(dropped), 100).unwrap();
