@@ -18,6 +18,7 @@ mod metrics;
 mod parts;
 pub mod plan;
 pub mod proof;
+pub mod rotation;
 pub mod sealer;
 pub mod store;
 pub mod tasks;
@@ -122,6 +123,31 @@ impl Running {
         self.parts.store.close().await;
         first
     }
+}
+
+/// Command line of `rotate-kek`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RotateArgs {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where to write the new key, when the present one is a systemd credential.
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+}
+
+/// Puts another key-encryption key in the place of the present one.
+///
+/// # Errors
+/// As [`rotation::rotate_kek`].
+pub async fn run_rotate_kek(args: RotateArgs) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    let rotated = rotation::rotate_kek(&config, args.new_key_file.as_deref(), &Clock::default()).await?;
+    tracing::info!(key = rotated.key_id, file = %rotated.new_file.display(), "the key-encryption key was replaced");
+    if let Some(kept) = rotated.old_file {
+        tracing::info!(file = %kept.display(), "backups made before need this key; keep it as long as them");
+    }
+    Ok(())
 }
 
 fn create_kek(config: &Config) -> anyhow::Result<()> {

@@ -69,7 +69,7 @@ pub enum SealerError {
     Length { source_name: String },
     #[error(
         "the key-encryption key at {source_name} is not the one that this database was sealed with (id {wanted}, \
-         given {given}); give the right key, or the one kept from before the last rotation"
+         given {given}); give the right key; if a rotation was interrupted, run rotate-kek again"
     )]
     Wrong { source_name: String, wanted: String, given: String },
     #[error(
@@ -88,14 +88,16 @@ impl KeyEncryptionKey {
     /// # Errors
     /// [`SealerError`] when there is none, when its file is readable by others, or lies inside `data`.
     pub fn load(file: Option<&Path>, data: &Path) -> Result<Self, SealerError> {
-        let credential = std::env::var_os("CREDENTIALS_DIRECTORY")
-            .map(|folder| Path::new(&folder).join(CREDENTIAL_NAME))
-            .filter(|path| path.exists());
-        match (credential, file) {
+        match (credential(), file) {
             (Some(path), _) => Self::read(&path, data),
             (None, Some(path)) if path.exists() => Self::read(path, data),
             (None, _) => Err(SealerError::NoKey),
         }
+    }
+
+    /// Whether a systemd credential holds the key.
+    pub(crate) fn is_credential() -> bool {
+        credential().is_some()
     }
 
     /// Makes a new key in `file`, which must not exist.
@@ -210,7 +212,8 @@ impl Sealer {
     }
 }
 
-/// Wraps all data keys by `new` instead of `old` and adds a fresh data key, in one transaction.
+/// Wraps all data keys by `new` instead of `old` and adds a fresh data key, in one transaction. Done already, it does
+/// nothing.
 ///
 /// # Errors
 /// [`SealerError::Wrong`] when `old` is not the present key; the store's. Nothing is changed then.
@@ -222,6 +225,9 @@ pub async fn rotate(
 ) -> Result<(), SealerError> {
     let mut tx = store.begin().await?;
     let wanted = meta::find(&mut tx, META_KEK_ID).await?.unwrap_or_default();
+    if wanted == new.id() {
+        return Ok(());
+    }
     if wanted != old.id() {
         return Err(SealerError::Wrong { source_name: old.source.clone(), wanted, given: old.id() });
     }
@@ -234,6 +240,11 @@ pub async fn rotate(
     meta::put(&mut tx, META_KEK_ID, &new.id()).await?;
     tx.commit().await?;
     Ok(())
+}
+
+fn credential() -> Option<PathBuf> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    Some(Path::new(&folder).join(CREDENTIAL_NAME)).filter(|path| path.exists())
 }
 
 async fn add_data_key(tx: &mut WriteTx, kek: &KeyEncryptionKey, now_ms: i64) -> Result<(), SealerError> {
@@ -383,7 +394,8 @@ mod tests {
         let before = Sealer::load(&store, &old, 1).await.unwrap();
         let sealed = before.seal("account", "a", b"from before");
 
-        assert!(matches!(rotate(&store, &new, &new, 2).await, Err(SealerError::Wrong { .. })));
+        let third = KeyEncryptionKey::from_bytes([3; 32]);
+        assert!(matches!(rotate(&store, &third, &new, 2).await, Err(SealerError::Wrong { .. })));
         rotate(&store, &old, &new, 2).await.unwrap();
 
         let after = Sealer::load(&store, &new, 3).await.unwrap();

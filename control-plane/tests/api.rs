@@ -1,0 +1,448 @@
+//! The tenants' API over a real socket: who may what, what wrong input gets, and what a repeated call gets.
+
+mod stage;
+
+use std::time::{Duration, Instant};
+
+use portico_control_plane::store::audit;
+use serde_json::{Value, json};
+use stage::{Stage, spec};
+
+#[test]
+fn the_committed_openapi_document_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/v1.json");
+    let made = serde_json::to_string_pretty(&portico_control_plane::http::openapi()).unwrap() + "\n";
+    if std::env::var_os("PORTICO_REGENERATE").is_some() {
+        std::fs::write(path, &made).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == made, "openapi/v1.json is not current; run this test with PORTICO_REGENERATE=1");
+}
+
+/// Every (method, path template) of the document.
+fn calls() -> Vec<(String, String)> {
+    let document = serde_json::to_value(portico_control_plane::http::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let calls: Vec<_> = paths
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = ["get", "post", "patch", "delete", "put"];
+            methods
+                .into_iter()
+                .filter(|method| item.get(method).is_some())
+                .map(|method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    assert!(calls.len() >= 25, "{calls:?}");
+    calls
+}
+
+/// A body that the call would take from whoever may make it.
+fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
+    match (method, path) {
+        ("GET" | "DELETE", _) => Value::Null,
+        (_, "/v1/tenants") => json!({ "name": "third" }),
+        (_, "/v1/tokens") => json!({ "label": "x", "tenant_id": tenant }),
+        (_, "/v1/tenants/{id}/domains") => spec("new.example"),
+        (_, "/v1/tenants/{id}/domains/batch") => json!({ "items": [spec("new.example")] }),
+        (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
+        (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
+        ("PATCH", _) => json!({ "cells": ["other"] }),
+        (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
+        _ => Value::Null,
+    }
+}
+
+/// What a stranger must not change.
+async fn rows(stage: &Stage) -> String {
+    let mut read = stage.running.parts.store.read().await.unwrap();
+    let mut all = String::new();
+    for query in [
+        "SELECT group_concat(id || name || spec || coalesce(suspension, '') || revision) FROM tenants",
+        "SELECT group_concat(id || name || spec || served || txt_token || proof_label || coalesce(suspension, '') || \
+         revision || coalesce(deleted_at, '')) FROM domains",
+        "SELECT group_concat(id || label || coalesce(revoked_at, '')) FROM tokens",
+        "SELECT group_concat(sequence || action || subject) FROM audit",
+        "SELECT group_concat(kind || subject) FROM events",
+        "SELECT group_concat(actor || key) FROM idempotency",
+        "SELECT group_concat(domain_id || method || coalesce(ended_at, '')) FROM proofs",
+        "SELECT group_concat(id) FROM edges",
+        "SELECT group_concat(id) FROM join_tokens",
+    ] {
+        let row: Option<String> = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
+        all += &row.unwrap_or_default();
+        all += "\n";
+    }
+    all
+}
+
+#[tokio::test]
+async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let (_, stranger) = stage.tenant("two").await;
+    let domain = stage.domain(&one, "shop.example").await["id"].as_str().unwrap().to_owned();
+    let token = stage.operator("GET", "/v1/tokens", Value::Null).await.body["items"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // The reconciler's first look is part of what is there before.
+    let shown = json!({ "id": domain });
+    stage::until(
+        || stage.show(&shown),
+        |shown| stage::condition(shown, "OwnershipProved")["reason"] != "NotChecked",
+    )
+    .await;
+    let before = rows(&stage).await;
+    let listed = ["/v1/domains", "/v1/certificates", "/v1/events"];
+    for (method, template) in calls() {
+        let id = if template.starts_with("/v1/tokens") {
+            &token
+        } else if template.starts_with("/v1/tenants") {
+            &one
+        } else {
+            &domain
+        };
+        let path = template.replace("{id}", id).replace("{domain}", &domain);
+        let body = body(&method, &template, &one, &domain);
+        let headers = [("if-match", "*"), ("idempotency-key", "k")];
+        for wrong in [None, Some("ptk_x_y"), Some("Basic"), Some(&*format!("ptk_{token}_{}", "0".repeat(64)))]
+        {
+            let reply = stage.call(&method, &path, wrong, &headers, body.clone()).await;
+            assert_eq!(reply.status, 401, "{method} {template} with {wrong:?}: {}", reply.text);
+            assert_eq!(reply.body["code"], "unauthorized");
+        }
+        let reply = stage.call(&method, &path, Some(&stranger), &headers, body).await;
+        let expected: &[u16] = match template.as_str() {
+            path if listed.contains(&path) => &[200],
+            path if path.contains('{') => &[404],
+            _ => &[403],
+        };
+        assert!(expected.contains(&reply.status), "{method} {template}: {} {}", reply.status, reply.text);
+        assert!(!reply.text.contains(&one), "{method} {template} tells of the other tenant: {}", reply.text);
+        if reply.status == 200 && template != "/v1/events" {
+            assert_eq!(reply.body["items"], json!([]), "{method} {template}");
+        }
+    }
+    let by_name = stage.call("GET", "/v1/domains/shop.example", Some(&stranger), &[], Value::Null).await;
+    assert_eq!(by_name.status, 404);
+    let of_other =
+        stage.call("GET", &format!("/v1/domains?tenant={one}"), Some(&stranger), &[], Value::Null).await;
+    assert_eq!(of_other.body["items"], json!([]));
+    assert_eq!(rows(&stage).await, before, "a stranger's calls changed something");
+}
+
+#[tokio::test]
+async fn wrong_input_gets_a_problem_that_names_the_place() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}/domains");
+    let json_type = [("content-type", "application/json")];
+    let operator = Some(&*stage.operator);
+
+    let reply = stage
+        .raw("POST", &path, operator, &json_type, b"{\"hostname\": \"a.example\",\n oops}".to_vec())
+        .await;
+    assert_eq!((reply.status, &reply.body["code"]), (400, &json!("malformed_json")), "{}", reply.text);
+    assert!(reply.body["detail"].as_str().unwrap().starts_with("line 2, column 2"), "{}", reply.text);
+    assert_eq!(reply.headers["content-type"], "application/problem+json");
+    assert_eq!(reply.body["request_id"], reply.headers["x-request-id"].to_str().unwrap());
+    assert_eq!(reply.body["type"], "/errors/malformed_json");
+
+    for (body, status, code, pointer) in [
+        (json!({ "hostname": "a.example", "rotues": [] }), 422, "unknown_field", "/rotues"),
+        (json!({}), 422, "missing_field", "/hostname"),
+        (json!({ "hostname": "127.0.0.1" }), 422, "domain_name_invalid", "/hostname"),
+        (json!({ "hostname": "co.uk" }), 422, "domain_name_invalid", "/hostname"),
+        (
+            json!({ "hostname": format!("{}.example", "a".repeat(300)) }),
+            422,
+            "domain_name_invalid",
+            "/hostname",
+        ),
+        (
+            json!({ "hostname": "a.example", "routes": [{ "action": { "type": "proxy", "origin": "http://127.0.0.1" } }] }),
+            422,
+            "origin_denied",
+            "/routes/0/action/origin",
+        ),
+    ] {
+        let reply = stage.operator("POST", &path, body.clone()).await;
+        assert_eq!((reply.status, &reply.body["code"]), (status, &json!(code)), "{body}: {}", reply.text);
+        assert_eq!(reply.body["errors"][0]["pointer"], pointer, "{body}");
+    }
+
+    let large = stage.raw("POST", &path, operator, &json_type, vec![b' '; (2 << 20) + 1]).await;
+    assert_eq!((large.status, &large.body["code"]), (413, &json!("body_too_large")));
+    let packed = stage
+        .raw("POST", &path, operator, &[json_type[0], ("content-encoding", "gzip")], b"x".to_vec())
+        .await;
+    assert_eq!(packed.status, 415, "{}", packed.text);
+    assert_eq!(
+        stage.raw("POST", &path, operator, &[("content-type", "text/xml")], b"<a/>".to_vec()).await.status,
+        415
+    );
+    assert_eq!(stage.operator("GET", "/v1/nothing", Value::Null).await.status, 404);
+    assert_eq!(stage.operator("PUT", "/v1/tenants", json!({})).await.status, 405);
+    assert_eq!(stage.operator("GET", "/v1/domains?limit=0", Value::Null).await.body["code"], "limit_invalid");
+    assert_eq!(
+        stage.operator("GET", "/v1/domains?cursor=zzz", Value::Null).await.body["code"],
+        "cursor_invalid"
+    );
+    assert_eq!(
+        stage.operator("GET", "/v1/domains?status=fine", Value::Null).await.body["code"],
+        "status_invalid"
+    );
+    let token = json!({ "cell": "default", "ttl_seconds": 1 });
+    assert_eq!(
+        stage.operator("POST", "/v1/edges/join-tokens", token).await.body["errors"][0]["pointer"],
+        "/ttl_seconds"
+    );
+}
+
+#[tokio::test]
+async fn a_repeated_call_gets_the_first_answer_and_another_call_under_its_key_is_refused() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}/domains");
+    let key = [("idempotency-key", "7f")];
+    let first = stage.call("POST", &path, Some(&own), &key, spec("a.example")).await;
+    assert_eq!(first.status, 201);
+    let again = stage.call("POST", &path, Some(&own), &key, spec("a.example")).await;
+    assert_eq!((again.status, &again.text), (201, &first.text));
+    assert_eq!(again.headers["idempotency-replayed"], "true");
+    assert_eq!(again.headers["etag"], first.headers["etag"]);
+    let other = stage.call("POST", &path, Some(&own), &key, spec("b.example")).await;
+    assert_eq!((other.status, &other.body["code"]), (409, &json!("idempotency_key_reused")));
+    // Another caller's key is another key.
+    let operator = stage.call("POST", &path, Some(&stage.operator), &key, spec("b.example")).await;
+    assert_eq!(operator.status, 201);
+    // A day later it is forgotten: the same call then finds what is there.
+    stage.clock.advance(Duration::from_secs(25 * 3600));
+    let later = stage.call("POST", &path, Some(&own), &key, spec("a.example")).await;
+    assert_eq!((later.status, &later.body["id"]), (200, &first.body["id"]));
+
+    // Without a key: the same again is 200, other wishes are 409.
+    let same = stage.call("POST", &path, Some(&own), &[], spec("A.Example.")).await;
+    assert_eq!(same.status, 409, "another body: {}", same.text);
+    let changed = json!({ "hostname": "a.example", "alone": true });
+    assert_eq!(stage.call("POST", &path, Some(&own), &[], changed).await.body["code"], "domain_exists");
+}
+
+#[tokio::test]
+async fn nobodys_change_is_overwritten() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let path = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let patch = json!({ "hsts_max_age_seconds": 60, "routes": null });
+    let without = stage.call("PATCH", &path, Some(&own), &[], patch.clone()).await;
+    assert_eq!((without.status, &without.body["code"]), (428, &json!("if_match_required")));
+    let stale = stage.call("PATCH", &path, Some(&own), &[("if-match", "\"99\"")], patch.clone()).await;
+    assert_eq!((stale.status, &stale.body["code"]), (412, &json!("revision_mismatch")));
+    let seen = stage.call("GET", &path, Some(&own), &[], Value::Null).await;
+    let etag = seen.headers["etag"].to_str().unwrap().to_owned();
+    let done = stage.call("PATCH", &path, Some(&own), &[("if-match", &etag)], patch.clone()).await;
+    assert_eq!((done.status, &done.body["hsts_max_age_seconds"]), (200, &json!(60)), "{}", done.text);
+    assert!(done.body["routes"].is_null());
+    assert_eq!(stage.call("PATCH", &path, Some(&own), &[("if-match", &etag)], patch).await.status, 412);
+
+    let renamed = json!({ "hostname": "other.example" });
+    let renamed = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], renamed).await;
+    assert_eq!((renamed.status, &renamed.body["errors"][0]["code"]), (422, &json!("immutable")));
+    let unknown = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], json!({ "hots": 1 })).await;
+    assert_eq!(unknown.body["errors"][0]["pointer"], "/hots", "{}", unknown.text);
+
+    assert_eq!(stage.call("DELETE", &path, Some(&own), &[], Value::Null).await.status, 428);
+    for _ in 0..2 {
+        let gone = stage.call("DELETE", &path, Some(&own), &[("if-match", "*")], Value::Null).await;
+        assert_eq!(gone.status, 204, "gone is deleted");
+    }
+    assert_eq!(stage.call("GET", &path, Some(&own), &[], Value::Null).await.status, 404);
+}
+
+#[tokio::test]
+async fn batches_answer_for_each_item_and_atomic_ones_do_all_or_nothing() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}/domains/batch");
+    let items = json!([spec("a.example"), spec("bad name"), spec("a.example"), spec("b.example")]);
+    let atomic = stage.operator("POST", &path, json!({ "items": items, "atomic": true })).await;
+    let status = |reply: &stage::Reply| {
+        let results = reply.body["results"].as_array().unwrap();
+        results.iter().map(|result| result["status"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(status(&atomic), [424, 422, 424, 424], "{}", atomic.text);
+    assert_eq!(stage.operator("GET", "/v1/domains", Value::Null).await.body["items"], json!([]));
+
+    let loose = stage.operator("POST", &path, json!({ "items": items })).await;
+    assert_eq!(status(&loose), [201, 422, 200, 201], "{}", loose.text);
+    assert_eq!(loose.body["results"][1]["problem"]["code"], "domain_name_invalid");
+    let many: Vec<Value> = (0..1001).map(|number| spec(&format!("n{number}.example"))).collect();
+    assert_eq!(stage.operator("POST", &path, json!({ "items": many })).await.status, 422);
+}
+
+#[tokio::test]
+async fn lists_go_on_from_a_cursor_and_filter() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (two, _) = stage.tenant("two").await;
+    let items: Vec<Value> = (0..25).map(|number| spec(&format!("n{number}.shop.example"))).collect();
+    stage.operator("POST", &format!("/v1/tenants/{one}/domains/batch"), json!({ "items": items })).await;
+    stage.domain(&two, "percent.example").await;
+    for filter in ["", "status=pending&"] {
+        let (mut names, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let path = format!("/v1/domains?{filter}limit=10{cursor}");
+            let page = stage.call("GET", &path, Some(&own), &[], Value::Null).await.body;
+            let items = page["items"].as_array().unwrap();
+            names.extend(items.iter().map(|item| item["hostname"].as_str().unwrap().to_owned()));
+            pages += 1;
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        assert_eq!((names.len(), pages), (25, 3), "{filter}");
+        names.dedup();
+        assert_eq!(names.len(), 25, "a domain came twice");
+    }
+    let count = async |path: &str| {
+        stage.operator("GET", path, Value::Null).await.body["items"].as_array().unwrap().len()
+    };
+    assert_eq!(count("/v1/domains").await, 26);
+    assert_eq!(count(&format!("/v1/domains?tenant={two}")).await, 1);
+    assert_eq!(count("/v1/domains?q=N2.shop").await, 1);
+    assert_eq!(count("/v1/domains?q=%25").await, 0, "a percent sign is no wildcard");
+    assert_eq!(count("/v1/domains?status=active").await, 0);
+    assert_eq!(count("/v1/tenants?name=two").await, 1);
+    assert_eq!(count("/v1/tenants?limit=1").await, 1);
+}
+
+#[tokio::test]
+async fn a_tenant_has_only_so_many_claims() {
+    let stage = Stage::start().await;
+    let made = stage.operator("POST", "/v1/tenants", json!({ "name": "small", "domains_max": 2 })).await;
+    let small = made.body["id"].as_str().unwrap().to_owned();
+    for (name, status) in [("a.example", 201), ("b.example", 201), ("c.example", 409)] {
+        let reply = stage.operator("POST", &format!("/v1/tenants/{small}/domains"), spec(name)).await;
+        assert_eq!(reply.status, status, "{}", reply.text);
+    }
+    let (one, own) = stage.tenant("one").await;
+    let items: Vec<Value> = (0..101).map(|number| spec(&format!("n{number}.example"))).collect();
+    let path = format!("/v1/tenants/{one}/domains/batch");
+    let reply = stage.call("POST", &path, Some(&own), &[], json!({ "items": items })).await;
+    assert_eq!(reply.body["results"][99]["status"], 201);
+    assert_eq!(reply.body["results"][100]["problem"]["code"], "pending_claims_max_reached");
+}
+
+#[tokio::test]
+async fn suspensions_are_durable_end_by_themselves_and_are_seen_in_the_status() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let answer =
+        stage.operator("POST", &format!("{at}/suspend"), json!({ "mode": "legal", "reason": "court" })).await;
+    assert_eq!((answer.status, answer.body), (200, json!({ "acked": [], "not_acked": [] })));
+    assert_eq!(stage.show(&domain).await["status"], "suspended");
+    assert_eq!(stage.operator("POST", &format!("{at}/resume"), Value::Null).await.status, 200);
+    assert_eq!(stage.show(&domain).await["status"], "pending");
+
+    let until = json!({ "mode": "page", "until": "2100-01-01T00:00:00Z" });
+    stage.operator("POST", &format!("/v1/tenants/{one}/suspend"), until).await;
+    assert_eq!(stage.show(&domain).await["suspension"]["mode"], "page");
+    stage.clock.advance(Duration::from_secs(80 * 366 * 86_400));
+    assert_eq!(stage.show(&domain).await["suspension"], Value::Null);
+}
+
+#[tokio::test]
+async fn waiting_ends_at_the_timeout_with_the_domain_as_it_stands() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    stage.domain(&one, "shop.example").await;
+    let began = Instant::now();
+    let reply = stage
+        .call("GET", "/v1/domains/shop.example?wait=active&timeout=1s", Some(&own), &[], Value::Null)
+        .await;
+    assert_eq!((reply.status, &reply.body["status"]), (200, &json!("pending")));
+    assert!(began.elapsed() >= Duration::from_millis(900) && began.elapsed() < Duration::from_secs(10));
+    for wrong in ["wait=ready", "wait=active&timeout=1h", "wait=active&timeout=301s"] {
+        let reply = stage
+            .call("GET", &format!("/v1/domains/shop.example?{wrong}"), Some(&own), &[], Value::Null)
+            .await;
+        assert_eq!(reply.status, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_end_at_once_and_the_last_operators_stays() {
+    let stage = Stage::start().await;
+    let (_, own) = stage.tenant("one").await;
+    let id = own.split('_').nth(1).unwrap();
+    assert_eq!(stage.call("GET", "/v1/domains", Some(&own), &[], Value::Null).await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(stage.operator("DELETE", &format!("/v1/tokens/{id}"), Value::Null).await.status, 204);
+    }
+    assert_eq!(stage.call("GET", "/v1/domains", Some(&own), &[], Value::Null).await.status, 401);
+    let last = stage.operator.split('_').nth(1).unwrap().to_owned();
+    assert_eq!(
+        stage.operator("DELETE", &format!("/v1/tokens/{last}"), Value::Null).await.body["code"],
+        "last_operator_token"
+    );
+    // Secrets are nowhere in the database.
+    let secret = own.split('_').nth(2).unwrap();
+    for entry in std::fs::read_dir(stage.data()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn every_write_is_in_the_audit_trail_with_its_author_and_the_chain_holds() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}/domains");
+    let headers = [("x-request-id", "mine-1")];
+    let made = stage.call("POST", &path, Some(&own), &headers, spec("a.example")).await;
+    assert_eq!(made.headers["x-request-id"], "mine-1");
+    let odd = stage.call("POST", &path, Some(&own), &[("x-request-id", "a b")], spec("b.example")).await;
+    assert!(odd.headers["x-request-id"].to_str().unwrap().starts_with("req_"));
+
+    let trail = stage.operator("GET", "/v1/audit", Value::Null).await.body;
+    let entries = trail["items"].as_array().unwrap();
+    let actions: Vec<_> = entries.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["tenant.create", "token.create", "domain.create", "domain.create"]);
+    assert_eq!(entries[2]["actor"], own.split('_').nth(1).unwrap());
+    assert_eq!((&entries[2]["request_id"], &entries[2]["subject"]), (&json!("mine-1"), &made.body["id"]));
+    assert_eq!(entries[2]["after"]["hostname"], "a.example");
+    let mut read = stage.running.parts.store.read().await.unwrap();
+    assert_eq!(audit::first_altered(&mut read).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn life_signs_need_no_token_and_metrics_name_no_host() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    stage.domain(&one, "secret-host.example").await;
+    for path in ["/healthz", "/readyz", "/v1/openapi.json", "/metrics"] {
+        assert_eq!(stage.call("GET", path, None, &[], Value::Null).await.status, 200, "{path}");
+    }
+    let metrics = stage.call("GET", "/metrics", None, &[], Value::Null).await.text;
+    assert!(metrics.contains("portico_control_plane_api_requests_total"), "{metrics}");
+    assert!(!metrics.contains("secret-host") && !metrics.contains(&one));
+}
+
+#[tokio::test]
+async fn a_preview_gives_lines_that_can_be_pasted() {
+    let stage = Stage::start_with(|_, _| "https_port = 8443\n".to_owned()).await;
+    let (one, _) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let path = format!("/v1/domains/{}/preview", domain["id"].as_str().unwrap());
+    let preview = stage.operator("GET", &path, Value::Null).await.body;
+    assert_eq!(preview["hosts_lines"], json!(["127.0.0.11 shop.example"]));
+    assert_eq!(
+        preview["curl_lines"],
+        json!(["curl --resolve shop.example:8443:127.0.0.11 https://shop.example:8443/"])
+    );
+}
