@@ -195,7 +195,7 @@ mod tests {
     fn malformed_json_names_line_and_column() {
         let fault = fault_of::<TenantSpec>("{\n  \"name\": \"a\",,\n}");
         assert_eq!((fault.status.as_u16(), fault.code), (400, "malformed_json"));
-        assert!(fault.detail.starts_with("line 2, column 16:"), "{}", fault.detail);
+        assert!(fault.detail.starts_with("line 2, column 15:"), "{}", fault.detail);
         assert_eq!(fault_of::<TenantSpec>("").code, "malformed_json");
         assert_eq!(fault_of::<TenantSpec>("{\"name\": \"a\"} x").code, "malformed_json");
         let deep = "[".repeat(100_000);
