@@ -15,8 +15,9 @@ use super::resource::{Kind, ResourceKey};
 
 /// The most resources and tombstones of one delta ...
 pub(super) const DELTA_ITEMS_MAX: usize = 2_000;
-/// ... and the most bytes of its resources, which one item alone may exceed.
-pub(super) const DELTA_BYTES_MAX: usize = 4 << 20;
+/// ... and the most bytes of its resources, which one item alone may exceed. With tags, lengths and tombstones the
+/// message stays below 4 MiB, which is what gRPC clients take by default.
+pub(super) const DELTA_BYTES_MAX: usize = (4 << 20) - (256 << 10);
 
 /// What is still to be sent to one edge, oldest first, up to a generation.
 #[derive(Debug)]
@@ -61,6 +62,9 @@ impl Backlog {
 
     /// Takes the next part off.
     pub(super) fn next_part(&mut self, cell: &CellId, limits: PartLimits) -> Result<Part, NeedsSnapshot> {
+        if let Some(part) = self.take_all(cell, limits) {
+            return Ok(part);
+        }
         let mut cut = Cut::new(&self.items, cell, limits);
         let mut reached = None;
         for at in 0..self.items.len() {
@@ -81,6 +85,15 @@ impl Backlog {
         }
         self.items = rest;
         Ok(Part { items, generation: Generation { epoch: self.target.epoch, sequence } })
+    }
+}
+
+impl Backlog {
+    /// The usual case: all of it fits into one part.
+    fn take_all(&mut self, cell: &CellId, limits: PartLimits) -> Option<Part> {
+        let fits = self.items.len() <= limits.items
+            && self.items.iter().map(|item| bytes_of(item, cell)).sum::<usize>() <= limits.bytes;
+        fits.then(|| Part { items: std::mem::take(&mut self.items), generation: self.target })
     }
 }
 
@@ -126,12 +139,7 @@ struct Cut<'a> {
 
 impl<'a> Cut<'a> {
     fn new(items: &'a [Pending], cell: &'a CellId, limits: PartLimits) -> Self {
-        let at = if items.len() > limits.items {
-            items.iter().enumerate().map(|(at, item)| (item.key, at)).collect()
-        } else {
-            // Usual and small: most likely everything fits, and a few needs are found by looking.
-            HashMap::new()
-        };
+        let at = items.iter().enumerate().map(|(at, item)| (item.key, at)).collect();
         Self { items, cell, limits, at, taken: vec![false; items.len()], count: 0, bytes: 0 }
     }
 
@@ -154,7 +162,7 @@ impl<'a> Cut<'a> {
             }
             None => {}
         }
-        let bytes: usize = group.iter().map(|&at| self.bytes_of(at)).sum();
+        let bytes: usize = group.iter().map(|&at| bytes_of(&self.items[at], self.cell)).sum();
         if self.count + group.len() > self.limits.items || self.bytes + bytes > self.limits.bytes {
             let small = group.len() <= 1 + 16;
             return match self.count {
@@ -176,15 +184,13 @@ impl<'a> Cut<'a> {
     }
 
     fn find(&self, key: ResourceKey) -> Option<usize> {
-        if self.at.is_empty() {
-            return self.items.iter().position(|item| item.key == key);
-        }
         self.at.get(&key).copied()
     }
+}
 
-    fn bytes_of(&self, at: usize) -> usize {
-        self.items[at].published.as_ref().map_or(40, |published| published.resource(self.cell).encoded_len())
-    }
+/// The encoded size; a tombstone is a kind and an id.
+fn bytes_of(item: &Pending, cell: &CellId) -> usize {
+    item.published.as_ref().map_or(40, |published| published.resource(cell).encoded_len())
 }
 
 #[cfg(test)]

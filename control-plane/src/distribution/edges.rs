@@ -30,7 +30,7 @@ pub struct RemovedEdge {
     pub cell: CellId,
     /// The cell-key epoch that seals from now on.
     pub epoch: u32,
-    /// Lineages whose present key the edge could read: order a new key for each.
+    /// Lineages whose present key the edge could read; each is due for renewal, with a new key, from now on.
     pub rekey: Vec<LineageId>,
 }
 
@@ -88,6 +88,7 @@ impl Distribution {
         edge::remove(&mut tx, id, now).await?;
         let epoch = cell::next_epoch(&mut tx, &context.sealer, &row.cell, now).await?;
         let rekey = cell::sealed_before(&mut tx, &row.cell, epoch).await?;
+        cell::renew_sealed_before(&mut tx, &row.cell, epoch, now).await?;
         let text = format!(
             "removed from cell {}; {} keys that it could read are to be replaced",
             row.cell,

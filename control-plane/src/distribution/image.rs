@@ -84,10 +84,9 @@ impl Image {
         self.names.get(cell).copied().unwrap_or(0)
     }
 
-    #[cfg(test)]
-    fn version(&self, key: ResourceKey) -> Option<u64> {
-        let entry = self.entries.get(&key)?;
-        entry.published.as_ref().map(|_| entry.version)
+    /// A resource that is published now.
+    pub(super) fn find(&self, key: ResourceKey) -> Option<Arc<Published>> {
+        self.entries.get(&key)?.published.clone()
     }
 
     /// Brings the image to `generation`. A change whose version is not above the held one is ignored.
@@ -310,7 +309,7 @@ mod tests {
         let id = DomainId::generate();
         image.apply(at(9), vec![domain(id, 9, &["one"])]);
         image.apply(at(4), vec![removed(ResourceKey::domain(id), 4)]);
-        assert_eq!(image.version(ResourceKey::domain(id)), Some(9));
+        assert_eq!(image.find(ResourceKey::domain(id)).unwrap().version, 9);
         assert_eq!(image.generation(), at(9));
         assert_eq!(image.names(&cell("one")), 1);
     }

@@ -288,8 +288,7 @@ mod tests {
         let (soon, late) = (lineage("one", true, 100), lineage("one", true, 200));
         let elsewhere = lineage("three", true, 900);
         let other_cell = lineage("two", true, 50);
-        row.lineages =
-            vec![wildcard.clone(), soon.clone(), elsewhere.clone(), other_cell.clone(), late.clone()];
+        row.lineages = vec![wildcard.clone(), soon.clone(), elsewhere, other_cell.clone(), late.clone()];
         let published = domain(&row, 1).unwrap();
         let body: wire::Domain = body(&published);
         let order: Vec<_> = body.lineages.iter().map(|lineage| lineage.lineage_id.clone()).collect();

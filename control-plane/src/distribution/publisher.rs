@@ -124,6 +124,14 @@ impl Publisher {
         self.image.read().unwrap_or_else(PoisonError::into_inner).names(cell)
     }
 
+    /// A resource as it is published, with the generation that brought it to every edge.
+    pub(super) fn find(&self, key: ResourceKey) -> Option<(Arc<Published>, Generation)> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        let published = image.find(key)?;
+        let generation = Generation { epoch: image.generation().epoch, sequence: published.version };
+        Some((published, generation))
+    }
+
     /// Publishes what is committed now; answers the generation.
     pub(super) async fn advance(&self) -> Result<Generation, StoreError> {
         let mut gate = self.gate.lock().await;
@@ -205,7 +213,8 @@ impl Publisher {
         let new: Vec<_> = stays.iter().filter(|key| !reading.held.contains_key(key)).collect();
         let gone: Vec<_> =
             reading.held.keys().filter(|key| changed.contains(key) && !stays.contains(key)).collect();
-        if new.is_empty() && gone.is_empty() {
+        let waiting = reading.held.values().any(|signed_off| !signed_off);
+        if new.is_empty() && gone.is_empty() && !waiting {
             return Ok(());
         }
         let now = self.clock.now_ms();
@@ -216,6 +225,8 @@ impl Publisher {
         for key in gone {
             publication::release_removal(&mut tx, key.wire_kind(), &key.id()).await?;
         }
+        // Recorded as new changes, which the next turn lets pass.
+        publication::release_taken_over(&mut tx, now).await?;
         if !new.is_empty() {
             let text = format!(
                 "{} names would have left the edges within {} s; they stay until the removal is signed off",

@@ -55,9 +55,12 @@ impl Refusals {
         for nack in nacks.iter().take(NACKS_RECORDED_MAX) {
             let row = bounded(nack);
             tracing::warn!(edge = %self.edge, kind = row.kind, id = row.id, code = row.code, "an edge refused a resource");
-            let text = format!("{} refused {}: {}: {}", self.edge, row.id, row.code, row.text);
+            // The tenant hears what is wrong with its resource, not which edge said so.
+            let text = format!("refused by an edge, which keeps what it had: {}: {}", row.code, row.text);
             edge::put_nack(&mut tx, self.edge, &row, now).await?;
-            event::append(&mut tx, "ResourceRefused", None, &row.id, &text, now).await?;
+            let tenant = key_of(row.kind, &row.id).and_then(|key| context.publisher.find(key));
+            let tenant = tenant.and_then(|(published, _)| published.tenant());
+            event::append(&mut tx, "ResourceRefused", tenant, &row.id, &text, now).await?;
             self.open.insert((row.kind, row.id));
         }
         tx.commit().await
@@ -91,8 +94,11 @@ impl Refusals {
 
 /// A refused batch is over with the next one that is taken.
 fn is_over((kind, id): &(u32, String), sent: &HashSet<ResourceKey>) -> bool {
-    let key = i32::try_from(*kind).ok().and_then(|kind| ResourceKey::parse(kind, id));
-    *kind == BATCH_KIND || key.is_some_and(|key| sent.contains(&key))
+    *kind == BATCH_KIND || key_of(*kind, id).is_some_and(|key| sent.contains(&key))
+}
+
+fn key_of(kind: u32, id: &str) -> Option<ResourceKey> {
+    ResourceKey::parse(i32::try_from(kind).ok()?, id)
 }
 
 fn bounded(nack: &Nack) -> NackRow {

@@ -168,6 +168,14 @@ impl Published {
         }
     }
 
+    /// Whose it is; `None`: the operator's.
+    pub(super) fn tenant(&self) -> Option<TenantId> {
+        match &self.body {
+            Body::Same(resource) => resource.tenant_id.parse().ok(),
+            Body::PerCell { .. } => None,
+        }
+    }
+
     /// The message for an edge of `cell`. Cheap to clone: the body is shared.
     pub(super) fn resource(&self, cell: &CellId) -> &Resource {
         match &self.body {

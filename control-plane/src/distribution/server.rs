@@ -21,7 +21,8 @@ use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier}
 use rustls::time_provider::TimeProvider;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +41,10 @@ use crate::store::edge;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// TLS handshakes at the same time; further connections wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 256;
+/// Connections that stand at the same time, over all edges.
+const CONNECTIONS_MAX: usize = 4_096;
+/// A connection without an edge's certificate can only join, and ends after this time.
+const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// Calls at the same time on one connection.
 const CALLS_PER_CONNECTION_MAX: u32 = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -103,9 +108,11 @@ async fn accept(
     accepted: mpsc::Sender<io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = connections.clone().acquire_owned().await else { return };
+        let Ok(shaking) = handshakes.clone().acquire_owned().await else { return };
         let stream = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => match accepted {
@@ -120,16 +127,17 @@ async fn accept(
         };
         let (tls, accepted) = (tls.clone(), accepted.clone());
         tokio::spawn(async move {
-            if let Some(connection) = handshake(tls, stream).await {
+            let connection = handshake(tls, stream, slot).await;
+            drop(shaking);
+            if let Some(connection) = connection {
                 // The server has ended when nobody takes it.
                 let _ended = accepted.send(Ok(connection)).await;
             }
-            drop(slot);
         });
     }
 }
 
-async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> Option<Connection> {
+async fn handshake(tls: TlsAcceptor, stream: TcpStream, slot: OwnedSemaphorePermit) -> Option<Connection> {
     let peer = stream.peer_addr().ok();
     let shaken = async {
         stream.set_nodelay(true)?;
@@ -139,7 +147,8 @@ async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> Option<Connection> {
         Ok(stream) => {
             let edge = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let edge = edge.and_then(|certificate| edge_of_certificate(certificate));
-            Some(Connection { stream, peer: Peer { edge } })
+            let ends = edge.is_none().then(|| Box::pin(tokio::time::sleep(JOIN_DEADLINE)));
+            Some(Connection { stream, peer: Peer { edge }, ends, _slot: slot })
         }
         Err(error) => {
             tracing::debug!(
@@ -161,6 +170,9 @@ struct Peer {
 struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    /// Of a connection without identity.
+    ends: Option<Pin<Box<Sleep>>>,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {
@@ -177,6 +189,9 @@ impl AsyncRead for Connection {
         task: &mut TaskContext<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(task).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(task, buffer)
     }
 }

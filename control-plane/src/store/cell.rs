@@ -130,6 +130,29 @@ pub async fn sealed_before(
     ids.iter().map(|id| from_id(id, "lineages")).collect()
 }
 
+/// Makes those lineages due for a new key now. How fast they get one is the issuance's affair: its limits hold for them
+/// as for any renewal.
+///
+/// # Errors
+/// The database's.
+pub async fn renew_sealed_before(
+    tx: &mut WriteTx,
+    cell: &CellId,
+    epoch: u32,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE credentials SET renew_at = ?1 WHERE renew_at > ?1 AND cell_key_epoch < ?2 AND id IN \
+         (SELECT live_credential FROM lineages WHERE cell = ?3 AND retired_at IS NULL)",
+    )
+    .bind(now_ms)
+    .bind(epoch)
+    .bind(cell.as_str())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// Names the lineage that an edge of the cell shows for unknown names; `None`: none.
 ///
 /// # Errors

@@ -120,6 +120,32 @@ pub async fn release_removal(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> 
     Ok(())
 }
 
+/// Lets those held domains go whose name another domain serves by now: a name has one owner, whatever the number of
+/// removals. Answers how many.
+///
+/// # Errors
+/// The database's.
+pub async fn release_taken_over(tx: &mut WriteTx, now_ms: i64) -> Result<u64, StoreError> {
+    let ids: Vec<String> = sqlx::query_scalar(
+        "SELECT h.id FROM held_removals h JOIN domains d ON d.id = h.id \
+         WHERE h.kind = ? AND h.signed_off_at IS NULL AND EXISTS (SELECT 1 FROM domains o \
+         WHERE o.name = d.name AND o.id <> d.id AND o.served = 1 AND o.deleted_at IS NULL) ORDER BY h.id",
+    )
+    .bind(ResourceKind::Domain as i32)
+    .fetch_all(&mut **tx)
+    .await?;
+    for id in &ids {
+        sqlx::query("UPDATE held_removals SET signed_off_at = ? WHERE kind = ? AND id = ?")
+            .bind(now_ms)
+            .bind(ResourceKind::Domain as i32)
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
+        record_again(tx, ResourceKind::Domain, id).await?;
+    }
+    Ok(ids.len() as u64)
+}
+
 /// Lets all held removals go: each is recorded as a new change, which the publisher then lets pass. Answers how many.
 ///
 /// # Errors
@@ -131,22 +157,28 @@ pub async fn sign_off_removals(tx: &mut WriteTx, now_ms: i64) -> Result<u64, Sto
         .execute(&mut **tx)
         .await?;
     for removal in &held {
-        let row = sqlx::query("SELECT tenant_id, removed FROM changes WHERE kind = ? AND id = ?")
-            .bind(removal.kind)
-            .bind(&removal.id)
-            .fetch_optional(&mut **tx)
-            .await?;
-        let Some(row) = row else { continue };
-        let tenant: Option<String> = row.try_get("tenant_id")?;
         let kind = ResourceKind::try_from(removal.kind)
             .map_err(|_| StoreError::Unreadable { what: "held_removals: kind".to_owned() })?;
-        if row.try_get::<bool, _>("removed")? {
-            change::record_removal(tx, kind, &removal.id, tenant.as_deref()).await?;
-        } else {
-            change::record(tx, kind, &removal.id, tenant.as_deref()).await?;
-        }
+        record_again(tx, kind, &removal.id).await?;
     }
     Ok(held.len() as u64)
+}
+
+/// The same change under a new sequence, so that every edge hears of it.
+async fn record_again(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT tenant_id, removed FROM changes WHERE kind = ? AND id = ?")
+        .bind(kind as i32)
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(()) };
+    let tenant: Option<String> = row.try_get("tenant_id")?;
+    if row.try_get::<bool, _>("removed")? {
+        change::record_removal(tx, kind, id, tenant.as_deref()).await?;
+    } else {
+        change::record(tx, kind, id, tenant.as_deref()).await?;
+    }
+    Ok(())
 }
 
 /// The fleet's policy as it was last published, JSON; `None` before the first.

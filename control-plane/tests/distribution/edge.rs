@@ -23,6 +23,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -123,6 +124,8 @@ pub(crate) struct Behaviour {
     pub(crate) rejects: bool,
     /// It does not answer urgent messages.
     pub(crate) stalled: bool,
+    /// It takes batches and never says so.
+    pub(crate) silent: bool,
 }
 
 /// What an edge has and has seen.
@@ -270,7 +273,11 @@ async fn follow(
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
-                let answer = take(identity, &mut state.lock().unwrap(), message);
+                let answer = {
+                    let mut state = state.lock().unwrap();
+                    let answer = take(identity, &mut state, message);
+                    answer.filter(|_| !state.behaviour.silent)
+                };
                 if let Some(answer) = answer {
                     drop(outgoing.send(EdgeMessage { kind: Some(answer) }).await);
                 }
@@ -394,11 +401,18 @@ pub(crate) async fn connect(address: SocketAddr, mut config: ClientConfig) -> Di
     DistributionClient::new(endpoint.connect_with_connector_lazy(connector))
 }
 
+/// TLS without a client certificate, and nothing on it.
+pub(crate) async fn connect_raw(address: SocketAddr, fingerprint: &str) -> TlsStream<TcpStream> {
+    let mut config = joining_config(fingerprint.to_owned());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from(SERVER_NAME).unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
 /// The leaf that a new connection is shown, after it was verified.
 pub(crate) async fn shown_certificate(address: SocketAddr, fingerprint: &str) -> CertificateDer<'static> {
-    let tls = TlsConnector::from(Arc::new(joining_config(fingerprint.to_owned())));
-    let stream = TcpStream::connect(address).await.unwrap();
-    let stream = tls.connect(ServerName::try_from(SERVER_NAME).unwrap(), stream).await.unwrap();
+    let stream = connect_raw(address, fingerprint).await;
     stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 

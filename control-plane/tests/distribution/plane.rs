@@ -182,6 +182,15 @@ impl Plane {
         Issued { lineage, credential, key, sealed, epoch: cell_key.epoch() }
     }
 
+    pub(crate) async fn renew_at(&self, credential: CredentialId) -> i64 {
+        let mut tx = self.store().read().await.unwrap();
+        sqlx::query_scalar("SELECT renew_at FROM credentials WHERE id = ?")
+            .bind(credential.to_string())
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap()
+    }
+
     pub(crate) async fn events(&self, kind: &str) -> Vec<String> {
         let mut tx = self.store().read().await.unwrap();
         sqlx::query_scalar("SELECT text FROM events WHERE kind = ? ORDER BY sequence")

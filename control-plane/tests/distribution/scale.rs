@@ -17,7 +17,7 @@ async fn two_hundred_edges_that_reconnect_at_once_are_current_within_a_minute_by
     let names: Vec<_> = (0..1_000).map(|at| format!("n{at}.example")).collect();
     let ids = plane.domains(tenant, &names).await;
     let mut left = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..scaled("PORTICO_TEST_EDGES", 200) {
         left.push(plane.edge("default").await.disconnect().await);
     }
     // While they are away, the control plane restarts and a hundred domains change.
@@ -35,7 +35,7 @@ async fn two_hundred_edges_that_reconnect_at_once_are_current_within_a_minute_by
         edge.wait("the present generation", |state| state.applied >= target).await;
     }
     let took = started.elapsed();
-    println!("200 edges reconnected at once and were current after {took:?}");
+    println!("{} edges reconnected at once and were current after {took:?}", edges.len());
     assert!(took < Duration::from_secs(60), "{took:?}");
     for edge in &edges {
         edge.with(|state| {
@@ -79,10 +79,36 @@ async fn a_change_is_on_fifty_edges_well_within_a_second() {
     plane.shutdown().await;
 }
 
+/// A test's size; a variable of the environment makes it larger for a measurement.
+pub(crate) fn scaled(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
 /// Prints and answers the 99th percentile.
 fn report(what: &str, delays: &mut [Duration]) -> Duration {
     delays.sort();
     let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
     println!("{what}, {} samples: p50 {:?}, p99 {:?}, max {:?}", delays.len(), at(50), at(99), at(100));
     at(99)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_control_plane_loads_and_sends_its_whole_state_in_seconds() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let count = scaled("PORTICO_TEST_NAMES", 5_000);
+    let names: Vec<_> = (0..count).map(|at| format!("n{at}.example")).collect();
+    plane.domains(tenant, &names).await;
+    let started = instant();
+    let plane = plane.restart(|_| {}).await;
+    let loaded = started.elapsed();
+    let started = instant();
+    let edge = plane.edge("default").await;
+    println!(
+        "{count} names: restarted and loaded in {loaded:?}, snapshot joined, sent and acked in {:?}",
+        started.elapsed()
+    );
+    assert_eq!(edge.with(|state| state.names()), count);
+    assert!(loaded < Duration::from_secs(20), "{loaded:?}");
+    plane.shutdown().await;
 }

@@ -387,3 +387,70 @@ async fn waiting_for_a_generation_ends_when_every_live_edge_of_the_cells_has_it(
     assert_eq!((waited.applied, waited.behind), (vec![one.identity.edge], vec![slow.identity.edge]));
     plane.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_removal_goes_when_another_domain_has_taken_the_name_over() {
+    let plane = Plane::start().await;
+    let (old, new) = (plane.tenant(&[]).await, plane.tenant(&[]).await);
+    let names: Vec<_> = (0..100).map(|at| format!("n{at}.example")).collect();
+    let ids = plane.domains(old, &names).await;
+    let edge = plane.edge("default").await;
+    plane.delete(&ids[..50]).await;
+    until("held", async || plane.distribution().held_removals().await.unwrap().len() == 50).await;
+    let (taken, _) = plane.domain(new, "n7.example").await;
+    edge.wait("the new owner alone", |state| {
+        state.resource(ResourceKind::Domain, taken).is_some()
+            && state.resource(ResourceKind::Domain, ids[7]).is_none()
+    })
+    .await;
+    assert_eq!(edge.with(|state| state.names()), 100, "the other 49 are still held");
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_applies_nothing_delays_no_other_and_queues_nothing() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let (domain, _) = plane.domain(tenant, "a.example").await;
+    let (stuck, quick) = (plane.edge("default").await, plane.edge("default").await);
+    stuck.with(|state| state.behaviour.silent = true);
+    let mut last = 0;
+    for round in 1..=50 {
+        last = plane.touch(domain, round).await;
+        quick.wait("each change", |state| state.applied.sequence >= last).await;
+    }
+    assert_eq!(stuck.with(|state| state.deltas), 1, "one in flight, unanswered");
+    // What was missed meanwhile comes as one delta.
+    let (identity, mut state) = stuck.disconnect().await;
+    state.behaviour.silent = false;
+    (state.deltas, state.applied) = (0, Generation { epoch: 1, sequence: state.applied.sequence });
+    let back = TestEdge::resume(plane.distribution().address, identity, state).await;
+    back.wait("the last change", |state| state.applied.sequence >= last).await;
+    assert_eq!(back.with(|state| state.deltas), 1);
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_is_deployed_when_every_live_edge_has_it_with_its_credential_and_refuses_nothing() {
+    let plane = Plane::start().await;
+    let distribution = plane.distribution().clone();
+    let tenant = plane.tenant(&["one", "two"]).await;
+    let (domain, _) = plane.domain(tenant, "a.example").await;
+    let (one, two) = (plane.edge("one").await, plane.edge("two").await);
+    let deployed = async || {
+        let found = distribution.wait_deployed(domain, Duration::from_secs(5)).await.unwrap().unwrap();
+        (found.deployed.len(), found.refused.len(), found.has_credentials)
+    };
+    assert_eq!(deployed().await, (2, 0, false));
+    plane.issue(tenant, domain, "a.example", "one").await;
+    assert_eq!(deployed().await, (2, 0, false), "one of two cells has a credential");
+    plane.issue(tenant, domain, "a.example", "two").await;
+    assert_eq!(deployed().await, (2, 0, true));
+    two.with(|state| state.behaviour.nacks = [domain.to_string()].into());
+    plane.touch(domain, 9).await;
+    assert_eq!(deployed().await, (1, 1, true));
+    let found = distribution.deployment(domain).await.unwrap().unwrap();
+    assert_eq!((found.deployed, found.refused[0].0), (vec![one.identity.edge], two.identity.edge));
+    assert!(distribution.deployment(portico_cert_store::DomainId::generate()).await.unwrap().is_none());
+    plane.shutdown().await;
+}

@@ -7,7 +7,7 @@ use portico_api::v1::{Suspension, SuspensionMode};
 use portico_control_plane::clock::instant;
 
 use crate::edge::TestEdge;
-use crate::plane::{Plane, cell_id};
+use crate::plane::{Plane, cell_id, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_challenge_reaches_every_edge_and_a_stalled_one_is_named_at_the_deadline() {
@@ -97,5 +97,28 @@ async fn a_suspension_is_on_all_edges_within_a_second_and_names_those_it_is_not_
             matches!(&state.urgents[1].action, Some(Action::Suspend(resume)) if resume.suspension.is_none())
         );
     });
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_is_silent_for_ten_seconds_is_named_and_not_waited_for() {
+    let plane = Plane::start().await;
+    let (quiet, heard) = (plane.edge("default").await, plane.edge("default").await);
+    quiet.with(|state| state.behaviour.stalled = true);
+    let fleet = &plane.distribution().fleet;
+    until("the quiet edge to count as gone", async || {
+        heard.say_status(&[]).await;
+        fleet.live_edges(None) == [heard.identity.edge]
+    })
+    .await;
+    let started = instant();
+    let expires = plane.clock.now_ms() + 60_000;
+    let outcome = fleet.set_http01("a.example", "token", "token.thumb", expires, None).await;
+    assert_eq!((outcome.acked, outcome.not_acked), (vec![heard.identity.edge], vec![quiet.identity.edge]));
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    // The stream stands all the same: the message is told, and one word makes it live again.
+    quiet.wait("the challenge", |state| state.urgents.len() == 1).await;
+    quiet.say_status(&[]).await;
+    until("it to be live again", async || fleet.live_edges(None).len() == 2).await;
     plane.shutdown().await;
 }
