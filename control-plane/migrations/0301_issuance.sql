@@ -8,8 +8,8 @@ CREATE TABLE accounts (
     directory     TEXT NOT NULL,
     state         TEXT NOT NULL CHECK (state IN ('intended', 'registered')),
     sealed_key    BLOB NOT NULL,          -- PKCS#8, by the Sealer
-    thumbprint    TEXT NOT NULL,          -- RFC 7638, base64url
     url           TEXT,                   -- set when registered
+    thumbprint    TEXT,                   -- RFC 7638, base64url; set when registered
     created_at    INTEGER NOT NULL,
     registered_at INTEGER
 );
@@ -111,6 +111,7 @@ CREATE TABLE order_requests (
     order_id TEXT NOT NULL,
     name_set TEXT NOT NULL,
     renewal  INTEGER NOT NULL,
+    certificate INTEGER NOT NULL DEFAULT 1, -- 0: its order ended without one
     at       INTEGER NOT NULL
 );
 CREATE INDEX order_requests_at ON order_requests (issuer, at);
@@ -121,7 +122,6 @@ CREATE TABLE order_request_domains (
     request_id        INTEGER NOT NULL REFERENCES order_requests (id) ON DELETE CASCADE,
     issuer            TEXT NOT NULL,
     registered_domain TEXT NOT NULL,
-    renewal           INTEGER NOT NULL,
     at                INTEGER NOT NULL,
     PRIMARY KEY (request_id, registered_domain)
 );

@@ -55,6 +55,8 @@ pub struct Running {
     pub distribution: Distribution,
     /// Where the API listens.
     pub api: SocketAddr,
+    /// Where the challenge zone is answered, if it is.
+    pub responder: Option<SocketAddr>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
@@ -97,8 +99,14 @@ pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Running> {
     let distribution = distribution::start(&parts, &mut tasks).await?;
     let app = App::new(&parts, FleetLink::to(&distribution))?;
     tasks.spawn(tasks::prove::run(app.clone()));
+    let issuing = tasks::issuance::start(parts.clone(), distribution.fleet.clone()).await?;
+    let responder = issuing.responder;
+    tasks.spawn(async move {
+        issuing.run().await;
+        Ok(())
+    });
     let api = http::start(&app, &mut tasks).await?;
-    Ok(Running { parts, distribution, api, tasks })
+    Ok(Running { parts, distribution, api, responder, tasks })
 }
 
 impl Running {

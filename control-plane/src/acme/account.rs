@@ -66,23 +66,27 @@ impl Account {
     /// # Errors
     /// Any of the CA's. A contact that the CA refuses is an error too: its notices would go nowhere.
     pub async fn register(http: &CaHttp, key: &AccountKey, contact: Option<&str>) -> Result<Self, AcmeError> {
-        let account = repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        let account = loop {
             let (key, der) = key.key()?;
             let (result, observed) = observe(
                 instant_acme::Account::builder_with_http(Box::new(http.clone()))
                     .create_from_key((key, PrivateKeyDer::Pkcs8(der)), http.directory()),
             )
             .await;
-            // The credentials hold the key once more; the caller has stored it already.
-            result.map(|(account, _credentials)| account).map_err(|e| AcmeError::new(&e, observed))
-        })
-        .await?;
-        if let Some(contact) = contact {
-            repeat_on_bad_nonce(async || {
-                let (result, observed) = observe(account.update_contacts(&[contact])).await;
-                result.map_err(|e| AcmeError::new(&e, observed))
-            })
-            .await?;
+            match result {
+                // The credentials hold the key once more; the caller has stored it already.
+                Ok((account, _credentials)) => break account,
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        };
+        let mut tries = NonceTries::default();
+        while let Some(contact) = contact {
+            let (result, observed) = observe(account.update_contacts(&[contact])).await;
+            match result {
+                Ok(()) => break,
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
         }
         Ok(Self { account })
     }
@@ -114,16 +118,15 @@ impl Account {
     }
 }
 
-/// Repeats one request while the CA refuses its nonce; everything else is the caller's.
-pub(super) async fn repeat_on_bad_nonce<T>(
-    mut step: impl AsyncFnMut() -> Result<T, AcmeError>,
-) -> Result<T, AcmeError> {
-    let mut tries = 1;
-    loop {
-        match step().await {
-            Err(error) if error.is_bad_nonce() && tries < NONCE_TRIES => tries += 1,
-            result => return result,
-        }
+/// Counts how often one request was repeated because the CA refused its nonce; everything else is the caller's.
+#[derive(Debug, Default)]
+pub(super) struct NonceTries(u32);
+
+impl NonceTries {
+    /// `Ok`: try again at once.
+    pub(super) fn again(&mut self, error: AcmeError) -> Result<(), AcmeError> {
+        self.0 += 1;
+        if error.is_bad_nonce() && self.0 < NONCE_TRIES { Ok(()) } else { Err(error) }
     }
 }
 

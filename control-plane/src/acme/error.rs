@@ -25,6 +25,8 @@ pub struct AcmeError {
     pub refused_names: Vec<(String, String)>,
     /// Where the order is, when the CA made one although its answer could not be used.
     pub location: Option<String>,
+    /// The CA refused, or was not reached at all: the request has changed nothing there.
+    pub nothing_made: bool,
 }
 
 /// What a failure means for the next step.
@@ -90,7 +92,14 @@ impl AcmeError {
     }
 
     pub(super) fn plain(kind: AcmeErrorKind, detail: &str) -> Self {
-        Self { kind, detail: cut(detail), retry_after: None, refused_names: Vec::new(), location: None }
+        Self {
+            kind,
+            detail: cut(detail),
+            retry_after: None,
+            refused_names: Vec::new(),
+            location: None,
+            nothing_made: false,
+        }
     }
 
     pub(super) fn is_bad_nonce(&self) -> bool {
@@ -99,6 +108,7 @@ impl AcmeError {
 
     /// Reads what instant_acme says together with what the answer itself said.
     pub(super) fn new(error: &Error, observed: Observed) -> Self {
+        let refused = matches!(observed.status, Some(400..=599));
         let mut read = match error {
             Error::Api(problem) => Self::from_problem(problem, observed.status),
             Error::Json(_) | Error::Str(_) => Self::from_unusable(&error.to_string(), observed.status),
@@ -110,6 +120,7 @@ impl AcmeError {
             other => Self::plain(AcmeErrorKind::Ours, &other.to_string()),
         };
         read.retry_after = observed.retry_after;
+        read.nothing_made |= refused;
         // Only a created order's Location is of use: errors may carry one too.
         read.location = observed.location.filter(|_| matches!(observed.status, Some(200..=299)));
         read
@@ -148,7 +159,18 @@ impl AcmeError {
             }
             CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) => AcmeErrorKind::Ours,
         };
-        Self::plain(kind, &with_causes(error))
+        let mut read = Self::plain(kind, &with_causes(error));
+        read.nothing_made = match error {
+            CaHttpError::Connect(source) => source.is_connect(),
+            CaHttpError::OtherHost(_) | CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) => true,
+            CaHttpError::Timeout | CaHttpError::Redirect(_) | CaHttpError::Body(..) => false,
+        };
+        read
+    }
+
+    /// The order ended without a word about a name.
+    pub fn order_ended() -> Self {
+        Self::plain(AcmeErrorKind::OrderGone, "the order became invalid")
     }
 }
 
@@ -158,8 +180,8 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
     let detail = problem.detail.as_deref().unwrap_or_default();
     match kind.strip_prefix("urn:ietf:params:acme:error:").unwrap_or_default() {
         "badNonce" => AcmeErrorKind::BadNonce,
-        // Boulder's words; only its limit on new orders is about the whole account.
-        "rateLimited" if detail.contains("too many new orders") => AcmeErrorKind::AccountLimited,
+        // Only the limit on new orders is about the whole account.
+        "rateLimited" if names_new_orders(detail) => AcmeErrorKind::AccountLimited,
         "rateLimited" => AcmeErrorKind::NamesLimited,
         "rejectedIdentifier"
         | "caa"
@@ -186,6 +208,12 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
             _ => AcmeErrorKind::Garbage,
         },
     }
+}
+
+/// Whether a limit's text is about an account's new orders. The type is the same for all limits, so the words decide:
+/// Boulder's, or the limit's name.
+fn names_new_orders(detail: &str) -> bool {
+    detail.contains("too many new orders") || detail.contains("new-orders")
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use instant_acme::{ChallengeType, Identifier, NewOrder};
 
-use super::account::{Account, problem_text, repeat_on_bad_nonce};
+use super::account::{Account, NonceTries, problem_text};
 use super::error::{AcmeError, AcmeErrorKind};
 use super::http::observe;
 
@@ -111,12 +111,14 @@ impl CaOrder {
     /// Any; with `location` set, the order exists there.
     pub async fn create(account: &Account, names: &[String]) -> Result<Self, AcmeError> {
         let identifiers: Vec<_> = names.iter().map(|name| Identifier::Dns(name.clone())).collect();
-        repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        loop {
             let (result, observed) = observe(account.account.new_order(&NewOrder::new(&identifiers))).await;
-            let order = result.map_err(|e| AcmeError::new(&e, observed))?;
-            Self::bounded(order, account)
-        })
-        .await
+            match result {
+                Ok(order) => return Self::bounded(order, account),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 
     /// Takes up an order by its URL.
@@ -124,12 +126,14 @@ impl CaOrder {
     /// # Errors
     /// Any; [`AcmeErrorKind::OrderGone`] when the CA no longer knows it.
     pub async fn resume(account: &Account, url: &str) -> Result<Self, AcmeError> {
-        repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        loop {
             let (result, observed) = observe(account.account.order(url.to_owned())).await;
-            let order = result.map_err(|e| AcmeError::new(&e, observed))?;
-            Self::bounded(order, account)
-        })
-        .await
+            match result {
+                Ok(order) => return Self::bounded(order, account),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 
     fn bounded(mut order: instant_acme::Order, account: &Account) -> Result<Self, AcmeError> {
@@ -169,14 +173,15 @@ impl CaOrder {
     /// # Errors
     /// Any of the CA's.
     pub async fn refresh(&mut self) -> Result<CaOrderStatus, AcmeError> {
-        let retry_after = repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        loop {
             let (result, observed) = observe(self.order.refresh()).await;
-            let retry_after = observed.retry_after;
-            result.map(|_| retry_after).map_err(|e| AcmeError::new(&e, observed))
-        })
-        .await?;
-        self.retry_after = retry_after;
-        Ok(self.status())
+            self.retry_after = observed.retry_after;
+            match result.map(|_| ()) {
+                Ok(()) => return Ok(self.status()),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 
     /// The order's authorizations; `fresh`: asked anew even when known.
@@ -184,34 +189,32 @@ impl CaOrder {
     /// # Errors
     /// Any of the CA's.
     pub async fn authorizations(&mut self, fresh: bool) -> Result<Vec<CaAuthorization>, AcmeError> {
+        let mut tries = NonceTries::default();
+        loop {
+            match self.read_authorizations(fresh).await {
+                Ok(read) => return Ok(read),
+                // What was fetched is kept, so this goes on where it broke off.
+                Err(error) => tries.again(error)?,
+            }
+        }
+    }
+
+    async fn read_authorizations(&mut self, fresh: bool) -> Result<Vec<CaAuthorization>, AcmeError> {
         let mut read = Vec::new();
         let mut handles = self.order.authorizations();
-        // Each handle is fetched by `next`, which on an error has already stepped past it: start again then.
-        let mut tries = 0;
-        loop {
-            let (next, observed) = observe(handles.next()).await;
-            let Some(next) = next else { return Ok(read) };
-            let error = match next {
-                Ok(mut handle) => {
-                    if fresh {
-                        repeat_on_bad_nonce(async || {
-                            let (result, observed) = observe(handle.refresh()).await;
-                            result.map(|_| ()).map_err(|e| AcmeError::new(&e, observed))
-                        })
-                        .await?;
-                    }
-                    read.push(view(&handle, &self.thumbprint));
-                    continue;
+        while let (Some(next), observed) = observe(handles.next()).await {
+            let mut handle = next.map_err(|error| AcmeError::new(&error, observed))?;
+            let mut tries = NonceTries::default();
+            while fresh {
+                let (result, observed) = observe(handle.refresh()).await;
+                match result.map(|_| ()) {
+                    Ok(()) => break,
+                    Err(error) => tries.again(AcmeError::new(&error, observed))?,
                 }
-                Err(error) => AcmeError::new(&error, observed),
-            };
-            tries += 1;
-            if !error.is_bad_nonce() || tries >= super::NONCE_TRIES * 4 {
-                return Err(error);
             }
-            read.clear();
-            handles = self.order.authorizations();
+            read.push(view(&handle, &self.thumbprint));
         }
+        Ok(read)
     }
 
     /// Tells the CA to look at each of these names' challenge; `chosen` pairs a name with a method. One that the CA
@@ -229,16 +232,16 @@ impl CaOrder {
             if challenge.status != instant_acme::ChallengeStatus::Pending {
                 continue;
             }
-            repeat_on_bad_nonce(async || {
+            let mut tries = NonceTries::default();
+            loop {
                 let (result, observed) = observe(challenge.set_ready()).await;
                 match result {
-                    Ok(()) => Ok(()),
+                    Ok(()) => break,
                     // An error inside of a good answer is the validation's outcome.
-                    Err(instant_acme::Error::Api(_)) if matches!(observed.status, Some(200..=299)) => Ok(()),
-                    Err(e) => Err(AcmeError::new(&e, observed)),
+                    Err(instant_acme::Error::Api(_)) if matches!(observed.status, Some(200..=299)) => break,
+                    Err(error) => tries.again(AcmeError::new(&error, observed))?,
                 }
-            })
-            .await?;
+            }
         }
         Ok(())
     }
@@ -248,11 +251,14 @@ impl CaOrder {
     /// # Errors
     /// Any of the CA's.
     pub async fn finalize(&mut self, csr: &[u8]) -> Result<(), AcmeError> {
-        repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        loop {
             let (result, observed) = observe(self.order.finalize_csr(csr)).await;
-            result.map_err(|e| AcmeError::new(&e, observed))
-        })
-        .await
+            match result {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 
     /// The chain as PEM, or `None` while the CA is still at it.
@@ -260,11 +266,14 @@ impl CaOrder {
     /// # Errors
     /// Any of the CA's; the order's own failure is [`AcmeErrorKind::NamesRefused`].
     pub async fn certificate(&mut self) -> Result<Option<String>, AcmeError> {
-        repeat_on_bad_nonce(async || {
+        let mut tries = NonceTries::default();
+        loop {
             let (result, observed) = observe(self.order.certificate()).await;
-            result.map_err(|e| AcmeError::new(&e, observed))
-        })
-        .await
+            match result {
+                Ok(pem) => return Ok(pem),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 }
 

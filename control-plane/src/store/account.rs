@@ -13,8 +13,6 @@ pub struct AccountRow {
     pub state: AccountState,
     /// PKCS#8, by the Sealer.
     pub sealed_key: Vec<u8>,
-    /// RFC 7638, base64url.
-    pub thumbprint: String,
 }
 
 /// How far an account has come.
@@ -30,12 +28,10 @@ pub enum AccountState {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn find(connection: &mut SqliteConnection, issuer: &str) -> Result<Option<AccountRow>, StoreError> {
-    let row = sqlx::query(
-        "SELECT issuer, directory, state, sealed_key, thumbprint, url FROM accounts WHERE issuer = ?",
-    )
-    .bind(issuer)
-    .fetch_optional(connection)
-    .await?;
+    let row = sqlx::query("SELECT issuer, directory, state, sealed_key, url FROM accounts WHERE issuer = ?")
+        .bind(issuer)
+        .fetch_optional(connection)
+        .await?;
     let Some(row) = row else { return Ok(None) };
     let url: Option<String> = row.try_get("url")?;
     let state = match (row.try_get::<String, _>("state")?.as_str(), url) {
@@ -48,7 +44,6 @@ pub async fn find(connection: &mut SqliteConnection, issuer: &str) -> Result<Opt
         directory: row.try_get("directory")?,
         state,
         sealed_key: row.try_get("sealed_key")?,
-        thumbprint: row.try_get("thumbprint")?,
     }))
 }
 
@@ -59,20 +54,30 @@ pub async fn find(connection: &mut SqliteConnection, issuer: &str) -> Result<Opt
 pub async fn put_intended(tx: &mut WriteTx, row: &AccountRow, now_ms: i64) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM accounts WHERE issuer = ?").bind(&row.issuer).execute(&mut **tx).await?;
     sqlx::query(
-        "INSERT INTO accounts (issuer, directory, state, sealed_key, thumbprint, created_at) \
-         VALUES (?, ?, 'intended', ?, ?, ?)",
+        "INSERT INTO accounts (issuer, directory, state, sealed_key, created_at) VALUES (?, ?, 'intended', ?, ?)",
     )
     .bind(&row.issuer)
     .bind(&row.directory)
     .bind(&row.sealed_key)
-    .bind(&row.thumbprint)
     .bind(now_ms)
     .execute(&mut **tx)
     .await?;
     Ok(())
 }
 
-/// Notes the URL that the CA gave.
+/// The CA does not know the account: its key is to be registered again.
+///
+/// # Errors
+/// The database's.
+pub async fn set_intended(tx: &mut WriteTx, issuer: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE accounts SET state = 'intended', url = NULL WHERE issuer = ?")
+        .bind(issuer)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes the URL and thumbprint (RFC 7638, base64url) of the account that the CA has.
 ///
 /// # Errors
 /// The database's.
@@ -80,13 +85,17 @@ pub async fn set_registered(
     tx: &mut WriteTx,
     issuer: &str,
     url: &str,
+    thumbprint: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE accounts SET state = 'registered', url = ?, registered_at = ? WHERE issuer = ?")
-        .bind(url)
-        .bind(now_ms)
-        .bind(issuer)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "UPDATE accounts SET state = 'registered', url = ?, thumbprint = ?, registered_at = ? WHERE issuer = ?",
+    )
+    .bind(url)
+    .bind(thumbprint)
+    .bind(now_ms)
+    .bind(issuer)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }

@@ -107,10 +107,10 @@ pub async fn publish(
         }
         (None, _) => {}
     }
-    record_lineage(tx, new.lineage, tenant.as_deref()).await?;
+    let sequence = record_lineage(tx, new.lineage, tenant.as_deref()).await?;
     touched.sort();
     touched.dedup();
-    published.sequence = record_domains(tx, &touched).await?;
+    published.sequence = record_domains(tx, &touched).await?.max(sequence);
     Ok(published)
 }
 
@@ -145,6 +145,22 @@ pub async fn record_domains(tx: &mut WriteTx, domains: &[DomainId]) -> Result<u6
         }
     }
     Ok(sequence)
+}
+
+/// Takes a lineage out of service: the edges forget it, the domains that it served are told without it.
+///
+/// # Errors
+/// The database's.
+pub async fn retire_lineage(tx: &mut WriteTx, id: LineageId, now_ms: i64) -> Result<(), StoreError> {
+    let domains = domains_of_lineage(tx, id).await?;
+    let (group, _, live) = lineage(tx, id).await?;
+    super::group::retire_lineage(tx, id, now_ms).await?;
+    record_domains(tx, &domains).await?;
+    if live.is_some() {
+        let tenant = group_tenant(tx, group).await?;
+        change::record_removal(tx, ResourceKind::Credential, &id.to_string(), tenant.as_deref()).await?;
+    }
+    Ok(())
 }
 
 /// The credentials that serve a domain, one for each live lineage.
@@ -337,9 +353,8 @@ async fn record_lineage(
     tx: &mut WriteTx,
     lineage: LineageId,
     tenant: Option<&str>,
-) -> Result<(), StoreError> {
-    change::record(tx, ResourceKind::Credential, &lineage.to_string(), tenant).await?;
-    Ok(())
+) -> Result<u64, StoreError> {
+    change::record(tx, ResourceKind::Credential, &lineage.to_string(), tenant).await
 }
 
 fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {

@@ -46,6 +46,8 @@ pub struct LineageRow {
     pub group: GroupId,
     pub cell: CellId,
     pub live: Option<LiveCredential>,
+    /// The names that its live credential serves.
+    pub serves: BTreeMap<String, DomainId>,
     /// Its group is retired: it serves until its names are live elsewhere.
     pub leaving: bool,
 }
@@ -106,6 +108,19 @@ pub async fn orderable_domains(
         })
     };
     rows.iter().map(domain).collect()
+}
+
+/// Whether the domain is still there and its proof stands.
+///
+/// # Errors
+/// The database's.
+pub async fn is_orderable(connection: &mut SqliteConnection, domain: DomainId) -> Result<bool, StoreError> {
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT 1 FROM domains WHERE id = ? AND deleted_at IS NULL AND served = 1")
+            .bind(domain.to_string())
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.is_some())
 }
 
 /// The cell of tenants and domains that name none.
@@ -233,6 +248,7 @@ pub async fn ensure_lineage(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRow>, StoreError> {
+    let mut serves = served_names(connection).await?;
     let rows = sqlx::query(
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
          c.names, c.not_before, c.not_after, c.renew_at \
@@ -241,7 +257,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
     )
     .fetch_all(connection)
     .await?;
-    let lineage = |row: &sqlx::sqlite::SqliteRow| {
+    let mut lineage = |row: &sqlx::sqlite::SqliteRow| {
         let credential: Option<String> = row.try_get("live_credential")?;
         let names: Option<String> = row.try_get("names")?;
         let live = match (credential, names) {
@@ -254,15 +270,48 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
             }),
             _ => None,
         };
+        let id = from_id(row.try_get("id")?, "lineages")?;
         Ok(LineageRow {
-            id: from_id(row.try_get("id")?, "lineages")?,
+            id,
+            serves: serves.remove(&id).unwrap_or_default(),
             group: from_id(row.try_get("group_id")?, "lineages")?,
             cell: from_id(row.try_get("cell")?, "lineages")?,
             live,
             leaving: row.try_get::<Option<i64>, _>("retired_at")?.is_some(),
         })
     };
-    rows.iter().map(lineage).collect()
+    rows.iter().map(&mut lineage).collect()
+}
+
+async fn served_names(
+    connection: &mut SqliteConnection,
+) -> Result<BTreeMap<LineageId, BTreeMap<String, DomainId>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT n.lineage_id, n.name, n.domain_id FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
+         WHERE l.retired_at IS NULL",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut serves: BTreeMap<LineageId, BTreeMap<String, DomainId>> = BTreeMap::new();
+    for row in &rows {
+        let lineage = from_id(row.try_get("lineage_id")?, "lineage_names")?;
+        let domain = from_id(row.try_get("domain_id")?, "lineage_names")?;
+        serves.entry(lineage).or_default().insert(row.try_get("name")?, domain);
+    }
+    Ok(serves)
+}
+
+/// # Errors
+/// The database's; an unknown lineage is one.
+pub async fn cell_of_lineage(
+    connection: &mut SqliteConnection,
+    lineage: LineageId,
+) -> Result<CellId, StoreError> {
+    let cell: String = sqlx::query_scalar("SELECT cell FROM lineages WHERE id = ?")
+        .bind(lineage.to_string())
+        .fetch_one(connection)
+        .await?;
+    from_id(&cell, "lineages")
 }
 
 /// The lineage is distributed no more.
@@ -294,19 +343,33 @@ pub async fn name_states(
     connection: &mut SqliteConnection,
 ) -> Result<BTreeMap<DomainId, NameState>, StoreError> {
     let rows = sqlx::query("SELECT * FROM name_states").fetch_all(connection).await?;
-    let state = |row: &sqlx::sqlite::SqliteRow| {
-        let domain: DomainId = from_id(row.try_get("domain_id")?, "name_states")?;
-        let state = NameState {
-            methods: from_json(row.try_get("methods")?, "name_states: methods")?,
-            ready_at: row.try_get("ready_at")?,
-            failed_before: row.try_get("failed_before")?,
-            attempts: row.try_get("attempts")?,
-            next_at: row.try_get("next_at")?,
-            error: row.try_get("error")?,
-        };
-        Ok((domain, state))
-    };
-    rows.iter().map(state).collect()
+    rows.iter()
+        .map(|row| Ok((from_id(row.try_get("domain_id")?, "name_states")?, read_name_state(row)?)))
+        .collect()
+}
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn name_state(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+) -> Result<Option<NameState>, StoreError> {
+    let row = sqlx::query("SELECT * FROM name_states WHERE domain_id = ?")
+        .bind(domain.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(read_name_state).transpose()
+}
+
+fn read_name_state(row: &sqlx::sqlite::SqliteRow) -> Result<NameState, StoreError> {
+    Ok(NameState {
+        methods: from_json(row.try_get("methods")?, "name_states: methods")?,
+        ready_at: row.try_get("ready_at")?,
+        failed_before: row.try_get("failed_before")?,
+        attempts: row.try_get("attempts")?,
+        next_at: row.try_get("next_at")?,
+        error: row.try_get("error")?,
+    })
 }
 
 /// # Errors
@@ -360,7 +423,7 @@ pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> 
 
 // ---- challenges ----
 
-/// Sets or clears the account's thumbprint on domains; answers those that changed with their tenants.
+/// Sets or clears the account's thumbprint on domains; answers those that changed.
 ///
 /// # Errors
 /// The database's.
@@ -368,34 +431,41 @@ pub async fn set_thumbprint(
     tx: &mut WriteTx,
     domains: &[DomainId],
     thumbprint: Option<&str>,
-) -> Result<Vec<(DomainId, String)>, StoreError> {
+) -> Result<Vec<DomainId>, StoreError> {
     let mut changed = Vec::new();
     for domain in domains {
-        let tenant: Option<String> = sqlx::query_scalar(
+        let done = sqlx::query(
             "UPDATE domains SET acme_thumbprint = ?1 \
-             WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS NOT ?1 RETURNING tenant_id",
+             WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS NOT ?1",
         )
         .bind(thumbprint)
         .bind(domain.to_string())
-        .fetch_optional(&mut **tx)
+        .execute(&mut **tx)
         .await?;
-        changed.extend(tenant.map(|tenant| (*domain, tenant)));
+        if done.rows_affected() > 0 {
+            changed.push(*domain);
+        }
     }
     Ok(changed)
 }
 
-/// The challenge label of each of these domains that is not deleted.
+/// The labels below the challenge zone that `_acme-challenge.<base>` may point to: those of the tenant's exact name and
+/// of its wildcard, which one CNAME has to serve.
 ///
 /// # Errors
 /// The database's.
-pub async fn challenge_label(
+pub async fn challenge_labels(
     connection: &mut SqliteConnection,
     domain: DomainId,
-) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT challenge_label FROM domains WHERE id = ? AND deleted_at IS NULL")
-        .bind(domain.to_string())
-        .fetch_optional(connection)
-        .await?)
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT o.challenge_label FROM domains d JOIN domains o ON o.tenant_id = d.tenant_id \
+         AND o.deleted_at IS NULL AND (o.name = d.name OR o.name = '*.' || d.name OR d.name = '*.' || o.name) \
+         WHERE d.id = ? AND d.deleted_at IS NULL ORDER BY o.id",
+    )
+    .bind(domain.to_string())
+    .fetch_all(connection)
+    .await?)
 }
 
 /// # Errors

@@ -193,6 +193,10 @@ pub async fn fail(
         .bind(id.to_string())
         .execute(&mut **tx)
         .await?;
+    sqlx::query("UPDATE order_requests SET certificate = 0 WHERE order_id = ?")
+        .bind(id.to_string())
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 
@@ -224,6 +228,19 @@ pub async fn open(connection: &mut SqliteConnection) -> Result<Vec<OrderRow>, St
     rows.iter().map(order).collect()
 }
 
+/// Lineage and name set of every order that is not over.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn open_sets(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, String)>, StoreError> {
+    let rows = sqlx::query("SELECT lineage_id, name_set FROM orders WHERE state NOT IN ('issued', 'failed')")
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| Ok((from_id(row.try_get("lineage_id")?, "orders")?, row.try_get("name_set")?)))
+        .collect()
+}
+
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Option<OrderRow>, StoreError> {
@@ -234,28 +251,21 @@ pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Opti
     row.as_ref().map(order).transpose()
 }
 
-/// For each lineage whose newest order failed: when another may follow, and how many failed in a row (at most 8 are
-/// counted).
+/// For each lineage whose newest order failed: when another may follow.
 ///
 /// # Errors
 /// The database's.
-pub async fn failures(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, i64, u32)>, StoreError> {
+pub async fn retry_times(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, i64)>, StoreError> {
     let rows = sqlx::query(
-        "SELECT o.lineage_id, o.next_at, (SELECT COUNT(*) FROM orders f WHERE f.lineage_id = o.lineage_id \
-           AND f.state = 'failed' AND f.created_at > COALESCE((SELECT MAX(i.created_at) FROM orders i \
-             WHERE i.lineage_id = o.lineage_id AND i.state = 'issued'), 0)) AS failed \
-         FROM orders o JOIN lineages l ON l.id = o.lineage_id AND l.retired_at IS NULL \
-         WHERE o.state = 'failed' AND NOT EXISTS (SELECT 1 FROM orders n \
-           WHERE n.lineage_id = o.lineage_id AND (n.created_at, n.id) > (o.created_at, o.id))",
+        "SELECT o.lineage_id, o.next_at FROM orders o \
+         JOIN lineages l ON l.id = o.lineage_id AND l.retired_at IS NULL \
+         WHERE o.state = 'failed' AND NOT EXISTS (SELECT 1 FROM orders n WHERE n.lineage_id = o.lineage_id \
+           AND (n.created_at > o.created_at OR (n.created_at = o.created_at AND n.id > o.id)))",
     )
     .fetch_all(connection)
     .await?;
     rows.iter()
-        .map(|row| {
-            let failed: i64 = row.try_get("failed")?;
-            let lineage = from_id(row.try_get("lineage_id")?, "orders")?;
-            Ok((lineage, row.try_get("next_at")?, u32::try_from(failed.clamp(0, 8)).unwrap_or(8)))
-        })
+        .map(|row| Ok((from_id(row.try_get("lineage_id")?, "orders")?, row.try_get("next_at")?)))
         .collect()
 }
 
@@ -327,13 +337,11 @@ pub async fn count_request(tx: &mut WriteTx, entry: &LedgerEntry<'_>, now_ms: i6
     .await?;
     for registered_domain in entry.registered_domains {
         sqlx::query(
-            "INSERT INTO order_request_domains (request_id, issuer, registered_domain, renewal, at) \
-             VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO order_request_domains (request_id, issuer, registered_domain, at) VALUES (?, ?, ?, ?)",
         )
         .bind(id)
         .bind(entry.issuer)
         .bind(registered_domain)
-        .bind(entry.renewal)
         .bind(now_ms)
         .execute(&mut **tx)
         .await?;
@@ -358,7 +366,41 @@ pub async fn requests_of_account(
     Ok((row.try_get("n")?, row.try_get("oldest")?))
 }
 
-/// The same for one exact set of names; renewals count.
+/// The last newOrder of this order made nothing at the CA for certain: it is not counted.
+///
+/// # Errors
+/// The database's.
+pub async fn uncount_last_request(tx: &mut WriteTx, order: OrderId) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM order_requests WHERE id = (SELECT MAX(id) FROM order_requests WHERE order_id = ?)",
+    )
+    .bind(order.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// How many orders of a lineage failed since one was issued; at most 8 are told.
+///
+/// # Errors
+/// The database's.
+pub async fn failed_in_a_row(
+    connection: &mut SqliteConnection,
+    lineage: LineageId,
+) -> Result<u32, StoreError> {
+    let failed: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM orders f WHERE f.lineage_id = ?1 AND f.state = 'failed' \
+         AND f.created_at >= COALESCE((SELECT MAX(i.created_at) FROM orders i \
+           WHERE i.lineage_id = ?1 AND i.state = 'issued'), 0) LIMIT 8)",
+    )
+    .bind(lineage.to_string())
+    .fetch_one(connection)
+    .await?;
+    Ok(u32::try_from(failed).unwrap_or(0))
+}
+
+/// Certificates of one exact set of names that were or may be issued since, and the first request of them; renewals
+/// count. An order that was asked for twice is one, and one that failed is none.
 ///
 /// # Errors
 /// The database's.
@@ -368,12 +410,15 @@ pub async fn requests_of_set(
     name_set: &str,
     since: i64,
 ) -> Result<(u32, Option<i64>), StoreError> {
-    let row = sqlx::query("SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE issuer = ? AND name_set = ? AND at > ?")
-        .bind(issuer)
-        .bind(name_set)
-        .bind(since)
-        .fetch_one(connection)
-        .await?;
+    let row = sqlx::query(
+        "SELECT COUNT(DISTINCT order_id) AS n, MIN(at) AS oldest FROM order_requests \
+         WHERE issuer = ? AND name_set = ? AND at > ? AND certificate = 1",
+    )
+    .bind(issuer)
+    .bind(name_set)
+    .bind(since)
+    .fetch_one(connection)
+    .await?;
     Ok((row.try_get("n")?, row.try_get("oldest")?))
 }
 
@@ -388,8 +433,9 @@ pub async fn requests_of_domain(
     since: i64,
 ) -> Result<(u32, Option<i64>), StoreError> {
     let row = sqlx::query(
-        "SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_request_domains \
-         WHERE issuer = ? AND registered_domain = ? AND at > ? AND renewal = 0",
+        "SELECT COUNT(DISTINCT r.order_id) AS n, MIN(r.at) AS oldest FROM order_request_domains d \
+         JOIN order_requests r ON r.id = d.request_id \
+         WHERE d.issuer = ? AND d.registered_domain = ? AND d.at > ? AND r.renewal = 0 AND r.certificate = 1",
     )
     .bind(issuer)
     .bind(registered_domain)

@@ -1,3 +1,4 @@
 //! Reconcilers: each reads the wanted and the actual state, acts, records; woken by changes, and by time as the truth.
 
+pub mod issuance;
 pub mod prove;

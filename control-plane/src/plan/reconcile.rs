@@ -1,0 +1,324 @@
+//! From what is stored to what is to be done: which names need a pre-flight, how groups change, which orders are due,
+//! which lineages are no longer needed.
+//!
+//! Each function reads the whole state and names the difference; run again after its result is written, it names
+//! nothing. One lineage of a group is ordered at a time: the second cell's order begins when the first is issued, on the
+//! same account and the same names, so that the CA can reuse the authorizations of the first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use portico_api::v1;
+use portico_cert_store::{
+    CellId, DomainId, GroupId, LineageId, NamePattern, PlanGroup, PlanInput, PlanLimits, PlanName, Sharing,
+    TenantId, TlsPolicy, TlsVersion, plan,
+};
+
+use crate::acme::ChallengeMethod;
+use crate::store::group::{GroupRow, LineageRow, NameState, OrderableDomain};
+
+/// A tenant's names that became ready within this time are grouped together…
+const SETTLE_MS: i64 = 300;
+/// …but the first of them waits for the others no longer than this.
+const SETTLE_MAX_MS: i64 = 3_000;
+
+/// All that issuance knows, read in one transaction.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub now_ms: i64,
+    /// Domains whose proof stands.
+    pub domains: Vec<OrderableDomain>,
+    pub names: BTreeMap<DomainId, NameState>,
+    /// Not retired.
+    pub groups: Vec<GroupRow>,
+    /// Not retired.
+    pub lineages: Vec<LineageRow>,
+    /// (lineage, name set) of each order that is not over.
+    pub open_orders: Vec<(LineageId, String)>,
+    /// For a lineage whose newest order failed: when another may follow.
+    pub retry_at: HashMap<LineageId, i64>,
+}
+
+/// How groups are to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupChange {
+    New { tenant: Option<TenantId>, cells: Vec<CellId>, policy: TlsPolicy, alone: bool, names: Names },
+    Names { group: GroupId, names: Names },
+    Retire { group: GroupId },
+}
+
+/// Names with their domains.
+pub type Names = BTreeMap<String, DomainId>;
+
+/// An order that should be placed now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueOrder {
+    pub lineage: LineageId,
+    pub group: GroupId,
+    pub tenant: Option<TenantId>,
+    pub cell: CellId,
+    pub names: Names,
+    pub name_set: String,
+    /// The exact names of the live certificate again.
+    pub renewal: bool,
+}
+
+/// Domains whose pre-flight is due.
+pub fn preflights_due(facts: &Facts) -> Vec<DomainId> {
+    let due = |domain: &&OrderableDomain| match facts.names.get(&domain.id) {
+        None => true,
+        Some(state) => state.methods.is_empty() && state.next_at <= facts.now_ms,
+    };
+    facts.domains.iter().filter(due).map(|domain| domain.id).collect()
+}
+
+/// What must change for the groups to be as planned.
+pub fn group_changes(facts: &Facts, names_per_certificate_max: usize) -> Vec<GroupChange> {
+    let settling = settling_tenants(facts);
+    let mut classes: BTreeMap<&[CellId], (Vec<&OrderableDomain>, Vec<&GroupRow>)> = BTreeMap::new();
+    for domain in &facts.domains {
+        classes.entry(&domain.cells).or_default().0.push(domain);
+    }
+    for group in &facts.groups {
+        classes.entry(&group.cells).or_default().1.push(group);
+    }
+    let mut changes = Vec::new();
+    for (cells, (domains, groups)) in classes {
+        let class = Class { facts, cells, settling: &settling, names_per_certificate_max };
+        changes.extend(class.changes(&domains, &groups));
+    }
+    changes
+}
+
+/// Names that are to be served by the same cells.
+struct Class<'a> {
+    facts: &'a Facts,
+    cells: &'a [CellId],
+    settling: &'a HashSet<TenantId>,
+    names_per_certificate_max: usize,
+}
+
+impl Class<'_> {
+    fn changes(&self, domains: &[&OrderableDomain], groups: &[&GroupRow]) -> Vec<GroupChange> {
+        let grouped: HashSet<DomainId> =
+            groups.iter().flat_map(|group| group.names.values().copied()).collect();
+        let by_name: HashMap<&str, &OrderableDomain> =
+            domains.iter().map(|d| (d.name.as_str(), *d)).collect();
+        let names = domains
+            .iter()
+            .filter_map(|domain| self.plan_name(domain, grouped.contains(&domain.id)))
+            .collect();
+        let parse = |name: &String| NamePattern::parse(name).ok();
+        let today = |group: &&GroupRow| PlanGroup {
+            id: group.id,
+            names: group.names.keys().filter_map(parse).collect(),
+        };
+        let limits =
+            PlanLimits { names_per_certificate_max: self.names_per_certificate_max, ..PlanLimits::default() };
+        let planned = plan(&PlanInput { names, groups: groups.iter().map(today).collect(), limits });
+        let mut changes: Vec<GroupChange> =
+            planned.retired.into_iter().map(|group| GroupChange::Retire { group }).collect();
+        for group in planned.groups {
+            let of = |name: &NamePattern| {
+                let name = name.to_string();
+                by_name.get(name.as_str()).map(|domain| (name.clone(), domain.id))
+            };
+            let names: Names = group.names.iter().filter_map(of).collect();
+            match group.id {
+                Some(id) if groups.iter().any(|g| g.id == id && g.names == names) => {}
+                Some(id) => changes.push(GroupChange::Names { group: id, names }),
+                None => changes.push(GroupChange::New {
+                    tenant: match group.tenants.as_slice() {
+                        [tenant] => Some(*tenant),
+                        _ => None,
+                    },
+                    cells: self.cells.to_vec(),
+                    policy: group.policy,
+                    alone: matches!(group.basis, portico_cert_store::Basis::Probation { .. }),
+                    names,
+                }),
+            }
+        }
+        changes
+    }
+
+    /// `None` for a name that cannot be on a certificate, which the API does not take.
+    fn plan_name(&self, domain: &OrderableDomain, grouped: bool) -> Option<PlanName> {
+        let state = self.facts.names.get(&domain.id);
+        let passed = state.is_some_and(|state| state.ready_at.is_some());
+        Some(PlanName {
+            name: NamePattern::parse(&domain.name).ok()?,
+            domain: domain.id,
+            tenant: domain.tenant,
+            policy: TlsPolicy {
+                minimum_version: match domain.spec.minimum_tls {
+                    v1::MinimumTls::Tls12 => TlsVersion::Tls12,
+                    v1::MinimumTls::Tls13 => TlsVersion::Tls13,
+                },
+                http2: true,
+                http3: true,
+            },
+            sharing: match domain.sharing {
+                v1::Sharing::Alone => Sharing::Alone,
+                v1::Sharing::RegisteredDomain => Sharing::RegisteredDomain,
+                v1::Sharing::Tenant => Sharing::Tenant,
+            },
+            ready: passed && (grouped || !self.settling.contains(&domain.tenant)),
+            failed_before: state.is_some_and(|state| state.failed_before),
+        })
+    }
+}
+
+/// Tenants of whose names more are expected within moments: a batch is grouped once, not name by name.
+fn settling_tenants(facts: &Facts) -> HashSet<TenantId> {
+    let grouped: HashSet<DomainId> =
+        facts.groups.iter().flat_map(|group| group.names.values().copied()).collect();
+    let mut waiting: BTreeMap<TenantId, (i64, i64, bool)> = BTreeMap::new();
+    for domain in facts.domains.iter().filter(|domain| !grouped.contains(&domain.id)) {
+        let state = facts.names.get(&domain.id);
+        let entry = waiting.entry(domain.tenant).or_insert((i64::MAX, i64::MIN, false));
+        match state.and_then(|state| state.ready_at) {
+            Some(at) => *entry = (entry.0.min(at), entry.1.max(at), entry.2),
+            // Never looked at: its pre-flight is under way or about to be.
+            None if state.is_none() => entry.2 = true,
+            None => {}
+        }
+    }
+    let now = facts.now_ms;
+    let settling = |(first, last, unseen): (i64, i64, bool)| {
+        first != i64::MAX && now < first + SETTLE_MAX_MS && (unseen || now < last + SETTLE_MS)
+    };
+    waiting.into_iter().filter(|(_, times)| settling(*times)).map(|(tenant, _)| tenant).collect()
+}
+
+/// Whether a name may be ordered now: its pre-flight stands and no back-off runs.
+fn is_orderable(facts: &Facts, domain: DomainId) -> bool {
+    facts.names.get(&domain).is_some_and(|state| !state.methods.is_empty() && state.next_at <= facts.now_ms)
+}
+
+/// Orders that are due, at most `most`, tenants in turn. Groups must be as [`group_changes`] wants them.
+pub fn orders_due(facts: &Facts, most: usize) -> Vec<DueOrder> {
+    let coverage = Coverage::of(facts);
+    let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|(lineage, _)| *lineage).collect();
+    let mut open_sets: HashSet<&str> = facts.open_orders.iter().map(|(_, set)| set.as_str()).collect();
+    let mut by_group: HashMap<GroupId, Vec<&LineageRow>> = HashMap::new();
+    for lineage in &facts.lineages {
+        by_group.entry(lineage.group).or_default().push(lineage);
+    }
+    let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
+    for group in &facts.groups {
+        let lineages = by_group.get(&group.id).map(Vec::as_slice).unwrap_or_default();
+        if lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)) {
+            continue;
+        }
+        // Cells in their order: the first that needs one goes first, the others follow when it is issued.
+        let due = lineages.iter().find_map(|lineage| due_order(facts, &coverage, group, lineage));
+        if let Some(due) = due
+            && facts.retry_at.get(&due.lineage).is_none_or(|at| *at <= facts.now_ms)
+        {
+            by_tenant.entry(group.tenant).or_default().push(due);
+        }
+    }
+    let orders = in_turn(by_tenant.into_values().collect());
+    let mut orders: Vec<DueOrder> = orders.into_iter().take(most).collect();
+    // Two groups never hold the same set, but a set may still be open in a group that was retired meanwhile.
+    orders.retain(|order| !open_sets.contains(order.name_set.as_str()));
+    open_sets.clear();
+    orders
+}
+
+fn due_order(
+    facts: &Facts,
+    coverage: &Coverage<'_>,
+    group: &GroupRow,
+    lineage: &LineageRow,
+) -> Option<DueOrder> {
+    let names: Names = group
+        .names
+        .iter()
+        .filter(|(_, domain)| is_orderable(facts, **domain))
+        .map(|(name, domain)| (name.clone(), *domain))
+        .collect();
+    let own_due = lineage.live.as_ref().is_some_and(|live| live.renew_at <= facts.now_ms);
+    let uncovered =
+        |name: &String| coverage.renew_at(&lineage.cell, name).is_none_or(|at| at <= facts.now_ms);
+    if names.is_empty() || !(own_due || names.keys().any(uncovered)) {
+        return None;
+    }
+    let same_names =
+        |held: &[String]| held.len() == names.len() && held.iter().all(|name| names.contains_key(name));
+    Some(DueOrder {
+        lineage: lineage.id,
+        group: group.id,
+        tenant: group.tenant,
+        cell: lineage.cell.clone(),
+        name_set: name_set(names.keys().map(String::as_str)),
+        renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names)),
+        names,
+    })
+}
+
+/// Lineages of retired groups whose every name is gone or live elsewhere in their cell.
+pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
+    let wanted: HashMap<DomainId, &OrderableDomain> = facts.domains.iter().map(|d| (d.id, d)).collect();
+    let mut staying: BTreeSet<(&CellId, DomainId)> = BTreeSet::new();
+    for lineage in facts.lineages.iter().filter(|lineage| !lineage.leaving && lineage.live.is_some()) {
+        staying.extend(lineage.serves.values().map(|domain| (&lineage.cell, *domain)));
+    }
+    let open: HashSet<LineageId> = facts.open_orders.iter().map(|(lineage, _)| *lineage).collect();
+    let needed = |lineage: &LineageRow, domain: &DomainId| {
+        wanted.get(domain).is_some_and(|wanted| wanted.cells.contains(&lineage.cell))
+            && !staying.contains(&(&lineage.cell, *domain))
+    };
+    let leaving = facts.lineages.iter().filter(|lineage| lineage.leaving && !open.contains(&lineage.id));
+    leaving.filter(|l| !l.serves.values().any(|domain| needed(l, domain))).map(|lineage| lineage.id).collect()
+}
+
+/// When the certificate that covers a name in a cell is due, the latest one counting.
+struct Coverage<'a> {
+    renew_at: HashMap<(&'a CellId, &'a str), i64>,
+}
+
+impl<'a> Coverage<'a> {
+    fn of(facts: &'a Facts) -> Self {
+        let mut renew_at: HashMap<(&CellId, &str), i64> = HashMap::new();
+        for lineage in &facts.lineages {
+            let Some(live) = &lineage.live else { continue };
+            for name in lineage.serves.keys() {
+                let at = renew_at.entry((&lineage.cell, name)).or_insert(i64::MIN);
+                *at = (*at).max(live.renew_at);
+            }
+        }
+        Self { renew_at }
+    }
+
+    fn renew_at(&self, cell: &CellId, name: &str) -> Option<i64> {
+        self.renew_at.get(&(cell, name)).copied()
+    }
+}
+
+/// One of each queue, then the next of each: no tenant's import holds up another's single name.
+pub fn in_turn<T>(queues: Vec<Vec<T>>) -> Vec<T> {
+    let mut queues: Vec<_> = queues.into_iter().map(Vec::into_iter).collect();
+    let mut taken = Vec::new();
+    while !queues.is_empty() {
+        queues.retain_mut(|queue| queue.next().map(|item| taken.push(item)).is_some());
+    }
+    taken
+}
+
+/// What two orders for the same names have in common, whatever the order of the names: SHA-256, hex.
+pub fn name_set<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let sorted: BTreeSet<&str> = names.collect();
+    let joined = sorted.into_iter().collect::<Vec<_>>().join("\n");
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, joined.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a name needs for DNS-01 only, or may show in any way.
+pub fn usable(name: &str, method: ChallengeMethod) -> bool {
+    // RFC 8555 section 7.1.3 with the CA/B rules: a wildcard is validated by DNS alone.
+    !name.starts_with("*.") || method == ChallengeMethod::Dns01
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+use portico_cert_store::CredentialId;
+
+use super::*;
+use crate::store::group::LiveCredential;
+
+const NOW: i64 = 1_000_000_000;
+
+fn cell(name: &str) -> CellId {
+    CellId::parse(name).unwrap()
+}
+
+/// A state of the world that a test writes down in few words.
+struct World {
+    facts: Facts,
+    tenant: TenantId,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { facts: Facts { now_ms: NOW, ..Facts::default() }, tenant: TenantId::generate() }
+    }
+
+    fn domain(&mut self, name: &str, cells: &[&str]) -> DomainId {
+        let id = DomainId::generate();
+        let spec = serde_json::json!({ "hostname": name });
+        self.facts.domains.push(OrderableDomain {
+            id,
+            tenant: self.tenant,
+            name: name.to_owned(),
+            spec: serde_json::from_value(spec).unwrap(),
+            sharing: v1::Sharing::RegisteredDomain,
+            cells: cells.iter().map(|name| cell(name)).collect(),
+            challenge_label: String::new(),
+            created_at: 0,
+        });
+        id
+    }
+
+    fn ready(&mut self, name: &str, cells: &[&str]) -> DomainId {
+        let id = self.domain(name, cells);
+        let state =
+            NameState { methods: vec![ChallengeMethod::Http01], ready_at: Some(0), ..NameState::default() };
+        self.facts.names.insert(id, state);
+        id
+    }
+
+    /// Carries out group changes as the task does.
+    fn apply(&mut self, changes: Vec<GroupChange>) {
+        for change in changes {
+            match change {
+                GroupChange::New { tenant, cells, alone, names, .. } => {
+                    let id = GroupId::generate();
+                    for cell in &cells {
+                        self.facts.lineages.push(LineageRow {
+                            id: LineageId::generate(),
+                            group: id,
+                            cell: cell.clone(),
+                            live: None,
+                            serves: Names::new(),
+                            leaving: false,
+                        });
+                    }
+                    self.facts.groups.push(GroupRow { id, tenant, cells, alone, names });
+                }
+                GroupChange::Names { group, names } => {
+                    self.facts.groups.iter_mut().find(|g| g.id == group).unwrap().names = names;
+                }
+                GroupChange::Retire { group } => {
+                    self.facts.groups.retain(|g| g.id != group);
+                    for lineage in self.facts.lineages.iter_mut().filter(|l| l.group == group) {
+                        lineage.leaving = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self) {
+        let changes = group_changes(&self.facts, 25);
+        self.apply(changes);
+        assert_eq!(group_changes(&self.facts, 25), [], "the plan of a plan is itself");
+    }
+
+    /// The order is issued, renewal due at `renew_at`.
+    fn issue(&mut self, order: &DueOrder, renew_at: i64) {
+        let lineage = self.facts.lineages.iter_mut().find(|lineage| lineage.id == order.lineage).unwrap();
+        lineage.live = Some(LiveCredential {
+            id: CredentialId::generate(),
+            names: order.names.keys().cloned().collect(),
+            not_before: 0,
+            not_after: renew_at * 2,
+            renew_at,
+        });
+        lineage.serves = order.names.clone();
+    }
+}
+
+#[test]
+fn names_that_become_ready_one_by_one_are_grouped_once() {
+    let mut world = World::new();
+    let first = world.ready("a.shop.test", &["default"]);
+    world.facts.names.get_mut(&first).unwrap().ready_at = Some(NOW - 100);
+    let unseen = world.domain("b.shop.test", &["default"]);
+    assert_eq!(preflights_due(&world.facts), [unseen]);
+    assert_eq!(group_changes(&world.facts, 25), [], "the other is still being looked at");
+    world.facts.names.insert(
+        unseen,
+        NameState { methods: vec![ChallengeMethod::Http01], ready_at: Some(NOW), ..NameState::default() },
+    );
+    assert_eq!(group_changes(&world.facts, 25), [], "a third may follow at once");
+    world.facts.now_ms = NOW + SETTLE_MS;
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 1);
+    assert_eq!(world.facts.groups[0].names.len(), 2);
+}
+
+#[test]
+fn a_name_waits_no_longer_than_its_bound_for_others() {
+    let mut world = World::new();
+    let first = world.ready("a.shop.test", &["default"]);
+    world.facts.names.get_mut(&first).unwrap().ready_at = Some(NOW - SETTLE_MAX_MS);
+    world.domain("b.shop.test", &["default"]);
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 1);
+}
+
+#[test]
+fn the_second_cell_follows_when_the_first_is_issued() {
+    let mut world = World::new();
+    world.ready("a.shop.test", &["master", "shadow"]);
+    world.plan();
+    let first = orders_due(&world.facts, 10);
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].cell, cell("master"));
+    world.facts.open_orders.push((first[0].lineage, first[0].name_set.clone()));
+    assert_eq!(orders_due(&world.facts, 10), [], "one order of a group at a time");
+    world.facts.open_orders.clear();
+    world.issue(&first[0], NOW + 1000);
+    let second = orders_due(&world.facts, 10);
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].cell, cell("shadow"));
+    assert_eq!(second[0].name_set, first[0].name_set);
+    world.issue(&second[0], NOW + 1000);
+    assert_eq!(orders_due(&world.facts, 10), []);
+    world.facts.now_ms = NOW + 1000;
+    let renewal = orders_due(&world.facts, 10);
+    assert_eq!((renewal.len(), renewal[0].renewal), (1, true));
+}
+
+#[test]
+fn a_failed_name_waits_alone_while_the_rest_is_ordered() {
+    let mut world = World::new();
+    world.ready("a.shop.test", &["default"]);
+    let dead = world.ready("b.shop.test", &["default"]);
+    world.plan();
+    let first = orders_due(&world.facts, 10);
+    assert_eq!(first[0].names.len(), 2);
+    let state = world.facts.names.get_mut(&dead).unwrap();
+    (state.failed_before, state.next_at) = (true, NOW + 60_000);
+    state.methods.clear();
+    world.plan();
+    let rest = orders_due(&world.facts, 10);
+    assert_eq!(rest.len(), 1);
+    assert_eq!(rest[0].names.keys().collect::<Vec<_>>(), ["a.shop.test"]);
+    assert_eq!(preflights_due(&world.facts), []);
+    world.issue(&rest[0], NOW + 1_000_000);
+    world.facts.now_ms = NOW + 60_000;
+    assert_eq!(preflights_due(&world.facts), [dead], "the back-off is over: look again, then order");
+    world.facts.names.get_mut(&dead).unwrap().methods = vec![ChallengeMethod::Http01];
+    let alone = orders_due(&world.facts, 10);
+    assert_eq!(alone.len(), 1);
+    assert_eq!(alone[0].names.keys().collect::<Vec<_>>(), ["b.shop.test"]);
+}
+
+#[test]
+fn a_lineage_of_a_retired_group_stays_until_its_names_are_live_elsewhere() {
+    let mut world = World::new();
+    let name = world.ready("a.shop.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts, 10).remove(0);
+    world.issue(&order, NOW + 1000);
+    // Its owner wants it alone from now on, and in another cell too.
+    let domain = world.facts.domains.iter_mut().find(|domain| domain.id == name).unwrap();
+    domain.cells.insert(0, cell("another"));
+    world.plan();
+    assert_eq!(lineages_to_retire(&world.facts), [], "nobody else covers it");
+    let first = orders_due(&world.facts, 10).remove(0);
+    assert_eq!(first.cell, cell("another"));
+    world.issue(&first, NOW + 5000);
+    assert_eq!(lineages_to_retire(&world.facts), [], "the other cell's certificate is not this cell's");
+    assert_eq!(orders_due(&world.facts, 10), [], "the old certificate serves this cell until it is due");
+    world.facts.now_ms = NOW + 1000;
+    let second = orders_due(&world.facts, 10).remove(0);
+    assert_eq!(second.cell, cell("default"));
+    world.issue(&second, NOW + 5000);
+    assert_eq!(lineages_to_retire(&world.facts), [order.lineage]);
+}
+
+#[test]
+fn a_failed_order_holds_its_lineage_until_its_time() {
+    let mut world = World::new();
+    world.ready("a.shop.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts, 10).remove(0);
+    world.facts.retry_at.insert(order.lineage, NOW + 1);
+    assert_eq!(orders_due(&world.facts, 10), []);
+    world.facts.now_ms = NOW + 1;
+    assert_eq!(orders_due(&world.facts, 10).len(), 1);
+}
+
+#[test]
+fn one_tenants_import_does_not_hold_up_anothers_name() {
+    let queues = vec![vec!["a1", "a2", "a3", "a4"], vec!["b1"], vec!["c1", "c2"]];
+    assert_eq!(in_turn(queues), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
+    let mut world = World::new();
+    for n in 0..300 {
+        world.ready(&format!("import{n}.test"), &["default"]);
+    }
+    world.tenant = TenantId::generate();
+    let single = world.ready("single.test", &["default"]);
+    world.plan();
+    let due = orders_due(&world.facts, 4);
+    assert!(due.iter().any(|order| order.names.values().any(|domain| *domain == single)), "{due:?}");
+}
+
+#[test]
+fn a_set_is_the_same_in_any_order() {
+    let one = name_set(["b.test", "a.test"].into_iter());
+    assert_eq!(one, name_set(["a.test", "b.test"].into_iter()));
+    assert_ne!(one, name_set(["a.test", "b.test", "c.test"].into_iter()));
+    assert_eq!(one.len(), 64);
+}

@@ -1,0 +1,200 @@
+//! Putting challenges where the CA will look, and taking them down.
+//!
+//! HTTP-01 and TLS-ALPN-01 go to every live edge and count as placed when each has confirmed (CONTRACTS: who waits for
+//! whom); DNS-01 goes to our own responder, by the label that the tenant delegated to. Several issuers may validate one
+//! name at once: every answer is for one exact token or value.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use portico_cert_store::DomainId;
+
+use super::Issuance;
+use super::issuer::Issuer;
+use crate::acme::{CaAuthorization, CaChallenge, ChallengeMethod};
+use crate::distribution::UrgentOutcome;
+use crate::plan::reconcile::usable;
+use crate::store::group;
+use crate::store::order::OrderRow;
+use crate::store::{StoreError, WriteTx};
+
+/// An edge forgets a challenge after this, should nobody tell it to: longer than any validation takes.
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// Challenges that stand.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    /// For each name the method that the CA is to be told to look for.
+    pub(super) chosen: Vec<(String, ChallengeMethod)>,
+    /// On the edges: host and, for HTTP-01, token.
+    urgent: Vec<(String, Option<String>)>,
+}
+
+/// Why challenges do not stand.
+#[derive(Debug)]
+pub(super) enum Unplaced {
+    Store(StoreError),
+    /// For these names there is no way that we and the CA both know.
+    Names(Vec<(String, String)>),
+    NotYet(String),
+}
+
+impl From<StoreError> for Unplaced {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+struct Choice<'a> {
+    name: &'a str,
+    domain: DomainId,
+    challenge: &'a CaChallenge,
+}
+
+impl Issuance {
+    /// Puts up one challenge for each of these authorizations and waits until they stand.
+    pub(super) async fn place_challenges(
+        &self,
+        issuer: &Issuer,
+        row: &OrderRow,
+        pending: &[CaAuthorization],
+    ) -> Result<Placed, Unplaced> {
+        let choices = self.choose(issuer, row, pending).await?;
+        self.place_dns(row, &choices).await?;
+        let expires =
+            self.parts.clock.now_ms() + i64::try_from(CHALLENGE_LIFETIME.as_millis()).unwrap_or(i64::MAX);
+        let pushes = choices.iter().filter(|choice| choice.challenge.method != ChallengeMethod::Dns01);
+        let outcomes = join_all(pushes.map(|choice| self.push(choice, expires))).await;
+        let mut placed = Placed {
+            chosen: choices.iter().map(|c| (c.name.to_owned(), c.challenge.method)).collect(),
+            urgent: Vec::new(),
+        };
+        let live = self.fleet.live_edges(None);
+        let mut unconfirmed = None;
+        for (host, token, outcome) in outcomes {
+            placed.urgent.push((host.clone(), token));
+            if outcome.acked.is_empty() {
+                unconfirmed = Some(format!("no edge is connected to answer the challenge for {host}"));
+            } else if let Some(edge) = outcome.not_acked.iter().find(|edge| live.contains(edge)) {
+                unconfirmed = Some(format!("{edge} has not confirmed the challenge for {host}"));
+            }
+        }
+        match unconfirmed {
+            None => Ok(placed),
+            Some(text) => {
+                self.clear_challenges(placed);
+                Err(Unplaced::NotYet(text))
+            }
+        }
+    }
+
+    /// Takes challenges down; nobody waits for it.
+    pub(super) fn clear_challenges(&self, placed: Placed) {
+        let fleet = self.fleet.clone();
+        tokio::spawn(async move {
+            let clear =
+                placed.urgent.iter().map(|(host, token)| fleet.clear_challenge(host, token.as_deref(), None));
+            join_all(clear).await;
+        });
+    }
+
+    /// Takes these TXT values out of the responder.
+    pub(super) fn forget_records(&self, records: &[(String, String)]) {
+        if let Some(zone) = &self.zone {
+            for (label, value) in records {
+                zone.remove(label, value);
+            }
+        }
+    }
+
+    async fn choose<'a>(
+        &self,
+        issuer: &Issuer,
+        row: &OrderRow,
+        pending: &'a [CaAuthorization],
+    ) -> Result<Vec<Choice<'a>>, Unplaced> {
+        let mut read = self.parts.store.read().await?;
+        let mut choices = Vec::with_capacity(pending.len());
+        let mut without = Vec::new();
+        for authorization in pending {
+            let name = authorization.name.as_str();
+            let domain = row.names.iter().position(|n| n == name).and_then(|index| row.domains.get(index));
+            let Some(&domain) = domain else {
+                return Err(Unplaced::NotYet(format!("the CA asks about {name}, which was not ordered")));
+            };
+            let state = group::name_state(&mut read, domain).await?.unwrap_or_default();
+            let possible: Vec<&CaChallenge> = issuer
+                .methods
+                .iter()
+                .filter(|method| usable(name, **method) && state.methods.contains(method))
+                .filter_map(|method| authorization.challenges.iter().find(|c| c.method == *method))
+                .collect();
+            // After a failure the next method is tried.
+            let index = usize::try_from(state.attempts).unwrap_or(0) % possible.len().max(1);
+            match possible.get(index) {
+                Some(challenge) => choices.push(Choice { name, domain, challenge }),
+                None => without.push((name.to_owned(), no_way(&state.methods, authorization))),
+            }
+        }
+        if without.is_empty() { Ok(choices) } else { Err(Unplaced::Names(without)) }
+    }
+
+    async fn place_dns(&self, row: &OrderRow, choices: &[Choice<'_>]) -> Result<(), Unplaced> {
+        let by_dns: Vec<_> =
+            choices.iter().filter(|c| c.challenge.method == ChallengeMethod::Dns01).collect();
+        if by_dns.is_empty() {
+            return Ok(());
+        }
+        let Some(zone) = &self.zone else {
+            return Err(Unplaced::NotYet("dns.responder is not configured".to_owned()));
+        };
+        let mut tx: WriteTx = self.parts.store.begin().await?;
+        let mut records = Vec::new();
+        for choice in by_dns {
+            for label in group::challenge_labels(&mut tx, choice.domain).await? {
+                let value = &choice.challenge.dns_value;
+                let now = self.parts.clock.now_ms();
+                group::add_challenge_record(&mut tx, &label, value, row.id, now).await?;
+                records.push((label, value.clone()));
+            }
+        }
+        tx.commit().await?;
+        for (label, value) in &records {
+            zone.add(label, value);
+        }
+        Ok(())
+    }
+
+    async fn push(&self, choice: &Choice<'_>, expires_ms: i64) -> (String, Option<String>, UrgentOutcome) {
+        let (name, challenge) = (choice.name, choice.challenge);
+        if challenge.method == ChallengeMethod::TlsAlpn01 {
+            let outcome = self.fleet.set_tls_alpn01(name, challenge.digest, expires_ms, None).await;
+            return (name.to_owned(), None, outcome);
+        }
+        let (token, answer) = (&challenge.token, &challenge.key_authorization);
+        let outcome = self.fleet.set_http01(name, token, answer, expires_ms, None).await;
+        (name.to_owned(), Some(token.clone()), outcome)
+    }
+}
+
+fn no_way(possible: &[ChallengeMethod], authorization: &CaAuthorization) -> String {
+    let list = |methods: &mut dyn Iterator<Item = ChallengeMethod>| {
+        methods.map(ChallengeMethod::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let offered = list(&mut authorization.challenges.iter().map(|challenge| challenge.method));
+    let ours = list(&mut possible.iter().copied());
+    format!(
+        "the CA offers {offered}; for this name we can show {}",
+        if ours.is_empty() { "none" } else { &ours }
+    )
+}
+
+/// Starts the responder's table from the database: challenges of orders that a crash left open.
+pub(super) async fn load_zone(issuance: &Arc<Issuance>) -> Result<(), StoreError> {
+    if let Some(zone) = &issuance.zone {
+        let mut read = issuance.parts.store.read().await?;
+        zone.replace_all(group::challenge_records(&mut read).await?);
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! An issuer at work: its configuration, the way to its CA, its account.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use anyhow::Context as _;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::sync::Mutex;
+
+use super::fail_point;
+use crate::Parts;
+use crate::acme::{Account, AccountKey, AcmeError, CaEndpoint, CaHttp, ChallengeMethod, Pace};
+use crate::config::{ChallengeKind, IssuerConfig};
+use crate::store::account::{self, AccountRow, AccountState};
+
+const PURPOSE: &str = "acme account key";
+
+/// One configured issuer.
+#[derive(Debug)]
+pub(crate) struct Issuer {
+    pub(crate) config: IssuerConfig,
+    /// What issued chains must lead to.
+    pub(crate) roots: Arc<RootCertStore>,
+    /// In the operator's order of preference.
+    pub(crate) methods: Vec<ChallengeMethod>,
+    http: CaHttp,
+    account: Mutex<Option<Account>>,
+    held_until_ms: AtomicI64,
+}
+
+impl Issuer {
+    /// # Errors
+    /// A file of roots that cannot be read, or a directory that is no https URL.
+    pub(crate) fn new(config: &IssuerConfig) -> anyhow::Result<Self> {
+        let name = &config.name;
+        let endpoint = CaEndpoint {
+            directory: config.directory.parse().with_context(|| format!("issuer \"{name}\": directory"))?,
+            roots: Arc::new(
+                roots(config.root_pem.as_deref(), true).with_context(|| format!("issuer \"{name}\""))?,
+            ),
+            serialize_orders: config.serialize_orders,
+            pace: Pace {
+                per_second: config.requests_per_second,
+                burst: config.requests_per_second.div_ceil(4),
+            },
+            nonce_pace: Pace {
+                per_second: config.nonces_per_second,
+                burst: config.nonces_per_second.div_ceil(2),
+            },
+        };
+        Ok(Self {
+            config: config.clone(),
+            roots: Arc::new(
+                roots(config.roots_pem.as_deref(), false).with_context(|| format!("issuer \"{name}\""))?,
+            ),
+            methods: config.challenges.iter().map(|kind| method(*kind)).collect(),
+            http: CaHttp::new(&endpoint)?,
+            account: Mutex::new(None),
+            held_until_ms: AtomicI64::new(0),
+        })
+    }
+
+    /// The registered account. Made at the CA at the first call of all; found again by its key after a crash.
+    ///
+    /// # Errors
+    /// The CA's, or ours when the stored key cannot be opened.
+    pub(crate) async fn account(&self, parts: &Parts) -> Result<Account, AcmeError> {
+        let mut slot = self.account.lock().await;
+        if let Some(account) = slot.as_ref() {
+            return Ok(account.clone());
+        }
+        let (key, state) = self.stored_key(parts).await?;
+        let account = match state {
+            AccountState::Registered { url } => Account::restore(&self.http, &key, &url).await?,
+            AccountState::Intended => {
+                let account = Account::register(&self.http, &key, self.config.contact.as_deref()).await?;
+                fail_point::reach("account.registered");
+                let mut tx = parts.store.begin().await.map_err(AcmeError::ours)?;
+                let now = parts.clock.now_ms();
+                account::set_registered(&mut tx, &self.config.name, account.url(), account.thumbprint(), now)
+                    .await
+                    .map_err(AcmeError::ours)?;
+                tx.commit().await.map_err(AcmeError::ours)?;
+                fail_point::reach("account.recorded");
+                tracing::info!(issuer = self.config.name, account = account.url(), "account registered");
+                account
+            }
+        };
+        *slot = Some(account.clone());
+        Ok(account)
+    }
+
+    /// The CA does not know the account (any more): the same key is registered again at the next use.
+    pub(crate) async fn forget_account(&self, parts: &Parts) -> Result<(), AcmeError> {
+        let mut slot = self.account.lock().await;
+        let mut tx = parts.store.begin().await.map_err(AcmeError::ours)?;
+        account::set_intended(&mut tx, &self.config.name).await.map_err(AcmeError::ours)?;
+        tx.commit().await.map_err(AcmeError::ours)?;
+        *slot = None;
+        Ok(())
+    }
+
+    /// The key of the account, written down (sealed) before anybody hears of it.
+    async fn stored_key(&self, parts: &Parts) -> Result<(AccountKey, AccountState), AcmeError> {
+        let name = &self.config.name;
+        let mut tx = parts.store.begin().await.map_err(AcmeError::ours)?;
+        let found = account::find(&mut tx, name).await.map_err(AcmeError::ours)?;
+        if let Some(row) = found.filter(|row| row.directory == self.config.directory) {
+            let pkcs8 =
+                parts.sealer.open(PURPOSE, &row_name(&row), &row.sealed_key).map_err(AcmeError::ours)?;
+            return Ok((AccountKey::from_pkcs8(pkcs8)?, row.state));
+        }
+        let key = AccountKey::generate()?;
+        let mut row = AccountRow {
+            issuer: name.clone(),
+            directory: self.config.directory.clone(),
+            state: AccountState::Intended,
+            sealed_key: Vec::new(),
+        };
+        row.sealed_key = parts.sealer.seal(PURPOSE, &row_name(&row), key.secret_pkcs8());
+        account::put_intended(&mut tx, &row, parts.clock.now_ms()).await.map_err(AcmeError::ours)?;
+        tx.commit().await.map_err(AcmeError::ours)?;
+        fail_point::reach("account.intended");
+        Ok((key, AccountState::Intended))
+    }
+
+    /// Nothing new is asked of this CA before (Unix milliseconds).
+    pub(crate) fn held_until(&self) -> i64 {
+        self.held_until_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn hold(&self, until_ms: i64) {
+        self.held_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    }
+}
+
+fn row_name(row: &AccountRow) -> String {
+    format!("{}/{}", row.issuer, row.directory)
+}
+
+fn method(kind: ChallengeKind) -> ChallengeMethod {
+    match kind {
+        ChallengeKind::Http01 => ChallengeMethod::Http01,
+        ChallengeKind::TlsAlpn01 => ChallengeMethod::TlsAlpn01,
+        ChallengeKind::Dns01 => ChallengeMethod::Dns01,
+    }
+}
+
+/// The roots of `file`, or the system's; with `and_system` both.
+fn roots(file: Option<&Path>, and_system: bool) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    if file.is_none() || and_system {
+        // Some of a system's roots may not parse; that is no reason to trust none.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if let Some(file) = file {
+        for certificate in CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())? {
+            let certificate = certificate.with_context(|| file.display().to_string())?;
+            roots.add(certificate).with_context(|| file.display().to_string())?;
+        }
+    }
+    anyhow::ensure!(
+        !roots.is_empty(),
+        "no trust anchors: install the system's CA certificates or name a file"
+    );
+    Ok(roots)
+}

@@ -1,0 +1,382 @@
+//! Issuance: every served name gets a certificate, and keeps having one.
+//!
+//! One loop, no input: read the facts, plan ([`crate::plan::reconcile`]), act, record; again at each change and at least
+//! each second. It starts pre-flights and runs orders, both bounded, tenants in turn. All memory is in the store, so a
+//! restart is only another turn of the loop.
+//!
+//! - [`preflight`]: would the CA find what we put up?
+//! - [`order`]: one order from intent to certificate.
+//! - [`challenge`], [`publish`]: its two ends.
+//! - [`issuer`]: CA, account, pace.
+
+mod challenge;
+mod fail_point;
+mod issuer;
+mod order;
+mod preflight;
+mod publish;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portico_cert_store::{
+    CellId, CredentialId, DomainId, GroupId, KeyType, LineageId, NamePattern, OrderId, PrivateKey,
+    SealContext, TenantId,
+};
+use tokio::task::JoinSet;
+
+#[cfg(any(test, feature = "failpoints"))]
+pub use fail_point::ALL as FAIL_POINTS;
+
+use crate::Parts;
+use crate::clock;
+use crate::distribution::Fleet;
+use crate::dns::lookup::Lookup;
+use crate::dns::responder::{self, ChallengeZone};
+use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
+use crate::store::group::{self, GroupRow, OrderableDomain};
+use crate::store::order::{OrderRow, OrderState};
+use crate::store::{self, StoreError, WriteTx, cell, credential};
+use issuer::Issuer;
+
+/// Orders that run at the same time.
+const ORDERS_IN_FLIGHT_MAX: usize = 32;
+/// Orders that are open and could run within the next minute; more are not planned before some are over.
+const ORDERS_OPEN_MAX: usize = 256;
+/// Orders that one transaction writes: each needs a key and a signature (about 0.1 ms).
+const ORDERS_PLANNED_AT_ONCE: usize = 64;
+const PREFLIGHTS_IN_FLIGHT_MAX: usize = 32;
+/// The loop looks at everything at least this often: wakes are hints.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// And at most this often, or ten times as rarely as a look takes.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// What the ledger and ended orders are kept for: longer than any limit looks back.
+const KEEP_MS: i64 = 30 * 24 * 3_600_000;
+
+/// What all of issuance shares.
+#[derive(Debug)]
+struct Issuance {
+    parts: Parts,
+    fleet: Fleet,
+    lookup: Lookup,
+    zone: Option<ChallengeZone>,
+    issuers: Vec<Issuer>,
+}
+
+/// Issuance, set up: its addresses are bound.
+#[derive(Debug)]
+pub struct Issuing {
+    /// UDP and TCP address of the challenge zone's responder, where one is configured.
+    pub responder: Option<SocketAddr>,
+    issuance: Arc<Issuance>,
+}
+
+/// Sets up what the configuration asks for.
+///
+/// # Errors
+/// A wrong issuer, a taken responder address, a store that cannot be read.
+pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
+    let mut responder_address = None;
+    let zone = match (&parts.config.dns.responder, &parts.config.dns.challenge_zone) {
+        (Some(address), Some(zone)) => {
+            let zone = ChallengeZone::new(zone)?;
+            let responder = responder::serve(*address, zone.clone(), parts.shutdown.clone()).await?;
+            tracing::info!(address = %responder.address, "the DNS responder answers");
+            responder_address = Some(responder.address);
+            Some(zone)
+        }
+        _ => None,
+    };
+    let issuance = Arc::new(Issuance {
+        lookup: Lookup::new(&parts.config.dns)?,
+        issuers: parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?,
+        parts,
+        fleet,
+        zone,
+    });
+    challenge::load_zone(&issuance).await?;
+    Ok(Issuing { responder: responder_address, issuance })
+}
+
+impl Issuing {
+    /// Issues and renews until shutdown. Orders under way are left where they are; the next start resumes them.
+    pub async fn run(self) {
+        Work::new(self.issuance).run().await;
+    }
+}
+
+impl Issuance {
+    fn issuer(&self, name: &str) -> Option<&Issuer> {
+        self.issuers.iter().find(|issuer| issuer.config.name == name)
+    }
+}
+
+/// The loop's own state: what runs now.
+struct Work {
+    issuance: Arc<Issuance>,
+    orders: JoinSet<(OrderId, String)>,
+    running: HashSet<OrderId>,
+    running_sets: HashSet<String>,
+    preflights: JoinSet<DomainId>,
+    looking_at: HashSet<DomainId>,
+    look_took: Duration,
+    pruned_at_ms: i64,
+}
+
+impl Work {
+    fn new(issuance: Arc<Issuance>) -> Self {
+        Self {
+            issuance,
+            orders: JoinSet::new(),
+            running: HashSet::new(),
+            running_sets: HashSet::new(),
+            preflights: JoinSet::new(),
+            looking_at: HashSet::new(),
+            look_took: Duration::ZERO,
+            pruned_at_ms: 0,
+        }
+    }
+
+    async fn run(mut self) {
+        let shutdown = self.issuance.parts.shutdown.clone();
+        let mut changes = self.issuance.parts.store.changes();
+        let mut look_at = tokio::time::Instant::now();
+        loop {
+            let pause = LOOK_PAUSE_MIN.max(self.look_took * 10);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep_until(look_at) => {
+                    self.look().await;
+                    look_at = tokio::time::Instant::now() + LOOK_INTERVAL.max(pause);
+                    continue;
+                }
+                Ok(()) = changes.changed() => {}
+                Some(ended) = self.orders.join_next() => {
+                    if let Ok((id, set)) = ended {
+                        self.running.remove(&id);
+                        self.running_sets.remove(&set);
+                    }
+                    self.start_orders().await;
+                }
+                Some(ended) = self.preflights.join_next() => {
+                    if let Ok(domain) = ended {
+                        self.looking_at.remove(&domain);
+                    }
+                }
+            }
+            look_at = look_at.min(tokio::time::Instant::now() + pause);
+        }
+    }
+
+    async fn look(&mut self) {
+        let start = clock::instant();
+        if let Err(error) = self.reconcile().await {
+            tracing::warn!(%error, "issuance could not look at what is to be done; it tries again");
+        }
+        self.start_orders().await;
+        self.look_took = start.elapsed();
+    }
+
+    async fn reconcile(&mut self) -> Result<(), StoreError> {
+        let issuance = self.issuance.clone();
+        let Some(issuer) = issuance.issuers.first() else { return Ok(()) };
+        let mut facts = read_facts(&issuance).await?;
+        self.start_preflights(&facts);
+        let changes = reconcile::group_changes(&facts, issuer.config.names_per_certificate_max);
+        if !changes.is_empty() {
+            write_groups(&issuance, &facts, changes).await?;
+            facts = read_facts(&issuance).await?;
+        }
+        let leaving = reconcile::lineages_to_retire(&facts);
+        if !leaving.is_empty() {
+            let mut tx = issuance.parts.store.begin().await?;
+            for lineage in leaving {
+                credential::retire_lineage(&mut tx, lineage, facts.now_ms).await?;
+            }
+            tx.commit().await?;
+        }
+        let room = ORDERS_OPEN_MAX.saturating_sub(facts.open_orders.len()).min(ORDERS_PLANNED_AT_ONCE);
+        let due = reconcile::orders_due(&facts, room);
+        if !due.is_empty() {
+            plan_orders(&issuance, issuer, &due).await?;
+        }
+        self.prune(facts.now_ms).await
+    }
+
+    async fn prune(&mut self, now_ms: i64) -> Result<(), StoreError> {
+        if now_ms - self.pruned_at_ms < 3_600_000 {
+            return Ok(());
+        }
+        self.pruned_at_ms = now_ms;
+        let mut tx = self.issuance.parts.store.begin().await?;
+        store::order::prune(&mut tx, now_ms - KEEP_MS).await?;
+        tx.commit().await
+    }
+
+    fn start_preflights(&mut self, facts: &Facts) {
+        let due: HashSet<DomainId> = reconcile::preflights_due(facts).into_iter().collect();
+        let mut by_tenant: BTreeMap<TenantId, Vec<&OrderableDomain>> = BTreeMap::new();
+        for domain in facts.domains.iter().filter(|d| due.contains(&d.id) && !self.looking_at.contains(&d.id))
+        {
+            by_tenant.entry(domain.tenant).or_default().push(domain);
+        }
+        let room = PREFLIGHTS_IN_FLIGHT_MAX.saturating_sub(self.preflights.len());
+        for domain in reconcile::in_turn(by_tenant.into_values().collect()).into_iter().take(room) {
+            self.looking_at.insert(domain.id);
+            let (issuance, domain) = (self.issuance.clone(), domain.clone());
+            self.preflights.spawn(async move {
+                if let Err(error) = preflight::run(&issuance, &domain).await {
+                    tracing::warn!(%error, name = domain.name, "a pre-flight could not be noted");
+                }
+                domain.id
+            });
+        }
+    }
+
+    /// Runs what is open and due: tenants in turn, never two orders of one set of names.
+    async fn start_orders(&mut self) {
+        let room = ORDERS_IN_FLIGHT_MAX.saturating_sub(self.orders.len());
+        if room == 0 {
+            return;
+        }
+        let open = async { store::order::open(&mut *self.issuance.parts.store.read().await?).await };
+        let open = match open.await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(%error, "open orders could not be read");
+                return;
+            }
+        };
+        let now = self.issuance.parts.clock.now_ms();
+        let held = |row: &OrderRow| {
+            let issuer = self.issuance.issuer(&row.issuer);
+            issuer.is_some_and(|issuer| issuer.held_until() > now)
+        };
+        let mut by_tenant: BTreeMap<Option<TenantId>, Vec<OrderRow>> = BTreeMap::new();
+        for row in open {
+            if row.next_at <= now && !self.running.contains(&row.id) && !held(&row) {
+                by_tenant.entry(row.tenant).or_default().push(row);
+            }
+        }
+        for row in reconcile::in_turn(by_tenant.into_values().collect()) {
+            if self.orders.len() >= ORDERS_IN_FLIGHT_MAX {
+                break;
+            }
+            if !self.running_sets.insert(row.name_set.clone()) {
+                continue;
+            }
+            self.running.insert(row.id);
+            let issuance = self.issuance.clone();
+            self.orders.spawn(async move {
+                if let Err(error) = order::run(&issuance, row.id).await {
+                    tracing::warn!(%error, order = %row.id, "an order could not be carried on; it is taken up again");
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
+                (row.id, row.name_set)
+            });
+        }
+        metrics::gauge!("portico_orders_running")
+            .set(f64::from(u32::try_from(self.orders.len()).unwrap_or(u32::MAX)));
+    }
+}
+
+async fn read_facts(issuance: &Issuance) -> Result<Facts, StoreError> {
+    let now_ms = issuance.parts.clock.now_ms();
+    let mut read = issuance.parts.store.read().await?;
+    let retry_at: HashMap<LineageId, i64> = store::order::retry_times(&mut read).await?.into_iter().collect();
+    Ok(Facts {
+        now_ms,
+        domains: group::orderable_domains(&mut read).await?,
+        names: group::name_states(&mut read).await?,
+        groups: group::live_groups(&mut read).await?,
+        lineages: group::lineages(&mut read).await?,
+        open_orders: store::order::open_sets(&mut read).await?,
+        retry_at,
+    })
+}
+
+/// Carries out what the plan says of groups, and gives each its lineages.
+async fn write_groups(
+    issuance: &Issuance,
+    facts: &Facts,
+    changes: Vec<GroupChange>,
+) -> Result<(), StoreError> {
+    let now = facts.now_ms;
+    let mut tx = issuance.parts.store.begin().await?;
+    for change in changes {
+        match change {
+            GroupChange::Retire { group } => group::retire(&mut tx, group, now).await?,
+            GroupChange::Names { group, names } => group::put_names(&mut tx, group, &names).await?,
+            GroupChange::New { tenant, cells, policy, alone, names } => {
+                let row = GroupRow { id: GroupId::generate(), tenant, cells, alone, names };
+                group::insert(&mut tx, &row, &store::to_json(&policy)?, now).await?;
+                for cell in &row.cells {
+                    group::ensure_lineage(&mut tx, row.id, cell, now).await?;
+                }
+            }
+        }
+    }
+    tx.commit().await
+}
+
+/// Makes keys and requests and writes the orders down; nothing is sent yet.
+async fn plan_orders(issuance: &Issuance, issuer: &Issuer, due: &[DueOrder]) -> Result<(), StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    for due in due {
+        match plan_order(&mut tx, issuance, issuer, due, now).await {
+            Ok(row) => store::order::insert(&mut tx, &row, now).await?,
+            Err(error) => {
+                tracing::error!(%error, names = ?due.names.keys(), "an order could not be prepared")
+            }
+        }
+    }
+    tx.commit().await?;
+    fail_point::reach("order.planned");
+    Ok(())
+}
+
+async fn plan_order(
+    tx: &mut WriteTx,
+    issuance: &Issuance,
+    issuer: &Issuer,
+    due: &DueOrder,
+    now: i64,
+) -> anyhow::Result<OrderRow> {
+    let key = PrivateKey::generate(KeyType::EcdsaP256)?;
+    let names: Vec<NamePattern> =
+        due.names.keys().map(|name| NamePattern::parse(name)).collect::<Result<_, _>>()?;
+    let cell: &CellId = &due.cell;
+    let cell_key = cell::current_key(tx, &issuance.parts.sealer, cell, now).await?;
+    let credential = CredentialId::generate();
+    let key_tenant = due.tenant.map_or_else(|| "operator".to_owned(), |tenant| tenant.to_string());
+    let context = SealContext {
+        cell,
+        epoch: cell_key.epoch(),
+        key_tenant: &key_tenant,
+        credential,
+        spki_sha256: key.spki_sha256(),
+    };
+    Ok(OrderRow {
+        id: OrderId::generate(),
+        lineage: due.lineage,
+        tenant: due.tenant,
+        issuer: issuer.config.name.clone(),
+        names: due.names.keys().cloned().collect(),
+        domains: due.names.values().copied().collect(),
+        name_set: due.name_set.clone(),
+        state: OrderState::Planned,
+        credential,
+        sealed_key: cell_key.seal(&key, &context)?.as_bytes().to_vec(),
+        cell_key_epoch: cell_key.epoch(),
+        spki_sha256: key.spki_sha256().to_vec(),
+        csr: key.csr(&names)?,
+        key_tenant,
+        renewal: due.renewal,
+        attempts: 0,
+        next_at: now,
+        error: None,
+    })
+}

@@ -1,0 +1,605 @@
+//! The order machine: one order from intent to certificate.
+//!
+//! ```text
+//! Planned ─newOrder─▶ Created ─place challenges─▶ Challenged ─CA validates─▶ Ready ─CSR─▶ Finalizing ─chain─▶ Issued
+//!    └────────────────────────┴───── any of them ─────┴── names refused, order gone, bad chain ─▶ Failed{retry_at}
+//! ```
+//!
+//! A step reads the row, acts at the CA, records. Everything that a later step needs is durable before the CA is asked,
+//! so a crash anywhere resumes the same order by its URL. The one gap that no client can close is a crash between the
+//! CA's making of the order and our noting of its URL: then the same newOrder is sent again (counted again in the
+//! ledger), and a CA that reuses pending orders, as Boulder does, answers with the same one.
+//!
+//! Failures are told apart: of the CA or the way to it (the step is tried again, soon and then slower, the row stays),
+//! of single names (they are ejected from the group, the others go on at once), of the order as a whole (it ends).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portico_api::v1::{ConditionKind, ConditionStatus};
+use portico_cert_store::{DomainId, NamePattern, OrderId};
+
+use super::challenge::{Placed, Unplaced};
+use super::issuer::Issuer;
+use super::publish;
+use super::{Issuance, fail_point};
+use crate::acme::{AcmeError, AcmeErrorKind, AuthorizationStatus, CaOrder, CaOrderStatus};
+use crate::plan::ledger::{self, Book, DAYS_7_MS, HOURS_3_MS, NoRoom, Spent};
+use crate::plan::timing;
+use crate::store::condition::{self, Observation};
+use crate::store::order::{self, LedgerEntry, OrderRow, OrderState};
+use crate::store::{StoreError, WriteTx, credential, event, group};
+
+/// How long the CA may take to look at all challenges before the order is left for a later try.
+const VALIDATION_DEADLINE: Duration = Duration::from_secs(90);
+/// How long the CA may take to sign.
+const SIGNING_DEADLINE: Duration = Duration::from_secs(90);
+/// A CA's wish to be left alone within a step is honoured up to this; a longer one leaves the order for later.
+const RETRY_AFTER_IN_STEP_MAX: Duration = Duration::from_secs(10);
+/// An account limit without Retry-After holds the issuer for this long.
+const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ran {
+    Over,
+    /// Its row says when to go on.
+    Waits,
+}
+
+/// Why a step did not lead to the next state.
+#[derive(Debug)]
+enum Stop {
+    Store(StoreError),
+    Acme(AcmeError),
+    /// These names failed, with the CA's or our words.
+    Names(Vec<(String, String)>),
+    /// Our own limit.
+    NoRoom(NoRoom),
+    /// Something on our side is not as it must be, for now.
+    NotYet(String),
+    /// The certificate must not go live.
+    Refused(String),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<AcmeError> for Stop {
+    fn from(error: AcmeError) -> Self {
+        Self::Acme(error)
+    }
+}
+
+/// What a run holds in memory; all of it can be had again from the row and the CA.
+#[derive(Debug, Default)]
+struct AtCa {
+    order: Option<CaOrder>,
+    placed: Option<Placed>,
+}
+
+/// Carries an order on until it is over or has to wait.
+///
+/// # Errors
+/// The store's; the order goes on from its last recorded state later.
+pub(super) async fn run(issuance: &Arc<Issuance>, id: OrderId) -> Result<Ran, StoreError> {
+    let mut at_ca = AtCa::default();
+    loop {
+        let row = order::find(&mut *issuance.parts.store.read().await?, id).await?;
+        let Some(row) = row.filter(|row| !row.state.is_over()) else { return Ok(Ran::Over) };
+        let Some(issuer) = issuance.issuer(&row.issuer) else {
+            let text = format!("issuer \"{}\" is no longer configured", row.issuer);
+            return stopped(issuance, None, &row, Stop::NotYet(text)).await;
+        };
+        let step = Step { issuance, issuer, row: &row };
+        if let Err(stop) = step.run(&mut at_ca).await {
+            if let Some(placed) = at_ca.placed.take() {
+                issuance.clear_challenges(placed);
+            }
+            return stopped(issuance, Some(issuer), &row, stop).await;
+        }
+    }
+}
+
+/// One step of one order.
+struct Step<'a> {
+    issuance: &'a Arc<Issuance>,
+    issuer: &'a Issuer,
+    row: &'a OrderRow,
+}
+
+impl Step<'_> {
+    async fn run(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
+        match &self.row.state {
+            OrderState::Planned => self.create(at_ca).await,
+            OrderState::Created { url } => self.place_challenges(at_ca, url).await,
+            OrderState::Challenged { url } => self.validate(at_ca, url).await,
+            OrderState::Ready { url } => self.finalize(at_ca, url).await,
+            OrderState::Finalizing { url } => self.collect(at_ca, url).await,
+            OrderState::Issued | OrderState::Failed { .. } => Ok(()),
+        }
+    }
+
+    async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
+        let account = self.issuer.account(&self.issuance.parts).await?;
+        self.count(account.thumbprint()).await?;
+        fail_point::reach("order.counted");
+        let url = match CaOrder::create(&account, &self.row.names).await {
+            Ok(order) => {
+                let url = order.url().to_owned();
+                at_ca.order = Some(order);
+                url
+            }
+            Err(error) => match error.location.clone() {
+                // The answer was of no use, but the CA made the order and said where.
+                Some(url) => url,
+                None => {
+                    if error.nothing_made {
+                        self.uncount().await?;
+                    }
+                    return Err(error.into());
+                }
+            },
+        };
+        fail_point::reach("order.created");
+        self.record(OrderState::Created { url }).await?;
+        fail_point::reach("order.created_recorded");
+        Ok(())
+    }
+
+    /// Checks our own limits and counts this request, in the one transaction that no other order's can overlap.
+    async fn count(&self, thumbprint: &str) -> Result<(), Stop> {
+        let (row, now) = (self.row, self.now());
+        let registered_domains = registered_domains(&row.names);
+        let mut tx = self.issuance.parts.store.begin().await?;
+        let mut book = Book {
+            account: spent(order::requests_of_account(&mut tx, &row.issuer, now - HOURS_3_MS).await?),
+            ..Book::default()
+        };
+        // Sent before and its answer lost: the certificate that it may lead to is counted already.
+        if !order::was_requested(&mut tx, row.id).await? {
+            let since = now - DAYS_7_MS;
+            book.exact_set = spent(order::requests_of_set(&mut tx, &row.issuer, &row.name_set, since).await?);
+            for domain in &registered_domains {
+                let found = order::requests_of_domain(&mut tx, &row.issuer, domain, since).await?;
+                book.registered_domains.push(spent(found));
+            }
+        }
+        ledger::check(&self.issuer.config.limits, &book, row.renewal).map_err(Stop::NoRoom)?;
+        let entry = LedgerEntry {
+            issuer: &row.issuer,
+            order: row.id,
+            name_set: &row.name_set,
+            renewal: row.renewal,
+            registered_domains: &registered_domains,
+        };
+        order::count_request(&mut tx, &entry, now).await?;
+        let changed = group::set_thumbprint(&mut tx, &row.domains, Some(thumbprint)).await?;
+        credential::record_domains(&mut tx, &changed).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn uncount(&self) -> Result<(), Stop> {
+        let mut tx = self.issuance.parts.store.begin().await?;
+        order::uncount_last_request(&mut tx, self.row.id).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn place_challenges(&self, at_ca: &mut AtCa, url: &str) -> Result<(), Stop> {
+        let order = self.order(at_ca, url).await?;
+        match order.status() {
+            CaOrderStatus::Pending => {}
+            CaOrderStatus::Ready => return self.record(OrderState::Ready { url: url.to_owned() }).await,
+            CaOrderStatus::Processing | CaOrderStatus::Valid => {
+                return self.record(OrderState::Finalizing { url: url.to_owned() }).await;
+            }
+            CaOrderStatus::Invalid => return Err(invalid(order).await),
+        }
+        let placed = self.place(order, false).await?;
+        at_ca.placed = Some(placed);
+        fail_point::reach("order.challenges_placed");
+        self.record(OrderState::Challenged { url: url.to_owned() }).await?;
+        fail_point::reach("order.challenged_recorded");
+        Ok(())
+    }
+
+    async fn place(&self, order: &mut CaOrder, fresh: bool) -> Result<Placed, Stop> {
+        let authorizations = order.authorizations(fresh).await?;
+        if authorizations.iter().any(|authorization| authorization.status == AuthorizationStatus::Failed) {
+            return Err(invalid(order).await);
+        }
+        let pending: Vec<_> =
+            authorizations.into_iter().filter(|a| a.status == AuthorizationStatus::Pending).collect();
+        match self.issuance.place_challenges(self.issuer, self.row, &pending).await {
+            Ok(placed) => Ok(placed),
+            Err(Unplaced::Store(error)) => Err(Stop::Store(error)),
+            Err(Unplaced::Names(names)) => Err(Stop::Names(names)),
+            Err(Unplaced::NotYet(text)) => Err(Stop::NotYet(text)),
+        }
+    }
+
+    async fn validate(&self, at_ca: &mut AtCa, url: &str) -> Result<(), Stop> {
+        self.order(at_ca, url).await?;
+        let AtCa { order: Some(order), placed } = at_ca else { return Ok(()) };
+        if placed.is_none() && order.status() == CaOrderStatus::Pending {
+            // After a crash the edges may have forgotten: they hold challenges in memory only.
+            *placed = Some(self.place(order, true).await?);
+        }
+        if let Some(placed) = placed {
+            order.set_ready(&placed.chosen).await?;
+        }
+        fail_point::reach("order.challenges_ready");
+        let mut polls = self.polls(VALIDATION_DEADLINE);
+        let next = loop {
+            match order.status() {
+                CaOrderStatus::Pending => {}
+                CaOrderStatus::Ready => break OrderState::Ready { url: url.to_owned() },
+                CaOrderStatus::Processing | CaOrderStatus::Valid => {
+                    break OrderState::Finalizing { url: url.to_owned() };
+                }
+                CaOrderStatus::Invalid => return Err(invalid(order).await),
+            }
+            polls.pause(order.retry_after()).await.ok_or_else(|| not_in_time("looked at all challenges"))?;
+            order.refresh().await?;
+        };
+        fail_point::reach("order.validated");
+        if let Some(placed) = placed.take() {
+            self.issuance.clear_challenges(placed);
+        }
+        self.record(next).await?;
+        fail_point::reach("order.ready_recorded");
+        Ok(())
+    }
+
+    async fn finalize(&self, at_ca: &mut AtCa, url: &str) -> Result<(), Stop> {
+        let order = self.order(at_ca, url).await?;
+        if order.status() == CaOrderStatus::Ready
+            && let Err(error) = order.finalize(&self.row.csr).await
+        {
+            // It may have been taken all the same: the order says.
+            if order.refresh().await? == CaOrderStatus::Ready {
+                return Err(error.into());
+            }
+        }
+        fail_point::reach("order.finalized");
+        let next = match order.status() {
+            CaOrderStatus::Pending => OrderState::Created { url: url.to_owned() },
+            CaOrderStatus::Invalid => return Err(invalid(order).await),
+            CaOrderStatus::Ready | CaOrderStatus::Processing | CaOrderStatus::Valid => {
+                OrderState::Finalizing { url: url.to_owned() }
+            }
+        };
+        self.record(next).await?;
+        fail_point::reach("order.finalizing_recorded");
+        Ok(())
+    }
+
+    async fn collect(&self, at_ca: &mut AtCa, url: &str) -> Result<(), Stop> {
+        let order = self.order(at_ca, url).await?;
+        let mut polls = self.polls(SIGNING_DEADLINE);
+        let pem = loop {
+            match order.status() {
+                CaOrderStatus::Valid => {
+                    if let Some(pem) = order.certificate().await? {
+                        break pem;
+                    }
+                }
+                CaOrderStatus::Processing => {}
+                // The request to sign was lost.
+                CaOrderStatus::Ready => return self.record(OrderState::Ready { url: url.to_owned() }).await,
+                CaOrderStatus::Pending => {
+                    return self.record(OrderState::Created { url: url.to_owned() }).await;
+                }
+                CaOrderStatus::Invalid => return Err(invalid(order).await),
+            }
+            polls.pause(order.retry_after()).await.ok_or_else(|| not_in_time("signed"))?;
+            order.refresh().await?;
+        };
+        fail_point::reach("order.certificate_fetched");
+        match publish::publish(self.issuance, self.issuer, self.row, &pem).await {
+            Ok(()) => {}
+            Err(publish::NotPublished::Store(error)) => return Err(Stop::Store(error)),
+            Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
+        }
+        fail_point::reach("order.published");
+        Ok(())
+    }
+
+    /// The order at the CA, asked for by its URL unless this run has it already.
+    async fn order<'o>(&self, at_ca: &'o mut AtCa, url: &str) -> Result<&'o mut CaOrder, Stop> {
+        if at_ca.order.is_none() {
+            let account = self.issuer.account(&self.issuance.parts).await?;
+            at_ca.order = Some(CaOrder::resume(&account, url).await?);
+        }
+        Ok(at_ca.order.as_mut().expect("it was put there if it was missing"))
+    }
+
+    async fn record(&self, state: OrderState) -> Result<(), Stop> {
+        let mut tx = self.issuance.parts.store.begin().await?;
+        order::set_state(&mut tx, self.row.id, &state, self.now()).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    fn polls(&self, deadline: Duration) -> Polls {
+        let longest = Duration::from_millis(self.issuer.config.poll_ms);
+        Polls {
+            pause: (longest / 8).max(Duration::from_millis(5)),
+            longest,
+            until: tokio::time::Instant::now() + deadline,
+        }
+    }
+
+    fn now(&self) -> i64 {
+        self.issuance.parts.clock.now_ms()
+    }
+}
+
+/// Pauses between looks at an order: short ones first.
+struct Polls {
+    pause: Duration,
+    longest: Duration,
+    until: tokio::time::Instant,
+}
+
+impl Polls {
+    /// `None`: the deadline has passed.
+    async fn pause(&mut self, retry_after: Option<Duration>) -> Option<()> {
+        let pause = match retry_after {
+            Some(wish) => wish.clamp(self.pause, RETRY_AFTER_IN_STEP_MAX),
+            None => self.pause,
+        };
+        let next = tokio::time::Instant::now() + pause;
+        if next > self.until {
+            return None;
+        }
+        tokio::time::sleep_until(next).await;
+        self.pause = (self.pause * 2).min(self.longest.max(self.pause));
+        Some(())
+    }
+}
+
+fn not_in_time(what: &str) -> Stop {
+    Stop::NotYet(format!("the CA has not {what} in time"))
+}
+
+/// Which names made the order invalid.
+async fn invalid(order: &mut CaOrder) -> Stop {
+    let error = order.error();
+    match order.authorizations(true).await {
+        Err(error) => error.into(),
+        Ok(authorizations) => {
+            let failed: Vec<_> = authorizations
+                .into_iter()
+                .filter(|authorization| authorization.status == AuthorizationStatus::Failed)
+                .map(|a| (a.name, a.error.unwrap_or_else(|| "the CA could not validate it".to_owned())))
+                .collect();
+            if failed.is_empty() {
+                Stop::Acme(error.unwrap_or_else(AcmeError::order_ended))
+            } else {
+                Stop::Names(failed)
+            }
+        }
+    }
+}
+
+fn spent((count, oldest_ms): (u32, Option<i64>)) -> Spent {
+    Spent { count, oldest_ms }
+}
+
+fn registered_domains(names: &[String]) -> Vec<String> {
+    let registered = |name: &String| {
+        let pattern = NamePattern::parse(name).ok()?;
+        Some(pattern.registered_domain().unwrap_or_else(|| pattern.base().as_str()).to_owned())
+    };
+    let found: BTreeSet<String> = names.iter().filter_map(registered).collect();
+    found.into_iter().collect()
+}
+
+/// Records why an order does not go on now.
+async fn stopped(
+    issuance: &Arc<Issuance>,
+    issuer: Option<&Issuer>,
+    row: &OrderRow,
+    stop: Stop,
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let seed = timing::seed_of(row.lineage) ^ u64::from(row.attempts);
+    let transient = now + timing::after_transient(row.attempts + 1, seed);
+    match stop {
+        Stop::Store(error) => Err(error),
+        Stop::Names(names) => eject(issuance, row, &names).await,
+        Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
+        Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
+        Stop::NoRoom(no_room) => {
+            let text = format!(
+                "our ledger is at the CA's limit on {}; the next order can go at {}",
+                no_room.limit.text(),
+                crate::clock::rfc3339(no_room.next_ms)
+            );
+            wait(issuance, row, no_room.next_ms, "CaLimit", &text).await
+        }
+        Stop::Acme(error) => {
+            tracing::info!(order = %row.id, names = ?row.names, state = row.state.as_str(), %error, "order held up");
+            let asked =
+                error.retry_after.map(|wait| now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+            let at = |otherwise: i64| asked.map_or(otherwise, |asked| asked.max(now + 1000));
+            let text = error.to_string();
+            let reason = error.kind.reason();
+            match error.kind {
+                AcmeErrorKind::AccountLimited => {
+                    let until = at(now + ACCOUNT_HOLD_MS);
+                    if let Some(issuer) = issuer {
+                        issuer.hold(until);
+                    }
+                    wait(issuance, row, until, reason, &text).await
+                }
+                AcmeErrorKind::NamesLimited => {
+                    wait(
+                        issuance,
+                        row,
+                        at(now + timing::after_failures(row.attempts + 1, seed)),
+                        reason,
+                        &text,
+                    )
+                    .await
+                }
+                AcmeErrorKind::Unavailable => {
+                    if let (Some(issuer), Some(until)) = (issuer, asked) {
+                        issuer.hold(until);
+                    }
+                    wait(issuance, row, at(transient), reason, &text).await
+                }
+                AcmeErrorKind::BadNonce | AcmeErrorKind::Garbage | AcmeErrorKind::Ours => {
+                    wait(issuance, row, at(transient), reason, &text).await
+                }
+                AcmeErrorKind::Account => {
+                    if let Some(issuer) = issuer
+                        && let Err(error) = issuer.forget_account(&issuance.parts).await
+                    {
+                        tracing::warn!(%error, "the account's row could not be written");
+                    }
+                    wait(issuance, row, at(transient), reason, &text).await
+                }
+                AcmeErrorKind::OrderGone => end(issuance, row, reason, &text).await,
+                AcmeErrorKind::NamesRefused => {
+                    let refused = refused_names(row, error);
+                    if refused.is_empty() {
+                        end(issuance, row, reason, &text).await
+                    } else {
+                        eject(issuance, row, &refused).await
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The names that the CA named, or the only one there is.
+fn refused_names(row: &OrderRow, error: AcmeError) -> Vec<(String, String)> {
+    match row.names.as_slice() {
+        [only] => vec![(only.clone(), error.detail)],
+        names => error.refused_names.into_iter().filter(|(name, _)| names.contains(name)).collect(),
+    }
+}
+
+/// The row stays as it is until `at`.
+async fn wait(
+    issuance: &Issuance,
+    row: &OrderRow,
+    at: i64,
+    reason: &'static str,
+    text: &str,
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    order::postpone(&mut tx, row.id, at, text, now).await?;
+    // A first failure that is over within seconds is no news.
+    if row.attempts > 0 || at > now + 30_000 {
+        for domain in &row.domains {
+            observe_certificate(&mut tx, *domain, reason, text, Some(at), now).await?;
+        }
+    }
+    tx.commit().await?;
+    metrics::counter!("portico_orders_postponed_total", "reason" => reason).increment(1);
+    Ok(Ran::Waits)
+}
+
+/// The order is over without fault of a single name; another may follow after the back-off.
+async fn end(
+    issuance: &Arc<Issuance>,
+    row: &OrderRow,
+    reason: &'static str,
+    text: &str,
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    let failed = order::failed_in_a_row(&mut tx, row.lineage).await?;
+    let retry_at = now + timing::after_failures(failed + 1, timing::seed_of(row.lineage));
+    order::fail(&mut tx, row.id, retry_at, text, now).await?;
+    let records = close(&mut tx, row).await?;
+    for domain in &row.domains {
+        observe_certificate(&mut tx, *domain, reason, text, Some(retry_at), now).await?;
+    }
+    let kind = if row.renewal { "certificate.renewal_failed" } else { "certificate.order_failed" };
+    let text = format!("{}: {text}", row.names.join(", "));
+    event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
+    tx.commit().await?;
+    issuance.forget_records(&records);
+    metrics::counter!("portico_orders_failed_total", "reason" => reason).increment(1);
+    tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
+    Ok(Ran::Over)
+}
+
+/// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once.
+async fn eject(
+    issuance: &Arc<Issuance>,
+    row: &OrderRow,
+    failed: &[(String, String)],
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    let mut last_retry = now;
+    let mut ejected = 0;
+    for (name, domain) in row.names.iter().zip(&row.domains) {
+        let Some((_, words)) = failed.iter().find(|(failed, _)| failed == name) else { continue };
+        ejected += 1;
+        let mut state = group::name_state(&mut tx, *domain).await?.unwrap_or_default();
+        state.failed_before = true;
+        state.attempts += 1;
+        // Pre-flight looks again before the next order.
+        state.methods.clear();
+        let seed = timing::seed_of(row.lineage) ^ u64::from(state.attempts);
+        state.next_at = now + timing::after_failures(state.attempts, seed);
+        state.error = Some(words.clone());
+        last_retry = last_retry.max(state.next_at);
+        group::put_name_state(&mut tx, *domain, &state, now).await?;
+        let text = format!("the CA could not validate {name}: {words}");
+        observe_certificate(&mut tx, *domain, "ValidationFailed", &text, Some(state.next_at), now).await?;
+        let kind = if row.renewal { "certificate.renewal_failed" } else { "domain.failed" };
+        event::append(&mut tx, kind, row.tenant, &domain.to_string(), &text, now).await?;
+    }
+    let retry_at = if ejected < row.names.len() { now } else { last_retry };
+    let names: Vec<_> = failed.iter().map(|(name, _)| name.as_str()).collect();
+    order::fail(&mut tx, row.id, retry_at, &format!("failed: {}", names.join(", ")), now).await?;
+    let records = close(&mut tx, row).await?;
+    tx.commit().await?;
+    issuance.forget_records(&records);
+    metrics::counter!("portico_orders_failed_total", "reason" => "ValidationFailed").increment(1);
+    tracing::info!(order = %row.id, ?failed, "names ejected");
+    Ok(Ran::Over)
+}
+
+/// Takes down what an open order has put up. Answers the TXT records that the responder is to forget.
+pub(super) async fn close(tx: &mut WriteTx, row: &OrderRow) -> Result<Vec<(String, String)>, StoreError> {
+    let changed = group::set_thumbprint(tx, &row.domains, None).await?;
+    credential::record_domains(tx, &changed).await?;
+    group::take_challenge_records(tx, row.id).await
+}
+
+async fn observe_certificate(
+    tx: &mut WriteTx,
+    domain: DomainId,
+    reason: &str,
+    text: &str,
+    next_check_at: Option<i64>,
+    now: i64,
+) -> Result<(), StoreError> {
+    let covered = !credential::of_domain(tx, domain).await?.is_empty();
+    let observed = Observation {
+        kind: ConditionKind::CertificateReady,
+        // A certificate that still serves is ready, whatever its renewal does.
+        status: if covered { ConditionStatus::True } else { ConditionStatus::False },
+        reason: reason.to_owned(),
+        message: text.to_owned(),
+        next_check_at,
+    };
+    condition::set(tx, domain, &observed, now).await?;
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! A control plane killed at every step boundary of an issuance, and started again: one order, one account, one
+//! certificate, by the CA's own log.
+//!
+//! The control plane is a child process: this test binary, told to be one. The CA, the DNS and the edge stay here.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portico_api::distribution::ResourceKind;
+use portico_control_plane::clock::Clock;
+use portico_control_plane::config::Config;
+use portico_control_plane::store::Store;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::edge::{Identity, State, TestEdge};
+use crate::failing::assert_one_order_per_set;
+use crate::lab::{Options, World, add_domain, add_tenant, cell_id};
+
+const CHILD: &str = "PORTICO_ISSUANCE_CHILD";
+
+/// What the child is; as a test of its own it does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_control_plane() {
+    let Ok(config) = std::env::var(CHILD) else { return };
+    let config = Config::read(Path::new(&config)).unwrap();
+    let running = portico_control_plane::start_at(config, Clock::default()).await.unwrap();
+    let token = running.distribution.create_join_token(&cell_id("default"), 600).await.unwrap().token;
+    println!("\nready {} {} {token}", running.distribution.address, running.responder.unwrap());
+    // Until the parent is done with it.
+    let stdin =
+        tokio::task::spawn_blocking(|| std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()));
+    stdin.await.unwrap().unwrap();
+    running.shutdown().await.unwrap();
+}
+
+struct Plane {
+    child: Child,
+    _output: Lines<BufReader<ChildStdout>>,
+    distribution: std::net::SocketAddr,
+    responder: std::net::SocketAddr,
+    token: String,
+}
+
+async fn start(config: &Path, fail_point: &str) -> Plane {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::child_control_plane", "--nocapture", "--test-threads", "1"])
+        .env(CHILD, config)
+        .env("PORTICO_FAIL_POINT", fail_point)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let line = output.next_line().await.unwrap().expect("the child ended before it was ready");
+            if let Some(rest) = line.strip_prefix("ready ") {
+                return rest.to_owned();
+            }
+        }
+    });
+    let line = line.await.expect("the child was not ready in time");
+    let words: Vec<&str> = line.split(' ').collect();
+    Plane {
+        child,
+        _output: output,
+        distribution: words[0].parse().unwrap(),
+        responder: words[1].parse().unwrap(),
+        token: words[2].to_owned(),
+    }
+}
+
+/// Runs one issuance of two names with a crash at `fail_point`; fails when the child was not killed there.
+async fn crash_at(fail_point: &'static str) {
+    let world = World::start(false).await.unwrap();
+    let options = Options::default();
+    // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
+    let config = world.configure(&options, "127.0.0.1:0");
+    let first = start(&config, "").await;
+    let config = world.configure(&options, &first.distribution.to_string());
+    let identity = Arc::new(Identity::join(first.distribution, &first.token).await.unwrap());
+    stop(first).await;
+    let store = Store::open(&world.path("data")).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    let tenant = add_tenant(&mut tx, &[], "registered_domain").await;
+    for name in ["shop.test", "www.shop.test"] {
+        add_domain(&mut tx, tenant, name).await;
+    }
+    tx.commit().await.unwrap();
+    store.close().await;
+
+    let mut doomed = start(&config, fail_point).await;
+    let edge = connect(&world, &doomed, identity.clone()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), doomed.child.wait()).await;
+    let status = ended.unwrap_or_else(|_| panic!("{fail_point} was never reached")).unwrap();
+    assert!(!status.success(), "{fail_point}: ended by itself");
+    drop(edge);
+
+    let second = start(&config, "").await;
+    let edge = connect(&world, &second, identity).await;
+    edge.wait("the credential", |state| {
+        state.resources.keys().any(|(kind, _)| *kind == ResourceKind::Credential as u32)
+    })
+    .await;
+    stop(second).await;
+    let stats = world.stats().await;
+    assert_one_order_per_set(&stats);
+    assert_eq!(stats["orders"]["created"], 1, "{fail_point}: {}", stats["new_orders"]);
+    assert_eq!(stats["accounts"]["created"], 1, "{fail_point}");
+    assert_eq!(stats["certificates"]["issued"], 1, "{fail_point}");
+    let store = Store::open(&world.path("data")).await.unwrap();
+    let mut read = store.read().await.unwrap();
+    let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
+        .fetch_one(&mut *read)
+        .await
+        .unwrap();
+    assert_eq!(live, 1, "{fail_point}");
+}
+
+async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<TestEdge> {
+    world.forward_zone(plane.responder).await;
+    let edge = Arc::new(TestEdge::resume(plane.distribution, identity, State::default()).await);
+    world.stand_in.set_edges(vec![edge.clone()]);
+    edge
+}
+
+async fn stop(mut plane: Plane) {
+    drop(plane.child.stdin.take());
+    let ended = tokio::time::timeout(Duration::from_secs(10), plane.child.wait()).await;
+    assert!(ended.expect("the child did not end").unwrap().success());
+}
+
+macro_rules! crash_points {
+    ($($test:ident: $point:literal,)*) => {
+        /// The points that are crashed at, for the check that none is left out.
+        const TESTED: &[&str] = &[$($point),*];
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                crash_at($point).await;
+            }
+        )*
+    };
+}
+
+crash_points! {
+    killed_after_the_account_key_is_stored: "account.intended",
+    killed_after_the_account_is_registered: "account.registered",
+    killed_after_the_account_is_recorded: "account.recorded",
+    killed_after_the_order_is_planned: "order.planned",
+    killed_after_the_order_is_counted: "order.counted",
+    killed_after_the_ca_made_the_order: "order.created",
+    killed_after_the_orders_url_is_recorded: "order.created_recorded",
+    killed_after_the_challenges_stand: "order.challenges_placed",
+    killed_after_the_challenges_are_recorded: "order.challenged_recorded",
+    killed_after_the_ca_was_told_to_look: "order.challenges_ready",
+    killed_after_the_names_are_validated: "order.validated",
+    killed_after_ready_is_recorded: "order.ready_recorded",
+    killed_after_the_request_is_sent: "order.finalized",
+    killed_after_finalizing_is_recorded: "order.finalizing_recorded",
+    killed_after_the_certificate_is_fetched: "order.certificate_fetched",
+    killed_after_the_certificate_is_published: "order.published",
+}
+
+#[test]
+fn every_fail_point_is_crashed_at() {
+    assert_eq!(TESTED, portico_control_plane::tasks::issuance::FAIL_POINTS);
+}

@@ -1,0 +1,192 @@
+//! What issuance promises when a CA, a name or our own limit says no.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::issuing::{nine_of_ten, retry_now, until_renewed};
+use crate::lab::{Lab, Options};
+
+/// The CA's own log: no set of names was ordered twice.
+pub fn assert_one_order_per_set(stats: &Value) {
+    let mut orders: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for entry in stats["new_orders"].as_array().unwrap() {
+        if let Some(order) = entry["order"].as_str() {
+            orders.entry(entry["names"].to_string()).or_default().push(order);
+        }
+    }
+    for (names, mut orders) in orders {
+        orders.dedup();
+        assert_eq!(orders.len(), 1, "{names} was ordered {} times", orders.len());
+    }
+}
+
+async fn issued_in_spite_of(faults: Value) {
+    let lab = Lab::start(&Options::default()).await;
+    lab.world.faults(faults.clone()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["shop.test", "www.shop.test"]).await;
+    lab.until_covered(2).await;
+    let stats = lab.world.stats().await;
+    assert_one_order_per_set(&stats);
+    assert_eq!(stats["orders"]["created"], 1, "{faults}");
+    assert_eq!(stats["certificates"]["issued"], 1, "{faults}");
+    assert_eq!(stats["accounts"]["created"], 1, "{faults}");
+    let delivered: u64 = stats["faults"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    assert!(delivered > 0, "no fault was delivered: {faults}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_all_nonces_refused_is_no_obstacle() {
+    issued_in_spite_of(json!({ "kind": "bad-nonce", "share": 0.5, "count": 100_000 })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_429_is_waited_out() {
+    issued_in_spite_of(json!([
+        { "kind": "rate-limited", "endpoint": "newOrder", "retry_after_seconds": 1 },
+        { "kind": "rate-limited", "endpoint": "finalize", "retry_after_seconds": 1 },
+    ]))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_503_at_each_step_is_waited_out() {
+    let endpoints =
+        ["directory", "newAccount", "newOrder", "authorization", "challenge", "order", "certificate"];
+    let faults: Vec<Value> = endpoints
+        .iter()
+        .map(|endpoint| json!({ "kind": "unavailable-html", "endpoint": endpoint, "retry_after_seconds": 1 }))
+        .collect();
+    issued_in_spite_of(json!(faults)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_at_each_step_is_outlived() {
+    let endpoints =
+        ["directory", "newAccount", "newOrder", "authorization", "challenge", "finalize", "certificate"];
+    let faults: Vec<Value> =
+        endpoints.iter().map(|endpoint| json!({ "kind": "garbage", "endpoint": endpoint })).collect();
+    issued_in_spite_of(json!(faults)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_connections_and_slow_signing_are_outlived() {
+    issued_in_spite_of(json!([
+        { "kind": "close", "endpoint": "newOrder" },
+        { "kind": "close", "endpoint": "finalize" },
+        { "kind": "processing", "polls": 3 },
+    ]))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_with_another_key_or_chain_never_goes_live() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let mut expected = 0;
+    for (fault, words) in [
+        ("wrong-key", "another key"),
+        ("wrong-chain", "no chain"),
+        ("wrong-names", "does not cover"),
+        ("expired", "expired"),
+    ] {
+        lab.world.faults(json!({ "kind": fault })).await;
+        let domain = lab.domains(tenant, &[format!("{fault}.test")]).await[0];
+        let condition = lab.until_condition(domain, "CertificateReady", "false").await;
+        assert_eq!(condition[1], "CertificateRefused", "{fault}: {condition:?}");
+        assert!(condition[2].contains(words), "{fault}: {condition:?}");
+        assert_eq!(lab.live_credentials().await.len(), expected, "{fault} went live");
+        retry_now(&lab, domain).await;
+        expected += 1;
+        lab.until_covered(expected).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_name_does_not_hold_up_its_group() {
+    let lab = Lab::start(&Options { preflight: false, ..Options::default() }).await;
+    nine_of_ten(&lab).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["orders"]["created"], 3, "ten, nine, and the one alone");
+    // The nine were validated once: the second order used their authorizations again.
+    for n in [0, 1, 2, 4, 5, 6, 7, 8, 9] {
+        let name = format!("n{n}.shop.test");
+        assert_eq!(stats["validations"]["by_name"][&name]["http-01"]["performed"], 1, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_points_elsewhere_is_never_ordered_and_told_what_to_set() {
+    let lab = Lab::start(&Options::default()).await;
+    let elsewhere = json!({ "name": "b.shop.test", "type": "A", "values": ["192.0.2.7"] });
+    lab.world.set_dns("/records", elsewhere).await;
+    lab.world.set_dns("/nxdomain", json!({ "names": ["c.shop.test"] })).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &["a.shop.test", "b.shop.test", "c.shop.test"]).await;
+    lab.until_covered(1).await;
+    let points = lab.until_condition(ids[1], "DnsPointsHere", "false").await;
+    assert!(points[2].contains("set the A or AAAA records of b.shop.test to 127.0.0.1"), "{points:?}");
+    assert_eq!(lab.until_condition(ids[2], "DnsPointsHere", "false").await[1], "NoAddress");
+    lab.until_condition(ids[1], "ChallengeReachable", "false").await;
+    assert_eq!(lab.condition(ids[0], "DnsPointsHere").await.unwrap()[0], "true");
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["orders"]["created"], 1);
+    assert_eq!(stats["new_orders"][0]["names"], json!(["a.shop.test"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_ledger_stops_before_the_cas_limit_does() {
+    let issuer = "[issuer.limits]\norders_3h = 2";
+    let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
+    let tenant = lab.tenant(&[], "alone").await;
+    let ids = lab.domains(tenant, &["a.test", "b.test", "c.test"]).await;
+    lab.until_covered(2).await;
+    let mut waiting = Vec::new();
+    for id in ids {
+        if lab.condition(id, "CertificateReady").await.is_none_or(|condition| condition[0] != "true") {
+            waiting.push(id);
+        }
+    }
+    assert_eq!(waiting.len(), 1);
+    let condition = lab.until_condition(waiting[0], "CertificateReady", "false").await;
+    assert_eq!(condition[1], "CaLimit");
+    assert!(condition[2].contains("the next order can go at 20"), "{condition:?}");
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["new_orders"].as_array().unwrap().len(), 2, "the third was not sent");
+    assert_eq!(stats["rate_limited"], json!({}));
+    // Three hours later it goes.
+    lab.world.advance(1).await;
+    lab.until_covered(3).await;
+}
+
+/// A renewal in which one name fails: the others have a new certificate, the failed one keeps its old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_fails_at_renewal_keeps_its_certificate() {
+    let lab = Lab::start(&Options { preflight: false, ..Options::default() }).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &["a.shop.test", "b.shop.test"]).await;
+    let first = lab.until_covered(2).await.remove(0);
+    lab.world.set_dns("/nxdomain", json!({ "names": ["b.shop.test"] })).await;
+    // Beyond the 30 days for which the CA remembers that it saw the name.
+    lab.world.advance(61).await;
+    let second = until_renewed(&lab, &first).await;
+    assert_eq!(second.names, ["a.shop.test"]);
+    let live = lab.live_credentials().await;
+    let kept = live.iter().find(|live| live.id == first.id).expect("the old certificate went away");
+    assert_ne!(kept.lineage, first.lineage, "it serves in a lineage of its own");
+    let condition = lab.condition(ids[1], "CertificateReady").await.unwrap();
+    assert_eq!((condition[0].as_str(), condition[1].as_str()), ("true", "ValidationFailed"));
+    let served = lab.rows("SELECT domain_id, lineage_id FROM lineage_names ORDER BY name").await;
+    assert_eq!(
+        served,
+        [[ids[0].to_string(), second.lineage.clone()], [ids[1].to_string(), kept.lineage.clone()]]
+    );
+    // Mended: it is renewed alone, and the old certificate is replaced at last.
+    lab.world
+        .set_dns("/records", json!({ "name": "b.shop.test", "type": "A", "values": ["127.0.0.1"] }))
+        .await;
+    retry_now(&lab, ids[1]).await;
+    let third = until_renewed(&lab, kept).await;
+    assert_eq!(third.names, ["b.shop.test"]);
+}

@@ -1,0 +1,402 @@
+//! A laboratory: DNS stub, CA, edges, control plane, and what happened in each.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portico_acme_ca::{CaArgs, CaHandle, DnsArgs, DnsHandle};
+use portico_api::distribution::ResourceKind;
+use portico_cert_store::{CellId, DomainId, Generation, TenantId};
+use portico_control_plane::Running;
+use portico_control_plane::clock::Clock;
+use portico_control_plane::config::Config;
+use portico_control_plane::sealer::KeyEncryptionKey;
+use portico_control_plane::store::{WriteTx, change};
+use serde_json::{Value, json};
+use sqlx::Row;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::edge::{Identity, TestEdge};
+use crate::pebble::Pebble;
+use crate::stand_in::StandIn;
+
+pub const ZONE: &str = "acme.provider.test";
+
+/// Which CA.
+pub enum Ca {
+    Ours(CaHandle),
+    Pebble(Pebble),
+}
+
+/// What surrounds a control plane and outlives it.
+pub struct World {
+    pub folder: TempDir,
+    pub dns: DnsHandle,
+    pub ca: Ca,
+    pub stand_in: StandIn,
+    pub clock: Clock,
+}
+
+/// Settings of a lab; the rest is the default.
+pub struct Options {
+    pub cells: Vec<&'static str>,
+    pub challenges: &'static str,
+    pub preflight: bool,
+    /// Further lines of the `[[issuer]]` table.
+    pub issuer: &'static str,
+    pub pebble: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cells: vec!["default"],
+            challenges: r#"["http-01", "tls-alpn-01", "dns-01"]"#,
+            preflight: true,
+            issuer: "",
+            pebble: false,
+        }
+    }
+}
+
+/// A world with a control plane in this process and its edges connected.
+pub struct Lab {
+    pub world: World,
+    pub running: Running,
+    pub edges: BTreeMap<String, Arc<TestEdge>>,
+}
+
+impl World {
+    /// `None`: the wanted CA is not on this machine.
+    pub async fn start(pebble: bool) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let dns = portico_acme_ca::dns::start(DnsArgs::in_process(vec![Ipv4Addr::LOCALHOST])).await.unwrap();
+        let stand_in = StandIn::start().await;
+        let ca = if pebble {
+            Ca::Pebble(Pebble::start(folder.path(), dns.addresses.dns, &stand_in).await?)
+        } else {
+            let mut args = CaArgs::in_process(dns.addresses.dns);
+            args.http_port = stand_in.http_port;
+            args.tls_port = stand_in.tls_port;
+            args.root_out = Some(folder.path().join("root.pem"));
+            args.api_ca_out = Some(folder.path().join("api-ca.pem"));
+            Ca::Ours(portico_acme_ca::start(args).await.unwrap())
+        };
+        Some(Self { folder, dns, ca, stand_in, clock: Clock::default() })
+    }
+
+    fn directory(&self) -> String {
+        match &self.ca {
+            Ca::Ours(ca) => ca.addresses.directory.clone(),
+            Ca::Pebble(pebble) => pebble.directory.clone(),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the control plane's configuration; `distribution`: `127.0.0.1:0` or the port of an earlier start.
+    pub fn configure(&self, options: &Options, distribution: &str) -> PathBuf {
+        let (data, kek) = (self.path("data"), self.path("kek"));
+        if !kek.exists() {
+            KeyEncryptionKey::create(&kek, &data).unwrap();
+        }
+        let text = format!(
+            r#"
+data = {data:?}
+api = "127.0.0.1:0"
+distribution = "{distribution}"
+key_encryption_key_file = {kek:?}
+[dns]
+resolvers = ["{dns}"]
+responder = "127.0.0.1:0"
+challenge_zone = "{ZONE}"
+[fleet]
+public_addresses = ["127.0.0.1"]
+http_port = {http}
+https_port = {tls}
+[preflight]
+enabled = {preflight}
+[[issuer]]
+name = "test"
+directory = "{directory}"
+root_pem = {api_ca:?}
+roots_pem = {root:?}
+contact = "mailto:ops@provider.test"
+challenges = {challenges}
+poll_ms = 40
+requests_per_second = 5000
+nonces_per_second = 5000
+{serialize}
+{issuer}
+"#,
+            dns = self.dns.addresses.dns,
+            http = self.stand_in.http_port,
+            tls = self.stand_in.tls_port,
+            preflight = options.preflight,
+            directory = self.directory(),
+            api_ca = self.path("api-ca.pem"),
+            root = self.path("root.pem"),
+            challenges = options.challenges,
+            serialize = if options.pebble { "serialize_orders = true" } else { "" },
+            issuer = options.issuer,
+        );
+        let path = self.path("portico.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub async fn set_dns(&self, path: &str, body: Value) {
+        let (status, answer) = http(self.dns.addresses.management, "POST", path, &body).await;
+        assert_eq!(status, 200, "{path} {body}: {answer}");
+    }
+
+    /// Lets the DNS stub ask the control plane's responder.
+    pub async fn forward_zone(&self, responder: SocketAddr) {
+        self.set_dns("/forward", json!({ "zone": ZONE, "address": responder })).await;
+    }
+
+    /// The counters of our own CA.
+    pub async fn stats(&self) -> Value {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no counters") };
+        let (status, text) = http(ca.addresses.management, "GET", "/stats", &Value::Null).await;
+        assert_eq!(status, 200);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    pub async fn faults(&self, faults: Value) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no faults on demand") };
+        let (status, text) = http(ca.addresses.management, "POST", "/faults", &faults).await;
+        assert_eq!(status, 200, "{text}");
+    }
+
+    /// Moves both clocks.
+    pub async fn advance(&self, days: u64) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble's clock cannot be moved") };
+        let body = json!({ "advance_seconds": days * 86_400 });
+        let (status, text) = http(ca.addresses.management, "POST", "/clock", &body).await;
+        assert_eq!(status, 200, "{text}");
+        self.clock.advance(Duration::from_secs(days * 86_400));
+    }
+}
+
+impl Lab {
+    pub async fn start(options: &Options) -> Self {
+        Self::try_start(options).await.expect("our own CA is always here")
+    }
+
+    /// `None`: Pebble is wanted and is not on this machine.
+    pub async fn try_start(options: &Options) -> Option<Self> {
+        log();
+        let world = World::start(options.pebble).await?;
+        let config = Config::read(&world.configure(options, "127.0.0.1:0")).unwrap();
+        let running = portico_control_plane::start_at(config, world.clock.clone()).await.unwrap();
+        world.forward_zone(running.responder.unwrap()).await;
+        let mut edges = BTreeMap::new();
+        for cell in &options.cells {
+            let token = running.distribution.create_join_token(&cell_id(cell), 600).await.unwrap().token;
+            let identity = Identity::join(running.distribution.address, &token).await.unwrap();
+            let edge = TestEdge::connect(running.distribution.address, identity, Generation::default()).await;
+            edge.wait("the first snapshot", |state| state.snapshots == 1).await;
+            edges.insert((*cell).to_owned(), Arc::new(edge));
+        }
+        world.stand_in.set_edges(edges.values().cloned().collect());
+        Some(Self { world, running, edges })
+    }
+
+    pub fn edge(&self, cell: &str) -> &TestEdge {
+        &self.edges[cell]
+    }
+
+    pub async fn tenant(&self, cells: &[&str], sharing: &str) -> TenantId {
+        let mut tx = self.begin().await;
+        let id = add_tenant(&mut tx, cells, sharing).await;
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// Domains whose proof stands, written at once.
+    pub async fn domains<S: AsRef<str>>(&self, tenant: TenantId, names: &[S]) -> Vec<DomainId> {
+        let mut tx = self.begin().await;
+        let mut ids = Vec::new();
+        for name in names {
+            ids.push(add_domain(&mut tx, tenant, name.as_ref()).await);
+        }
+        tx.commit().await.unwrap();
+        ids
+    }
+
+    pub async fn begin(&self) -> WriteTx {
+        self.running.parts.store.begin().await.unwrap()
+    }
+
+    /// The tenant follows the delegation advice for a name.
+    pub async fn delegate(&self, base: &str, domain: DomainId) {
+        let value = format!("{}.{ZONE}.", label(domain));
+        let name = format!("_acme-challenge.{base}");
+        self.world.set_dns("/records", json!({ "name": name, "type": "CNAME", "values": [value] })).await;
+    }
+
+    /// Rows of a query, each as text columns.
+    pub async fn rows(&self, sql: &'static str) -> Vec<Vec<String>> {
+        let mut read = self.running.parts.store.read().await.unwrap();
+        let rows = sqlx::query(sql).fetch_all(&mut *read).await.unwrap();
+        rows.iter()
+            .map(|row| (0..row.len()).map(|i| row.try_get::<String, _>(i).unwrap()).collect())
+            .collect()
+    }
+
+    pub async fn live_credentials(&self) -> Vec<Live> {
+        let mut read = self.running.parts.store.read().await.unwrap();
+        let rows = sqlx::query(
+            "SELECT c.id, c.names, c.spki_sha256, c.not_after, l.id AS lineage, l.cell FROM lineages l \
+             JOIN credentials c ON c.id = l.live_credential WHERE l.retired_at IS NULL ORDER BY c.names, l.cell",
+        )
+        .fetch_all(&mut *read)
+        .await
+        .unwrap();
+        let live = |row: &sqlx::sqlite::SqliteRow| Live {
+            id: row.try_get("id").unwrap(),
+            names: serde_json::from_str(row.try_get("names").unwrap()).unwrap(),
+            spki: row.try_get("spki_sha256").unwrap(),
+            not_after: row.try_get("not_after").unwrap(),
+            lineage: row.try_get("lineage").unwrap(),
+            cell: row.try_get("cell").unwrap(),
+        };
+        rows.iter().map(live).collect()
+    }
+
+    /// Waits until that many names are covered in all cells together.
+    pub async fn until_covered(&self, names: usize) -> Vec<Live> {
+        let mut live = Vec::new();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            let covered: usize = live.iter().map(|live: &Live| live.names.len()).sum();
+            if covered >= names {
+                return live;
+            }
+            if tokio::time::Instant::now() > deadline {
+                let orders = self.rows("SELECT names, state, COALESCE(error, '') FROM orders").await;
+                let states =
+                    self.rows("SELECT domain_id, methods, COALESCE(error, '') FROM name_states").await;
+                let conditions = self.rows("SELECT type, status, reason, message FROM conditions").await;
+                panic!("{covered} of {names} names covered; {orders:#?} {states:#?} {conditions:#?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            live = self.live_credentials().await;
+        }
+    }
+
+    pub async fn condition(&self, domain: DomainId, kind: &str) -> Option<Vec<String>> {
+        let mut read = self.running.parts.store.read().await.unwrap();
+        let row =
+            sqlx::query("SELECT status, reason, message FROM conditions WHERE domain_id = ? AND type = ?")
+                .bind(domain.to_string())
+                .bind(kind)
+                .fetch_optional(&mut *read)
+                .await
+                .unwrap()?;
+        Some((0..3).map(|i| row.try_get(i).unwrap()).collect())
+    }
+
+    pub async fn until_condition(&self, domain: DomainId, kind: &str, status: &str) -> Vec<String> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let found = self.condition(domain, kind).await;
+            match found {
+                Some(found) if found[0] == status => return found,
+                found if tokio::time::Instant::now() > deadline => {
+                    panic!("{kind} is not {status}: {found:?}")
+                }
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub id: String,
+    pub names: Vec<String>,
+    pub spki: Vec<u8>,
+    pub not_after: i64,
+    pub lineage: String,
+    pub cell: String,
+}
+
+pub fn cell_id(name: &str) -> CellId {
+    CellId::parse(name).unwrap()
+}
+
+/// The label below the challenge zone that a test's domain has.
+pub fn label(domain: DomainId) -> String {
+    domain.to_string().to_ascii_lowercase().replace('_', "-")
+}
+
+pub async fn add_tenant(tx: &mut WriteTx, cells: &[&str], sharing: &str) -> TenantId {
+    let id = TenantId::generate();
+    let spec = json!({ "name": label_of(&id.to_string()), "cells": cells, "sharing": sharing });
+    sqlx::query("INSERT INTO tenants (id, name, spec, revision, created_at) VALUES (?1, ?1, ?2, 1, 0)")
+        .bind(id.to_string())
+        .bind(spec.to_string())
+        .execute(&mut **tx)
+        .await
+        .unwrap();
+    change::record(tx, ResourceKind::Tenant, &id.to_string(), Some(&id.to_string())).await.unwrap();
+    id
+}
+
+pub async fn add_domain(tx: &mut WriteTx, tenant: TenantId, name: &str) -> DomainId {
+    let id = DomainId::generate();
+    let spec = json!({
+        "hostname": name,
+        "routes": [{ "action": { "type": "proxy", "origin": "http://192.0.2.1:80" } }],
+    });
+    sqlx::query(
+        "INSERT INTO domains (id, tenant_id, name, spec, served, proof_label, txt_token, http_token, \
+         challenge_label, revision, created_at) VALUES (?1, ?2, ?3, ?4, 1, ?1, ?1, ?1, ?5, 1, ?6)",
+    )
+    .bind(id.to_string())
+    .bind(tenant.to_string())
+    .bind(name)
+    .bind(spec.to_string())
+    .bind(label(id))
+    .bind(Clock::default().now_ms())
+    .execute(&mut **tx)
+    .await
+    .unwrap();
+    change::record(tx, ResourceKind::Domain, &id.to_string(), Some(&tenant.to_string())).await.unwrap();
+    id
+}
+
+fn label_of(id: &str) -> String {
+    id.to_ascii_lowercase().replace('_', "-")
+}
+
+/// One small HTTP exchange.
+pub async fn http(address: SocketAddr, method: &str, path: &str, body: &Value) -> (u16, String) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// What the control plane logs, for who sets RUST_LOG.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
+}
