@@ -127,3 +127,24 @@ pub const STATIC_BODY_BYTES_MAX: u64 = 64 * 1024;
 pub const KEY_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Standalone files.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// Concurrent request streams of one HTTP/3 connection, and streams of a client's own (control, QPACK, reserved).
+pub const H3_STREAMS_MAX: u32 = 100;
+pub const H3_CONTROL_STREAMS_MAX: u32 = 8;
+/// Requests that a client may give up within the window before its connection is closed.
+pub const H3_GIVEN_UP_MAX: usize = 100;
+pub const H3_GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
+/// After the last answer of a connection that is to end: the client's time to close it first.
+pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// Answer bytes that one connection's client has not acknowledged.
+pub const QUIC_SEND_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Handshakes of one worker from which on clients have to show their address first (Retry, RFC 9000 section 8.1.2).
+pub const QUIC_HALF_OPEN_BEFORE_RETRY: usize = 100;
+/// A Retry token is good for this long.
+pub const QUIC_RETRY_TOKEN_LIFE: Duration = Duration::from_secs(15);
+/// Connection attempts that wait to be looked at, and bytes held for one of them and for all.
+pub const QUIC_INCOMING_MAX: usize = 1024;
+pub const QUIC_INCOMING_BYTES: u64 = 64 * 1024;
+pub const QUIC_INCOMING_BYTES_TOTAL: u64 = 16 * 1024 * 1024;
+/// CRYPTO bytes that may come out of order in a handshake.
+pub const QUIC_CRYPTO_BUFFER_BYTES: usize = 16 * 1024;

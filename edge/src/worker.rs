@@ -18,7 +18,7 @@ use crate::{
     egress::EgressGuard,
     io::{Backend, Listener, Runtime, Stream, publish_counts},
     limits,
-    listen::BoundListener,
+    listen::{self, BoundListener},
     server::Edge,
     upstream::{Names, Origins, tunnel::OriginHalf},
 };
@@ -80,8 +80,14 @@ impl Worker {
 
     async fn serve(self: &Rc<Self>, listeners: Vec<BoundListener>) -> io::Result<()> {
         let mut accepting = Vec::new();
-        for bound in listeners {
+        for mut bound in listeners {
             let listener = Listener::new(bound.socket.try_clone()?, self.backend)?;
+            let quic = bound.quic.take();
+            let bound = Rc::new(bound);
+            if let Some(quic) = quic {
+                let serving = listen::quic::serve(Rc::clone(self), quic, Rc::clone(&bound));
+                accepting.push(tokio::task::spawn_local(serving));
+            }
             accepting.push(tokio::task::spawn_local(Rc::clone(self).accept_from(listener, bound)));
         }
         let ticking = tokio::task::spawn_local(Rc::clone(self).tick());
@@ -96,8 +102,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn accept_from(self: Rc<Self>, mut listener: Listener, bound: BoundListener) {
-        let bound = Rc::new(bound);
+    async fn accept_from(self: Rc<Self>, mut listener: Listener, bound: Rc<BoundListener>) {
         let mut draining = Box::pin(self.drain.begun());
         loop {
             for _ in 0..limits::ACCEPTS_PER_TURN {
@@ -140,18 +145,24 @@ impl Worker {
     }
 
     fn start(self: &Rc<Self>, stream: Stream, peer: SocketAddr, bound: &Rc<BoundListener>) {
-        self.edge.metrics.connections_total.increment(1);
-        if self.open.get() >= self.edge.connections_per_worker_max {
-            self.edge.metrics.connections_refused.increment(1);
-            return; // dropped: closed at once, before a byte of TLS is read
-        }
-        let place = Place::taken(self);
+        // Dropped without a place: closed at once, before a byte of TLS is read.
+        let Some(place) = self.place() else { return };
         let worker = Rc::clone(self);
         let bound = Rc::clone(bound);
         tokio::task::spawn_local(async move {
             connection::serve(worker, stream, peer, &bound).await;
             drop(place);
         });
+    }
+
+    /// Room for one more connection; counted, also where there is none.
+    pub(crate) fn place(self: &Rc<Self>) -> Option<Place> {
+        self.edge.metrics.connections_total.increment(1);
+        if self.open.get() >= self.edge.connections_per_worker_max {
+            self.edge.metrics.connections_refused.increment(1);
+            return None;
+        }
+        Some(Place::taken(self))
     }
 
     async fn wait_until_idle(&self) {
@@ -192,7 +203,7 @@ impl Worker {
 }
 
 /// One open connection, counted while it lives; also when its task panics.
-struct Place(Rc<Worker>);
+pub(crate) struct Place(Rc<Worker>);
 
 impl Place {
     fn taken(worker: &Rc<Worker>) -> Self {

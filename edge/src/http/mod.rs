@@ -10,3 +10,4 @@ pub mod framing;
 pub mod guarded_io;
 pub mod h1;
 pub mod h2;
+pub mod h3;

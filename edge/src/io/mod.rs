@@ -19,6 +19,7 @@ mod backend;
 mod connect;
 mod counts;
 mod listener;
+mod reuseport_bpf;
 mod ring;
 mod stream;
 
@@ -26,4 +27,5 @@ pub use backend::{Backend, IoChoice, Refused, Runtime, choose, probe};
 pub use connect::connect;
 pub use counts::{OperationCounts, operation_counts, publish_counts};
 pub use listener::{Listener, bind, bound_elsewhere};
+pub use reuseport_bpf::steer_by_connection_id;
 pub use stream::Stream;

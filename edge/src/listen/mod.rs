@@ -7,6 +7,10 @@ use std::{
 
 use http::HeaderValue;
 
+pub mod quic;
+
+use self::quic::QuicSocket;
+
 use crate::{config::ListenerConfig, io as sockets};
 
 /// A bound socket and how it is to be served.
@@ -16,6 +20,8 @@ pub struct BoundListener {
     pub config: ListenerConfig,
     /// What tells clients of HTTP/1.1 and 2 about HTTP/3 here.
     pub alt_svc: Option<HeaderValue>,
+    /// The same address over UDP, where HTTP/3 is on.
+    pub quic: Option<QuicSocket>,
 }
 
 /// A listener that could not be bound; says which and what to do.
@@ -35,9 +41,24 @@ pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<Bo
     let mut per_worker: Vec<Vec<BoundListener>> = (0..workers).map(|_| Vec::new()).collect();
     for config in configs {
         let mut config = config.clone();
+        if config.http3 && config.address.port() == 0 {
+            config.address =
+                quic::free_address(config.address).map_err(|error| named(config.address, error))?;
+            config.public_https_port = match config.public_https_port {
+                0 => config.address.port(),
+                port => port,
+            };
+        }
         if config.address.port() != 0 {
             sockets::bound_elsewhere(config.address).map_err(|error| named(config.address, error))?;
         }
+        let mut group = match config.http3 {
+            true => {
+                quic::bind_group(config.address, workers).map_err(|error| named(config.address, error))?
+            }
+            false => Vec::new(),
+        }
+        .into_iter();
         for listeners in &mut per_worker {
             let socket = sockets::bind(config.address).map_err(|error| named(config.address, error))?;
             let bound = socket.local_addr().map_err(|error| named(config.address, error))?;
@@ -46,7 +67,7 @@ pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<Bo
             }
             config.address = bound;
             let alt_svc = config.http3.then(|| alt_svc(config.public_https_port));
-            listeners.push(BoundListener { socket, config: config.clone(), alt_svc });
+            listeners.push(BoundListener { socket, config: config.clone(), alt_svc, quic: group.next() });
         }
     }
     Ok(per_worker)
@@ -81,6 +102,7 @@ impl BoundListener {
             socket: self.socket.try_clone()?,
             config: self.config.clone(),
             alt_svc: self.alt_svc.clone(),
+            quic: self.quic.as_ref().map(QuicSocket::try_clone).transpose()?,
         })
     }
 }

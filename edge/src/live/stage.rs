@@ -89,19 +89,58 @@ pub(super) struct DomainItem {
     pub(super) https_redirect: bool,
 }
 
+/// From this many resources on, an edge that starts uses all its cores; nobody else wants them yet.
+const PARALLEL_FROM: usize = 1000;
+
 /// Parses and checks the resources of a batch.
 pub fn stage(admitted: Admitted, context: &StagingContext) -> Staged {
     let Admitted { batch, unchanged } = admitted;
-    let staged = |(resource, unchanged): (&wire::Resource, bool)| {
-        if unchanged {
+    let threads = match context.checks {
+        Checks::ServedBefore if batch.resources.len() >= PARALLEL_FROM => {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        }
+        // While workers serve, one core is theirs to lose at most.
+        Checks::ServedBefore | Checks::Handshake => 1,
+    };
+    let items = if threads == 1 {
+        stage_part(&batch.resources, &unchanged, context)
+    } else {
+        stage_in_parallel(&batch.resources, &unchanged, context, threads)
+    };
+    Staged { batch, now: context.now, items }
+}
+
+fn stage_in_parallel(
+    resources: &[wire::Resource],
+    unchanged: &[bool],
+    context: &StagingContext,
+    threads: usize,
+) -> Vec<Result<Item, Fault>> {
+    let size = resources.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = resources
+            .chunks(size)
+            .zip(unchanged.chunks(size))
+            .map(|(resources, unchanged)| scope.spawn(move || stage_part(resources, unchanged, context)))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().expect("a part holds its panics itself")).collect()
+    })
+}
+
+fn stage_part(
+    resources: &[wire::Resource],
+    unchanged: &[bool],
+    context: &StagingContext,
+) -> Vec<Result<Item, Fault>> {
+    let staged = |(resource, unchanged): (&wire::Resource, &bool)| {
+        if *unchanged {
             return Ok(Item::Unchanged);
         }
         catch_unwind(AssertUnwindSafe(|| parse_resource(resource, context))).unwrap_or_else(|_| {
             Err(Fault::new("InternalFault", "this edge failed at the resource; a bug of the edge"))
         })
     };
-    let items = batch.resources.iter().zip(unchanged).map(staged).collect();
-    Staged { batch, now: context.now, items }
+    resources.iter().zip(unchanged).map(staged).collect()
 }
 
 impl Item {

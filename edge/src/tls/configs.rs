@@ -74,6 +74,13 @@ impl TlsConfigs {
         with_key(base, key)
     }
 
+    /// For QUIC, whose sessions begin before the ClientHello is there: `resolver` chooses when it is.
+    pub fn resolving(&self, resolver: Arc<dyn ResolvesServerCert>) -> Arc<ServerConfig> {
+        let mut config = self.bases[1][0][Alpn::Http3 as usize].clone();
+        config.cert_resolver = resolver;
+        Arc::new(config)
+    }
+
     /// For a CA that validates by TLS-ALPN-01.
     pub fn challenge(&self, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
         with_key(&self.challenge, key)

@@ -1,0 +1,197 @@
+//! One request stream, from its head to the end of its answer.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ::h3::error::{Code, StreamError};
+use ::h3::server::{RequestResolver, RequestStream};
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body as _;
+
+use super::Exchanges;
+use super::adapter::{Accepted, Connection, RecvStream, SendStream};
+use super::body::{Begun, H3Body, content_length};
+use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
+use crate::http::body::{BodyError, RequestBody, ResponseBody};
+use crate::{clock, limits};
+
+type Resolver = RequestResolver<Connection, Bytes>;
+type Send = RequestStream<SendStream<Bytes>, Bytes>;
+type Recv = RequestStream<RecvStream, Bytes>;
+
+/// How a stream ended before its answer was whole.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the head did not come within its deadline")]
+    SlowHead,
+    #[error("the request is malformed: {0}")]
+    Malformed(&'static str),
+    #[error("the client gave the request up")]
+    GivenUp,
+    #[error(transparent)]
+    Dropped(#[from] Dropped),
+    #[error("the client takes no bytes")]
+    Stalled,
+    #[error("the answer's body broke off: {0}")]
+    Body(BodyError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// Serves one request on its own task.
+pub(super) fn start(
+    resolver: Resolver,
+    accepted: Accepted,
+    exchanges: &Rc<Exchanges>,
+    context: &Rc<ConnectionContext>,
+) {
+    let open = Open::new(exchanges);
+    let context = Rc::clone(context);
+    tokio::task::spawn_local(async move {
+        if let Err(broken) = Box::pin(exchange(resolver, accepted, &context)).await {
+            tracing::trace!(%broken, "an HTTP/3 exchange broke off");
+            if matches!(broken, Broken::GivenUp | Broken::Stream(_)) {
+                open.0.note_given_up();
+            }
+        }
+    });
+}
+
+/// An exchange under way, also when its task panics.
+struct Open(Rc<Exchanges>);
+
+impl Open {
+    fn new(exchanges: &Rc<Exchanges>) -> Self {
+        exchanges.open.set(exchanges.open.get() + 1);
+        Self(Rc::clone(exchanges))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.ended.notify_waiters();
+    }
+}
+
+async fn exchange(
+    resolver: Resolver,
+    accepted: Accepted,
+    context: &Rc<ConnectionContext>,
+) -> Result<(), Broken> {
+    let head = tokio::time::timeout(limits::HEADER_DEADLINE, resolver.resolve_request());
+    let (request, stream) = head.await.map_err(|_| Broken::SlowHead)??;
+    let Accepted { account, mut given_up } = accepted;
+    let (mut send, recv) = stream.split();
+    let request = match read_request(request, recv, account) {
+        Ok(request) => request,
+        Err(why) => {
+            send.stop_stream(Code::H3_MESSAGE_ERROR);
+            return Err(Broken::Malformed(why));
+        }
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = serve_exchange(request, context) => answer,
+        () = &mut given_up => return Err(Broken::GivenUp),
+    };
+    match answer {
+        Ok(response) => {
+            let sent = send_response(&mut send, response).await;
+            if sent.is_err() {
+                send.stop_stream(Code::H3_INTERNAL_ERROR);
+            }
+            sent
+        }
+        Err(dropped) => {
+            send.stop_stream(Code::H3_REQUEST_REJECTED);
+            Err(dropped.into())
+        }
+    }
+}
+
+fn read_request(
+    request: Request<()>,
+    recv: Recv,
+    account: Rc<super::adapter::Account>,
+) -> Result<Request<RequestBody>, &'static str> {
+    check_fields(request.headers())?;
+    let promised = content_length(request.headers()).map_err(|_| "content-length")?;
+    let mut rest = H3Body::new(recv, account, promised);
+    let mut first = None;
+    let empty = rest.is_empty_already(&mut first).map_err(|_| "body")?;
+    let body = if empty { RequestBody::empty() } else { RequestBody::boxed(Box::pin(Begun { first, rest })) };
+    Ok(request.map(|()| body))
+}
+
+/// Fields that belong to a connection have no place in a message (RFC 9114 section 4.2); with them an origin that speaks
+/// HTTP/1.1 could be told another length than we were.
+fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
+    const FORBIDDEN: [&str; 5] =
+        ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+    if FORBIDDEN.iter().any(|name| headers.contains_key(*name)) {
+        return Err("a field that belongs to a connection");
+    }
+    let te_fits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
+    if !headers.get_all(header::TE).iter().all(te_fits) {
+        return Err("te");
+    }
+    if headers.len() > limits::HEADER_FIELDS_MAX {
+        return Err("too many fields");
+    }
+    Ok(())
+}
+
+async fn send_response(send: &mut Send, response: Response<ResponseBody>) -> Result<(), Broken> {
+    let (parts, mut body) = response.into_parts();
+    let mut head = Response::from_parts(parts, ());
+    finish_head(&mut head, &body);
+    within(send.send_response(head)).await?;
+    while let Some(frame) = next_frame(&mut body).await {
+        let frame = frame.map_err(Broken::Body)?;
+        match frame.into_data() {
+            Ok(data) if data.has_remaining() => within(send.send_data(data)).await?,
+            Ok(_) => {}
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    within(send.send_trailers(trailers)).await?;
+                }
+            }
+        }
+    }
+    within(send.finish()).await
+}
+
+async fn next_frame(body: &mut ResponseBody) -> Option<Result<http_body::Frame<Bytes>, BodyError>> {
+    std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
+
+/// What hyper adds to the answers of the other versions, and what it takes off.
+fn finish_head(head: &mut Response<()>, body: &ResponseBody) {
+    let status = head.status();
+    let headers = head.headers_mut();
+    for name in ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"] {
+        headers.remove(name);
+    }
+    let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 && !bodiless) {
+        headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    headers.entry(header::DATE).or_insert_with(|| {
+        let now = std::time::UNIX_EPOCH + Duration::from_secs(clock::unix_elapsed().as_secs());
+        HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a header value")
+    });
+}
+
+/// A client that takes nothing for a while is cut (the window is full, or it is gone).
+async fn within<E>(sending: impl Future<Output = Result<(), E>>) -> Result<(), Broken>
+where
+    Broken: From<E>,
+{
+    match tokio::time::timeout(limits::WRITE_STALL_DEADLINE, sending).await {
+        Ok(sent) => Ok(sent?),
+        Err(_) => Err(Broken::Stalled),
+    }
+}

@@ -1,0 +1,173 @@
+//! HTTP/3 on one connection: h3 does the framing and QPACK, [`adapter`] connects it to quinn, each request ends at
+//! [`serve_exchange`](crate::exchange::serve_exchange) as those of the other versions do.
+//!
+//! h3 0.0.8 is young: what it leaves to its caller is done here and in [`frames`] (bounds on frames, bodies cut short,
+//! fields that belong to a connection, content-length). Deliberately absent: server push, datagrams, WebTransport,
+//! extended CONNECT and a dynamic QPACK table.
+
+pub mod adapter;
+mod body;
+mod exchange;
+mod frames;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use ::h3::error::Code;
+use ::h3::server;
+use bytes::Bytes;
+use quinn::VarInt;
+use tokio::sync::Notify;
+
+use self::adapter::Accepting;
+use super::clock::Expired;
+use super::drive::Ended;
+use crate::exchange::ConnectionContext;
+use crate::{clock, limits};
+
+type H3Connection = server::Connection<adapter::Connection, Bytes>;
+
+/// What the exchanges of one connection have in common.
+#[derive(Default)]
+struct Exchanges {
+    open: Cell<usize>,
+    ended: Notify,
+    /// When clients gave requests up, newest last.
+    given_up: RefCell<VecDeque<Instant>>,
+}
+
+/// Serves exchanges until the connection ends.
+pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>) -> Ended {
+    let shared = Rc::new(Accepting::default());
+    let adapter = adapter::Connection::new(connection.clone(), Rc::clone(&shared));
+    let mut builder = server::builder();
+    builder.max_field_section_size(limits::HEADER_BYTES_MAX as u64).send_grease(false);
+    let built = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, builder.build(adapter));
+    let mut h3 = match built.await {
+        Ok(Ok(h3)) => h3,
+        Ok(Err(error)) => {
+            tracing::trace!(%error, "an HTTP/3 connection did not begin");
+            return Ended::Failed;
+        }
+        Err(_) => return Ended::Expired(Expired::SlowHead),
+    };
+    let exchanges = Rc::new(Exchanges::default());
+    let ended = accept(&mut h3, &shared, &exchanges, &context).await;
+    let ended = match ended {
+        Next::Finish => finish(&mut h3, &connection, &shared, &exchanges).await,
+        Next::Expired(expired) => {
+            // Politely: a client that was only quiet opens another connection.
+            let _gone = h3.shutdown(1).await;
+            Ended::Expired(expired)
+        }
+        Next::Ended(ended) => ended,
+    };
+    connection.close(VarInt::from_u32(close_code(&exchanges)), b"");
+    ended
+}
+
+/// Why no more requests are taken.
+enum Next {
+    /// Those under way are finished, then the connection is closed.
+    Finish,
+    Expired(Expired),
+    Ended(Ended),
+}
+
+async fn accept(
+    h3: &mut H3Connection,
+    shared: &Rc<Accepting>,
+    exchanges: &Rc<Exchanges>,
+    context: &Rc<ConnectionContext>,
+) -> Next {
+    let mut draining = std::pin::pin!(context.worker.drain.begun());
+    loop {
+        let look_at = context.clock.earliest().unwrap_or_else(|| clock::now() + limits::IDLE_DEADLINE);
+        tokio::select! {
+            biased;
+            () = &mut draining => return Next::Finish,
+            accepted = h3.accept() => match accepted {
+                Ok(Some(resolver)) => {
+                    let Some(accepted) = shared.take_last() else { return Next::Ended(Ended::Failed) };
+                    exchange::start(resolver, accepted, exchanges, context);
+                    if exchanges.too_many_given_up() {
+                        return Next::Ended(Ended::Failed);
+                    }
+                    if context.clock.exchanges() >= limits::EXCHANGES_PER_CONNECTION_MAX {
+                        return Next::Finish;
+                    }
+                }
+                Ok(None) => return Next::Finish,
+                Err(error) => {
+                    let ended = if error.is_h3_no_error() { Ended::Done } else { Ended::Failed };
+                    tracing::trace!(%error, "an HTTP/3 connection ended");
+                    return Next::Ended(ended);
+                }
+            },
+            () = exchanges.ended.notified() => if exchanges.too_many_given_up() {
+                return Next::Ended(Ended::Failed);
+            },
+            () = tokio::time::sleep_until(look_at.into()) => {
+                if let Err(expired) = context.clock.check(clock::now()) {
+                    return Next::Expired(expired);
+                }
+            }
+        }
+    }
+}
+
+/// Says GOAWAY, waits for what is under way, and gives the client a moment to close first.
+async fn finish(
+    h3: &mut H3Connection,
+    connection: &quinn::Connection,
+    shared: &Accepting,
+    exchanges: &Exchanges,
+) -> Ended {
+    shared.reject_the_rest();
+    if h3.shutdown(1).await.is_err() {
+        return Ended::Failed;
+    }
+    while exchanges.open.get() > 0 {
+        tokio::select! {
+            () = exchanges.ended.notified() => {}
+            // Keeps the connection's own streams moving, and late requests rejected.
+            accepted = h3.accept() => if !matches!(accepted, Ok(Some(_))) {
+                // Closed by the client; what is left of the exchanges sees it too.
+                if exchanges.open.get() > 0 {
+                    exchanges.ended.notified().await;
+                }
+            },
+        }
+    }
+    // Closing at once would drop bytes that were not acknowledged yet.
+    let linger = tokio::time::timeout(limits::H3_CLOSE_LINGER, connection.closed());
+    if linger.await.is_err() {
+        tracing::trace!("a client keeps its connection after GOAWAY");
+    }
+    Ended::Done
+}
+
+fn close_code(exchanges: &Exchanges) -> u32 {
+    let code = if exchanges.too_many_given_up() { Code::H3_EXCESSIVE_LOAD } else { Code::H3_NO_ERROR };
+    u32::try_from(code.value()).unwrap_or(0x102)
+}
+
+impl Exchanges {
+    /// A client that begins requests only to give them up makes us work for nothing (CVE-2023-44487 over QUIC).
+    fn note_given_up(&self) {
+        let mut given_up = self.given_up.borrow_mut();
+        given_up.push_back(clock::now());
+        if given_up.len() > limits::H3_GIVEN_UP_MAX {
+            given_up.pop_front();
+        }
+    }
+
+    fn too_many_given_up(&self) -> bool {
+        let given_up = self.given_up.borrow();
+        let full = given_up.len() >= limits::H3_GIVEN_UP_MAX;
+        let recent = |first: &Instant| clock::now().duration_since(*first) < limits::H3_GIVEN_UP_WINDOW;
+        full && given_up.front().is_some_and(recent)
+    }
+}

@@ -1,0 +1,169 @@
+//! TLS for QUIC: the same choice by ClientHello as over TCP.
+//!
+//! quinn makes a TLS session before it has seen the ClientHello, so each session gets a resolver of its own, which makes
+//! the choice when the hello is there and remembers what it has shown. rustls can only say `access_denied` when a
+//! resolver has nothing; the session's error is therefore replaced by the alert that is meant.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
+use quinn_proto::crypto::{
+    ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig, Session, UnsupportedVersion,
+};
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
+use rustls::AlertDescription;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::clock;
+use crate::metrics::HandshakeEnd;
+use crate::server::Edge;
+use crate::tls::{HelloFacts, Selection, Shown, Transport, select};
+
+pub(super) struct SelectingCrypto {
+    edge: Arc<Edge>,
+    /// For what comes before a session: initial keys and Retry.
+    initial: QuicServerConfig,
+}
+
+/// What one session's resolver has decided.
+type Choice = OnceLock<Result<Shown, AlertDescription>>;
+
+struct Selecting {
+    edge: Arc<Edge>,
+    choice: Arc<Choice>,
+}
+
+struct SelectedSession {
+    inner: Box<dyn Session>,
+    choice: Arc<Choice>,
+}
+
+impl SelectingCrypto {
+    pub(super) fn new(edge: Arc<Edge>) -> Result<Self, NoInitialCipherSuite> {
+        let resolver = Selecting { edge: Arc::clone(&edge), choice: Arc::default() };
+        let initial = QuicServerConfig::try_from(edge.tls.resolving(Arc::new(resolver)))?;
+        Ok(Self { edge, initial })
+    }
+}
+
+/// How a handshake that failed is counted.
+pub(super) fn end_of(error: &quinn::ConnectionError) -> HandshakeEnd {
+    let refused = TransportErrorCode::crypto(u8::from(AlertDescription::UnrecognisedName));
+    match error {
+        quinn::ConnectionError::TransportError(error) if error.code == refused => HandshakeEnd::UnknownName,
+        quinn::ConnectionError::TimedOut => HandshakeEnd::TimedOut,
+        _ => HandshakeEnd::Failed,
+    }
+}
+
+impl ServerConfig for SelectingCrypto {
+    fn initial_keys(&self, version: u32, id: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
+        self.initial.initial_keys(version, id)
+    }
+
+    fn retry_tag(&self, version: u32, original_id: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.initial.retry_tag(version, original_id, packet)
+    }
+
+    fn start_session(self: Arc<Self>, version: u32, parameters: &TransportParameters) -> Box<dyn Session> {
+        let choice = Arc::new(Choice::new());
+        let resolver = Selecting { edge: Arc::clone(&self.edge), choice: Arc::clone(&choice) };
+        let config = QuicServerConfig::try_from(self.edge.tls.resolving(Arc::new(resolver)))
+            .expect("the suite of initial packets was there when this endpoint was made");
+        let inner = Arc::new(config).start_session(version, parameters);
+        Box::new(SelectedSession { inner, choice })
+    }
+}
+
+impl ResolvesServerCert for Selecting {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let facts = HelloFacts::of(&hello);
+        let live = &self.edge.live;
+        let selection = select(&facts, live, &self.edge.tls, Transport::Quic, clock::unix_time());
+        let (choice, key) = match selection {
+            Selection::Serve { config, shown } if shown.is_default || shown.policy.http3 => {
+                (Ok(*shown), config.cert_resolver.resolve(hello))
+            }
+            // Over TCP these would be served: what is missing is the protocol.
+            Selection::Serve { .. } | Selection::Challenge { .. } => {
+                (Err(AlertDescription::NoApplicationProtocol), None)
+            }
+            Selection::Refuse { alert, .. } => (Err(alert), None),
+        };
+        // A second ClientHello, after a HelloRetryRequest, may be chosen for anew; the first choice stands.
+        let _chosen = self.choice.set(choice);
+        key
+    }
+}
+
+impl Session for SelectedSession {
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.inner.handshake_data()?;
+        let shown = self.choice.get()?.as_ref().ok()?;
+        Some(Box::new(shown.clone()))
+    }
+
+    fn read_handshake(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
+        self.inner.read_handshake(bytes).map_err(|mut error| {
+            if let Some(Err(alert)) = self.choice.get() {
+                error.code = TransportErrorCode::crypto(u8::from(*alert));
+            }
+            error
+        })
+    }
+
+    fn initial_keys(&self, id: &ConnectionId, side: Side) -> Keys {
+        self.inner.initial_keys(id, side)
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        self.inner.peer_identity()
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        self.inner.early_crypto()
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        self.inner.early_data_accepted()
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        self.inner.transport_parameters()
+    }
+
+    fn write_handshake(&mut self, buffer: &mut Vec<u8>) -> Option<Keys> {
+        self.inner.write_handshake(buffer)
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        self.inner.next_1rtt_keys()
+    }
+
+    fn is_valid_retry(&self, original_id: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        self.inner.is_valid_retry(original_id, header, payload)
+    }
+
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.inner.export_keying_material(output, label, context)
+    }
+}
+
+impl fmt::Debug for Selecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Selecting").finish_non_exhaustive()
+    }
+}

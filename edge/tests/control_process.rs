@@ -1,0 +1,192 @@
+//! The whole edge in fleet mode: its binary, a control plane over real sockets, handshakes by real clients.
+
+mod fleet;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fleet::process::EdgeProcess;
+use fleet::server::{Conversation, TestCa, TestControl, within};
+use fleet::{Shop, fixed, mint_valid};
+use portico_api::distribution as wire;
+use portico_cert_store::Generation;
+use portico_edge::clock;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const FIRST: Generation = Generation { epoch: 1, sequence: 1 };
+
+/// Runs a test on epoll, and on io_uring where this kernel has it.
+async fn on_each_backend(test: impl AsyncFn(&str)) {
+    test("epoll").await;
+    match portico_edge::io::probe() {
+        Ok(_) => test("uring").await,
+        Err(refused) => eprintln!("not run on io_uring: {refused}"),
+    }
+}
+
+fn shop(name: &str) -> Shop {
+    let mut shop = Shop::new(name);
+    let now = clock::unix_time().as_secs();
+    shop.minted = mint_valid(shop.tenant, &[name], now - 3600, now + 86_400);
+    shop
+}
+
+fn config(folder: &Path, control: &TestControl) -> PathBuf {
+    let token = folder.join("token");
+    std::fs::write(&token, control.state.ca.token()).unwrap();
+    let file = folder.join("edge.toml");
+    let text = format!(
+        r#"
+workers = 2
+state = "{folder}/state"
+metrics = "127.0.0.1:0"
+access_log = "off"
+drain_seconds = 5
+[[listen]]
+address = "127.0.0.1:0"
+kind = "https"
+http3 = true
+[control]
+address = "{address}"
+join_token_file = "{token}"
+"#,
+        folder = folder.display(),
+        address = control.address,
+        token = token.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+async fn feed(conversation: &mut Conversation, shops: &[Shop]) {
+    conversation.send_key().await;
+    let resources: Vec<_> = shops.iter().flat_map(|shop| shop.resources(1)).collect();
+    conversation.send_snapshot(FIRST, &resources).await;
+    let ack = conversation.ack().await;
+    assert_eq!((ack.generation, ack.nacks.len()), (Some(FIRST.into()), 0));
+}
+
+/// A GET over TLS 1.3 by a client that trusts this shop's certificate alone.
+async fn get(edge: &EdgeProcess, shop: &Shop) -> std::io::Result<String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(shop.minted.leaf.clone().into()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    within(async {
+        let stream = tokio::net::TcpStream::connect(edge.address).await?;
+        let name = shop.name.clone().try_into().unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let request = format!("GET / HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", shop.name);
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    })
+    .await
+}
+
+async fn assert_serves(edge: &EdgeProcess, shop: &Shop, body: &str) {
+    let answer = get(edge, shop).await.unwrap_or_else(|error| panic!("{}: {error}", shop.name));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(body), "{}: {answer}", shop.name);
+}
+
+#[tokio::test]
+async fn an_edge_that_was_killed_serves_every_name_without_its_control_plane() {
+    on_each_backend(async |backend| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut control = TestControl::start(TestCa::new()).await;
+        let file = config(folder.path(), &control);
+        let edge = EdgeProcess::start(&file, backend);
+        let shops: Vec<Shop> = (0..40).map(|index| shop(&format!("n{index}.shop.example"))).collect();
+        let mut conversation = control.conversation().await;
+        feed(&mut conversation, &shops).await;
+        let second = Generation { epoch: 1, sequence: 2 };
+        let change = shops[7].domain(2, |body| body.routes[0] = fixed("changed"));
+        conversation.send_delta(FIRST, second, vec![change]).await;
+        conversation.ack().await;
+        let status = conversation.status().await;
+        assert_eq!(status.io_backend, backend);
+        assert!(status.listeners.contains(&edge.address.to_string()), "{:?}", status.listeners);
+        assert_serves(&edge, &shops[7], "changed").await;
+        edge.kill();
+        drop(conversation);
+        control.stop().await;
+
+        let edge = EdgeProcess::start(&file, backend);
+        for (index, shop) in shops.iter().enumerate() {
+            assert_serves(&edge, shop, if index == 7 { "changed" } else { &shop.name }).await;
+        }
+        assert_eq!(edge.metric("portico_edge_panics_total").await, 0.0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_suspension_reaches_the_edge_within_a_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let edge = EdgeProcess::start(&config(folder.path(), &control), "epoll");
+    let mut conversation = control.conversation().await;
+    let shops = [shop("www.shop.example"), shop("other.example")];
+    feed(&mut conversation, &shops).await;
+    let began = clock::now();
+    let suspend = wire::Suspend {
+        tenant_id: shops[0].tenant.to_string(),
+        suspension: Some(wire::Suspension {
+            mode: wire::suspension::Mode::Legal as i32,
+            ..Default::default()
+        }),
+        version: 2,
+        ..Default::default()
+    };
+    conversation.send_urgent(1, wire::urgent::Action::Suspend(suspend)).await;
+    assert!(clock::now().duration_since(began).as_millis() < 1000);
+    assert!(get(&edge, &shops[0]).await.unwrap().starts_with("HTTP/1.1 451"));
+    assert_serves(&edge, &shops[1], "other.example").await;
+}
+
+#[tokio::test]
+async fn a_name_without_http3_is_refused_over_quic_and_not_advertised() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let edge = EdgeProcess::start(&config(folder.path(), &control), "epoll");
+    let mut conversation = control.conversation().await;
+    let shops = [shop("with.example"), shop("without.example")];
+    feed(&mut conversation, &shops).await;
+    let off = wire::TlsPolicy { http3_off: true, ..Default::default() };
+    let second = Generation { epoch: 1, sequence: 2 };
+    conversation.send_delta(FIRST, second, vec![shops[1].domain(2, |body| body.tls = Some(off))]).await;
+    conversation.ack().await;
+    for (shop, on) in [(&shops[0], true), (&shops[1], false)] {
+        let answer = get(&edge, shop).await.unwrap().to_ascii_lowercase();
+        assert_eq!(answer.contains("alt-svc: h3="), on, "{answer}");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(shop.minted.leaf.clone().into()).unwrap();
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let connecting = endpoint.connect_with(quic_config(roots), edge.address, &shop.name).unwrap();
+        match within(connecting).await {
+            Ok(_) => assert!(on, "{} was served", shop.name),
+            Err(quinn::ConnectionError::ConnectionClosed(close)) => {
+                assert!(!on, "{}: {close}", shop.name);
+                // no_application_protocol: the name is ours, this protocol is not for it.
+                assert_eq!(close.error_code, quinn::TransportErrorCode::crypto(120));
+            }
+            Err(error) => panic!("{}: {error}", shop.name),
+        }
+    }
+}
+
+fn quic_config(roots: rustls::RootCertStore) -> quinn::ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    quinn::ClientConfig::new(Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap()))
+}

@@ -1,0 +1,151 @@
+//! Clients that do what they should not.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+
+use super::harness::{TestEdge, answer, client_config, on_each_backend, within};
+use super::origin::{self, Behaviour};
+
+#[test]
+fn malformed_requests_are_refused_alone() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, Some(origin::start(Behaviour::Echo).await));
+        let mut client = edge.connect("proxied.example").await;
+        let request = || Request::post("https://proxied.example/");
+        let cases = [
+            request().header("connection", "close"),
+            request().header("transfer-encoding", "chunked"),
+            request().header("te", "gzip"),
+            request().header("content-length", "+3"),
+            request().header("content-length", "3").header("content-length", "4"),
+            // Shorter and longer than the three bytes that follow.
+            request().header("content-length", "2"),
+            request().header("content-length", "4"),
+        ];
+        for case in cases {
+            let shown = format!("{:?}", case.headers_ref());
+            let mut stream = client.sender.send_request(case.body(()).unwrap()).await.unwrap();
+            // The edge may have refused it by now.
+            let _sent = stream.send_data(Bytes::from_static(b"abc")).await;
+            let _finished = stream.finish().await;
+            match within(answer(&mut stream)).await {
+                Err(_) => {}
+                Ok(answer) => {
+                    assert!(answer.status.is_client_error() || answer.status.is_server_error(), "{shown}")
+                }
+            }
+        }
+        let mut large = Request::get("https://proxied.example/");
+        for index in 0..40 {
+            large = large.header(format!("x-{index}"), "y".repeat(1000));
+        }
+        let mut stream = client.sender.send_request(large.body(()).unwrap()).await;
+        if let Ok(stream) = &mut stream {
+            let _finished = stream.finish().await;
+            if let Ok(answer) = within(answer(stream)).await {
+                assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            }
+        }
+        assert_eq!(client.get("one.example", "/").await.status, StatusCode::OK);
+        assert_eq!(edge.process.metric("portico_edge_panics_total").await, 0.0);
+    });
+}
+
+#[test]
+fn a_client_that_gives_up_request_after_request_is_cut() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let mut client = edge.connect("one.example").await;
+        let closed = within(async {
+            for _ in 0..10_000 {
+                let request = Request::get("https://one.example/").body(()).unwrap();
+                let Ok(mut stream) = client.sender.send_request(request).await else { break };
+                stream.stop_stream(h3::error::Code::H3_REQUEST_CANCELLED);
+                stream.stop_sending(h3::error::Code::H3_REQUEST_CANCELLED);
+                tokio::task::yield_now().await;
+            }
+            client.connection.closed().await
+        })
+        .await;
+        let quinn::ConnectionError::ApplicationClosed(close) = &closed else { panic!("{closed}") };
+        assert_eq!(close.error_code, 0x107_u32.into(), "H3_EXCESSIVE_LOAD");
+        assert_eq!(edge.connect("one.example").await.get("one.example", "/").await.status, StatusCode::OK);
+    });
+}
+
+/// Frames that h3 alone would hold without a bound or fall over, then bytes of no form at all.
+#[test]
+fn raw_bytes_on_streams_neither_panic_nor_stop_the_edge() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, Some(origin::start(Behaviour::Echo).await));
+        let head = request_head();
+        let with_head = |rest: &[u8]| [&head[..], rest].concat();
+        let mut streams = vec![
+            // DATA of 100 bytes that ends after 3; the same with a pause before its end.
+            with_head(&[0, 0x40, 100, 1, 2, 3]),
+            // HEADERS that claim 2^30 bytes, first and as trailers.
+            vec![1, 0x80 | 0x3f, 0xff, 0xff, 0xff, 1, 2, 3],
+            with_head(&[0, 1, 7, 1, 0xbf, 0xff, 0xff, 0xff, 1]),
+            // Trailers that are no field section; two of them; DATA after them.
+            with_head(&[0, 1, 7, 1, 2, 0xff, 0xff]),
+            with_head(&[1, 2, 0, 0, 1, 2, 0, 0]),
+            with_head(&[1, 2, 0, 0, 0, 1, 7]),
+            // An unknown frame without end, a reserved one, a WebTransport stream, a control frame.
+            with_head(&[0x21, 0xbf, 0xff, 0xff, 0xff]),
+            with_head(&[2, 0]),
+            with_head(&[0x40, 0x41, 0]),
+            with_head(&[4, 0]),
+            vec![0],
+            vec![],
+        ];
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        streams.extend((0..120).map(|length| {
+            let mut bytes = if length % 2 == 0 { head.clone() } else { Vec::new() };
+            bytes.extend((0..length % 60).map(|_| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (random >> 33) as u8
+            }));
+            bytes
+        }));
+        for bytes in streams {
+            send_raw(&edge, &bytes).await;
+        }
+        assert_eq!(edge.connect("one.example").await.get("one.example", "/").await.status, StatusCode::OK);
+        assert_eq!(edge.process.metric("portico_edge_panics_total").await, 0.0);
+    });
+}
+
+/// A connection of its own: some of these bytes end it.
+async fn send_raw(edge: &TestEdge, bytes: &[u8]) {
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting =
+        endpoint.connect_with(client_config(&edge.roots), edge.address, "proxied.example").unwrap();
+    let connection = within(connecting).await.unwrap();
+    // Control stream, empty SETTINGS.
+    let mut control = connection.open_uni().await.unwrap();
+    control.write_all(&[0, 4, 0]).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let _ = send.write_all(bytes).await;
+    // Not in the packet of the last bytes: the edge has read them before it sees the end.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let _ = send.finish();
+    let _ = within(recv.read_to_end(1 << 20)).await;
+    // The same bytes where a control stream is expected.
+    if let Ok(mut uni) = connection.open_uni().await {
+        let _ = uni.write_all(bytes).await;
+        let _ = uni.finish();
+        let _ = within(uni.stopped()).await;
+    }
+    connection.close(0x100_u32.into(), b"");
+}
+
+/// POST https://proxied.example/ as a HEADERS frame, by the static table and literals (RFC 9204).
+fn request_head() -> Vec<u8> {
+    let mut block = vec![0, 0, 0xc0 | 20, 0xc0 | 23, 0xc0 | 1];
+    // Literal field line with name reference to :authority (static 0).
+    block.extend([0x50, 15]);
+    block.extend(b"proxied.example");
+    [&[1, u8::try_from(block.len()).unwrap()][..], &block[..]].concat()
+}
