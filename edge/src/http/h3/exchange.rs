@@ -81,7 +81,7 @@ async fn exchange(
     accepted: Accepted,
     context: &Rc<ConnectionContext>,
 ) -> Result<(), Broken> {
-    let head = tokio::time::timeout(limits::HEADER_DEADLINE, resolver.resolve_request());
+    let head = tokio::time::timeout(context.clock.deadlines().header, resolver.resolve_request());
     let (request, stream) = head.await.map_err(|_| Broken::SlowHead)??;
     let Accepted { account, mut given_up } = accepted;
     let (mut send, recv) = stream.split();
@@ -99,7 +99,7 @@ async fn exchange(
     };
     match answer {
         Ok(response) => {
-            let sent = send_response(&mut send, response).await;
+            let sent = send_response(&mut send, response, context.clock.deadlines().write_stall).await;
             if sent.is_err() {
                 send.stop_stream(Code::H3_INTERNAL_ERROR);
             }
@@ -144,24 +144,28 @@ fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
     Ok(())
 }
 
-async fn send_response(send: &mut Send, response: Response<ResponseBody>) -> Result<(), Broken> {
+async fn send_response(
+    send: &mut Send,
+    response: Response<ResponseBody>,
+    stall: Duration,
+) -> Result<(), Broken> {
     let (parts, mut body) = response.into_parts();
     let mut head = Response::from_parts(parts, ());
     finish_head(&mut head, &body);
-    within(send.send_response(head)).await?;
+    within(stall, send.send_response(head)).await?;
     while let Some(frame) = next_frame(&mut body).await {
         let frame = frame.map_err(Broken::Body)?;
         match frame.into_data() {
-            Ok(data) if data.has_remaining() => within(send.send_data(data)).await?,
+            Ok(data) if data.has_remaining() => within(stall, send.send_data(data)).await?,
             Ok(_) => {}
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    within(send.send_trailers(trailers)).await?;
+                    within(stall, send.send_trailers(trailers)).await?;
                 }
             }
         }
     }
-    within(send.finish()).await
+    within(stall, send.finish()).await
 }
 
 async fn next_frame(body: &mut ResponseBody) -> Option<Result<http_body::Frame<Bytes>, BodyError>> {
@@ -186,11 +190,11 @@ fn finish_head(head: &mut Response<()>, body: &ResponseBody) {
 }
 
 /// A client that takes nothing for a while is cut (the window is full, or it is gone).
-async fn within<E>(sending: impl Future<Output = Result<(), E>>) -> Result<(), Broken>
+async fn within<E>(stall: Duration, sending: impl Future<Output = Result<(), E>>) -> Result<(), Broken>
 where
     Broken: From<E>,
 {
-    match tokio::time::timeout(limits::WRITE_STALL_DEADLINE, sending).await {
+    match tokio::time::timeout(stall, sending).await {
         Ok(sent) => Ok(sent?),
         Err(_) => Err(Broken::Stalled),
     }

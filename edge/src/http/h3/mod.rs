@@ -44,7 +44,7 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
     let adapter = adapter::Connection::new(connection.clone(), Rc::clone(&shared));
     let mut builder = server::builder();
     builder.max_field_section_size(limits::HEADER_BYTES_MAX as u64).send_grease(false);
-    let built = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, builder.build(adapter));
+    let built = tokio::time::timeout(context.clock.deadlines().handshake, builder.build(adapter));
     let mut h3 = match built.await {
         Ok(Ok(h3)) => h3,
         Ok(Err(error)) => {
@@ -84,7 +84,8 @@ async fn accept(
 ) -> Next {
     let mut draining = std::pin::pin!(context.worker.drain.begun());
     loop {
-        let look_at = context.clock.earliest().unwrap_or_else(|| clock::now() + limits::IDLE_DEADLINE);
+        let look_at =
+            context.clock.earliest().unwrap_or_else(|| clock::now() + context.clock.deadlines().idle);
         tokio::select! {
             biased;
             () = &mut draining => return Next::Finish,

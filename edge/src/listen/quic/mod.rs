@@ -182,7 +182,7 @@ async fn handshake(
             return None;
         }
     };
-    let connection = match tokio::time::timeout(limits::HANDSHAKE_DEADLINE, connecting).await {
+    let connection = match tokio::time::timeout(worker.edge.deadlines.handshake, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::trace!(%error, "a QUIC handshake failed");
@@ -205,7 +205,7 @@ async fn handshake(
         shown: Some(*shown),
         public_https_port: bound.config.public_https_port,
         alt_svc: None,
-        clock: Rc::new(ConnectionClock::new()),
+        clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
     });
     Some((connection, context))
 }
@@ -217,7 +217,7 @@ fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint
     let crypto = SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?;
     let mut server = ServerConfig::new(Arc::new(crypto), Arc::clone(&keys.token));
     server
-        .transport_config(Arc::new(transport()))
+        .transport_config(Arc::new(transport(worker.edge.deadlines.idle)))
         .retry_token_lifetime(limits::QUIC_RETRY_TOKEN_LIFE)
         .max_incoming(limits::QUIC_INCOMING_MAX)
         .incoming_buffer_size(limits::QUIC_INCOMING_BYTES)
@@ -225,7 +225,7 @@ fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint
     quinn::Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))
 }
 
-fn transport() -> TransportConfig {
+fn transport(idle: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::H3_STREAMS_MAX))
@@ -235,14 +235,14 @@ fn transport() -> TransportConfig {
         .send_window(limits::QUIC_SEND_WINDOW_BYTES)
         .crypto_buffer_size(limits::QUIC_CRYPTO_BUFFER_BYTES)
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(idle_timeout()));
+        .max_idle_timeout(idle_timeout(idle));
     transport
 }
 
-fn idle_timeout() -> IdleTimeout {
+fn idle_timeout(idle: Duration) -> Option<IdleTimeout> {
     const SLACK: Duration = Duration::from_secs(5);
     // Our own clock ends an idle connection politely; this one is for a client that is gone.
-    IdleTimeout::try_from(limits::IDLE_DEADLINE + SLACK).expect("a minute is within 2^62 milliseconds")
+    IdleTimeout::try_from(idle + SLACK).ok()
 }
 
 impl QuicSocket {
