@@ -46,7 +46,9 @@ pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Input that is read and thrown away behind a refused request, so that the answer is not lost in a reset, and for how long.
 pub const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
-pub const LINGER_DEADLINE: Duration = Duration::from_millis(500);
+pub const LINGER_DEADLINE: Duration = Duration::from_secs(5);
+/// The same while the edge drains.
+pub const LINGER_DEADLINE_DRAINING: Duration = Duration::from_millis(500);
 /// For a goodbye (close_notify, FIN) that the peer may not take.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest request target.

@@ -119,17 +119,8 @@ impl Worker {
 
     /// Connections that the kernel has completed already belong to this socket alone; closing it would reset them.
     async fn accept_the_rest(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
-        loop {
-            let waiting = std::future::poll_fn(|context| {
-                std::task::Poll::Ready(match listener.poll_accept(context) {
-                    std::task::Poll::Ready(accepted) => Some(accepted),
-                    std::task::Poll::Pending => None,
-                })
-            });
-            match waiting.await {
-                Some(accepted @ Ok(_)) => self.take(accepted, bound).await,
-                Some(Err(_)) | None => return,
-            }
+        while let Ok(Some(accepted)) = listener.accept_now() {
+            self.take(Ok(accepted), bound).await;
         }
     }
 

@@ -57,7 +57,9 @@ where
     } else if !matches!(ended, Ended::Expired(_)) {
         // close_notify or FIN; the peer may be gone, and nobody waits for it.
         let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, stream.shutdown()).await;
-        let _ = tokio::time::timeout(limits::LINGER_DEADLINE, Box::pin(discard(stream))).await;
+        let draining = context.worker.drain.is_begun();
+        let patience = if draining { limits::LINGER_DEADLINE_DRAINING } else { limits::LINGER_DEADLINE };
+        let _ = tokio::time::timeout(patience, Box::pin(discard(stream))).await;
     }
     ended
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -103,11 +103,29 @@ impl Listener {
         std::future::poll_fn(|context| self.poll_accept(context)).await
     }
 
-    /// Accepts without waiting; `None` when the queue is empty.
+    /// What waits in the queue now, whatever the runtime has been told of it so far; `None` when it is empty.
     ///
     /// # Errors
     /// As accept(2).
-    pub fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Stream, SocketAddr)>> {
+    pub fn accept_now(&mut self) -> io::Result<Option<(Stream, SocketAddr)>> {
+        let accepted = match &self.inner {
+            Inner::Ring(listener) => accept_from(&listener.fd),
+            Inner::Epoll(listener) => accept_from(listener),
+        };
+        let (fd, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        count(Path::Direct);
+        let stream = match &self.inner {
+            Inner::Ring(_) => Stream::ring(fd),
+            Inner::Epoll(_) => Stream::epoll(tokio::net::TcpStream::from_std(fd.into())?),
+        };
+        Ok(Some((stream, peer)))
+    }
+
+    fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Stream, SocketAddr)>> {
         match &mut self.inner {
             Inner::Ring(listener) => listener.poll_accept(context),
             Inner::Epoll(listener) => {
@@ -127,17 +145,33 @@ impl RingListener {
                 ready!(wait(&mut self.readable, context))?;
                 path = Path::Ring;
             }
-            match rustix::net::acceptfrom_with(&self.fd, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match accept_from(&self.fd) {
                 Ok((fd, peer)) => {
                     count(path);
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
                     return Poll::Ready(Ok((Stream::ring(fd), peer)));
                 }
-                Err(rustix::io::Errno::AGAIN) => self.readable = Some(Readiness::readable(&self.fd)),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-                Err(errno) => return Poll::Ready(Err(errno.into())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = Some(Readiness::readable(&self.fd));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
+        }
+    }
+}
+
+/// accept4(2), tried again where the failure is not the listener's.
+fn accept_from(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    loop {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        match rustix::net::acceptfrom_with(&listener, flags) {
+            Ok((fd, peer)) => {
+                // No address: the peer went away between connecting and now.
+                if let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) {
+                    return Ok((fd, peer));
+                }
+            }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
 }
