@@ -24,10 +24,11 @@ where
     let io = TokioIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock)));
     let service = service_fn(|request: Request<Incoming>| {
         let context = Rc::clone(&context);
-        async move {
+        // Boxed: hyper and the task queue move a stream's future several times, and this one is large.
+        Box::pin(async move {
             let (parts, body) = request.into_parts();
             serve_exchange(Request::from_parts(parts, RequestBody::hyper(body)), &context).await
-        }
+        })
     });
     let connection = pin!(builder().serve_connection(io, service));
     drive(connection, &context.clock, &context.worker.drain, Future::poll, |connection| {
@@ -59,10 +60,9 @@ struct LocalExecutor;
 impl<F> Executor<F> for LocalExecutor
 where
     F: Future + 'static,
+    F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            let _ = future.await;
-        });
+        tokio::task::spawn_local(future);
     }
 }
