@@ -339,7 +339,7 @@ async fn start_own_ca(
             .args(arguments),
     );
     healthy("the CA", management).await;
-    Ok(Pebble { directory: format!("https://{api}/dir"), api_root, issuing_root, process })
+    Ok(Pebble { directory: format!("https://{api}/directory"), api_root, issuing_root, process })
 }
 
 async fn start_control_plane(

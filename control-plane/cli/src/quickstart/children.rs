@@ -121,6 +121,8 @@ impl Children {
             .env_remove("PORTICO_API")
             .env_remove("PORTICO_TOKEN")
             .env_remove("PORTICO_CONTEXT")
+            // Its log is a file.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(output.try_clone().map_err(about)?)
             .stderr(output)

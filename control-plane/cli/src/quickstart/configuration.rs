@@ -38,7 +38,7 @@ https_port = {https_port}
 
 [[issuer]]
 name = "quickstart"
-directory = "https://{ca}/dir"
+directory = "https://{ca}/directory"
 root_pem = {api_root}
 roots_pem = {root}
 contact = "mailto:ops@provider.test"

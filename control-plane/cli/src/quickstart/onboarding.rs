@@ -179,17 +179,21 @@ fn summary(domains: &[Domain]) -> Onboarded {
 }
 
 fn not_active(domains: &[Domain]) -> Failure {
+    const SHOWN: usize = 5;
     let late: Vec<String> = domains
         .iter()
         .filter(|domain| domain.status != DomainStatus::Active && domain.spec.hostname != BROKEN)
         .map(|domain| {
             let next = domain.next_action.as_ref().map(|next| next.text.as_str()).unwrap_or_default();
-            format!("{} is {} {next}", domain.spec.hostname, output::word(&domain.status))
+            format!("{} is {}: {next}", domain.spec.hostname, output::word(&domain.status))
         })
         .collect();
-    let text = match late.is_empty() {
-        true => format!("{BROKEN} was not diagnosed within {} s", ACTIVE_DEADLINE.as_secs()),
-        false => format!("not active after {} s:\n  {}", ACTIVE_DEADLINE.as_secs(), late.join("\n  ")),
+    let seconds = ACTIVE_DEADLINE.as_secs();
+    let text = if late.is_empty() {
+        format!("{BROKEN} was not diagnosed within {seconds} s")
+    } else {
+        let shown = late[..late.len().min(SHOWN)].join("\n  ");
+        format!("{} domains are not active after {seconds} s, among them\n  {shown}", late.len())
     };
     Failure { code: 4, ..Failure::failed(text) }.next_text("read the logs in the quickstart's folder")
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use futures_util::StreamExt as _;
-use portico_api::v1::client::Client;
+use portico_api::v1::client::{Client, ClientError};
 use portico_api::v1::{Domain, DomainBatch, DomainBatchAnswer};
 use portico_cert_store::{DomainId, TenantId};
 
@@ -56,9 +56,8 @@ pub(super) async fn send(
 /// Removes what an atomic import made before it failed.
 pub(super) async fn undo(client: &Client, created: &[DomainId]) -> Outcome {
     let bar = progress::bar("removing", created.len() as u64);
-    let mut work = futures_util::stream::iter(created)
-        .map(|id| client.delete_domain(*id, None))
-        .buffer_unordered(CONCURRENCY);
+    let mut work =
+        futures_util::stream::iter(created).map(|id| remove(client, *id)).buffer_unordered(CONCURRENCY);
     while let Some(removed) = work.next().await {
         removed.map_err(|error| {
             Failure::from(error)
@@ -69,6 +68,24 @@ pub(super) async fn undo(client: &Client, created: &[DomainId]) -> Outcome {
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Removes a domain at whichever revision it is now: nobody else has a wish about a name that is seconds old.
+async fn remove(client: &Client, id: DomainId) -> Result<(), ClientError> {
+    const TRIES: usize = 5;
+    let mut last = Ok(());
+    for _ in 0..TRIES {
+        let revision = match client.domain(&id.to_string()).await {
+            Ok(domain) => domain.revision,
+            Err(error) if error.status() == Some(404) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        last = client.delete_domain(id, Some(revision)).await;
+        if !last.as_ref().is_err_and(|error| error.status() == Some(412)) {
+            return last;
+        }
+    }
+    last
 }
 
 /// Has proofs looked at now; what cannot be looked at now is looked at later by the control plane itself.
