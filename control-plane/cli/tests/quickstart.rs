@@ -22,8 +22,10 @@ impl Place {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let third = 64 + u8::try_from(std::process::id() % 128).unwrap();
         let first = 2 * NEXT.fetch_add(1, Ordering::Relaxed) + 11;
+        let origin = |n: u8| Ipv4Addr::new(127, 0, third, first + 100 + n);
         let edge = |n: u8| IpAddr::V4(Ipv4Addr::new(127, 0, third, first + n));
         let mut flags = vec!["--edges".to_owned(), format!("{},{}", edge(0), edge(1))];
+        flags.extend(["--origins".to_owned(), format!("{},{}", origin(0), origin(1))]);
         let ports = [
             "--api-port",
             "--distribution-port",
@@ -33,7 +35,6 @@ impl Place {
             "--ca-port",
             "--ca-management-port",
             "--origin-port",
-            "--second-origin-port",
         ];
         // Held until all are chosen, so that no two are the same.
         let mut held = Vec::new();

@@ -67,8 +67,10 @@ struct Checked {
 }
 
 impl Checked {
+    /// An answer that is no server's fault, on a chain that holds, with the certificate that is wanted there.
     fn is_sound(&self) -> bool {
-        self.report.is_sound() && self.expected != Some(false)
+        let answered = self.report.status.is_some_and(|status| status < 500);
+        answered && self.report.is_sound() && self.expected != Some(false)
     }
 }
 

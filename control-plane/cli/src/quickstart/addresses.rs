@@ -46,12 +46,12 @@ pub(crate) struct AddressArgs {
     /// The test CA's management
     #[arg(long, default_value_t = 15000)]
     ca_management_port: u16,
-    /// The first tenant's origin
-    #[arg(long, default_value_t = 9001)]
+    /// Loopback addresses of the two tenants' origins. Not 127.0.0.1: no tenant may reach the control plane's address
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.21,127.0.0.22", value_name = "IP,IP", value_parser = loopback)]
+    origins: Vec<Ipv4Addr>,
+    /// The origins' port
+    #[arg(long, default_value_t = 9000)]
     origin_port: u16,
-    /// The second tenant's origin
-    #[arg(long, default_value_t = 9002)]
-    second_origin_port: u16,
 }
 
 /// Where everything listens.
@@ -73,9 +73,15 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn new(args: &AddressArgs) -> Self {
+    /// # Errors
+    /// When there is no edge, or not one origin for each tenant.
+    pub(super) fn new(args: &AddressArgs) -> Outcome<Self> {
+        let (&[first, second], false) = (args.origins.as_slice(), args.edges.is_empty()) else {
+            return Err(Failure::usage("--origins takes two addresses, --edges at least one"));
+        };
+        let origin = |ip| SocketAddr::from((ip, args.origin_port));
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Self {
+        Ok(Self {
             edges: args.edges.clone(),
             http_port: args.http_port,
             https_port: args.https_port,
@@ -87,8 +93,8 @@ impl Addresses {
             dns_management: local(args.dns_management_port),
             ca: local(args.ca_port),
             ca_management: local(args.ca_management_port),
-            origins: [local(args.origin_port), local(args.second_origin_port)],
-        }
+            origins: [origin(first), origin(second)],
+        })
     }
 
     pub(super) fn edge_http(&self, edge: usize) -> SocketAddr {
@@ -129,7 +135,7 @@ impl Addresses {
             (self.ca, "--ca-port", false),
             (self.ca_management, "--ca-management-port", false),
             (self.origins[0], "--origin-port", false),
-            (self.origins[1], "--second-origin-port", false),
+            (self.origins[1], "--origin-port", false),
         ];
         for edge in 0..self.edges.len() {
             all.push((self.edge_http(edge), "--http-port", false));

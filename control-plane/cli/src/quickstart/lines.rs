@@ -81,13 +81,13 @@ fn site_lines(folder: &Folder, addresses: &Addresses) -> Vec<Line> {
             "old.tulip.test",
             0,
             "/page?x=1",
-            redirect(format!("https://tulip.test:{port}/page?x=1")),
+            redirect(308, format!("https://tulip.test:{port}/page?x=1")),
         ),
         Line {
             about: "plain http goes to https",
             command: http_command(addresses, "tulip.test", 1, "/"),
             ask: Ask::Http { name: "tulip.test".to_owned(), edge: 1, path: "/" },
-            expect: redirect(format!("https://tulip.test:{port}/")),
+            expect: redirect(301, format!("https://tulip.test:{port}/")),
         },
         https(
             "a name under a wildcard, issued by a delegated DNS challenge",

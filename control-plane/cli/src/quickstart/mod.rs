@@ -50,7 +50,7 @@ pub(crate) struct QuickstartArgs {
 pub(crate) async fn run(args: QuickstartArgs) -> Outcome {
     let start = clock::now();
     let folder = Folder::claim(&args.dir)?;
-    let addresses = Addresses::new(&args.addresses);
+    let addresses = Addresses::new(&args.addresses)?;
     addresses.assert_free().await?;
     let mut children = Children::new(folder.path().to_owned());
     let worked = tokio::select! {

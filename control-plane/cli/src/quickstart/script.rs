@@ -240,6 +240,9 @@ fn fault_of(report: &Report) -> Option<String> {
     if let Some(failure) = &report.failure {
         return Some(failure.to_string());
     }
+    if let Some(status) = report.status.filter(|status| *status >= 500) {
+        return Some(format!("status {status}"));
+    }
     report.chain.as_ref().filter(|chain| !chain.is_trusted()).map(|chain| format!("chain: {}", chain.word()))
 }
 
