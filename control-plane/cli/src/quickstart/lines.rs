@@ -58,7 +58,7 @@ fn site_lines(folder: &Folder, addresses: &Addresses) -> Vec<Line> {
         body: vec![format!("origin of {tenant}"), format!("host: {name}")],
     };
     let redirect =
-        |location: String| Expect::Answer { status: 308, location: Some(location), body: Vec::new() };
+        |status, location: String| Expect::Answer { status, location: Some(location), body: Vec::new() };
     let https = |about, name: &str, edge: usize, path, expect| Line {
         about,
         command: https_command(folder, addresses, name, edge, path),
