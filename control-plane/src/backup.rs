@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
+mod container;
+
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::parts::DataLock;
@@ -50,9 +52,9 @@ pub async fn backup(config: &Config, target: &Path) -> anyhow::Result<()> {
     store.close().await;
     copied.context("copy the database")?;
     assert_whole(work.path()).await?;
-    fs::set_permissions(&copy, Permissions::from_mode(0o600))?;
-    File::open(&copy)?.sync_all()?;
-    fs::hard_link(&copy, target).with_context(|| format!("write {}", target.display()))?;
+    let packed = work.path().join("packed");
+    container::pack(&copy, &packed)?;
+    fs::hard_link(&packed, target).with_context(|| format!("write {}", target.display()))?;
     File::open(&folder)?.sync_all()?;
     Ok(())
 }
@@ -69,7 +71,7 @@ pub async fn restore(config: &Config, source: &Path, clock: &Clock) -> anyhow::R
     let kek = KeyEncryptionKey::load(config.key_encryption_key_file.as_deref(), &config.data)?;
     let work = tempfile::tempdir_in(&config.data)?;
     let copy = work.path().join(DATABASE_FILE);
-    fs::copy(source, &copy).with_context(|| format!("read {}", source.display()))?;
+    container::unpack(source, &copy).with_context(|| format!("read {}", source.display()))?;
     assert_whole(work.path())
         .await
         .with_context(|| format!("{} is no backup to restore", source.display()))?;

@@ -1,5 +1,7 @@
 //! The tenants' API over a real socket: who may what, what wrong input gets, and what a repeated call gets.
 
+#![expect(clippy::unwrap_used, reason = "set-up that fails is a failed test")]
+
 mod stage;
 
 use std::time::{Duration, Instant};

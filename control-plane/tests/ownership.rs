@@ -1,5 +1,7 @@
 //! Who is served for a name: proofs against a real resolver, rivals, dangling names, resolvers that are down.
 
+#![expect(clippy::unwrap_used, reason = "set-up that fails is a failed test")]
+
 mod stage;
 
 use std::sync::Arc;

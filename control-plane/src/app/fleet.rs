@@ -57,13 +57,12 @@ impl FleetLink {
 
     pub(crate) async fn create_join_token(&self, cell: &CellId, ttl_seconds: u32) -> Answered<JoinToken> {
         let distribution = self.0.as_ref().ok_or_else(no_distribution)?;
-        distribution.create_join_token(cell, ttl_seconds).await.map_err(|error| match error {
-            JoinError::Ttl => Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]),
-            JoinError::Store(error) => error.into(),
-            error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "no join token could be made");
-                no_distribution()
+        distribution.create_join_token(cell, ttl_seconds).await.map_err(|error| {
+            if matches!(error, JoinError::Ttl) {
+                return Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]);
             }
+            tracing::error!(error = &error as &dyn std::error::Error, "no join token could be made");
+            no_distribution()
         })
     }
 

@@ -101,18 +101,20 @@ impl Lookup {
 
     /// TXT values of `name` (which may begin with an underscore label), each joined from its parts.
     pub async fn txt(&self, name: &str) -> Found<String> {
-        self.ask(name, RecordType::TXT).await.map(|data| match data {
-            RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
-            _ => None,
+        self.ask(name, RecordType::TXT).await.map(|data| {
+            if let RData::TXT(txt) = data {
+                Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned())
+            } else {
+                None
+            }
         })
     }
 
     /// The target of the CNAME at exactly `name`, lower case, no trailing dot.
     pub async fn cname(&self, name: &str) -> Found<String> {
-        self.ask(name, RecordType::CNAME).await.map(|data| match data {
-            RData::CNAME(cname) => Some(plain(&cname.0)),
-            _ => None,
-        })
+        self.ask(name, RecordType::CNAME)
+            .await
+            .map(|data| if let RData::CNAME(cname) = data { Some(plain(&cname.0)) } else { None })
     }
 
     /// IPv4 and IPv6 addresses, CNAMEs followed. Unknown when either type is unknown: a name that looks as if it had
@@ -120,14 +122,9 @@ impl Lookup {
     pub async fn addresses(&self, name: &DomainName) -> Found<IpAddr> {
         let (v4, v6) =
             tokio::join!(self.ask(name.as_str(), RecordType::A), self.ask(name.as_str(), RecordType::AAAA));
-        let v4 = v4.map(|data| match data {
-            RData::A(address) => Some(IpAddr::V4(address.0)),
-            _ => None,
-        });
-        let v6 = v6.map(|data| match data {
-            RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-            _ => None,
-        });
+        let v4 = v4.map(|data| if let RData::A(address) = data { Some(IpAddr::V4(address.0)) } else { None });
+        let v6 =
+            v6.map(|data| if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None });
         match (v4, v6) {
             (Found::Unknown(why), _) | (_, Found::Unknown(why)) => Found::Unknown(why),
             (Found::Nothing, Found::Nothing) => Found::Nothing,
@@ -137,13 +134,13 @@ impl Lookup {
 
     /// CAA records at exactly `name`; climbing the tree (RFC 8659 section 3) is the caller's.
     pub async fn caa(&self, name: &DomainName) -> Found<Caa> {
-        self.ask(name.as_str(), RecordType::CAA).await.map(|data| match data {
-            RData::CAA(caa) => Some(Caa {
+        self.ask(name.as_str(), RecordType::CAA).await.map(|data| {
+            let RData::CAA(caa) = data else { return None };
+            Some(Caa {
                 critical: caa.issuer_critical,
                 tag: caa.tag.to_ascii_lowercase(),
                 value: String::from_utf8_lossy(&caa.value).into_owned(),
-            }),
-            _ => None,
+            })
         })
     }
 

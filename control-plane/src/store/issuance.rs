@@ -187,9 +187,9 @@ pub async fn troubles(
         .collect()
 }
 
-fn push_ids<'query, 'args>(
+fn push_ids<'query>(
     query: &'query mut QueryBuilder<Sqlite>,
-    domains: &'args [DomainId],
+    domains: &[DomainId],
 ) -> &'query mut QueryBuilder<Sqlite> {
     let mut list = query.separated(", ");
     for domain in domains {

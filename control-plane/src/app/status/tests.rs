@@ -67,6 +67,7 @@ fn order(step: OrderStep, error: Option<&str>) -> Option<OrderFacts> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn every_stage_has_its_word_its_actor_and_its_record() {
     use ConditionKind::{ChallengeReachable, DnsPointsHere, OwnershipProved};
     use ConditionStatus::{False, True, Unknown};
