@@ -36,7 +36,6 @@ async fn a_lost_folder_comes_back_from_its_backup() {
         directory: "https://ca.example/dir".into(),
         state: AccountState::Intended,
         sealed_key: parts.sealer.seal("account-key", "test", key.secret_der()),
-        thumbprint: "t".into(),
     };
     account::put_intended(&mut tx, &row, 1).await.unwrap();
     tx.commit().await.unwrap();
