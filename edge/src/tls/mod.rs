@@ -168,7 +168,10 @@ async fn handshake(
     configs: &TlsConfigs,
 ) -> Result<Box<Accepted>, HandshakeEnd> {
     stream.set_read_budget(Some(limits::CLIENT_HELLO_BYTES_MAX));
-    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(failed)?;
+    let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(failed)?;
+    // The rest of the handshake is bounded by rustls and the deadline. A client's first request may come with its last
+    // handshake message, and may be large: it must not run into the hello's bound.
+    start.io.set_read_budget(None);
     let hello = HelloFacts::of(&start.client_hello());
     let (config, shown) = match select(&hello, live, configs, Transport::Tcp, clock::unix_time()) {
         Selection::Serve { config, shown } => (config, shown),
@@ -182,8 +185,7 @@ async fn handshake(
             return Err(end);
         }
     };
-    let mut stream = start.into_stream(config).await.map_err(failed)?;
-    stream.get_mut().0.set_read_budget(None);
+    let stream = start.into_stream(config).await.map_err(failed)?;
     Ok(Box::new(Accepted { stream, shown: *shown }))
 }
 

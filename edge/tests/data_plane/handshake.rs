@@ -299,3 +299,43 @@ fn a_renewal_under_load_fails_no_handshake() {
         assert!(total > 20, "only {total} handshakes under way");
     });
 }
+
+#[test]
+fn a_large_request_right_behind_the_handshake_is_served() {
+    on_each_backend(|backend| {
+        let origin = crate::origin::Origin::echoing();
+        let mut edge = TestEdge::start(backend);
+        let url = origin.url();
+        edge.serve_with(&["shop.example"], &[origin.grant()], |domain| {
+            domain.routes = vec![crate::harness::proxy_to(&url)];
+        });
+        for _ in 0..20 {
+            // The client's Finished and 200 KiB in one write.
+            let mut session = connection(any_version(&["http/1.1"]), Some("shop.example"));
+            let mut socket = tcp(edge.https);
+            session.set_buffer_limit(None);
+            session.write_tls(&mut socket).unwrap();
+            while session.is_handshaking() {
+                session.read_tls(&mut socket).unwrap();
+                session.process_new_packets().unwrap();
+            }
+            let body = vec![b'x'; 200 * 1024];
+            let head = format!(
+                "POST /up HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            session.writer().write_all(head.as_bytes()).unwrap();
+            session.writer().write_all(&body).unwrap();
+            let mut together = Vec::new();
+            while session.wants_write() {
+                session.write_tls(&mut together).unwrap();
+            }
+            socket.write_all(&together).unwrap();
+            let mut answer = String::new();
+            let mut stream = rustls::StreamOwned::new(session, socket);
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("/up"), "{answer}");
+        }
+        assert!(origin.messages().iter().all(|message| message.body.len() == 200 * 1024));
+    });
+}
