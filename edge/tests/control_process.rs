@@ -1,4 +1,7 @@
-//! The whole edge in fleet mode: its binary, a control plane over real sockets, handshakes by real clients.
+//! The whole edge in fleet mode: its binary, a control plane over real sockets, handshakes by real clients. The server
+//! needs threads of its own: an edge that starts is waited for, and it joins before it listens.
+
+#![expect(clippy::unwrap_used, reason = "a step of a test that fails is its failure")]
 
 mod fleet;
 
@@ -94,7 +97,7 @@ async fn assert_serves(edge: &EdgeProcess, shop: &Shop, body: &str) {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(body), "{}: {answer}", shop.name);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_edge_that_was_killed_serves_every_name_without_its_control_plane() {
     on_each_backend(async |backend| {
         let folder = tempfile::tempdir().unwrap();
@@ -125,7 +128,7 @@ async fn an_edge_that_was_killed_serves_every_name_without_its_control_plane() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_suspension_reaches_the_edge_within_a_second() {
     let folder = tempfile::tempdir().unwrap();
     let mut control = TestControl::start(TestCa::new()).await;
@@ -149,7 +152,7 @@ async fn a_suspension_reaches_the_edge_within_a_second() {
     assert_serves(&edge, &shops[1], "other.example").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_without_http3_is_refused_over_quic_and_not_advertised() {
     let folder = tempfile::tempdir().unwrap();
     let mut control = TestControl::start(TestCa::new()).await;

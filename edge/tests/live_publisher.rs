@@ -247,7 +247,7 @@ fn removing_many_names_needs_the_sign_off() {
     // 10 %, as tombstones and as a snapshot that lacks them.
     let mut batch = delta(bench.publisher.applied(), Vec::new());
     batch.tombstones = tombstones(40);
-    assert_eq!(bench.apply(batch.clone()).unwrap_err().fault.code, "RemovalsNotSignedOff");
+    assert_eq!(bench.apply(batch).unwrap_err().fault.code, "RemovalsNotSignedOff");
     let mut lacking = resources.clone();
     lacking.drain(1..41);
     let refused = bench.apply(snapshot(Generation { epoch: 2, sequence: 1 }, lacking)).unwrap_err();

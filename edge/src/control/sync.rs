@@ -286,7 +286,7 @@ impl Syncer {
     }
 
     /// Asks for the next certificate when two thirds of this one's life are over, on the connection that stands.
-    fn begin_renewal(&mut self, stream: &mut Stream) {
+    fn begin_renewal(&self, stream: &mut Stream) {
         let due = clock::unix_time() >= self.identity.certificate.renew_at();
         let waiting = self.renew_not_before.is_some_and(|at| clock::now() < at);
         if !due || waiting || stream.renewal.is_some() {

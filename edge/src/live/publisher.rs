@@ -185,12 +185,12 @@ impl LivePublisher {
             }
         }
         for (resource, item) in by_rank.into_iter().flatten() {
-            let put = match item {
-                Item::Unchanged => Ok(()),
-                item => self
-                    .held
+            let put = if matches!(item, Item::Unchanged) {
+                Ok(())
+            } else {
+                self.held
                     .check_version(&resource, round.epoch_begins)
-                    .and_then(|()| self.put(round, &resource, item, &references)),
+                    .and_then(|()| self.put(round, &resource, item, &references))
             };
             match put {
                 Ok(()) => round.out.accepted.push(resource),

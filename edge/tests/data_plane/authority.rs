@@ -5,7 +5,8 @@ use portico_cert_store::{DomainId, LineageId, TenantId};
 
 use crate::client::{alert_of, any_version, http2_get, try_https};
 use crate::fleet;
-use crate::harness::{TestEdge, on_each_backend, tenant_with};
+use crate::harness::{Setup, TestEdge, on_each_backend, tenant_with};
+use crate::http3_client::http3_get;
 
 pub const GOLDEN: &str = include_str!("../authority.golden");
 
@@ -94,6 +95,14 @@ fn the_golden_table_holds_for_http2() {
     });
 }
 
+#[test]
+fn the_golden_table_holds_for_http3() {
+    check_all(|edge, row| match http3_get(edge.https, row.sni, row.authority, "/") {
+        Ok(status) => status.to_string(),
+        Err(error) => error,
+    });
+}
+
 fn alert_text(error: &std::io::Error) -> String {
     match alert_of(error) {
         Some(alert) => format!("alert:{}", u8::from(alert)),
@@ -103,9 +112,10 @@ fn alert_text(error: &std::io::Error) -> String {
 
 fn check_all(ask: impl Fn(&TestEdge, &Row) -> String) {
     on_each_backend(|backend| {
-        let mut plain = TestEdge::start(backend);
+        let start = || TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+        let mut plain = start();
         publish(&mut plain, false);
-        let mut with_default = TestEdge::start(backend);
+        let mut with_default = start();
         publish(&mut with_default, true);
         let rows = rows();
         assert!(rows.len() > 30, "the table is there");

@@ -31,6 +31,7 @@ pub struct Setup {
     pub resolvers: Vec<SocketAddr>,
     pub origin_roots: rustls::RootCertStore,
     pub public_https_port: u16,
+    pub http3: bool,
 }
 
 impl Default for Setup {
@@ -42,6 +43,7 @@ impl Default for Setup {
             resolvers: Vec::new(),
             origin_roots: rustls::RootCertStore::empty(),
             public_https_port: 443,
+            http3: false,
         }
     }
 }
@@ -83,7 +85,7 @@ impl TestEdge {
             address: "127.0.0.1:0".parse().unwrap(),
             kind,
             public_https_port: setup.public_https_port,
-            http3: false,
+            http3: setup.http3 && kind == ListenerKind::Https,
         };
         let configs = [listener(ListenerKind::Https), listener(ListenerKind::Http)];
         let bound = listen::bind_all(&configs, setup.workers).unwrap();

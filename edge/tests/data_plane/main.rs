@@ -19,6 +19,7 @@ mod egress;
 mod exchange;
 mod handshake;
 mod harness;
+mod http3_client;
 mod limits;
 mod origin;
 mod process;

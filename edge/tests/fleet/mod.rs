@@ -1,5 +1,6 @@
 //! Resources as a control plane would send them, made by hand.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod process;

@@ -105,7 +105,7 @@ fn raw_bytes_on_streams_neither_panic_nor_stop_the_edge() {
             let mut bytes = if length % 2 == 0 { head.clone() } else { Vec::new() };
             bytes.extend((0..length % 60).map(|_| {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (random >> 33) as u8
+                random.to_be_bytes()[3]
             }));
             bytes
         }));

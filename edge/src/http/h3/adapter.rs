@@ -444,7 +444,12 @@ fn connection_error(error: quinn::ConnectionError) -> ConnectionErrorIncoming {
             ConnectionErrorIncoming::ApplicationClose { error_code: close.error_code.into() }
         }
         quinn::ConnectionError::TimedOut => ConnectionErrorIncoming::Timeout,
-        other => ConnectionErrorIncoming::Undefined(Arc::new(other)),
+        other @ (quinn::ConnectionError::VersionMismatch
+        | quinn::ConnectionError::TransportError(_)
+        | quinn::ConnectionError::ConnectionClosed(_)
+        | quinn::ConnectionError::Reset
+        | quinn::ConnectionError::LocallyClosed
+        | quinn::ConnectionError::CidsExhausted) => ConnectionErrorIncoming::Undefined(Arc::new(other)),
     }
 }
 
@@ -456,7 +461,9 @@ fn read_error(error: ReadError) -> StreamErrorIncoming {
     match error {
         ReadError::Reset(code) => StreamErrorIncoming::StreamTerminated { error_code: code.into() },
         ReadError::ConnectionLost(error) => lost_with_connection(error),
-        other => StreamErrorIncoming::Unknown(Box::new(other)),
+        other @ (ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected) => {
+            StreamErrorIncoming::Unknown(Box::new(other))
+        }
     }
 }
 
@@ -464,7 +471,9 @@ fn write_error(error: WriteError) -> StreamErrorIncoming {
     match error {
         WriteError::Stopped(code) => StreamErrorIncoming::StreamTerminated { error_code: code.into() },
         WriteError::ConnectionLost(error) => lost_with_connection(error),
-        other => StreamErrorIncoming::Unknown(Box::new(other)),
+        other @ (WriteError::ClosedStream | WriteError::ZeroRttRejected) => {
+            StreamErrorIncoming::Unknown(Box::new(other))
+        }
     }
 }
 

@@ -56,7 +56,13 @@ pub(super) fn end_of(error: &quinn::ConnectionError) -> HandshakeEnd {
     match error {
         quinn::ConnectionError::TransportError(error) if error.code == refused => HandshakeEnd::UnknownName,
         quinn::ConnectionError::TimedOut => HandshakeEnd::TimedOut,
-        _ => HandshakeEnd::Failed,
+        quinn::ConnectionError::VersionMismatch
+        | quinn::ConnectionError::TransportError(_)
+        | quinn::ConnectionError::ConnectionClosed(_)
+        | quinn::ConnectionError::ApplicationClosed(_)
+        | quinn::ConnectionError::Reset
+        | quinn::ConnectionError::LocallyClosed
+        | quinn::ConnectionError::CidsExhausted => HandshakeEnd::Failed,
     }
 }
 
