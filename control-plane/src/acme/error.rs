@@ -117,7 +117,12 @@ impl AcmeError {
                 Some(http) => Self::from_http(http),
                 None => Self::from_unusable(&error.to_string(), observed.status),
             },
-            other => Self::plain(AcmeErrorKind::Ours, &other.to_string()),
+            Error::Crypto
+            | Error::KeyRejected
+            | Error::Http(_)
+            | Error::InvalidUri(_)
+            | Error::Unsupported(_)
+            | _ => Self::plain(AcmeErrorKind::Ours, &error.to_string()),
         };
         read.retry_after = observed.retry_after;
         read.nothing_made |= refused;

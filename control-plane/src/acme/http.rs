@@ -259,7 +259,7 @@ impl Inner {
     }
 
     fn kind(&self, method: &Method, uri: &Uri) -> RequestKind {
-        let is = |url: &str| uri.to_string() == url;
+        let is = |url: &str| uri == url;
         match self.endpoints.get() {
             Some(endpoints) if is(&endpoints.new_order) => RequestKind::NewOrder,
             Some(endpoints) if is(&endpoints.new_nonce) && method == Method::HEAD => RequestKind::NewNonce,

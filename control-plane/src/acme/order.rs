@@ -91,7 +91,7 @@ impl ChallengeMethod {
             ChallengeType::Http01 => Some(Self::Http01),
             ChallengeType::TlsAlpn01 => Some(Self::TlsAlpn01),
             ChallengeType::Dns01 => Some(Self::Dns01),
-            _ => None,
+            ChallengeType::DeviceAttest01 | ChallengeType::Unknown(_) | _ => None,
         }
     }
 
@@ -204,13 +204,8 @@ impl CaOrder {
         let mut handles = self.order.authorizations();
         while let (Some(next), observed) = observe(handles.next()).await {
             let mut handle = next.map_err(|error| AcmeError::new(&error, observed))?;
-            let mut tries = NonceTries::default();
-            while fresh {
-                let (result, observed) = observe(handle.refresh()).await;
-                match result.map(|_| ()) {
-                    Ok(()) => break,
-                    Err(error) => tries.again(AcmeError::new(&error, observed))?,
-                }
+            if fresh {
+                fetch_again(&mut handle).await?;
             }
             read.push(view(&handle, &self.thumbprint));
         }
@@ -277,12 +272,26 @@ impl CaOrder {
     }
 }
 
+async fn fetch_again(handle: &mut instant_acme::AuthorizationHandle<'_>) -> Result<(), AcmeError> {
+    let mut tries = NonceTries::default();
+    loop {
+        let (result, observed) = observe(handle.refresh()).await;
+        match result.map(|_| ()) {
+            Ok(()) => return Ok(()),
+            Err(error) => tries.again(AcmeError::new(&error, observed))?,
+        }
+    }
+}
+
 fn view(handle: &instant_acme::AuthorizationHandle<'_>, thumbprint: &str) -> CaAuthorization {
     let name = handle.identifier().to_string().to_ascii_lowercase();
     let status = match handle.status {
         instant_acme::AuthorizationStatus::Pending => AuthorizationStatus::Pending,
         instant_acme::AuthorizationStatus::Valid => AuthorizationStatus::Valid,
-        _ => AuthorizationStatus::Failed,
+        instant_acme::AuthorizationStatus::Invalid
+        | instant_acme::AuthorizationStatus::Revoked
+        | instant_acme::AuthorizationStatus::Expired
+        | instant_acme::AuthorizationStatus::Deactivated => AuthorizationStatus::Failed,
     };
     let error = handle.challenges.iter().find_map(|c| c.error.as_ref()).map(problem_text);
     let challenges = handle.challenges.iter().filter_map(|c| challenge(c, thumbprint)).collect();

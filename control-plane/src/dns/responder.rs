@@ -37,11 +37,14 @@ const UDP_PAYLOAD_MAX: u16 = 1232;
 const TCP_IDLE: Duration = Duration::from_secs(5);
 const TCP_RESPONSE_BUFFER: usize = 4096;
 
+/// Label to TXT values, the newest last.
+type Table = HashMap<Box<str>, Vec<Box<str>>>;
+
 /// The zone's contents. Clones share them.
 #[derive(Clone, Debug)]
 pub struct ChallengeZone {
     zone: Name,
-    records: Arc<RwLock<HashMap<Box<str>, Vec<Box<str>>>>>,
+    records: Arc<RwLock<Table>>,
 }
 
 /// A responder that answers; it ends when its token is cancelled.
@@ -64,7 +67,7 @@ impl ChallengeZone {
 
     /// Puts these (label, value) pairs in place of all that was there.
     pub fn replace_all(&self, records: impl IntoIterator<Item = (String, String)>) {
-        let mut table: HashMap<Box<str>, Vec<Box<str>>> = HashMap::new();
+        let mut table = Table::new();
         for (label, value) in records {
             table.entry(label.to_ascii_lowercase().into()).or_default().push(value.into());
         }
@@ -221,14 +224,14 @@ impl Handler {
     }
 
     fn apex(&self, name: &Name, kind: RecordType) -> Answer {
-        let ns = || RData::NS(NS(self.name_server_name()));
-        match kind {
-            RecordType::SOA => Answer::found(vec![Record::from_rdata(name.clone(), APEX_TTL, self.soa())]),
-            RecordType::NS | RecordType::ANY => {
-                Answer::found(vec![Record::from_rdata(name.clone(), APEX_TTL, ns())])
-            }
-            _ => self.nothing(ResponseCode::NoError),
-        }
+        let data = if kind == RecordType::SOA {
+            self.soa()
+        } else if matches!(kind, RecordType::NS | RecordType::ANY) {
+            RData::NS(NS(self.name_server_name()))
+        } else {
+            return self.nothing(ResponseCode::NoError);
+        };
+        Answer::found(vec![Record::from_rdata(name.clone(), APEX_TTL, data)])
     }
 
     fn name_server(&self, name: &Name, kind: RecordType) -> Answer {

@@ -450,7 +450,7 @@ pub async fn set_thumbprint(
 }
 
 /// The labels below the challenge zone that `_acme-challenge.<base>` may point to: those of the tenant's exact name and
-/// of its wildcard, which one CNAME has to serve.
+/// of its wildcard, which one CNAME has to serve. The domain's own comes first.
 ///
 /// # Errors
 /// The database's.
@@ -461,7 +461,7 @@ pub async fn challenge_labels(
     Ok(sqlx::query_scalar(
         "SELECT o.challenge_label FROM domains d JOIN domains o ON o.tenant_id = d.tenant_id \
          AND o.deleted_at IS NULL AND (o.name = d.name OR o.name = '*.' || d.name OR d.name = '*.' || o.name) \
-         WHERE d.id = ? AND d.deleted_at IS NULL ORDER BY o.id",
+         WHERE d.id = ? AND d.deleted_at IS NULL ORDER BY o.id <> d.id, o.id",
     )
     .bind(domain.to_string())
     .fetch_all(connection)

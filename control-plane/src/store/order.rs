@@ -135,7 +135,12 @@ pub async fn set_state(
 ) -> Result<(), StoreError> {
     let next_at = match state {
         OrderState::Failed { retry_at } => *retry_at,
-        _ => now_ms,
+        OrderState::Planned
+        | OrderState::Created { .. }
+        | OrderState::Challenged { .. }
+        | OrderState::Ready { .. }
+        | OrderState::Finalizing { .. }
+        | OrderState::Issued => now_ms,
     };
     sqlx::query(
         "UPDATE orders SET state = ?, url = COALESCE(?, url), attempts = 0, next_at = ?, updated_at = ?, \

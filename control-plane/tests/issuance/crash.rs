@@ -13,7 +13,7 @@ use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
 use portico_control_plane::store::Store;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::edge::{Identity, State, TestEdge};
 use crate::failing::assert_one_order_per_set;
@@ -38,6 +38,8 @@ async fn child_control_plane() {
 
 struct Plane {
     child: Child,
+    /// Kept apart: waiting for a child closes its own.
+    stdin: ChildStdin,
     _output: Lines<BufReader<ChildStdout>>,
     distribution: std::net::SocketAddr,
     responder: std::net::SocketAddr,
@@ -55,6 +57,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
+    let stdin = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = tokio::time::timeout(Duration::from_secs(20), async {
         loop {
@@ -68,6 +71,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
     let words: Vec<&str> = line.split(' ').collect();
     Plane {
         child,
+        stdin,
         _output: output,
         distribution: words[0].parse().unwrap(),
         responder: words[1].parse().unwrap(),
@@ -130,7 +134,7 @@ async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<T
 }
 
 async fn stop(mut plane: Plane) {
-    drop(plane.child.stdin.take());
+    drop(plane.stdin);
     let ended = tokio::time::timeout(Duration::from_secs(10), plane.child.wait()).await;
     assert!(ended.expect("the child did not end").unwrap().success());
 }

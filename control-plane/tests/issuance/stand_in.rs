@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use portico_api::distribution::urgent::Action;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::ServerConfig;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -134,12 +135,14 @@ async fn serve_tls(stream: TcpStream, edges: Arc<Mutex<Vec<Arc<TestEdge>>>>) -> 
     let certificate = params.self_signed(&key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(key.serialized_der().to_vec()).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    // Not `with_single_cert`: that refuses the critical extension which this certificate is for.
+    let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
     let mut tls = start.into_stream(Arc::new(config)).await.ok()?;
     tls.shutdown().await.ok()

@@ -305,6 +305,7 @@ impl Step<'_> {
         match publish::publish(self.issuance, self.issuer, self.row, &pem).await {
             Ok(()) => {}
             Err(publish::NotPublished::Store(error)) => return Err(Stop::Store(error)),
+            Err(publish::NotPublished::Garbled(text)) => return Err(Stop::NotYet(text)),
             Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
         }
         fail_point::reach("order.published");
@@ -425,59 +426,62 @@ async fn stopped(
             );
             wait(issuance, row, no_room.next_ms, "CaLimit", &text).await
         }
-        Stop::Acme(error) => {
-            tracing::info!(order = %row.id, names = ?row.names, state = row.state.as_str(), %error, "order held up");
-            let asked =
-                error.retry_after.map(|wait| now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-            let at = |otherwise: i64| asked.map_or(otherwise, |asked| asked.max(now + 1000));
-            let text = error.to_string();
-            let reason = error.kind.reason();
-            match error.kind {
-                AcmeErrorKind::AccountLimited => {
-                    let until = at(now + ACCOUNT_HOLD_MS);
-                    if let Some(issuer) = issuer {
-                        issuer.hold(until);
-                    }
-                    wait(issuance, row, until, reason, &text).await
-                }
-                AcmeErrorKind::NamesLimited => {
-                    wait(
-                        issuance,
-                        row,
-                        at(now + timing::after_failures(row.attempts + 1, seed)),
-                        reason,
-                        &text,
-                    )
-                    .await
-                }
-                AcmeErrorKind::Unavailable => {
-                    if let (Some(issuer), Some(until)) = (issuer, asked) {
-                        issuer.hold(until);
-                    }
-                    wait(issuance, row, at(transient), reason, &text).await
-                }
-                AcmeErrorKind::BadNonce | AcmeErrorKind::Garbage | AcmeErrorKind::Ours => {
-                    wait(issuance, row, at(transient), reason, &text).await
-                }
-                AcmeErrorKind::Account => {
-                    if let Some(issuer) = issuer
-                        && let Err(error) = issuer.forget_account(&issuance.parts).await
-                    {
-                        tracing::warn!(%error, "the account's row could not be written");
-                    }
-                    wait(issuance, row, at(transient), reason, &text).await
-                }
-                AcmeErrorKind::OrderGone => end(issuance, row, reason, &text).await,
-                AcmeErrorKind::NamesRefused => {
-                    let refused = refused_names(row, error);
-                    if refused.is_empty() {
-                        end(issuance, row, reason, &text).await
-                    } else {
-                        eject(issuance, row, &refused).await
-                    }
-                }
-            }
+        Stop::Acme(error) => held_up(issuance, issuer, row, error).await,
+    }
+}
+
+/// What follows from an answer of the CA, or from none.
+async fn held_up(
+    issuance: &Arc<Issuance>,
+    issuer: Option<&Issuer>,
+    row: &OrderRow,
+    error: AcmeError,
+) -> Result<Ran, StoreError> {
+    tracing::info!(order = %row.id, names = ?row.names, state = row.state.as_str(), %error, "order held up");
+    let now = issuance.parts.clock.now_ms();
+    let seed = timing::seed_of(row.lineage) ^ u64::from(row.attempts);
+    let asked = error.retry_after.map(|wait| now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+    let at = |otherwise: i64| asked.map_or(otherwise, |asked| asked.max(now + 1000));
+    let transient = at(now + timing::after_transient(row.attempts + 1, seed));
+    let (text, reason) = (error.to_string(), error.kind.reason());
+    let until = match error.kind {
+        AcmeErrorKind::AccountLimited => {
+            let until = at(now + ACCOUNT_HOLD_MS);
+            hold(issuer, until);
+            until
         }
+        AcmeErrorKind::NamesLimited => at(now + timing::after_failures(row.attempts + 1, seed)),
+        AcmeErrorKind::Unavailable => {
+            if let Some(until) = asked {
+                hold(issuer, until);
+            }
+            transient
+        }
+        AcmeErrorKind::BadNonce | AcmeErrorKind::Garbage | AcmeErrorKind::Ours => transient,
+        AcmeErrorKind::Account => {
+            if let Some(issuer) = issuer
+                && let Err(error) = issuer.forget_account(&issuance.parts).await
+            {
+                tracing::warn!(%error, "the account's row could not be written");
+            }
+            transient
+        }
+        AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
+        AcmeErrorKind::NamesRefused => {
+            let refused = refused_names(row, error);
+            return if refused.is_empty() {
+                end(issuance, row, reason, &text).await
+            } else {
+                eject(issuance, row, &refused).await
+            };
+        }
+    };
+    wait(issuance, row, until, reason, &text).await
+}
+
+fn hold(issuer: Option<&Issuer>, until_ms: i64) {
+    if let Some(issuer) = issuer {
+        issuer.hold(until_ms);
     }
 }
 

@@ -31,6 +31,8 @@ const DEPLOY_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) enum NotPublished {
     Store(StoreError),
+    /// What came is no chain at all; it may be had again.
+    Garbled(String),
     /// The gate's words.
     Gate(String),
 }
@@ -54,9 +56,11 @@ pub(super) async fn publish(
     if order::find(&mut tx, row.id).await?.is_none_or(|row| row.state.is_over()) {
         return Ok(());
     }
+    let chain = CertificateChain::parse_pem(pem.as_bytes())
+        .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
-    let checked = check(pem, row, &issuer.roots, live.as_ref(), issuance.parts.clock.now());
-    let chain = checked.map_err(NotPublished::Gate)?;
+    check(&chain, row, &issuer.roots, live.as_ref(), issuance.parts.clock.now())
+        .map_err(NotPublished::Gate)?;
     let new = new_credential(row, &chain, pem, issuance.parts.config.renewal.share);
     let mut domains = Vec::new();
     for (name, domain) in row.names.iter().zip(&row.domains) {
@@ -84,13 +88,12 @@ pub(super) async fn publish(
 
 /// The gate. Its words are for the tenant and the operator.
 fn check(
-    pem: &str,
+    chain: &CertificateChain,
     row: &OrderRow,
     roots: &RootCertStore,
     live: Option<&CredentialRow>,
     now: UnixTime,
-) -> Result<CertificateChain, String> {
-    let chain = CertificateChain::parse_pem(pem.as_bytes()).map_err(|e| format!("the CA's chain: {e}"))?;
+) -> Result<(), String> {
     let facts = chain.facts();
     if facts.spki_sha256.as_slice() != row.spki_sha256 {
         return Err("the CA signed another key than ours".to_owned());
@@ -107,7 +110,7 @@ fn check(
     {
         return Err("the certificate in use covers the same names for longer".to_owned());
     }
-    Ok(chain)
+    Ok(())
 }
 
 fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f64) -> NewCredential {
