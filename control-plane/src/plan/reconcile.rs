@@ -19,7 +19,7 @@ use crate::store::group::{GroupRow, LineageRow, NameState, OrderableDomain};
 /// A tenant's names that became ready within this time are grouped together…
 const SETTLE_MS: i64 = 300;
 /// …but the first of them waits for the others no longer than this.
-const SETTLE_MAX_MS: i64 = 3_000;
+const SETTLE_MAX_MS: i64 = 10_000;
 
 /// All that issuance knows, read in one transaction.
 #[derive(Clone, Debug, Default)]

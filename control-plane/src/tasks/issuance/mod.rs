@@ -45,12 +45,14 @@ use issuer::Issuer;
 const ORDERS_IN_FLIGHT_MAX: usize = 32;
 /// Orders that are open and could run within the next minute; more are not planned before some are over.
 const ORDERS_OPEN_MAX: usize = 256;
-/// Orders that one transaction writes: each needs a key and a signature (about 0.1 ms).
+/// Orders that one transaction writes, each with a key and a signature (about 0.1 ms): others write in between.
 const ORDERS_PLANNED_AT_ONCE: usize = 64;
-const PREFLIGHTS_IN_FLIGHT_MAX: usize = 32;
+const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
+/// Names of one tenant that are looked at in one turn: as many as a certificate has by default.
+const PREFLIGHT_BUNDLE: usize = 25;
 /// The loop looks at everything at least this often: wakes are hints.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// And at most this often, or ten times as rarely as a look takes.
+/// And at most this often, and for a quarter of the time at most.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// What the ledger and ended orders are kept for: longer than any limit looks back.
 const KEEP_MS: i64 = 30 * 24 * 3_600_000;
@@ -144,7 +146,7 @@ impl Work {
         let mut changes = self.issuance.parts.store.changes();
         let mut look_at = tokio::time::Instant::now();
         loop {
-            let pause = LOOK_PAUSE_MIN.max(self.look_took * 10);
+            let pause = LOOK_PAUSE_MIN.max(self.look_took * 3);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep_until(look_at) => {
@@ -197,10 +199,11 @@ impl Work {
             }
             tx.commit().await?;
         }
-        let room = ORDERS_OPEN_MAX.saturating_sub(facts.open_orders.len()).min(ORDERS_PLANNED_AT_ONCE);
+        let room = ORDERS_OPEN_MAX.saturating_sub(facts.open_orders.len());
         let due = reconcile::orders_due(&facts, room);
-        if !due.is_empty() {
-            plan_orders(&issuance, issuer, &due).await?;
+        for due in due.chunks(ORDERS_PLANNED_AT_ONCE) {
+            plan_orders(&issuance, issuer, due).await?;
+            self.start_orders().await;
         }
         self.prune(facts.now_ms).await
     }
@@ -223,7 +226,10 @@ impl Work {
             by_tenant.entry(domain.tenant).or_default().push(domain);
         }
         let room = PREFLIGHTS_IN_FLIGHT_MAX.saturating_sub(self.preflights.len());
-        for domain in reconcile::in_turn(by_tenant.into_values().collect()).into_iter().take(room) {
+        // A tenant's names in bundles, so that those of one certificate are ready at about the same time.
+        let bundles = by_tenant.values().map(|domains| domains.chunks(PREFLIGHT_BUNDLE).collect()).collect();
+        let turns: Vec<&[&OrderableDomain]> = reconcile::in_turn(bundles);
+        for &domain in turns.into_iter().flatten().take(room) {
             self.looking_at.insert(domain.id);
             let (issuance, domain) = (self.issuance.clone(), domain.clone());
             self.preflights.spawn(async move {
