@@ -163,14 +163,15 @@ async fn an_identity_is_renewed_and_an_expired_one_is_refused() {
     let address = plane.distribution().address;
     let (mut kept, lapsed) = (plane.join("default").await, plane.join("default").await);
     let first = plane.distribution().edge(kept.edge).await.unwrap().unwrap().identity_not_after;
+    lapsed.client(address).await.sync(tokio_stream::empty()).await.unwrap();
     plane.clock.advance(Duration::from_secs(500));
     kept.renew(address).await.unwrap();
     let second = plane.distribution().edge(kept.edge).await.unwrap().unwrap().identity_not_after;
     assert!(second > first, "{second} {first}");
     plane.clock.advance(Duration::from_secs(300));
     let refused = lapsed.client(address).await.sync(tokio_stream::empty()).await.err().unwrap();
-    // TLS ends it; whether the alert or the closed socket is seen first is a race.
-    assert!(matches!(refused.code(), Code::Unknown | Code::Unavailable), "{refused:?}");
+    // TLS ends it, so no answer of the service comes; which face of a dead connection is seen first is a race.
+    assert!(std::error::Error::source(&refused).is_some(), "an answer of the service: {refused:?}");
     let edge = TestEdge::connect(address, kept, Generation::default()).await;
     edge.wait("a snapshot", |state| state.snapshots == 1).await;
     plane.shutdown().await;
