@@ -107,10 +107,17 @@ impl Class<'_> {
             .iter()
             .filter_map(|domain| self.plan_name(domain, grouped.contains(&domain.id)))
             .collect();
-        let parse = |name: &String| NamePattern::parse(name).ok();
+        // A name that another tenant has proved meanwhile is no longer this group's: a key never changes its tenant.
+        let is_still =
+            |(name, of): &(&String, &DomainId)| by_name.get(name.as_str()).is_none_or(|now| now.id == **of);
         let today = |group: &&GroupRow| PlanGroup {
             id: group.id,
-            names: group.names.keys().filter_map(parse).collect(),
+            names: group
+                .names
+                .iter()
+                .filter(is_still)
+                .filter_map(|(name, _)| NamePattern::parse(name).ok())
+                .collect(),
         };
         let limits =
             PlanLimits { names_per_certificate_max: self.names_per_certificate_max, ..PlanLimits::default() };
@@ -240,8 +247,8 @@ fn due_order(
         .collect();
     let own_due = lineage.live.as_ref().is_some_and(|live| live.renew_at <= facts.now_ms);
     let uncovered =
-        |name: &String| coverage.renew_at(&lineage.cell, name).is_none_or(|at| at <= facts.now_ms);
-    if names.is_empty() || !(own_due || names.keys().any(uncovered)) {
+        |domain: &DomainId| coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms);
+    if names.is_empty() || !(own_due || names.values().any(uncovered)) {
         return None;
     }
     let same_names =
@@ -273,26 +280,27 @@ pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
     leaving.filter(|l| !l.serves.values().any(|domain| needed(l, domain))).map(|lineage| lineage.id).collect()
 }
 
-/// When the certificate that covers a name in a cell is due, the latest one counting.
+/// When the certificate that covers a domain in a cell is due, the latest one counting. By domain, not by name: a name
+/// that another tenant has proved is not covered by the certificate of the one who served it before.
 struct Coverage<'a> {
-    renew_at: HashMap<(&'a CellId, &'a str), i64>,
+    renew_at: HashMap<(&'a CellId, DomainId), i64>,
 }
 
 impl<'a> Coverage<'a> {
     fn of(facts: &'a Facts) -> Self {
-        let mut renew_at: HashMap<(&CellId, &str), i64> = HashMap::new();
+        let mut renew_at: HashMap<(&CellId, DomainId), i64> = HashMap::new();
         for lineage in &facts.lineages {
             let Some(live) = &lineage.live else { continue };
-            for name in lineage.serves.keys() {
-                let at = renew_at.entry((&lineage.cell, name)).or_insert(i64::MIN);
+            for domain in lineage.serves.values() {
+                let at = renew_at.entry((&lineage.cell, *domain)).or_insert(i64::MIN);
                 *at = (*at).max(live.renew_at);
             }
         }
         Self { renew_at }
     }
 
-    fn renew_at(&self, cell: &CellId, name: &str) -> Option<i64> {
-        self.renew_at.get(&(cell, name)).copied()
+    fn renew_at(&self, cell: &CellId, domain: DomainId) -> Option<i64> {
+        self.renew_at.get(&(cell, domain)).copied()
     }
 }
 

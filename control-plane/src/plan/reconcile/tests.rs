@@ -230,3 +230,19 @@ fn a_set_is_the_same_in_any_order() {
     assert_ne!(one, name_set(["a.test", "b.test", "c.test"].into_iter()));
     assert_eq!(one.len(), 64);
 }
+
+#[test]
+fn a_name_that_another_tenant_has_proved_gets_a_certificate_of_its_own() {
+    let mut world = World::new();
+    let first = world.ready("shop.test", &["default"]);
+    world.plan();
+    world.issue(&orders_due(&world.facts, 10)[0].clone(), NOW * 2);
+    world.facts.domains.retain(|domain| domain.id != first);
+    world.tenant = TenantId::generate();
+    let second = world.ready("shop.test", &["default"]);
+    world.plan();
+    let due = orders_due(&world.facts, 10);
+    assert_eq!(due.len(), 1, "the old certificate serves the old tenant's domain only");
+    assert_eq!(due[0].names, Names::from([("shop.test".to_owned(), second)]));
+    assert_eq!(due[0].tenant, Some(world.tenant));
+}
