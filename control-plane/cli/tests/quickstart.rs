@@ -1,5 +1,6 @@
 //! The quickstart as a user runs it: from the command line, with real processes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![cfg(feature = "quickstart")]
 
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -33,7 +33,8 @@ pub struct FieldError {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({})", self.detail, self.code)?;
-        for error in &self.errors {
+        // The detail often quotes the first of them.
+        for error in self.errors.iter().filter(|error| !self.detail.contains(&error.message)) {
             write!(f, "; {}: {}", error.pointer, error.message)?;
         }
         Ok(())

@@ -67,7 +67,7 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     if settings.format == Format::Json {
         return output::json(&certificates);
     }
-    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWED FROM", "CELL", "ISSUER", "ID"]);
+    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWED AFTER", "CELL", "ISSUER", "ID"]);
     for certificate in &certificates {
         let summary = &certificate.summary;
         table.row([
@@ -98,7 +98,7 @@ fn show(settings: &Settings, certificate: &Certificate) -> Outcome {
     }
     line(format!("  issuer       {}", summary.issuer));
     line(format!("  valid        {} to {}", summary.not_before, summary.not_after));
-    line(format!("  renewed from {}", summary.renew_at));
+    line(format!("  renewed after {}", summary.renew_at));
     line(format!("  cell         {}", summary.cell));
     line(format!("  sha256       {}", summary.fingerprint_sha256));
     line(format!("  public key   {}", summary.spki_sha256));

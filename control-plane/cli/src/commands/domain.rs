@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_api::v1::{
-    Action, Actor, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, MinimumTls, RecordPurpose,
-    Route,
+    Action, Actor, Condition, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, MinimumTls,
+    RecordPurpose, Route,
 };
 use portico_cert_store::{CellId, NamePattern};
 
@@ -316,16 +316,18 @@ fn print_conditions(domain: &Domain) {
             ConditionStatus::False => output::paint("no", output::Colour::Red),
             ConditionStatus::Unknown => "unknown".to_owned(),
         };
-        table.row([
-            format!("{:?}", condition.kind),
-            status,
-            condition.since.clone(),
-            format!("{}: {}", condition.reason, condition.message),
-        ]);
+        table.row([format!("{:?}", condition.kind), status, condition.since.clone(), why(condition)]);
     }
     if !table.is_empty() {
         table.print();
     }
+}
+
+fn why(condition: &Condition) -> String {
+    if condition.message.is_empty() {
+        return condition.reason.clone();
+    }
+    format!("{}: {}", condition.reason, condition.message)
 }
 
 fn print_records(records: &[DnsRecord]) {

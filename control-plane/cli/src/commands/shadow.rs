@@ -71,7 +71,9 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
     };
     let (http, https) = edge(settings, &args).await?;
     let roots = settings.roots_file().unwrap_or_else(|| Path::new("/etc/ssl/certs/ca-certificates.crt"));
-    let site = Site { name, http, https, roots };
+    // The server that reads the lines works in another folder.
+    let roots = std::path::absolute(roots).map_err(|error| Failure::file(roots, error))?;
+    let site = Site { name, http, https, roots: &roots };
     let lines = lines(args.print, &site, args.whole_site);
     if settings.format == Format::Json {
         return output::json(&lines);
