@@ -60,7 +60,7 @@ fn edge_and_control_plane_never_depend_on_each_other() {
 }
 
 #[test]
-fn only_the_operators_binary_and_the_tests_join_both_services() {
+fn only_the_operators_binary_joins_both_services() {
     let metadata = metadata();
     let joining: Vec<String> = members(&metadata)
         .into_iter()
@@ -69,7 +69,7 @@ fn only_the_operators_binary_and_the_tests_join_both_services() {
             direct.contains("portico-edge") && direct.contains("portico-control-plane")
         })
         .collect();
-    assert_eq!(joining, ["portico-cli", "portico-tests"]);
+    assert_eq!(joining, ["portico-cli"]);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn named_libraries_stay_in_their_crates() {
     }
     let acme: Vec<String> =
         members(&metadata).into_iter().filter(|m| direct(&metadata, m).contains("instant-acme")).collect();
-    assert!(acme.iter().all(|m| m == "portico-control-plane" || m == "portico-tests"), "{acme:?}");
+    assert!(acme.iter().all(|m| m == "portico-control-plane"), "{acme:?}");
 }
 
 #[test]
