@@ -15,7 +15,9 @@ fn planner(c: &mut Criterion) {
         let fresh = input(size);
         group.bench_function(BenchmarkId::new("from nothing", size), |b| b.iter(|| black_box(plan(&fresh))));
         let today = PlanInput { groups: groups_of(&fresh), ..input(size) };
-        group.bench_function(BenchmarkId::new("from today's groups", size), |b| b.iter(|| black_box(plan(&today))));
+        group.bench_function(BenchmarkId::new("from today's groups", size), |b| {
+            b.iter(|| black_box(plan(&today)))
+        });
         group.finish();
     }
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 
-/// Mean entries of a shard at which the directory doubles. RING.md 7: some hundred entries cost tens of microseconds.
+/// Mean entries of a shard at which the directory doubles. Measured: some hundred entries cost tens of microseconds.
 pub(crate) const SHARD_ENTRIES_MEAN: usize = 64;
 /// Directory size limit, for 64 million entries at the mean; beyond it shards just grow.
 const DIRECTORY_BITS_MAX: u32 = 20;

@@ -1,4 +1,4 @@
-//! Who may be served for a name: the pure rules of ownership (P6, THREATS F1-F3).
+//! Who may be served for a name: the pure rules of ownership (P6).
 //!
 //! A tenant proves control of a host by one of four means, each tied to texts that no other claim ever had:
 //!

@@ -109,7 +109,7 @@ pub const CDN_LOOP_DEPTH_MAX: usize = 3;
 
 /// Lines that wait for the access-log writer; then they are dropped and counted.
 pub const ACCESS_LOG_QUEUE: usize = 8192;
-/// Bytes of one text field in the access log (THREATS G9).
+/// Bytes of one text field in the access log.
 pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
 
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.

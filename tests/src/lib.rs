@@ -4,6 +4,8 @@
 //! same two ports (a CA validates all of them at one port). Processes are the shipped binaries; they end by pid when the
 //! lab is dropped. Deliberately absent: fakes inside the product, and sleeping: every wait has a condition and a deadline.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines of real processes run on real time")]
+
 mod addresses;
 mod lab;
 mod pebble;

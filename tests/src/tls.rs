@@ -16,6 +16,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use x509_parser::extensions::GeneralName;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -77,11 +78,8 @@ async fn connect(address: SocketAddr, name: &str, roots: &Path) -> Result<TlsStr
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let handshake = async {
         let tcp = TcpStream::connect(address).await?;
-        Ok::<_, std::io::Error>(
-            TlsConnector::from(Arc::new(config))
-                .connect(ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?, tcp)
-                .await?,
-        )
+        let server = ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?;
+        TlsConnector::from(Arc::new(config)).connect(server, tcp).await
     };
     tokio::time::timeout(DEADLINE, handshake)
         .await
@@ -100,10 +98,9 @@ fn shown_on(stream: &TlsStream<TcpStream>) -> Result<Shown> {
             san.value
                 .general_names
                 .iter()
-                .filter_map(|n| match n {
-                    x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
-                    _ => None,
-                })
+                .filter_map(
+                    |n| if let GeneralName::DNSName(name) = n { Some((*name).to_owned()) } else { None },
+                )
                 .collect()
         })
         .unwrap_or_default();

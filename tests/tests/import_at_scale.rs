@@ -3,6 +3,8 @@
 //!
 //! The usual run imports 200 hostnames; `PORTICO_SCALE_DOMAINS=2000` makes it the full one and prints the figures.
 
+#![expect(clippy::disallowed_methods, reason = "it reports how long real processes took")]
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 

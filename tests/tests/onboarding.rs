@@ -1,5 +1,7 @@
 //! A name becomes a site: claimed, proved, issued, on every edge; and what an edge tells about it.
 
+#![expect(clippy::disallowed_methods, reason = "it reports how long real processes took")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;

@@ -13,7 +13,7 @@ use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
 use crate::store::tenant::{self, DomainCount, TenantRow};
 
-/// Claims of one tenant that are not proved, made with the tenant's own token (THREATS F2). An operator's are not
+/// Claims of one tenant that are not proved, made with the tenant's own token. An operator's are not
 /// counted against it: an import proves by attestation or in its own time.
 pub(crate) const PENDING_CLAIMS_MAX: u64 = 100;
 

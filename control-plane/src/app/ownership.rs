@@ -21,7 +21,7 @@ use crate::store::{StoreError, WriteTx, event, proof as proofs};
 
 mod fetch;
 
-/// A standing proof is looked at again after this (THREATS F1).
+/// A standing proof is looked at again after this.
 const RECHECK_MS: i64 = 30 * 24 * 3600 * 1000;
 /// The first waiting time of an unproved claim; it doubles with each check, up to the second figure.
 const BACKOFF_FIRST_MS: i64 = 2_000;

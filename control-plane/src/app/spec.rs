@@ -120,7 +120,7 @@ fn origin(at: &str, text: &str, policy: &EgressPolicy, grants: &[EgressGrant]) -
     }
     let port =
         url.port_or_known_default().filter(|&port| port != 0).ok_or_else(|| wrong("has no usable port"))?;
-    // Only literal addresses can be judged here; a name is judged at the edge, at each connect (THREATS F5).
+    // Only literal addresses can be judged here; a name is judged at the edge, at each connect.
     let address = match url.host() {
         Some(Host::Ipv4(address)) => SocketAddr::from((address, port)),
         Some(Host::Ipv6(address)) => SocketAddr::from((address, port)),

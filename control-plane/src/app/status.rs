@@ -13,7 +13,7 @@ use super::instructions::{proof_text, traffic_text};
 use crate::clock::rfc3339;
 use crate::store::condition::ConditionRow;
 
-/// Unproved claims are looked at for so long after they were made (THREATS F2).
+/// Unproved claims are looked at for so long after they were made.
 pub(crate) const CLAIM_LASTS_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// What is stored about a domain. Times are Unix milliseconds.

@@ -16,7 +16,7 @@ use super::urgent::Urgents;
 use crate::clock::{self, Clock};
 use crate::store::edge::{EdgeRow, Observation};
 
-/// An edge that was not heard for this long is not live: nothing waits for it (CONTRACTS.md). Edges send Status each 5 s.
+/// An edge that was not heard for this long is not live: nothing waits for it. Edges send Status each 5 s.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Urgent messages that wait for one edge; a further one counts as not acked.
 const URGENT_QUEUE: usize = 1_024;

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::store::cell::DEFAULT_CELL;
 use crate::store::projection_rows::{CredentialRow, DomainRow, LineageRow, TenantRow};
 
-/// Slots of one name that an edge can use (CONTRACTS.md, SNI index).
+/// Slots of one name that an edge can use.
 const LINEAGES_PER_CELL_MAX: usize = 4;
 
 /// Why a row cannot become a resource; the version before it stays published.

@@ -126,7 +126,7 @@ pub(super) fn removed(id: EdgeId) -> Status {
 }
 
 /// An edge that is ahead of us shows that our database was restored or reset: our epoch rises above its, so that what we
-/// publish is newer for every edge (CONTRACTS.md, Generations).
+/// publish is newer for every edge.
 async fn check_base(context: &Context, id: EdgeId, applied: Generation) -> Result<Generation, Status> {
     if applied <= context.publisher.generation() {
         return Ok(applied);

@@ -2,7 +2,7 @@
 //!
 //! They are no part of the generations and live in memory only. A challenge stands until it is cleared or expires, and is
 //! told again to each edge that connects meanwhile. Who is waited for: every live edge, and one that left less than 10 s
-//! ago; any other is named as not acked (CONTRACTS.md, Who waits for whom).
+//! ago; any other is named as not acked.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;

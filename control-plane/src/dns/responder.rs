@@ -330,11 +330,12 @@ mod tests {
     }
 
     fn texts(message: &Message) -> Vec<String> {
-        let text = |record: &Record| match &record.data {
-            RData::TXT(txt) => {
+        let text = |record: &Record| {
+            if let RData::TXT(txt) = &record.data {
                 txt.txt_data.iter().map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+            } else {
+                record.data.to_string()
             }
-            other => format!("{other}"),
         };
         message.answers.iter().map(text).collect()
     }

@@ -2,7 +2,7 @@
 //!
 //! Malformed JSON is 400 with line and column; a field that is unknown, missing or of the wrong type is 422 with its JSON
 //! pointer and, where a known field is spelt almost like it, that one as a hint. A `Content-Encoding` is refused: a small
-//! body must not become a large one (THREATS G10).
+//! body must not become a large one.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};

@@ -246,7 +246,7 @@ impl World {
             }
         }
         if matches!(method, ProofMethod::Txt | ProofMethod::Cname) {
-            let known = self.written.contains(&(host, claim.text.clone()));
+            let known = self.written.contains(&(host, claim.text));
             assert!(known, "proved by a text that no holder of the zone ever wrote");
         }
         self.claims.get_mut(&(tenant, host)).expect("the claim exists").standing = Some(method);
@@ -254,15 +254,10 @@ impl World {
     }
 
     fn check(&self) {
-        for host in 0..HOSTS.len() {
+        for (host, name) in HOSTS.iter().enumerate() {
             if let Some((tenant, claim)) = self.served(host) {
-                assert_eq!(
-                    self.last_valid.get(&host),
-                    Some(&tenant),
-                    "{} is served for another",
-                    HOSTS[host]
-                );
-                let wildcard = pattern(HOSTS[host]).is_wildcard();
+                assert_eq!(self.last_valid.get(&host), Some(&tenant), "{} is served for another", name);
+                let wildcard = pattern(name).is_wildcard();
                 let method = claim.standing.expect("a served claim stands on a proof");
                 assert!(!wildcard || matches!(method, ProofMethod::Txt | ProofMethod::Attestation));
             }

@@ -2,8 +2,8 @@
 //!
 //! It holds the newest change of each resource only (a delta from any base needs no more), so it is as large as the set
 //! of resources and tombstones. The sequence comes from the one row of `sequencer`: whoever updates that row holds its
-//! lock until the commit, so numbers are handed out in commit order and none is committed late (CONTRACTS.md,
-//! Generations). A resource's version is the sequence of its newest change.
+//! lock until the commit, so numbers are handed out in commit order and none is committed late. A
+//! resource's version is the sequence of its newest change.
 
 use portico_api::distribution::ResourceKind;
 use sqlx::Row;

@@ -2,6 +2,11 @@
 //! client that answers challenges from what it was pushed.
 
 #![expect(unreachable_pub, reason = "the modules of one test binary")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "set-up fails the test; figures are real time"
+)]
 
 mod crash;
 #[path = "../distribution/edge.rs"]

@@ -81,7 +81,9 @@ fn http01(actions: &[Action], host: &str, token: &str) -> Option<String> {
             Some(Some(set.key_authorization.clone()))
         }
         Action::ClearChallenge(clear) if clear.host == host && clear.token == token => Some(None),
-        _ => None,
+        Action::SetHttp01(_) | Action::SetTlsAlpn01(_) | Action::ClearChallenge(_) | Action::Suspend(_) => {
+            None
+        }
     })?
 }
 
@@ -89,7 +91,9 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
     actions.iter().rev().find_map(|action| match action {
         Action::SetTlsAlpn01(set) if set.host == host => Some(Some(set.digest.to_vec())),
         Action::ClearChallenge(clear) if clear.host == host && clear.token.is_empty() => Some(None),
-        _ => None,
+        Action::SetHttp01(_) | Action::SetTlsAlpn01(_) | Action::ClearChallenge(_) | Action::Suspend(_) => {
+            None
+        }
     })?
 }
 

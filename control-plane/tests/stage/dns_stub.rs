@@ -90,7 +90,7 @@ fn answer(question: &Message, zone: &mut Zone) -> Vec<u8> {
     }
     let known = zone.records.keys().any(|(of, _)| *of == name);
     answer.metadata.response_code = if known { ResponseCode::NoError } else { ResponseCode::NXDomain };
-    let data = zone.records.get(&(name.clone(), query.query_type())).cloned().unwrap_or_default();
+    let data = zone.records.get(&(name, query.query_type())).cloned().unwrap_or_default();
     for data in data {
         answer.add_answer(Record::from_rdata(query.name().clone(), 1, data));
     }

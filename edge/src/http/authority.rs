@@ -1,6 +1,6 @@
 //! Whose request is it? The request's own authority decides, never the connection's SNI.
 //!
-//! The rule (DESIGN.md 7, RFC 9110 section 7.4): a request is served when the certificate shown on its connection covers
+//! The rule (RFC 9110 section 7.4): a request is served when the certificate shown on its connection covers
 //! its authority and both names have the same TLS policy, whatever the tenant. Else it is misdirected (421): browsers
 //! then open a connection of its own. On the default certificate everything is misdirected. The table of all cases is
 //! `tests/authority.golden`, one for all protocols.

@@ -1,4 +1,4 @@
-//! Messages that two readers could see differently (THREATS G1). Behind each stands a request that must never be seen by
+//! Messages that two readers could see differently. Behind each stands a request that must never be seen by
 //! anybody: the oracle is an origin with a reader of its own, strict in everything.
 
 use std::io::Write as _;
