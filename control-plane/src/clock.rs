@@ -40,6 +40,11 @@ pub fn instant() -> Instant {
     Instant::now()
 }
 
+/// The system's wall clock, for what another machine's clock wrote into a header.
+pub fn utc() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(system_ms()).unwrap_or(0))
+}
+
 #[expect(clippy::disallowed_methods, reason = "this is the clock module")]
 fn system_ms() -> i64 {
     // A clock before 1970 reads as 1970: certificates then are "not yet valid", which is the truth of that machine.

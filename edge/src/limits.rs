@@ -120,6 +120,9 @@ pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 pub const ACCEPTS_PER_TURN: usize = 16;
 /// Pending connections of a listener in the kernel.
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// Tries to take an address that a killed predecessor may still hold, and the pause between them: 3 s in all.
+pub const LISTEN_ATTEMPTS: u32 = 60;
+pub const LISTEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -8,7 +8,10 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, Package
 fn metadata() -> Metadata {
     MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .other_options(["--offline".to_owned(), "--locked".to_owned()])
+        .other_options([
+            "--locked".to_owned(),
+            format!("--filter-platform={}-unknown-linux-gnu", std::env::consts::ARCH),
+        ])
         .exec()
         .expect("cargo metadata runs")
 }

@@ -91,9 +91,10 @@ fn only_the_store_holds_sql() {
 }
 
 #[test]
-fn only_clock_modules_read_the_time() {
+fn only_clock_modules_read_the_wall_clock() {
+    // The monotonic clock is clippy.toml's to hold; a runtime's own timers move with the runtime.
     only_in(
-        &["Instant::now()", "SystemTime::now()", "OffsetDateTime::now_utc()"],
+        &["SystemTime::now()", "OffsetDateTime::now_utc()"],
         &[
             "edge/src/clock.rs",
             "control-plane/src/clock.rs",

@@ -335,7 +335,7 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
                 "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
             );
             let at = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
-            Duration::try_from(at - time::OffsetDateTime::now_utc()).unwrap_or(Duration::ZERO)
+            Duration::try_from(at - crate::clock::utc()).unwrap_or(Duration::ZERO)
         }
     };
     Some(wait.min(RETRY_AFTER_MAX))

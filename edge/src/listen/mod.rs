@@ -11,7 +11,7 @@ pub mod quic;
 
 use self::quic::QuicSocket;
 
-use crate::{config::ListenerConfig, io as sockets};
+use crate::{config::ListenerConfig, io as sockets, limits};
 
 /// A bound socket and how it is to be served.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<Bo
             };
         }
         if config.address.port() != 0 {
-            sockets::bound_elsewhere(config.address).map_err(|error| named(config.address, error))?;
+            wait_until_free(config.address).map_err(|error| named(config.address, error))?;
         }
         let mut group = match config.http3 {
             true => {
@@ -71,6 +71,19 @@ pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<Bo
         }
     }
     Ok(per_worker)
+}
+
+/// Waits a moment for a predecessor that was killed: the kernel takes its rings apart after the process is gone, and until
+/// then its listeners stay bound.
+fn wait_until_free(address: SocketAddr) -> io::Result<()> {
+    let mut attempts = limits::LISTEN_ATTEMPTS;
+    loop {
+        match sockets::bound_elsewhere(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 1 => attempts -= 1,
+            outcome => return outcome,
+        }
+        std::thread::sleep(limits::LISTEN_PAUSE);
+    }
 }
 
 fn alt_svc(port: u16) -> HeaderValue {

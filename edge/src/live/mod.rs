@@ -2,7 +2,7 @@
 //!
 //! A worker holds `Arc<Live>` and looks up by SNI ([`Live::sni`]) and by request authority ([`Live::hosts`]); it never
 //! waits for a writer. [`LivePublisher`] lives on the service thread. It takes batches of distribution resources in three
-//! steps: `admit` looks at the envelope, [`stage`] parses and checks each resource without touching any state (and may
+//! steps: `admit` looks at the envelope, [`mod@stage`] parses and checks each resource without touching any state (and may
 //! run on another thread), `publish` makes the result visible. A fault of one resource never stops the rest.
 //!
 //! Deliberately absent: the network, the disk and the clock. `control` brings all three.
