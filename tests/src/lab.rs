@@ -239,10 +239,13 @@ impl Lab {
         }
     }
 
-    /// Sets the records that prove control and delegate the DNS challenge, as the tenant would.
+    /// Sets the TXT record that proves control, as the tenant would, and for a wildcard the delegation of the DNS
+    /// challenge. Another name is left to HTTP-01 and TLS-ALPN-01, so that a test sees where its traffic leads.
     pub async fn publish_records(&self, domain: &v1::Domain) -> Result<()> {
+        let wildcard = domain.spec.hostname.starts_with("*.");
         for record in &domain.dns.records {
-            if matches!(record.purpose, RecordPurpose::Proof | RecordPurpose::ChallengeDelegation) {
+            let delegation = wildcard && record.purpose == RecordPurpose::ChallengeDelegation;
+            if record.purpose == RecordPurpose::Proof || delegation {
                 self.set_record(&record.name, &record.kind, &[&record.value]).await?;
             }
         }

@@ -59,7 +59,6 @@ async fn one_dead_name_does_not_hold_up_the_group() -> Result<()> {
     }
     let dead = wait_until("the dead name's own condition", Duration::from_secs(30), async || {
         let domain = lab.client.domain("elsewhere.test").await.ok()?;
-        println!("{:?} {:?} {:#?}", domain.status, domain.next_action, domain.conditions);
         domain.next_action.is_some().then_some(domain)
     })
     .await;
