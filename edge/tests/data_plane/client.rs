@@ -230,13 +230,19 @@ impl<S: Read + Write> Http1<S> {
 
     fn more(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                self.unread.extend_from_slice(&buffer[..count]);
-                Ok(())
+        let count = loop {
+            match self.stream.read(&mut buffer) {
+                // A ring that this thread probed and dropped is taken apart by a signal to the thread, and the kernel
+                // does not restart a read that has a deadline (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome?,
             }
+        };
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.unread.extend_from_slice(&buffer[..count]);
+        Ok(())
     }
 }
 
