@@ -23,9 +23,10 @@ async fn every_imported_name_is_served_right_and_one_more_joins_under_load() -> 
     let domains = std::env::var("PORTICO_SCALE_DOMAINS").unwrap_or_else(|_| "200".to_owned());
     let lab = Lab::start(LabOptions { ca, ..LabOptions::default() }).await?;
     let csv = lab.folder.path().join("domains.csv");
-    run(Command::new(binary("portico-loadtest"))
-        .args(["tenants", "--domains", &domains, "--origin", &format!("http://{}", lab.origin), "--out"])
-        .arg(&csv))?;
+    let mut make = Command::new(binary("portico-loadtest"));
+    make.args(["tenants", "--domains", &domains, "--origin", &format!("http://{}", lab.origin), "--out"])
+        .arg(&csv);
+    run(make).await?;
 
     let started = Instant::now();
     let records = lab.folder.path().join("records.json");
@@ -37,11 +38,15 @@ async fn every_imported_name_is_served_right_and_one_more_joins_under_load() -> 
             .args(["--egress-grant", &format!("{}/32:{}", lab.origin.ip(), lab.origin.port())]);
         command
     };
-    run(import().arg("--records-out").arg(&records))?;
+    let mut first = import();
+    first.arg("--records-out").arg(&records);
+    run(first).await?;
     let claimed = started.elapsed();
     lab.set_records(&std::fs::read_to_string(&records)?).await?;
     // The same file again changes nothing; it waits until every domain is active.
-    let printed = run(import().args(["--wait", "--timeout", "40m"]))?;
+    let mut again = import();
+    again.args(["--wait", "--timeout", "40m"]);
+    let printed = run(again).await?;
     println!("claimed after {:.1} s", claimed.as_secs_f64());
     println!("import of {domains}: {:.1} s\n{printed}", started.elapsed().as_secs_f64());
 
@@ -50,7 +55,7 @@ async fn every_imported_name_is_served_right_and_one_more_joins_under_load() -> 
     for edge in &lab.edges {
         verify.args(["--edge", &edge.https.to_string()]);
     }
-    println!("{}", run(&mut verify)?);
+    println!("{}", run(verify).await?);
     for edge in &lab.edges {
         let status = std::fs::read_to_string(format!("/proc/{}/status", edge.process.pid()))?;
         let resident = status.lines().find(|l| l.starts_with("VmRSS")).context("VmRSS")?;
@@ -109,14 +114,18 @@ async fn one_more_under_load(lab: &Lab, csv: &std::path::Path) -> Result<()> {
     .await?
 }
 
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    anyhow::ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{text}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(text)
+/// Runs a command beside this thread, on which the laboratory's origin answers.
+async fn run(mut command: Command) -> Result<String> {
+    tokio::task::spawn_blocking(move || {
+        let output = command.output().with_context(|| format!("{command:?}"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        anyhow::ensure!(
+            output.status.success(),
+            "{command:?}: {}\n{text}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(text)
+    })
+    .await?
 }
