@@ -14,12 +14,12 @@ pub struct JoinRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinResponse {
-    /// edge_<ULID>
+    /// "edge_" and a ULID
     #[prost(string, tag = "1")]
     pub edge_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub cell_id: ::prost::alloc::string::String,
-    /// leaf first; URI SAN portico://edge/<edge_id>
+    /// leaf first; URI SAN `portico://edge/` and the edge id
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub certificate_chain_der: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// what the edge trusts for the control plane from now on
