@@ -432,7 +432,17 @@ pub struct Suspension {
 }
 /// Nested message and enum types in `Suspension`.
 pub mod suspension {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum Mode {
         /// 503 with a neutral page
@@ -599,9 +609,15 @@ impl UnknownSni {
 }
 /// Generated client implementations.
 pub mod distribution_client {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
-    use tonic::codegen::http::Uri;
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
     #[derive(Debug, Clone)]
     pub struct DistributionClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -621,18 +637,22 @@ pub mod distribution_client {
             let inner = tonic::client::Grpc::with_origin(inner, origin);
             Self { inner }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> DistributionClient<InterceptedService<T, F>>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> DistributionClient<InterceptedService<T, F>>
         where
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                    http::Request<tonic::body::Body>,
-                    Response = http::Response<
-                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                    >,
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
                 >,
-            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
-                Into<StdError> + std::marker::Send + std::marker::Sync,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
         {
             DistributionClient::new(InterceptedService::new(inner, interceptor))
         }
@@ -675,11 +695,18 @@ pub mod distribution_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/portico.distribution.v1.Distribution/Join");
+            let path = http::uri::PathAndQuery::from_static(
+                "/portico.distribution.v1.Distribution/Join",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("portico.distribution.v1.Distribution", "Join"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portico.distribution.v1.Distribution", "Join"));
             self.inner.unary(req, path, codec).await
         }
         /// mTLS; a fresh certificate for the same edge id, before the present one expires.
@@ -690,34 +717,58 @@ pub mod distribution_client {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/portico.distribution.v1.Distribution/Renew");
+            let path = http::uri::PathAndQuery::from_static(
+                "/portico.distribution.v1.Distribution/Renew",
+            );
             let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("portico.distribution.v1.Distribution", "Renew"));
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("portico.distribution.v1.Distribution", "Renew"),
+                );
             self.inner.unary(req, path, codec).await
         }
         /// mTLS; one stream for the whole life of the connection. The edge speaks first, with Hello.
         pub async fn sync(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::EdgeMessage>,
-        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::ControlMessage>>, tonic::Status>
-        {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ControlMessage>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/portico.distribution.v1.Distribution/Sync");
+            let path = http::uri::PathAndQuery::from_static(
+                "/portico.distribution.v1.Distribution/Sync",
+            );
             let mut req = request.into_streaming_request();
-            req.extensions_mut().insert(GrpcMethod::new("portico.distribution.v1.Distribution", "Sync"));
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portico.distribution.v1.Distribution", "Sync"));
             self.inner.streaming(req, path, codec).await
         }
     }
 }
 /// Generated server implementations.
 pub mod distribution_server {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
     /// Generated trait containing gRPC methods that should be implemented for use with DistributionServer.
     #[async_trait]
@@ -735,7 +786,8 @@ pub mod distribution_server {
         /// Server streaming response type for the Sync method.
         type SyncStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::ControlMessage, tonic::Status>,
-            > + std::marker::Send
+            >
+            + std::marker::Send
             + 'static;
         /// mTLS; one stream for the whole life of the connection. The edge speaks first, with Hello.
         async fn sync(
@@ -764,7 +816,10 @@ pub mod distribution_server {
                 max_encoding_message_size: None,
             }
         }
-        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
         where
             F: tonic::service::Interceptor,
         {
@@ -808,7 +863,10 @@ pub mod distribution_server {
         type Response = http::Response<tonic::body::Body>;
         type Error = std::convert::Infallible;
         type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
@@ -816,12 +874,21 @@ pub mod distribution_server {
                 "/portico.distribution.v1.Distribution/Join" => {
                     #[allow(non_camel_case_types)]
                     struct JoinSvc<T: Distribution>(pub Arc<T>);
-                    impl<T: Distribution> tonic::server::UnaryService<super::JoinRequest> for JoinSvc<T> {
+                    impl<T: Distribution> tonic::server::UnaryService<super::JoinRequest>
+                    for JoinSvc<T> {
                         type Response = super::JoinResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::JoinRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JoinRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Distribution>::join(&inner, request).await };
+                            let fut = async move {
+                                <T as Distribution>::join(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -850,12 +917,22 @@ pub mod distribution_server {
                 "/portico.distribution.v1.Distribution/Renew" => {
                     #[allow(non_camel_case_types)]
                     struct RenewSvc<T: Distribution>(pub Arc<T>);
-                    impl<T: Distribution> tonic::server::UnaryService<super::RenewRequest> for RenewSvc<T> {
+                    impl<
+                        T: Distribution,
+                    > tonic::server::UnaryService<super::RenewRequest> for RenewSvc<T> {
                         type Response = super::RenewResponse;
-                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
-                        fn call(&mut self, request: tonic::Request<super::RenewRequest>) -> Self::Future {
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewRequest>,
+                        ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Distribution>::renew(&inner, request).await };
+                            let fut = async move {
+                                <T as Distribution>::renew(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -884,16 +961,24 @@ pub mod distribution_server {
                 "/portico.distribution.v1.Distribution/Sync" => {
                     #[allow(non_camel_case_types)]
                     struct SyncSvc<T: Distribution>(pub Arc<T>);
-                    impl<T: Distribution> tonic::server::StreamingService<super::EdgeMessage> for SyncSvc<T> {
+                    impl<
+                        T: Distribution,
+                    > tonic::server::StreamingService<super::EdgeMessage>
+                    for SyncSvc<T> {
                         type Response = super::ControlMessage;
                         type ResponseStream = T::SyncStream;
-                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
                         fn call(
                             &mut self,
                             request: tonic::Request<tonic::Streaming<super::EdgeMessage>>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
-                            let fut = async move { <T as Distribution>::sync(&inner, request).await };
+                            let fut = async move {
+                                <T as Distribution>::sync(&inner, request).await
+                            };
                             Box::pin(fut)
                         }
                     }
@@ -919,13 +1004,25 @@ pub mod distribution_server {
                     };
                     Box::pin(fut)
                 }
-                _ => Box::pin(async move {
-                    let mut response = http::Response::new(tonic::body::Body::default());
-                    let headers = response.headers_mut();
-                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
-                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-                    Ok(response)
-                }),
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
             }
         }
     }
