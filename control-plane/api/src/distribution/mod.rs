@@ -9,6 +9,7 @@
     unused_qualifications,
     reason = "generated code"
 )]
+#[rustfmt::skip] // as the generator writes it; a test compares
 mod generated;
 
 pub use generated::*;
