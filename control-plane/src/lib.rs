@@ -26,6 +26,7 @@ pub mod tasks;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 
 pub use app::App;
@@ -62,9 +63,15 @@ pub struct Running {
 
 /// Runs until SIGTERM or SIGINT.
 ///
+/// Boxed: the service is compiled once, in this crate, and not again in every program that awaits it.
+///
 /// # Errors
 /// What keeps it from starting, or the part that failed while running.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(run_until_signal(args))
+}
+
+async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.create_kek {
         create_kek(&config)?;
@@ -84,15 +91,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// What keeps a part from starting.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
-    start_at(config, Clock::default()).await
+pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Running>> {
+    start_at(config, Clock::default())
 }
 
 /// [`start`] with a clock that the caller can move.
 ///
 /// # Errors
 /// As [`start`].
-pub async fn start_at(config: Config, clock: Clock) -> anyhow::Result<Running> {
+pub fn start_at(config: Config, clock: Clock) -> BoxFuture<'static, anyhow::Result<Running>> {
+    Box::pin(assemble(config, clock))
+}
+
+async fn assemble(config: Config, clock: Clock) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
     http::ensure_operator_token(&parts).await?;
     let mut tasks = JoinSet::new();
@@ -122,7 +133,11 @@ impl Running {
     ///
     /// # Errors
     /// The first part that failed.
-    pub async fn shutdown(mut self) -> anyhow::Result<()> {
+    pub fn shutdown(self) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(self.end())
+    }
+
+    async fn end(mut self) -> anyhow::Result<()> {
         self.parts.shutdown.cancel();
         let mut first = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -148,7 +163,11 @@ pub struct RotateArgs {
 ///
 /// # Errors
 /// As [`rotation::rotate_kek`].
-pub async fn run_rotate_kek(args: RotateArgs) -> anyhow::Result<()> {
+pub fn run_rotate_kek(args: RotateArgs) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(rotate_kek(args))
+}
+
+async fn rotate_kek(args: RotateArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     let rotated = rotation::rotate_kek(&config, args.new_key_file.as_deref(), &Clock::default()).await?;
     tracing::info!(key = rotated.key_id, file = %rotated.new_file.display(), "the key-encryption key was replaced");

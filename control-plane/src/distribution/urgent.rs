@@ -13,6 +13,7 @@ use portico_api::distribution::{
 };
 use portico_api::v1;
 use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::fleet::Fleet;
@@ -170,10 +171,11 @@ impl Fleet {
             if cells.is_some_and(|cells| !cells.contains(&member.cell)) {
                 continue;
             }
-            // Also to an edge that is silent: it may only be slow.
-            let sent =
-                member.stream.as_ref().is_none_or(|s| s.urgents.try_send(wrap(message.clone())).is_ok());
-            if sent && member.waited_for(now) {
+            // Also to an edge that is silent: it may only be slow. A stream that is just ending takes nothing more, but
+            // its edge may be back in a moment and is told then; only a full queue has lost the message.
+            let sent = member.stream.as_ref().map(|stream| stream.urgents.try_send(wrap(message.clone())));
+            let lost = matches!(sent, Some(Err(TrySendError::Full(_))));
+            if !lost && member.waited_for(now) {
                 expected.insert(edge);
             } else {
                 absent.push(edge);

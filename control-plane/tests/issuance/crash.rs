@@ -20,11 +20,13 @@ use crate::failing::assert_one_order_per_set;
 use crate::lab::{Options, World, add_domain, add_tenant, cell_id};
 
 const CHILD: &str = "PORTICO_ISSUANCE_CHILD";
+const FAIL_POINT: &str = "PORTICO_FAIL_POINT";
 
 /// What the child is; as a test of its own it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_control_plane() {
     let Ok(config) = std::env::var(CHILD) else { return };
+    portico_control_plane::tasks::issuance::arm_fail_point(std::env::var(FAIL_POINT).unwrap());
     let config = Config::read(Path::new(&config)).unwrap();
     let running = portico_control_plane::start_at(config, Clock::default()).await.unwrap();
     let token = running.distribution.create_join_token(&cell_id("default"), 600).await.unwrap().token;
@@ -50,7 +52,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child_control_plane", "--nocapture", "--test-threads", "1"])
         .env(CHILD, config)
-        .env("PORTICO_FAIL_POINT", fail_point)
+        .env(FAIL_POINT, fail_point)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -141,11 +142,16 @@ impl CaHandle {
     }
 }
 
-/// Starts a CA on the current tokio runtime.
+/// Starts a CA on the current tokio runtime. Boxed: compiled once, in this crate, and not
+/// again in every program that awaits it.
 ///
 /// # Errors
 /// A taken or wrong address, a file that cannot be written, a value out of range.
-pub async fn start(args: CaArgs) -> anyhow::Result<CaHandle> {
+pub fn start(args: CaArgs) -> BoxFuture<'static, anyhow::Result<CaHandle>> {
+    Box::pin(assemble(args))
+}
+
+async fn assemble(args: CaArgs) -> anyhow::Result<CaHandle> {
     check(&args)?;
     let api = bind(args.listen, "--listen").await?;
     let management = bind(args.management, "--management").await?;

@@ -1,10 +1,11 @@
-//! Named places at the boundaries of the order machine's steps where a test can kill the process.
+//! Named places at the boundaries of the order machine's steps where a test can end the process.
 //!
-//! In a build without feature `failpoints` (and outside of this crate's tests) [`reach`] is nothing. With it, the process
-//! whose environment names a point in `PORTICO_FAIL_POINT` aborts there, with no destructor run, as `kill -9` would.
+//! Nothing in the product arms one: no configuration, argument or environment variable does. They are in every build, so
+//! that the tests run the very code that is shipped.
+
+use std::sync::OnceLock;
 
 /// Every point, in the order in which an undisturbed issuance passes them.
-#[cfg(any(test, feature = "failpoints"))]
 pub const ALL: &[&str] = &[
     "account.intended",
     "account.registered",
@@ -24,15 +25,17 @@ pub const ALL: &[&str] = &[
     "order.published",
 ];
 
+static ARMED: OnceLock<String> = OnceLock::new();
+
+/// From now on this process aborts at `point`, with no destructor run, as `kill -9` would. Only the first call counts.
+pub fn arm(point: String) {
+    ARMED.get_or_init(|| point);
+}
+
 /// Passes on, or ends the process.
-#[cfg(any(test, feature = "failpoints"))]
 pub(crate) fn reach(point: &'static str) {
     debug_assert!(ALL.contains(&point), "{point} is not in the list");
-    if std::env::var("PORTICO_FAIL_POINT").is_ok_and(|wanted| wanted == point) {
+    if ARMED.get().is_some_and(|armed| armed == point) {
         std::process::abort();
     }
 }
-
-/// Nothing.
-#[cfg(not(any(test, feature = "failpoints")))]
-pub(crate) fn reach(_: &'static str) {}

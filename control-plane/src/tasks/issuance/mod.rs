@@ -27,8 +27,7 @@ use portico_cert_store::{
 };
 use tokio::task::JoinSet;
 
-#[cfg(any(test, feature = "failpoints"))]
-pub use fail_point::ALL as FAIL_POINTS;
+pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
 
 use crate::Parts;
 use crate::clock;

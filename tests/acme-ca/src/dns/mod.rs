@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use futures_util::future::BoxFuture;
 use hickory_server::Server;
 use serde::Serialize;
 use tokio::net::{TcpListener, UdpSocket};
@@ -85,11 +86,16 @@ pub(crate) struct Stub {
 const TCP_IDLE_DEADLINE: Duration = Duration::from_secs(30);
 const RESPONSE_BUFFER_BYTES: usize = 4_096;
 
-/// Starts a stub on the current tokio runtime.
+/// Starts a stub on the current tokio runtime. Boxed: compiled once, in this crate, and not
+/// again in every program that awaits it.
 ///
 /// # Errors
 /// A taken or wrong address.
-pub async fn start(args: DnsArgs) -> anyhow::Result<DnsHandle> {
+pub fn start(args: DnsArgs) -> BoxFuture<'static, anyhow::Result<DnsHandle>> {
+    Box::pin(assemble(args))
+}
+
+async fn assemble(args: DnsArgs) -> anyhow::Result<DnsHandle> {
     let (udp, tcp) = bind_both(args.listen).await?;
     let management = bind(args.management, "--management").await?;
     let addresses =
