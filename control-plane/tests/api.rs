@@ -52,6 +52,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tenants/{id}/domains") => spec("new.example"),
         (_, "/v1/tenants/{id}/domains/batch") => json!({ "items": [spec("new.example")] }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
+        (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
         ("PATCH", _) => json!({ "cells": ["other"] }),
         (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
@@ -418,12 +419,150 @@ async fn every_write_is_in_the_audit_trail_with_its_author_and_the_chain_holds()
     let trail = stage.operator("GET", "/v1/audit", Value::Null).await.body;
     let entries = trail["items"].as_array().unwrap();
     let actions: Vec<_> = entries.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
-    assert_eq!(actions, ["tenant.create", "token.create", "domain.create", "domain.create"]);
-    assert_eq!(entries[2]["actor"], own.split('_').nth(1).unwrap());
-    assert_eq!((&entries[2]["request_id"], &entries[2]["subject"]), (&json!("mine-1"), &made.body["id"]));
-    assert_eq!(entries[2]["after"]["hostname"], "a.example");
+    assert_eq!(actions, ["token.create", "tenant.create", "token.create", "domain.create", "domain.create"]);
+    // The operator's first token was made by the first start, before anybody could call.
+    let first = stage.operator.split('_').nth(1).unwrap();
+    assert_eq!((&entries[0]["actor"], &entries[0]["subject"]), (&json!("system"), &json!(first)));
+    assert_eq!(entries[3]["actor"], own.split('_').nth(1).unwrap());
+    assert_eq!((&entries[3]["request_id"], &entries[3]["subject"]), (&json!("mine-1"), &made.body["id"]));
+    assert_eq!(entries[3]["after"]["hostname"], "a.example");
     let mut read = stage.running.parts.store.read().await.unwrap();
     assert_eq!(audit::first_altered(&mut read).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn names_deleted_by_the_dozen_stay_until_an_operator_signs_the_removal_off() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let items: Vec<Value> = (0..40).map(|number| spec(&format!("n{number}.example"))).collect();
+    let path = format!("/v1/tenants/{one}/domains/batch");
+    let made = stage.operator("POST", &path, json!({ "items": items })).await;
+    let ids: Vec<&str> = made.body["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| result["id"].as_str().unwrap())
+        .collect();
+    let attested = json!({ "domain_ids": ids, "note": "ours" });
+    assert_eq!(stage.operator("POST", "/v1/domains/attest", attested).await.status, 200);
+    stage.running.distribution.publish_now().await.unwrap();
+    for id in &ids {
+        let path = format!("/v1/domains/{id}");
+        let gone = stage.call("DELETE", &path, Some(&own), &[("if-match", "*")], Value::Null).await;
+        assert_eq!(gone.status, 204, "{}", gone.text);
+    }
+    stage.running.distribution.publish_now().await.unwrap();
+
+    let held = async || {
+        let page = stage.operator("GET", "/v1/removals?limit=3", Value::Null).await.body;
+        let rest = match page["next_cursor"].as_str() {
+            Some(next) => {
+                stage.operator("GET", &format!("/v1/removals?cursor={next}"), Value::Null).await.body
+            }
+            None => json!({ "items": [] }),
+        };
+        [page["items"].as_array().unwrap().clone(), rest["items"].as_array().unwrap().clone()].concat()
+    };
+    let waiting = held().await;
+    assert!((1..=8).contains(&waiting.len()), "32 may always go: {waiting:?}");
+    assert_eq!((&waiting[0]["tenant_id"], waiting[0]["hostname"].is_string()), (&json!(one), true));
+    let events = stage.operator("GET", "/v1/events?limit=1000", Value::Null).await.body;
+    let event =
+        events["items"].as_array().unwrap().iter().find(|event| event["kind"] == "RemovalsHeld").unwrap();
+    assert!(event["text"].as_str().unwrap().contains("portico removal list"), "{event}");
+
+    // Who looked at another number has not seen what would go.
+    let sign_off = "/v1/removals/sign-off";
+    let other = stage.operator("POST", sign_off, json!({ "held": waiting.len() + 1 })).await;
+    assert_eq!((other.status, &other.body["code"]), (409, &json!("removals_changed")), "{}", other.text);
+    assert_eq!(held().await, waiting);
+    let body = json!({ "held": waiting.len() });
+    let tenants = stage.call("POST", sign_off, Some(&own), &[], body.clone()).await;
+    assert_eq!(tenants.status, 403, "{}", tenants.text);
+    let key = [("idempotency-key", "k")];
+    for _ in 0..2 {
+        let done = stage.call("POST", sign_off, Some(&stage.operator), &key, body.clone()).await;
+        assert_eq!((done.status, &done.body["released"]), (200, &json!(waiting.len())), "{}", done.text);
+    }
+    let again = stage.operator("POST", sign_off, body).await;
+    assert_eq!((again.status, &again.body["released"]), (200, &json!(0)), "{}", again.text);
+    assert_eq!(held().await, Vec::<Value>::new());
+    stage.running.distribution.publish_now().await.unwrap();
+    assert_eq!(stage.running.distribution.names(&"default".parse().unwrap()), 0, "all have left");
+    let trail = stage.operator("GET", "/v1/audit?limit=1000", Value::Null).await.body;
+    let entries = trail["items"].as_array().unwrap();
+    let signed = entries.iter().filter(|entry| entry["action"] == "removals.sign_off").collect::<Vec<_>>();
+    assert_eq!(signed.len(), 2, "{signed:?}");
+    assert_eq!((&signed[0]["before"], &signed[0]["after"]), (&json!(waiting.len()), &json!(waiting.len())));
+}
+
+#[tokio::test]
+async fn a_repeated_token_creation_makes_no_second_token_and_names_the_first() {
+    let stage = Stage::start().await;
+    let operator = Some(&*stage.operator);
+    let key = [("idempotency-key", "k1")];
+    let body = json!({ "label": "robot" });
+    let first = stage.call("POST", "/v1/tokens", operator, &key, body.clone()).await;
+    assert_eq!(first.status, 201, "{}", first.text);
+    let (id, token) = (first.body["id"].as_str().unwrap(), first.body["token"].as_str().unwrap());
+    let count = async || {
+        stage.operator("GET", "/v1/tokens", Value::Null).await.body["items"].as_array().unwrap().len()
+    };
+    let before = count().await;
+    let again = stage.call("POST", "/v1/tokens", operator, &key, body.clone()).await;
+    assert_eq!((again.status, &again.body["code"]), (409, &json!("secret_shown_once")), "{}", again.text);
+    let detail = again.body["detail"].as_str().unwrap();
+    assert!(detail.contains(&format!("DELETE /v1/tokens/{id}")), "{detail}");
+    assert!(!again.text.contains(token.rsplit('_').next().unwrap()));
+    assert_eq!(again.headers["content-type"], "application/problem+json");
+    assert_eq!(count().await, before);
+
+    let body = json!({ "cell": "default" });
+    let path = "/v1/edges/join-tokens";
+    let key = [("idempotency-key", "k2")];
+    let first = stage.call("POST", path, operator, &key, body.clone()).await;
+    assert_eq!(first.status, 201, "{}", first.text);
+    let again = stage.call("POST", path, operator, &key, body).await;
+    assert_eq!((again.status, &again.body["code"]), (409, &json!("secret_shown_once")), "{}", again.text);
+    let mut read = stage.running.parts.store.read().await.unwrap();
+    let made: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM join_tokens").fetch_one(&mut *read).await.unwrap();
+    assert_eq!(made, 1);
+}
+
+#[tokio::test]
+async fn a_join_token_or_a_removal_of_an_edge_is_never_without_its_audit_entry() {
+    let stage = Stage::start().await;
+    let store = &stage.running.parts.store;
+    // The trail refuses to be written: then nothing else of the call may have happened.
+    let mut tx = store.begin().await.unwrap();
+    for statement in [
+        "CREATE TRIGGER refuse BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no trail'); END",
+        "INSERT INTO edges (id, cell, hpke_public_key, certificate_serial, identity_not_after, joined_at) \
+         VALUES ('edge_01J0000000000000000000000A', 'default', X'00', '1', 0, 0)",
+    ] {
+        sqlx::query(statement).execute(&mut *tx).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let join =
+        async || stage.operator("POST", "/v1/edges/join-tokens", json!({ "cell": "new" })).await.status;
+    let remove = async || {
+        stage.operator("DELETE", "/v1/edges/edge_01J0000000000000000000000A", Value::Null).await.status
+    };
+    let left = async |query: &'static str| -> i64 {
+        sqlx::query_scalar(query).fetch_one(&mut *store.read().await.unwrap()).await.unwrap()
+    };
+    assert_eq!((join().await, remove().await), (500, 500));
+    assert_eq!(left("SELECT COUNT(*) FROM join_tokens").await, 0);
+    assert_eq!(left("SELECT COUNT(*) FROM cells WHERE id = 'new'").await, 0);
+    assert_eq!(left("SELECT COUNT(*) FROM edges WHERE removed_at IS NULL").await, 1);
+
+    let mut tx = store.begin().await.unwrap();
+    sqlx::query("DROP TRIGGER refuse").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((join().await, remove().await), (201, 204));
+    let actions = "SELECT COUNT(*) FROM audit WHERE action IN ('edge.create_join_token', 'edge.delete')";
+    assert_eq!(left(actions).await, 2);
 }
 
 #[tokio::test]

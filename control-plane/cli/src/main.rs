@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{backup, cert, check, domain, edge, preview, shadow, tenant};
+use commands::{backup, cert, check, domain, edge, preview, removal, shadow, tenant};
 use failure::{Failure, Next, Outcome};
 use settings::{Settings, SettingsArgs};
 
@@ -97,6 +97,11 @@ enum ApiCommand {
         #[command(subcommand)]
         command: cert::CertCommand,
     },
+    /// Removals that are held back because too many names would have left at once
+    Removal {
+        #[command(subcommand)]
+        command: removal::RemovalCommand,
+    },
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
     /// How to try a site on an edge before DNS moves
@@ -163,6 +168,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Tenant { command } => tenant::run(settings, command).await,
         ApiCommand::Domain { command } => domain::run(settings, command).await,
         ApiCommand::Cert { command } => cert::run(settings, command).await,
+        ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

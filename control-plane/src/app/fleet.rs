@@ -9,6 +9,7 @@ use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
 
 use crate::distribution::{Distribution, JoinError};
 use crate::http::fault::{Answered, Fault, field};
+use crate::store::WriteTx;
 
 /// The way to the edges.
 #[derive(Clone, Debug, Default)]
@@ -55,9 +56,27 @@ impl FleetLink {
         SuspensionAnswer { acked: outcome.acked, not_acked: outcome.not_acked }
     }
 
-    pub(crate) async fn create_join_token(&self, cell: &CellId, ttl_seconds: u32) -> Answered<JoinToken> {
+    /// Lets held removals go, as a part of the caller's transaction; [`Self::removals_signed_off`] follows its commit.
+    pub(crate) async fn sign_off_removals_in(&self, tx: &mut WriteTx, actor: &str) -> Answered<u64> {
         let distribution = self.0.as_ref().ok_or_else(no_distribution)?;
-        distribution.create_join_token(cell, ttl_seconds).await.map_err(|error| {
+        Ok(distribution.sign_off_removals_in(tx, actor).await?)
+    }
+
+    pub(crate) fn removals_signed_off(&self) {
+        if let Some(distribution) = &self.0 {
+            distribution.removals_signed_off();
+        }
+    }
+
+    /// Makes a join token, as a part of the caller's transaction.
+    pub(crate) async fn create_join_token_in(
+        &self,
+        tx: &mut WriteTx,
+        cell: &CellId,
+        ttl_seconds: u32,
+    ) -> Answered<JoinToken> {
+        let distribution = self.0.as_ref().ok_or_else(no_distribution)?;
+        distribution.create_join_token_in(tx, cell, ttl_seconds).await.map_err(|error| {
             if matches!(error, JoinError::Ttl) {
                 return Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]);
             }
@@ -80,11 +99,18 @@ impl FleetLink {
         }
     }
 
-    /// `false`: there was none to remove.
-    pub(crate) async fn remove_edge(&self, id: EdgeId) -> Answered<bool> {
+    /// Removes an edge, as a part of the caller's transaction; [`Self::edge_removed`] follows its commit. `false`: there
+    /// was none to remove.
+    pub(crate) async fn remove_edge_in(&self, tx: &mut WriteTx, id: EdgeId) -> Answered<bool> {
         match &self.0 {
-            Some(distribution) => Ok(distribution.remove_edge(id).await?.is_some()),
+            Some(distribution) => Ok(distribution.remove_edge_in(tx, id).await?.is_some()),
             None => Ok(false),
+        }
+    }
+
+    pub(crate) fn edge_removed(&self, id: EdgeId) {
+        if let Some(distribution) = &self.0 {
+            distribution.edge_removed(id);
         }
     }
 }

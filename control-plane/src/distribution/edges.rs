@@ -19,7 +19,7 @@ use crate::clock::rfc3339;
 use crate::config::{Config, UnknownSni};
 use crate::store::edge::{self, EdgeRow, NackRow};
 use crate::store::publication::{self, HeldRemoval};
-use crate::store::{Store, StoreError, cell, event};
+use crate::store::{Store, StoreError, WriteTx, cell, event};
 
 /// For so long after an operator's sign-off, a snapshot may leave out any number of names.
 const SIGN_OFF_LASTS: Duration = Duration::from_secs(600);
@@ -44,7 +44,23 @@ impl Distribution {
         cell: &CellId,
         ttl_seconds: u32,
     ) -> Result<v1::JoinToken, JoinError> {
-        join::create_token(&self.context, cell, ttl_seconds).await
+        let mut tx = self.context.store.begin().await?;
+        let token = self.create_join_token_in(&mut tx, cell, ttl_seconds).await?;
+        tx.commit().await?;
+        Ok(token)
+    }
+
+    /// [`Self::create_join_token`] in a transaction that the caller commits.
+    ///
+    /// # Errors
+    /// [`JoinError::Ttl`], or the store's.
+    pub async fn create_join_token_in(
+        &self,
+        tx: &mut WriteTx,
+        cell: &CellId,
+        ttl_seconds: u32,
+    ) -> Result<v1::JoinToken, JoinError> {
+        join::create_token(&self.context, tx, cell, ttl_seconds).await
     }
 
     /// Every edge with what it has applied and what it refuses.
@@ -81,24 +97,45 @@ impl Distribution {
     /// # Errors
     /// The store's.
     pub async fn remove_edge(&self, id: EdgeId) -> Result<Option<RemovedEdge>, StoreError> {
+        let mut tx = self.context.store.begin().await?;
+        let removed = self.remove_edge_in(&mut tx, id).await?;
+        if removed.is_some() {
+            tx.commit().await?;
+            self.edge_removed(id);
+        }
+        Ok(removed)
+    }
+
+    /// The part of [`Self::remove_edge`] that a caller commits together with its own; after the commit comes
+    /// [`Self::edge_removed`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn remove_edge_in(
+        &self,
+        tx: &mut WriteTx,
+        id: EdgeId,
+    ) -> Result<Option<RemovedEdge>, StoreError> {
         let context = &self.context;
         let now = context.clock.now_ms();
-        let mut tx = context.store.begin().await?;
-        let Some(row) = edge::find(&mut tx, id).await? else { return Ok(None) };
-        edge::remove(&mut tx, id, now).await?;
-        let epoch = cell::next_epoch(&mut tx, &context.sealer, &row.cell, now).await?;
-        let rekey = cell::sealed_before(&mut tx, &row.cell, epoch).await?;
-        cell::renew_sealed_before(&mut tx, &row.cell, epoch, now).await?;
+        let Some(row) = edge::find(tx, id).await? else { return Ok(None) };
+        edge::remove(tx, id, now).await?;
+        let epoch = cell::next_epoch(tx, &context.sealer, &row.cell, now).await?;
+        let rekey = cell::sealed_before(tx, &row.cell, epoch).await?;
+        cell::renew_sealed_before(tx, &row.cell, epoch, now).await?;
         let text = format!(
             "removed from cell {}; {} keys that it could read are to be replaced",
             row.cell,
             rekey.len()
         );
-        event::append(&mut tx, "EdgeRemoved", None, &id.to_string(), &text, now).await?;
-        tx.commit().await?;
-        context.fleet.forget(id);
-        context.signals.cell_keys.send_replace(());
+        event::append(tx, "EdgeRemoved", None, &id.to_string(), &text, now).await?;
         Ok(Some(RemovedEdge { cell: row.cell, epoch, rekey }))
+    }
+
+    /// A removal is committed: the edge's stream ends, and the others of its cell get the new key.
+    pub fn edge_removed(&self, id: EdgeId) {
+        self.context.fleet.forget(id);
+        self.context.signals.cell_keys.send_replace(());
     }
 
     /// Removals that wait for an operator's word.
@@ -115,16 +152,31 @@ impl Distribution {
     /// # Errors
     /// The store's.
     pub async fn sign_off_removals(&self, actor: &str) -> Result<u64, StoreError> {
-        let context = &self.context;
-        let now = context.clock.now_ms();
-        let mut tx = context.store.begin().await?;
-        let count = publication::sign_off_removals(&mut tx, now).await?;
-        let text = format!("{actor} signed {count} held removals off");
-        event::append(&mut tx, "RemovalsSignedOff", None, FLEET_ID, &text, now).await?;
+        let mut tx = self.context.store.begin().await?;
+        let count = self.sign_off_removals_in(&mut tx, actor).await?;
         tx.commit().await?;
-        let lasts = i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX);
-        context.signals.signed_off_until.send_replace(now.saturating_add(lasts));
+        self.removals_signed_off();
         Ok(count)
+    }
+
+    /// The part of [`Self::sign_off_removals`] that a caller commits together with its own; after the commit comes
+    /// [`Self::removals_signed_off`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn sign_off_removals_in(&self, tx: &mut WriteTx, actor: &str) -> Result<u64, StoreError> {
+        let now = self.context.clock.now_ms();
+        let count = publication::sign_off_removals(tx, now).await?;
+        let text = format!("{actor} signed {count} held removals off");
+        event::append(tx, "RemovalsSignedOff", None, FLEET_ID, &text, now).await?;
+        Ok(count)
+    }
+
+    /// A committed sign-off counts for snapshots from now on.
+    pub fn removals_signed_off(&self) {
+        let lasts = i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX);
+        let until = self.context.clock.now_ms().saturating_add(lasts);
+        self.context.signals.signed_off_until.send_replace(until);
     }
 
     /// Names the lineage that edges of `cell` show for unknown names, where the configuration says `default`.

@@ -18,7 +18,7 @@ use super::metrics;
 use crate::ca::{self, EdgeRequest, IssuedIdentity, RequestError};
 use crate::clock::rfc3339;
 use crate::store::edge::{self, EdgeRow, JoinTokenRow};
-use crate::store::{StoreError, cell, event};
+use crate::store::{StoreError, WriteTx, cell, event};
 
 /// The bounds of a token's life, seconds.
 pub const TOKEN_TTL_SECONDS: std::ops::RangeInclusive<u32> = 60..=86_400;
@@ -67,9 +67,10 @@ struct TokenText {
     fingerprint: String,
 }
 
-/// Makes a token for one edge of `cell`; the only time that its text exists here.
+/// Makes a token for one edge of `cell`, in the caller's transaction; the only time that its text exists here.
 pub(super) async fn create_token(
     context: &Context,
+    tx: &mut WriteTx,
     cell: &CellId,
     ttl_seconds: u32,
 ) -> Result<v1::JoinToken, JoinError> {
@@ -91,11 +92,9 @@ pub(super) async fn create_token(
         expires_at_ms: now + i64::from(ttl_seconds) * 1000,
         used_at_ms: None,
     };
-    let mut tx = context.store.begin().await?;
-    cell::ensure(&mut tx, &context.sealer, cell, now).await?;
-    edge::drop_expired_join_tokens(&mut tx, now - EXPIRED_KEPT_MS).await?;
-    edge::insert_join_token(&mut tx, &row, now).await?;
-    tx.commit().await?;
+    cell::ensure(tx, &context.sealer, cell, now).await?;
+    edge::drop_expired_join_tokens(tx, now - EXPIRED_KEPT_MS).await?;
+    edge::insert_join_token(tx, &row, now).await?;
     Ok(v1::JoinToken {
         token: text.to_string(),
         expires_at: rfc3339(row.expires_at_ms),

@@ -229,7 +229,8 @@ impl Publisher {
         publication::release_taken_over(&mut tx, now).await?;
         if !new.is_empty() {
             let text = format!(
-                "{} names would have left the edges within {} s; they stay until the removal is signed off",
+                "{} names would have left the edges within {} s; they stay until an operator signs the removal off: \
+                 look at them with `portico removal list`",
                 new.len(),
                 GATE_WINDOW.as_secs()
             );

@@ -12,24 +12,28 @@ use super::json_body::JsonBody;
 use super::write::{Answer, Begun, Write};
 use crate::app::App;
 
-/// Makes a one-time token with which an edge joins a cell.
+/// Makes a one-time token with which an edge joins a cell. It is shown this once; the same call again under its
+/// `Idempotency-Key` makes no second one and is 409 `secret_shown_once`.
 #[utoipa::path(post, path = "/v1/edges/join-tokens", tag = "edges", request_body = JoinTokenRequest,
-    responses((status = 201, body = JoinToken), (status = 422)))]
+    responses((status = 201, body = JoinToken), (status = 409), (status = 422)))]
 pub(super) async fn create_join_token(
     State(app): State<App>,
     OperatorCall(call): OperatorCall,
     body: JsonBody<JoinTokenRequest>,
 ) -> Answered<Response> {
     let JoinTokenRequest { cell, ttl_seconds } = body.value;
-    // Made in its own transaction by the distribution; the secret is shown once and not kept for a replay.
-    let made = app.fleet.create_join_token(&cell, ttl_seconds).await?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
+    let made = app.fleet.create_join_token_in(&mut write.tx, &cell, ttl_seconds).await?;
     write.audit("edge.create_join_token", cell.as_str(), &(), &ttl_seconds).await?;
-    write.commit().await?;
-    Ok(Answer::json(StatusCode::CREATED, &made).into_response())
+    let repeated = format!(
+        "a join token for cell {cell} was made by this request before and shown then only; if you do not have it, make \
+         another with a new Idempotency-Key: an unused one ends by itself, that one at {}",
+        made.expires_at
+    );
+    write.finish_shown_once(Answer::json(StatusCode::CREATED, &made), &repeated).await
 }
 
 /// Lists the edges with what each has applied.
@@ -59,15 +63,19 @@ pub(super) async fn delete(
     Path(id): Path<String>,
 ) -> Answered<Response> {
     let id: EdgeId = id.parse().map_err(|_| missing())?;
-    let removed = app.fleet.remove_edge(id).await?;
     let mut write = match Write::begin(&app, &call, &[]).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
+    let removed = app.fleet.remove_edge_in(&mut write.tx, id).await?;
     if removed {
         write.audit("edge.delete", &id.to_string(), &(), &()).await?;
     }
-    write.finish(Answer::no_content()).await
+    let response = write.finish(Answer::no_content()).await?;
+    if removed {
+        app.fleet.edge_removed(id);
+    }
+    Ok(response)
 }
 
 fn missing() -> Fault {

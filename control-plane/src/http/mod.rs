@@ -12,6 +12,7 @@ pub(crate) mod fault;
 mod health;
 pub(crate) mod json_body;
 mod list;
+mod removals;
 mod request_id;
 mod tenants;
 mod tokens;
@@ -139,6 +140,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(edges::list))
         .routes(routes!(edges::create_join_token))
         .routes(routes!(edges::show, edges::delete))
+        .routes(routes!(removals::list))
+        .routes(routes!(removals::sign_off))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))
 }

@@ -22,8 +22,8 @@ use crate::Parts;
 use crate::app::App;
 use crate::clock::rfc3339;
 use crate::sealer::hex;
-use crate::store::tenant;
 use crate::store::token::{self, TokenRow};
+use crate::store::{audit, tenant};
 
 const LABEL_BYTES_MAX: usize = 100;
 
@@ -33,9 +33,10 @@ pub(super) struct ListQuery {
     limit: Option<u32>,
 }
 
-/// Makes a token; its secret is shown this once.
+/// Makes a token; its secret is shown this once and kept nowhere. The same call again under its `Idempotency-Key` makes
+/// no second one: it is 409 `secret_shown_once` and names the token, to be deleted where its secret was lost.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = TokenRequest,
-    responses((status = 201, body = NewToken), (status = 422)))]
+    responses((status = 201, body = NewToken), (status = 409), (status = 422)))]
 pub(super) async fn create(
     State(app): State<App>,
     OperatorCall(call): OperatorCall,
@@ -46,7 +47,6 @@ pub(super) async fn create(
         let message = format!("must have 1 to {LABEL_BYTES_MAX} bytes");
         return Err(Fault::fields(vec![field("/label", "invalid_label", message)]));
     }
-    // The secret must not be kept for a replay: the same key later finds a request whose answer is gone.
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
@@ -66,9 +66,12 @@ pub(super) async fn create(
     };
     token::insert(&mut write.tx, &row).await?;
     write.audit("token.create", &id, &(), &wanted).await?;
-    write.commit().await?;
+    let repeated = format!(
+        "token {id} was made by this request before, and its secret was shown then only; if you do not have it, DELETE \
+         /v1/tokens/{id} and make another with a new Idempotency-Key"
+    );
     let answer = NewToken { token: token_text(&id, &secret), id };
-    Ok(Answer::json(StatusCode::CREATED, &answer).into_response())
+    write.finish_shown_once(Answer::json(StatusCode::CREATED, &answer), &repeated).await
 }
 
 /// Lists tokens, without their secrets.
@@ -153,6 +156,16 @@ pub async fn ensure_operator_token(parts: &Parts) -> anyhow::Result<()> {
         created_at: parts.clock.now_ms(),
     };
     token::insert(&mut tx, &row).await?;
+    let entry = audit::Entry {
+        at: row.created_at,
+        actor: "system",
+        request_id: "first start",
+        action: "token.create",
+        subject: &row.id,
+        before: serde_json::Value::Null,
+        after: serde_json::to_value(TokenRequest { tenant_id: None, label: row.label.clone() })?,
+    };
+    audit::append(&mut tx, &entry).await?;
     tx.commit().await?;
     tracing::info!(file = %file.display(), "the operator's token is in this file");
     Ok(())

@@ -14,6 +14,9 @@ use crate::app::App;
 use crate::store::idempotency::{self, Remembered};
 use crate::store::{WriteTx, audit, event};
 
+/// The code with which a repeated request is refused whose first answer held a secret.
+const SHOWN_ONCE: &str = "secret_shown_once";
+
 /// How long an `Idempotency-Key` is remembered.
 pub(crate) const KEY_LASTS_MS: i64 = 24 * 3600 * 1000;
 
@@ -84,6 +87,10 @@ impl Write {
                 Some(Remembered { answer: None, .. }) => {}
                 Some(Remembered { answer: Some(answer), .. }) => {
                     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+                    if status == StatusCode::CONFLICT {
+                        let detail = String::from_utf8_lossy(&answer.body).into_owned();
+                        return Err(Fault::new(status, SHOWN_ONCE, detail));
+                    }
                     let mut response = respond(status, answer.etag.as_deref(), answer.body);
                     response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
                     return Ok(Begun::Replay(response));
@@ -147,6 +154,23 @@ impl Write {
     /// The store's; then nothing of the write happened.
     pub(crate) async fn finish(mut self: Box<Self>, answer: Answer) -> Answered<Response> {
         self.remember(Some(&answer)).await?;
+        self.tx.commit().await?;
+        Ok(answer.into_response())
+    }
+
+    /// As [`Self::finish`] for an answer with a secret, which is kept nowhere: the same request later does nothing and is
+    /// refused with `repeated`, which says what the first one made and what to do when its answer was lost.
+    ///
+    /// # Errors
+    /// The store's; then nothing of the write happened.
+    pub(crate) async fn finish_shown_once(
+        mut self: Box<Self>,
+        answer: Answer,
+        repeated: &str,
+    ) -> Answered<Response> {
+        let kept =
+            Answer { status: StatusCode::CONFLICT, revision: None, body: repeated.as_bytes().to_vec() };
+        self.remember(Some(&kept)).await?;
         self.tx.commit().await?;
         Ok(answer.into_response())
     }

@@ -1,10 +1,11 @@
 //! What publication must remember over a restart: removals held back, and how far tombstones were forgotten.
 
 use portico_api::distribution::ResourceKind;
+use portico_cert_store::{DomainId, TenantId};
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::{StoreError, WriteTx, change, meta};
+use super::{StoreError, WriteTx, change, from_id, meta};
 
 const META_FLOOR: &str = "changes_floor";
 const META_FLEET_POLICY: &str = "fleet_policy";
@@ -17,6 +18,15 @@ pub struct HeldRemoval {
     pub id: String,
     pub held_at_ms: i64,
     pub signed_off: bool,
+}
+
+/// A domain whose removal waits for an operator's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingRemoval {
+    pub domain: DomainId,
+    pub hostname: String,
+    pub tenant: TenantId,
+    pub held_at_ms: i64,
 }
 
 /// The sequence up to which tombstones are forgotten.
@@ -86,6 +96,51 @@ pub async fn held_removals(connection: &mut SqliteConnection) -> Result<Vec<Held
         .collect()
 }
 
+/// Removals that wait for an operator's word, after `after`, by the domain's id.
+///
+/// # Errors
+/// The database's.
+pub async fn waiting_removals(
+    connection: &mut SqliteConnection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<WaitingRemoval>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT h.id, h.held_at, d.name, d.tenant_id FROM held_removals h JOIN domains d ON d.id = h.id \
+         WHERE h.kind = ? AND h.signed_off_at IS NULL AND h.id > ? ORDER BY h.id LIMIT ?",
+    )
+    .bind(ResourceKind::Domain as i32)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(WaitingRemoval {
+                domain: from_id(row.try_get("id")?, "held_removals")?,
+                hostname: row.try_get("name")?,
+                tenant: from_id(row.try_get("tenant_id")?, "domains")?,
+                held_at_ms: row.try_get("held_at")?,
+            })
+        })
+        .collect()
+}
+
+/// How many [`waiting_removals`] there are.
+///
+/// # Errors
+/// The database's.
+pub async fn count_waiting_removals(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM held_removals h JOIN domains d ON d.id = h.id \
+         WHERE h.kind = ? AND h.signed_off_at IS NULL",
+    )
+    .bind(ResourceKind::Domain as i32)
+    .fetch_one(connection)
+    .await?;
+    Ok(count.unsigned_abs())
+}
+
 /// Holds a removal back.
 ///
 /// # Errors
@@ -146,12 +201,13 @@ pub async fn release_taken_over(tx: &mut WriteTx, now_ms: i64) -> Result<u64, St
     Ok(ids.len() as u64)
 }
 
-/// Lets all held removals go: each is recorded as a new change, which the publisher then lets pass. Answers how many.
+/// Lets all waiting removals go: each is recorded as a new change, which the publisher then lets pass. Answers how many.
 ///
 /// # Errors
 /// The database's.
 pub async fn sign_off_removals(tx: &mut WriteTx, now_ms: i64) -> Result<u64, StoreError> {
-    let held = held_removals(tx).await?;
+    let mut held = held_removals(tx).await?;
+    held.retain(|removal| !removal.signed_off);
     sqlx::query("UPDATE held_removals SET signed_off_at = ? WHERE signed_off_at IS NULL")
         .bind(now_ms)
         .execute(&mut **tx)

@@ -22,6 +22,7 @@
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
 //! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
+//! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |
 //!
@@ -35,6 +36,7 @@ mod edge;
 mod event;
 mod page;
 mod problem;
+mod removal;
 mod route;
 mod tenant;
 mod token;
@@ -45,6 +47,7 @@ pub use edge::*;
 pub use event::*;
 pub use page::*;
 pub use problem::*;
+pub use removal::*;
 pub use route::*;
 pub use tenant::*;
 pub use token::*;

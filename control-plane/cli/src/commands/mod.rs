@@ -7,6 +7,7 @@ pub(crate) mod domain;
 pub(crate) mod edge;
 pub(crate) mod import;
 pub(crate) mod preview;
+pub(crate) mod removal;
 pub(crate) mod shadow;
 pub(crate) mod suspension;
 pub(crate) mod tenant;

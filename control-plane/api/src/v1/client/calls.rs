@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     Attestation, AuditEntry, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus,
-    Edge, Event, JoinToken, JoinTokenRequest, NewToken, Page, Preview, Suspension, SuspensionAnswer, Tenant,
-    TenantSpec, Token, TokenRequest,
+    Edge, Event, HeldRemoval, JoinToken, JoinTokenRequest, NewToken, Page, Preview, RemovalSignOff,
+    RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -207,6 +207,19 @@ impl Client {
 
     pub async fn delete_edge(&self, id: EdgeId) -> Result<(), ClientError> {
         self.delete(&format!("/v1/edges/{id}"), None).await
+    }
+}
+
+/// Removals that are held back.
+impl Client {
+    pub async fn held_removals(&self, cursor: Option<&str>) -> Result<Page<HeldRemoval>, ClientError> {
+        let limit = Some(crate::v1::PAGE_ITEMS_MAX);
+        self.get(&Query::new("/v1/removals").text("cursor", cursor).number("limit", limit).0).await
+    }
+
+    /// `held`: how many the caller saw held.
+    pub async fn sign_off_removals(&self, held: u64) -> Result<RemovalsSignedOff, ClientError> {
+        self.post("/v1/removals/sign-off", &RemovalSignOff { held }).await
     }
 }
 

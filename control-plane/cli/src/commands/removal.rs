@@ -1,0 +1,83 @@
+//! `portico removal list|sign-off`: names that stay on the edges because too many would have left at once.
+
+use portico_api::v1::HeldRemoval;
+use portico_api::v1::client::Client;
+
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Format, Table, line};
+use crate::settings::Settings;
+
+/// Rows of the table; all are counted, and `-o json` has them all.
+const ROWS_MAX: usize = 200;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum RemovalCommand {
+    /// List the names whose removal waits for your word
+    List,
+    /// Let all held removals go
+    SignOff {
+        /// How many `removal list` showed; with another number held by now nothing goes
+        #[arg(long, value_name = "COUNT")]
+        held: u64,
+    },
+}
+
+pub(crate) async fn run(settings: &Settings, command: RemovalCommand) -> Outcome {
+    let client = settings.client()?;
+    match command {
+        RemovalCommand::List => list(settings, &client).await,
+        RemovalCommand::SignOff { held } => {
+            let signed_off = client.sign_off_removals(held).await.map_err(|error| {
+                let changed = error.code() == Some("removals_changed");
+                let failure = Failure::from(error);
+                if changed { failure.next("removal list") } else { failure }
+            })?;
+            if settings.format == Format::Json {
+                return output::json(&signed_off);
+            }
+            line(format!("{} removals were let go", signed_off.released));
+            Ok(())
+        }
+    }
+}
+
+async fn list(settings: &Settings, client: &Client) -> Outcome {
+    let held = all(client).await?;
+    if settings.format == Format::Json {
+        return output::json(&held);
+    }
+    if held.is_empty() {
+        line("no removal is held");
+        return Ok(());
+    }
+    let mut table = Table::new(&["HOSTNAME", "TENANT", "HELD SINCE", "DOMAIN"]);
+    for removal in held.iter().take(ROWS_MAX) {
+        table.row([
+            removal.hostname.clone(),
+            removal.tenant_id.to_string(),
+            removal.held_at.clone(),
+            removal.domain_id.to_string(),
+        ]);
+    }
+    table.print();
+    if held.len() > ROWS_MAX {
+        line(format!("... and {} more; -o json has them all", held.len() - ROWS_MAX));
+    }
+    let count = held.len();
+    line(format!(
+        "{count} are held and still served; to let them go: portico removal sign-off --held {count}"
+    ));
+    Ok(())
+}
+
+async fn all(client: &Client) -> Outcome<Vec<HeldRemoval>> {
+    let (mut held, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = client.held_removals(cursor.as_deref()).await?;
+        held.extend(page.items);
+        match page.next_cursor {
+            Some(next) => cursor = Some(next),
+            None => return Ok(held),
+        }
+    }
+}
