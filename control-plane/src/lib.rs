@@ -47,6 +47,9 @@ pub struct Args {
     /// Make the key-encryption key file when it does not exist yet.
     #[arg(long)]
     pub create_kek: bool,
+    /// Check the file and end.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// A control plane that runs in this process. Dropping it does not end it; [`Running::shutdown`] does.
@@ -73,6 +76,10 @@ pub fn run(args: Args) -> BoxFuture<'static, anyhow::Result<()>> {
 
 async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
+    if args.check {
+        println!("{}: good", args.config.display());
+        return Ok(());
+    }
     if args.create_kek {
         create_kek(&config)?;
     }

@@ -1,0 +1,52 @@
+//! What the README shows is accepted as it is: its configuration files are checked by the services that read them, and its
+//! command lines are commands with those options.
+
+#![expect(clippy::unwrap_used, reason = "set-up fails the test")]
+
+use std::process::{Command, Output};
+
+use portico_tests::binary;
+
+const README: &str = include_str!("../../README.md");
+
+fn portico(args: &[&str]) -> Output {
+    Command::new(binary("portico")).args(args).output().unwrap()
+}
+
+#[test]
+fn configuration_files_in_the_readme_are_good() {
+    let blocks: Vec<&str> =
+        README.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    assert_eq!(blocks.len(), 3, "one for the control plane, two for edges");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("portico.toml");
+    for block in blocks {
+        std::fs::write(&file, block).unwrap();
+        let service = if block.contains("[[listen]]") { "edge" } else { "control-plane" };
+        let checked = portico(&[service, "run", "--check", "--config", file.to_str().unwrap()]);
+        assert!(checked.status.success(), "{block}\n{}", String::from_utf8_lossy(&checked.stderr));
+    }
+}
+
+#[test]
+fn commands_in_the_readme_exist_with_their_options() {
+    let lines = README.lines().filter_map(|line| line.strip_prefix("    portico "));
+    let mut seen = 0;
+    for line in lines {
+        let line = line.split('#').next().unwrap();
+        let is_name = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let mut args: Vec<&str> = line.split(' ').take_while(is_name).take(2).collect();
+        args.push("--help");
+        let output = portico(&args);
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        for option in line.split(' ').filter(|word| word.starts_with("--")) {
+            assert!(
+                help.contains(&format!("{option} ")) || help.contains(&format!("{option}\n")),
+                "{line}: {option}\n{help}"
+            );
+        }
+        seen += 1;
+    }
+    assert!(seen >= 5, "only {seen} command lines found");
+}
