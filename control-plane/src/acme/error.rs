@@ -141,6 +141,9 @@ impl AcmeError {
                 error.refused_names.push((name.to_ascii_lowercase(), cut(words)));
             }
         }
+        if kind == AcmeErrorKind::NamesRefused && error.refused_names.is_empty() {
+            error.refused_names = quoted(detail).map(|name| (name, cut(detail))).collect();
+        }
         error
     }
 
@@ -215,6 +218,12 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
     }
 }
 
+/// What stands in quotes: a single refused name has no subproblem at Boulder, nor any name at Pebble; both quote it.
+/// Whoever reads this keeps only what was ordered.
+fn quoted(detail: &str) -> impl Iterator<Item = String> {
+    detail.split('"').skip(1).step_by(2).take(REFUSED_NAMES_MAX).map(str::to_ascii_lowercase)
+}
+
 /// Whether a limit's text is about an account's new orders. The type is the same for all limits, so the words decide:
 /// Boulder's, or the limit's name.
 fn names_new_orders(detail: &str) -> bool {
@@ -285,6 +294,17 @@ mod tests {
                 ("worse.example".to_owned(), "2 names".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn a_single_refused_name_is_read_from_the_quotes() {
+        let error = problem(
+            r#"{"type":"urn:ietf:params:acme:error:rejectedIdentifier","status":400,
+                "detail":"Cannot issue for \"Bad.example\": forbidden by policy"}"#,
+        );
+        let read = AcmeError::new(&error, Observed { status: Some(400), ..Observed::default() });
+        let words = "Cannot issue for \"Bad.example\": forbidden by policy".to_owned();
+        assert_eq!(read.refused_names, [("bad.example".to_owned(), words)]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Book {
     pub(crate) certificates: HashMap<String, Certificate>,
     /// Sets issued before: an order for one of them is a renewal.
     pub(crate) issued_sets: HashSet<BTreeSet<String>>,
+    /// Names that this CA takes into no order.
+    pub(crate) refused: BTreeSet<String>,
     pub(crate) limits: Limits,
     pub(crate) stats: Stats,
 }
@@ -146,6 +148,7 @@ impl Book {
             certificates: HashMap::new(),
             issued_sets: HashSet::new(),
             limits,
+            refused: BTreeSet::new(),
             stats: Stats::default(),
         }
     }

@@ -5,7 +5,9 @@
 //! - `GET /roots`: the root and intermediate of issued chains, and the API's own anchor, as PEM.
 //! - `POST /clock {"advance_seconds": n}`: moves the CA's clock forward; `GET /clock` reads it.
 //! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
+//! - `POST /refused {"names": [..]}`: names that no order may hold from now on, instead of those set before.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
         .route("/roots", get(async move |State(ca): State<Arc<Ca>>| roots(&ca, &api_ca_pem)))
         .route("/clock", get(clock).post(advance))
         .route("/faults", get(list_faults).post(add_faults).delete(clear_faults))
+        .route("/refused", axum::routing::post(refuse_names))
         .with_state(ca)
 }
 
@@ -76,6 +79,23 @@ async fn advance(State(ca): State<Arc<Ca>>, Json(wanted): Json<Advance>) -> Resp
     }
     ca.clock.advance(Duration::from_secs(wanted.advance_seconds));
     clock(State(ca)).await.into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refused {
+    names: BTreeSet<String>,
+}
+
+/// Names that the policy may hold.
+const REFUSED_MAX: usize = 10_000;
+
+async fn refuse_names(State(ca): State<Arc<Ca>>, Json(wanted): Json<Refused>) -> Response {
+    if wanted.names.len() > REFUSED_MAX {
+        return refuse(StatusCode::BAD_REQUEST, "more than 10,000 names");
+    }
+    ca.book().refused = wanted.names;
+    StatusCode::NO_CONTENT.into_response()
 }
 
 async fn list_faults(State(ca): State<Arc<Ca>>) -> Json<Vec<Fault>> {

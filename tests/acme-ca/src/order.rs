@@ -161,6 +161,9 @@ fn place_order(
     names: &BTreeSet<String>,
     now: Moment,
 ) -> Result<Placed, Problem> {
+    if let Some(problem) = refused_by_policy(&book.refused, names) {
+        return Err(problem);
+    }
     let renewal = book.issued_sets.contains(names);
     if let Some(refusal) = worst_refusal(book, account, names, renewal, now) {
         *book.stats.rate_limited.entry(refusal.name.as_str()).or_default() += 1;
@@ -200,6 +203,21 @@ fn place_order(
     book.newest_order.insert(key, id.clone());
     book.stats.orders.created += 1;
     Ok(Placed { id, reused: false })
+}
+
+/// The policy's refusal, as Boulder words it: one name is named in the text alone, several in subproblems.
+fn refused_by_policy(refused: &BTreeSet<String>, names: &BTreeSet<String>) -> Option<Problem> {
+    let words = |name: &str| format!("Cannot issue for \"{name}\": forbidden by this CA's policy");
+    let mut hit: Vec<&String> = names.intersection(refused).collect();
+    let first = words(hit.first()?);
+    if hit.len() == 1 {
+        return Some(Problem::new(Kind::RejectedIdentifier, first));
+    }
+    let more = hit.len() - 1;
+    let mut problem = Problem::new(Kind::RejectedIdentifier, format!("{first} (and {more} more problems)"));
+    let sub = |name: &String| (name.clone(), Kind::RejectedIdentifier, words(name));
+    problem.subproblems = hit.drain(..).map(sub).collect();
+    Some(problem)
 }
 
 /// Of all limits that refuse this order, the one that resets last.
