@@ -16,4 +16,5 @@ mod failing;
 mod issuing;
 mod lab;
 mod pebble;
+mod reaching;
 mod stand_in;

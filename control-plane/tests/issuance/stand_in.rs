@@ -8,7 +8,7 @@ use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::PrivateKeyDer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 
@@ -35,13 +35,13 @@ impl StandIn {
         let (known, counter) = (edges.clone(), answered.clone());
         tasks.spawn(async move {
             while let Ok((stream, _)) = http.accept().await {
-                tokio::spawn(serve_http(stream, known.clone(), counter.clone()));
+                tokio::spawn(serve_http(stream, known.clone(), counter.clone(), true));
             }
         });
-        let known = edges.clone();
+        let (known, counter) = (edges.clone(), answered.clone());
         tasks.spawn(async move {
             while let Ok((stream, _)) = tls.accept().await {
-                tokio::spawn(serve_tls(stream, known.clone()));
+                tokio::spawn(serve_tls(stream, known.clone(), counter.clone()));
             }
         });
         Self { http_port, tls_port, edges, answered, tasks }
@@ -97,10 +97,11 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
     })?
 }
 
-async fn serve_http(
-    mut stream: TcpStream,
+async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
     edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
     counter: Arc<AtomicUsize>,
+    plain: bool,
 ) -> Option<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -113,41 +114,85 @@ async fn serve_http(
     let host =
         head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("host:").map(str::to_owned))?;
     let host = host.trim().split(':').next()?.to_owned();
-    let answer = path.strip_prefix("/.well-known/acme-challenge/").and_then(|token| {
+    let answer = match redirect(&host, path).filter(|_| plain) {
+        Some(location) => {
+            format!("HTTP/1.1 301 Moved Permanently\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n")
+        }
+        None => own_answer(&host, path, &edges, &counter),
+    };
+    stream.write_all(answer.as_bytes()).await.ok()?;
+    stream.shutdown().await.ok()
+}
+
+/// Sites that redirect on port 80, by the first label of their name.
+fn redirect(host: &str, path: &str) -> Option<String> {
+    match host.split('.').next()? {
+        "https-only" => Some(format!("https://{host}{path}")),
+        "loop" => Some(format!("http://{host}{path}")),
+        "metadata" => Some(format!("http://link-local.test{path}")),
+        "odd-port" => Some(format!("http://{host}:22{path}")),
+        "address" => Some(format!("http://127.0.0.1{path}")),
+        _ => None,
+    }
+}
+
+fn own_answer(host: &str, path: &str, edges: &Mutex<Vec<Arc<TestEdge>>>, counter: &AtomicUsize) -> String {
+    // As if something else than the edges had the site's port 80.
+    let token = path.strip_prefix("/.well-known/acme-challenge/").filter(|_| !host.starts_with("no-http."));
+    let answer = token.and_then(|token| {
         let edges = edges.lock().unwrap().clone();
-        on_all_edges(&edges, |actions| http01(actions, &host, token))
+        on_all_edges(&edges, |actions| http01(actions, host, token))
     });
-    let answer = match answer {
+    match answer {
         Some(body) => {
             counter.fetch_add(1, Ordering::Relaxed);
             let length = body.len();
             format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
         }
         None => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
-    };
-    stream.write_all(answer.as_bytes()).await.ok()
+    }
 }
 
-async fn serve_tls(stream: TcpStream, edges: Arc<Mutex<Vec<Arc<TestEdge>>>>) -> Option<()> {
+/// A client that wants a challenge gets its certificate; any other one that has expired, and the site behind it.
+async fn serve_tls(
+    stream: TcpStream,
+    edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
+    counter: Arc<AtomicUsize>,
+) -> Option<()> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await.ok()?;
-    let host = start.client_hello().server_name()?.to_owned();
-    let known = edges.lock().unwrap().clone();
-    let digest = on_all_edges(&known, |actions| tls_alpn01(actions, &host))?;
+    let hello = start.client_hello();
+    let host = hello.server_name()?.to_owned();
+    let challenge = hello.alpn().is_some_and(|mut offered| offered.any(|name| name == b"acme-tls/1"));
+    let mut params = CertificateParams::new(vec![host.clone()]).unwrap();
+    if challenge {
+        let known = edges.lock().unwrap().clone();
+        let digest = on_all_edges(&known, |actions| tls_alpn01(actions, &host))?;
+        params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
+    } else {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let mut config = server_config(&params);
+    if challenge {
+        config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    }
+    let mut tls = start.into_stream(Arc::new(config)).await.ok()?;
+    if challenge {
+        return tls.shutdown().await.ok();
+    }
+    serve_http(tls, edges, counter, false).await
+}
+
+fn server_config(params: &CertificateParams) -> ServerConfig {
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec![host]).unwrap();
-    params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
-    let certificate = params.self_signed(&key).unwrap();
+    let certificate = params.clone().self_signed(&key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(key.serialized_der().to_vec()).unwrap();
     let key = provider.key_provider.load_private_key(key).unwrap();
-    // Not `with_single_cert`: that refuses the critical extension which this certificate is for.
+    // Not `with_single_cert`: that refuses the critical extension which a challenge's certificate is for.
     let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
-    let mut config = ServerConfig::builder_with_provider(provider)
+    ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
-    let mut tls = start.into_stream(Arc::new(config)).await.ok()?;
-    tls.shutdown().await.ok()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
 }

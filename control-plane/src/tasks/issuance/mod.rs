@@ -4,7 +4,7 @@
 //! each second. It starts pre-flights and runs orders, both bounded, tenants in turn. All memory is in the store, so a
 //! restart is only another turn of the loop.
 //!
-//! - [`preflight`]: would the CA find what we put up?
+//! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
 //! - [`issuer`]: CA, account, pace.
@@ -15,6 +15,7 @@ mod issuer;
 mod order;
 mod preflight;
 mod publish;
+mod self_fetch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;

@@ -4,38 +4,27 @@
 //! (TLS-ALPN-01), or its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results
 //! are conditions with the very record to set. One name that fails holds up no other.
 //!
-//! The fetch connects to our own public addresses and to what the operator's egress rules allow, nothing else; at most
-//! three redirects are followed, http only. Deliberately absent: CAA, which the CA checks and names in its refusal.
+//! The fetch follows redirects as a CA does ([`super::self_fetch`]). Deliberately absent: CAA, which the CA checks and
+//! names in its refusal.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
-use bytes::Bytes;
-use http::header::{HOST, LOCATION};
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, DomainName, NamePattern};
-use portico_prober::connect_guarded;
-use portico_prober::egress::{EgressPolicy, Grant};
 
-use super::Issuance;
+use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::dns::lookup::Found;
 use crate::plan::reconcile::usable;
 use crate::store::StoreError;
 use crate::store::condition::{self, Observation};
+use crate::store::event;
 use crate::store::group::{self, OrderableDomain};
 
 /// Addresses of a name that are tried; a CA picks any of them.
 const ADDRESSES_MAX: usize = 4;
-const REDIRECTS_MAX: usize = 3;
-const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-const FETCH_DEADLINE: Duration = Duration::from_secs(5);
-const BODY_BYTES_MAX: usize = 1024;
 /// How long the probe's token stands on the edges.
 const TOKEN_LIFETIME_MS: i64 = 60_000;
 
@@ -51,12 +40,10 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
         look(issuance, domain).await
     } else {
         let every = [ChallengeMethod::Http01, ChallengeMethod::TlsAlpn01, ChallengeMethod::Dns01];
-        Findings { methods: every.to_vec(), observations: Vec::new() }
+        let methods = every.into_iter().filter(|method| is_wanted(issuance, domain, *method)).collect();
+        Findings { methods, observations: Vec::new() }
     };
-    let wanted = |method: &ChallengeMethod| {
-        usable(&domain.name, *method) && issuance.issuers.iter().any(|issuer| issuer.methods.contains(method))
-    };
-    let methods: Vec<_> = findings.methods.into_iter().filter(wanted).collect();
+    let methods = findings.methods;
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
     if !group::is_orderable(&mut tx, domain.id).await? {
@@ -71,14 +58,42 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
     }
     state.methods = methods;
     group::put_name_state(&mut tx, domain.id, &state, now).await?;
+    let points = findings.observations.iter().find(|o| o.kind == ConditionKind::DnsPointsHere).cloned();
     for mut observed in findings.observations {
         observed.next_check_at = state.methods.is_empty().then_some(state.next_at);
-        condition::set(&mut tx, domain.id, &observed, now).await?;
+        let changed = condition::set(&mut tx, domain.id, &observed, now).await?;
+        let tells = observed.kind == ConditionKind::ChallengeReachable
+            && observed.status == ConditionStatus::False
+            && changed;
+        if tells {
+            let text = next_step(&observed.message, points.as_ref(), state.next_at);
+            event::append(
+                &mut tx,
+                "domain.unreachable",
+                Some(domain.tenant),
+                &domain.id.to_string(),
+                &text,
+                now,
+            )
+            .await?;
+        }
     }
     tx.commit().await?;
     let result = if state.methods.is_empty() { "failed" } else { "passed" };
     metrics::counter!("portico_preflights_total", "result" => result).increment(1);
     Ok(())
+}
+
+/// Whether some issuer validates by this method, and for this name.
+fn is_wanted(issuance: &Issuance, domain: &OrderableDomain, method: ChallengeMethod) -> bool {
+    usable(&domain.name, method) && issuance.issuers.iter().any(|issuer| issuer.methods.contains(&method))
+}
+
+/// What is wrong and the record that mends it, for the owner.
+fn next_step(unreachable: &str, points: Option<&Observation>, next_at: i64) -> String {
+    let wrong = points.filter(|points| points.status == ConditionStatus::False);
+    let record = wrong.map(|points| format!("{}; or: ", points.message)).unwrap_or_default();
+    format!("not orderable yet: {record}{unreachable}; looked at again at {}", crate::clock::rfc3339(next_at))
 }
 
 /// A tenant who has just added a name is looked after closely; a name that never pointed here is not.
@@ -125,6 +140,7 @@ async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
             texts.extend(text);
         }
     }
+    methods.retain(|method| is_wanted(issuance, domain, *method));
     observations.push(reachable(&methods, &texts, unknown));
     Findings { methods, observations }
 }
@@ -223,114 +239,13 @@ async fn fetch_through(issuance: &Issuance, name: &DomainName, addresses: &[IpAd
     } else {
         let mut result = Ok(());
         for address in addresses.iter().take(ADDRESSES_MAX) {
-            result = result.and(fetch_follow(issuance, name, *address, &token, &answer).await);
+            result = result.and(self_fetch::fetch_as_a_ca(issuance, name, *address, &token, &answer).await);
         }
         result
     };
     let (fleet, name) = (issuance.fleet.clone(), name.clone());
     tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None).await });
     result
-}
-
-async fn fetch_follow(
-    issuance: &Issuance,
-    name: &DomainName,
-    address: IpAddr,
-    token: &str,
-    answer: &str,
-) -> Result<(), String> {
-    let port = issuance.parts.config.fleet.http_port;
-    let path = format!("/.well-known/acme-challenge/{token}");
-    let url = format!("http://{name}{path}");
-    let mut target = Target { socket: SocketAddr::new(address, port), authority: name.to_string(), path };
-    for _ in 0..=REDIRECTS_MAX {
-        let fetched = tokio::time::timeout(FETCH_DEADLINE, fetch(issuance, &target)).await;
-        let fetched = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-        match fetched.map_err(|error| format!("{url} at {}: {error}", target.socket))? {
-            Fetched::Body(body) if body.as_ref() == answer.as_bytes() => return Ok(()),
-            Fetched::Body(_) => {
-                return Err(format!(
-                    "{url} at {} is answered by somebody else, not by our edges",
-                    target.socket
-                ));
-            }
-            Fetched::Status(status) => {
-                return Err(format!("{url} at {} is answered with {status}", target.socket));
-            }
-            Fetched::Redirect(location) => {
-                let next = follow(issuance, &target, &location).await;
-                target = next
-                    .ok_or_else(|| format!("{url} is redirected to {location}, which does not reach us"))?;
-            }
-        }
-    }
-    Err(format!("{url} is redirected more than {REDIRECTS_MAX} times"))
-}
-
-struct Target {
-    socket: SocketAddr,
-    authority: String,
-    /// With its query.
-    path: String,
-}
-
-enum Fetched {
-    Body(Bytes),
-    Status(StatusCode),
-    Redirect(String),
-}
-
-/// Where a redirect leads; `None` for anything but plain http to a name or address that resolves.
-async fn follow(issuance: &Issuance, from: &Target, location: &str) -> Option<Target> {
-    let base = url::Url::parse(&format!("http://{}", from.authority)).ok()?;
-    let url = base.join(location).ok().filter(|url| url.scheme() == "http")?;
-    let port = url.port().unwrap_or(issuance.parts.config.fleet.http_port);
-    let address = match url.host()? {
-        url::Host::Ipv4(address) => IpAddr::V4(address),
-        url::Host::Ipv6(address) => IpAddr::V6(address),
-        url::Host::Domain(name) => {
-            let name = DomainName::parse(name).ok()?;
-            *issuance.lookup.addresses(&name).await.records().first()?
-        }
-    };
-    let path = url[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
-    Some(Target { socket: SocketAddr::new(address, port), authority: url.host_str()?.to_owned(), path })
-}
-
-async fn fetch(issuance: &Issuance, target: &Target) -> Result<Fetched, String> {
-    let config = &issuance.parts.config;
-    let own =
-        [Some(config.api), Some(config.distribution), config.dns.responder].into_iter().flatten().collect();
-    let policy = EgressPolicy::new(Vec::new(), own);
-    let http_port = [config.fleet.http_port];
-    let edges = config.fleet.public_addresses.iter().map(|ip| Grant { net: (*ip).into(), ports: &http_port });
-    let allowed = config.egress.allow.iter().map(|allow| Grant { net: allow.cidr, ports: &allow.ports });
-    let grants: Vec<Grant<'_>> = edges.chain(allowed).collect();
-    let stream = connect_guarded(&[target.socket], &policy, &grants, CONNECT_DEADLINE)
-        .await
-        .map_err(|error| error.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get(&target.path).header(HOST, &target.authority).body(Empty::<Bytes>::new());
-    let answered = async {
-        let response =
-            sender.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| e.to_string())?;
-        let status = response.status();
-        if status.is_redirection() {
-            let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            return Ok(Fetched::Redirect(location.to_owned()));
-        }
-        if status != StatusCode::OK {
-            return Ok(Fetched::Status(status));
-        }
-        let body =
-            Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|e| e.to_string())?;
-        Ok(Fetched::Body(body.to_bytes()))
-    };
-    let answered = answered.await;
-    connection.abort();
-    answered
 }
 
 /// 256 random bits: nobody answers it by chance.

@@ -1,0 +1,123 @@
+//! The ways by which a CA reaches a name: redirects, the other method, and two accounts at one time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portico_api::distribution::urgent::Action;
+use portico_cert_store::Generation;
+use portico_control_plane::acme::{
+    Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde_json::json;
+
+use crate::edge::{Identity, TestEdge};
+use crate::lab::{Lab, Options, cell_id};
+
+const HTTP_ONLY: &str = r#"["http-01"]"#;
+
+/// As most sites of today: port 80 leads to https, where the certificate expired long ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_redirects_to_https_with_a_bad_certificate_is_issued_by_http() {
+    let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["https-only.test"]).await;
+    lab.until_covered(1).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["validations"]["by_challenge"]["http-01"]["performed"], 1);
+    assert_eq!(stats["validations"]["by_challenge"]["http-01"]["failed"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redirects_that_no_ca_would_follow_are_named_and_cost_no_order() {
+    let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
+    let link_local = json!({ "name": "link-local.test", "type": "A", "values": ["169.254.169.254"] });
+    lab.world.set_dns("/records", link_local).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    for (name, words) in [
+        ("loop.test", "redirected more than 10 times"),
+        ("metadata.test", "169.254.169.254"),
+        ("odd-port.test", "ports 80 and 443 only"),
+        ("address.test", "no redirect to an IP address"),
+    ] {
+        let domain = lab.domains(tenant, &[name]).await[0];
+        let condition = lab.until_condition(domain, "ChallengeReachable", "false").await;
+        assert!(condition[2].contains(words), "{name}: {condition:?}");
+    }
+    assert_eq!(lab.world.stats().await["new_orders"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_whose_port_80_is_not_ours_is_issued_by_tls_alpn() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["no-http.test"]).await;
+    lab.until_covered(1).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["validations"]["by_challenge"]["tls-alpn-01"]["performed"], 1, "{stats}");
+    assert!(stats["validations"]["by_challenge"]["http-01"].is_null(), "not even tried: {stats}");
+}
+
+/// Two accounts have challenges for one host open at once: the fleet holds both tokens, an edge that comes later gets
+/// both, and the CA validates both. Which of our issuers orders is the planner's choice; two never order one name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_accounts_validate_one_host_at_once() {
+    let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
+    lab.world.faults(json!({ "kind": "slow", "endpoint": "challenge", "delay_ms": 12_000 })).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["both.test"]).await;
+    while lab.world.stats().await["faults"]["slow"] != 1 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let account = Account::register(&second_way(&lab), &AccountKey::generate().unwrap(), None).await.unwrap();
+    let mut order = CaOrder::create(&account, &["both.test".to_owned()]).await.unwrap();
+    let authorizations = order.authorizations(false).await.unwrap();
+    let challenge =
+        authorizations[0].challenges.iter().find(|c| c.method == ChallengeMethod::Http01).unwrap();
+    let expires = lab.world.clock.now_ms() + 600_000;
+    let fleet = lab.running.distribution.fleet.clone();
+    fleet.set_http01("both.test", &challenge.token, &challenge.key_authorization, expires, None).await;
+
+    let token = lab.running.distribution.create_join_token(&cell_id("default"), 600).await.unwrap().token;
+    let identity = Identity::join(lab.running.distribution.address, &token).await.unwrap();
+    let late = TestEdge::connect(lab.running.distribution.address, identity, Generation::default()).await;
+    let tokens = |state: &crate::edge::State| {
+        let set = state.urgents.iter().filter_map(|urgent| match &urgent.action {
+            Some(Action::SetHttp01(set)) if set.host == "both.test" => Some(set.token.clone()),
+            _ => None,
+        });
+        set.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    late.wait("both tokens", |state| tokens(state) == 2).await;
+    // From now on the CA may meet either edge, and each must answer alike.
+    let late = Arc::new(late);
+    lab.world.stand_in.set_edges(lab.edges.values().cloned().chain([late]).collect());
+
+    order.set_ready(&[("both.test".to_owned(), ChallengeMethod::Http01)]).await.unwrap();
+    while order.refresh().await.unwrap() == CaOrderStatus::Pending {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(order.status(), CaOrderStatus::Ready);
+    assert!(lab.live_credentials().await.is_empty(), "ours is open all the while");
+    lab.until_covered(1).await;
+    let stats = lab.world.stats().await;
+    let http = &stats["validations"]["by_name"]["both.test"]["http-01"];
+    assert_eq!((&http["performed"], &http["failed"]), (&json!(2), &json!(0)), "{stats}");
+    assert_eq!(stats["accounts"]["created"], 2);
+}
+
+/// Another client's way to the lab's CA.
+fn second_way(lab: &Lab) -> CaHttp {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(lab.world.path("api-ca.pem")).unwrap()).unwrap();
+    let pace = Pace { per_second: 100, burst: 100 };
+    CaHttp::new(&CaEndpoint {
+        directory: lab.world.directory().parse().unwrap(),
+        roots: Arc::new(roots),
+        serialize_orders: false,
+        pace,
+        nonce_pace: pace,
+    })
+    .unwrap()
+}
