@@ -116,6 +116,39 @@ async fn a_dead_name_does_not_hold_up_its_group() {
     }
 }
 
+/// Refused at newOrder already: no authorization was made, so only the CA's words say which name it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_the_ca_refuses_to_order_do_not_hold_up_their_group() {
+    let lab = Lab::start(&Options::default()).await;
+    for (group, refused) in [("one", &["n2"][..]), ("two", &["n1", "n3"][..])] {
+        let names: Vec<String> = (0..5).map(|n| format!("n{n}.{group}.test")).collect();
+        let refused: Vec<String> = refused.iter().map(|label| format!("{label}.{group}.test")).collect();
+        lab.world.ca_refuses(&refused.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let before: usize = lab.live_credentials().await.iter().map(|live| live.names.len()).sum();
+        let tenant = lab.tenant(&[], "registered_domain").await;
+        let ids = lab.domains(tenant, &names).await;
+        let live = lab.until_covered(before + 5 - refused.len()).await;
+        let live: Vec<&String> =
+            live.iter().flat_map(|live| &live.names).filter(|name| name.contains(group)).collect();
+        assert_eq!(live, names.iter().filter(|name| !refused.contains(name)).collect::<Vec<_>>());
+        for (id, name) in ids.iter().zip(&names).filter(|(_, name)| refused.contains(name)) {
+            let condition = lab.until_condition(*id, "CertificateReady", "false").await;
+            assert!(condition[2].contains(&format!("Cannot issue for \"{name}\"")), "{condition:?}");
+            let events = events_of(&lab, &id.to_string()).await;
+            assert!(events.iter().any(|e| e[0] == "domain.failed" && e[1].contains(name)), "{events:?}");
+        }
+    }
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["problems"]["rejectedIdentifier"], 2, "one refused newOrder a group: {stats}");
+    assert_eq!(stats["orders"]["created"], 2, "{stats}");
+}
+
+/// Kind and text of each event about a subject.
+pub async fn events_of(lab: &Lab, subject: &str) -> Vec<Vec<String>> {
+    let rows = lab.rows("SELECT kind, text, subject FROM events ORDER BY sequence").await;
+    rows.into_iter().filter(|row| row[2] == subject).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_points_elsewhere_is_never_ordered_and_told_what_to_set() {
     let lab = Lab::start(&Options::default()).await;
@@ -129,6 +162,11 @@ async fn a_name_that_points_elsewhere_is_never_ordered_and_told_what_to_set() {
     assert!(points[2].contains("set the A or AAAA records of b.shop.test to 127.0.0.1"), "{points:?}");
     assert_eq!(lab.until_condition(ids[2], "DnsPointsHere", "false").await[1], "NoAddress");
     lab.until_condition(ids[1], "ChallengeReachable", "false").await;
+    let events = events_of(&lab, &ids[1].to_string()).await;
+    let told = "set the A or AAAA records of b.shop.test to 127.0.0.1";
+    let told: Vec<_> =
+        events.iter().filter(|e| e[0] == "domain.unreachable" && e[1].contains(told)).collect();
+    assert_eq!(told.len(), 1, "the owner is told the record, once: {events:?}");
     assert_eq!(lab.condition(ids[0], "DnsPointsHere").await.unwrap()[0], "true");
     let stats = lab.world.stats().await;
     assert_eq!(stats["orders"]["created"], 1);

@@ -118,12 +118,12 @@ pub async fn one_name(lab: &Lab) {
     let sealed = SealedKey::from_bytes(credential.sealed_key.to_vec());
     let key = edge.with(|state| state.keys[&credential.cell_key_epoch].open(&sealed, &context).unwrap());
     assert_eq!(key.spki_sha256().as_slice(), live.spki);
-    // The thumbprint is on the domain while its order is open, and not after.
+    // No account's thumbprint: it would answer the tokens of the origin's own ACME client too.
     let cleared = |state: &crate::edge::State| {
         let resource = state.resource(ResourceKind::Domain, domain).unwrap();
         distribution::Domain::decode(resource.body.as_ref()).unwrap().acme_thumbprint.is_empty()
     };
-    edge.wait("the thumbprint's end", cleared).await;
+    edge.wait("a domain without a thumbprint", cleared).await;
 }
 
 /// 25 names of one registered domain come as one batch and leave as one certificate.
@@ -168,6 +168,9 @@ pub async fn nine_of_ten(lab: &Lab) {
     let condition = lab.until_condition(ids[3], "CertificateReady", "false").await;
     assert_eq!(condition[1], "ValidationFailed");
     assert!(condition[2].contains("n3.shop.test"), "{condition:?}");
+    let events = crate::failing::events_of(lab, &ids[3].to_string()).await;
+    let failed = events.iter().find(|event| event[0] == "domain.failed").expect("its owner is told");
+    assert!(failed[1].contains("run `portico domain check n3.shop.test`"), "the next step: {failed:?}");
     for id in ids.iter().filter(|id| **id != ids[3]) {
         assert_eq!(lab.condition(*id, "CertificateReady").await.unwrap()[0], "true");
     }

@@ -89,7 +89,7 @@ impl World {
         Some(Self { folder, dns, ca, stand_in, clock: Clock::default() })
     }
 
-    fn directory(&self) -> String {
+    pub fn directory(&self) -> String {
         match &self.ca {
             Ca::Ours(ca) => ca.addresses.directory.clone(),
             Ca::Pebble(pebble) => pebble.directory.clone(),
@@ -173,6 +173,14 @@ nonces_per_second = 5000
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no faults on demand") };
         let (status, text) = http(ca.addresses.management, "POST", "/faults", &faults).await;
         assert_eq!(status, 200, "{text}");
+    }
+
+    /// Names that our own CA takes into no order from now on.
+    pub async fn ca_refuses(&self, names: &[&str]) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble is told at its start") };
+        let (status, text) =
+            http(ca.addresses.management, "POST", "/refused", &json!({ "names": names })).await;
+        assert_eq!(status, 204, "{text}");
     }
 
     /// Moves both clocks.

@@ -126,7 +126,7 @@ impl Step<'_> {
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
         let account = self.issuer.account(&self.issuance.parts).await?;
-        self.count(account.thumbprint()).await?;
+        self.count().await?;
         fail_point::reach("order.counted");
         let url = match CaOrder::create(&account, &self.row.names).await {
             Ok(order) => {
@@ -152,7 +152,7 @@ impl Step<'_> {
     }
 
     /// Checks our own limits and counts this request, in the one transaction that no other order's can overlap.
-    async fn count(&self, thumbprint: &str) -> Result<(), Stop> {
+    async fn count(&self) -> Result<(), Stop> {
         let (row, now) = (self.row, self.now());
         let registered_domains = registered_domains(&row.names);
         let mut tx = self.issuance.parts.store.begin().await?;
@@ -178,8 +178,6 @@ impl Step<'_> {
             registered_domains: &registered_domains,
         };
         order::count_request(&mut tx, &entry, now).await?;
-        let changed = group::set_thumbprint(&mut tx, &row.domains, Some(thumbprint)).await?;
-        credential::record_domains(&mut tx, &changed).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -567,6 +565,10 @@ async fn eject(
         let text = format!("the CA could not validate {name}: {words}");
         observe_certificate(&mut tx, *domain, "ValidationFailed", &text, Some(state.next_at), now).await?;
         let kind = if row.renewal { "certificate.renewal_failed" } else { "domain.failed" };
+        let text = format!(
+            "{text}; mend it and run `portico domain check {name}` for a new try at once, else it is tried again at {}",
+            crate::clock::rfc3339(state.next_at)
+        );
         event::append(&mut tx, kind, row.tenant, &domain.to_string(), &text, now).await?;
     }
     let retry_at = if ejected < row.names.len() { now } else { last_retry };
@@ -582,6 +584,7 @@ async fn eject(
 
 /// Takes down what an open order has put up. Answers the TXT records that the responder is to forget.
 pub(super) async fn close(tx: &mut WriteTx, row: &OrderRow) -> Result<Vec<(String, String)>, StoreError> {
+    // Our answers are exact tokens; a thumbprint of an earlier release would answer those of the origin's own client.
     let changed = group::set_thumbprint(tx, &row.domains, None).await?;
     credential::record_domains(tx, &changed).await?;
     group::take_challenge_records(tx, row.id).await
