@@ -52,6 +52,8 @@ pub struct LabOptions {
     pub io: &'static str,
     /// Further arguments of our CA.
     pub ca_arguments: Vec<String>,
+    /// Whether edges listen for plain HTTP, which HTTP-01 needs.
+    pub plain_http: bool,
 }
 
 impl Default for LabOptions {
@@ -61,6 +63,7 @@ impl Default for LabOptions {
             cells: vec![CellPlan { name: "default", edges: 2 }],
             io: "auto",
             ca_arguments: Vec::new(),
+            plain_http: true,
         }
     }
 }
@@ -88,6 +91,9 @@ pub struct Lab {
     pub origin: SocketAddr,
     pub control_plane: Running,
     pub operator_token: String,
+    /// The CA's ACME directory, for a client beside ours; its API's own anchor is `api_root` (PEM file).
+    pub directory: String,
+    pub api_root: PathBuf,
     ca: Running,
     ca_management: SocketAddr,
     _dns: Running,
@@ -140,6 +146,8 @@ impl Lab {
             origin,
             control_plane,
             operator_token,
+            directory: ca.directory,
+            api_root: ca.api_root,
             ca: ca.process,
             ca_management: addresses.at(1, 15000),
             _dns: dns,
@@ -152,14 +160,19 @@ impl Lab {
         for cell in &options.cells {
             for _ in 0..cell.edges {
                 let ip = ips.next().context("an address for each edge")?;
-                lab.add_edge(cell.name, ip, options.io).await?;
+                lab.add_edge(cell.name, ip, &options).await?;
             }
         }
         lab.forward("acme.provider.test", lab.addresses.at(4, 5354)).await?;
         Ok(lab)
     }
 
-    async fn add_edge(&mut self, cell: &'static str, ip: std::net::IpAddr, io: &str) -> Result<()> {
+    async fn add_edge(
+        &mut self,
+        cell: &'static str,
+        ip: std::net::IpAddr,
+        options: &LabOptions,
+    ) -> Result<()> {
         let token = self
             .client
             .create_join_token(&JoinTokenRequest { cell: CellId::parse(cell)?, ttl_seconds: 600 })
@@ -170,13 +183,16 @@ impl Lab {
         std::fs::write(&token_file, &token.token)?;
         let (http, https, metrics) =
             (SocketAddr::new(ip, 8080), SocketAddr::new(ip, 8443), SocketAddr::new(ip, 9109));
+        let plain =
+            format!("[[listen]]\naddress = \"{http}\"\nkind = \"http\"\npublic_https_port = 8443\n\n");
         let config = format!(
-            "workers = 1\nio = \"{io}\"\nstate = {:?}\nmetrics = \"{metrics}\"\naccess_log = {:?}\ndrain_seconds = 5\n\n\
-             [[listen]]\naddress = \"{http}\"\nkind = \"http\"\npublic_https_port = 8443\n\n\
-             [[listen]]\naddress = \"{https}\"\nkind = \"https\"\nhttp3 = true\n\n\
+            "workers = 1\nio = \"{}\"\nstate = {:?}\nmetrics = \"{metrics}\"\naccess_log = {:?}\ndrain_seconds = 5\n\n\
+             {}[[listen]]\naddress = \"{https}\"\nkind = \"https\"\nhttp3 = true\n\n\
              [control]\naddress = \"{}\"\njoin_token_file = {token_file:?}\n",
+            options.io,
             folder.join("state"),
             folder.join("access.log"),
+            if options.plain_http { plain.as_str() } else { "" },
             token.distribution,
         );
         std::fs::write(folder.join("edge.toml"), config)?;
@@ -201,7 +217,7 @@ impl Lab {
         wait_until("the control plane, again", START_DEADLINE, async || client.ready().await.ok()).await;
     }
 
-    /// A tenant that may reach the laboratory's origin.
+    /// A tenant that may reach the laboratory's origin, and ports 9001 to 9003 beside it.
     pub async fn tenant(&self, name: &str, sharing: v1::Sharing, cells: &[&str]) -> Result<Tenant> {
         let spec = TenantSpec {
             name: name.to_owned(),
@@ -209,7 +225,7 @@ impl Lab {
             cells: cells.iter().map(|c| CellId::parse(c)).collect::<Result<_, _>>()?,
             egress_grants: vec![EgressGrant {
                 cidr: format!("{}/32", self.origin.ip()),
-                ports: vec![self.origin.port()],
+                ports: vec![self.origin.port(), 9001, 9002, 9003],
             }],
             domains_max: 10_000,
         };
@@ -288,16 +304,33 @@ impl Lab {
 
     /// Our CA's own counters.
     pub async fn ca_stats(&self) -> Result<Value> {
-        let (_, body) = plain_http(self.ca_management, "GET", "/stats", String::new()).await?;
-        Ok(serde_json::from_slice(&body)?)
+        ca_stats_at(self.ca_management).await
+    }
+
+    /// Where our CA counts and is told what to do.
+    pub fn ca_management(&self) -> SocketAddr {
+        self.ca_management
     }
 
     /// Moves our CA's clock.
     pub async fn advance_ca_clock(&self, by: Duration) -> Result<()> {
-        let body = json!({ "advance_seconds": by.as_secs() }).to_string();
-        let (status, answer) = plain_http(self.ca_management, "POST", "/clock", body).await?;
+        self.manage_ca("/clock", &json!({ "advance_seconds": by.as_secs() })).await
+    }
+
+    /// Lets our CA fail as told: one fault or a list.
+    pub async fn ca_faults(&self, faults: &Value) -> Result<()> {
+        self.manage_ca("/faults", faults).await
+    }
+
+    /// Names that our CA refuses to take into any order from now on.
+    pub async fn ca_refuses(&self, names: &[&str]) -> Result<()> {
+        self.manage_ca("/refused", &json!({ "names": names })).await
+    }
+
+    async fn manage_ca(&self, path: &str, body: &Value) -> Result<()> {
+        let (status, answer) = plain_http(self.ca_management, "POST", path, body.to_string()).await?;
         if !status.is_success() {
-            bail!("CA clock: {status}: {}", String::from_utf8_lossy(&answer));
+            bail!("CA: {path}: {status}: {}", String::from_utf8_lossy(&answer));
         }
         Ok(())
     }
@@ -322,6 +355,12 @@ impl Lab {
     pub fn kill_ca(&mut self) {
         self.ca.kill();
     }
+}
+
+/// The counters of our CA whose management listens at `management`.
+pub async fn ca_stats_at(management: SocketAddr) -> Result<Value> {
+    let (_, body) = plain_http(management, "GET", "/stats", String::new()).await?;
+    Ok(serde_json::from_slice(&body)?)
 }
 
 async fn start_own_ca(
@@ -366,7 +405,7 @@ async fn start_control_plane(
          operator_token_file = {token_file:?}\n\n\
          [dns]\nresolvers = [\"{dns}\"]\nresponder = \"{}\"\nchallenge_zone = \"acme.provider.test\"\n\
          cname_zone = \"edge.provider.test\"\n\n\
-         [egress]\nallow = [{{ cidr = \"{}/24\", ports = [8080] }}]\n\n\
+         [egress]\nallow = [{{ cidr = \"{}/24\", ports = [8080, 8443] }}]\n\n\
          [fleet]\npublic_addresses = {edges:?}\nhttp_port = 8080\nhttps_port = 8443\n\n\
          [[issuer]]\nname = \"test\"\ndirectory = \"{}\"\nroot_pem = {:?}\nroots_pem = {:?}\n\
          contact = \"mailto:ops@provider.test\"\nserialize_orders = {}\npoll_ms = 50\n{}",

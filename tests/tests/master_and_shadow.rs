@@ -30,7 +30,7 @@ async fn nginx_with_the_printed_lines_lets_the_edge_get_its_certificate_before_d
         .output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = String::from_utf8(output.stdout)?;
-    let _nginx = start_nginx(&lab, master, &lines)?;
+    let _nginx = start_nginx(&lab, &plain_site(master, &lines))?;
     wait_until("MASTER's own site", Duration::from_secs(20), async || {
         let answer = curl(&format!("http://{master}/"), "moving.test").ok()?;
         answer.contains("MASTER's own page").then_some(())
@@ -50,16 +50,65 @@ async fn nginx_with_the_printed_lines_lets_the_edge_get_its_certificate_before_d
     Ok(())
 }
 
-fn start_nginx(lab: &Lab, address: std::net::SocketAddr, lines: &str) -> Result<Running> {
+/// As most sites are: port 80 leads to https, here with a certificate that nobody trusts. A CA follows, and so do we.
+#[tokio::test]
+async fn a_master_that_redirects_everything_to_https_is_no_obstacle() -> Result<()> {
+    if !Path::new(NGINX).exists() {
+        println!("skipped: nginx is not installed (apt-get install nginx-light)");
+        return Ok(());
+    }
+    let lab = Lab::start(LabOptions::default()).await?;
+    let tenant = lab.tenant("moving", Sharing::RegisteredDomain, &[]).await?;
+    let (http, https) = (lab.addresses.at(50, 8080), lab.addresses.at(50, 8443));
+    lab.set_record("moving.test", "A", &[&http.ip().to_string()]).await?;
+    let domain = lab.client.create_domain(tenant.id, &lab.proxied("moving.test")).await?;
+    let output = lab
+        .portico()
+        .args(["shadow", "moving.test", "--print", "nginx"])
+        .args(["--edge-http", &lab.edges[0].http.to_string()])
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout)?;
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec!["moving.test".to_owned()])?.self_signed(&key)?;
+    std::fs::write(lab.folder.path().join("master.pem"), certificate.pem())?;
+    std::fs::write(lab.folder.path().join("master.key"), key.serialize_pem())?;
+    let at = lab.folder.path().display();
+    let servers = format!(
+        "server {{ listen {http}; server_name moving.test; return 301 https://$host$request_uri; }}\n\
+         server {{ listen {https} ssl; server_name moving.test; ssl_certificate {at}/master.pem;\n\
+         ssl_certificate_key {at}/master.key;\n{lines}\nlocation / {{ return 200 \"MASTER's own page\\n\"; }} }}\n"
+    );
+    let _nginx = start_nginx(&lab, &servers)?;
+    wait_until("MASTER", Duration::from_secs(20), async || tokio::net::TcpStream::connect(https).await.ok())
+        .await;
+    lab.publish_records(&domain).await?;
+    lab.client.check_domain(domain.id).await?;
+    let shown = wait_until("the certificate on SHADOW", Duration::from_secs(60), async || {
+        ask(lab.edges[0].https, "moving.test", "/", &lab.issuing_root).await.ok()
+    })
+    .await;
+    assert_eq!(shown.shown.names, ["moving.test"]);
+    let stats = lab.ca_stats().await?;
+    assert_eq!(stats["validations"]["by_challenge"]["http-01"]["performed"], 1, "{stats}");
+    Ok(())
+}
+
+fn plain_site(address: std::net::SocketAddr, lines: &str) -> String {
+    format!(
+        "server {{ listen {address}; server_name moving.test;\n{lines}\n\
+         location / {{ return 200 \"MASTER's own page\\n\"; }} }}\n"
+    )
+}
+
+fn start_nginx(lab: &Lab, servers: &str) -> Result<Running> {
     let folder = lab.folder.path().join("nginx");
     std::fs::create_dir(&folder)?;
     let at = folder.display();
     let config = format!(
         "daemon off;\npid {at}/pid;\nerror_log {at}/error.log;\nworker_processes 1;\nevents {{ worker_connections 256; }}\n\
          http {{\naccess_log {at}/access.log;\nclient_body_temp_path {at}/b;\nproxy_temp_path {at}/p;\n\
-         fastcgi_temp_path {at}/f;\nuwsgi_temp_path {at}/u;\nscgi_temp_path {at}/s;\n\
-         server {{ listen {address}; server_name moving.test;\n{lines}\n\
-         location / {{ return 200 \"MASTER's own page\\n\"; }} }} }}\n"
+         fastcgi_temp_path {at}/f;\nuwsgi_temp_path {at}/u;\nscgi_temp_path {at}/s;\n{servers}}}\n"
     );
     std::fs::write(folder.join("nginx.conf"), config)?;
     let mut command = Command::new(NGINX);

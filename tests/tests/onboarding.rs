@@ -68,6 +68,48 @@ async fn one_dead_name_does_not_hold_up_the_group() -> Result<()> {
 }
 
 #[tokio::test]
+async fn edges_without_port_80_get_their_certificates_by_tls_alpn() -> Result<()> {
+    let lab = Lab::start(LabOptions { plain_http: false, ..LabOptions::default() }).await?;
+    let tenant = lab.tenant("no-port-80", Sharing::Tenant, &[]).await?;
+    for name in ["one.test", "two.test"] {
+        lab.domain(&tenant, name).await?;
+    }
+    for name in ["one.test", "two.test"] {
+        lab.active(name).await?;
+        for edge in &lab.edges {
+            assert_eq!(ask(edge.https, name, "/", &lab.issuing_root).await?.status, 200);
+        }
+    }
+    let stats = lab.ca_stats().await?;
+    assert_eq!(stats["validations"]["by_challenge"]["tls-alpn-01"]["performed"], 2, "{stats}");
+    assert!(stats["validations"]["by_challenge"]["http-01"].is_null(), "{stats}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_that_the_ca_refuses_to_order_do_not_hold_up_the_group() -> Result<()> {
+    let lab = Lab::start(LabOptions::default()).await?;
+    lab.ca_refuses(&["bank.test"]).await?;
+    let tenant = lab.tenant("sharing", Sharing::Tenant, &[]).await?;
+    let names = ["a.test", "bank.test", "c.test"];
+    for name in names {
+        lab.domain(&tenant, name).await?;
+    }
+    for name in ["a.test", "c.test"] {
+        lab.active(name).await?;
+        ask(lab.edges[1].https, name, "/", &lab.issuing_root).await?;
+    }
+    let refused = lab.client.domain("bank.test").await?;
+    assert_ne!(refused.status, DomainStatus::Active);
+    let next = refused.next_action.expect("a refused name says what to do");
+    assert!(next.text.contains("Cannot issue for \"bank.test\""), "{next:?}");
+    let events = lab.client.events(0, Some(100)).await?.items;
+    let told = events.iter().find(|event| event.kind == "domain.failed").expect("its owner is told");
+    assert!(told.text.contains("run `portico domain check bank.test`"), "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_wildcard_is_issued_through_the_delegated_challenge() -> Result<()> {
     let lab = Lab::start(LabOptions::default()).await?;
     let tenant = lab.tenant("wild", Sharing::RegisteredDomain, &[]).await?;
