@@ -5,6 +5,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "it reports how long real processes took")]
 
+use std::io::{Read, Seek, SeekFrom};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,9 +100,23 @@ async fn one_more_under_load(lab: &Lab, csv: &std::path::Path) -> Result<()> {
         .spawn()?;
     let tenant = lab.tenant("latecomer", Sharing::RegisteredDomain, &[]).await?;
     let started = Instant::now();
+    let pebble_log = lab.folder.path().join("pebble.log");
+    let answered = tokio::spawn(certificate_answer(pebble_log, lab.ca_management()));
+    let served: Vec<_> = lab
+        .edges
+        .iter()
+        .map(|edge| tokio::spawn(first_handshake(edge.https, lab.issuing_root.clone())))
+        .collect();
     lab.domain(&tenant, "latecomer.test").await?;
     lab.active("latecomer.test").await?;
     println!("one more domain under load: active {:?} after its claim", started.elapsed());
+    let answered = answered.await??;
+    println!("the CA gave its certificate {:?} after its claim", answered - started);
+    for (edge, served) in lab.edges.iter().zip(served) {
+        let live = served.await?.saturating_duration_since(answered);
+        println!("from the CA's answer to a handshake on {}: {live:?}", edge.https);
+        assert!(live < Duration::from_secs(1), "{live:?} on {}", edge.https);
+    }
     let output = tokio::task::spawn_blocking(move || load.wait_with_output()).await??;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     println!("load beside it: {report}");
@@ -112,6 +129,42 @@ async fn one_more_under_load(lab: &Lab, csv: &std::path::Path) -> Result<()> {
         anyhow::Ok(())
     })
     .await?
+}
+
+/// When the CA gives out the next certificate: by Pebble's log, which tells of a request before it is answered, so the
+/// figure is never too small; by our own CA's counter where Pebble is missing.
+async fn certificate_answer(pebble_log: PathBuf, management: SocketAddr) -> Result<Instant> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    if pebble_log.exists() {
+        let mut log = std::fs::File::open(pebble_log)?;
+        log.seek(SeekFrom::End(0))?;
+        let mut text = String::new();
+        while !text.contains("/certZ/") {
+            anyhow::ensure!(Instant::now() < deadline, "Pebble gave out no certificate: {text}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            log.read_to_string(&mut text)?;
+        }
+        return Ok(Instant::now());
+    }
+    let before = certificates_sent(management).await?;
+    while certificates_sent(management).await? == before {
+        anyhow::ensure!(Instant::now() < deadline, "the CA gave out no certificate");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(Instant::now())
+}
+
+async fn certificates_sent(management: SocketAddr) -> Result<u64> {
+    let stats = portico_tests::ca_stats_at(management).await?;
+    stats["certificates"]["downloaded"].as_u64().context("a counter")
+}
+
+/// When `edge` first shows a valid certificate for the latecomer, by real handshakes one after the other.
+async fn first_handshake(edge: SocketAddr, roots: PathBuf) -> Instant {
+    while portico_tests::shown(edge, "latecomer.test", &roots).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Instant::now()
 }
 
 /// Runs a command beside this thread, on which the laboratory's origin answers.
