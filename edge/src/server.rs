@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
         Arc,
@@ -100,6 +100,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::register());
     let backend = choose_backend(config.io, &metrics)?;
     let listeners = listen::bind_all(&config.listeners, config.workers)?;
+    let surface = config.metrics.map(bind_metrics).transpose()?;
+    let own_sockets = own_sockets(&listeners, surface.as_ref())?;
     let (access_log, log_writer) = AccessLog::open(&config.access_log, Arc::clone(&metrics))?;
     let (switch, drain) = DrainSwitch::new();
     let service = Service::new()?;
@@ -113,12 +115,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         drain,
         origin_tls: OriginTls::from_system(),
         resolvers: resolvers(&config),
-        own_sockets: own_sockets(&listeners, config.metrics),
+        own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
-    serve(&config, edge, listeners, source, (&service, &switch), log_writer)
+    serve(&config, edge, (listeners, surface), source, (&service, &switch), log_writer)
 }
 
 /// What is served from the first moment on: the standalone files, or the last good state of a fleet's edge.
@@ -191,7 +193,7 @@ fn choose_backend(choice: IoChoice, metrics: &Metrics) -> anyhow::Result<Backend
 fn serve(
     config: &Config,
     edge: Arc<Edge>,
-    listeners: Vec<Vec<BoundListener>>,
+    (listeners, surface): (Vec<Vec<BoundListener>>, Option<TcpListener>),
     source: Source,
     (service, switch): (&Service, &DrainSwitch),
     log_writer: AccessLogWriter,
@@ -205,7 +207,7 @@ fn serve(
         tracing::info!(%address, "listening");
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let drained = service.run(config, &edge, source, switch, workers);
+    let drained = service.run(config, &edge, source, switch, workers, surface);
     // A worker that was cut still holds its end of the log; then the last lines are not waited for.
     if Arc::into_inner(edge).is_some() {
         log_writer.finish();
@@ -270,9 +272,21 @@ fn resolvers(config: &Config) -> Vec<SocketAddr> {
     })
 }
 
-fn own_sockets(listeners: &[Vec<BoundListener>], metrics: Option<SocketAddr>) -> Vec<SocketAddr> {
-    let bound = listeners.first().into_iter().flatten().map(|bound| bound.config.address);
-    bound.chain(metrics).collect()
+fn bind_metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| {
+        format!("metrics on {address}: change `metrics` in the edge's file if the port is taken")
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// As bound, not as configured: a port 0 has become a real one.
+fn own_sockets(
+    listeners: &[Vec<BoundListener>],
+    metrics: Option<&TcpListener>,
+) -> io::Result<Vec<SocketAddr>> {
+    let bound = listeners.first().into_iter().flatten().map(|bound| Ok(bound.config.address));
+    bound.chain(metrics.map(TcpListener::local_addr)).collect()
 }
 
 fn connections_per_worker(descriptors: u64, workers: usize) -> usize {

@@ -51,7 +51,7 @@ impl Service {
     /// Runs until the drain has ended: by a signal or by the admin call, then at most `config.drain` for the workers.
     ///
     /// # Errors
-    /// When the metrics address or the admin socket cannot be bound; the edge then does not start.
+    /// When the admin socket cannot be bound; the edge then does not start.
     pub fn run(
         &self,
         config: &Config,
@@ -59,11 +59,12 @@ impl Service {
         source: Source,
         switch: &DrainSwitch,
         workers: Vec<JoinHandle<()>>,
+        metrics: Option<std::net::TcpListener>,
     ) -> anyhow::Result<()> {
         self.block_on(async {
             let mut drain = edge.drain.clone();
             let shutdown = CancellationToken::new();
-            let started = start(config, edge, source, switch, &shutdown).await;
+            let started = start(config, edge, source, switch, &shutdown, metrics).await;
             match &started {
                 Ok(()) => drain.begun().await,
                 Err(_) => switch.begin(),
@@ -87,18 +88,16 @@ async fn start(
     mut source: Source,
     switch: &DrainSwitch,
     shutdown: &CancellationToken,
+    metrics: Option<std::net::TcpListener>,
 ) -> anyhow::Result<()> {
     let mode = Rc::new(config.mode.clone());
-    if let Some(address) = config.metrics {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.with_context(|| {
-            format!("metrics on {address}: change `metrics` in the edge's file if the port is taken")
-        })?;
+    let socket = bind_admin(&config.admin_socket)
+        .with_context(|| format!("admin socket {}", config.admin_socket.display()))?;
+    if let Some(listener) = metrics {
+        let listener = TcpListener::from_std(listener)?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
         tokio::task::spawn_local(serve_metrics(listener, Arc::clone(edge), Rc::clone(&mode)));
     }
-    let socket = bind_admin(&config.admin_socket)
-        .with_context(|| format!("admin socket {}", config.admin_socket.display()))?;
     if let Source::Fleet(control) = &mut source
         && let Some(control) = control.take()
     {
