@@ -30,7 +30,12 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: 
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             if h2 {
                 let context = context(&worker, (peer, local), Protocol::Http2, Some(shown), bound);
-                Box::pin(h2::serve(stream, context)).await
+                let clock = Rc::clone(&context.clock);
+                let ended = Box::pin(h2::serve(stream, context)).await;
+                if clock.is_abusive() {
+                    worker.edge.metrics.connections_abusive.increment(1);
+                }
+                ended
             } else {
                 let context = context(&worker, (peer, local), Protocol::Http1, Some(shown), bound);
                 Box::pin(h1::serve(stream, context)).await

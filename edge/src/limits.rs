@@ -82,6 +82,17 @@ pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 pub const H2_HEADER_TABLE_BYTES: u32 = 4096;
 pub const H2_FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// Frames of an HTTP/2 client that bring neither a request nor body bytes (SETTINGS, PING, WINDOW_UPDATE, RST_STREAM and the
+/// like): how many it may have ahead, and how many more each second. Requests and answer bytes pay for further ones.
+pub const H2_CONTROL_FRAMES_BURST: u32 = 1000;
+pub const H2_CONTROL_FRAMES_PER_SECOND: u32 = 50;
+/// What a request pays for: its end, its reset, its window.
+pub const H2_CONTROL_FRAMES_PER_REQUEST: u32 = 4;
+/// Answer bytes that pay for one frame; clients widen a window after 4 KiB at the earliest.
+pub const H2_BYTES_PER_CONTROL_FRAME: u32 = 1024;
+/// Requests that a client of HTTP/2 or 3 may give up within the window before its connection is closed.
+pub const GIVEN_UP_MAX: u32 = 100;
+pub const GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
 
 /// Connect to an origin, TLS included.
 pub const ORIGIN_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -111,6 +122,8 @@ pub const CDN_LOOP_DEPTH_MAX: usize = 3;
 pub const ACCESS_LOG_QUEUE: usize = 8192;
 /// Bytes of one text field in the access log.
 pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
+/// How long the last lines may take at the end; a pipe that nobody reads must not keep the edge from ending.
+pub const ACCESS_LOG_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
@@ -123,6 +136,9 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// Tries to take an address that a killed predecessor may still hold, and the pause between them: 3 s in all.
 pub const LISTEN_ATTEMPTS: u32 = 60;
 pub const LISTEN_PAUSE: Duration = Duration::from_millis(50);
+/// Before a drained listener is closed: time for the kernel to finish handshakes whose clients already send, and how often.
+pub const ACCEPT_SETTLE: Duration = Duration::from_millis(20);
+pub const ACCEPT_SETTLE_ROUNDS: u32 = 10;
 
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -136,9 +152,6 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Concurrent request streams of one HTTP/3 connection, and streams of a client's own (control, QPACK, reserved).
 pub const H3_STREAMS_MAX: u32 = 100;
 pub const H3_CONTROL_STREAMS_MAX: u32 = 8;
-/// Requests that a client may give up within the window before its connection is closed.
-pub const H3_GIVEN_UP_MAX: usize = 100;
-pub const H3_GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
 /// After the last answer of a connection that is to end: the client's time to close it first.
 pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(1);
 /// Answer bytes that one connection's client has not acknowledged.

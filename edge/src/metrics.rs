@@ -23,6 +23,9 @@ pub mod names {
     pub const CONNECTIONS_REFUSED: &str = "portico_edge_connections_refused_total";
     pub const ACCEPT_ERRORS: &str = "portico_edge_accept_errors_total";
     pub const CONNECTIONS_EXPIRED: &str = "portico_edge_connections_expired_total";
+    pub const CONNECTIONS_ABUSIVE: &str = "portico_edge_connections_abusive_total";
+    pub const QUIC_RETRIES: &str = "portico_edge_quic_retries_total";
+    pub const STREAMS_STALLED: &str = "portico_edge_streams_stalled_total";
     pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
     pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
@@ -67,6 +70,9 @@ pub struct Metrics {
     pub connections_refused: Counter,
     pub accept_errors: Counter,
     pub connections_expired: Counter,
+    pub connections_abusive: Counter,
+    pub streams_stalled: Counter,
+    pub quic_retries: Counter,
     handshakes: [Counter; 7],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],
@@ -100,6 +106,9 @@ impl Metrics {
             connections_refused: counter!(names::CONNECTIONS_REFUSED),
             accept_errors: counter!(names::ACCEPT_ERRORS),
             connections_expired: counter!(names::CONNECTIONS_EXPIRED),
+            connections_abusive: counter!(names::CONNECTIONS_ABUSIVE),
+            quic_retries: counter!(names::QUIC_RETRIES),
+            streams_stalled: counter!(names::STREAMS_STALLED),
             handshakes: HANDSHAKE_ENDS.map(|end| counter!(names::HANDSHAKES, "result" => end)),
             handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
             exchanges: PROTOCOLS.map(|protocol| {
@@ -204,7 +213,19 @@ fn describe() {
     );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
     describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");
-    describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP, by how they ended");
+    describe_counter!(
+        names::CONNECTIONS_ABUSIVE,
+        "client connections closed because their frames or given-up requests made work for nothing"
+    );
+    describe_counter!(
+        names::QUIC_RETRIES,
+        "QUIC clients that had to show their address first, because many handshakes were under way"
+    );
+    describe_counter!(
+        names::STREAMS_STALLED,
+        "HTTP/2 and HTTP/3 streams reset because the client took no byte of the answer"
+    );
+    describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP and QUIC, by how they ended");
     describe_histogram!(names::HANDSHAKE_SECONDS, "from accept to the end of a TLS handshake");
     describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
     describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");

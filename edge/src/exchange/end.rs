@@ -99,6 +99,14 @@ impl Drop for ExchangeEnd {
     fn drop(&mut self) {
         self.context.clock.exchange_ends();
         let edge = &self.context.worker.edge;
+        if std::thread::panicking() {
+            edge.metrics.exchange_panics.increment(1); // in its body: the head's are caught where they happen
+        }
+        // HTTP/3 sees it on the stream.
+        let given_up = !self.complete && matches!(self.reason, None | Some("no_answer"));
+        if given_up && self.context.protocol == super::Protocol::Http2 {
+            self.context.clock.request_given_up();
+        }
         let duration = clock::now().duration_since(self.noted.started);
         edge.metrics.exchange(self.context.protocol, self.status);
         edge.metrics.exchange_seconds.record(duration.as_secs_f64());

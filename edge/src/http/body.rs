@@ -15,6 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::h2::SendWatch;
 use crate::{clock, exchange::ExchangeEnd, limits, live::Suspension, upstream::Lease};
 
 /// What a body fails with, on either side.
@@ -144,6 +145,8 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: ResponseSource,
     end: Option<Box<ExchangeEnd>>,
+    /// On HTTP/2, where the client takes each answer at its own pace.
+    watch: Option<Rc<SendWatch>>,
 }
 
 /// Where an answer's bytes come from.
@@ -155,7 +158,12 @@ pub enum ResponseSource {
 
 impl ResponseBody {
     pub(crate) fn new(source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
-        Self { source, end: Some(end) }
+        Self { source, end: Some(end), watch: None }
+    }
+
+    /// Tells `watch` when pieces are wanted and given.
+    pub(super) fn watch(&mut self, watch: Rc<SendWatch>) {
+        self.watch = Some(watch);
     }
 }
 
@@ -168,6 +176,9 @@ impl Body for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(watch) = &this.watch {
+            watch.wanted();
+        }
         let frame = match &mut this.source {
             ResponseSource::Empty => None,
             ResponseSource::Full(_) => {
@@ -185,6 +196,9 @@ impl Body for ResponseBody {
                 Some(Err(_)) => end.broken("origin_body"),
                 None => end.complete(),
             }
+        }
+        if let (Some(watch), Some(_)) = (&this.watch, &frame) {
+            watch.given();
         }
         Poll::Ready(frame)
     }
@@ -209,7 +223,11 @@ impl Body for ResponseBody {
 /// hyper asks `is_end_stream` and then may never poll for the end: what was sent whole is complete all the same.
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let whole = self.is_end_stream();
+        let stalled = self.watch.as_ref().is_some_and(|watch| watch.is_stalled());
+        if let Some(end) = self.end.as_mut().filter(|_| stalled) {
+            end.broken("client_stalled");
+        }
+        let whole = !stalled && self.is_end_stream();
         if let Some(end) = self.end.as_mut().filter(|_| whole) {
             end.complete();
         }

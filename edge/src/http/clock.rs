@@ -24,6 +24,11 @@ pub struct ConnectionClock {
     write_blocked_since: Cell<Option<Instant>>,
     upgrade_decision: Cell<Option<bool>>,
     refused: Cell<Option<FramingFault>>,
+    /// The connection has had its share of exchanges or of time.
+    had_enough: Cell<bool>,
+    /// Requests given up since the start of the window, and that start.
+    given_up: Cell<(u32, Instant)>,
+    abusive: Cell<bool>,
 }
 
 /// Which limit ran out.
@@ -50,6 +55,9 @@ impl ConnectionClock {
             write_blocked_since: Cell::new(None),
             upgrade_decision: Cell::new(None),
             refused: Cell::new(None),
+            had_enough: Cell::new(false),
+            given_up: Cell::new((0, now)),
+            abusive: Cell::new(false),
         }
     }
 
@@ -57,8 +65,37 @@ impl ConnectionClock {
     pub fn exchange_begins(&self) -> bool {
         self.open_exchanges.set(self.open_exchanges.get() + 1);
         self.exchanges.set(self.exchanges.get() + 1);
-        self.exchanges.get() < limits::EXCHANGES_PER_CONNECTION_MAX
-            && clock::now().duration_since(self.opened) < limits::CONNECTION_AGE_MAX
+        let goes_on = self.exchanges.get() < limits::EXCHANGES_PER_CONNECTION_MAX
+            && clock::now().duration_since(self.opened) < limits::CONNECTION_AGE_MAX;
+        self.had_enough.set(!goes_on);
+        goes_on
+    }
+
+    /// Whether no exchange is to follow those that have begun.
+    pub fn has_had_enough(&self) -> bool {
+        self.had_enough.get()
+    }
+
+    /// The client gave a request up. One that does so again and again makes us work for nothing (CVE-2023-44487).
+    pub fn request_given_up(&self) {
+        let now = clock::now();
+        let (count, since) = self.given_up.get();
+        let (count, since) =
+            if now.duration_since(since) < limits::GIVEN_UP_WINDOW { (count + 1, since) } else { (1, now) };
+        self.given_up.set((count, since));
+        if count >= limits::GIVEN_UP_MAX {
+            self.abusive.set(true);
+        }
+    }
+
+    /// The client's frames cost more than they are worth.
+    pub(super) fn abuse(&self) {
+        self.abusive.set(true);
+    }
+
+    /// Whether the client makes us work for nothing; then its connection ends.
+    pub fn is_abusive(&self) -> bool {
+        self.abusive.get()
     }
 
     pub fn exchange_ends(&self) {
@@ -170,12 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_gives_up_request_after_request_is_abusive() {
+        let clock = ConnectionClock::new(Deadlines::default());
+        for _ in 1..limits::GIVEN_UP_MAX {
+            clock.request_given_up();
+        }
+        assert!(!clock.is_abusive());
+        clock.request_given_up();
+        assert!(clock.is_abusive());
+    }
+
+    #[test]
     fn a_connection_has_had_enough_after_many_exchanges() {
         let clock = ConnectionClock::new(Deadlines::default());
         for _ in 1..limits::EXCHANGES_PER_CONNECTION_MAX {
             assert!(clock.exchange_begins());
             clock.exchange_ends();
         }
+        assert!(!clock.has_had_enough());
         assert!(!clock.exchange_begins());
+        assert!(clock.has_had_enough());
     }
 }

@@ -42,6 +42,11 @@ pub(super) async fn drive<C>(
                 }
                 return Poll::Ready(result.map_or(Ended::Failed, |()| Ended::Done));
             }
+            if clock.has_had_enough() && !asked {
+                asked = true;
+                finish(connection.as_mut());
+                continue;
+            }
             if drained_at.is_none() && draining.as_mut().poll(context).is_ready() {
                 drained_at = Some(clock::now());
             }

@@ -10,7 +10,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{clock::ConnectionClock, framing::RequestFraming};
+use super::{clock::ConnectionClock, frame_budget::FrameBudget, framing::RequestFraming};
+use crate::clock;
 
 /// Bytes that no HTTP/1 parser takes, wherever they come in a head: hyper answers 400 and closes.
 const POISON: &[u8] = b"\0\0\r\n\r\n";
@@ -19,26 +20,47 @@ const POISON: &[u8] = b"\0\0\r\n\r\n";
 pub struct GuardedIo<S> {
     inner: S,
     clock: Rc<ConnectionClock>,
-    /// `None` on HTTP/2, whose frames have lengths.
-    framing: Option<RequestFraming>,
+    framing: Framing,
     refused: bool,
+}
+
+enum Framing {
+    Http1(RequestFraming),
+    /// Frames have lengths; what is watched is their number.
+    Http2(FrameBudget),
 }
 
 impl<S> GuardedIo<S> {
     pub fn http1(inner: S, clock: Rc<ConnectionClock>) -> Self {
-        Self { inner, clock, framing: Some(RequestFraming::default()), refused: false }
+        Self { inner, clock, framing: Framing::Http1(RequestFraming::default()), refused: false }
     }
 
     pub fn http2(inner: S, clock: Rc<ConnectionClock>) -> Self {
-        Self { inner, clock, framing: None, refused: false }
+        Self { inner, clock, framing: Framing::Http2(FrameBudget::new(clock::now())), refused: false }
     }
 
     pub fn into_inner(self) -> S {
         self.inner
     }
 
+    fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
+        self.clock.wrote(result.is_pending());
+        if let (Framing::Http2(budget), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
+            budget.wrote(*count);
+        }
+    }
+
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
-        let Some(framing) = &mut self.framing else { return Ok(()) };
+        let framing = match &mut self.framing {
+            Framing::Http1(framing) => framing,
+            Framing::Http2(budget) => {
+                let new = &buffer.filled()[before..];
+                return budget.feed(new, clock::now()).map_err(|flood| {
+                    self.clock.abuse();
+                    io::Error::new(io::ErrorKind::InvalidData, flood)
+                });
+            }
+        };
         if let Some(accepted) = self.clock.take_upgrade_decision() {
             framing.upgrade_decided(accepted);
         }
@@ -74,6 +96,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
         if this.refused {
             return Poll::Ready(Ok(())); // end of the stream: nothing behind a fault is read
         }
+        if this.clock.is_abusive() {
+            let text = "the client makes work for nothing";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
         if buffer.filled().len() > before {
@@ -88,7 +114,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_write(context, bytes);
-        this.clock.wrote(result.is_pending());
+        this.wrote(&result);
         result
     }
 
@@ -99,7 +125,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_write_vectored(context, pieces);
-        this.clock.wrote(result.is_pending());
+        this.wrote(&result);
         result
     }
 
@@ -121,6 +147,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
 
 impl<S> fmt::Debug for GuardedIo<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("GuardedIo").field("framing", &self.framing).finish_non_exhaustive()
+        formatter.debug_struct("GuardedIo").field("refused", &self.refused).finish_non_exhaustive()
     }
 }

@@ -1,10 +1,20 @@
 //! HTTP/2 on one connection, with bounds on everything that a client's frames can make us hold or do (promise P14).
 
-use std::{future::Future, pin::pin, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
 use hyper::{Request, body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Sleep,
+};
 
 use super::{
     body::RequestBody,
@@ -12,6 +22,7 @@ use super::{
     guarded_io::GuardedIo,
 };
 use crate::{
+    clock,
     exchange::{ConnectionContext, serve_exchange},
     limits,
 };
@@ -22,23 +33,30 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let io = TokioIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock)));
+    let streams = Streams { context: Rc::clone(&context), newest: Rc::default() };
+    let newest = Rc::clone(&streams.newest);
     let service = service_fn(|request: Request<Incoming>| {
         let context = Rc::clone(&context);
+        let watch = Rc::<SendWatch>::default();
+        *newest.borrow_mut() = Some(Rc::clone(&watch));
         // Boxed: hyper and the task queue move a stream's future several times, and this one is large.
         Box::pin(async move {
             let (parts, body) = request.into_parts();
-            serve_exchange(Request::from_parts(parts, RequestBody::hyper(body)), &context).await
+            let request = Request::from_parts(parts, RequestBody::hyper(body));
+            let mut answer = serve_exchange(request, &context).await?;
+            answer.body_mut().watch(watch);
+            Ok::<_, crate::exchange::Dropped>(answer)
         })
     });
-    let connection = pin!(builder().serve_connection(io, service));
+    let connection = pin!(builder(streams).serve_connection(io, service));
     drive(connection, &context.clock, &context.worker.drain, Future::poll, |connection| {
         connection.graceful_shutdown();
     })
     .await
 }
 
-fn builder() -> http2::Builder<LocalExecutor> {
-    let mut builder = http2::Builder::new(LocalExecutor);
+fn builder(streams: Streams) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS_MAX)
@@ -53,16 +71,80 @@ fn builder() -> http2::Builder<LocalExecutor> {
     builder
 }
 
-/// Streams run on the connection's own worker.
-#[derive(Debug, Clone, Copy)]
-struct LocalExecutor;
+/// Whether a stream's client takes its answer: hyper asks for the next piece when the last one has found room.
+#[derive(Debug, Default)]
+pub struct SendWatch {
+    waiting_since: Cell<Option<Instant>>,
+    stalled: Cell<bool>,
+}
 
-impl<F> Executor<F> for LocalExecutor
+impl SendWatch {
+    /// hyper wants a piece.
+    pub(super) fn wanted(&self) {
+        self.waiting_since.set(None);
+    }
+
+    /// A piece was given to hyper.
+    pub(super) fn given(&self) {
+        self.waiting_since.set(Some(clock::now()));
+    }
+
+    /// The client took nothing until the deadline.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
+    /// Ready when the piece given last has waited for longer than `allowed`.
+    fn poll_stalled(
+        &self,
+        allowed: Duration,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        let Some(since) = self.waiting_since.get() else { return Poll::Pending };
+        let deadline = (since + allowed).into();
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(context)
+    }
+}
+
+/// Runs streams on the connection's own worker, and drops those whose client has stopped reading: hyper would keep them, and
+/// the origin's connection with them, for as long as the client speaks on any other stream.
+#[derive(Debug, Clone)]
+struct Streams {
+    context: Rc<ConnectionContext>,
+    /// Of the request that the service was called with last: hyper runs its stream next.
+    newest: Rc<RefCell<Option<Rc<SendWatch>>>>,
+}
+
+impl<F> Executor<F> for Streams
 where
     F: Future + 'static,
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        let Some(watch) = self.newest.borrow_mut().take() else {
+            tokio::task::spawn_local(future);
+            return;
+        };
+        let context = Rc::clone(&self.context);
+        tokio::task::spawn_local(async move {
+            let allowed = context.clock.deadlines().write_stall;
+            let mut stream = pin!(future);
+            let mut timer = None;
+            poll_fn(|task| {
+                if stream.as_mut().poll(task).is_ready() {
+                    return Poll::Ready(());
+                }
+                std::task::ready!(watch.poll_stalled(allowed, &mut timer, task));
+                watch.stalled.set(true);
+                context.worker.edge.metrics.streams_stalled.increment(1);
+                Poll::Ready(()) // dropped unfinished: h2 resets it (CANCEL)
+            })
+            .await;
+        });
     }
 }

@@ -6,6 +6,7 @@ pub mod body;
 pub mod clock;
 pub mod drive;
 pub mod forwarding;
+mod frame_budget;
 pub mod framing;
 pub mod guarded_io;
 pub mod h1;

@@ -52,9 +52,12 @@ pub(super) fn start(
     tokio::task::spawn_local(async move {
         if let Err(broken) = Box::pin(exchange(resolver, accepted, &context)).await {
             tracing::trace!(%broken, "an HTTP/3 exchange broke off");
-            if matches!(broken, Broken::GivenUp | Broken::Stream(_)) {
-                open.0.note_given_up();
+            match broken {
+                Broken::GivenUp | Broken::Stream(_) => context.clock.request_given_up(),
+                Broken::Stalled => context.worker.edge.metrics.streams_stalled.increment(1),
+                Broken::SlowHead | Broken::Malformed(_) | Broken::Dropped(_) | Broken::Body(_) => {}
             }
+            drop(open); // tells the connection, which looks whether it was one too many
         }
     });
 }

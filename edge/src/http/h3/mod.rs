@@ -10,10 +10,8 @@ mod body;
 mod exchange;
 mod frames;
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Instant;
 
 use ::h3::error::Code;
 use ::h3::server;
@@ -34,8 +32,6 @@ type H3Connection = server::Connection<adapter::Connection, Bytes>;
 struct Exchanges {
     open: Cell<usize>,
     ended: Notify,
-    /// When clients gave requests up, newest last.
-    given_up: RefCell<VecDeque<Instant>>,
 }
 
 /// Serves exchanges until the connection ends.
@@ -64,7 +60,10 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
         }
         Next::Ended(ended) => ended,
     };
-    connection.close(VarInt::from_u32(close_code(&exchanges)), b"");
+    if context.clock.is_abusive() {
+        context.worker.edge.metrics.connections_abusive.increment(1);
+    }
+    connection.close(VarInt::from_u32(close_code(&context)), b"");
     ended
 }
 
@@ -93,7 +92,7 @@ async fn accept(
                 Ok(Some(resolver)) => {
                     let Some(accepted) = shared.take_last() else { return Next::Ended(Ended::Failed) };
                     exchange::start(resolver, accepted, exchanges, context);
-                    if exchanges.too_many_given_up() {
+                    if context.clock.is_abusive() {
                         return Next::Ended(Ended::Failed);
                     }
                     if context.clock.exchanges() >= limits::EXCHANGES_PER_CONNECTION_MAX {
@@ -107,7 +106,7 @@ async fn accept(
                     return Next::Ended(ended);
                 }
             },
-            () = exchanges.ended.notified() => if exchanges.too_many_given_up() {
+            () = exchanges.ended.notified() => if context.clock.is_abusive() {
                 return Next::Ended(Ended::Failed);
             },
             () = tokio::time::sleep_until(look_at.into()) => {
@@ -150,25 +149,7 @@ async fn finish(
     Ended::Done
 }
 
-fn close_code(exchanges: &Exchanges) -> u32 {
-    let code = if exchanges.too_many_given_up() { Code::H3_EXCESSIVE_LOAD } else { Code::H3_NO_ERROR };
+fn close_code(context: &ConnectionContext) -> u32 {
+    let code = if context.clock.is_abusive() { Code::H3_EXCESSIVE_LOAD } else { Code::H3_NO_ERROR };
     u32::try_from(code.value()).unwrap_or(0x102)
-}
-
-impl Exchanges {
-    /// A client that begins requests only to give them up makes us work for nothing (CVE-2023-44487 over QUIC).
-    fn note_given_up(&self) {
-        let mut given_up = self.given_up.borrow_mut();
-        given_up.push_back(clock::now());
-        if given_up.len() > limits::H3_GIVEN_UP_MAX {
-            given_up.pop_front();
-        }
-    }
-
-    fn too_many_given_up(&self) -> bool {
-        let given_up = self.given_up.borrow();
-        let full = given_up.len() >= limits::H3_GIVEN_UP_MAX;
-        let recent = |first: &Instant| clock::now().duration_since(*first) < limits::H3_GIVEN_UP_WINDOW;
-        full && given_up.front().is_some_and(recent)
-    }
 }

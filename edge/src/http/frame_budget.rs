@@ -1,0 +1,159 @@
+//! What the frames of an HTTP/2 client may cost (promise P14).
+//!
+//! A frame that brings neither a request nor body bytes still has to be read, looked at and often answered: a flood of
+//! SETTINGS, PING or empty DATA (CVE-2019-9512, 9515, 9518) keeps a worker busy for nothing. Each such frame costs one
+//! credit; time, requests and the answer bytes that are sent bring credits back. Only the nine bytes of each frame's
+//! header are looked at, so that the bound holds whatever the protocol's library makes of the rest.
+
+use std::time::{Duration, Instant};
+
+use crate::limits;
+
+/// Follows one connection's bytes.
+#[derive(Debug)]
+pub(super) struct FrameBudget {
+    credit: u32,
+    refilled: Instant,
+    /// Sent bytes that have not made a credit yet.
+    sent: usize,
+    /// Bytes to pass over: the connection preface, then payloads.
+    skip: usize,
+    head: [u8; FRAME_HEAD_BYTES],
+    head_filled: usize,
+}
+
+/// More frames than the client has credit for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many frames for nothing")]
+pub(super) struct Flood;
+
+/// RFC 9113 section 4.1.
+const FRAME_HEAD_BYTES: usize = 9;
+/// RFC 9113 section 3.4.
+const PREFACE_BYTES: usize = 24;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+
+impl FrameBudget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            credit: limits::H2_CONTROL_FRAMES_BURST,
+            refilled: now,
+            sent: 0,
+            skip: PREFACE_BYTES,
+            head: [0; FRAME_HEAD_BYTES],
+            head_filled: 0,
+        }
+    }
+
+    /// Answer bytes went out.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        let per_credit = limits::H2_BYTES_PER_CONTROL_FRAME as usize;
+        self.sent += bytes;
+        self.earn(u32::try_from(self.sent / per_credit).unwrap_or(u32::MAX));
+        self.sent %= per_credit;
+    }
+
+    /// Takes the bytes that came.
+    ///
+    /// # Errors
+    /// [`Flood`]: the connection is to end.
+    pub(super) fn feed(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (FRAME_HEAD_BYTES - self.head_filled).min(bytes.len());
+            self.head[self.head_filled..self.head_filled + taken].copy_from_slice(&bytes[..taken]);
+            self.head_filled += taken;
+            bytes = &bytes[taken..];
+            if self.head_filled == FRAME_HEAD_BYTES {
+                self.head_filled = 0;
+                self.frame(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, now: Instant) -> Result<(), Flood> {
+        let [high, middle, low, kind, ..] = self.head;
+        self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        match kind {
+            HEADERS => self.earn(limits::H2_CONTROL_FRAMES_PER_REQUEST),
+            DATA if self.skip > 0 => {}
+            _ => {
+                if self.credit == 0 {
+                    self.refill(now);
+                }
+                self.credit = self.credit.checked_sub(1).ok_or(Flood)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refill(&mut self, now: Instant) {
+        const EACH: Duration = Duration::from_millis(1000 / limits::H2_CONTROL_FRAMES_PER_SECOND as u64);
+        let waited = now.duration_since(self.refilled);
+        self.earn(u32::try_from(waited.as_millis() / EACH.as_millis()).unwrap_or(u32::MAX));
+        self.refilled = now;
+    }
+
+    fn earn(&mut self, credits: u32) {
+        self.credit = self.credit.saturating_add(credits).min(limits::H2_CONTROL_FRAMES_BURST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+
+    fn begun(now: Instant) -> FrameBudget {
+        let mut budget = FrameBudget::new(now);
+        assert!(budget.feed(&[0; PREFACE_BYTES], now).is_ok());
+        budget
+    }
+
+    #[test]
+    fn a_flood_ends_at_the_bound_however_its_bytes_come() {
+        let now = clock::now();
+        for piece in [1, 7, 17, 1000] {
+            let mut budget = begun(now);
+            let bytes = PING.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
+            assert!(bytes.chunks(piece).all(|bytes| budget.feed(bytes, now).is_ok()), "{piece}");
+            assert_eq!(budget.feed(&PING, now), Err(Flood), "{piece}");
+        }
+    }
+
+    #[test]
+    fn time_requests_and_answers_pay() {
+        let now = clock::now();
+        let mut budget = begun(now);
+        let bytes = PING.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
+        assert!(budget.feed(&bytes, now).is_ok());
+        let later = now + Duration::from_secs(1);
+        assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_SECOND as usize), later).is_ok());
+        assert_eq!(budget.feed(&PING, later), Err(Flood));
+
+        let headers = [0, 0, 2, HEADERS, 5, 0, 0, 0, 1, 0x82, 0x84];
+        assert!(budget.feed(&headers, later).is_ok());
+        assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_REQUEST as usize), later).is_ok());
+        budget.wrote(limits::H2_BYTES_PER_CONTROL_FRAME as usize - 1);
+        assert_eq!(budget.feed(&PING, later), Err(Flood));
+        budget.wrote(1);
+        assert!(budget.feed(&PING, later).is_ok());
+        assert_eq!(budget.feed(&PING, later), Err(Flood));
+    }
+
+    #[test]
+    fn a_body_costs_nothing_and_empty_pieces_do() {
+        let now = clock::now();
+        let mut budget = begun(now);
+        let full = [0, 0, 1, DATA, 0, 0, 0, 0, 1, 42].repeat(100_000);
+        assert!(budget.feed(&full, now).is_ok());
+        let empty = [0, 0, 0, DATA, 0, 0, 0, 0, 1].repeat(limits::H2_CONTROL_FRAMES_BURST as usize + 1);
+        assert_eq!(budget.feed(&empty, now), Err(Flood));
+    }
+}
