@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
@@ -14,9 +15,9 @@ use quinn_proto::crypto::{
 };
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
-use rustls::AlertDescription;
 use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
 
 use crate::clock;
 use crate::metrics::HandshakeEnd;
@@ -29,8 +30,26 @@ pub(super) struct SelectingCrypto {
     initial: QuicServerConfig,
 }
 
-/// What one session's resolver has decided.
-type Choice = OnceLock<Result<Shown, AlertDescription>>;
+/// What a finished handshake has shown.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) shown: Shown,
+    pub(super) resumed: bool,
+}
+
+/// What one session's resolver has decided, and what came of it.
+#[derive(Debug, Default)]
+struct Choice {
+    shown: OnceLock<Result<Shown, AlertDescription>>,
+    /// The key has signed: a full handshake. A resumed one proves itself by its ticket (RFC 8446 section 2.2).
+    signed: AtomicBool,
+}
+
+/// Notes that the key is used; quinn does not say how a handshake went.
+struct NotingKey {
+    key: Arc<dyn SigningKey>,
+    choice: Arc<Choice>,
+}
 
 struct Selecting {
     edge: Arc<Edge>,
@@ -76,7 +95,7 @@ impl ServerConfig for SelectingCrypto {
     }
 
     fn start_session(self: Arc<Self>, version: u32, parameters: &TransportParameters) -> Box<dyn Session> {
-        let choice = Arc::new(Choice::new());
+        let choice = Arc::new(Choice::default());
         let resolver = Selecting { edge: Arc::clone(&self.edge), choice: Arc::clone(&choice) };
         let config = QuicServerConfig::try_from(self.edge.tls.resolving(Arc::new(resolver)))
             .expect("the suite of initial packets was there when this endpoint was made");
@@ -101,21 +120,42 @@ impl ResolvesServerCert for Selecting {
             Selection::Refuse { alert, .. } => (Err(alert), None),
         };
         // A second ClientHello, after a HelloRetryRequest, may be chosen for anew; the first choice stands.
-        let _chosen = self.choice.set(choice);
-        key
+        let _chosen = self.choice.shown.set(choice);
+        key.map(|key| {
+            let noting = NotingKey { key: Arc::clone(&key.key), choice: Arc::clone(&self.choice) };
+            let mut noted = CertifiedKey::new(key.cert.clone(), Arc::new(noting));
+            noted.ocsp.clone_from(&key.ocsp);
+            Arc::new(noted)
+        })
+    }
+}
+
+impl SigningKey for NotingKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        self.choice.signed.store(true, Ordering::Relaxed);
+        self.key.choose_scheme(offered)
+    }
+
+    fn public_key(&self) -> Option<rustls::pki_types::SubjectPublicKeyInfoDer<'_>> {
+        self.key.public_key()
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.key.algorithm()
     }
 }
 
 impl Session for SelectedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         self.inner.handshake_data()?;
-        let shown = self.choice.get()?.as_ref().ok()?;
-        Some(Box::new(shown.clone()))
+        let shown = self.choice.shown.get()?.as_ref().ok()?.clone();
+        let resumed = !self.choice.signed.load(Ordering::Relaxed);
+        Some(Box::new(Finished { shown, resumed }))
     }
 
     fn read_handshake(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
         self.inner.read_handshake(bytes).map_err(|mut error| {
-            if let Some(Err(alert)) = self.choice.get() {
+            if let Some(Err(alert)) = self.choice.shown.get() {
                 error.code = TransportErrorCode::crypto(u8::from(*alert));
             }
             error
@@ -165,6 +205,12 @@ impl Session for SelectedSession {
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
         self.inner.export_keying_material(output, label, context)
+    }
+}
+
+impl fmt::Debug for NotingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NotingKey").finish_non_exhaustive()
     }
 }
 

@@ -20,7 +20,7 @@ use quinn::{EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportCo
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use self::connection_id::WorkerIds;
-use self::crypto::SelectingCrypto;
+use self::crypto::{Finished, SelectingCrypto};
 use super::BoundListener;
 use crate::exchange::{ConnectionContext, Protocol};
 use crate::http::clock::ConnectionClock;
@@ -28,7 +28,6 @@ use crate::http::drive::Ended;
 use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
 use crate::metrics::HandshakeEnd;
-use crate::tls::Shown;
 use crate::worker::{Place, Worker};
 use crate::{clock, limits};
 
@@ -127,6 +126,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
         if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
             // It may retry: that was asked.
             let _retried = incoming.retry();
+            worker.edge.metrics.quic_retries.increment(1);
             continue;
         }
         let Some(place) = worker.place() else {
@@ -194,15 +194,16 @@ async fn handshake(
             return None;
         }
     };
-    let shown = connection.handshake_data().and_then(|data| data.downcast::<Shown>().ok())?;
-    metrics.handshake(HandshakeEnd::Full);
+    let finished = connection.handshake_data().and_then(|data| data.downcast::<Finished>().ok())?;
+    let Finished { shown, resumed } = *finished;
+    metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
     metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
     let context = Rc::new(ConnectionContext {
         worker: Rc::clone(worker),
         peer: connection.remote_address(),
         local,
         protocol: Protocol::Http3,
-        shown: Some(*shown),
+        shown: Some(shown),
         public_https_port: bound.config.public_https_port,
         alt_svc: None,
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
