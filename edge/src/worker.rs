@@ -119,8 +119,17 @@ impl Worker {
 
     /// Connections that the kernel has completed already belong to this socket alone; closing it would reset them.
     async fn accept_the_rest(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
-        while let Ok(Some(accepted)) = listener.accept_now() {
-            self.take(Ok(accepted), bound).await;
+        for _ in 0..limits::ACCEPT_SETTLE_ROUNDS {
+            let mut taken = 0;
+            while let Ok(Some(accepted)) = listener.accept_now() {
+                self.take(Ok(accepted), bound).await;
+                taken += 1;
+            }
+            // A client is connected when it has our SYN-ACK; the kernel may have its last ACK still before it.
+            tokio::time::sleep(limits::ACCEPT_SETTLE).await;
+            if taken == 0 {
+                return;
+            }
         }
     }
 
