@@ -9,6 +9,7 @@ use std::{
     fs::OpenOptions,
     io::{self, BufWriter, Write},
     net::SocketAddr,
+    os::unix::fs::FileTypeExt,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
@@ -19,7 +20,7 @@ use std::{
 use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::{config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics};
+use crate::{clock, config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics};
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
 pub struct AccessRecord {
@@ -77,7 +78,12 @@ impl AccessLog {
             }
             AccessLogTarget::StandardOutput => Box::new(io::stdout()),
             AccessLogTarget::File(path) => {
-                let file = OpenOptions::new().create(true).append(true).open(path);
+                // A pipe opened for writing alone would keep the start waiting for its reader (fifo(7)).
+                let is_pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+                let file = match is_pipe {
+                    true => OpenOptions::new().read(true).write(true).open(path),
+                    false => OpenOptions::new().create(true).append(true).open(path),
+                };
                 let named = |error: io::Error| {
                     io::Error::new(error.kind(), format!("access log {}: {error}", path.display()))
                 };
@@ -109,11 +115,19 @@ impl AccessLog {
 }
 
 impl AccessLogWriter {
-    /// Waits until every line is written. All [`AccessLog`]s must be gone.
+    /// Waits until every line is written, for at most [`limits::ACCESS_LOG_FINISH_DEADLINE`]. All [`AccessLog`]s must be
+    /// gone.
     pub fn finish(mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = clock::now() + limits::ACCESS_LOG_FINISH_DEADLINE;
+        while !thread.is_finished() {
+            if clock::now() >= deadline {
+                tracing::warn!("access log: its last lines could not be written in time");
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
+        let _ = thread.join();
     }
 }
 
