@@ -1,6 +1,6 @@
 //! An edge in this process: real workers on real sockets, its tables written by the test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -32,6 +32,10 @@ pub struct Setup {
     pub origin_roots: rustls::RootCertStore,
     pub public_https_port: u16,
     pub http3: bool,
+    /// Where it listens.
+    pub ip: IpAddr,
+    /// Another log than the file of its own.
+    pub log: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -44,6 +48,8 @@ impl Default for Setup {
             origin_roots: rustls::RootCertStore::empty(),
             public_https_port: 443,
             http3: false,
+            ip: Ipv4Addr::LOCALHOST.into(),
+            log: None,
         }
     }
 }
@@ -77,12 +83,12 @@ impl TestEdge {
         let mut bench = Bench::new();
         bench.context.now = UnixTime::now();
         let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("access.log");
+        let log = setup.log.unwrap_or_else(|| folder.path().join("access.log"));
         let metrics = Arc::new(Metrics::register());
         let target = AccessLogTarget::File(log.clone());
         let (access_log, _writer) = AccessLog::open(&target, Arc::clone(&metrics)).unwrap();
         let listener = |kind| ListenerConfig {
-            address: "127.0.0.1:0".parse().unwrap(),
+            address: SocketAddr::new(setup.ip, 0),
             kind,
             public_https_port: setup.public_https_port,
             http3: setup.http3 && kind == ListenerKind::Https,
@@ -145,6 +151,13 @@ impl TestEdge {
         let first = self.bench.publisher.applied() == portico_cert_store::Generation::default();
         let published = if first { self.bench.snapshot(resources) } else { self.bench.delta(resources) };
         assert!(published.nacks.is_empty(), "{:?}", published.nacks);
+    }
+
+    /// One series of the process's metrics, which all edges of this test binary share.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.edge.metrics.render();
+        let line = text.lines().find(|line| line.starts_with(series));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// The access log's lines so far, once there are at least `count`.

@@ -25,7 +25,9 @@ pub fn http3_get(address: SocketAddr, sni: Option<&str>, authority: &str, path: 
 async fn get(address: SocketAddr, sni: Option<&str>, authority: &str, path: &str) -> Result<u16, String> {
     let crypto = QuicClientConfig::try_from(any_version(&["h3"])).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
-    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint =
+        quinn::Endpoint::client(if address.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }.parse().unwrap())
+            .unwrap();
     // An address is never sent as a server name (RFC 6066 section 3).
     let connecting = endpoint.connect_with(config, address, sni.unwrap_or("127.0.0.1")).unwrap();
     let connection = connecting.await.map_err(|error| match error {

@@ -93,7 +93,7 @@ impl Origin {
     }
 
     pub fn grant(&self) -> (&'static str, u16) {
-        ("127.0.0.0/8", self.address.port())
+        (if self.address.is_ipv6() { "::1/128" } else { "127.0.0.0/8" }, self.address.port())
     }
 
     pub fn connections(&self) -> usize {

@@ -15,26 +15,26 @@ use crate::harness::wait_until;
 const EDGE: &str = env!("CARGO_BIN_EXE_portico-edge");
 
 /// A certificate with its key as one PEM text.
-fn pem(names: &[&str]) -> String {
+pub fn pem(names: &[&str]) -> String {
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
     format!("{}{}", certificate.pem(), key.serialize_pem())
 }
 
-struct Running {
-    child: Child,
-    addresses: Vec<SocketAddr>,
-    log: Vec<String>,
-    folder: tempfile::TempDir,
+pub struct Running {
+    pub child: Child,
+    pub addresses: Vec<SocketAddr>,
+    pub log: Vec<String>,
+    pub folder: tempfile::TempDir,
 }
 
-const FILE: &str = "workers = 2\nmetrics = \"127.0.0.1:0\"\nadmin_socket = \"admin.sock\"\nstate = \"state\"\n\
+pub const FILE: &str = "workers = 2\nmetrics = \"127.0.0.1:0\"\nadmin_socket = \"admin.sock\"\nstate = \"state\"\n\
     access_log = \"access.log\"\ndrain_seconds = 5\n\
     [[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"http\"\n\
     [certificates]\nfolder = \"certificates\"\n[[route]]\nhost = \"*\"\nstatic_file = \"body.txt\"\ncontent_type = \"text/plain\"\n";
 
-fn prepare() -> tempfile::TempDir {
+pub fn prepare() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("certificates")).unwrap();
     std::fs::write(folder.path().join("certificates/shop.pem"), pem(&["shop.example"])).unwrap();
@@ -43,20 +43,20 @@ fn prepare() -> tempfile::TempDir {
     folder
 }
 
-fn command(folder: &Path, io: &str) -> Command {
+pub fn command(folder: &Path, io: &str) -> Command {
     let mut command = Command::new(EDGE);
     command.arg("--config").arg(folder.join("edge.toml")).args(["--io", io]).stderr(Stdio::piped());
     command
 }
 
 impl Running {
-    fn start(folder: tempfile::TempDir, io: &str) -> Self {
+    pub fn start(folder: tempfile::TempDir, io: &str) -> Self {
         let child = command(folder.path(), io).spawn().unwrap();
         Self::watch(child, folder)
     }
 
     /// Reads the log until the edge says that all its sockets are bound.
-    fn watch(mut child: Child, folder: tempfile::TempDir) -> Self {
+    pub fn watch(mut child: Child, folder: tempfile::TempDir) -> Self {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (mut addresses, mut log) = (Vec::new(), Vec::new());
         while addresses.len() < 3 {
@@ -72,26 +72,26 @@ impl Running {
         Self { child, addresses, log, folder }
     }
 
-    fn https(&self) -> SocketAddr {
+    pub fn https(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    fn metrics(&self, path: &str) -> (u16, String) {
+    pub fn metrics(&self, path: &str) -> (u16, String) {
         let answer = plain(self.addresses[2]).get("localhost", path);
         (answer.status, answer.text())
     }
 
-    fn metric(&self, series: &str) -> f64 {
+    pub fn metric(&self, series: &str) -> f64 {
         let text = self.metrics("/metrics").1;
         let line = text.lines().find(|line| line.starts_with(series));
         line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
     }
 
-    fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         admin(&self.folder.path().join("admin.sock"), method, path, body)
     }
 
-    fn terminate(&self) {
+    pub fn terminate(&self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
     }
@@ -115,7 +115,7 @@ fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("{body:?}")))
 }
 
-fn uring_works() -> bool {
+pub fn uring_works() -> bool {
     portico_edge::io::probe().is_ok()
 }
 

@@ -1,0 +1,162 @@
+//! QUIC under many handshakes that go nowhere, and resumption.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use portico_edge::io::Backend;
+use portico_edge::limits;
+use quinn::crypto::rustls::QuicClientConfig;
+
+use crate::client::{any_version, runtime};
+use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
+use crate::http3_client::http3_get;
+
+const HOST: &str = "shop.example";
+
+/// Between a client and the edge, from one address; sees what goes by, and may keep the edge's answers to itself, as for a
+/// client that has forged its address.
+struct Relay {
+    address: SocketAddr,
+    to_edge: Arc<AtomicUsize>,
+    from_edge: Arc<AtomicUsize>,
+    retries: Arc<AtomicUsize>,
+    sources: Arc<Mutex<HashSet<SocketAddr>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start(edge: SocketAddr, answers_pass: bool) -> Self {
+        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let back = UdpSocket::bind("127.0.0.1:0").unwrap();
+        back.connect(edge).unwrap();
+        for socket in [&front, &back] {
+            socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        }
+        let relay = Self {
+            address: front.local_addr().unwrap(),
+            to_edge: Arc::default(),
+            from_edge: Arc::default(),
+            retries: Arc::default(),
+            sources: Arc::default(),
+            ended: Arc::default(),
+        };
+        let last: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+        let (reads, writes) = (front.try_clone().unwrap(), back.try_clone().unwrap());
+        let (count, seen, ended) = (Arc::clone(&relay.to_edge), Arc::clone(&last), Arc::clone(&relay.ended));
+        let sources = Arc::clone(&relay.sources);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while !ended.load(Ordering::SeqCst) {
+                let Ok((length, from)) = reads.recv_from(&mut buffer) else { continue };
+                *seen.lock().unwrap() = Some(from);
+                sources.lock().unwrap().insert(from);
+                count.fetch_add(length, Ordering::SeqCst);
+                let _ = writes.send(&buffer[..length]);
+            }
+        });
+        let (count, retries, ended) =
+            (Arc::clone(&relay.from_edge), Arc::clone(&relay.retries), Arc::clone(&relay.ended));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while !ended.load(Ordering::SeqCst) {
+                let Ok(length) = back.recv(&mut buffer) else { continue };
+                count.fetch_add(length, Ordering::SeqCst);
+                // A long header of type Retry (RFC 9000 section 17.2.5).
+                if buffer[0] & 0xf0 == 0xf0 {
+                    retries.fetch_add(1, Ordering::SeqCst);
+                }
+                if let (true, Some(client)) = (answers_pass, *last.lock().unwrap()) {
+                    let _ = front.send_to(&buffer[..length], client);
+                }
+            }
+        });
+        relay
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+}
+
+fn edge(backend: Backend) -> TestEdge {
+    let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+    edge.serve(&[HOST]);
+    edge
+}
+
+fn client_config(tls: rustls::ClientConfig) -> quinn::ClientConfig {
+    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+}
+
+#[test]
+fn under_many_half_open_handshakes_clients_show_their_address_and_nobody_is_flooded() {
+    on_each_backend(|backend| {
+        let edge = edge(backend);
+        let runtime = runtime();
+        let silent = Relay::start(edge.https, false);
+        let (endpoint, begun) = runtime.block_on(async {
+            let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+            let begin =
+                |_| endpoint.connect_with(client_config(any_version(&["h3"])), silent.address, HOST).unwrap();
+            let begun: Vec<_> = (0..limits::QUIC_HALF_OPEN_BEFORE_RETRY + 20).map(begin).collect();
+            (endpoint, begun)
+        });
+        // Keeps the clients repeating themselves while the test looks on.
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let repeating = std::thread::spawn(move || {
+            while stopped.recv_timeout(Duration::from_millis(1)).is_err() {
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
+            }
+            drop((begun, endpoint));
+        });
+        wait_until("Retry is asked of those who come late", || silent.retries.load(Ordering::SeqCst) > 0);
+        assert!(edge.metric("portico_edge_quic_retries_total") > 0.0);
+
+        // A client that is there answers the Retry and is served.
+        let honest = Relay::start(edge.https, true);
+        assert_eq!(http3_get(honest.address, Some(HOST), HOST, "/"), Ok(200));
+        assert!(honest.retries.load(Ordering::SeqCst) > 0, "it too had to show its address");
+
+        // RFC 9000 section 8.1: three times what came, until an address is shown.
+        let (sent, got) = (silent.from_edge.load(Ordering::SeqCst), silent.to_edge.load(Ordering::SeqCst));
+        assert!(sent <= 3 * got, "{sent} bytes sent for {got}");
+        assert_eq!(silent.sources.lock().unwrap().len(), 1);
+        stop.send(()).unwrap();
+        repeating.join().unwrap();
+    });
+}
+
+#[test]
+fn a_resumed_handshake_is_counted_as_one() {
+    on_each_backend(|backend| {
+        let edge = edge(backend);
+        let counts = || {
+            ["full", "resumed"]
+                .map(|end| edge.metric(&format!("portico_edge_handshakes_total{{result=\"{end}\"}}")))
+        };
+        runtime().block_on(async {
+            let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+            let config = client_config(any_version(&["h3"]));
+            let connect = async || {
+                let connecting = endpoint.connect_with(config.clone(), edge.https, HOST).unwrap();
+                let connection = connecting.await.unwrap();
+                // The edge's control stream: its ticket has come by then.
+                let mut control = connection.accept_uni().await.unwrap();
+                let mut first = [0; 1];
+                control.read_exact(&mut first).await.unwrap();
+                connection.close(0x100_u32.into(), b"");
+                endpoint.wait_idle().await;
+            };
+            let [full, resumed] = counts();
+            connect().await;
+            assert_eq!(counts(), [full + 1.0, resumed], "the first");
+            connect().await;
+            assert_eq!(counts(), [full + 1.0, resumed + 1.0], "the second, with its ticket");
+        });
+    });
+}
