@@ -138,7 +138,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
             incoming,
             Rc::clone(&bound),
             place,
-            Rc::clone(&half_open),
+            // Counted now: a burst is taken before the first of its tasks runs.
+            HalfOpen::begun(&half_open),
         ));
     }
     endpoint.set_server_config(None);
@@ -150,12 +151,11 @@ async fn accept(
     incoming: quinn::Incoming,
     bound: Rc<BoundListener>,
     place: Place,
-    half_open: Rc<Cell<usize>>,
+    half_open: HalfOpen,
 ) {
-    half_open.set(half_open.get() + 1);
     let handshake = handshake(&worker, incoming, &bound);
     let accepted = Box::pin(handshake).await;
-    half_open.set(half_open.get() - 1);
+    drop(half_open);
     if let Some((connection, context)) = accepted {
         let ended = Box::pin(h3::serve(connection, context)).await;
         if matches!(ended, Ended::Expired(_)) {
@@ -163,6 +163,22 @@ async fn accept(
         }
     }
     drop(place);
+}
+
+/// A handshake under way, also when its task panics.
+struct HalfOpen(Rc<Cell<usize>>);
+
+impl HalfOpen {
+    fn begun(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 async fn handshake(
