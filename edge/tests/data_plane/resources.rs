@@ -63,9 +63,11 @@ fn an_edge_without_descriptors_waits_without_spinning_and_recovers() {
         assert!((1.0..100.0).contains(&tries), "{tries} tries in 600 ms");
 
         // Those who have a place are served, and each place that is left goes to one who waits.
-        for mut client in waiting {
-            assert_eq!(client.answer().status, 301);
-        }
+        std::thread::scope(|scope| {
+            for mut client in waiting {
+                scope.spawn(move || assert_eq!(client.answer().status, 301));
+            }
+        });
         rustix::process::prlimit(Some(pid), Resource::Nofile, before).unwrap();
         let answer = https(edge.https(), "shop.example").get("shop.example", "/");
         assert_eq!((answer.status, answer.text().as_str()), (200, "a body from a file"));
