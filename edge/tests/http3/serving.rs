@@ -216,3 +216,23 @@ fn a_drain_finishes_what_is_under_way_and_takes_no_more() {
         assert!(edge.process.ended().await.success());
     });
 }
+
+#[test]
+fn a_resumed_handshake_is_counted_as_one() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let config = super::harness::client_config(&edge.roots);
+        for (full, resumed) in [(1.0, 0.0), (1.0, 1.0), (1.0, 2.0)] {
+            let connecting = endpoint.connect_with(config.clone(), edge.address, "one.example").unwrap();
+            let connection = within(connecting).await.unwrap();
+            // The edge's control stream: its ticket has come by then.
+            let mut control = within(connection.accept_uni()).await.unwrap();
+            within(control.read_exact(&mut [0; 1])).await.unwrap();
+            connection.close(0x100_u32.into(), b"");
+            let series = |end: &str| format!("portico_edge_handshakes_total{{result=\"{end}\"}}");
+            assert_eq!(edge.process.metric(&series("full")).await, full);
+            assert_eq!(edge.process.metric(&series("resumed")).await, resumed);
+        }
+    });
+}
