@@ -200,6 +200,15 @@ async fn wrong_input_gets_a_problem_that_names_the_place() {
         stage.operator("GET", "/v1/domains?status=fine", Value::Null).await.body["code"],
         "status_invalid"
     );
+    for (query, part) in
+        [("limit=many", "limit"), ("stauts=active", "`stauts`"), ("ids=", "ids"), ("ids=x", "ids")]
+    {
+        let reply = stage.operator("GET", &format!("/v1/domains?{query}"), Value::Null).await;
+        let detail = reply.body["detail"].as_str().unwrap_or_default();
+        assert!(reply.status == 400 && detail.contains(part), "{query}: {}", reply.text);
+    }
+    let bytes = stage.operator("GET", "/v1/domains/%FF", Value::Null).await;
+    assert_eq!((bytes.status, &bytes.body["code"]), (400, &json!("bad_request")), "{}", bytes.text);
     let token = json!({ "cell": "default", "ttl_seconds": 1 });
     assert_eq!(
         stage.operator("POST", "/v1/edges/join-tokens", token).await.body["errors"][0]["pointer"],
@@ -245,6 +254,7 @@ async fn nobodys_change_is_overwritten() {
     let patch = json!({ "hsts_max_age_seconds": 60, "routes": null });
     let without = stage.call("PATCH", &path, Some(&own), &[], patch.clone()).await;
     assert_eq!((without.status, &without.body["code"]), (428, &json!("if_match_required")));
+    assert!(without.body["detail"].as_str().unwrap().contains("GET the object"), "{}", without.text);
     let stale = stage.call("PATCH", &path, Some(&own), &[("if-match", "\"99\"")], patch.clone()).await;
     assert_eq!((stale.status, &stale.body["code"]), (412, &json!("revision_mismatch")));
     let seen = stage.call("GET", &path, Some(&own), &[], Value::Null).await;
@@ -320,6 +330,13 @@ async fn lists_go_on_from_a_cursor_and_filter() {
     assert_eq!(count("/v1/domains").await, 26);
     assert_eq!(count(&format!("/v1/domains?tenant={two}")).await, 1);
     assert_eq!(count("/v1/domains?q=N2.shop").await, 1);
+    // By id: only those asked for, and of those only the caller's.
+    let all = stage.operator("GET", "/v1/domains", Value::Null).await.body;
+    let id = |index: usize| all["items"][index]["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/domains?ids={},{}", id(3), id(25));
+    assert_eq!(count(&path).await, 2);
+    let seen = stage.call("GET", &path, Some(&own), &[], Value::Null).await.body;
+    assert_eq!((&seen["items"][0]["id"], seen["items"].as_array().unwrap().len()), (&json!(id(3)), 1));
     assert_eq!(count("/v1/domains?q=%25").await, 0, "a percent sign is no wildcard");
     assert_eq!(count("/v1/domains?status=active").await, 0);
     assert_eq!(count("/v1/tenants?name=two").await, 1);
@@ -563,6 +580,69 @@ async fn a_join_token_or_a_removal_of_an_edge_is_never_without_its_audit_entry()
     assert_eq!((join().await, remove().await), (201, 204));
     let actions = "SELECT COUNT(*) FROM audit WHERE action IN ('edge.create_join_token', 'edge.delete')";
     assert_eq!(left(actions).await, 2);
+}
+
+#[tokio::test]
+async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let id = domain["id"].as_str().unwrap();
+    let path = format!("/v1/domains/{id}/retry");
+    let retry = async || stage.call("POST", &path, Some(&own), &[], Value::Null).await;
+    let unproved = retry().await;
+    assert_eq!((unproved.status, &unproved.body["code"]), (409, &json!("not_proved")), "{}", unproved.text);
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
+    let store = &stage.running.parts.store;
+    // As issuance leaves it after a fourth failure: a day's wait.
+    let fail = async |id: &str| {
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query(
+            "INSERT OR REPLACE INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
+             VALUES (?, '[\"http-01\"]', 1, 4, ?, 'the CA said no', 0)",
+        )
+        .bind(id)
+        .bind(stage.clock.now_ms() + 86_400_000)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+    };
+    let waits = async || -> bool {
+        sqlx::query_scalar("SELECT next_at > 0 FROM name_states WHERE domain_id = ?")
+            .bind(id)
+            .fetch_one(&mut *store.read().await.unwrap())
+            .await
+            .unwrap()
+    };
+    fail(id).await;
+    let granted = retry().await;
+    assert_eq!((granted.status, waits().await), (200, false), "{}", granted.text);
+    assert_eq!(retry().await.status, 200, "nothing waits: nothing is asked of the CA");
+    fail(id).await;
+    let refused = retry().await;
+    assert_eq!((refused.status, &refused.body["code"]), (429, &json!("retry_too_soon")), "{}", refused.text);
+    let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((700..=720).contains(&seconds), "{seconds}");
+    let check = format!("/v1/domains/{id}/check");
+    assert_eq!(stage.call("POST", &check, Some(&own), &[], Value::Null).await.status, 200);
+    assert!(waits().await, "a check is no way round");
+    stage.clock.advance(Duration::from_secs(721));
+    assert_eq!((retry().await.status, waits().await), (200, false));
+
+    // Over all its names a tenant has ten calls an hour; an operator has more.
+    let mut last = String::new();
+    for number in 0..9 {
+        let other = stage.domain(&one, &format!("n{number}.example")).await;
+        last = other["id"].as_str().unwrap().to_owned();
+        stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [last], "note": "ours" })).await;
+        fail(&last).await;
+        let reply =
+            stage.call("POST", &format!("/v1/domains/{last}/retry"), Some(&own), &[], Value::Null).await;
+        assert_eq!(reply.status, if number < 8 { 200 } else { 429 }, "{number}: {}", reply.text);
+    }
+    let by_operator = stage.operator("POST", &format!("/v1/domains/{last}/retry"), Value::Null).await;
+    assert_eq!(by_operator.status, 200, "{}", by_operator.text);
 }
 
 #[tokio::test]

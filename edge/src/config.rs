@@ -51,8 +51,6 @@ pub struct ControlConfig {
     /// host:port of the control plane's distribution endpoint.
     pub address: String,
     pub join_token_file: Option<PathBuf>,
-    /// Extra trust for the first contact, PEM; later the control plane's own CA is used.
-    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -123,7 +121,6 @@ struct RawListener {
 struct RawControl {
     address: Spanned<String>,
     join_token_file: Option<PathBuf>,
-    ca_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -224,7 +221,6 @@ impl Source<'_> {
         Ok(ControlConfig {
             address: address.clone(),
             join_token_file: raw.join_token_file.as_deref().map(|path| self.resolve(path)),
-            ca_file: raw.ca_file.as_deref().map(|path| self.resolve(path)),
         })
     }
 

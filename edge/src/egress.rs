@@ -33,7 +33,8 @@ impl EgressGuard {
         let mut cached = self.policy.borrow_mut();
         let current = cached.take().filter(|(of, _)| Arc::ptr_eq(of, &fleet));
         let (_, policy) = cached.insert(current.unwrap_or_else(|| {
-            let policy = EgressPolicy::new(fleet.denied_networks.to_vec(), self.own.to_vec());
+            let sockets = [&*self.own, &*fleet.denied_sockets].concat();
+            let policy = EgressPolicy::new(fleet.denied_networks.to_vec(), sockets);
             (fleet, policy)
         }));
         let grants = tenant.egress();

@@ -75,6 +75,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
         unknown_sni: 1,
         default_lineage_id: shop.lineage.to_string(),
         denied_cidrs: vec!["10.0.0.0/8".into()],
+        denied_sockets: vec!["192.0.2.1:7443".into()],
     };
     vec![
         resource(ResourceKind::Tenant, &shop.tenant.to_string(), 2, shop.tenant, &tenant_body),

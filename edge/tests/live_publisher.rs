@@ -497,6 +497,7 @@ fn the_fleet_chooses_the_default_certificate_even_before_it_arrives() {
         unknown_sni: wire::UnknownSni::Default as i32,
         default_lineage_id: shop.lineage.to_string(),
         denied_cidrs: vec!["10.1.2.3".into(), "2001:db8::/32".into()],
+        denied_sockets: vec!["192.0.2.1:7443".into()],
     };
     bench.snapshot(vec![fleet(1, &body)]);
     assert!(bench.live.sni.default_credential().is_none());
@@ -504,8 +505,11 @@ fn the_fleet_chooses_the_default_certificate_even_before_it_arrives() {
     assert!(bench.live.sni.default_credential().is_some());
     let policy = bench.live.fleet.load_full();
     assert_eq!((policy.unknown_sni, policy.denied_networks.len()), (UnknownSni::Default, 2));
-    let bad = wire::Fleet { denied_cidrs: vec!["10.0.0.0/99".into()], ..body };
+    assert_eq!(policy.denied_sockets[..], ["192.0.2.1:7443".parse().unwrap()]);
+    let bad = wire::Fleet { denied_cidrs: vec!["10.0.0.0/99".into()], ..body.clone() };
     assert_eq!(codes(&bench.delta(vec![fleet(3, &bad)])), ["BadFleet"]);
+    let bad = wire::Fleet { denied_sockets: vec!["192.0.2.1".into()], ..body };
+    assert_eq!(codes(&bench.delta(vec![fleet(4, &bad)])), ["BadFleet"]);
     // Never removed, neither by a tombstone nor by a snapshot without it.
     assert_eq!(codes(&bench.remove(vec![tombstone(ResourceKind::Fleet, "fleet")])), ["NotRemovable"]);
     bench.snapshot(shop.resources(2));

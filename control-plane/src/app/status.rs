@@ -7,7 +7,7 @@ use portico_api::v1::{
     Actor, Condition, ConditionKind, ConditionStatus, DnsInstructions, DomainStatus, NextAction,
     RecordPurpose,
 };
-use portico_cert_store::CellId;
+use portico_cert_store::{CellId, EdgeId};
 
 use super::instructions::{proof_text, traffic_text};
 use crate::clock::rfc3339;
@@ -34,6 +34,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) order: Option<OrderFacts>,
     /// What kept the name from being ordered, when something did.
     pub(crate) trouble: Option<Trouble>,
+    /// What edges refuse of it at present.
+    pub(crate) refusals: Vec<RefusalFacts>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +70,24 @@ pub(crate) enum OrderStep {
     Failed,
 }
 
+/// An edge has refused a version and keeps what it had, until it takes a later one.
+#[derive(Clone, Debug)]
+pub(crate) struct RefusalFacts {
+    pub(crate) edge: EdgeId,
+    pub(crate) of: RefusedPart,
+    pub(crate) version: u64,
+    pub(crate) code: String,
+    pub(crate) text: String,
+    pub(crate) since: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusedPart {
+    Domain,
+    Certificate,
+    Tenant,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Trouble {
     pub(crate) error: String,
@@ -97,6 +117,9 @@ fn judge(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
     }
     if facts.proved_at.is_none() {
         return unproved(facts, now);
+    }
+    if let Some(refusal) = facts.refusals.first() {
+        return (DomainStatus::Degraded, Some(refused(refusal)));
     }
     let usable = |cell: &CellFacts| cell.certificate.is_some_and(|certificate| certificate.not_after > now);
     if !facts.cells.iter().all(usable) {
@@ -214,6 +237,36 @@ fn deploying(cell: &CellFacts) -> NextAction {
     act(Actor::System, text)
 }
 
+/// The domain's own settings are its tenant's to change; the rest is made here, so an operator has to look.
+fn refused(refusal: &RefusalFacts) -> NextAction {
+    let keeps = format!("{} It keeps what it had.", refusal_text(refusal));
+    match refusal.of {
+        RefusedPart::Domain => act(
+            Actor::Tenant,
+            format!(
+                "{keeps} Change the domain; its next version is sent at once. If nothing is wrong with it, ask the operator."
+            ),
+        ),
+        RefusedPart::Certificate | RefusedPart::Tenant => act(
+            Actor::Operator,
+            format!(
+                "{keeps} See `portico edge show {}`; the next version that it takes ends this.",
+                refusal.edge
+            ),
+        ),
+    }
+}
+
+fn refusal_text(refusal: &RefusalFacts) -> String {
+    let part = match refusal.of {
+        RefusedPart::Domain => "the domain",
+        RefusedPart::Certificate => "the domain's certificate",
+        RefusedPart::Tenant => "the tenant",
+    };
+    let RefusalFacts { edge, version, code, text, .. } = refusal;
+    format!("Edge {edge} refuses {part}, version {version}: {code}: {text}.")
+}
+
 /// What is wrong with a domain that serves.
 fn complaint(facts: &Facts<'_>, now: i64) -> Option<NextAction> {
     let late =
@@ -289,6 +342,13 @@ fn certificate_ready(facts: &Facts<'_>, now: i64) -> Condition {
 
 fn deployed(facts: &Facts<'_>, now: i64) -> Condition {
     let kind = ConditionKind::Deployed;
+    if let Some(first) = facts.refusals.first() {
+        let mut message = refusal_text(first);
+        if facts.refusals.len() > 1 {
+            message = format!("{message} And {} more.", facts.refusals.len() - 1);
+        }
+        return condition(kind, ConditionStatus::False, "Refused", &message, first.since);
+    }
     let newest = facts.cells.iter().filter_map(|cell| cell.certificate).map(|found| found.created_at).max();
     let Some(since) = newest.filter(|_| facts.proved_at.is_some()) else {
         return condition(kind, ConditionStatus::False, "NothingToDeploy", "", facts.created_at);

@@ -6,11 +6,14 @@ use portico_api::distribution::ResourceKind;
 use portico_api::v1::{Domain, Suspension, Tenant};
 use portico_cert_store::{CellId, DomainId, TenantId};
 
-use super::status::{self, CellFacts, CertificateFacts, Facts, OrderFacts, OrderStep, Trouble};
+use super::status::{
+    self, CellFacts, CertificateFacts, Facts, OrderFacts, OrderStep, RefusalFacts, RefusedPart, Trouble,
+};
 use super::{App, certificate, instructions};
 use crate::clock::{parse_rfc3339, rfc3339};
 use crate::store::condition::{self, ConditionRow};
 use crate::store::domain::{self, DomainRow};
+use crate::store::edge::{self, Refusal};
 use crate::store::issuance::{self, CertificateRow, NameTrouble, OrderSummary};
 use crate::store::proof::{self, ProofRow};
 use crate::store::tenant::{self, TenantRow};
@@ -28,6 +31,7 @@ struct Gathered {
     certificates: HashMap<DomainId, Vec<CertificateRow>>,
     orders: HashMap<DomainId, OrderSummary>,
     troubles: HashMap<DomainId, NameTrouble>,
+    refusals: HashMap<DomainId, Vec<RefusalFacts>>,
 }
 
 /// The domains of `rows`, in their order.
@@ -87,6 +91,9 @@ async fn gather(connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathe
     for trouble in issuance::troubles(connection, &ids).await? {
         gathered.troubles.insert(trouble.domain, trouble);
     }
+    for refusal in edge::refusals_of(connection, &ids).await? {
+        gathered.refusals.entry(refusal.domain).or_default().push(refused(refusal));
+    }
     Ok(gathered)
 }
 
@@ -118,6 +125,7 @@ async fn domain(
         cells,
         order: gathered.orders.get(&row.id).map(order),
         trouble: gathered.troubles.get(&row.id).map(trouble),
+        refusals: gathered.refusals.get(&row.id).cloned().unwrap_or_default(),
     };
     let assessed = status::assess(&facts, now);
     Ok(Domain {
@@ -195,6 +203,22 @@ fn order(summary: &OrderSummary) -> OrderFacts {
 
 fn trouble(trouble: &NameTrouble) -> Trouble {
     Trouble { error: trouble.error.clone(), next_at: trouble.next_at, at_ca: trouble.failed_before }
+}
+
+fn refused(refusal: Refusal) -> RefusalFacts {
+    let of = match i32::try_from(refusal.nack.kind).map(ResourceKind::try_from) {
+        Ok(Ok(ResourceKind::Credential)) => RefusedPart::Certificate,
+        Ok(Ok(ResourceKind::Tenant)) => RefusedPart::Tenant,
+        _ => RefusedPart::Domain,
+    };
+    RefusalFacts {
+        edge: refusal.edge,
+        of,
+        version: refusal.nack.version,
+        code: refusal.nack.code,
+        text: refusal.nack.text.trim_end_matches('.').to_owned(),
+        since: refusal.at_ms,
+    }
 }
 
 /// A suspension that holds at `now`: without an end, or with an end ahead.

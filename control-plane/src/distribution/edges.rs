@@ -1,5 +1,6 @@
 //! What an operator does with edges: let one join, look at them, take one out, sign removals off.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use portico_api::distribution::ResourceKind;
@@ -193,7 +194,7 @@ impl Distribution {
         cell::ensure(&mut tx, &context.sealer, cell, context.clock.now_ms()).await?;
         cell::set_default_lineage(&mut tx, cell, lineage).await?;
         tx.commit().await?;
-        refresh_fleet_policy(&context.store, &self.config).await
+        refresh_fleet_policy(&context.store, &self.config, self.address).await
     }
 
     fn shown(&self, row: EdgeRow, nacks: Vec<NackRow>, view: Option<&EdgeView>) -> v1::Edge {
@@ -230,17 +231,22 @@ fn shown_nack(row: NackRow) -> v1::EdgeNack {
 }
 
 /// Publishes the fleet's policy anew if the configuration, a cell's default or an edge's addresses have changed it.
-pub(super) async fn refresh_fleet_policy(store: &Store, config: &Config) -> Result<(), DistributionError> {
+pub(super) async fn refresh_fleet_policy(
+    store: &Store,
+    config: &Config,
+    distribution: SocketAddr,
+) -> Result<(), DistributionError> {
     let mut tx = store.begin().await?;
     let defaults = cell::default_lineages(&mut tx).await?;
     let defaults = defaults.into_iter().filter_map(|(cell, lineage)| Some((cell, lineage?))).collect();
     let edges = edge::all(&mut tx).await?;
     let listeners = edges.iter().flat_map(|edge| &edge.listeners).filter_map(|text| listener_address(text));
-    let own = [config.api.ip(), config.distribution.ip()];
-    let responder = config.dns.responder.map(|address| address.ip());
-    let addresses =
-        config.fleet.public_addresses.iter().copied().chain(own).chain(responder).chain(listeners);
-    let policy = FleetPolicy::new(config.fleet.unknown_sni == UnknownSni::Default, defaults, addresses);
+    let addresses = config.fleet.public_addresses.iter().copied().chain(listeners);
+    // Its sockets, not its addresses: a small provider's origin may well run beside the control plane.
+    let advertised = config.distribution_advertised.as_deref().and_then(|text| text.parse().ok());
+    let own = [Some(config.api), Some(distribution), advertised, config.dns.responder];
+    let unknown_sni_default = config.fleet.unknown_sni == UnknownSni::Default;
+    let policy = FleetPolicy::new(unknown_sni_default, defaults, addresses, own.into_iter().flatten());
     let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
     if publication::put_fleet_policy(&mut tx, &json, FLEET_ID).await? {
         tx.commit().await?;

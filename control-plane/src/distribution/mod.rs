@@ -90,11 +90,11 @@ pub async fn start(parts: &Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> an
     let lifetime = lifetime.map_or(IDENTITY_LIFETIME, |seconds| time::Duration::seconds(seconds.into()));
     let ca = edges::load_authority(&parts.store, &parts.sealer, now).await?;
     ensure_default_cell(parts, now).await?;
-    edges::refresh_fleet_policy(&parts.store, &parts.config).await?;
     let listener = TcpListener::bind(parts.config.distribution)
         .await
         .with_context(|| format!("bind distribution = \"{}\"", parts.config.distribution))?;
     let address = listener.local_addr()?;
+    edges::refresh_fleet_policy(&parts.store, &parts.config, address).await?;
     let advertised = parts.config.distribution_advertised.clone().unwrap_or_else(|| address.to_string());
     let names = listener_names(&advertised, address);
     let identity = ServerIdentity::new(&ca, names, join::date(now), lifetime)?;
@@ -114,7 +114,7 @@ pub async fn start(parts: &Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> an
         snapshots: Semaphore::new(SNAPSHOTS_AT_ONCE),
         shutdown: parts.shutdown.clone(),
     });
-    spawn(&context, &parts.config, listener, identity, tasks);
+    spawn(&context, &parts.config, listener, address, identity, tasks);
     Ok(Distribution { fleet, address, context, config: parts.config.clone() })
 }
 
@@ -122,6 +122,7 @@ fn spawn(
     context: &Arc<Context>,
     config: &Arc<Config>,
     listener: TcpListener,
+    address: SocketAddr,
     identity: ServerIdentity,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) {
@@ -129,7 +130,7 @@ fn spawn(
     tasks.spawn(async move { of.publisher.follow(&of.shutdown).await });
     tasks.spawn(server::serve(context.clone(), listener, identity.clone()));
     tasks.spawn(renew_identity(context.clone(), identity));
-    tasks.spawn(keep_records(context.clone(), config.clone()));
+    tasks.spawn(keep_records(context.clone(), config.clone(), address));
 }
 
 impl Distribution {
@@ -193,7 +194,7 @@ async fn renew_identity(context: Arc<Context>, identity: ServerIdentity) -> anyh
 }
 
 /// Keeps the table of edges and the fleet's policy at what edges report.
-async fn keep_records(context: Arc<Context>, config: Arc<Config>) -> anyhow::Result<()> {
+async fn keep_records(context: Arc<Context>, config: Arc<Config>, address: SocketAddr) -> anyhow::Result<()> {
     let mut listeners = context.fleet.listeners_changed();
     loop {
         let (moved, ending) = tokio::select! {
@@ -209,7 +210,7 @@ async fn keep_records(context: Arc<Context>, config: Arc<Config>) -> anyhow::Res
             return Ok(());
         }
         let refreshed =
-            if moved { edges::refresh_fleet_policy(&context.store, &config).await } else { Ok(()) };
+            if moved { edges::refresh_fleet_policy(&context.store, &config, address).await } else { Ok(()) };
         if let Err(error) = refreshed {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot publish the fleet's policy");
         }

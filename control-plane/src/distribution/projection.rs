@@ -38,21 +38,28 @@ pub(super) struct FleetPolicy {
     pub(super) default_lineages: BTreeMap<CellId, LineageId>,
     /// Sorted; no tenant's connect reaches them.
     pub(super) denied: Vec<IpNet>,
+    /// Sorted; the control plane's own sockets, whose addresses may carry origins on other ports.
+    #[serde(default)]
+    pub(super) denied_sockets: Vec<SocketAddr>,
 }
 
 impl FleetPolicy {
-    /// `addresses`: the control plane's own, the fleet's public ones, and what edges listen on. A wildcard address is
-    /// left out: it names no host, and each edge knows its own.
+    /// `addresses`: the fleet's public ones, and what edges listen on. A wildcard address is left out: it names no host,
+    /// and each edge knows its own. `sockets`: the control plane's.
     pub(super) fn new(
         unknown_sni_default: bool,
         default_lineages: BTreeMap<CellId, LineageId>,
         addresses: impl IntoIterator<Item = IpAddr>,
+        sockets: impl IntoIterator<Item = SocketAddr>,
     ) -> Self {
         let named = addresses.into_iter().filter(|address| !address.is_unspecified());
         let mut denied: Vec<_> = named.map(IpNet::from).collect();
         denied.sort();
         denied.dedup();
-        Self { unknown_sni_default, default_lineages, denied }
+        let mut denied_sockets: Vec<_> = sockets.into_iter().filter(|socket| socket.port() != 0).collect();
+        denied_sockets.sort();
+        denied_sockets.dedup();
+        Self { unknown_sni_default, default_lineages, denied, denied_sockets }
     }
 }
 
@@ -131,6 +138,7 @@ pub(super) fn fleet(policy: &FleetPolicy, version: u64) -> Published {
             unknown_sni: unknown_sni as i32,
             default_lineage_id: lineage.map(LineageId::to_string).unwrap_or_default(),
             denied_cidrs: policy.denied.iter().map(ToString::to_string).collect(),
+            denied_sockets: policy.denied_sockets.iter().map(ToString::to_string).collect(),
         };
         body.encode_to_vec()
     };
@@ -335,15 +343,17 @@ mod tests {
     }
 
     #[test]
-    fn fleet_policy_names_each_cells_own_default() {
+    fn fleet_policy_denies_the_control_planes_sockets_and_names_each_cells_own_default() {
         let lineage = LineageId::generate();
         let addresses = ["10.0.0.2", "0.0.0.0", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
-        let policy = FleetPolicy::new(true, BTreeMap::from([(cell("one"), lineage)]), addresses);
+        let sockets = ["192.0.2.9:7443", "0.0.0.0:5354", "127.0.0.1:0"].map(|text| text.parse().unwrap());
+        let policy = FleetPolicy::new(true, BTreeMap::from([(cell("one"), lineage)]), addresses, sockets);
         let published = fleet(&policy, 3);
         let of = |name| wire::Fleet::decode(published.resource(&cell(name)).body.clone()).unwrap();
         assert_eq!(of("one").default_lineage_id, lineage.to_string());
         assert_eq!(of("two").default_lineage_id, "");
         assert_eq!(of("two").denied_cidrs, ["10.0.0.1/32", "10.0.0.2/32"]);
+        assert_eq!(of("two").denied_sockets, ["0.0.0.0:5354", "192.0.2.9:7443"]);
         let json = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<FleetPolicy>(&json).unwrap(), policy);
         assert_eq!(listener_address("[::ffff:10.0.0.9]:443"), Some("10.0.0.9".parse().unwrap()));

@@ -60,7 +60,8 @@ impl Call {
             return Err(Fault::new(
                 StatusCode::PRECONDITION_REQUIRED,
                 "if_match_required",
-                "send If-Match with the ETag that you last saw, so that nobody's change is overwritten",
+                "GET the object and send its ETag as If-Match (its revision in quotes, such as If-Match: \"3\"), so that \
+                 nobody's change is overwritten; If-Match: * takes it as it is now",
             ));
         };
         let tags = wanted.split(',').map(str::trim);

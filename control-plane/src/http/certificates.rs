@@ -1,6 +1,6 @@
 //! `/v1/certificates`
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use portico_api::v1::{Certificate, Page};
 use portico_cert_store::{CredentialId, DomainId, NamePattern};
 use serde::Deserialize;
@@ -8,12 +8,14 @@ use serde::Deserialize;
 use super::call::Call;
 use super::fault::{Answered, Fault};
 use super::list::{cursor_after, limit, read_cursor};
+use super::query::Query;
 use crate::app::{App, certificate};
 use crate::clock::parse_rfc3339;
 use crate::store::issuance::{self, CertificateFilter, CertificateRow};
 use crate::store::{Connection, domain};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     domain: Option<String>,
     expires_before: Option<String>,

@@ -7,8 +7,8 @@ mod write;
 pub(super) use read::{__path_list, __path_preview, __path_show, list, preview, show};
 pub(super) use suspension::{__path_resume, __path_suspend, resume, suspend};
 pub(super) use write::{
-    __path_attest, __path_check, __path_create, __path_create_batch, __path_delete, __path_patch, attest,
-    check, create, create_batch, delete, patch,
+    __path_attest, __path_check, __path_create, __path_create_batch, __path_delete, __path_patch,
+    __path_retry, attest, check, create, create_batch, delete, patch, retry,
 };
 
 use portico_cert_store::{DomainId, NamePattern};

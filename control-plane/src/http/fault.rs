@@ -15,13 +15,20 @@ pub(crate) struct Fault {
     pub(crate) code: &'static str,
     pub(crate) detail: String,
     pub(crate) errors: Vec<FieldError>,
+    /// Seconds; for `Retry-After`.
+    pub(crate) retry_after: Option<u64>,
 }
 
 pub(crate) type Answered<T> = Result<T, Fault>;
 
 impl Fault {
     pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new() }
+        Self { status, code, detail: detail.into(), errors: Vec::new(), retry_after: None }
+    }
+
+    /// When the same call may do better, seconds from now.
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
     }
 
     /// The object is unknown, or another tenant's: the caller cannot tell which.
@@ -47,7 +54,7 @@ impl Fault {
             [one] => format!("{}: {}", one.pointer, one.message),
             _ => format!("{} fields are wrong", errors.len()),
         };
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, code, detail, errors }
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail) }
     }
 
     pub(crate) fn problem(&self, request_id: &str) -> Problem {
@@ -99,8 +106,9 @@ impl IntoResponse for Fault {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let unavailable = (self.status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        if let Some(seconds) = self.retry_after.or(unavailable) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response.extensions_mut().insert(self);
         response

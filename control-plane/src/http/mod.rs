@@ -12,6 +12,7 @@ pub(crate) mod fault;
 mod health;
 pub(crate) mod json_body;
 mod list;
+mod query;
 mod removals;
 mod request_id;
 mod tenants;
@@ -132,6 +133,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(domains::attest))
         .routes(routes!(domains::show, domains::patch, domains::delete))
         .routes(routes!(domains::check))
+        .routes(routes!(domains::retry))
         .routes(routes!(domains::suspend))
         .routes(routes!(domains::resume))
         .routes(routes!(domains::preview))

@@ -1,6 +1,6 @@
 //! `/v1/removals`: names that are held on the edges because too many would have left at once.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{HeldRemoval, Page, RemovalSignOff, RemovalsSignedOff};
@@ -10,12 +10,14 @@ use super::call::OperatorCall;
 use super::fault::{Answered, Fault};
 use super::json_body::JsonBody;
 use super::list::{cursor_after, limit, read_cursor};
+use super::query::Query;
 use super::write::{Answer, Begun, Write};
 use crate::app::App;
 use crate::clock::rfc3339;
 use crate::store::publication::{self, WaitingRemoval};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     cursor: Option<String>,
     limit: Option<u32>,

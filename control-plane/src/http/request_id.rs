@@ -23,8 +23,17 @@ pub(crate) async fn assign(mut request: Request, next: Next) -> Response {
         request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_plain(id));
     let id: Arc<str> = given.map_or_else(|| format!("req_{}", ulid::Ulid::new()).into(), Into::into);
     request.extensions_mut().insert(RequestId(id.clone()));
+    let of_api = request.uri().path().starts_with("/v1/");
     let mut response = next.run(request).await;
-    if let Some(fault) = response.extensions_mut().remove::<Fault>() {
+    let fault = response.extensions_mut().remove::<Fault>().or_else(|| {
+        // Refused before any handler saw it, by the framework and in its own words.
+        let refused = response.status().is_client_error() || response.status().is_server_error();
+        let status = response.status();
+        (of_api && refused).then(|| {
+            Fault::new(status, "bad_request", "the path or the request cannot be read; see /v1/openapi.json")
+        })
+    });
+    if let Some(fault) = fault {
         let body = serde_json::to_vec(&fault.problem(&id)).unwrap_or_default();
         *response.body_mut() = Body::from(body);
         let kind = HeaderValue::from_static("application/problem+json");

@@ -1,6 +1,6 @@
 //! `/v1/tenants`
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::distribution::ResourceKind;
@@ -12,6 +12,7 @@ use super::call::{Call, OperatorCall};
 use super::fault::{Answered, Fault, field};
 use super::json_body::{self, JsonBody, RawBody};
 use super::list::{cursor_after, limit, read_cursor};
+use super::query::Query;
 use super::write::{Answer, Begun, Write};
 use crate::app::{App, spec, view};
 use crate::store::domain::{self, DomainFilter};
@@ -19,6 +20,7 @@ use crate::store::tenant::{self, TenantRow};
 use crate::store::{WriteTx, change};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     cursor: Option<String>,
     limit: Option<u32>,

@@ -7,7 +7,7 @@ use std::path::Path as FilePath;
 
 use anyhow::Context as _;
 use aws_lc_rs::rand;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{NewToken, Page, Token, TokenRequest};
@@ -17,6 +17,7 @@ use super::call::{OperatorCall, secret_sha256, split_token, token_text};
 use super::fault::{Answered, Fault, field};
 use super::json_body::JsonBody;
 use super::list::{cursor_after, limit, read_cursor};
+use super::query::Query;
 use super::write::{Answer, Begun, Write};
 use crate::Parts;
 use crate::app::App;
@@ -28,6 +29,7 @@ use crate::store::{audit, tenant};
 const LABEL_BYTES_MAX: usize = 100;
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     cursor: Option<String>,
     limit: Option<u32>,

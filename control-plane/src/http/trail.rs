@@ -1,16 +1,18 @@
 //! `/v1/events` and `/v1/audit`: what happened, and who wrote what.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use portico_api::v1::{AuditEntry, Event, Page};
 use serde::Deserialize;
 
 use super::call::{Call, OperatorCall};
 use super::fault::Answered;
 use super::list::limit;
+use super::query::Query;
 use crate::app::App;
 use crate::store::{audit, event};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SinceQuery {
     #[serde(default)]
     since: u64,

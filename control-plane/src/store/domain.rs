@@ -267,6 +267,24 @@ pub async fn list(
     rows.iter().map(read).collect()
 }
 
+/// Those of `ids` that are not deleted, by id.
+///
+/// # Errors
+/// The database's.
+pub async fn find_many(
+    connection: &mut SqliteConnection,
+    ids: &[DomainId],
+) -> Result<Vec<DomainRow>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id IN (");
+    let mut list = query.separated(", ");
+    for id in ids {
+        list.push_bind(id.to_string());
+    }
+    query.push(") ORDER BY id");
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(read).collect()
+}
+
 /// Domains whose proof is to be looked at by `now_ms`, the longest overdue first.
 ///
 /// # Errors

@@ -1,8 +1,9 @@
 //! Edges, their join tokens, what they refused, and the internal CA that names them.
 
-use portico_cert_store::{CellId, EdgeId, Generation};
-use sqlx::Row;
+use portico_api::distribution::ResourceKind;
+use portico_cert_store::{CellId, DomainId, EdgeId, Generation};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::{StoreError, WriteTx, from_id, from_json, to_json};
 
@@ -387,6 +388,60 @@ pub async fn nacks_of(
                 text: row.try_get("text")?,
             };
             Ok((from_id(row.try_get("edge_id")?, "edge_nacks")?, nack))
+        })
+        .collect()
+}
+
+/// A refusal that keeps a domain from being served as it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub domain: DomainId,
+    pub edge: EdgeId,
+    pub nack: NackRow,
+    pub at_ms: i64,
+}
+
+/// What edges refuse at present of these domains: a domain itself, a credential that covers it, or its tenant.
+///
+/// # Errors
+/// The database's.
+pub async fn refusals_of(
+    connection: &mut SqliteConnection,
+    domains: &[DomainId],
+) -> Result<Vec<Refusal>, StoreError> {
+    // Refusals are few and mostly none, so each part begins with them (CROSS JOIN keeps the order).
+    let parts = [
+        (ResourceKind::Domain, "n.id", ""),
+        (ResourceKind::Credential, "o.domain_id", " CROSS JOIN lineage_names o ON o.lineage_id = n.id"),
+        (ResourceKind::Tenant, "o.id", " CROSS JOIN domains o ON o.tenant_id = n.id"),
+    ];
+    let mut query = QueryBuilder::<Sqlite>::new("");
+    for (index, (kind, domain, join)) in parts.into_iter().enumerate() {
+        query.push(if index == 0 { "" } else { " UNION ALL " });
+        query.push(format!("SELECT {domain} AS domain_id, n.* FROM edge_nacks n{join} WHERE n.kind = "));
+        query.push_bind(kind as i32).push(format!(" AND {domain} IN ("));
+        let mut list = query.separated(", ");
+        for id in domains {
+            list.push_bind(id.to_string());
+        }
+        query.push(")");
+    }
+    query.push(" ORDER BY 1, 2, 3");
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Refusal {
+                domain: from_id(row.try_get("domain_id")?, "edge_nacks")?,
+                edge: from_id(row.try_get("edge_id")?, "edge_nacks")?,
+                nack: NackRow {
+                    kind: row.try_get("kind")?,
+                    id: row.try_get("id")?,
+                    version: unsigned(row, "version")?,
+                    code: row.try_get("code")?,
+                    text: row.try_get("text")?,
+                },
+                at_ms: row.try_get("at")?,
+            })
         })
         .collect()
 }

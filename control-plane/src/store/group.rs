@@ -399,12 +399,34 @@ pub async fn put_name_state(
     Ok(())
 }
 
-/// "Retry now": nothing about this name waits any longer.
+/// Whether a try of this name waits for its back-off.
+///
+/// # Errors
+/// The database's.
+pub async fn name_waits(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+    now_ms: i64,
+) -> Result<bool, StoreError> {
+    let found: i64 = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM name_states WHERE domain_id = ?1 AND next_at > ?2) OR EXISTS (SELECT 1 \
+         FROM group_names n JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
+         WHERE n.domain_id = ?1 AND o.state <> 'issued' AND o.next_at > ?2)",
+    )
+    .bind(domain.to_string())
+    .bind(now_ms)
+    .fetch_one(connection)
+    .await?;
+    Ok(found != 0)
+}
+
+/// "Retry now": nothing about this name waits any longer. Whoever calls this for a caller of the API asks
+/// [`super::retry::ask`] first.
 ///
 /// # Errors
 /// The database's.
 pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE name_states SET next_at = 0, updated_at = ? WHERE domain_id = ?")
+    sqlx::query("UPDATE name_states SET next_at = 0, updated_at = ?1 WHERE domain_id = ?2 AND next_at > ?1")
         .bind(now_ms)
         .bind(domain.to_string())
         .execute(&mut **tx)

@@ -10,6 +10,7 @@ use sqlx::sqlite::SqlitePool;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     // Core.
     (101, "core", include_str!("../../migrations/0101_core.sql")),
+    (103, "retries", include_str!("../../migrations/0103_retries.sql")),
     // Edges and cells.
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     // Issuance.

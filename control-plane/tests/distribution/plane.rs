@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portico_api::distribution::ResourceKind;
+use portico_api::v1::client::Client;
 use portico_cert_store::{
     CellId, CredentialId, DomainId, Generation, GroupId, LineageId, PrivateKey, SealContext, TenantId,
 };
@@ -80,6 +81,26 @@ impl Plane {
         let edge = TestEdge::connect(self.distribution().address, identity, Generation::default()).await;
         edge.wait("the first snapshot", |state| state.snapshots == 1).await;
         edge
+    }
+
+    /// The operator's own client of the API.
+    pub(crate) fn api(&self) -> Client {
+        let token = std::fs::read_to_string(self.folder.path().join("operator")).unwrap();
+        Client::new(&format!("http://{}", self.running.api), Some(&token), None).unwrap()
+    }
+
+    /// A standing proof, so that the domain counts as proved.
+    pub(crate) async fn prove(&self, domain: DomainId) {
+        let mut tx = self.begin().await;
+        sqlx::query(
+            "INSERT INTO proofs (domain_id, method, proved_at, checked_at, evidence, actor) \
+             VALUES (?, 'attestation', 0, 0, 'test', 'system')",
+        )
+        .bind(domain.to_string())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
     }
 
     pub(crate) async fn begin(&self) -> WriteTx {
@@ -276,13 +297,13 @@ async fn insert_credential(
 
 async fn open(folder: &TempDir, extra: &str, distribution: &str, clock: &Clock) -> Running {
     let data = folder.path().join("data");
-    let kek = folder.path().join("kek");
+    let (kek, operator) = (folder.path().join("kek"), folder.path().join("operator"));
     if !kek.exists() {
         KeyEncryptionKey::create(&kek, &data).unwrap();
     }
     let text = format!(
         "data = {data:?}\napi = \"127.0.0.1:0\"\ndistribution = \"{distribution}\"\n\
-         key_encryption_key_file = {kek:?}\n{extra}\n"
+         key_encryption_key_file = {kek:?}\noperator_token_file = {operator:?}\n{extra}\n"
     );
     let config = Config::parse(&text, std::path::Path::new("test.toml")).unwrap();
     portico_control_plane::start_at(config, clock.clone()).await.unwrap()

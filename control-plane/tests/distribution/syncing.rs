@@ -1,7 +1,9 @@
 //! Snapshots, deltas, cells, refusals, epochs.
 
 use portico_api::distribution::{Credential, Domain, Fleet, ResourceKind};
-use portico_cert_store::{Generation, SealContext, SealedKey};
+use portico_api::v1::{Actor, ConditionKind, ConditionStatus, DomainStatus};
+use portico_cert_store::{DomainId, Generation, SealContext, SealedKey};
+use portico_control_plane::store::change;
 use prost::Message;
 use std::time::Duration;
 
@@ -145,7 +147,7 @@ async fn a_domain_goes_to_its_cells_only_and_leaves_a_cell_as_a_tombstone() {
     .await
     .unwrap();
     let id = domain.to_string();
-    portico_control_plane::store::change::record(&mut tx, ResourceKind::Domain, &id, None).await.unwrap();
+    change::record(&mut tx, ResourceKind::Domain, &id, None).await.unwrap();
     tx.commit().await.unwrap();
     three.wait("the domain", |state| state.resource(ResourceKind::Domain, domain).is_some()).await;
     one.wait("its tombstone", |state| state.tombstones == [id.clone()]).await;
@@ -272,6 +274,59 @@ async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_an_edge_refuses_is_degraded_alone_until_a_later_version_is_taken() {
+    let plane = Plane::start().await;
+    let tenants = [plane.tenant(&[]).await, plane.tenant(&[]).await];
+    let (bad, _) = plane.domain(tenants[0], "bad.example").await;
+    let (good, _) = plane.domain(tenants[1], "good.example").await;
+    for domain in [bad, good] {
+        plane.prove(domain).await;
+    }
+    let issued = plane.issue(tenants[0], bad, "bad.example", "default").await;
+    plane.issue(tenants[1], good, "good.example", "default").await;
+    let edge = plane.edge("default").await;
+    let api = plane.api();
+    let show = async |domain: DomainId| api.domain(&domain.to_string()).await.unwrap();
+    let stands = async |domain, status| show(domain).await.status == status;
+    until("both to be active", async || {
+        stands(bad, DomainStatus::Active).await && stands(good, DomainStatus::Active).await
+    })
+    .await;
+
+    let who = edge.identity.edge.to_string();
+    for (refused, actor) in [(bad.to_string(), Actor::Tenant), (issued.lineage.to_string(), Actor::Operator)]
+    {
+        let kind = if actor == Actor::Tenant { ResourceKind::Domain } else { ResourceKind::Credential };
+        let change = async || {
+            let mut tx = plane.begin().await;
+            let tenant = tenants[0].to_string();
+            let version = change::record(&mut tx, kind, &refused, Some(&tenant)).await.unwrap();
+            tx.commit().await.unwrap();
+            version
+        };
+        edge.with(|state| state.behaviour.nacks = [refused.clone()].into());
+        let version = change().await;
+        until("the refusal to show", async || stands(bad, DomainStatus::Degraded).await).await;
+        let shown = show(bad).await;
+        let next = shown.next_action.unwrap();
+        let deployed = shown.conditions.iter().find(|found| found.kind == ConditionKind::Deployed).unwrap();
+        assert_eq!((deployed.status, deployed.reason.as_str()), (ConditionStatus::False, "Refused"));
+        assert_eq!(next.actor, actor);
+        for part in [who.as_str(), "TestNack", "as told", &format!("version {version}")] {
+            assert!(
+                deployed.message.contains(part) && next.text.contains(part),
+                "{part}: {deployed:?} {next:?}"
+            );
+        }
+        assert!(stands(good, DomainStatus::Active).await, "the other tenant is not touched");
+        edge.with(|state| state.behaviour.nacks.clear());
+        change().await;
+        until("it to be active again", async || stands(bad, DomainStatus::Active).await).await;
+    }
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_batch_is_shown_and_followed_by_a_snapshot_while_others_go_on() {
     let plane = Plane::start().await;
     let tenant = plane.tenant(&[]).await;
@@ -349,19 +404,21 @@ async fn a_large_state_comes_in_chunks_and_a_large_change_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_edges_listen_on_is_denied_to_tenants_of_the_whole_fleet() {
+async fn what_edges_listen_on_and_the_control_planes_sockets_are_denied_to_tenants_of_the_whole_fleet() {
     let plane = Plane::start_with("[fleet]\npublic_addresses = [\"192.0.2.9\"]").await;
     let (one, two) = (plane.edge("default").await, plane.edge("other").await);
+    let distribution = plane.distribution().address.to_string();
     one.say_status(&["192.0.2.7:443", "[2001:db8::7]:443", "0.0.0.0:80", "nonsense"]).await;
     two.wait("the new policy", |state| {
         let fleet = state.resource(ResourceKind::Fleet, "fleet").unwrap();
-        let denied = Fleet::decode(fleet.body.clone()).unwrap().denied_cidrs;
-        let has = |cidr: &str| denied.iter().any(|denied| denied == cidr);
+        let policy = Fleet::decode(fleet.body.clone()).unwrap();
+        let has = |cidr: &str| policy.denied_cidrs.iter().any(|denied| denied == cidr);
         has("192.0.2.7/32")
             && has("2001:db8::7/128")
             && has("192.0.2.9/32")
-            && has("127.0.0.1/32")
             && !has("0.0.0.0/32")
+            && !has("127.0.0.1/32")
+            && policy.denied_sockets.contains(&distribution)
     })
     .await;
     plane.shutdown().await;
@@ -451,6 +508,6 @@ async fn a_domain_is_deployed_when_every_live_edge_has_it_with_its_credential_an
     assert_eq!(deployed().await, (1, 1, true));
     let found = distribution.deployment(domain).await.unwrap().unwrap();
     assert_eq!((found.deployed, found.refused[0].0), (vec![one.identity.edge], two.identity.edge));
-    assert!(distribution.deployment(portico_cert_store::DomainId::generate()).await.unwrap().is_none());
+    assert!(distribution.deployment(DomainId::generate()).await.unwrap().is_none());
     plane.shutdown().await;
 }

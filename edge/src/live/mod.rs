@@ -17,6 +17,7 @@ mod sites;
 mod stage;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -50,6 +51,8 @@ pub struct FleetPolicy {
     pub unknown_sni: UnknownSni,
     /// Networks that no tenant's connect may reach, whatever is granted.
     pub denied_networks: Box<[IpNet]>,
+    /// The control plane's sockets: other ports of its addresses may carry origins.
+    pub denied_sockets: Box<[SocketAddr]>,
 }
 
 /// What a client gets that names a host nobody brought, or none.

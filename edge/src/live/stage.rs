@@ -357,9 +357,9 @@ fn full_text(error: &dyn std::error::Error) -> String {
 
 fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
     let body: wire::Fleet = decode(resource)?;
-    if body.denied_cidrs.len() > limits::DENIED_NETWORKS_MAX {
-        let text =
-            format!("{} denied networks; at most {}", body.denied_cidrs.len(), limits::DENIED_NETWORKS_MAX);
+    let denied = body.denied_cidrs.len().max(body.denied_sockets.len());
+    if denied > limits::DENIED_NETWORKS_MAX {
+        let text = format!("{denied} denied networks or sockets; at most {}", limits::DENIED_NETWORKS_MAX);
         return Err(Fault::new("BadFleet", text));
     }
     let network = |text: &String| {
@@ -368,6 +368,11 @@ fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
         })
     };
     let denied_networks = body.denied_cidrs.iter().map(network).collect::<Result<_, _>>()?;
+    let socket = |text: &String| {
+        text.parse()
+            .map_err(|_| Fault::new("BadFleet", format!("`{:.64}` is not address:port", text.escape_debug())))
+    };
+    let denied_sockets = body.denied_sockets.iter().map(socket).collect::<Result<_, _>>()?;
     let unknown_sni = match wire::UnknownSni::try_from(body.unknown_sni) {
         Ok(wire::UnknownSni::Refuse) => UnknownSni::Refuse,
         Ok(wire::UnknownSni::Default) => UnknownSni::Default,
@@ -377,7 +382,7 @@ fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
     };
     let default_lineage =
         if body.default_lineage_id.is_empty() { None } else { Some(parse_id(&body.default_lineage_id)?) };
-    Ok(Item::Fleet { policy: FleetPolicy { unknown_sni, denied_networks }, default_lineage })
+    Ok(Item::Fleet { policy: FleetPolicy { unknown_sni, denied_networks, denied_sockets }, default_lineage })
 }
 
 fn decode<M: prost::Message + Default>(resource: &wire::Resource) -> Result<M, Fault> {

@@ -67,7 +67,7 @@ pub fn publish(edge: &mut TestEdge, default: bool) {
         let fleet = wire::Fleet {
             unknown_sni: wire::UnknownSni::Default as i32,
             default_lineage_id: fallback.to_string(),
-            denied_cidrs: Vec::new(),
+            ..wire::Fleet::default()
         };
         let mut resource = fleet::resource(wire::ResourceKind::Fleet, "fleet", 1, a, &fleet);
         resource.tenant_id = String::new();

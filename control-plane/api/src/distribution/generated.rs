@@ -513,6 +513,11 @@ pub struct Fleet {
     /// Addresses that no tenant's connect may reach, whatever is granted (edges, control plane).
     #[prost(string, repeated, tag = "3")]
     pub denied_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The control plane's own sockets, `address:port`, denied likewise; other ports of its addresses may be origins. An
+    /// unspecified address stands for that port on every loopback address. An edge that does not know the field relies on
+    /// the special ranges and on mutual TLS.
+    #[prost(string, repeated, tag = "4")]
+    pub denied_sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -9,6 +9,9 @@ use super::{CertificateSummary, Route};
 /// The most domains that one `domains/batch` call takes.
 pub const BATCH_ITEMS_MAX: usize = 1000;
 
+/// The most ids that `GET /v1/domains?ids=` takes.
+pub const IDS_MAX: usize = 200;
+
 /// A name, what its tenant wants of it, and what is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Domain {

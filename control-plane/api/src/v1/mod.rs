@@ -12,10 +12,11 @@
 //! | `POST /v1/tokens`, `GET /v1/tokens`, `DELETE /v1/tokens/{id}` | `TokenRequest` -> 201 `NewToken` / `Page<Token>` / 204 | operator |
 //! | `POST /v1/tenants/{id}/domains` | `DomainSpec` -> 201 `Domain`; the same again -> 200 | tenant, operator |
 //! | `POST /v1/tenants/{id}/domains/batch` | `DomainBatch` -> 200 `DomainBatchAnswer` | tenant, operator |
-//! | `GET /v1/domains?tenant=&status=&q=&cursor=&limit=` | `Page<Domain>` | tenant (own), operator |
+//! | `GET /v1/domains?tenant=&status=&q=&cursor=&limit=`, `GET /v1/domains?ids=` | `Page<Domain>` | tenant (own), operator |
 //! | `GET /v1/domains/{id or hostname}?wait=active&timeout=60s` | `Domain` | tenant (own), operator |
 //! | `PATCH, DELETE /v1/domains/{id}` | merge patch of `DomainSpec` -> `Domain` / 204, also when gone | tenant (own), operator |
 //! | `POST /v1/domains/{id}/check` | - -> `Domain` after looking at DNS and proofs now | tenant (own), operator |
+//! | `POST /v1/domains/{id}/retry` | - -> `Domain`; a failed certificate is tried again now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |

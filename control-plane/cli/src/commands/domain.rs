@@ -49,6 +49,11 @@ pub(crate) enum DomainCommand {
         /// Hostname or id
         domain: String,
     },
+    /// Have a failed certificate tried again now, not after its back-off
+    Retry {
+        /// Hostname or id
+        domain: String,
+    },
     /// Have its DNS and proofs looked at now
     Check {
         /// Hostname or id
@@ -144,14 +149,37 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
             print_answer(settings, &domain, &client.resume_domain(id).await?)
         }
         DomainCommand::Rm { domain } => {
-            let found = find(&client, &domain).await?;
-            client.delete_domain(found.id, Some(found.revision)).await?;
+            remove(&client, &domain).await?;
             line(format!("{domain} is removed"));
             Ok(())
+        }
+        DomainCommand::Retry { domain } => {
+            let id = find(&client, &domain).await?.id;
+            let tried = client.retry_domain(id).await;
+            show(
+                settings,
+                &tried.map_err(|error| Failure::from(error).next(format!("domain show {domain}")))?,
+            )
         }
         DomainCommand::Check { domain } => {
             let id = find(&client, &domain).await?.id;
             show(settings, &client.check_domain(id).await?)
+        }
+    }
+}
+
+/// Removes a domain as it is now: when a check has raised its revision in between, it is read again.
+async fn remove(client: &Client, domain: &str) -> Outcome {
+    const TRIES: usize = 5;
+    let mut tries = 0;
+    loop {
+        let found = find(client, domain).await?;
+        tries += 1;
+        match client.delete_domain(found.id, Some(found.revision)).await {
+            Err(error) if error.status() == Some(412) && tries < TRIES => {}
+            removed => {
+                return removed.map_err(|error| Failure::from(error).about(format!("domain {domain}")));
+            }
         }
     }
 }

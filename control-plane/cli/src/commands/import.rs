@@ -12,12 +12,11 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use portico_api::v1::Domain;
-use portico_api::v1::client::{Client, DomainQuery};
+use portico_api::v1::client::Client;
+use portico_api::v1::{Domain, IDS_MAX};
 use portico_cert_store::DomainId;
 use serde::Serialize;
 
-use crate::commands::domain::page_through;
 use crate::commands::tenant::TenantArgs;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
@@ -106,8 +105,11 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
 
 /// The imported domains as the control plane shows them.
 async fn imported(client: &Client, ids: &HashSet<DomainId>) -> Outcome<Vec<Domain>> {
-    let (mut domains, _) = page_through(client, DomainQuery::default(), 0).await?;
-    domains.retain(|domain| ids.contains(&domain.id));
+    let ids: Vec<DomainId> = ids.iter().copied().collect();
+    let mut domains = Vec::with_capacity(ids.len());
+    for part in ids.chunks(IDS_MAX) {
+        domains.extend(client.domains_of(part).await?);
+    }
     Ok(domains)
 }
 

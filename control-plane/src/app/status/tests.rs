@@ -59,6 +59,7 @@ fn active(dns: &DnsInstructions) -> Facts<'_> {
         cells: vec![cell(Some(good()), 2, 2)],
         order: None,
         trouble: None,
+        refusals: vec![],
     }
 }
 

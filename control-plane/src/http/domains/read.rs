@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{ConditionKind, ConditionStatus, Domain, DomainStatus, Page, Preview};
-use portico_cert_store::TenantId;
+use portico_cert_store::{DomainId, TenantId};
 use serde::Deserialize;
 
 use super::{find, missing};
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::http::call::Call;
 use crate::http::fault::{Answered, Fault};
 use crate::http::list::{cursor_after, limit, read_cursor};
+use crate::http::query::Query;
 use crate::http::write::Answer;
 use crate::store::condition;
 use crate::store::domain::{self, DomainFilter};
@@ -28,8 +29,13 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 const WAIT_STEP: Duration = Duration::from_millis(100);
 const FILTER_BYTES_MAX: usize = 253;
 
+/// Ids that one call takes: a query of about 6 KiB.
+const IDS_MAX: usize = portico_api::v1::IDS_MAX;
+
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(in crate::http) struct ListQuery {
+    ids: Option<String>,
     tenant: Option<String>,
     status: Option<String>,
     q: Option<String>,
@@ -38,14 +44,17 @@ pub(in crate::http) struct ListQuery {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(in crate::http) struct ShowQuery {
     wait: Option<String>,
     timeout: Option<String>,
 }
 
-/// Lists domains, oldest first. A page may be short although there are more: go on while there is a cursor.
+/// Lists domains, oldest first. A page may be short although there are more: go on while there is a cursor. With `ids`,
+/// and nothing else, those of them that there are.
 #[utoipa::path(get, path = "/v1/domains", tag = "domains",
-    params(("tenant" = Option<String>, Query), ("status" = Option<DomainStatus>, Query),
+    params(("ids" = Option<String>, Query, description = "up to 200 ids, with commas between"),
+        ("tenant" = Option<String>, Query), ("status" = Option<DomainStatus>, Query),
         ("q" = Option<String>, Query, description = "part of the hostname"),
         ("cursor" = Option<String>, Query), ("limit" = Option<u32>, Query)),
     responses((status = 200, body = Page<Domain>)))]
@@ -54,6 +63,9 @@ pub(in crate::http) async fn list(
     call: Call,
     Query(query): Query<ListQuery>,
 ) -> Answered<axum::Json<Page<Domain>>> {
+    if query.ids.is_some() {
+        return list_ids(&app, &call, &query).await;
+    }
     let limit = limit(query.limit)? as usize;
     let status = query.status.as_deref().map(read_status).transpose()?;
     let empty = || axum::Json(Page { items: Vec::new(), next_cursor: None });
@@ -93,6 +105,22 @@ pub(in crate::http) async fn list(
             return Ok(axum::Json(Page { items, next_cursor }));
         }
     }
+}
+
+async fn list_ids(app: &App, call: &Call, query: &ListQuery) -> Answered<axum::Json<Page<Domain>>> {
+    let others = [&query.tenant, &query.status, &query.q, &query.cursor];
+    let ids = query.ids.as_deref().unwrap_or_default().split(',').map(str::parse);
+    let ids: Option<Vec<DomainId>> = ids.collect::<Result<_, _>>().ok();
+    let ids = ids.filter(|ids| ids.len() <= IDS_MAX && others.iter().all(|other| other.is_none()));
+    let ids = ids.ok_or_else(|| {
+        let text =
+            format!("ids takes 1 to {IDS_MAX} ids of domains with commas between, and no other filter");
+        Fault::bad_request("ids_invalid", text)
+    })?;
+    let mut read = app.parts.store.read().await?;
+    let mut rows = domain::find_many(&mut read, &ids).await?;
+    rows.retain(|row| call.caller.sees(row.tenant_id));
+    Ok(axum::Json(Page { items: view::domains(app, &mut read, &rows).await?, next_cursor: None }))
 }
 
 fn page(items: Vec<Domain>, after: Option<&str>) -> axum::Json<Page<Domain>> {

@@ -124,6 +124,13 @@ impl Client {
         self.get(&query.0).await
     }
 
+    /// Those of `ids` (at most [`crate::v1::IDS_MAX`]) that there are.
+    pub async fn domains_of(&self, ids: &[DomainId]) -> Result<Vec<Domain>, ClientError> {
+        let ids: Vec<String> = ids.iter().map(DomainId::to_string).collect();
+        let page: Page<Domain> = self.get(&format!("/v1/domains?ids={}", ids.join(","))).await?;
+        Ok(page.items)
+    }
+
     pub async fn domain(&self, domain: &str) -> Result<Domain, ClientError> {
         self.get(&format!("/v1/domains/{}", escaped(domain))).await
     }
@@ -152,6 +159,11 @@ impl Client {
     /// Has DNS and proofs looked at now.
     pub async fn check_domain(&self, id: DomainId) -> Result<Domain, ClientError> {
         self.act(&format!("/v1/domains/{id}/check")).await
+    }
+
+    /// Has a failed certificate tried again now.
+    pub async fn retry_domain(&self, id: DomainId) -> Result<Domain, ClientError> {
+        self.act(&format!("/v1/domains/{id}/retry")).await
     }
 
     pub async fn suspend_domain(

@@ -1,22 +1,26 @@
 //! Waits until every imported domain is served or has failed.
+//!
+//! Only the imported ones are asked for, by id, and only while they are on the way; how many others there are does not
+//! matter. A round looks at a bounded number of them, the others have the next turn.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use portico_api::v1::DomainStatus;
-use portico_api::v1::client::{Client, DomainQuery};
+use portico_api::v1::client::Client;
+use portico_api::v1::{DomainStatus, IDS_MAX};
 use portico_cert_store::DomainId;
 use serde::Serialize;
 
 use crate::clock;
-use crate::commands::domain::page_through;
 use crate::failure::Outcome;
 use crate::output;
 use crate::progress;
 
-/// Between two looks at the list.
+/// Between two rounds.
 const POLL: Duration = Duration::from_secs(1);
+/// Calls of one round: 5,000 domains.
+const CALLS_PER_ROUND: usize = 25;
 
 /// How the domains stand when the wait ends.
 #[derive(Debug, Serialize)]
@@ -38,24 +42,27 @@ pub(super) async fn until_settled(
 ) -> Outcome<WaitReport> {
     let bar = progress::bar("active", ids.len() as u64);
     let end = clock::now() + timeout;
+    let mut on_the_way: VecDeque<DomainId> = ids.iter().copied().collect();
+    let mut stand: HashMap<DomainId, DomainStatus> = HashMap::new();
     let mut active: HashMap<DomainId, f64> = HashMap::new();
     loop {
-        let (domains, _) = page_through(client, DomainQuery::default(), 0).await?;
-        let seconds = start.elapsed().as_secs_f64();
-        let mut others: HashMap<String, usize> = HashMap::new();
-        let mut failed = 0;
-        for domain in domains.iter().filter(|domain| ids.contains(&domain.id)) {
-            if domain.status == DomainStatus::Active {
-                active.entry(domain.id).or_insert(seconds);
-            } else {
-                active.remove(&domain.id);
-                failed += usize::from(domain.status == DomainStatus::Failed);
-                *others.entry(output::word(&domain.status)).or_default() += 1;
+        for _ in 0..CALLS_PER_ROUND.min(on_the_way.len().div_ceil(IDS_MAX)) {
+            let asked: Vec<DomainId> = on_the_way.drain(..on_the_way.len().min(IDS_MAX)).collect();
+            let domains = client.domains_of(&asked).await?;
+            let seconds = start.elapsed().as_secs_f64();
+            for domain in domains {
+                stand.insert(domain.id, domain.status);
+                match domain.status {
+                    DomainStatus::Active => drop(active.insert(domain.id, seconds)),
+                    DomainStatus::Failed => {}
+                    _ => on_the_way.push_back(domain.id),
+                }
             }
         }
+        let others = others(&stand, ids.len());
         bar.set_position(active.len() as u64);
         bar.set_message(others_text(&others));
-        if active.len() + failed >= ids.len() || clock::now() >= end {
+        if on_the_way.is_empty() || clock::now() >= end {
             bar.finish_and_clear();
             let active_seconds = percentiles(active.values().copied().collect());
             return Ok(WaitReport {
@@ -63,11 +70,24 @@ pub(super) async fn until_settled(
                 active: active.len(),
                 others,
                 active_seconds,
-                seconds,
+                seconds: start.elapsed().as_secs_f64(),
             });
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// The states other than active with their counts; a domain that was asked for and is not there was removed meanwhile.
+fn others(stand: &HashMap<DomainId, DomainStatus>, domains: usize) -> HashMap<String, usize> {
+    let mut others: HashMap<String, usize> = HashMap::new();
+    for status in stand.values().filter(|status| **status != DomainStatus::Active) {
+        *others.entry(output::word(status)).or_default() += 1;
+    }
+    let unseen = domains.saturating_sub(stand.len());
+    if unseen > 0 {
+        others.insert("not seen".to_owned(), unseen);
+    }
+    others
 }
 
 fn percentiles(mut seconds: Vec<f64>) -> Option<[f64; 3]> {
