@@ -52,6 +52,9 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tenants/{id}/domains") => spec("new.example"),
         (_, "/v1/tenants/{id}/domains/batch") => json!({ "items": [spec("new.example")] }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
+        (_, "/v1/imports") => {
+            json!({ "tenants": [{ "tenant": { "name": "third" }, "domains": [spec("new.example")] }] })
+        }
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
         ("PATCH", _) => json!({ "cells": ["other"] }),
@@ -643,6 +646,50 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     }
     let by_operator = stage.operator("POST", &format!("/v1/domains/{last}/retry"), Value::Null).await;
     assert_eq!(by_operator.status, 200, "{}", by_operator.text);
+}
+
+#[tokio::test]
+async fn an_import_with_a_faulty_row_leaves_no_tenant_behind() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let import = |last: &str| {
+        json!({ "tenants": [
+            { "tenant": { "name": "one" }, "domains": [spec("a.example")] },
+            { "tenant": { "name": "new" }, "domains": [spec("b.example"), spec(last)] },
+        ] })
+    };
+    let count = async |path: &str| {
+        stage.operator("GET", path, Value::Null).await.body["items"].as_array().unwrap().len()
+    };
+    let faulty = stage.operator("POST", "/v1/imports", import("co.uk")).await;
+    assert_eq!((faulty.status, &faulty.body["applied"]), (200, &json!(false)), "{}", faulty.text);
+    assert_eq!(faulty.body["tenants"][0]["results"][0]["problem"]["code"], "import_not_applied");
+    assert_eq!(faulty.body["tenants"][1]["results"][1]["problem"]["code"], "domain_name_invalid");
+    assert_eq!((count("/v1/tenants").await, count("/v1/domains").await), (1, 0));
+    let bad_tenant = json!({ "tenants": [
+        { "tenant": { "name": "new" }, "domains": [spec("b.example")] },
+        { "tenant": { "name": "" }, "domains": [spec("c.example")] },
+    ] });
+    let refused = stage.operator("POST", "/v1/imports", bad_tenant).await;
+    assert_eq!((refused.status, &refused.body["applied"]), (200, &json!(false)), "{}", refused.text);
+    assert!(refused.body["tenants"][1]["problem"].is_object(), "{}", refused.text);
+    assert_eq!((count("/v1/tenants").await, count("/v1/domains").await), (1, 0));
+
+    let done = stage.operator("POST", "/v1/imports", import("c.example")).await;
+    assert_eq!((done.status, &done.body["applied"]), (200, &json!(true)), "{}", done.text);
+    assert_eq!(
+        (&done.body["tenants"][0]["id"], &done.body["tenants"][0]["created"]),
+        (&json!(one), &json!(false))
+    );
+    assert_eq!(done.body["tenants"][1]["created"], true);
+    assert_eq!((count("/v1/tenants").await, count("/v1/domains").await), (2, 3));
+    let again = stage.operator("POST", "/v1/imports", import("c.example")).await;
+    assert_eq!(again.body["tenants"][1]["results"][1]["status"], 200, "{}", again.text);
+    let many: Vec<Value> =
+        (0..5001).map(|number| json!({ "hostname": format!("n{number}.example") })).collect();
+    let many = json!({ "tenants": [{ "tenant": { "name": "new" }, "domains": many }] });
+    let many = stage.operator("POST", "/v1/imports", many).await;
+    assert_eq!((many.status, &many.body["errors"][0]["pointer"]), (422, &json!("/tenants")), "{}", many.text);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod domains;
 mod edges;
 pub(crate) mod fault;
 mod health;
+mod imports;
 pub(crate) mod json_body;
 mod list;
 mod query;
@@ -129,6 +130,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tokens::delete))
         .routes(routes!(domains::create))
         .routes(routes!(domains::create_batch))
+        .routes(routes!(imports::create))
         .routes(routes!(domains::list))
         .routes(routes!(domains::attest))
         .routes(routes!(domains::show, domains::patch, domains::delete))

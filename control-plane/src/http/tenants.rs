@@ -55,15 +55,21 @@ pub(super) async fn create(
         let shown = view::tenant(&app, &mut write.tx, &row).await?;
         return write.finish(Answer::json(StatusCode::OK, &shown).revision(row.revision)).await;
     }
+    let row = insert(&mut write, wanted).await?;
+    let shown = view::tenant(&app, &mut write.tx, &row).await?;
+    write.finish(Answer::json(StatusCode::CREATED, &shown).revision(row.revision)).await
+}
+
+/// A new tenant of a name that is free, with its audit entry and event.
+pub(super) async fn insert(write: &mut Write, spec: TenantSpec) -> Answered<TenantRow> {
     let created_at = write.now_ms;
-    let row = TenantRow { id: TenantId::generate(), spec: wanted, suspension: None, revision: 1, created_at };
+    let row = TenantRow { id: TenantId::generate(), spec, suspension: None, revision: 1, created_at };
     let id = row.id.to_string();
     tenant::insert(&mut write.tx, &row).await?;
     change::record(&mut write.tx, ResourceKind::Tenant, &id, Some(&id)).await?;
     write.audit("tenant.create", &id, &(), &row.spec).await?;
     write.event("tenant.created", Some(row.id), &id, &format!("tenant {} was added", row.spec.name)).await?;
-    let shown = view::tenant(&app, &mut write.tx, &row).await?;
-    write.finish(Answer::json(StatusCode::CREATED, &shown).revision(row.revision)).await
+    Ok(row)
 }
 
 /// Lists tenants; with `name`, the one of that name.

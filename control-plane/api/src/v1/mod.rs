@@ -12,6 +12,7 @@
 //! | `POST /v1/tokens`, `GET /v1/tokens`, `DELETE /v1/tokens/{id}` | `TokenRequest` -> 201 `NewToken` / `Page<Token>` / 204 | operator |
 //! | `POST /v1/tenants/{id}/domains` | `DomainSpec` -> 201 `Domain`; the same again -> 200 | tenant, operator |
 //! | `POST /v1/tenants/{id}/domains/batch` | `DomainBatch` -> 200 `DomainBatchAnswer` | tenant, operator |
+//! | `POST /v1/imports` | `Import` -> 200 `ImportAnswer`: tenants and domains, all or nothing | operator |
 //! | `GET /v1/domains?tenant=&status=&q=&cursor=&limit=`, `GET /v1/domains?ids=` | `Page<Domain>` | tenant (own), operator |
 //! | `GET /v1/domains/{id or hostname}?wait=active&timeout=60s` | `Domain` | tenant (own), operator |
 //! | `PATCH, DELETE /v1/domains/{id}` | merge patch of `DomainSpec` -> `Domain` / 204, also when gone | tenant (own), operator |
@@ -35,6 +36,7 @@ pub mod client;
 mod domain;
 mod edge;
 mod event;
+mod import;
 mod page;
 mod problem;
 mod removal;
@@ -46,6 +48,7 @@ pub use certificate::*;
 pub use domain::*;
 pub use edge::*;
 pub use event::*;
+pub use import::*;
 pub use page::*;
 pub use problem::*;
 pub use removal::*;

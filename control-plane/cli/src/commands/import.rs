@@ -30,7 +30,7 @@ pub(crate) struct ImportArgs {
     /// Header `tenant,hostname,action,target[,sharing]`; action is proxy, redirect, redirect:301 or static
     #[arg(value_name = "FILE.csv")]
     file: PathBuf,
-    /// All or nothing: a faulty row or a refused domain undoes the import
+    /// All or nothing: with a faulty row or a refused domain no tenant and no domain is made; at most 5,000 rows
     #[arg(long)]
     atomic: bool,
     /// How tenants are made that do not exist yet
@@ -72,14 +72,17 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
         return finish(settings, &args, &report, "nothing was imported");
     }
 
-    let sent = send::send(client, read.rows, &args.tenant, args.atomic).await?;
+    let sent = if args.atomic {
+        send::send_atomic(client, read.rows, &args.tenant).await?
+    } else {
+        send::send(client, read.rows, &args.tenant).await?
+    };
     report.refused = read.errors;
     report.refused.extend(sent.refused);
     report.refused.sort_by_key(|error| error.line);
     report.tenants_created = sent.tenants_created;
     if args.atomic && !report.refused.is_empty() {
-        send::undo(client, &sent.created).await?;
-        return finish(settings, &args, &report, "all domains of this import were removed again");
+        return finish(settings, &args, &report, "nothing was imported");
     }
     report.domains_created = sent.created.len();
     report.domains_existing = sent.existing.len();

@@ -313,11 +313,11 @@ fn bounded(pointer: &str, items: usize) -> Answered<()> {
     )]))
 }
 
-fn done(status: StatusCode, id: DomainId) -> DomainBatchResult {
+pub(in crate::http) fn done(status: StatusCode, id: DomainId) -> DomainBatchResult {
     DomainBatchResult { status: status.as_u16(), id: Some(id), problem: None }
 }
 
-fn refused(fault: &Fault, call: &Call) -> DomainBatchResult {
+pub(in crate::http) fn refused(fault: &Fault, call: &Call) -> DomainBatchResult {
     DomainBatchResult {
         status: fault.status.as_u16(),
         id: None,

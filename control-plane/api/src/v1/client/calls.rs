@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     Attestation, AuditEntry, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus,
-    Edge, Event, HeldRemoval, JoinToken, JoinTokenRequest, NewToken, Page, Preview, RemovalSignOff,
-    RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
+    Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, Preview,
+    RemovalSignOff, RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -108,6 +108,11 @@ impl Client {
         batch: &DomainBatch,
     ) -> Result<DomainBatchAnswer, ClientError> {
         self.post(&format!("/v1/tenants/{tenant}/domains/batch"), batch).await
+    }
+
+    /// Tenants and domains, all or nothing.
+    pub async fn import(&self, import: &Import) -> Result<ImportAnswer, ClientError> {
+        self.post("/v1/imports", import).await
     }
 
     pub async fn domains(&self, query: &DomainQuery) -> Result<Page<Domain>, ClientError> {

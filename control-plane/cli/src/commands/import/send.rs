@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 
 use futures_util::StreamExt as _;
-use portico_api::v1::client::{Client, ClientError};
-use portico_api::v1::{Domain, DomainBatch, DomainBatchAnswer};
+use portico_api::v1::client::Client;
+use portico_api::v1::{
+    Domain, DomainBatch, DomainBatchAnswer, DomainSpec, IMPORT_ITEMS_MAX, Import, ImportTenant, Sharing,
+    Tenant,
+};
 use portico_cert_store::{DomainId, TenantId};
 
 use super::rows::{Row, RowError};
@@ -29,16 +32,11 @@ pub(super) struct Sent {
 
 /// # Errors
 /// When the API cannot be reached or refuses the caller; a refused row or tenant is in [`Sent::refused`].
-pub(super) async fn send(
-    client: &Client,
-    rows: Vec<Row>,
-    new_tenant: &TenantArgs,
-    atomic: bool,
-) -> Outcome<Sent> {
+pub(super) async fn send(client: &Client, rows: Vec<Row>, new_tenant: &TenantArgs) -> Outcome<Sent> {
     let bar = progress::bar("sending", rows.len() as u64);
     let groups = by_tenant(rows);
     let mut work = futures_util::stream::iter(groups)
-        .map(|(name, rows)| send_tenant(client, name, rows, new_tenant, atomic))
+        .map(|(name, rows)| send_tenant(client, name, rows, new_tenant))
         .buffer_unordered(CONCURRENCY);
     let mut sent = Sent::default();
     while let Some(part) = work.next().await {
@@ -53,39 +51,39 @@ pub(super) async fn send(
     Ok(sent)
 }
 
-/// Removes what an atomic import made before it failed.
-pub(super) async fn undo(client: &Client, created: &[DomainId]) -> Outcome {
-    let bar = progress::bar("removing", created.len() as u64);
-    let mut work =
-        futures_util::stream::iter(created).map(|id| remove(client, *id)).buffer_unordered(CONCURRENCY);
-    while let Some(removed) = work.next().await {
-        removed.map_err(|error| {
-            Failure::from(error)
-                .about("domains of this import are left over")
-                .next("domain list --status pending")
-        })?;
-        bar.inc(1);
+/// All rows in one call, of which all is made or nothing.
+///
+/// # Errors
+/// More rows than one call takes, or the API's; a refused row is in [`Sent::refused`].
+pub(super) async fn send_atomic(client: &Client, rows: Vec<Row>, new_tenant: &TenantArgs) -> Outcome<Sent> {
+    if rows.len() > IMPORT_ITEMS_MAX {
+        let text = format!("{} rows; with --atomic there may be {IMPORT_ITEMS_MAX}", rows.len());
+        return Err(Failure::usage(text).next_text("split the file, or leave --atomic out"));
     }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-/// Removes a domain at whichever revision it is now: nobody else has a wish about a name that is seconds old.
-async fn remove(client: &Client, id: DomainId) -> Result<(), ClientError> {
-    const TRIES: usize = 5;
-    let mut last = Ok(());
-    for _ in 0..TRIES {
-        let revision = match client.domain(&id.to_string()).await {
-            Ok(domain) => domain.revision,
-            Err(error) if error.status() == Some(404) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        last = client.delete_domain(id, Some(revision)).await;
-        if !last.as_ref().is_err_and(|error| error.status() == Some(412)) {
-            return last;
+    let mut sent = Sent::default();
+    let groups = by_tenant(rows);
+    let mut tenants = Vec::with_capacity(groups.len());
+    for (name, rows) in &groups {
+        match sharing_wish(client, name, rows).await {
+            Ok((_, sharing)) => tenants.push(ImportTenant {
+                tenant: new_tenant.spec(name.clone(), sharing),
+                domains: rows.iter().map(wanted).collect(),
+            }),
+            Err(failure) => sent.refuse_all(name, rows, &failure.text),
         }
     }
-    last
+    if !sent.refused.is_empty() || tenants.is_empty() {
+        return Ok(sent);
+    }
+    let answer = client.import(&Import { tenants }).await?;
+    for ((name, rows), part) in groups.iter().zip(answer.tenants) {
+        match part.problem {
+            Some(problem) => sent.refuse_all(name, rows, &problem.to_string()),
+            None => sort_results(&mut sent, rows, DomainBatchAnswer { results: part.results })?,
+        }
+        sent.tenants_created += usize::from(part.created);
+    }
+    Ok(sent)
 }
 
 /// Has proofs looked at now; what cannot be looked at now is looked at later by the control plane itself.
@@ -120,25 +118,20 @@ async fn send_tenant(
     name: String,
     rows: Vec<Row>,
     new_tenant: &TenantArgs,
-    atomic: bool,
 ) -> Outcome<Sent> {
     let mut sent = Sent::default();
     let tenant = match tenant(client, &name, &rows, new_tenant, &mut sent).await {
         Ok(tenant) => tenant,
         Err(failure) => {
-            let text = format!("tenant {name}: {}", failure.text);
-            sent.refused.extend(rows.iter().map(|row| refused(row, text.clone())));
+            sent.refuse_all(&name, &rows, &failure.text);
             return Ok(sent);
         }
     };
     for chunk in rows.chunks(BATCH) {
-        let items = chunk
-            .iter()
-            .map(|row| domain::spec(&row.hostname, row.action.clone(), Vec::new(), false))
-            .collect();
-        match client.create_domains(tenant, &DomainBatch { items, atomic }).await {
+        let items = chunk.iter().map(wanted).collect();
+        match client.create_domains(tenant, &DomainBatch { items, atomic: false }).await {
             Ok(answer) => sort_results(&mut sent, chunk, answer)?,
-            // The whole batch was refused: an atomic one, or the tenant's quota.
+            // The whole batch was refused: the tenant is gone, say.
             Err(error)
                 if error.status().is_some_and(|status| status < 500 && status != 401 && status != 403) =>
             {
@@ -159,6 +152,24 @@ async fn tenant(
     new_tenant: &TenantArgs,
     sent: &mut Sent,
 ) -> Outcome<TenantId> {
+    let (found, sharing) = sharing_wish(client, name, rows).await?;
+    if let Some(tenant) = found {
+        return Ok(tenant.id);
+    }
+    let tenant = client.create_tenant(&new_tenant.spec(name.to_owned(), sharing)).await?;
+    sent.tenants_created += 1;
+    Ok(tenant.id)
+}
+
+/// The tenant of that name where there is one, and the sharing that its rows ask for.
+///
+/// # Errors
+/// The rows do not agree with each other, or with the tenant.
+async fn sharing_wish(
+    client: &Client,
+    name: &str,
+    rows: &[Row],
+) -> Outcome<(Option<Tenant>, Option<Sharing>)> {
     let mut wishes = rows.iter().filter_map(|row| row.sharing.map(|sharing| (row.line, sharing)));
     let wish = wishes.next();
     if let Some((first, sharing)) = wish
@@ -169,20 +180,27 @@ async fn tenant(
         return Err(Failure::failed(text));
     }
     let sharing = wish.map(|(_, sharing)| sharing);
-    match find_by_name(client, name).await? {
-        Some(tenant) if sharing.is_some_and(|sharing| sharing != tenant.spec.sharing) => {
-            let text = format!(
-                "it exists with sharing {:?}; leave the cell empty or change the tenant",
-                tenant.spec.sharing
-            );
-            Err(Failure::failed(text))
-        }
-        Some(tenant) => Ok(tenant.id),
-        None => {
-            let tenant = client.create_tenant(&new_tenant.spec(name.to_owned(), sharing)).await?;
-            sent.tenants_created += 1;
-            Ok(tenant.id)
-        }
+    let found = find_by_name(client, name).await?;
+    if let Some(tenant) =
+        found.as_ref().filter(|tenant| sharing.is_some_and(|sharing| sharing != tenant.spec.sharing))
+    {
+        let text = format!(
+            "it exists with sharing {:?}; leave the cell empty or change the tenant",
+            tenant.spec.sharing
+        );
+        return Err(Failure::failed(text));
+    }
+    Ok((found, sharing))
+}
+
+fn wanted(row: &Row) -> DomainSpec {
+    domain::spec(&row.hostname, row.action.clone(), Vec::new(), false)
+}
+
+impl Sent {
+    fn refuse_all(&mut self, tenant: &str, rows: &[Row], text: &str) {
+        let text = format!("tenant {tenant}: {text}");
+        self.refused.extend(rows.iter().map(|row| refused(row, text.clone())));
     }
 }
 
