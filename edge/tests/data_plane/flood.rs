@@ -30,6 +30,9 @@ fn begun(edge: &TestEdge) -> Https {
     client
 }
 
+/// The bytes to send next, by their number.
+type Piece = fn(u32) -> Vec<u8>;
+
 /// Sends until the edge ends the connection; says how many pieces it took.
 fn flood(mut client: Https, pieces: usize, piece: impl Fn(u32) -> Vec<u8>) -> Option<usize> {
     client.stream.sock.set_nonblocking(true).unwrap();
@@ -69,7 +72,7 @@ fn edge_and_origin(backend: Backend) -> (TestEdge, Origin) {
 fn floods_of_frames_for_nothing_end_the_connection() {
     on_each_backend(|backend| {
         let (edge, _origin) = edge_and_origin(backend);
-        let floods: [(&str, fn(u32) -> Vec<u8>); 5] = [
+        let floods: [(&str, Piece); 5] = [
             ("SETTINGS", |_| frame(4, 0, 0, &[])),
             ("PING", |_| frame(6, 0, 0, &[0; 8])),
             ("PRIORITY", |_| frame(2, 0, 1, &[0, 0, 0, 0, 9])),
