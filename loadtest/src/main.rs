@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "it measures real time and nothing else")]
 
+mod boot;
 mod client;
 mod compare;
 mod csv_tenants;
@@ -40,6 +41,8 @@ enum Command {
     Requests(engine::LoadArgs),
     /// Portico on io_uring and on epoll, and an nginx found on this machine: interleaved rounds, server CPU per operation.
     Compare(compare::CompareArgs),
+    /// How soon an edge serves after its start with many names: from last-good files, or standalone from PEM files.
+    Boot(boot::BootArgs),
     /// A CSV of heavy-tailed tenants for `portico domain import`.
     Tenants(csv_tenants::TenantsArgs),
     /// Asks every name of a CSV on every edge and checks certificate, chain and the tenant's own body.
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         Command::Handshakes(args) => engine::run(&args, engine::Work::Handshakes),
         Command::Requests(args) => engine::run(&args, engine::Work::Requests),
         Command::Compare(args) => compare::run(&args),
+        Command::Boot(args) => boot::run(&args),
         Command::Tenants(args) => csv_tenants::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
