@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -71,7 +72,9 @@ pub struct CertificateChain {
 /// published, never in a handshake.
 #[derive(Default)]
 pub struct ChainInterner {
-    lists: Mutex<HashMap<[u8; 32], Weak<[CertificateDer<'static>]>>>,
+    /// By a hash of the contents, which are compared: two lists of one hash are only not shared.
+    lists: Mutex<HashMap<u64, Weak<[CertificateDer<'static>]>>>,
+    hasher: foldhash::fast::RandomState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -331,23 +334,46 @@ impl ChainInterner {
 
     /// The shared copy of `list`, which becomes it if there is none.
     pub fn intern(&self, list: Arc<[CertificateDer<'static>]>) -> Arc<[CertificateDer<'static>]> {
-        let key = list_sha256(&list);
-        // A panic while the lock is held leaves a map that is still sound: entries are independent.
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = lists.get(&key).and_then(Weak::upgrade) {
+        let hash = self.hash(&list);
+        if let Some(shared) = self.find(hash, &list) {
             return shared;
         }
+        let mut lists = self.lock();
         if lists.len() == lists.capacity() {
             lists.retain(|_, list| list.strong_count() > 0);
         }
-        lists.insert(key, Arc::downgrade(&list));
+        lists.insert(hash, Arc::downgrade(&list));
         list
+    }
+
+    /// The shared copy of a list that was parsed before; nothing is copied.
+    pub(crate) fn known(&self, list: &[&[u8]]) -> Option<Arc<[CertificateDer<'static>]>> {
+        self.find(self.hash(list), list)
+    }
+
+    fn hash<D: AsRef<[u8]>>(&self, list: &[D]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        for der in list {
+            der.as_ref().hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn find<D: AsRef<[u8]>>(&self, hash: u64, list: &[D]) -> Option<Arc<[CertificateDer<'static>]>> {
+        let shared = self.lock().get(&hash).and_then(Weak::upgrade)?;
+        let equal = shared.len() == list.len()
+            && shared.iter().zip(list).all(|(held, der)| held.as_ref() == der.as_ref());
+        equal.then_some(shared)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Weak<[CertificateDer<'static>]>>> {
+        // A panic while the lock is held leaves a map that is still sound: entries are independent.
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists that somebody holds.
     pub fn len(&self) -> usize {
-        let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        lists.values().filter(|list| list.strong_count() > 0).count()
+        self.lock().values().filter(|list| list.strong_count() > 0).count()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -388,7 +414,7 @@ fn served_names(certificate: &X509Certificate<'_>) -> Result<Vec<NamePattern>, C
 }
 
 /// A name as a certificate holds it. No public-suffix check: that guards claims, and here a CA has already signed.
-fn served_name(name: &str) -> Option<NamePattern> {
+pub(crate) fn served_name(name: &str) -> Option<NamePattern> {
     match name.strip_prefix("*.") {
         Some(base) => DomainName::parse(base).ok().map(NamePattern::Wildcard),
         None => DomainName::parse(name).ok().map(NamePattern::Exact),
@@ -402,15 +428,6 @@ fn unix_time(seconds: i64) -> UnixTime {
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
-}
-
-fn list_sha256(list: &[CertificateDer<'static>]) -> [u8; 32] {
-    let mut context = aws_lc_rs::digest::Context::new(&SHA256);
-    for certificate in list {
-        context.update(&(certificate.len() as u64).to_be_bytes());
-        context.update(certificate);
-    }
-    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 fn pem_block(der: &[u8]) -> String {

@@ -14,10 +14,13 @@ use moka::sync::Cache;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::certificate::{CertificateChain, CertificateError, CertificateFacts, ChainInterner, KeyType};
+use crate::certificate::{
+    CERTIFICATE_BYTES_MAX, CertificateChain, CertificateError, CertificateFacts, ChainInterner, KeyType,
+};
 use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{CellId, CredentialId, GroupId, LineageId};
 use crate::key::PrivateKeyError;
+use crate::leaf::LeafSummary;
 use crate::seal::{CellKey, SealContext, SealError, SealedKey};
 
 /// Largest sealed key in bytes; RSA 4096 has 2.4 KB.
@@ -59,6 +62,32 @@ pub struct CredentialParts {
     pub spki_sha256: [u8; 32],
     pub chain: CertificateChain,
     pub sealed_key: SealedKey,
+}
+
+/// What a credential that was kept is made of again, all of it borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct KeptParts<'a> {
+    pub id: CredentialId,
+    pub lineage: LineageId,
+    pub group: GroupId,
+    pub cell: &'a CellId,
+    pub cell_key_epoch: u32,
+    pub key_tenant: &'a str,
+    pub spki_sha256: [u8; 32],
+    /// Leaf first, DER.
+    pub chain: &'a [&'a [u8]],
+    pub sealed_key: &'a [u8],
+}
+
+/// What a sealed key belongs to.
+struct Owner {
+    id: CredentialId,
+    lineage: LineageId,
+    group: GroupId,
+    cell: CellId,
+    cell_key_epoch: u32,
+    key_tenant: Box<str>,
+    spki_sha256: [u8; 32],
 }
 
 /// Why a credential's key cannot be used now.
@@ -112,13 +141,84 @@ impl Credential {
         if chain.facts().spki_sha256 != spki_sha256 {
             return Err(CertificateError::KeyMismatch);
         }
-        let sealed = sealed_key.as_bytes();
+        let intermediates = interner.intern(Arc::clone(chain.intermediates()));
+        let facts = chain.facts();
+        let owner = Owner { id, lineage, group, cell, cell_key_epoch, key_tenant, spki_sha256 };
+        let dates = (facts.not_before.as_secs(), facts.not_after.as_secs());
+        Self::assemble(
+            owner,
+            (chain.leaf(), sealed_key.as_bytes(), intermediates),
+            (&facts.names, dates, facts.key_type),
+        )
+    }
+
+    /// Takes back a credential that was made with [`new`](Self::new) and kept behind a checksum; gives it with its names.
+    /// That its key is the leaf's was found then. Only what the index needs is read of the leaf.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new) and [`CertificateChain::parse_der`], where the bytes are not what was kept after all.
+    pub fn take_back(
+        kept: KeptParts<'_>,
+        interner: &ChainInterner,
+    ) -> Result<(Self, Vec<NamePattern>), CertificateError> {
+        let KeptParts {
+            id,
+            lineage,
+            group,
+            cell,
+            cell_key_epoch,
+            key_tenant,
+            spki_sha256,
+            chain,
+            sealed_key,
+        } = kept;
+        let (leaf, rest) = chain.split_first().ok_or(CertificateError::Empty)?;
+        let summary = LeafSummary::read(leaf).filter(|_| leaf.len() <= CERTIFICATE_BYTES_MAX);
+        let (Some(summary), Some(intermediates)) = (summary, interner.known(rest)) else {
+            let chain = chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+            let chain = CertificateChain::parse_der(chain)?;
+            let names = chain.facts().names.clone();
+            let (cell, key_tenant) = (cell.clone(), key_tenant.into());
+            let sealed_key = SealedKey::from_bytes(sealed_key);
+            let parts = CredentialParts {
+                id,
+                lineage,
+                group,
+                cell,
+                cell_key_epoch,
+                key_tenant,
+                spki_sha256,
+                chain,
+                sealed_key,
+            };
+            return Ok((Self::new(parts, interner)?, names));
+        };
+        let LeafSummary { names, not_before, not_after, key_type } = summary;
+        let (cell, key_tenant) = (cell.clone(), key_tenant.into());
+        let owner = Owner { id, lineage, group, cell, cell_key_epoch, key_tenant, spki_sha256 };
+        let credential = Self::assemble(
+            owner,
+            (leaf, sealed_key, intermediates),
+            (&names, (not_before, not_after), key_type),
+        )?;
+        Ok((credential, names))
+    }
+
+    fn assemble(
+        owner: Owner,
+        (leaf, sealed, intermediates): (&[u8], &[u8], Arc<[CertificateDer<'static>]>),
+        (names, (not_before, not_after), key_type): (&[NamePattern], (u64, u64), KeyType),
+    ) -> Result<Self, CertificateError> {
         if sealed.len() > SEALED_KEY_BYTES_MAX {
             return Err(CertificateError::SealedKeyTooLarge { octets: sealed.len() });
         }
-        let intermediates = interner.intern(Arc::clone(chain.intermediates()));
-        let (leaf, facts) = (chain.leaf(), chain.facts());
-        let hashes: Vec<u8> = facts.names.iter().flat_map(|name| pattern_hash(name).to_le_bytes()).collect();
+        let mut bytes = Vec::with_capacity(leaf.len() + sealed.len() + 4 * names.len());
+        bytes.extend_from_slice(leaf);
+        bytes.extend_from_slice(sealed);
+        for name in names {
+            bytes.extend_from_slice(&pattern_hash(name).to_le_bytes());
+        }
+        let Owner { id, lineage, group, cell, cell_key_epoch, key_tenant, spki_sha256 } = owner;
         Ok(Self {
             id,
             lineage,
@@ -128,12 +228,12 @@ impl Credential {
             leaf_bytes: u32::try_from(leaf.len()).expect("a parsed leaf has at most 64 KiB"),
             sealed_bytes: u32::try_from(sealed.len()).expect("a sealed key has at most 8 KiB"),
             key_tenant,
-            not_before: facts.not_before.as_secs(),
-            not_after: facts.not_after.as_secs(),
+            not_before,
+            not_after,
             spki_sha256,
-            key_type: facts.key_type,
-            names: u16::try_from(facts.names.len()).expect("a parsed leaf has at most 1000 names"),
-            bytes: [leaf.as_ref(), sealed, &hashes].concat().into(),
+            key_type,
+            names: u16::try_from(names.len()).expect("a parsed leaf has at most 1000 names"),
+            bytes: bytes.into(),
             intermediates,
         })
     }

@@ -12,6 +12,7 @@ mod handshake;
 mod ids;
 mod key;
 mod last_good;
+mod leaf;
 mod name_table;
 mod planner;
 mod seal;
@@ -23,7 +24,7 @@ pub use certificate::{
     CertificateFacts, ChainInterner, KeyType,
 };
 pub use credential::{
-    CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
+    CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
 };
 pub use domain_name::{DomainName, LABEL_BYTES_MAX, NAME_BYTES_MAX, NameError, NamePattern};
 pub use handshake::{check_certified_key, check_handshake};
@@ -32,7 +33,7 @@ pub use ids::{
     TenantId,
 };
 pub use key::{KEY_BYTES_MAX, PrivateKey, PrivateKeyError};
-pub use last_good::{FRAME_BYTES_MAX, LastGood, LastGoodError, Loaded, LoggedDelta, SNAPSHOTS_KEPT};
+pub use last_good::{FRAME_BYTES_MAX, Frames, LastGood, LastGoodError, Loaded, LoggedDelta, SNAPSHOTS_KEPT};
 pub use name_table::{Match, NameTable, NameTablePublisher};
 pub use planner::{
     Basis, BlastRadius, OrderNeed, Plan, PlanGroup, PlanInput, PlanLimits, PlanName, PlannedGroup, Sharing,

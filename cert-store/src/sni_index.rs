@@ -190,8 +190,13 @@ impl SniPublisher {
 
     /// Puts a credential into its lineage's slot, and gives the one that it replaces. One swap, however many names.
     pub fn publish_credential(&mut self, credential: Credential) -> Option<Arc<Credential>> {
+        self.publish_shared(Arc::new(credential))
+    }
+
+    /// The same with a credential that its publisher keeps too.
+    pub fn publish_shared(&mut self, credential: Arc<Credential>) -> Option<Arc<Credential>> {
         let slot = self.slot(credential.lineage());
-        slot.current.swap(Some(Arc::new(credential)))
+        slot.current.swap(Some(credential))
     }
 
     /// Empties a lineage's slot, and gives what was in it. Names fall back to their other slots.
@@ -243,6 +248,18 @@ impl SniPublisher {
         credentials: impl IntoIterator<Item = Credential>,
         names: impl IntoIterator<Item = (NamePattern, SniEntryInput<'a>)>,
     ) -> Result<(), PublishError> {
+        self.replace_all(credentials.into_iter().map(Arc::new), names)
+    }
+
+    /// The same with credentials that their publisher keeps too.
+    ///
+    /// # Errors
+    /// As [`publish_all`](Self::publish_all).
+    pub fn replace_all<'a>(
+        &mut self,
+        credentials: impl IntoIterator<Item = Arc<Credential>>,
+        names: impl IntoIterator<Item = (NamePattern, SniEntryInput<'a>)>,
+    ) -> Result<(), PublishError> {
         let mut planned = Slots::default();
         let mut entries = Vec::new();
         for (name, input) in names {
@@ -260,7 +277,7 @@ impl SniPublisher {
         for credential in credentials {
             let lineage = credential.lineage();
             let (slot, _) = planned.entry(lineage).or_insert_with(|| (self.known_slot(lineage), 0));
-            slot.current.store(Some(Arc::new(credential)));
+            slot.current.store(Some(credential));
             filled.insert(lineage);
         }
         self.names.replace_all(entries);

@@ -179,7 +179,8 @@ fn list_certificates(admin: &Admin) -> Result<Value, Refused> {
 
 fn list_names(admin: &Admin) -> Result<Value, Refused> {
     with_sites(admin, |sites| {
-        let names = sites.certificates().values().flat_map(|facts| facts.names.iter());
+        let certificates = sites.certificates();
+        let names = certificates.iter().flat_map(|(_, facts)| facts.names.iter());
         let mut names: Vec<String> = names.map(ToString::to_string).collect();
         names.sort();
         names.dedup();
@@ -216,7 +217,7 @@ fn remove_certificate(admin: &Admin, id: &str) -> Result<Value, Refused> {
 const NOTE: &str = "in memory only: change the files too, or a restart undoes this";
 
 fn changed(sites: &Sites, id: LineageId) -> Value {
-    let view = sites.certificates().get(&id).map(|facts| CertificateView::of(id, facts));
+    let view = sites.certificate(id).map(|facts| CertificateView::of(id, &facts));
     json!({ "certificate": view, "persists": false, "note": NOTE })
 }
 

@@ -7,11 +7,15 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use portico_cert_store::{CertificateChain, LineageId, NamePattern, PrivateKey};
+use portico_cert_store::{CertificateChain, NamePattern, PrivateKey, TlsPolicy};
 
 use crate::{
     clock,
@@ -32,6 +36,8 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
     let grants =
         grants.map(|allow| EgressGrant { net: allow.net, ports: allow.ports.clone().into() }).collect();
     let mut sites = Sites::new(publisher, grants);
+    // A default that cannot be used ends the start, so it is read before the many.
+    let default = config.certificates.default.as_deref().map(read_default).transpose()?;
     let mut sealed = Vec::new();
     for (path, result) in seal_all(&paths(&config.certificates)?, &sites.sealing()) {
         match result {
@@ -39,16 +45,16 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
             Err(problem) => tracing::warn!(file = %path.display(), problem, "a certificate is left out"),
         }
     }
-    let default =
-        config.certificates.default.as_deref().map(|path| add_default(&mut sites, path)).transpose()?;
     let unknown_sni = match config.unknown_sni {
         UnknownSniChoice::Refuse => UnknownSni::Refuse,
         UnknownSniChoice::Default => UnknownSni::Default,
     };
-    sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
     let certificates = sealed.len();
     let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names))?;
     sites.load(sealed, by_host, clock::unix_time())?;
+    let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
+    let default = default.transpose().context("default certificate")?;
+    sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
     tracing::info!(certificates, routes = config.routes.len(), "standalone files published");
     Ok(sites)
 }
@@ -68,11 +74,10 @@ pub fn parse_pair(pem: &[u8]) -> Result<(CertificateChain, PrivateKey), String> 
     Ok((chain, key))
 }
 
-fn add_default(sites: &mut Sites, path: &Path) -> anyhow::Result<LineageId> {
-    let subject = || format!("default certificate {}", path.display());
-    let (chain, key) =
-        read_pair(&CertificatePath::of(path)).map_err(anyhow::Error::msg).with_context(subject)?;
-    sites.add_certificate(chain, &key, clock::unix_time()).with_context(subject)
+fn read_default(path: &Path) -> anyhow::Result<(CertificateChain, PrivateKey)> {
+    read_pair(&CertificatePath::of(path))
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("default certificate {}", path.display()))
 }
 
 #[derive(Debug, Clone)]
@@ -136,7 +141,9 @@ type Outcome = (PathBuf, Result<SealedCertificate, String>);
 fn seal_all(paths: &[CertificatePath], sealing: &Arc<Sealing>) -> Vec<Outcome> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = paths.len().div_ceil(threads).max(1);
+    let progress = Progress::new(paths.len());
     let seal = |path: &CertificatePath| {
+        progress.count();
         let (chain, key) = read_pair(path)?;
         sealing.seal(chain, &key).map_err(|fault| fault.to_string())
     };
@@ -152,6 +159,37 @@ fn seal_all(paths: &[CertificatePath], sealing: &Arc<Sealing>) -> Vec<Outcome> {
         running.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
     })
 }
+
+/// Says every two seconds how far a long start has come.
+struct Progress {
+    files: usize,
+    done: AtomicUsize,
+    started: Instant,
+    reports: AtomicUsize,
+}
+
+impl Progress {
+    fn new(files: usize) -> Self {
+        Self { files, done: AtomicUsize::new(0), started: clock::now(), reports: AtomicUsize::new(0) }
+    }
+
+    fn count(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        let reports = self.reports.load(Ordering::Relaxed);
+        let due = self.started + REPORT_EVERY * u32::try_from(reports + 1).unwrap_or(u32::MAX);
+        // One of the threads says it.
+        let is_mine = clock::now() >= due
+            && self
+                .reports
+                .compare_exchange(reports, reports + 1, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if is_mine {
+            tracing::info!(done, files = self.files, "reading certificates; not listening yet");
+        }
+    }
+}
+
+const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 fn read_pair(path: &CertificatePath) -> Result<(CertificateChain, PrivateKey), String> {
     let chain = read(&path.chain)?;
@@ -182,50 +220,64 @@ fn sites_of<'a>(
     routes: &[RouteConfig],
     certificate_names: impl Iterator<Item = &'a NamePattern>,
 ) -> anyhow::Result<BTreeMap<NamePattern, Site>> {
-    let mut by_host: BTreeMap<NamePattern, Site> = BTreeMap::new();
-    let mut everywhere = empty_site();
+    let mut by_host: BTreeMap<NamePattern, Draft> = BTreeMap::new();
+    let mut everywhere = Draft::default();
     for config in routes {
         match &config.host {
-            Some(host) => add_route(by_host.entry(host.clone()).or_insert_with(empty_site), config)?,
-            None => add_route(&mut everywhere, config)?,
+            Some(host) => by_host.entry(host.clone()).or_default().add(config)?,
+            None => everywhere.add(config)?,
         }
     }
+    let mut sites = BTreeMap::new();
     if !everywhere.routes.is_empty() {
-        for name in certificate_names {
-            by_host.entry(name.clone()).or_insert_with(empty_site);
-        }
-        for site in by_host.values_mut() {
-            site.routes.extend(everywhere.routes.iter().cloned());
-            site.hsts_max_age_seconds = site.hsts_max_age_seconds.max(everywhere.hsts_max_age_seconds);
-            site.https_redirect &= everywhere.https_redirect;
+        // One list for all the names that have no route of their own.
+        let shared = everywhere.clone().site();
+        for name in certificate_names.filter(|name| !by_host.contains_key(*name)) {
+            sites.insert(name.clone(), shared.clone());
         }
     }
-    Ok(by_host)
-}
-
-fn empty_site() -> Site {
-    Site {
-        routes: Vec::new(),
-        policy: portico_cert_store::TlsPolicy::default(),
-        hsts_max_age_seconds: 0,
-        https_redirect: true,
+    for (name, mut own) in by_host {
+        own.routes.extend(everywhere.routes.iter().cloned());
+        own.hsts_max_age_seconds = own.hsts_max_age_seconds.max(everywhere.hsts_max_age_seconds);
+        own.plain_http |= everywhere.plain_http;
+        sites.insert(name, own.site());
     }
+    Ok(sites)
 }
 
-fn add_route(site: &mut Site, config: &RouteConfig) -> anyhow::Result<()> {
-    let action = match &config.action {
-        RouteAction::Proxy { origin, host_header } => {
-            Action::Proxy { origin: Arc::new(Origin::parse(origin, host_header.as_deref())?) }
+/// A site while its routes are gathered.
+#[derive(Clone, Default)]
+struct Draft {
+    routes: Vec<Route>,
+    hsts_max_age_seconds: u32,
+    plain_http: bool,
+}
+
+impl Draft {
+    fn add(&mut self, config: &RouteConfig) -> anyhow::Result<()> {
+        let action = match &config.action {
+            RouteAction::Proxy { origin, host_header } => {
+                Action::Proxy { origin: Arc::new(Origin::parse(origin, host_header.as_deref())?) }
+            }
+            RouteAction::Redirect { location, status, keep_path } => {
+                Action::Redirect(Redirect::parse(location, u32::from(status.as_u16()), *keep_path)?)
+            }
+            RouteAction::Static { status, content_type, body } => {
+                Action::fixed(u32::from(status.as_u16()), content_type, body.clone().into())?
+            }
+        };
+        self.routes.push(Route::new(&config.path, action)?);
+        self.hsts_max_age_seconds = self.hsts_max_age_seconds.max(config.hsts_max_age_seconds);
+        self.plain_http |= config.plain_http;
+        Ok(())
+    }
+
+    fn site(self) -> Site {
+        Site {
+            routes: self.routes.into(),
+            policy: TlsPolicy::default(),
+            hsts_max_age_seconds: self.hsts_max_age_seconds,
+            https_redirect: !self.plain_http,
         }
-        RouteAction::Redirect { location, status, keep_path } => {
-            Action::Redirect(Redirect::parse(location, u32::from(status.as_u16()), *keep_path)?)
-        }
-        RouteAction::Static { status, content_type, body } => {
-            Action::fixed(u32::from(status.as_u16()), content_type, body.clone().into())?
-        }
-    };
-    site.routes.push(Route::new(&config.path, action)?);
-    site.hsts_max_age_seconds = site.hsts_max_age_seconds.max(config.hsts_max_age_seconds);
-    site.https_redirect &= !config.plain_http;
-    Ok(())
+    }
 }

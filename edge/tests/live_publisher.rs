@@ -8,7 +8,9 @@ use fleet::{
 };
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, Generation, LineageId, TenantId};
-use portico_edge::live::{Action, OriginHost, Published, SuspensionMode, UnknownSni};
+use portico_edge::live::{
+    Action, Batch, BatchKind, Checks, OriginHost, Published, SuspensionMode, UnknownSni,
+};
 use wire::ResourceKind;
 
 const NOW_MS: i64 = (NOW as i64) * 1000;
@@ -55,6 +57,47 @@ fn a_bad_resource_is_nacked_alone_and_keeps_its_previous_version() {
         panic!("not the static answer")
     };
     assert_eq!(&body[..], b"second");
+}
+
+/// Enough for all cores to stage them; tables that were empty take them in one go.
+#[test]
+fn a_first_batch_of_many_names_serves_all_but_the_spoiled_one() {
+    let shops: Vec<Shop> = (0..150).map(|n| Shop::new(&format!("n{n}.shop.example"))).collect();
+    for (kind, code) in [(BatchKind::Snapshot, "KeyDoesNotOpen"), (BatchKind::LastGood, "BadCertificate")] {
+        let mut bench = Bench::new();
+        let mut resources: Vec<_> = shops.iter().flat_map(|shop| shop.resources(1)).collect();
+        let mut spoiled = shops[70].minted.body.clone();
+        if kind == BatchKind::LastGood {
+            bench.context.checks = Checks::ServedBefore;
+            spoiled.chain_der = vec![spoiled.chain_der[0].slice(..100)];
+        } else {
+            spoiled.sealed_key = shops[3].minted.body.sealed_key.clone();
+        }
+        resources[70 * 3 + 1] = credential(shops[70].lineage, 1, shops[70].tenant, &spoiled);
+        let published =
+            bench.apply(Batch { kind, ..snapshot(Generation { epoch: 1, sequence: 1 }, resources) }).unwrap();
+        assert_eq!(codes(&published), [code]);
+        for (n, shop) in shops.iter().enumerate() {
+            assert_eq!(
+                bench.served(&shop.name),
+                (n != 70).then(|| shop.minted.leaf.clone()),
+                "{}",
+                shop.name
+            );
+            assert!(bench.host(&shop.name).unwrap().route("/").is_some());
+        }
+        assert_eq!(bench.publisher.names(), 150);
+
+        bench.context.checks = Checks::Handshake;
+        bench.delta(vec![credential(shops[70].lineage, 2, shops[70].tenant, &shops[70].minted.body)]);
+        assert_eq!(bench.served(&shops[70].name), Some(shops[70].minted.leaf.clone()));
+        bench.remove(vec![
+            tombstone(ResourceKind::Domain, &shops[9].domain.to_string()),
+            tombstone(ResourceKind::Credential, &shops[9].lineage.to_string()),
+        ]);
+        assert_eq!(bench.served(&shops[9].name), None);
+        assert!(bench.live.sni.credential_of(shops[9].lineage).is_none());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! [`FRAME_BYTES_MAX`] and to what the file still holds, so a damaged one cannot ask for memory.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 /// Largest payload in bytes. A resource on the wire is at most 1 MiB.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -57,6 +58,21 @@ pub(super) fn read_frame(input: &mut impl Read, remaining: u64) -> Result<Vec<u8
     } else {
         Err(Damage::Wrong("a frame's checksum".into()))
     }
+}
+
+/// Checks the frame that `bytes` begin with, and gives where its payload is.
+pub(super) fn check_frame(bytes: &[u8]) -> Result<Range<usize>, Damage> {
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or(Damage::Torn)?;
+    let (crc, rest) = rest.split_first_chunk::<4>().ok_or(Damage::Torn)?;
+    let payload_bytes = u32::from_le_bytes(*length) as usize;
+    if payload_bytes > FRAME_BYTES_MAX {
+        return Err(Damage::Wrong(format!("a frame claims {payload_bytes} bytes")));
+    }
+    let payload = rest.get(..payload_bytes).ok_or(Damage::Torn)?;
+    if checksum(*length, payload) != u32::from_le_bytes(*crc) {
+        return Err(Damage::Wrong("a frame's checksum".into()));
+    }
+    Ok(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + payload_bytes)
 }
 
 pub(super) fn read_array<const N: usize>(input: &mut impl Read) -> Result<[u8; N], Damage> {

@@ -70,21 +70,22 @@ impl Applier {
     /// Publishes what is on disk, before the first connection. Damage is reported, never fatal.
     pub(super) fn boot(&mut self) -> Result<(), LastGoodError> {
         let Some(last_good) = &mut self.last_good else { return Ok(()) };
-        let present = OnDisk::load(last_good)?;
-        for warning in &present.warnings {
+        let mut present = OnDisk::load(last_good)?;
+        let (generation, damage) = (present.generation, std::mem::take(&mut present.warnings));
+        let (resources, undecoded) = present.into_resources();
+        for warning in damage.iter().chain(&undecoded) {
             tracing::error!(%warning, "last-good files are damaged");
             self.metrics.last_good_errors.increment(1);
         }
-        if present.generation == Generation::default() {
+        if generation == Generation::default() {
             tracing::info!(
                 "no last-good state: this edge serves nothing until the control plane has sent a snapshot"
             );
             return Ok(());
         }
-        let resources = present.resources.into_values().filter_map(|frame| decode(&frame)).collect();
         let batch = Batch {
             kind: BatchKind::LastGood,
-            generation: present.generation,
+            generation,
             resources,
             tombstones: Vec::new(),
             removals_signed_off: false,
@@ -292,11 +293,6 @@ impl Applier {
     fn note_applied(&self, generation: Generation) {
         self.metrics.set_applied(generation, clock::unix_time().as_secs());
     }
-}
-
-fn decode(frame: &[u8]) -> Option<portico_api::distribution::Resource> {
-    use prost::Message as _;
-    portico_api::distribution::Resource::decode(frame).ok()
 }
 
 /// An ack has to fit into one message.

@@ -3,10 +3,12 @@
 //! A snapshot's frames are Resource messages as on the wire. A logged delta has one frame for each resource or tombstone,
 //! a Delta message with just that, so that no frame is large.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
+use bytes::Bytes;
 use portico_api::distribution::{Delta, Resource, Tombstone};
-use portico_cert_store::{Generation, LastGood, LastGoodError, Loaded};
+use portico_cert_store::{Frames, Generation, LastGood, LastGoodError, Loaded};
 use prost::Message as _;
 
 use crate::live::Published;
@@ -30,12 +32,14 @@ enum What {
     },
 }
 
-/// What is on disk, resource by resource.
+/// What is on disk: the snapshot, and what the logged changes make of it.
 #[derive(Debug, Default)]
 pub(super) struct OnDisk {
     pub(super) generation: Generation,
-    pub(super) resources: HashMap<(u32, String), Vec<u8>>,
     pub(super) warnings: Vec<String>,
+    snapshot: Frames,
+    /// None: removed.
+    changes: HashMap<(u32, String), Option<Resource>>,
 }
 
 impl Saving {
@@ -69,9 +73,7 @@ impl Saving {
                 last_good.write_snapshot(self.generation, frames)
             }
             What::Snapshot { frames, carried } => {
-                let mut present = OnDisk::load(last_good)?;
-                let carried =
-                    carried.iter().filter_map(|key| present.resources.remove(key)).collect::<Vec<_>>();
+                let carried = OnDisk::load(last_good)?.frames_of(carried);
                 last_good.write_snapshot(self.generation, frames.iter().chain(&carried))
             }
             What::Delta { frames } => self.save_delta(last_good, frames),
@@ -82,13 +84,13 @@ impl Saving {
         match last_good.append(self.generation, frames) {
             Ok(()) if last_good.needs_compaction() => {
                 let present = OnDisk::load(last_good)?;
-                last_good.write_snapshot(self.generation, present.resources.into_values())
+                last_good.write_snapshot(self.generation, present.into_frames())
             }
             // Nothing to append to, or the log cannot be trusted: write the state as a whole.
             Err(LastGoodError::NoSnapshot | LastGoodError::LogBroken) => {
                 let mut present = OnDisk::load(last_good)?;
                 present.add(frames);
-                last_good.write_snapshot(self.generation, present.resources.into_values())
+                last_good.write_snapshot(self.generation, present.into_frames())
             }
             done => done,
         }
@@ -98,13 +100,7 @@ impl Saving {
 impl OnDisk {
     pub(super) fn load(last_good: &mut LastGood) -> Result<Self, LastGoodError> {
         let Loaded { generation, resources, deltas, warnings } = last_good.load()?;
-        let mut present = Self { generation, warnings, ..Self::default() };
-        for frame in resources {
-            match Resource::decode(frame.as_slice()) {
-                Ok(resource) => present.put(resource.kind, resource.id, frame),
-                Err(error) => present.warnings.push(format!("a kept resource does not decode: {error}")),
-            }
-        }
+        let mut present = Self { generation, warnings, snapshot: resources, changes: HashMap::new() };
         for delta in deltas {
             present.add(&delta.frames);
         }
@@ -117,11 +113,10 @@ impl OnDisk {
             match Delta::decode(frame.as_slice()) {
                 Ok(delta) => {
                     for resource in delta.resources {
-                        let bytes = resource.encode_to_vec();
-                        self.put(resource.kind, resource.id, bytes);
+                        self.changes.insert((resource.kind, resource.id.clone()), Some(resource));
                     }
                     for tombstone in delta.tombstones {
-                        self.resources.remove(&(tombstone.kind, tombstone.id));
+                        self.changes.insert((tombstone.kind, tombstone.id), None);
                     }
                 }
                 Err(error) => self.warnings.push(format!("a kept change does not decode: {error}")),
@@ -129,9 +124,52 @@ impl OnDisk {
         }
     }
 
-    fn put(&mut self, kind: u32, id: String, bytes: Vec<u8>) {
-        self.resources.insert((kind, id), bytes);
+    /// All resources, decoded on all cores, with what could not be decoded as warnings. Bodies point into the file.
+    pub(super) fn into_resources(self) -> (Vec<Resource>, Vec<String>) {
+        let (bytes, ranges) = self.snapshot.into_parts();
+        let (bytes, changes) = (Bytes::from(bytes), &self.changes);
+        let decode = |ranges: &[Range<usize>]| {
+            let (mut resources, mut warnings) = (Vec::with_capacity(ranges.len()), Vec::new());
+            for range in ranges {
+                match Resource::decode(bytes.slice(range.clone())) {
+                    Ok(resource) if is_changed(changes, &resource) => {}
+                    Ok(resource) => resources.push(resource),
+                    Err(error) => warnings.push(format!("a kept resource does not decode: {error}")),
+                }
+            }
+            (resources, warnings)
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = ranges.len().div_ceil(threads).max(1);
+        let parts = std::thread::scope(|scope| {
+            let parts: Vec<_> = ranges.chunks(share).map(|ranges| scope.spawn(|| decode(ranges))).collect();
+            parts.into_iter().map(|part| part.join().expect("decoding does not panic")).collect::<Vec<_>>()
+        });
+        let (mut resources, mut warnings) = (Vec::with_capacity(ranges.len() + changes.len()), Vec::new());
+        for (part, told) in parts {
+            resources.extend(part);
+            warnings.extend(told);
+        }
+        resources.extend(self.changes.into_values().flatten());
+        (resources, warnings)
     }
+
+    /// The frames of the state as it is now.
+    fn into_frames(self) -> Vec<Vec<u8>> {
+        self.into_resources().0.iter().map(prost::Message::encode_to_vec).collect()
+    }
+
+    /// The frames of some resources, by kind and id.
+    fn frames_of(self, keys: &[(u32, String)]) -> Vec<Vec<u8>> {
+        let wanted: HashSet<(u32, &str)> = keys.iter().map(|(kind, id)| (*kind, id.as_str())).collect();
+        let (mut resources, _) = self.into_resources();
+        resources.retain(|resource| wanted.contains(&(resource.kind, resource.id.as_str())));
+        resources.iter().map(prost::Message::encode_to_vec).collect()
+    }
+}
+
+fn is_changed(changes: &HashMap<(u32, String), Option<Resource>>, resource: &Resource) -> bool {
+    !changes.is_empty() && changes.contains_key(&(resource.kind, resource.id.clone()))
 }
 
 fn one_resource(resource: Resource) -> Delta {

@@ -3,12 +3,11 @@
 //! A refused batch leaves no trace in the published tables. The one rule of the envelope that needs parsed resources, the
 //! share of names removed, is applied at publish, also before anything changes.
 
-use std::collections::HashSet;
-
 use portico_api::distribution::{RESOURCE_BYTES_MAX, Resource, Tombstone};
 use portico_cert_store::Generation;
 use prost::Message as _;
 
+use super::books::HashSet;
 use super::{Fault, limits};
 
 /// A snapshot or a delta as it came.
@@ -38,6 +37,8 @@ pub struct Admitted {
     pub(super) batch: Batch,
     /// For each resource: it is held at just this version already.
     pub(super) unchanged: Vec<bool>,
+    /// Nothing is served yet: nobody else wants the cores.
+    pub(super) idle: bool,
 }
 
 /// A batch refused whole.
@@ -52,7 +53,11 @@ pub struct Rejected {
 pub(super) fn check_envelope(batch: &Batch, applied: Generation) -> Result<(), Fault> {
     check_generation(batch, applied)?;
     check_sizes(batch)?;
-    check_unique(batch)
+    match batch.kind {
+        // Unique when it was admitted.
+        BatchKind::LastGood => Ok(()),
+        BatchKind::Snapshot | BatchKind::Delta { .. } => check_unique(batch),
+    }
 }
 
 fn check_generation(batch: &Batch, applied: Generation) -> Result<(), Fault> {
@@ -106,7 +111,8 @@ fn check_sizes(batch: &Batch) -> Result<(), Fault> {
 fn check_unique(batch: &Batch) -> Result<(), Fault> {
     let resources = batch.resources.iter().map(|resource| (resource.kind, resource.id.as_str()));
     let tombstones = batch.tombstones.iter().map(|tombstone| (tombstone.kind, tombstone.id.as_str()));
-    let mut seen = HashSet::with_capacity(batch.resources.len() + batch.tombstones.len());
+    let mut seen = HashSet::default();
+    seen.reserve(batch.resources.len() + batch.tombstones.len());
     match resources.chain(tombstones).find(|key| !seen.insert(*key)) {
         Some((kind, id)) => {
             Err(Fault::new("DuplicateResource", format!("resource `{id}` of kind {kind} is there twice")))

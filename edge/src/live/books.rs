@@ -3,8 +3,9 @@
 //!
 //! Sketch at a million domains: about 250 bytes each in the three maps, beside the host itself.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use portico_api::distribution::{
     REMOVAL_ALWAYS_ALLOWED, REMOVAL_PERCENT_MAX, Resource, ResourceKind, Tombstone,
@@ -15,6 +16,10 @@ use super::Fault;
 use super::admit::{Batch, BatchKind};
 use super::host::{Host, TenantState};
 use super::stage::{Item, Staged};
+
+/// Seeded per process, and a third of the default hasher's time: a start puts every name into several of these.
+pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+pub(super) type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
 /// The writer's own books: what is held, at which version, and who refers to whom.
 #[derive(Default)]
@@ -182,7 +187,12 @@ impl Held {
     /// Moves a domain's references.
     pub(super) fn refer(&mut self, domain: DomainId, from: &[LineageId], to: &[LineageId]) {
         for lineage in to.iter().filter(|lineage| !from.contains(lineage)) {
-            self.lineages.entry(*lineage).or_default().referrers.push(domain);
+            let referrers = &mut self.lineages.entry(*lineage).or_default().referrers;
+            if referrers.is_empty() {
+                // Nearly always the only one; a group's list grows by itself.
+                referrers.reserve_exact(1);
+            }
+            referrers.push(domain);
         }
         for lineage in from.iter().filter(|lineage| !to.contains(lineage)) {
             let Some(record) = self.lineages.get_mut(lineage) else { continue };

@@ -24,7 +24,7 @@ pub struct Host {
     pub domain: DomainId,
     pub name: NamePattern,
     /// First match wins.
-    pub routes: Box<[Route]>,
+    pub routes: Arc<[Route]>,
     pub policy: TlsPolicy,
     /// Set while an order of that account is open: `token.thumbprint` answers any HTTP-01 token.
     pub acme_thumbprint: Option<Box<str>>,

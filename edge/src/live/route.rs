@@ -74,7 +74,9 @@ impl Route {
                 Action::Redirect(Redirect::parse(&redirect.location, redirect.status, redirect.keep_path)?)
             }
             Some(wire::route::Action::StaticAnswer(answer)) => {
-                Action::fixed(answer.status, &answer.content_type, answer.body.clone())?
+                // A copy: the message's bytes are a part of the whole snapshot, which would stay in memory for it.
+                let body = Bytes::copy_from_slice(&answer.body);
+                Action::fixed(answer.status, &answer.content_type, body)?
             }
             // Also an action of a newer release: it has to be nacked, not turned into an empty answer.
             None => {

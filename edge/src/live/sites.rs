@@ -4,7 +4,7 @@
 //! start and never leaves memory, so that there is one kind of credential. Names come from the certificates and from the
 //! sites; a name carries every certificate that holds it, the index chooses among them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use portico_cert_store::{
@@ -13,7 +13,7 @@ use portico_cert_store::{
     TenantId, TlsPolicy, UnixTime, check_certified_key,
 };
 
-use super::books::TenantRecord;
+use super::books::{HashMap, TenantRecord};
 use super::host::{EgressGrant, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
@@ -26,18 +26,15 @@ pub struct Sites {
     sealing: Arc<Sealing>,
     version: u64,
     sites: BTreeMap<NamePattern, Site>,
-    certificates: BTreeMap<LineageId, CertificateFacts>,
     /// Which certificates name a pattern literally; a name is held by its own pattern and by its parent's wildcard.
-    holders: HashMap<NamePattern, BTreeSet<LineageId>>,
-    /// All names published, with their domain.
-    names: BTreeMap<NamePattern, DomainId>,
+    holders: HashMap<NamePattern, Vec<LineageId>>,
 }
 
 /// How one name is served.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// First match wins.
-    pub routes: Vec<Route>,
+    /// First match wins. Names with the same routes share them.
+    pub routes: Arc<[Route]>,
     pub policy: TlsPolicy,
     /// 0: no header.
     pub hsts_max_age_seconds: u32,
@@ -60,9 +57,7 @@ impl Sites {
             sealing: Arc::new(Sealing { interner: ChainInterner::new(), cell, cell_key, tenant }),
             version: 1,
             sites: BTreeMap::new(),
-            certificates: BTreeMap::new(),
-            holders: HashMap::new(),
-            names: BTreeMap::new(),
+            holders: HashMap::default(),
         }
     }
 
@@ -85,18 +80,22 @@ impl Sites {
     ) -> Result<(), Fault> {
         let mut names = BTreeSet::new();
         let mut round = Round::new(Generation::default(), now);
-        for SealedCertificate { lineage, facts, credential } in sealed {
+        self.publisher.begin_bulk(&mut round);
+        for SealedCertificate { lineage, names: held, credential } in sealed {
             self.version += 1;
             self.publisher.put_credential(&mut round, self.version, lineage, credential)?;
-            names.extend(facts.names.iter().cloned());
-            self.hold(lineage, facts);
+            self.hold(lineage, &held);
+            names.extend(held.iter().cloned());
+            round.know_names(lineage, held);
         }
         for (name, site) in sites {
             check_routes(&name, &site)?;
             names.insert(name.clone());
             self.sites.insert(name, site);
         }
-        self.settle(&names, now)
+        self.settle_in(&mut round, &names)?;
+        self.publisher.end_bulk(&mut round);
+        Ok(())
     }
 
     /// Adds or replaces the routes of a name.
@@ -135,7 +134,7 @@ impl Sites {
         key: &PrivateKey,
         now: UnixTime,
     ) -> Result<(), Fault> {
-        if !self.certificates.contains_key(&lineage) {
+        if self.credential(lineage).is_none() {
             return Err(unknown(lineage));
         }
         self.put_certificate(lineage, chain, key, now)
@@ -152,14 +151,22 @@ impl Sites {
                 "it is the default certificate; choose another one first",
             ));
         }
-        let facts = self.release(lineage).ok_or_else(|| unknown(lineage))?;
-        self.settle(&self.names_near(&facts.names), now)?;
+        let names = self.release(lineage).ok_or_else(|| unknown(lineage))?;
+        self.settle(&self.names_near(&names), now)?;
         self.publisher.remove_lineage(lineage)
     }
 
-    /// What is served, by id.
-    pub fn certificates(&self) -> &BTreeMap<LineageId, CertificateFacts> {
-        &self.certificates
+    /// What is served, by id. The leaves are read again for it: kept, their facts would be a tenth of all memory.
+    pub fn certificates(&self) -> Vec<(LineageId, CertificateFacts)> {
+        let held = self.publisher.held.lineages.iter();
+        let held = held.filter_map(|(id, record)| Some((*id, record.credential.as_ref()?.facts())));
+        let mut certificates: Vec<_> = held.collect();
+        certificates.sort_by_key(|(id, _)| *id);
+        certificates
+    }
+
+    pub fn certificate(&self, lineage: LineageId) -> Option<CertificateFacts> {
+        self.credential(lineage).map(|credential| credential.facts())
     }
 
     pub fn set_fleet(&mut self, policy: FleetPolicy, default_certificate: Option<LineageId>) {
@@ -173,40 +180,55 @@ impl Sites {
         key: &PrivateKey,
         now: UnixTime,
     ) -> Result<(), Fault> {
-        let SealedCertificate { facts, credential, .. } = self.sealing.seal_as(lineage, chain, key)?;
+        let SealedCertificate { names, credential, .. } = self.sealing.seal_as(lineage, chain, key)?;
         let opened = credential
             .open(self.publisher.live.keys.cell_keys())
             .map_err(|error| Fault::new("KeyDoesNotOpen", error.to_string()))?;
-        check_certified_key(Arc::new(opened), &handshake_name(&facts.names)?)
+        check_certified_key(Arc::new(opened), &handshake_name(&names)?)
             .map_err(|error| Fault::new("HandshakeFailed", error.to_string()))?;
         let mut round = Round::new(Generation::default(), now);
         self.version += 1;
+        let before = self.certificate(lineage).map(|facts| facts.names);
         self.publisher.put_credential(&mut round, self.version, lineage, credential)?;
-        let before = self.release(lineage);
-        self.hold(lineage, facts.clone());
-        let mut names = self.names_near(&facts.names);
-        names.extend(before.iter().flat_map(|before| self.names_near(&before.names)));
-        self.settle(&names, now)
-    }
-
-    fn hold(&mut self, lineage: LineageId, facts: CertificateFacts) {
-        for name in &facts.names {
-            self.holders.entry(name.clone()).or_default().insert(lineage);
+        if let Some(before) = &before {
+            self.forget(lineage, before);
         }
-        self.certificates.insert(lineage, facts);
+        self.hold(lineage, &names);
+        let mut near = self.names_near(&names);
+        near.extend(before.iter().flat_map(|before| self.names_near(before)));
+        self.settle(&near, now)
     }
 
-    fn release(&mut self, lineage: LineageId) -> Option<CertificateFacts> {
-        let facts = self.certificates.remove(&lineage)?;
-        for name in &facts.names {
+    fn credential(&self, lineage: LineageId) -> Option<&Arc<Credential>> {
+        self.publisher.held.lineages.get(&lineage)?.credential.as_ref()
+    }
+
+    fn hold(&mut self, lineage: LineageId, names: &[NamePattern]) {
+        for name in names {
+            // Nearly always one.
+            let holders = self.holders.entry(name.clone()).or_insert_with(|| Vec::with_capacity(1));
+            if !holders.contains(&lineage) {
+                holders.push(lineage);
+            }
+        }
+    }
+
+    /// Lets go of a certificate's names, and gives them.
+    fn release(&mut self, lineage: LineageId) -> Option<Vec<NamePattern>> {
+        let names = self.certificate(lineage)?.names;
+        self.forget(lineage, &names);
+        Some(names)
+    }
+
+    fn forget(&mut self, lineage: LineageId, names: &[NamePattern]) {
+        for name in names {
             if let Some(holders) = self.holders.get_mut(name) {
-                holders.remove(&lineage);
+                holders.retain(|holder| *holder != lineage);
                 if holders.is_empty() {
                     self.holders.remove(name);
                 }
             }
         }
-        Some(facts)
     }
 
     /// The names of a certificate, and those of sites that its wildcards hold.
@@ -221,20 +243,26 @@ impl Sites {
     /// Brings the entries of `names` in line with certificates and sites.
     fn settle(&mut self, names: &BTreeSet<NamePattern>, now: UnixTime) -> Result<(), Fault> {
         let mut round = Round::new(Generation::default(), now);
+        self.settle_in(&mut round, names)
+    }
+
+    fn settle_in(&mut self, round: &mut Round, names: &BTreeSet<NamePattern>) -> Result<(), Fault> {
         for name in names {
+            let published =
+                self.publisher.held.claims.get(name).and_then(|claimants| claimants.first().copied());
             let lineages = self.lineages_for(name);
             if lineages.is_empty() && !self.sites.contains_key(name) {
-                if let Some(domain) = self.names.remove(name) {
-                    self.publisher.remove_domain(&mut round, domain);
+                if let Some(domain) = published {
+                    self.publisher.remove_domain(round, domain);
                 }
                 continue;
             }
-            let domain = *self.names.entry(name.clone()).or_insert_with(DomainId::generate);
+            let domain = published.unwrap_or_else(DomainId::generate);
             self.version += 1;
             let item = self.domain_item(domain, name, lineages);
-            self.publisher.put_domain(&mut round, self.version, item)?;
+            self.publisher.put_domain(round, self.version, item)?;
         }
-        self.publisher.settle_names(&mut round);
+        self.publisher.settle_names(round);
         Ok(())
     }
 
@@ -248,7 +276,7 @@ impl Sites {
         let found = literal.chain(wildcard.iter().filter_map(|name| self.holders.get(name)).flatten());
         let mut found: Vec<LineageId> = found.copied().collect();
         let not_after =
-            |lineage: &LineageId| self.certificates.get(lineage).map(|facts| facts.not_after.as_secs());
+            |lineage: &LineageId| self.credential(*lineage).map(|held| held.not_after().as_secs());
         found.sort_by_key(|lineage| (std::cmp::Reverse(not_after(lineage)), *lineage));
         found.dedup();
         found.truncate(limits::LINEAGES_PER_NAME_MAX);
@@ -263,7 +291,7 @@ impl Sites {
             tenant: self.sealing.tenant,
             name: name.clone(),
             lineages,
-            routes: site.map(|site| site.routes.clone()).unwrap_or_default().into(),
+            routes: site.map(|site| Arc::clone(&site.routes)).unwrap_or_default(),
             policy,
             suspension: None,
             acme_thumbprint: None,
@@ -287,13 +315,13 @@ pub struct Sealing {
 #[derive(Debug)]
 pub struct SealedCertificate {
     lineage: LineageId,
-    facts: CertificateFacts,
+    names: Box<[NamePattern]>,
     credential: Credential,
 }
 
 impl SealedCertificate {
     pub fn names(&self) -> &[NamePattern] {
-        &self.facts.names
+        &self.names
     }
 }
 
@@ -313,9 +341,9 @@ impl Sealing {
         key: &PrivateKey,
     ) -> Result<SealedCertificate, Fault> {
         let bad = |error: &dyn std::fmt::Display| Fault::new("BadCertificate", error.to_string());
-        let facts = chain.facts().clone();
+        let names = chain.facts().names.as_slice().into();
         let (id, key_tenant) = (CredentialId::generate(), self.tenant.to_string());
-        let spki_sha256 = facts.spki_sha256;
+        let spki_sha256 = chain.facts().spki_sha256;
         if key.spki_sha256() != spki_sha256 {
             return Err(Fault::new("KeyMismatch", "the private key is not that of the certificate"));
         }
@@ -334,7 +362,7 @@ impl Sealing {
             sealed_key,
         };
         let credential = Credential::new(parts, &self.interner).map_err(|error| bad(&error))?;
-        Ok(SealedCertificate { lineage, facts, credential })
+        Ok(SealedCertificate { lineage, names, credential })
     }
 }
 

@@ -12,8 +12,8 @@ use arc_swap::ArcSwapOption;
 use portico_api::distribution as wire;
 use portico_cert_store::{
     CellId, CellKeys, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, DomainId,
-    DomainName, GroupId, IdError, LineageId, NamePattern, SealedKey, TenantId, TlsPolicy, TlsVersion,
-    UnixTime, check_certified_key,
+    DomainName, GroupId, IdError, KeptParts, LineageId, NamePattern, SealedKey, TenantId, TlsPolicy,
+    TlsVersion, UnixTime, check_certified_key,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -37,7 +37,8 @@ pub struct StagingContext {
 pub enum Checks {
     /// Open the key and do a handshake (P9).
     Handshake,
-    /// It served before: from this edge's own disk. Expired certificates are taken too.
+    /// It served before: from this edge's own disk, where a checksum has guarded it since. Expired certificates are taken
+    /// too, and of a leaf only what the index needs is read.
     ServedBefore,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct DomainItem {
     pub(super) name: NamePattern,
     /// Of this edge's cell, best first.
     pub(super) lineages: Box<[LineageId]>,
-    pub(super) routes: Box<[Route]>,
+    pub(super) routes: Arc<[Route]>,
     pub(super) policy: TlsPolicy,
     pub(super) suspension: Option<Suspension>,
     pub(super) acme_thumbprint: Option<Box<str>>,
@@ -89,18 +90,19 @@ pub(super) struct DomainItem {
     pub(super) https_redirect: bool,
 }
 
-/// From this many resources on, an edge that starts uses all its cores; nobody else wants them yet.
-const PARALLEL_FROM: usize = 1000;
+/// From this many resources on, an edge that serves nothing yet uses all its cores; nobody else wants them.
+const PARALLEL_FROM: usize = 256;
+/// Threads at most.
+const THREADS_MAX: usize = 64;
 
 /// Parses and checks the resources of a batch.
 pub fn stage(admitted: Admitted, context: &StagingContext) -> Staged {
-    let Admitted { batch, unchanged } = admitted;
-    let threads = match context.checks {
-        Checks::ServedBefore if batch.resources.len() >= PARALLEL_FROM => {
-            std::thread::available_parallelism().map_or(1, usize::from)
-        }
+    let Admitted { batch, unchanged, idle } = admitted;
+    let threads = if idle && batch.resources.len() >= PARALLEL_FROM {
+        std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+    } else {
         // While workers serve, one core is theirs to lose at most.
-        Checks::ServedBefore | Checks::Handshake => 1,
+        1
     };
     let items = if threads == 1 {
         stage_part(&batch.resources, &unchanged, context)
@@ -123,7 +125,11 @@ fn stage_in_parallel(
             .zip(unchanged.chunks(size))
             .map(|(resources, unchanged)| scope.spawn(move || stage_part(resources, unchanged, context)))
             .collect();
-        parts.into_iter().flat_map(|part| part.join().expect("a part holds its panics itself")).collect()
+        let mut items = Vec::with_capacity(resources.len());
+        for part in parts {
+            items.extend(part.join().expect("a part holds its panics itself"));
+        }
+        items
     })
 }
 
@@ -304,6 +310,9 @@ fn build_credential(
     if body.chain_der.len() > limits::CHAIN_CERTIFICATES_MAX {
         return Err(bad(&format!("the chain has {} certificates; at most 8", body.chain_der.len())));
     }
+    if context.checks == Checks::ServedBefore {
+        return take_back(lineage, body, spki_sha256, context);
+    }
     let chain = body.chain_der.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     let chain = CertificateChain::parse_der(chain).map_err(|error| bad(&error))?;
     let names = chain.facts().names.as_slice().into();
@@ -320,6 +329,30 @@ fn build_credential(
     };
     let credential = Credential::new(parts, &context.interner).map_err(|error| bad(&error))?;
     Ok((credential, names))
+}
+
+/// The short way of a credential that this edge has served before.
+fn take_back(
+    lineage: LineageId,
+    body: &wire::Credential,
+    spki_sha256: [u8; 32],
+    context: &StagingContext,
+) -> Result<(Credential, Box<[NamePattern]>), Fault> {
+    let chain: Vec<&[u8]> = body.chain_der.iter().map(AsRef::as_ref).collect();
+    let kept = KeptParts {
+        id: parse_id(&body.credential_id)?,
+        lineage,
+        group: parse_id(&body.group_id)?,
+        cell: &context.cell,
+        cell_key_epoch: body.cell_key_epoch,
+        key_tenant: &body.key_tenant,
+        spki_sha256,
+        chain: &chain,
+        sealed_key: &body.sealed_key,
+    };
+    let (credential, names) = Credential::take_back(kept, &context.interner)
+        .map_err(|error| Fault::new("BadCertificate", error.to_string()))?;
+    Ok((credential, names.into()))
 }
 
 /// The last gate before a credential goes live (P9): its key opens, and a client completes a handshake with it. The
