@@ -165,7 +165,7 @@ fn write_identity(state: &Path, cell: &CellId, cell_key: &CellKey) -> Result<()>
         "edge_id": EdgeId::generate().to_string(),
         "cell_id": cell.as_str(),
         "key_pkcs8": STANDARD.encode(key.secret_der()),
-        "certificate_chain": [certificate.clone()],
+        "certificate_chain": [certificate],
         "trusted": [certificate],
         "hpke_private": STANDARD.encode(private.secret_bytes()),
         "hpke_public": STANDARD.encode(public),
