@@ -23,11 +23,13 @@ pub mod sealer;
 pub mod store;
 pub mod tasks;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
+use tracing_subscriber::filter::LevelFilter;
 
 pub use app::App;
 pub use app::fleet::FleetLink;
@@ -153,6 +155,16 @@ impl Running {
         self.parts.store.close().await;
         first
     }
+}
+
+/// Log lines to standard error; `RUST_LOG` chooses the level, as `info` or `info,portico_control_plane=debug`, else
+/// `level`. Does nothing when the program has a logger already.
+pub fn start_logging(level: LevelFilter) {
+    use tracing_subscriber::{filter::Targets, fmt, prelude::*};
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter = chosen.unwrap_or_else(|| Targets::new().with_default(level));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let _already_there = tracing_subscriber::registry().with(lines).with(filter).try_init();
 }
 
 /// Command line of `rotate-kek`.

@@ -2,6 +2,7 @@
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use tracing_subscriber::filter::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,12 +25,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let command_line = CommandLine::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    portico_control_plane::start_logging(LevelFilter::INFO);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match (command_line.command, command_line.args) {
         (Some(Command::RotateKek(args)), _) => runtime.block_on(portico_control_plane::run_rotate_kek(args)),

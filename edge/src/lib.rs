@@ -29,12 +29,15 @@ pub mod worker;
 
 pub use server::{Args, run};
 
-/// Log lines to standard error; `RUST_LOG` chooses the level. Does nothing when the program has a logger already.
+/// Log lines to standard error; `RUST_LOG` chooses the level, as `info` or `info,portico_edge=debug`. Does nothing when the
+/// program has a logger already.
 pub fn start_logging() {
     use std::io::IsTerminal;
 
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let _ = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::{fmt, prelude::*};
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter = chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
 }

@@ -19,6 +19,7 @@ use sqlx::Row;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::edge::{Identity, TestEdge};
 use crate::pebble::Pebble;
@@ -200,7 +201,7 @@ impl Lab {
 
     /// `None`: Pebble is wanted and is not on this machine.
     pub async fn try_start(options: &Options) -> Option<Self> {
-        log();
+        portico_control_plane::start_logging(LevelFilter::ERROR);
         let world = World::start(options.pebble).await?;
         let config = Config::read(&world.configure(options, "127.0.0.1:0")).unwrap();
         let running = portico_control_plane::start_at(config, world.clock.clone()).await.unwrap();
@@ -401,10 +402,4 @@ pub async fn http(address: SocketAddr, method: &str, path: &str, body: &Value) -
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-/// What the control plane logs, for who sets RUST_LOG.
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
 }
