@@ -1,13 +1,13 @@
 //! The committed Rust code of the distribution protocol is what the committed .proto file says.
 //!
 //! Users need no `protoc`: this test compiles the file with `protox` and compares. To accept a change of the
-//! protocol: `PORTICO_REGENERATE=1 cargo test --release -p portico-api --test generated_code_is_current`.
+//! protocol: `PORTICO_REGENERATE=1 cargo test --release -p portico-tests --test generated_code_is_current`.
 
 use std::path::Path;
 
 #[test]
 fn generated_code_matches_the_proto_file() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../control-plane/api"));
     let proto = root.join("proto");
     let committed = root.join("src/distribution/generated.rs");
     let files =
