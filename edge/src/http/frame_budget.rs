@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::limits;
 
 /// Follows one connection's bytes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct FrameBudget {
     credit: u32,
     refilled: Instant,
@@ -135,16 +135,16 @@ mod tests {
         assert!(budget.feed(&bytes, now).is_ok());
         let later = now + Duration::from_secs(1);
         assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_SECOND as usize), later).is_ok());
-        assert_eq!(budget.feed(&PING, later), Err(Flood));
+        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
 
         let headers = [0, 0, 2, HEADERS, 5, 0, 0, 0, 1, 0x82, 0x84];
         assert!(budget.feed(&headers, later).is_ok());
         assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_REQUEST as usize), later).is_ok());
         budget.wrote(limits::H2_BYTES_PER_CONTROL_FRAME as usize - 1);
-        assert_eq!(budget.feed(&PING, later), Err(Flood));
+        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
         budget.wrote(1);
         assert!(budget.feed(&PING, later).is_ok());
-        assert_eq!(budget.feed(&PING, later), Err(Flood));
+        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
     }
 
     #[test]
