@@ -1,16 +1,19 @@
 //! A block of loopback addresses that no other laboratory of this machine uses at the same time.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
-/// Holds `127.<x>.<y>.0/24` for as long as it lives: whoever binds the block's lock port owns the block.
-#[derive(Debug)]
+/// `127.<x>.<y>.0/24`, this process's until its end: whoever binds the block's lock port owns the block.
+#[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     x: u8,
     y: u8,
-    _lock: TcpListener,
 }
 
 const LOCK_PORT: u16 = 59;
+
+/// Never given back: what listens in a laboratory may end a moment after the laboratory itself.
+static LOCKS: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
 
 impl Addresses {
     /// Takes a free block.
@@ -24,7 +27,8 @@ impl Addresses {
             }
             let lock = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, x, y, 254)), 10_000 + LOCK_PORT);
             if let Ok(listener) = TcpListener::bind(lock) {
-                return Self { x, y, _lock: listener };
+                LOCKS.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+                return Self { x, y };
             }
         }
         panic!("no free block of loopback addresses");
