@@ -46,7 +46,7 @@ pub struct Generation {
 /// Text that is not an id of the wanted kind. The text shows what was expected; the input is cut to 64 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("`{input}` is not a {noun} id; expected `{prefix}_` and a ULID of 26 upper-case characters")]
+    #[error("`{input}` is no {noun} id; expected `{prefix}_` and a ULID of 26 upper-case characters")]
     Malformed { input: String, noun: &'static str, prefix: &'static str },
     #[error("`{input}` is not a cell name; use 1 to 32 characters of a-z, 0-9 and `-`")]
     Cell { input: String },
@@ -303,8 +303,9 @@ mod tests {
             "é".repeat(500),
         ] {
             let error = wrong.parse::<TenantId>().unwrap_err().to_string();
-            assert!(error.contains("tenant id") && error.len() < 400, "{error}");
+            assert!(error.contains("is no tenant id; expected `ten_`") && error.len() < 400, "{error}");
         }
+        assert!("x".parse::<EdgeId>().unwrap_err().to_string().starts_with("`x` is no edge id"));
     }
 
     #[test]
