@@ -69,7 +69,7 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
     let mut report = ImportReport { rows: read.rows.len() + read.errors.len(), ..ImportReport::default() };
     if args.atomic && !read.errors.is_empty() {
         report.refused = read.errors;
-        return finish(settings, &args, &report, "nothing was imported");
+        return finish(settings, &args, &report);
     }
 
     let sent = if args.atomic {
@@ -82,7 +82,7 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
     report.refused.sort_by_key(|error| error.line);
     report.tenants_created = sent.tenants_created;
     if args.atomic && !report.refused.is_empty() {
-        return finish(settings, &args, &report, "nothing was imported");
+        return finish(settings, &args, &report);
     }
     report.domains_created = sent.created.len();
     report.domains_existing = sent.existing.len();
@@ -103,7 +103,7 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
     if args.wait {
         report.wait = Some(wait::until_settled(client, &ids, start, args.timeout).await?);
     }
-    finish(settings, &args, &report, "the rest was imported")
+    finish(settings, &args, &report)
 }
 
 /// The imported domains as the control plane shows them.
@@ -116,16 +116,15 @@ async fn imported(client: &Client, ids: &HashSet<DomainId>) -> Outcome<Vec<Domai
     Ok(domains)
 }
 
-fn finish(settings: &Settings, args: &ImportArgs, report: &ImportReport, consequence: &str) -> Outcome {
+fn finish(settings: &Settings, args: &ImportArgs, report: &ImportReport) -> Outcome {
     if settings.format == Format::Json {
         output::json(report)?;
     } else {
         print(report);
     }
     if !report.refused.is_empty() {
-        let text = format!("{} of {} rows were refused; {consequence}", report.refused.len(), report.rows);
         let file = args.file.display();
-        return Err(Failure::failed(text)
+        return Err(Failure::failed(report.refusal())
             .next(format!("domain import {file}   (after mending the rows; what is there already stays)")));
     }
     match &report.wait {
@@ -134,6 +133,17 @@ fn finish(settings: &Settings, args: &ImportArgs, report: &ImportReport, consequ
             Err(Failure::not_ready(text).next("domain list --status failed"))
         }
         _ => Ok(()),
+    }
+}
+
+impl ImportReport {
+    /// How many rows were refused, and what became of the others.
+    fn refusal(&self) -> String {
+        let others = match self.domains_created + self.domains_existing {
+            0 => "nothing was imported",
+            _ => "the rest was imported",
+        };
+        format!("{} of {} rows were refused; {others}", self.refused.len(), self.rows)
     }
 }
 
@@ -160,5 +170,24 @@ fn print(report: &ImportReport) {
     ));
     if let Some(wait) = &report.wait {
         line(wait.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_import_of_which_every_row_was_refused_does_not_say_that_the_rest_was_imported() {
+        let refused = |line| RowError { line, hostname: String::new(), text: String::new() };
+        let none = ImportReport { rows: 2, refused: vec![refused(2), refused(3)], ..ImportReport::default() };
+        assert_eq!(none.refusal(), "2 of 2 rows were refused; nothing was imported");
+        let some = ImportReport {
+            rows: 2,
+            refused: vec![refused(2)],
+            domains_existing: 1,
+            ..ImportReport::default()
+        };
+        assert_eq!(some.refusal(), "1 of 2 rows were refused; the rest was imported");
     }
 }
