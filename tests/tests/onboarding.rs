@@ -105,7 +105,7 @@ async fn names_that_the_ca_refuses_to_order_do_not_hold_up_the_group() -> Result
     assert!(next.text.contains("Cannot issue for \"bank.test\""), "{next:?}");
     let events = lab.client.events(0, Some(100)).await?.items;
     let told = events.iter().find(|event| event.kind == "domain.failed").expect("its owner is told");
-    assert!(told.text.contains("run `portico domain check bank.test`"), "{told:?}");
+    assert!(told.text.contains("run `portico domain retry bank.test`"), "{told:?}");
     Ok(())
 }
 

@@ -170,7 +170,7 @@ pub async fn nine_of_ten(lab: &Lab) {
     assert!(condition[2].contains("n3.shop.test"), "{condition:?}");
     let events = crate::failing::events_of(lab, &ids[3].to_string()).await;
     let failed = events.iter().find(|event| event[0] == "domain.failed").expect("its owner is told");
-    assert!(failed[1].contains("run `portico domain check n3.shop.test`"), "the next step: {failed:?}");
+    assert!(failed[1].contains("run `portico domain retry n3.shop.test`"), "the next step: {failed:?}");
     for id in ids.iter().filter(|id| **id != ids[3]) {
         assert_eq!(lab.condition(*id, "CertificateReady").await.unwrap()[0], "true");
     }

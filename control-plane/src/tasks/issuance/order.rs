@@ -566,7 +566,7 @@ async fn eject(
         observe_certificate(&mut tx, *domain, "ValidationFailed", &text, Some(state.next_at), now).await?;
         let kind = if row.renewal { "certificate.renewal_failed" } else { "domain.failed" };
         let text = format!(
-            "{text}; mend it and run `portico domain check {name}` for a new try at once, else it is tried again at {}",
+            "{text}; mend it and run `portico domain retry {name}` for a new try at once, else it is tried again at {}",
             crate::clock::rfc3339(state.next_at)
         );
         event::append(&mut tx, kind, row.tenant, &domain.to_string(), &text, now).await?;
