@@ -46,7 +46,7 @@ pub(crate) struct AddressArgs {
     /// The test CA's management
     #[arg(long, default_value_t = 15000)]
     ca_management_port: u16,
-    /// Loopback addresses of the two tenants' origins. Not 127.0.0.1: no tenant may reach the control plane's address
+    /// Loopback addresses of the two tenants' origins; each tenant may reach its own only
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.21,127.0.0.22", value_name = "IP,IP", value_parser = loopback)]
     origins: Vec<Ipv4Addr>,
     /// The origins' port
