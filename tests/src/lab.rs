@@ -286,10 +286,6 @@ impl Lab {
         self.manage("POST", "/records", &serde_json::from_str(list)?).await
     }
 
-    pub async fn remove_record(&self, name: &str, kind: &str) -> Result<()> {
-        self.manage("DELETE", "/records", &json!({ "name": name, "type": kind })).await
-    }
-
     async fn forward(&self, zone: &str, to: SocketAddr) -> Result<()> {
         self.manage("POST", "/forward", &json!({ "zone": zone, "address": to })).await
     }
@@ -310,11 +306,6 @@ impl Lab {
     /// Where our CA counts and is told what to do.
     pub fn ca_management(&self) -> SocketAddr {
         self.ca_management
-    }
-
-    /// Moves our CA's clock.
-    pub async fn advance_ca_clock(&self, by: Duration) -> Result<()> {
-        self.manage_ca("/clock", &json!({ "advance_seconds": by.as_secs() })).await
     }
 
     /// Lets our CA fail as told: one fault or a list.

@@ -9,7 +9,6 @@
 
 mod context;
 mod delta;
-mod deployment;
 mod edges;
 mod feed;
 mod fleet;
@@ -24,7 +23,6 @@ mod server;
 mod sync;
 mod urgent;
 
-pub use deployment::Deployment;
 pub use edges::RemovedEdge;
 pub use fleet::{Applied, EdgeView, Facts, Fleet, SILENCE_MAX};
 pub use join::{JoinError, TOKEN_TTL_SECONDS};

@@ -114,19 +114,6 @@ pub async fn publish(
     Ok(published)
 }
 
-/// Writes a certificate down that must not go live, for the record.
-///
-/// # Errors
-/// The database's.
-pub async fn insert_refused(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
-    insert(tx, new, now_ms).await?;
-    sqlx::query("UPDATE credentials SET state = 'refused' WHERE id = ?")
-        .bind(new.id.to_string())
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
 /// Notes that the domains with these ids changed; answers the newest sequence (0: none of them exists any more).
 ///
 /// # Errors

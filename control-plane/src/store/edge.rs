@@ -329,15 +329,6 @@ pub async fn clear_nack(tx: &mut WriteTx, edge: EdgeId, kind: u32, id: &str) -> 
     Ok(())
 }
 
-/// Forgets every refusal of an edge: it has taken a whole snapshot.
-///
-/// # Errors
-/// The database's.
-pub async fn clear_nacks(tx: &mut WriteTx, edge: EdgeId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ?").bind(edge.to_string()).execute(&mut **tx).await?;
-    Ok(())
-}
-
 /// What an edge refuses at present.
 ///
 /// # Errors
@@ -349,47 +340,7 @@ pub async fn nacks(connection: &mut SqliteConnection, edge: EdgeId) -> Result<Ve
     .bind(edge.to_string())
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(NackRow {
-                kind: row.try_get("kind")?,
-                id: row.try_get("id")?,
-                version: unsigned(row, "version")?,
-                code: row.try_get("code")?,
-                text: row.try_get("text")?,
-            })
-        })
-        .collect()
-}
-
-/// Edges that refuse this resource at present, with their reason.
-///
-/// # Errors
-/// The database's.
-pub async fn nacks_of(
-    connection: &mut SqliteConnection,
-    kind: u32,
-    id: &str,
-) -> Result<Vec<(EdgeId, NackRow)>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT edge_id, kind, id, version, code, text FROM edge_nacks WHERE kind = ? AND id = ?",
-    )
-    .bind(kind)
-    .bind(id)
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let nack = NackRow {
-                kind: row.try_get("kind")?,
-                id: row.try_get("id")?,
-                version: unsigned(row, "version")?,
-                code: row.try_get("code")?,
-                text: row.try_get("text")?,
-            };
-            Ok((from_id(row.try_get("edge_id")?, "edge_nacks")?, nack))
-        })
-        .collect()
+    rows.iter().map(read_nack).collect()
 }
 
 /// A refusal that keeps a domain from being served as it is wanted.
@@ -433,13 +384,7 @@ pub async fn refusals_of(
             Ok(Refusal {
                 domain: from_id(row.try_get("domain_id")?, "edge_nacks")?,
                 edge: from_id(row.try_get("edge_id")?, "edge_nacks")?,
-                nack: NackRow {
-                    kind: row.try_get("kind")?,
-                    id: row.try_get("id")?,
-                    version: unsigned(row, "version")?,
-                    code: row.try_get("code")?,
-                    text: row.try_get("text")?,
-                },
+                nack: read_nack(row)?,
                 at_ms: row.try_get("at")?,
             })
         })
@@ -463,6 +408,16 @@ fn read(row: &SqliteRow) -> Result<EdgeRow, StoreError> {
         names: unsigned(row, "names")?,
         joined_at_ms: row.try_get("joined_at")?,
         last_seen_at_ms: row.try_get("last_seen_at")?,
+    })
+}
+
+fn read_nack(row: &SqliteRow) -> Result<NackRow, StoreError> {
+    Ok(NackRow {
+        kind: row.try_get("kind")?,
+        id: row.try_get("id")?,
+        version: unsigned(row, "version")?,
+        code: row.try_get("code")?,
+        text: row.try_get("text")?,
     })
 }
 

@@ -486,28 +486,3 @@ async fn an_edge_that_applies_nothing_delays_no_other_and_queues_nothing() {
     assert_eq!(back.with(|state| state.deltas), 1);
     plane.shutdown().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_domain_is_deployed_when_every_live_edge_has_it_with_its_credential_and_refuses_nothing() {
-    let plane = Plane::start().await;
-    let distribution = plane.distribution().clone();
-    let tenant = plane.tenant(&["one", "two"]).await;
-    let (domain, _) = plane.domain(tenant, "a.example").await;
-    let (one, two) = (plane.edge("one").await, plane.edge("two").await);
-    let deployed = async || {
-        let found = distribution.wait_deployed(domain, Duration::from_secs(5)).await.unwrap().unwrap();
-        (found.deployed.len(), found.refused.len(), found.has_credentials)
-    };
-    assert_eq!(deployed().await, (2, 0, false));
-    plane.issue(tenant, domain, "a.example", "one").await;
-    assert_eq!(deployed().await, (2, 0, false), "one of two cells has a credential");
-    plane.issue(tenant, domain, "a.example", "two").await;
-    assert_eq!(deployed().await, (2, 0, true));
-    two.with(|state| state.behaviour.nacks = [domain.to_string()].into());
-    plane.touch(domain, 9).await;
-    assert_eq!(deployed().await, (1, 1, true));
-    let found = distribution.deployment(domain).await.unwrap().unwrap();
-    assert_eq!((found.deployed, found.refused[0].0), (vec![one.identity.edge], two.identity.edge));
-    assert!(distribution.deployment(DomainId::generate()).await.unwrap().is_none());
-    plane.shutdown().await;
-}

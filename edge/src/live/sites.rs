@@ -98,16 +98,6 @@ impl Sites {
         Ok(())
     }
 
-    /// Adds or replaces the routes of a name.
-    ///
-    /// # Errors
-    /// A [`Fault`] if there are too many routes.
-    pub fn put_site(&mut self, name: NamePattern, site: Site, now: UnixTime) -> Result<(), Fault> {
-        check_routes(&name, &site)?;
-        self.sites.insert(name.clone(), site);
-        self.settle(&BTreeSet::from([name]), now)
-    }
-
     /// Adds a certificate, and says under which id it is known.
     ///
     /// # Errors
