@@ -11,7 +11,7 @@ use portico_cert_store::{DomainId, NamePattern, TenantId};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, change, from_id, from_json, to_json};
+use super::{StoreError, WriteTx, change, from_id, from_json, push_ids, to_json};
 
 /// A domain as it is stored.
 #[derive(Clone, Debug)]
@@ -276,11 +276,7 @@ pub async fn find_many(
     ids: &[DomainId],
 ) -> Result<Vec<DomainRow>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id IN (");
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(id.to_string());
-    }
-    query.push(") ORDER BY id");
+    push_ids(&mut query, ids).push(") ORDER BY id");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }

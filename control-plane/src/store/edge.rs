@@ -5,7 +5,7 @@ use portico_cert_store::{CellId, DomainId, EdgeId, Generation};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use super::{StoreError, WriteTx, from_id, from_json, push_ids, to_json};
 
 /// Refusals kept for one edge; an edge that refuses more than this has one fault, not a thousand.
 const NACKS_PER_EDGE_MAX: i64 = 1_000;
@@ -371,11 +371,7 @@ pub async fn refusals_of(
         query.push(if index == 0 { "" } else { " UNION ALL " });
         query.push(format!("SELECT {domain} AS domain_id, n.* FROM edge_nacks n{join} WHERE n.kind = "));
         query.push_bind(kind as i32).push(format!(" AND {domain} IN ("));
-        let mut list = query.separated(", ");
-        for id in domains {
-            list.push_bind(id.to_string());
-        }
-        query.push(")");
+        push_ids(&mut query, domains).push(")");
     }
     query.push(" ORDER BY 1, 2, 3");
     let rows = query.build().fetch_all(connection).await?;

@@ -5,7 +5,7 @@ use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, from_id, from_json};
+use super::{StoreError, from_id, from_json, push_ids};
 
 /// A certificate, without its key.
 #[derive(Clone, Debug)]
@@ -185,17 +185,6 @@ pub async fn troubles(
             })
         })
         .collect()
-}
-
-fn push_ids<'query>(
-    query: &'query mut QueryBuilder<Sqlite>,
-    domains: &[DomainId],
-) -> &'query mut QueryBuilder<Sqlite> {
-    let mut list = query.separated(", ");
-    for domain in domains {
-        list.push_bind(domain.to_string());
-    }
-    query
 }
 
 fn certificate(row: &SqliteRow) -> Result<CertificateRow, StoreError> {

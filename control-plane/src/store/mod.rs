@@ -18,7 +18,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{Sqlite, Transaction};
+use sqlx::{QueryBuilder, Sqlite, Transaction};
 use tokio::sync::watch;
 
 pub mod account;
@@ -223,6 +223,18 @@ impl DerefMut for ReadTx {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         &mut self.0
     }
+}
+
+/// Writes the inside of an `IN (...)`.
+pub(crate) fn push_ids<'query>(
+    query: &'query mut QueryBuilder<Sqlite>,
+    ids: &[impl std::fmt::Display],
+) -> &'query mut QueryBuilder<Sqlite> {
+    let mut list = query.separated(", ");
+    for id in ids {
+        list.push_bind(id.to_string());
+    }
+    query
 }
 
 /// Reads a JSON column; `what` names the row in the error.

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject as _;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
-use super::{StoreError, from_id, from_json};
+use super::{StoreError, from_id, from_json, push_ids};
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
 const IDS_PER_QUERY: usize = 500;
@@ -233,11 +233,7 @@ async fn select(
     let mut found = Vec::with_capacity(ids.len());
     for ids in ids.chunks(IDS_PER_QUERY) {
         let mut query = QueryBuilder::<Sqlite>::new(head);
-        let mut list = query.separated(", ");
-        for id in ids {
-            list.push_bind(id);
-        }
-        query.push(tail);
+        push_ids(&mut query, ids).push(tail);
         found.extend(query.build().fetch_all(&mut *connection).await?);
     }
     Ok(found)

@@ -5,7 +5,7 @@ use portico_cert_store::DomainId;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, from_id, from_word, to_word};
+use super::{StoreError, WriteTx, from_id, from_word, push_ids, to_word};
 
 /// A proof as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,11 +102,7 @@ pub async fn standing_of(
     }
     let mut query =
         QueryBuilder::<Sqlite>::new("SELECT * FROM proofs WHERE ended_at IS NULL AND domain_id IN (");
-    let mut list = query.separated(", ");
-    for domain in domains {
-        list.push_bind(domain.to_string());
-    }
-    query.push(")");
+    push_ids(&mut query, domains).push(")");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }
