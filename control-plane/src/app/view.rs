@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use portico_api::distribution::ResourceKind;
 use portico_api::v1::{Domain, Suspension, Tenant};
-use portico_cert_store::{CellId, DomainId, TenantId};
+use portico_cert_store::{DomainId, TenantId};
 
 use super::status::{
     self, CellFacts, CertificateFacts, Facts, OrderFacts, OrderStep, RefusalFacts, RefusedPart, Trouble,
@@ -17,10 +17,7 @@ use crate::store::edge::{self, Refusal};
 use crate::store::issuance::{self, CertificateRow, NameTrouble, OrderSummary};
 use crate::store::proof::{self, ProofRow};
 use crate::store::tenant::{self, TenantRow};
-use crate::store::{Connection, StoreError, change};
-
-/// The cell of tenants and domains that name none.
-const DEFAULT_CELL: &str = "default";
+use crate::store::{Connection, StoreError, cell, change};
 
 /// What the tables say about a set of domains.
 #[derive(Debug, Default)]
@@ -155,7 +152,8 @@ async fn cells(
 ) -> Result<Vec<CellFacts>, StoreError> {
     let of_domain = change::version(connection, ResourceKind::Domain, &row.id.to_string()).await?;
     let mut cells = Vec::new();
-    for cell in wanted_cells(row, tenant) {
+    let of_tenant = tenant.map_or(&[][..], |tenant| tenant.spec.cells.as_slice());
+    for cell in cell::of_domain(&row.spec.cells, of_tenant) {
         // The rows come with the latest expiry first.
         let best = certificates.iter().find(|certificate| certificate.cell == cell);
         let mut needed = of_domain;
@@ -177,19 +175,6 @@ async fn cells(
         });
     }
     Ok(cells)
-}
-
-fn wanted_cells(row: &DomainRow, tenant: Option<&TenantRow>) -> Vec<CellId> {
-    let mut cells = row.spec.cells.clone();
-    if cells.is_empty() {
-        cells = tenant.map(|tenant| tenant.spec.cells.clone()).unwrap_or_default();
-    }
-    if cells.is_empty() {
-        cells.push(CellId::parse(DEFAULT_CELL).expect("the default cell's name is a cell name"));
-    }
-    cells.sort();
-    cells.dedup();
-    cells
 }
 
 fn order(summary: &OrderSummary) -> OrderFacts {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resource::{Cells, Published, ResourceKey};
 use crate::clock;
-use crate::store::cell::DEFAULT_CELL;
+use crate::store::cell;
 use crate::store::projection_rows::{CredentialRow, DomainRow, LineageRow, TenantRow};
 
 /// Slots of one name that an edge can use.
@@ -81,7 +81,7 @@ pub(super) fn tenant(row: &TenantRow, version: u64) -> Result<Published, Project
 }
 
 pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, ProjectionError> {
-    let cells = cells_of(row);
+    let cells = cell::of_domain(&row.spec.cells, &row.tenant_cells);
     let lineages = ordered_lineages(&row.lineages, &cells);
     let mut needs = vec![ResourceKey::tenant(row.tenant)];
     needs.extend(lineages.iter().map(|lineage| ResourceKey::credential(lineage.id)));
@@ -144,17 +144,6 @@ pub(super) fn fleet(policy: &FleetPolicy, version: u64) -> Published {
     };
     let cells = policy.default_lineages.iter().map(|(cell, lineage)| (cell.clone(), body(Some(lineage))));
     Published::per_cell(ResourceKey::FLEET, version, cells.collect(), body(None))
-}
-
-/// The cells that serve a domain: its own list, else its tenant's, else the default cell.
-pub(super) fn cells_of(row: &DomainRow) -> Vec<CellId> {
-    let named = [&row.spec.cells, &row.tenant_cells].into_iter().find(|cells| !cells.is_empty());
-    named.cloned().unwrap_or_else(|| {
-        vec![
-            CellId::parse(DEFAULT_CELL)
-                .expect("the default cell's name is within the alphabet of cell names"),
-        ]
-    })
 }
 
 /// Best first (the very name before a wildcard, later expiry, then the older lineage), those of the domain's cells only.

@@ -15,6 +15,19 @@ pub const DEFAULT_CELL: &str = "default";
 
 const PURPOSE: &str = "cell key";
 
+/// The cells that serve a domain: its own list, else its tenant's, else the default cell. Sorted, each once.
+pub fn of_domain(own: &[CellId], tenant: &[CellId]) -> Vec<CellId> {
+    let mut cells = if own.is_empty() { tenant.to_vec() } else { own.to_vec() };
+    if cells.is_empty() {
+        cells.push(
+            CellId::parse(DEFAULT_CELL).expect("the default cell's name is within the rules for cells"),
+        );
+    }
+    cells.sort();
+    cells.dedup();
+    cells
+}
+
 /// Makes sure that the cell exists and has a data key.
 ///
 /// # Errors
@@ -222,6 +235,14 @@ mod tests {
     use super::*;
     use crate::sealer::KeyEncryptionKey;
     use crate::store::Store;
+
+    #[test]
+    fn a_domains_own_cells_go_before_its_tenants_and_those_before_the_default() {
+        let cells = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<CellId>>();
+        assert_eq!(of_domain(&cells(&["b", "a", "b"]), &cells(&["c"])), cells(&["a", "b"]));
+        assert_eq!(of_domain(&[], &cells(&["d", "c"])), cells(&["c", "d"]));
+        assert_eq!(of_domain(&[], &[]), cells(&[DEFAULT_CELL]));
+    }
 
     #[tokio::test]
     async fn each_cell_and_epoch_has_its_own_key_and_the_newest_seals() {

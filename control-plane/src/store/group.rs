@@ -7,7 +7,7 @@ use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, Ord
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use super::{StoreError, WriteTx, cell, from_id, from_json, to_json};
 use crate::acme::ChallengeMethod;
 
 /// A domain that may have a certificate: its proof stands.
@@ -90,12 +90,7 @@ pub async fn orderable_domains(
     let domain = |row: &sqlx::sqlite::SqliteRow| {
         let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
         let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
-        let mut cells = if spec.cells.is_empty() { tenant.cells } else { spec.cells.clone() };
-        if cells.is_empty() {
-            cells.push(from_id(DEFAULT_CELL, "cells")?);
-        }
-        cells.sort();
-        cells.dedup();
+        let cells = cell::of_domain(&spec.cells, &tenant.cells);
         Ok(OrderableDomain {
             id: from_id(row.try_get("id")?, "domains")?,
             tenant: from_id(row.try_get("tenant_id")?, "domains")?,
@@ -122,9 +117,6 @@ pub async fn is_orderable(connection: &mut SqliteConnection, domain: DomainId) -
             .await?;
     Ok(found.is_some())
 }
-
-/// The cell of tenants and domains that name none.
-const DEFAULT_CELL: &str = "default";
 
 /// # Errors
 /// The database's, or a row that cannot be read.
