@@ -488,7 +488,7 @@ async fn names_deleted_by_the_dozen_stay_until_an_operator_signs_the_removal_off
     assert_eq!((&waiting[0]["tenant_id"], waiting[0]["hostname"].is_string()), (&json!(one), true));
     let events = stage.operator("GET", "/v1/events?limit=1000", Value::Null).await.body;
     let event =
-        events["items"].as_array().unwrap().iter().find(|event| event["kind"] == "RemovalsHeld").unwrap();
+        events["items"].as_array().unwrap().iter().find(|event| event["kind"] == "removals.held").unwrap();
     assert!(event["text"].as_str().unwrap().contains("portico removal list"), "{event}");
 
     // Who looked at another number has not seen what would go.

@@ -129,7 +129,7 @@ impl Distribution {
             row.cell,
             rekey.len()
         );
-        event::append(tx, "EdgeRemoved", None, &id.to_string(), &text, now).await?;
+        event::append(tx, "edge.removed", None, &id.to_string(), &text, now).await?;
         Ok(Some(RemovedEdge { cell: row.cell, epoch, rekey }))
     }
 
@@ -169,7 +169,7 @@ impl Distribution {
         let now = self.context.clock.now_ms();
         let count = publication::sign_off_removals(tx, now).await?;
         let text = format!("{actor} signed {count} held removals off");
-        event::append(tx, "RemovalsSignedOff", None, FLEET_ID, &text, now).await?;
+        event::append(tx, "removals.signed_off", None, FLEET_ID, &text, now).await?;
         Ok(count)
     }
 

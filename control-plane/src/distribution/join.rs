@@ -144,7 +144,7 @@ async fn try_join(context: &Context, request: JoinRequest) -> Result<JoinRespons
     cell::ensure(&mut tx, &context.sealer, &stored.cell, now).await?;
     edge::insert(&mut tx, &row, &identity.serial).await?;
     let text = format!("joined cell {}", stored.cell);
-    event::append(&mut tx, "EdgeJoined", None, &id.to_string(), &text, now).await?;
+    event::append(&mut tx, "edge.joined", None, &id.to_string(), &text, now).await?;
     tx.commit().await?;
     Ok(JoinResponse {
         edge_id: id.to_string(),

@@ -234,7 +234,7 @@ impl Publisher {
                 new.len(),
                 GATE_WINDOW.as_secs()
             );
-            event::append(&mut tx, "RemovalsHeld", None, "fleet", &text, now).await?;
+            event::append(&mut tx, "removals.held", None, "fleet", &text, now).await?;
         }
         tx.commit().await
     }

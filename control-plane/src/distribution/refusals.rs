@@ -60,7 +60,7 @@ impl Refusals {
             edge::put_nack(&mut tx, self.edge, &row, now).await?;
             let tenant = key_of(row.kind, &row.id).and_then(|key| context.publisher.find(key));
             let tenant = tenant.and_then(|(published, _)| published.tenant());
-            event::append(&mut tx, "ResourceRefused", tenant, &row.id, &text, now).await?;
+            event::append(&mut tx, "edge.resource_refused", tenant, &row.id, &text, now).await?;
             self.open.insert((row.kind, row.id));
         }
         tx.commit().await
@@ -85,7 +85,7 @@ impl Refusals {
         let now = context.clock.now_ms();
         let mut tx = context.store.begin().await?;
         edge::put_nack(&mut tx, self.edge, &row, now).await?;
-        event::append(&mut tx, "BatchRefused", None, &self.edge.to_string(), &text, now).await?;
+        event::append(&mut tx, "edge.batch_refused", None, &self.edge.to_string(), &text, now).await?;
         tx.commit().await?;
         self.open.insert((row.kind, row.id));
         Ok(())

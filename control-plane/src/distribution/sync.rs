@@ -155,7 +155,7 @@ async fn raise_epoch(context: &Context, id: EdgeId, applied: Generation) -> Resu
          the epoch is now {epoch} and every edge gets a snapshot"
     );
     tracing::warn!(edge = %id, %applied, epoch, "an edge is ahead of this database; raised the epoch");
-    event::append(&mut tx, "EpochRaised", None, &id.to_string(), &text, now).await?;
+    event::append(&mut tx, "fleet.epoch_raised", None, &id.to_string(), &text, now).await?;
     tx.commit().await
 }
 

@@ -231,7 +231,11 @@ async fn a_restored_backup_raises_the_epoch_and_every_edge_follows_it() {
             assert!(!state.signed_off, "an edge decides by itself whether it may lose so much");
         });
     }
-    assert_eq!(plane.events("EpochRaised").await.len(), 1, "the second edge is behind the raised epoch");
+    assert_eq!(
+        plane.events("fleet.epoch_raised").await.len(),
+        1,
+        "the second edge is behind the raised epoch"
+    );
     // Life goes on in the new epoch, by deltas.
     let (next, _) = plane.domain(tenant, "next.example").await;
     two.wait("a delta", |state| state.resource(ResourceKind::Domain, next).is_some()).await;
@@ -266,7 +270,7 @@ async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken()
     let seen = nacks().await;
     assert_eq!((seen[0].id.as_str(), seen[0].kind.as_str()), (bad.to_string().as_str(), "domain"));
     assert_eq!((seen[0].version, seen[0].code.as_str()), (version, "TestNack"));
-    assert!(plane.events("ResourceRefused").await[0].contains("as told"));
+    assert!(plane.events("edge.resource_refused").await[0].contains("as told"));
     edge.with(|state| state.behaviour.nacks.clear());
     plane.touch(bad, 2).await;
     until("the nack to go", async || nacks().await.is_empty()).await;
@@ -358,7 +362,7 @@ async fn a_mass_removal_waits_for_an_operators_word_and_nothing_else_does() {
     edge.wait("another change", |state| state.resource(ResourceKind::Domain, other).is_some()).await;
     assert_eq!(edge.with(|state| state.names()), 201, "nothing went");
     assert_eq!(plane.distribution().held_removals().await.unwrap().len(), 40);
-    assert_eq!(plane.events("RemovalsHeld").await.len(), 1);
+    assert_eq!(plane.events("removals.held").await.len(), 1);
     // Held ones stay held over a restart.
     let (identity, state) = edge.disconnect().await;
     let address = plane.distribution().address;

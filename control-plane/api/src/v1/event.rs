@@ -10,7 +10,7 @@ pub struct Event {
     pub sequence: u64,
     /// RFC 3339.
     pub at: String,
-    /// `domain.active`, `domain.failed`, `certificate.issued`, `certificate.renewal_failed`, `edge.joined`, ...
+    /// `domain.proved`, `domain.failed`, `certificate.issued`, `certificate.renewal_failed`, `edge.joined`, ...
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
