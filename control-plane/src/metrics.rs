@@ -1,4 +1,5 @@
-//! The control plane's metrics: every name in one place. No label comes from a client: no host, no tenant, no path.
+//! The control plane's metrics: every name in one place, but for those of [`crate::distribution`]. No label comes from a
+//! client: no host, no tenant, no path.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,6 +13,20 @@ const REQUESTS: &str = "portico_control_plane_api_requests_total";
 const REQUEST_SECONDS: &str = "portico_control_plane_api_request_seconds";
 /// Checks of ownership by `result`.
 const CHECKS: &str = "portico_control_plane_ownership_checks_total";
+/// Pre-flights by `result`.
+const PREFLIGHTS: &str = "portico_preflights_total";
+/// Orders that run at this moment.
+const ORDERS_RUNNING: &str = "portico_orders_running";
+/// Orders put off, by `reason`.
+const ORDERS_POSTPONED: &str = "portico_orders_postponed_total";
+/// Orders that are over without a certificate, by `reason`.
+const ORDERS_FAILED: &str = "portico_orders_failed_total";
+/// Certificates by `issuer`, as the configuration names it.
+const CERTIFICATES_ISSUED: &str = "portico_certificates_issued_total";
+/// From the CA's answer to the ack of the last live edge, seconds.
+const CERTIFICATE_DEPLOY_SECONDS: &str = "portico_certificate_deploy_seconds";
+/// Requests to CAs by `kind` and class of `status`.
+const ACME_REQUESTS: &str = "portico_acme_requests_total";
 
 /// The process's recorder; installed by the first control plane in the process, unless the process has another.
 pub(crate) fn handle() -> Option<&'static PrometheusHandle> {
@@ -44,4 +59,33 @@ pub(crate) fn request(method: &'static str, status: StatusCode, took: Duration) 
 
 pub(crate) fn ownership_check(result: &'static str) {
     metrics::counter!(CHECKS, "result" => result).increment(1);
+}
+
+pub(crate) fn preflight(passed: bool) {
+    let result = if passed { "passed" } else { "failed" };
+    metrics::counter!(PREFLIGHTS, "result" => result).increment(1);
+}
+
+pub(crate) fn orders_running(count: usize) {
+    metrics::gauge!(ORDERS_RUNNING).set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+}
+
+pub(crate) fn order_postponed(reason: &'static str) {
+    metrics::counter!(ORDERS_POSTPONED, "reason" => reason).increment(1);
+}
+
+pub(crate) fn order_failed(reason: &'static str) {
+    metrics::counter!(ORDERS_FAILED, "reason" => reason).increment(1);
+}
+
+pub(crate) fn certificate_issued(issuer: &str) {
+    metrics::counter!(CERTIFICATES_ISSUED, "issuer" => issuer.to_owned()).increment(1);
+}
+
+pub(crate) fn certificate_deployed(took: Duration) {
+    metrics::histogram!(CERTIFICATE_DEPLOY_SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn acme_request(kind: &'static str, status: &'static str) {
+    metrics::counter!(ACME_REQUESTS, "kind" => kind, "status" => status).increment(1);
 }

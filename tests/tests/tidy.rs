@@ -91,6 +91,24 @@ fn only_the_store_holds_sql() {
 }
 
 #[test]
+fn names_of_metrics_stand_in_metrics_modules() {
+    let mut found = Vec::new();
+    for (path, text) in rust_sources() {
+        let is_product = ["edge/src/", "control-plane/src/"].iter().any(|folder| path.starts_with(folder));
+        if !is_product || path.ends_with("metrics.rs") {
+            continue;
+        }
+        for (line, code) in code_lines(&text) {
+            let named = ["counter!(", "gauge!(", "histogram!("].iter().any(|word| code.contains(word));
+            if named || code.contains("\"portico_") {
+                found.push(format!("{}:{line}: {}", path.display(), code.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "a metric outside a metrics.rs:\n{}", found.join("\n"));
+}
+
+#[test]
 fn only_clock_modules_read_the_wall_clock() {
     // The monotonic clock is clippy.toml's to hold; a runtime's own timers move with the runtime.
     only_in(

@@ -229,8 +229,7 @@ impl Inner {
         let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
         let result = response.unwrap_or(Err(CaHttpError::Timeout));
         let status = result.as_ref().map_or("none", |r| status_class(r.status()));
-        metrics::counter!("portico_acme_requests_total", "kind" => kind.label(), "status" => status)
-            .increment(1);
+        crate::metrics::acme_request(kind.label(), status);
         let response = result?;
         if uri == self.directory && response.status() == StatusCode::OK {
             // A directory that does not parse is instant_acme's to refuse.

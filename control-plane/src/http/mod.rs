@@ -152,10 +152,7 @@ fn documented() -> OpenApiRouter<App> {
 
 /// Counts and times requests by method and class of answer; nothing a client sends becomes a label.
 async fn measure(request: Request, next: Next) -> Response {
-    let method = match request.method().as_str() {
-        method @ ("GET" | "POST" | "PATCH" | "DELETE") => names::method(method),
-        _ => "other",
-    };
+    let method = names::method(request.method().as_str());
     let long = request.uri().query().is_some_and(|query| query.contains("wait="));
     let began = clock::instant();
     let response = if long {

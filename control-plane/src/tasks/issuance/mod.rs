@@ -283,8 +283,7 @@ impl Work {
                 (row.id, row.name_set)
             });
         }
-        metrics::gauge!("portico_orders_running")
-            .set(f64::from(u32::try_from(self.orders.len()).unwrap_or(u32::MAX)));
+        crate::metrics::orders_running(self.orders.len());
     }
 }
 

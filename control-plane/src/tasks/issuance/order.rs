@@ -509,7 +509,7 @@ async fn wait(
         }
     }
     tx.commit().await?;
-    metrics::counter!("portico_orders_postponed_total", "reason" => reason).increment(1);
+    crate::metrics::order_postponed(reason);
     Ok(Ran::Waits)
 }
 
@@ -534,7 +534,7 @@ async fn end(
     event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
-    metrics::counter!("portico_orders_failed_total", "reason" => reason).increment(1);
+    crate::metrics::order_failed(reason);
     tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
     Ok(Ran::Over)
 }
@@ -577,7 +577,7 @@ async fn eject(
     let records = close(&mut tx, row).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
-    metrics::counter!("portico_orders_failed_total", "reason" => "ValidationFailed").increment(1);
+    crate::metrics::order_failed("ValidationFailed");
     tracing::info!(order = %row.id, ?failed, "names ejected");
     Ok(Ran::Over)
 }

@@ -79,8 +79,7 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
         }
     }
     tx.commit().await?;
-    let result = if state.methods.is_empty() { "failed" } else { "passed" };
-    metrics::counter!("portico_preflights_total", "result" => result).increment(1);
+    crate::metrics::preflight(!state.methods.is_empty());
     Ok(())
 }
 

@@ -76,7 +76,7 @@ pub(super) async fn publish(
     let cell = group::cell_of_lineage(&mut tx, row.lineage).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
-    metrics::counter!("portico_certificates_issued_total", "issuer" => row.issuer.clone()).increment(1);
+    crate::metrics::certificate_issued(&row.issuer);
     tracing::info!(
         order = %row.id, credential = %new.id, names = ?row.names, %cell, kept = ?published.kept, "certificate issued"
     );
@@ -170,7 +170,7 @@ async fn watch_deployment(issuance: Arc<Issuance>, deployment: Deployment) {
     let Deployment { cell, generation, row, arrived } = deployment;
     let applied = issuance.fleet.wait_applied(std::slice::from_ref(&cell), generation, DEPLOY_DEADLINE).await;
     let took = arrived.elapsed();
-    metrics::histogram!("portico_certificate_deploy_seconds").record(took.as_secs_f64());
+    crate::metrics::certificate_deployed(took);
     let all = applied.applied.len() + applied.behind.len();
     let (status, reason) = match (applied.applied.len(), applied.behind.len()) {
         (0, _) => (ConditionStatus::False, "NoEdge"),
