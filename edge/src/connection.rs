@@ -2,8 +2,6 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use http::HeaderValue;
-
 use crate::{
     config::ListenerKind,
     exchange::{ConnectionContext, Protocol},
@@ -28,8 +26,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: 
             let Some(accepted) = Box::pin(accepting).await else { return };
             let tls::Accepted { stream, shown } = *accepted;
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };
+            let context = context(&worker, (peer, local), protocol, Some(shown), bound);
             if h2 {
-                let context = context(&worker, (peer, local), Protocol::Http2, Some(shown), bound);
                 let clock = Rc::clone(&context.clock);
                 let ended = Box::pin(h2::serve(stream, context)).await;
                 if clock.is_abusive() {
@@ -37,7 +36,6 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: 
                 }
                 ended
             } else {
-                let context = context(&worker, (peer, local), Protocol::Http1, Some(shown), bound);
                 Box::pin(h1::serve(stream, context)).await
             }
         }
@@ -61,12 +59,7 @@ fn context(
         protocol,
         shown,
         public_https_port: bound.config.public_https_port,
-        alt_svc: alt_svc(bound),
+        alt_svc: bound.alt_svc.clone(),
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
     })
-}
-
-/// RFC 7838: HTTP/3 is at the same port, as clients see it.
-fn alt_svc(bound: &BoundListener) -> Option<HeaderValue> {
-    bound.alt_svc.clone()
 }

@@ -18,7 +18,7 @@ use crate::{config::ListenerConfig, io as sockets, limits};
 pub struct BoundListener {
     pub socket: TcpListener,
     pub config: ListenerConfig,
-    /// What tells clients of HTTP/1.1 and 2 about HTTP/3 here.
+    /// What tells clients of HTTP/1.1 and 2 about HTTP/3 here: at the same port, as they see it (RFC 7838).
     pub alt_svc: Option<HeaderValue>,
     /// The same address over UDP, where HTTP/3 is on.
     pub quic: Option<QuicSocket>,
