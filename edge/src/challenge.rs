@@ -103,7 +103,8 @@ impl ChallengePublisher {
         self.change(host, now_unix_ms, |challenges| {
             challenges.http01.retain(|held| held.token != challenge.token);
             if challenges.http01.len() >= limits::CHALLENGES_PER_HOST_MAX {
-                return Err(Fault::new("TooManyChallenges", "this host has 16 HTTP-01 challenges already"));
+                let text = format!("this host has {} HTTP-01 challenges already", challenges.http01.len());
+                return Err(Fault::new("TooManyChallenges", text));
             }
             challenges.http01.push(challenge);
             Ok(())
@@ -225,7 +226,8 @@ fn check_token(token: &str) -> Result<(), Fault> {
     if is_token(token) {
         Ok(())
     } else {
-        Err(Fault::new("BadChallenge", "a token has 22 to 128 base64url characters"))
+        let (least, most) = (limits::TOKEN_BYTES_MIN, limits::TOKEN_BYTES_MAX);
+        Err(Fault::new("BadChallenge", format!("a token has {least} to {most} base64url characters")))
     }
 }
 

@@ -155,7 +155,11 @@ impl Suspension {
         if from.reason.len() > limits::SUSPENSION_REASON_BYTES_MAX {
             return Err(Fault::new(
                 "BadSuspension",
-                format!("the reason has {} bytes; at most 500 are shown", from.reason.len()),
+                format!(
+                    "the reason has {} bytes; at most {} are shown",
+                    from.reason.len(),
+                    limits::SUSPENSION_REASON_BYTES_MAX
+                ),
             ));
         }
         Ok(Self { mode, reason: from.reason.as_str().into(), until_unix_ms: from.until_unix_ms.max(0) })

@@ -1,8 +1,9 @@
 //! Certificate compression (RFC 8879) that pays only where a certificate is seen again.
 //!
 //! rustls' own cache holds 4 entries and compresses at the highest level on each miss, under a lock. With many names that
-//! is a millisecond in most handshakes (measured: the first 100 names of a run cost ten handshakes each). Here a certificate is sent plain the first time, compressed once when it comes a
-//! second time (at the quick level: this happens inside a handshake), and kept by the thread: names with traffic are compressed, a scan over all names costs nothing.
+//! is a millisecond in most handshakes (measured: the first 100 names of a run cost ten handshakes each). Here a
+//! certificate is sent plain the first time, compressed once when it comes a second time (at the quick level: this happens
+//! inside a handshake), and kept by the thread: names with traffic are compressed, a scan over all names costs nothing.
 
 use std::{cell::RefCell, collections::HashMap};
 
