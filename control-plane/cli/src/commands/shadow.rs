@@ -89,18 +89,17 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
 
 /// Where the edge serves http and https.
 async fn edge(settings: &Settings, args: &ShadowArgs) -> Outcome<(SocketAddr, SocketAddr)> {
-    if let (Some(http), Some(https)) = (args.edge_http, args.edge_https) {
-        return Ok((http, https));
+    match (args.edge_http, args.edge_https) {
+        (Some(http), Some(https)) => return Ok((http, https)),
+        // Only the lines for http are printed then.
+        (Some(http), None) if !args.whole_site => return Ok((http, SocketAddr::new(http.ip(), 443))),
+        _ => {}
     }
     let context = settings.context.as_ref();
     let known =
         context.and_then(|context| Some((*context.edges_http.first()?, *context.edges_https.first()?)));
     let (http, https) = match known {
         Some(known) => known,
-        None if args.edge_http.is_some() && !args.whole_site => {
-            let http = args.edge_http.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 80)));
-            (http, SocketAddr::new(http.ip(), 443))
-        }
         None => ask(settings, &args.name).await?,
     };
     Ok((args.edge_http.unwrap_or(http), args.edge_https.unwrap_or(https)))

@@ -1,6 +1,6 @@
 //! Two tenants with their domains, proved and issued as in earnest.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -166,11 +166,9 @@ fn is_diagnosed(domain: &Domain) -> bool {
 }
 
 fn summary(domains: &[Domain]) -> Onboarded {
-    let fingerprints: HashMap<&str, ()> = domains
-        .iter()
-        .flat_map(|domain| &domain.certificates)
-        .map(|certificate| (certificate.fingerprint_sha256.as_str(), ()))
-        .collect();
+    let certificates = domains.iter().flat_map(|domain| &domain.certificates);
+    let fingerprints: HashSet<_> =
+        certificates.map(|certificate| certificate.fingerprint_sha256.as_str()).collect();
     Onboarded {
         domains: domains.len(),
         active: domains.iter().filter(|domain| domain.status == DomainStatus::Active).count(),
