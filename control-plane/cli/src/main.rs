@@ -187,7 +187,7 @@ fn report(failure: &Failure) {
 }
 
 /// This program as it was called, with its context, so that a printed command works as it is.
-fn invocation() -> String {
+pub(crate) fn invocation() -> String {
     let mut words = std::env::args();
     let program = words.next().unwrap_or_else(|| "portico".to_owned());
     let rest: Vec<String> = words.collect();

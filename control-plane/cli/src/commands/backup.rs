@@ -43,6 +43,6 @@ pub(crate) async fn restore(args: BackupArgs) -> Outcome {
     if let Some(kept) = restored.kept {
         line(format!("the database that was there is kept as {}", kept.display()));
     }
-    line(format!("next: portico control-plane run --config {}", args.config.display()));
+    line(format!("next: {} control-plane run --config {}", crate::invocation(), args.config.display()));
     Ok(())
 }

@@ -77,7 +77,7 @@ async fn list(settings: &Settings) -> Outcome {
     }
     table.print();
     if edges.is_empty() {
-        line("no edge has joined yet; `portico edge join` makes a token for one");
+        line(format!("no edge has joined yet; `{} edge join` makes a token for one", crate::invocation()));
     }
     Ok(())
 }

@@ -65,7 +65,8 @@ async fn list(settings: &Settings, client: &Client) -> Outcome {
     }
     let count = held.len();
     line(format!(
-        "{count} are held and still served; to let them go: portico removal sign-off --held {count}"
+        "{count} are held and still served; to let them go: {} removal sign-off --held {count}",
+        crate::invocation()
     ));
     Ok(())
 }
