@@ -1,6 +1,6 @@
-//! The configuration file: TOML, read once at start. `RawConfig` is the text's shape, [`Config`] is checked.
+//! The configuration file: TOML, read once at start.
 //!
-//! An unknown key, a wrong type and a value out of range are errors that name file, line and column.
+//! An unknown key and a wrong type are errors that name file, line and column; a value out of range names file and key.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
