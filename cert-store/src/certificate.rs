@@ -180,11 +180,6 @@ impl CertificateChain {
         std::iter::once(&self.leaf).chain(self.intermediates.iter()).map(|der| pem_block(der)).collect()
     }
 
-    /// The same chain with its intermediates shared with all equal ones of `interner`.
-    pub fn interned(self, interner: &ChainInterner) -> Self {
-        Self { intermediates: interner.intern(self.intermediates), ..self }
-    }
-
     /// Checks that a chain leads to one of `roots`, that each of `names` is covered, and that `now` is within the
     /// leaf's dates: the control plane's half of the activation gate.
     ///

@@ -81,16 +81,7 @@ impl DomainName {
     /// # Errors
     /// A [`NameError`] that says what to change.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        parse_labels(text, Underscore::Refused)
-    }
-
-    /// As [`parse`](Self::parse), but labels may begin with an underscore, as those of `_acme-challenge.example.org` do
-    /// (RFC 8552). Such names occur in DNS only, never in a certificate.
-    ///
-    /// # Errors
-    /// A [`NameError`] that says what to change.
-    pub fn parse_with_underscore(text: &str) -> Result<Self, NameError> {
-        parse_labels(text, Underscore::LeadingOnly)
+        parse_labels(text)
     }
 
     pub fn as_str(&self) -> &str {
@@ -182,13 +173,7 @@ impl NamePattern {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Underscore {
-    Refused,
-    LeadingOnly,
-}
-
-fn parse_labels(text: &str, underscore: Underscore) -> Result<DomainName, NameError> {
+fn parse_labels(text: &str) -> Result<DomainName, NameError> {
     if text.is_empty() || text == "." {
         return Err(NameError::Empty);
     }
@@ -207,7 +192,7 @@ fn parse_labels(text: &str, underscore: Underscore) -> Result<DomainName, NameEr
     }
     refuse_ip_address(name)?;
     for label in name.split('.') {
-        check_label(label, name, underscore)?;
+        check_label(label, name)?;
     }
     if name.len() > NAME_BYTES_MAX {
         return Err(NameError::TooLong { octets: name.len() });
@@ -237,27 +222,23 @@ fn map_labels(text: &str) -> Result<Cow<'_, str>, NameError> {
         .map_err(|_| NameError::Idna { name: shown(text) })
 }
 
-fn check_label(label: &str, name: &str, underscore: Underscore) -> Result<(), NameError> {
+fn check_label(label: &str, name: &str) -> Result<(), NameError> {
     if label.is_empty() {
         return Err(NameError::EmptyLabel { name: shown(name) });
     }
-    let ldh = match label.strip_prefix('_') {
-        Some(rest) if underscore == Underscore::LeadingOnly => rest,
-        Some(_) | None => label,
-    };
-    if ldh.contains('*') {
+    if label.contains('*') {
         return Err(NameError::WildcardPlace { name: shown(name) });
     }
-    if let Some(character) = ldh.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+    if let Some(character) = label.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
         return Err(NameError::Character { name: shown(name), character });
     }
     if label.len() > LABEL_BYTES_MAX {
         return Err(NameError::LabelTooLong { label: shown(label), octets: label.len() });
     }
-    if ldh.is_empty() || ldh.starts_with('-') || ldh.ends_with('-') {
+    if label.starts_with('-') || label.ends_with('-') {
         return Err(NameError::OuterHyphen { label: shown(label) });
     }
-    if ldh.get(2..4) == Some("--") && !ldh.starts_with("xn--") {
+    if label.get(2..4) == Some("--") && !label.starts_with("xn--") {
         return Err(NameError::ReservedLabel { label: shown(label) });
     }
     Ok(())

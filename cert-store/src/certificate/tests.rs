@@ -92,11 +92,12 @@ fn the_activation_gate_tells_what_is_wrong() {
 #[test]
 fn equal_intermediates_are_stored_once_and_forgotten_with_their_last_user() {
     let interner = ChainInterner::new();
-    let first = fixture::chain(&["a.example.org"], &P256).interned(&interner);
-    let second = fixture::chain(&["b.example.org"], &P256).interned(&interner);
-    let third = Ca::new("Another").chain(&["a.example.org"], &P256, 0, NOW_SECONDS).interned(&interner);
-    assert!(Arc::ptr_eq(first.intermediates(), second.intermediates()));
-    assert!(!Arc::ptr_eq(first.intermediates(), third.intermediates()));
+    let intermediates = |chain: CertificateChain| interner.intern(Arc::clone(chain.intermediates()));
+    let first = intermediates(fixture::chain(&["a.example.org"], &P256));
+    let second = intermediates(fixture::chain(&["b.example.org"], &P256));
+    let third = intermediates(Ca::new("Another").chain(&["a.example.org"], &P256, 0, NOW_SECONDS));
+    assert!(Arc::ptr_eq(&first, &second));
+    assert!(!Arc::ptr_eq(&first, &third));
     assert_eq!(interner.len(), 2);
     drop((first, third));
     assert_eq!(interner.len(), 1);

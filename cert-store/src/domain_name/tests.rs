@@ -76,15 +76,6 @@ fn huge_input_is_refused_at_once() {
 }
 
 #[test]
-fn an_underscore_label_exists_in_dns_only() {
-    let name = DomainName::parse_with_underscore("_acme-challenge.Example.org").unwrap();
-    assert_eq!(name.as_str(), "_acme-challenge.example.org");
-    assert!(DomainName::parse_with_underscore("a_b.example.org").is_err());
-    assert!(DomainName::parse_with_underscore("_.example.org").is_err());
-    assert!(DomainName::parse_with_underscore("__a.example.org").is_err());
-}
-
-#[test]
 fn longest_names_fit() {
     let label = "a".repeat(63);
     let name = format!("{label}.{label}.{label}.{}", "b".repeat(61));
