@@ -270,12 +270,12 @@ fn poll_ms_default() -> u64 {
     1000
 }
 
-/// 80 % of what Let's Encrypt allows one address below /acme/.
+/// 80 % of the 250 below /acme/ that Let's Encrypt allows one address.
 fn requests_per_second_default() -> u32 {
     200
 }
 
-/// 80 % of what Let's Encrypt allows one address.
+/// 80 % of the 20 that Let's Encrypt allows one address.
 fn nonces_per_second_default() -> u32 {
     16
 }

@@ -65,13 +65,6 @@ pub struct Pace {
     pub burst: u32,
 }
 
-impl Pace {
-    /// 80 % of Let's Encrypt's 250 requests per second and address below /acme/.
-    pub const LETS_ENCRYPT: Self = Self { per_second: 200, burst: 50 };
-    /// 80 % of Let's Encrypt's 20 newNonce requests per second and address, burst 10.
-    pub const LETS_ENCRYPT_NONCE: Self = Self { per_second: 16, burst: 8 };
-}
-
 /// What the last answer within one step said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -475,8 +468,8 @@ mod tests {
                 directory: url.parse().unwrap(),
                 roots: Arc::new(RootCertStore::empty()),
                 serialize_orders: false,
-                pace: Pace::LETS_ENCRYPT,
-                nonce_pace: Pace::LETS_ENCRYPT_NONCE,
+                pace: Pace { per_second: 1, burst: 1 },
+                nonce_pace: Pace { per_second: 1, burst: 1 },
             };
             assert!(matches!(CaHttp::new(&endpoint), Err(CaHttpError::DirectoryUrl(_))), "{url}");
         }
