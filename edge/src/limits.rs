@@ -107,6 +107,8 @@ pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
 pub const ORIGIN_IDLE_DEADLINE: Duration = Duration::from_secs(30);
 pub const ORIGIN_HEADER_BYTES_MAX: usize = 64 * 1024;
 pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
+/// An upgraded connection may be silent in both directions for this long.
+pub const TUNNEL_IDLE_DEADLINE: Duration = Duration::from_secs(300);
 /// Addresses tried for one connect.
 pub const ORIGIN_ADDRESSES_MAX: usize = 4;
 /// Bounds on how long an answer of the DNS is kept, whatever its TTL says.
@@ -125,6 +127,9 @@ pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
 /// How long the last lines may take at the end; a pipe that nobody reads must not keep the edge from ending.
 pub const ACCESS_LOG_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Times that a worker which ended by a panic or an error is started again, and the pause before.
+pub const WORKER_RESTARTS_MAX: usize = 100;
+pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.

@@ -10,7 +10,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
 };
 
 use clap::Args as ClapArgs;
@@ -237,7 +236,7 @@ pub fn start_workers(
 /// Runs a worker again when it panics: its connections are lost, its listening sockets are not. A worker that fails at
 /// once again and again is given up after a few tries, since it would only burn the core.
 fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
-    for _ in 0..WORKER_RESTARTS_MAX {
+    for _ in 0..limits::WORKER_RESTARTS_MAX {
         edge.readiness.workers.fetch_add(1, Ordering::AcqRel);
         let sockets = listeners.iter().map(BoundListener::try_clone).collect::<io::Result<Vec<_>>>();
         let run = || worker::run(Arc::clone(edge), index, sockets?);
@@ -254,13 +253,10 @@ fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
         if edge.drain.is_begun() {
             return;
         }
-        std::thread::sleep(WORKER_RESTART_PAUSE);
+        std::thread::sleep(limits::WORKER_RESTART_PAUSE);
     }
     tracing::error!(worker = index, "a worker is given up");
 }
-
-const WORKER_RESTARTS_MAX: usize = 100;
-const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 fn resolvers(config: &Config) -> Vec<SocketAddr> {
     if !config.resolvers.is_empty() {

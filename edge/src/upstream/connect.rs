@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     egress::EgressGuard,
-    http::body::RequestBody,
     io::{Backend, Stream},
     limits,
     live::{Host, Origin, OriginHost, OriginScheme, TenantState},
@@ -224,6 +223,3 @@ pub(super) fn http1_builder() -> http1::Builder {
         .max_buf_size(limits::ORIGIN_HEADER_BYTES_MAX + 8 * 1024);
     builder
 }
-
-/// What hyper sends; named here so that both users of the builder agree.
-pub(super) type Sent = RequestBody;

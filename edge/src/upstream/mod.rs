@@ -12,7 +12,7 @@ mod pool;
 mod resolve;
 pub mod tunnel;
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
@@ -168,6 +168,3 @@ fn public_host(to: Forwarding<'_>) -> Result<HeaderValue, OriginError> {
     };
     value.map_err(|_| OriginError::BadAnswer)
 }
-
-/// How long an upgraded connection may be silent in both directions.
-pub(crate) const TUNNEL_IDLE: Duration = Duration::from_secs(300);

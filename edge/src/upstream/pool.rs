@@ -1,7 +1,7 @@
 //! Kept connections to origins, of one worker.
 //!
-//! The key is tenant and origin: whatever an origin does to a connection stays with the tenant that brought the origin
-//!. A connection comes back only when its answer was taken whole.
+//! The key is tenant and origin: whatever an origin does to a connection stays with the tenant that brought the origin. A
+//! connection comes back only when its answer was taken whole.
 
 use std::{
     cell::{Cell, RefCell},

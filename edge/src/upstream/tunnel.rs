@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    Forwarding, OriginError, TUNNEL_IDLE,
-    connect::{OriginStream, Sent, http1_builder},
+    Forwarding, OriginError,
+    connect::{OriginStream, http1_builder},
     origin_request,
 };
 use crate::{
@@ -65,7 +65,7 @@ fn names_upgrade(headers: &HeaderMap) -> bool {
 pub(super) async fn open(parts: &Parts, to: Forwarding<'_>) -> Result<Answer, OriginError> {
     let worker = &to.context.worker;
     let (stream, address) = worker.origins.open(&to.host.tenant, to.origin).await?;
-    let handshake = http1_builder().handshake::<_, Sent>(TokioIo::new(stream)).await;
+    let handshake = http1_builder().handshake::<_, RequestBody>(TokioIo::new(stream)).await;
     let (mut sender, mut connection) = handshake.map_err(OriginError::of_hyper)?;
     let (give, take) = oneshot::channel();
     tokio::task::spawn_local(async move {
@@ -140,7 +140,7 @@ where
     loop {
         let step = tokio::select! {
             _ = &mut cut => break,
-            () = tokio::time::sleep(TUNNEL_IDLE) => break,
+            () = tokio::time::sleep(limits::TUNNEL_IDLE_DEADLINE) => break,
             read = client.read_buf(&mut from_client) => pass(read, &mut from_client, Pin::new(&mut origin)).await,
             read = origin.read_buf(&mut from_origin) => pass(read, &mut from_origin, Pin::new(&mut client)).await,
         };
