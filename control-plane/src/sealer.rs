@@ -69,7 +69,7 @@ pub enum SealerError {
     Length { source_name: String },
     #[error(
         "the key-encryption key at {source_name} is not the one that this database was sealed with (id {wanted}, \
-         given {given}); give the right key; if a rotation was interrupted, run rotate-kek again"
+         given {given}); give the right key; if a rotation was interrupted, run `portico control-plane rotate-kek` again"
     )]
     Wrong { source_name: String, wanted: String, given: String },
     #[error(

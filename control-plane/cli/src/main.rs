@@ -57,7 +57,7 @@ enum Command {
         #[command(subcommand)]
         command: EdgeCommand,
     },
-    /// Run the control plane
+    /// Run the control plane, or replace the key that seals its secrets
     ControlPlane {
         #[command(subcommand)]
         command: ControlPlaneCommand,
@@ -122,6 +122,8 @@ enum EdgeCommand {
 enum ControlPlaneCommand {
     /// Run the control plane in the foreground, as portico-control-plane does
     Run(portico_control_plane::Args),
+    /// Put another key-encryption key in the place of the present one; the control plane must not run
+    RotateKek(portico_control_plane::RotateArgs),
 }
 
 fn main() -> ExitCode {
@@ -145,6 +147,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Edge { command: EdgeCommand::Run(args) } => service::edge(args),
         Command::Edge { command: EdgeCommand::Fleet(command) } => block_on(edge::run(&settings, command)),
         Command::ControlPlane { command: ControlPlaneCommand::Run(args) } => service::control_plane(args),
+        Command::ControlPlane { command: ControlPlaneCommand::RotateKek(args) } => service::rotate_kek(args),
         Command::Backup(args) => block_on(backup::backup(args)),
         Command::Restore(args) => block_on(backup::restore(args)),
         Command::Api(command) => block_on(operate(&settings, command)),
@@ -204,10 +207,21 @@ pub(crate) fn invocation() -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn one_binary_has_the_commands_of_both_services() {
+        for line in [
+            "portico edge run --config edge.toml",
+            "portico control-plane run --config control-plane.toml",
+            "portico control-plane rotate-kek --config control-plane.toml --new-key-file kek.new",
+        ] {
+            super::Cli::try_parse_from(line.split(' ')).unwrap();
+        }
     }
 }

@@ -19,6 +19,14 @@ pub(crate) fn control_plane(args: portico_control_plane::Args) -> Outcome {
     ended.map_err(|error| Failure::from(error).about("control plane"))
 }
 
+/// Replaces the key-encryption key.
+pub(crate) fn rotate_kek(args: portico_control_plane::RotateArgs) -> Outcome {
+    start_logging(LevelFilter::INFO);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let rotated = runtime.block_on(portico_control_plane::run_rotate_kek(args));
+    rotated.map_err(|error| Failure::from(error).about("rotate-kek"))
+}
+
 /// Runs a part of the quickstart until a signal ends it.
 #[cfg(feature = "quickstart")]
 pub(crate) fn run_to_end(part: impl Future<Output = anyhow::Result<()>>) -> Outcome {
