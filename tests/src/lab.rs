@@ -278,24 +278,16 @@ impl Lab {
     }
 
     pub async fn set_record(&self, name: &str, kind: &str, values: &[&str]) -> Result<()> {
-        self.manage("POST", "/records", &json!({ "name": name, "type": kind, "values": values })).await
+        tell(self.dns_management, "/records", &json!({ "name": name, "type": kind, "values": values })).await
     }
 
     /// Sets many at once: a JSON list of `{name, type, values}`.
     pub async fn set_records(&self, list: &str) -> Result<()> {
-        self.manage("POST", "/records", &serde_json::from_str(list)?).await
+        tell(self.dns_management, "/records", &serde_json::from_str(list)?).await
     }
 
     async fn forward(&self, zone: &str, to: SocketAddr) -> Result<()> {
-        self.manage("POST", "/forward", &json!({ "zone": zone, "address": to })).await
-    }
-
-    async fn manage(&self, method: &str, path: &str, body: &Value) -> Result<()> {
-        let (status, answer) = plain_http(self.dns_management, method, path, body.to_string()).await?;
-        if !status.is_success() {
-            bail!("DNS stub: {method} {path}: {status}: {}", String::from_utf8_lossy(&answer));
-        }
-        Ok(())
+        tell(self.dns_management, "/forward", &json!({ "zone": zone, "address": to })).await
     }
 
     /// Our CA's own counters.
@@ -310,20 +302,12 @@ impl Lab {
 
     /// Lets our CA fail as told: one fault or a list.
     pub async fn ca_faults(&self, faults: &Value) -> Result<()> {
-        self.manage_ca("/faults", faults).await
+        tell(self.ca_management, "/faults", faults).await
     }
 
     /// Names that our CA refuses to take into any order from now on.
     pub async fn ca_refuses(&self, names: &[&str]) -> Result<()> {
-        self.manage_ca("/refused", &json!({ "names": names })).await
-    }
-
-    async fn manage_ca(&self, path: &str, body: &Value) -> Result<()> {
-        let (status, answer) = plain_http(self.ca_management, "POST", path, body.to_string()).await?;
-        if !status.is_success() {
-            bail!("CA: {path}: {status}: {}", String::from_utf8_lossy(&answer));
-        }
-        Ok(())
+        tell(self.ca_management, "/refused", &json!({ "names": names })).await
     }
 
     /// All that the CA printed.
@@ -346,6 +330,15 @@ impl Lab {
     pub fn kill_ca(&mut self) {
         self.ca.kill();
     }
+}
+
+/// Has our CA or the DNS stub do something, over its management address.
+async fn tell(management: SocketAddr, path: &str, body: &Value) -> Result<()> {
+    let (status, answer) = plain_http(management, "POST", path, body.to_string()).await?;
+    if !status.is_success() {
+        bail!("POST {path} to {management}: {status}: {}", String::from_utf8_lossy(&answer));
+    }
+    Ok(())
 }
 
 /// The counters of our CA whose management listens at `management`.
