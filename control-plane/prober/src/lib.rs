@@ -24,4 +24,4 @@ mod tls;
 pub use check::{Check, CheckOptions, EgressGuard, Method, Prober};
 pub use connect::{ConnectError, connect_guarded};
 pub use report::{BodyReport, CertificateReport, ChainVerdict, Failure, Redirect, Report, Step, Timings};
-pub use tls::{Alpn, ProberError, Roots};
+pub use tls::{Alpn, AnyCertificate, ProberError, Roots};
