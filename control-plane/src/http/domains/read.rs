@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use portico_api::v1::{ConditionKind, ConditionStatus, Domain, DomainStatus, Page, Preview};
+use portico_api::v1::{ConditionKind, ConditionStatus, Domain, DomainStatus, IDS_MAX, Page, Preview};
 use portico_cert_store::{DomainId, TenantId};
 use serde::Deserialize;
 
@@ -28,9 +28,6 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 /// Edges' acknowledgements are not in the store, so waiting looks again at this pace too.
 const WAIT_STEP: Duration = Duration::from_millis(100);
 const FILTER_BYTES_MAX: usize = 253;
-
-/// Ids that one call takes: a query of about 6 KiB.
-const IDS_MAX: usize = portico_api::v1::IDS_MAX;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,7 +88,8 @@ pub(in crate::http) async fn list(
         for domain in view::domains(&app, &mut read, &rows).await? {
             if status.is_none_or(|status| domain.status == status) {
                 if items.len() == limit {
-                    return Ok(page(items, None));
+                    let next_cursor = items.last().map(|last: &Domain| cursor_after(&last.id.to_string()));
+                    return Ok(axum::Json(Page { items, next_cursor }));
                 }
                 items.push(domain);
             }
@@ -121,12 +119,6 @@ async fn list_ids(app: &App, call: &Call, query: &ListQuery) -> Answered<axum::J
     let mut rows = domain::find_many(&mut read, &ids).await?;
     rows.retain(|row| call.caller.sees(row.tenant_id));
     Ok(axum::Json(Page { items: view::domains(app, &mut read, &rows).await?, next_cursor: None }))
-}
-
-fn page(items: Vec<Domain>, after: Option<&str>) -> axum::Json<Page<Domain>> {
-    let last = items.last().map(|domain| domain.id.to_string());
-    let next_cursor = after.map(str::to_owned).or(last).map(|key| cursor_after(&key));
-    axum::Json(Page { items, next_cursor })
 }
 
 fn read_status(text: &str) -> Answered<DomainStatus> {
