@@ -8,7 +8,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 use super::NONCE_TRIES;
-use super::error::{AcmeError, AcmeErrorKind};
+use super::error::AcmeError;
 use super::http::{CaHttp, observe};
 
 /// An account's private key (P-256), PKCS#8 DER; zeroed on drop, never printed.
@@ -134,11 +134,4 @@ impl NonceTries {
 pub(super) fn problem_text(problem: &Problem) -> String {
     let detail = problem.detail.as_deref().unwrap_or("no detail");
     super::error::cut(detail)
-}
-
-impl AcmeError {
-    /// The order is invalid; which name failed is in its authorizations.
-    pub(super) fn order_invalid(detail: &str) -> Self {
-        Self::plain(AcmeErrorKind::NamesRefused, detail)
-    }
 }

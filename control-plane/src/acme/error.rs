@@ -176,6 +176,11 @@ impl AcmeError {
         read
     }
 
+    /// The order is invalid; which name failed is in its authorizations.
+    pub(super) fn order_invalid(detail: &str) -> Self {
+        Self::plain(AcmeErrorKind::NamesRefused, detail)
+    }
+
     /// The order ended without a word about a name.
     pub fn order_ended() -> Self {
         Self::plain(AcmeErrorKind::OrderGone, "the order became invalid")

@@ -63,8 +63,6 @@ pub struct CaChallenge {
     pub digest: [u8; 32],
     /// What the TXT record of DNS-01 holds.
     pub dns_value: String,
-    /// The CA has not been told to look yet.
-    pub untried: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -313,6 +311,5 @@ fn challenge(challenge: &instant_acme::Challenge, thumbprint: &str) -> Option<Ca
         dns_value: BASE64_URL_SAFE_NO_PAD.encode(digest),
         digest,
         key_authorization,
-        untried: challenge.status == instant_acme::ChallengeStatus::Pending,
     })
 }
