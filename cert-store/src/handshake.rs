@@ -14,42 +14,17 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::certificate::{CertificateChain, CertificateError};
-use crate::domain_name::{DomainName, NamePattern};
-use crate::key::PrivateKey;
+use crate::certificate::CertificateError;
+use crate::domain_name::DomainName;
 
 /// Turns that a handshake may take; TLS 1.3 needs two.
 const TURNS_MAX: usize = 10;
 
-/// Shakes hands as a client that asks for `name` at `now`.
-///
-/// # Errors
-/// [`CertificateError::KeyMismatch`], [`CertificateError::Expired`] and the like where they can be told apart, else
-/// [`CertificateError::Handshake`].
-pub fn check_handshake(
-    chain: &CertificateChain,
-    key: &PrivateKey,
-    name: &DomainName,
-    now: UnixTime,
-) -> Result<(), CertificateError> {
-    if chain.facts().spki_sha256 != key.spki_sha256() {
-        return Err(CertificateError::KeyMismatch);
-    }
-    chain.facts().check_dates(now)?;
-    chain.facts().check_names(&[NamePattern::Exact(name.clone())])?;
-    let signing_key = key.signing_key().map_err(|error| failed(&error))?;
-    shake_hands(Arc::new(CertifiedKey::new(chain.to_vec(), signing_key)), name)
-}
-
-/// The same with a key that is already open, whose facts the caller has checked: the edge's gate.
+/// Shakes hands as a client that asks for `name`. Chain and dates are the caller's to check.
 ///
 /// # Errors
 /// [`CertificateError::Handshake`].
 pub fn check_certified_key(key: Arc<CertifiedKey>, name: &DomainName) -> Result<(), CertificateError> {
-    shake_hands(key, name)
-}
-
-fn shake_hands(key: Arc<CertifiedKey>, name: &DomainName) -> Result<(), CertificateError> {
     let leaf = key.cert.first().cloned().ok_or(CertificateError::Empty)?;
     let (client, server) = (client_config(leaf)?, server_config(key)?);
     let mut client =

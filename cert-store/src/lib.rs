@@ -27,7 +27,7 @@ pub use credential::{
     CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
 };
 pub use domain_name::{DomainName, LABEL_BYTES_MAX, NAME_BYTES_MAX, NameError, NamePattern};
-pub use handshake::{check_certified_key, check_handshake};
+pub use handshake::check_certified_key;
 pub use ids::{
     CellId, CredentialId, DomainId, EdgeId, Generation, GroupId, Id, IdError, IdKind, LineageId, OrderId,
     TenantId,

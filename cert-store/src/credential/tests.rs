@@ -1,7 +1,8 @@
 use super::*;
 use crate::certificate::KeyType;
 use crate::fixture::{self, P256, RSA, cell, now};
-use crate::handshake::{check_certified_key, check_handshake};
+use crate::handshake::check_certified_key;
+use crate::key::PrivateKey;
 
 fn lineage() -> LineageId {
     LineageId::generate()
@@ -129,23 +130,23 @@ fn a_sealed_key_of_another_credential_does_not_open() {
 #[test]
 fn the_handshake_gate_passes_what_works_and_names_what_does_not() {
     let name = DomainName::parse("a.example.org").unwrap();
+    let check = |held: &str, key: &PrivateKey| {
+        let chain = fixture::chain(&[held], key);
+        let certified = CertifiedKey::new(chain.to_vec(), key.signing_key().unwrap());
+        check_certified_key(Arc::new(certified), &name)
+    };
     for key in [&*P256, &*RSA, &*fixture::ED25519] {
-        check_handshake(&fixture::chain(&["a.example.org"], key), key, &name, now()).unwrap();
-        check_handshake(&fixture::chain(&["*.example.org"], key), key, &name, now()).unwrap();
+        check("a.example.org", key).unwrap();
+        check("*.example.org", key).unwrap();
     }
-    let chain = fixture::chain(&["b.example.org"], &P256);
-    let wrong_name = check_handshake(&chain, &P256, &name, now()).unwrap_err();
-    assert!(matches!(wrong_name, CertificateError::NameNotCovered { .. }), "{wrong_name}");
-    let wrong_key = check_handshake(&chain, &fixture::key(KeyType::EcdsaP256), &name, now()).unwrap_err();
-    assert_eq!(wrong_key, CertificateError::KeyMismatch);
-    let late = fixture::at(fixture::NOW_SECONDS + 31 * fixture::DAY);
-    let b = DomainName::parse("b.example.org").unwrap();
-    assert!(matches!(check_handshake(&chain, &P256, &b, late), Err(CertificateError::Expired { .. })));
+    let wrong_name = check("b.example.org", &P256).unwrap_err();
+    assert!(matches!(wrong_name, CertificateError::Handshake { .. }), "{wrong_name}");
 
     // A key that signs, but is not the certificate's: only the handshake itself can tell.
     let impostor = fixture::key(KeyType::EcdsaP256).signing_key().unwrap();
+    let chain = fixture::chain(&["a.example.org"], &P256);
     let mismatched = Arc::new(CertifiedKey::new(chain.to_vec(), impostor));
-    let error = check_certified_key(mismatched, &b).unwrap_err();
+    let error = check_certified_key(mismatched, &name).unwrap_err();
     assert!(matches!(error, CertificateError::Handshake { .. }), "{error}");
 }
 
