@@ -177,11 +177,6 @@ impl Config {
         Ok(config)
     }
 
-    /// `host:port` that edges are told.
-    pub fn distribution_advertised(&self) -> String {
-        self.distribution_advertised.clone().unwrap_or_else(|| self.distribution.to_string())
-    }
-
     /// # Errors
     /// A text that names the key, what is wrong with its value and what to write instead.
     pub fn check(&self) -> Result<(), String> {
@@ -306,7 +301,6 @@ mod tests {
     fn the_smallest_file_and_a_full_one_are_read() {
         let small = parse(SMALL).unwrap();
         assert_eq!((small.fleet.https_port, small.renewal.share), (443, 0.667));
-        assert_eq!(small.distribution_advertised(), "127.0.0.1:7443");
         let full = parse(&format!(
             "{SMALL}[dns]\nresolvers = [\"127.0.0.1:8053\"]\nresponder = \"127.0.0.1:5354\"\n\
              challenge_zone = \"acme.provider.test\"\ncname_zone = \"edge.provider.test\"\n\
