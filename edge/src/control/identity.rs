@@ -160,7 +160,7 @@ impl Identity {
 }
 
 impl IdentityCertificate {
-    /// A third of the life is left for trying (P: internal certificates follow the rule of all others).
+    /// A third of the life is left for trying, as with every other certificate here.
     pub(super) fn renew_at(&self) -> UnixTime {
         let (from, to) = (self.not_before.as_secs(), self.not_after.as_secs());
         UnixTime::since_unix_epoch(Duration::from_secs(from + to.saturating_sub(from) / 3 * 2))
@@ -186,7 +186,8 @@ impl IdentityCertificate {
     ) -> Result<Self, String> {
         for list in [&chain, &trusted] {
             if list.is_empty() || list.len() > limits::IDENTITY_CHAIN_MAX {
-                return Err(format!("{} certificates where 1 to 4 are expected", list.len()));
+                let most = limits::IDENTITY_CHAIN_MAX;
+                return Err(format!("{} certificates where 1 to {most} are expected", list.len()));
             }
         }
         let (not_before, not_after) = dates(&chain[0])?;

@@ -1,6 +1,5 @@
 //! Joining: a one-time token becomes an identity.
 
-use std::error::Error as _;
 use std::sync::{Arc, OnceLock};
 
 use portico_api::distribution::{JoinRequest, JoinResponse};
@@ -11,6 +10,7 @@ use super::identity::{Identity, IdentityCertificate, IdentityError, Request, hpk
 use super::limits;
 use super::tls;
 use super::token::JoinToken;
+use crate::live::full_text;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -47,6 +47,7 @@ pub(super) async fn join(
         .map_err(|error| unreachable(error.to_string()))?;
     let mut client = tls::connect(address, config).await.map_err(|error| match other_ca.get() {
         Some(()) => JoinError::OtherCa { address: address.to_owned() },
+        // tonic's own text for a failed connect is "transport error"; the reason is in its causes.
         None => unreachable(full_text(&error)),
     })?;
     let request = Request::new()?;
@@ -62,7 +63,7 @@ pub(super) async fn join(
     };
     let answer = tokio::time::timeout(limits::CALL_DEADLINE, client.join(call))
         .await
-        .map_err(|_| unreachable("no answer within 15 s".to_owned()))?
+        .map_err(|_| unreachable(format!("no answer within {} s", limits::CALL_DEADLINE.as_secs())))?
         .map_err(|status| refused(address, &status))?
         .into_inner();
     Ok(identity_of(answer, request, hpke)?)
@@ -105,15 +106,4 @@ fn refused(address: &str, status: &tonic::Status) -> JoinError {
         | Code::Unavailable
         | Code::DataLoss => JoinError::Unreachable { address, text },
     }
-}
-
-/// tonic's own text for a failed connect is "transport error"; the reason is in its causes.
-pub(super) fn full_text(error: &tonic::transport::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

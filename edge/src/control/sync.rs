@@ -22,11 +22,10 @@ use super::backoff::Backoff;
 use super::cell_keys::CellKeyFiles;
 use super::identity::{Identity, IdentityCertificate, IdentityError, Request};
 use super::incoming::Incoming;
-use super::join::full_text;
 use super::metrics::ControlMetrics;
 use super::{EdgeStatus, limits, tls, urgent};
 use crate::clock;
-use crate::live::{Batch, BatchKind};
+use crate::live::{Batch, BatchKind, full_text};
 
 /// All that outlives a stream.
 pub(super) struct Syncer {
@@ -55,7 +54,7 @@ type Renewal = Pin<Box<dyn Future<Output = Result<IdentityCertificate, RenewalEr
 
 #[derive(Debug, thiserror::Error)]
 enum RenewalError {
-    #[error("the control plane does not answer within 15 s")]
+    #[error("the control plane does not answer within {} s", limits::CALL_DEADLINE.as_secs())]
     Late,
     #[error("the control plane refuses: {}", .0.message())]
     Refused(tonic::Status),
@@ -191,7 +190,12 @@ impl Syncer {
         let answer = client.sync(ReceiverStream::new(messages));
         let incoming = tokio::time::timeout(limits::CALL_DEADLINE, answer)
             .await
-            .map_err(|_| Ended::Connect("no answer to the stream within 15 s".to_owned()))?
+            .map_err(|_| {
+                Ended::Connect(format!(
+                    "no answer to the stream within {} s",
+                    limits::CALL_DEADLINE.as_secs()
+                ))
+            })?
             .map_err(|status| Ended::Status(Box::new(status)))?
             .into_inner();
         let (snapshot, waiting, renewal) = (None, VecDeque::new(), None);

@@ -21,7 +21,7 @@ use super::admit::{Admitted, Batch};
 use super::host::{EgressGrant, Host, Suspension, TenantState, parse_grants, parse_network};
 use super::publisher::OPERATOR;
 use super::route::Route;
-use super::{Fault, FleetPolicy, UnknownSni, limits};
+use super::{Fault, FleetPolicy, UnknownSni, full_text, limits};
 
 /// What staging needs beside the batch.
 #[derive(Clone, Debug)]
@@ -308,7 +308,8 @@ fn build_credential(
 ) -> Result<(Credential, Box<[NamePattern]>), Fault> {
     let bad = |error: &dyn std::fmt::Display| Fault::new("BadCertificate", error.to_string());
     if body.chain_der.len() > limits::CHAIN_CERTIFICATES_MAX {
-        return Err(bad(&format!("the chain has {} certificates; at most 8", body.chain_der.len())));
+        let (found, most) = (body.chain_der.len(), limits::CHAIN_CERTIFICATES_MAX);
+        return Err(bad(&format!("the chain has {found} certificates; at most {most}")));
     }
     if context.checks == Checks::ServedBefore {
         return take_back(lineage, body, spki_sha256, context);
@@ -375,17 +376,6 @@ pub(super) fn handshake_name(names: &[NamePattern]) -> Result<DomainName, Fault>
             .map_err(|error| Fault::new("BadCertificate", format!("a name below the wildcard: {error}"))),
         None => Err(Fault::new("BadCertificate", "it holds no name")),
     }
-}
-
-/// An error with its causes on one line, for the operator.
-fn full_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
