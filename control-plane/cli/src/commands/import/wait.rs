@@ -52,10 +52,10 @@ pub(super) async fn until_settled(
             let seconds = start.elapsed().as_secs_f64();
             for domain in domains {
                 stand.insert(domain.id, domain.status);
-                match domain.status {
-                    DomainStatus::Active => drop(active.insert(domain.id, seconds)),
-                    DomainStatus::Failed => {}
-                    _ => on_the_way.push_back(domain.id),
+                if domain.status == DomainStatus::Active {
+                    active.insert(domain.id, seconds);
+                } else if domain.status != DomainStatus::Failed {
+                    on_the_way.push_back(domain.id);
                 }
             }
         }
