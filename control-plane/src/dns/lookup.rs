@@ -46,15 +46,6 @@ pub enum Found<T> {
     Unknown(String),
 }
 
-/// A CAA record (RFC 8659).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caa {
-    pub critical: bool,
-    /// Lower case: `issue`, `issuewild`, `iodef`, ..
-    pub tag: String,
-    pub value: String,
-}
-
 impl<T> Found<T> {
     /// The records; none when there are none or nothing is known.
     pub fn records(&self) -> &[T] {
@@ -130,18 +121,6 @@ impl Lookup {
             (Found::Nothing, Found::Nothing) => Found::Nothing,
             (v4, v6) => Found::Records(v4.records().iter().chain(v6.records()).copied().collect()),
         }
-    }
-
-    /// CAA records at exactly `name`; climbing the tree (RFC 8659 section 3) is the caller's.
-    pub async fn caa(&self, name: &DomainName) -> Found<Caa> {
-        self.ask(name.as_str(), RecordType::CAA).await.map(|data| {
-            let RData::CAA(caa) = data else { return None };
-            Some(Caa {
-                critical: caa.issuer_critical,
-                tag: caa.tag.to_ascii_lowercase(),
-                value: String::from_utf8_lossy(&caa.value).into_owned(),
-            })
-        })
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Found<RData> {
