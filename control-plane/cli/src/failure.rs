@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use portico_api::v1::client::ClientError;
+use portico_prober::chain_text;
 
 /// A command that did not do what it was asked.
 ///
@@ -91,19 +92,4 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
     }
-}
-
-/// An error with its causes on one line.
-pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

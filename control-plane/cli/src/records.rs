@@ -7,9 +7,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use portico_api::v1::{Domain, RecordPurpose};
+use portico_prober::chain_text;
 use serde::Serialize;
 
-use crate::failure::{Failure, Outcome, chain_text};
+use crate::failure::{Failure, Outcome};
 use crate::settings::Settings;
 
 /// All values of one name and type.

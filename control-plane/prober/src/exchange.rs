@@ -122,8 +122,8 @@ pub(crate) async fn read_body(mut body: Incoming, options: &CheckOptions) -> (Bo
     (BodyReport { bytes: read.len(), truncated, sha256: sha256_hex(&read), first }, failure)
 }
 
-/// An error with its causes on one line.
-pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
+/// An error with its causes on one line; a cause that the text before it repeats is left out.
+pub fn chain_text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

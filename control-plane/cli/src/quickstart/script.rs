@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use portico_api::v1::DomainStatus;
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_cert_store::{DomainName, NamePattern};
-use portico_prober::{Check, CheckOptions, Prober, Report, Roots};
+use portico_prober::{Check, CheckOptions, Prober, Report, Roots, chain_text};
 use tokio::process::Command;
 
 use super::addresses::Addresses;
@@ -20,7 +20,7 @@ use super::folder::{self, Folder};
 use super::lines::{Ask, Expect, Line};
 use super::onboarding;
 use crate::commands::domain::page_through;
-use crate::failure::{Failure, Outcome, chain_text};
+use crate::failure::{Failure, Outcome};
 use crate::output::line;
 
 /// For one line: `domain add --wait` may take its minute.
