@@ -117,9 +117,9 @@ pub enum PublishError {
 }
 
 impl SniIndex {
-    /// The credential to show for `name`, with what governs the connection; None for an unknown name and for one
-    /// that no credential of its lineages covers. If no credential suits the client's signature types, the best of the others is given,
-    /// so that the TLS stack can answer with the right alert.
+    /// The credential to show for `name`, with what governs the connection; None for an unknown name and for one that no
+    /// credential of its lineages covers. If no credential suits the client's signature types, the best of the others is
+    /// given, so that the TLS stack can answer with the right alert.
     pub fn lookup(&self, name: &DomainName, now: UnixTime, capabilities: ClientCapabilities) -> Option<Hit> {
         let exact = self.names.get_exact(name.as_str());
         let chosen = exact.as_ref().and_then(|entry| entry.best(name, now, capabilities, true));

@@ -275,7 +275,7 @@ impl Sites {
 
     fn domain_item(&self, id: DomainId, name: &NamePattern, lineages: Box<[LineageId]>) -> DomainItem {
         let site = self.sites.get(name);
-        let policy = site.map_or_else(default_policy, |site| site.policy);
+        let policy = site.map(|site| site.policy).unwrap_or_default();
         DomainItem {
             id,
             tenant: self.sealing.tenant,
@@ -362,10 +362,6 @@ fn check_routes(name: &NamePattern, site: &Site) -> Result<(), Fault> {
         return Err(Fault::new("TooManyRoutes", text));
     }
     Ok(())
-}
-
-fn default_policy() -> TlsPolicy {
-    TlsPolicy { minimum_version: portico_cert_store::TlsVersion::Tls12, http2: true, http3: true }
 }
 
 fn unknown(lineage: LineageId) -> Fault {
