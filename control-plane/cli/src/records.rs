@@ -102,17 +102,16 @@ pub(crate) async fn publish(stub: std::net::SocketAddr, sets: &[RecordSet]) -> O
 /// One POST of JSON to a loopback address.
 pub(crate) async fn post(address: std::net::SocketAddr, path: &str, body: Vec<u8>) -> Result<Bytes, String> {
     const ANSWER_BYTES_MAX: usize = 1 << 20;
-    let text = |error: &dyn std::error::Error| chain_text(error);
-    let stream = tokio::net::TcpStream::connect(address).await.map_err(|e| text(&e))?;
+    let stream = tokio::net::TcpStream::connect(address).await.map_err(|e| chain_text(&e))?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| text(&e))?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| chain_text(&e))?;
     let driver = tokio::spawn(connection);
     let request = http::Request::post(path)
         .header("host", address.to_string())
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))
-        .map_err(|e| text(&e))?;
-    let answer = sender.send_request(request).await.map_err(|e| text(&e))?;
+        .map_err(|e| chain_text(&e))?;
+    let answer = sender.send_request(request).await.map_err(|e| chain_text(&e))?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
         .collect()
