@@ -121,9 +121,14 @@ impl Worker {
     async fn accept_the_rest(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
         for _ in 0..limits::ACCEPT_SETTLE_ROUNDS {
             let mut taken = 0;
-            while let Ok(Some(accepted)) = listener.accept_now() {
-                self.take(Ok(accepted), bound).await;
+            // A failure is no empty queue: descriptors may be short until some connection ends.
+            while let Some(accepted) = listener.accept_now().transpose() {
+                let failed = accepted.is_err();
+                self.take(accepted, bound).await;
                 taken += 1;
+                if failed {
+                    break;
+                }
             }
             // A client is connected when it has our SYN-ACK; the kernel may have its last ACK still before it.
             tokio::time::sleep(limits::ACCEPT_SETTLE).await;

@@ -110,8 +110,8 @@ fn assert_absent(bytes: &[u8], secret: &[u8]) {
     for window in secret.windows(24) {
         let hex: String = window.iter().map(|byte| format!("{byte:02x}")).collect();
         let base64 = base64::engine::general_purpose::STANDARD.encode(window);
-        // The outer parts of a PKCS#8 document are the same in every key of its type.
-        if !window.starts_with(&[0x30]) && secret.len() > 32 && !is_scalar_part(secret, window) {
+        // The other parts of a PKCS#8 document are the same in every key of its type, or its public key.
+        if secret.len() > 32 && !is_scalar_part(secret, window) {
             continue;
         }
         assert!(!contains(bytes, window), "a secret is on the wire");
