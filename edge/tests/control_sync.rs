@@ -75,6 +75,16 @@ impl Edge {
     }
 }
 
+/// An edge that has joined a control plane of its own; its state is in the folder.
+async fn joined() -> (tempfile::TempDir, TestControl, Edge) {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = TestCa::new();
+    let token = ca.token();
+    let control = TestControl::start(ca).await;
+    let edge = Edge::start(options(control.address, folder.path(), Some(token))).await;
+    (folder, control, edge)
+}
+
 /// A shop whose certificate is valid by the real clock.
 fn shop(name: &str) -> Shop {
     let mut shop = Shop::new(name);
@@ -102,11 +112,7 @@ async fn feed(conversation: &mut Conversation, shops: &[&Shop]) {
 
 #[tokio::test]
 async fn an_edge_joins_syncs_and_reports() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
-    let edge = Edge::start(options(control.address, folder.path(), Some(token))).await;
+    let (_folder, mut control, edge) = joined().await;
     let mut conversation = control.conversation().await;
     assert_eq!(conversation.hello.applied, Some(wire::Generation::default()));
     assert_eq!((conversation.hello.cell_id.as_str(), conversation.hello.protocol), ("cell-a", 1));
@@ -127,12 +133,8 @@ async fn an_edge_joins_syncs_and_reports() {
 
 #[tokio::test]
 async fn a_killed_edge_serves_every_name_again_without_a_control_plane() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
+    let (folder, mut control, edge) = joined().await;
     let address = control.address;
-    let edge = Edge::start(options(address, folder.path(), Some(token))).await;
     let shops: Vec<Shop> = (0..30).map(|index| shop(&format!("n{index}.shop.example"))).collect();
     let mut conversation = control.conversation().await;
     feed(&mut conversation, &shops[..20].iter().collect::<Vec<_>>()).await;
@@ -174,11 +176,7 @@ async fn a_killed_edge_serves_every_name_again_without_a_control_plane() {
 
 #[tokio::test]
 async fn refused_batches_leave_the_last_good_state_in_memory_and_on_disk() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
-    let edge = Edge::start(options(control.address, folder.path(), Some(token))).await;
+    let (folder, mut control, edge) = joined().await;
     let mut conversation = control.conversation().await;
     let shop = shop("www.shop.example");
     let many = TenantId::generate();
@@ -266,12 +264,8 @@ fn disk(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[tokio::test]
 async fn a_poisoned_tenant_is_nacked_and_the_others_flow_on_over_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
+    let (folder, mut control, edge) = joined().await;
     let address = control.address;
-    let edge = Edge::start(options(address, folder.path(), Some(token))).await;
     let mut conversation = control.conversation().await;
     let (good, poisoned) = (shop("good.example"), shop("poisoned.example"));
     feed(&mut conversation, &[&good, &poisoned]).await;
@@ -305,11 +299,7 @@ async fn a_poisoned_tenant_is_nacked_and_the_others_flow_on_over_a_restart() {
 
 #[tokio::test]
 async fn urgent_messages_are_done_and_acknowledged() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
-    let edge = Edge::start(options(control.address, folder.path(), Some(token))).await;
+    let (_folder, mut control, edge) = joined().await;
     let mut conversation = control.conversation().await;
     let shop = shop("www.shop.example");
     feed(&mut conversation, &[&shop]).await;
@@ -409,11 +399,7 @@ async fn a_refused_token_and_a_wrong_fingerprint_are_clear_errors() {
 #[tokio::test]
 async fn an_identity_that_others_can_read_stops_the_start() {
     use std::os::unix::fs::PermissionsExt as _;
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
-    let edge = Edge::start(options(control.address, folder.path(), Some(token))).await;
+    let (folder, mut control, edge) = joined().await;
     control.conversation().await;
     edge.stop().await;
     let identity = folder.path().join("state/identity");
@@ -434,12 +420,8 @@ async fn an_identity_that_others_can_read_stops_the_start() {
 
 #[tokio::test]
 async fn a_damaged_last_good_file_falls_back_to_the_one_before() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = TestCa::new();
-    let token = ca.token();
-    let mut control = TestControl::start(ca).await;
+    let (folder, mut control, edge) = joined().await;
     let address = control.address;
-    let edge = Edge::start(options(address, folder.path(), Some(token))).await;
     let mut conversation = control.conversation().await;
     let (first, second) = (shop("first.example"), shop("second.example"));
     feed(&mut conversation, &[&first]).await;
