@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::acme::ChallengeMethod;
+
 /// What the control plane was told, checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,8 +115,9 @@ pub struct IssuerConfig {
     pub roots_pem: Option<PathBuf>,
     #[serde(default)]
     pub serialize_orders: bool,
+    /// In the order of preference.
     #[serde(default = "challenges_default")]
-    pub challenges: Vec<ChallengeKind>,
+    pub challenges: Vec<ChallengeMethod>,
     #[serde(default = "poll_ms_default")]
     pub poll_ms: u64,
     #[serde(default = "names_per_certificate_default")]
@@ -128,16 +131,6 @@ pub struct IssuerConfig {
     /// Of them, newNonce.
     #[serde(default = "nonces_per_second_default")]
     pub nonces_per_second: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum ChallengeKind {
-    #[serde(rename = "http-01")]
-    Http01,
-    #[serde(rename = "tls-alpn-01")]
-    TlsAlpn01,
-    #[serde(rename = "dns-01")]
-    Dns01,
 }
 
 /// Why the configuration cannot be used.
@@ -257,8 +250,8 @@ impl Default for PreflightConfig {
     }
 }
 
-fn challenges_default() -> Vec<ChallengeKind> {
-    vec![ChallengeKind::Http01, ChallengeKind::TlsAlpn01, ChallengeKind::Dns01]
+fn challenges_default() -> Vec<ChallengeMethod> {
+    vec![ChallengeMethod::Http01, ChallengeMethod::TlsAlpn01, ChallengeMethod::Dns01]
 }
 
 fn poll_ms_default() -> u64 {
@@ -309,7 +302,7 @@ mod tests {
              [[issuer]]\nname = \"test\"\ndirectory = \"https://127.0.0.1:14000/dir\"\nchallenges = [\"dns-01\"]\n"
         ))
         .unwrap();
-        assert_eq!(full.issuers[0].challenges, [ChallengeKind::Dns01]);
+        assert_eq!(full.issuers[0].challenges, [ChallengeMethod::Dns01]);
         assert_eq!(full.fleet.unknown_sni, UnknownSni::Default);
     }
 

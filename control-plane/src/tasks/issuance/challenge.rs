@@ -125,7 +125,8 @@ impl Issuance {
             };
             let state = group::name_state(&mut read, domain).await?.unwrap_or_default();
             let possible: Vec<&CaChallenge> = issuer
-                .methods
+                .config
+                .challenges
                 .iter()
                 .filter(|method| usable(name, **method) && state.methods.contains(method))
                 .filter_map(|method| authorization.challenges.iter().find(|c| c.method == *method))

@@ -12,8 +12,8 @@ use tokio::sync::Mutex;
 
 use super::fail_point;
 use crate::Parts;
-use crate::acme::{Account, AccountKey, AcmeError, CaEndpoint, CaHttp, ChallengeMethod, Pace};
-use crate::config::{ChallengeKind, IssuerConfig};
+use crate::acme::{Account, AccountKey, AcmeError, CaEndpoint, CaHttp, Pace};
+use crate::config::IssuerConfig;
 use crate::store::account::{self, AccountRow, AccountState};
 
 const PURPOSE: &str = "acme account key";
@@ -24,8 +24,6 @@ pub(crate) struct Issuer {
     pub(crate) config: IssuerConfig,
     /// What issued chains must lead to.
     pub(crate) roots: Arc<RootCertStore>,
-    /// In the operator's order of preference.
-    pub(crate) methods: Vec<ChallengeMethod>,
     http: CaHttp,
     account: Mutex<Option<Account>>,
     held_until_ms: AtomicI64,
@@ -56,7 +54,6 @@ impl Issuer {
             roots: Arc::new(
                 roots(config.roots_pem.as_deref(), false).with_context(|| format!("issuer \"{name}\""))?,
             ),
-            methods: config.challenges.iter().map(|kind| method(*kind)).collect(),
             http: CaHttp::new(&endpoint)?,
             account: Mutex::new(None),
             held_until_ms: AtomicI64::new(0),
@@ -139,14 +136,6 @@ impl Issuer {
 
 fn row_name(row: &AccountRow) -> String {
     format!("{}/{}", row.issuer, row.directory)
-}
-
-fn method(kind: ChallengeKind) -> ChallengeMethod {
-    match kind {
-        ChallengeKind::Http01 => ChallengeMethod::Http01,
-        ChallengeKind::TlsAlpn01 => ChallengeMethod::TlsAlpn01,
-        ChallengeKind::Dns01 => ChallengeMethod::Dns01,
-    }
 }
 
 /// The roots of `file`, or the system's; with `and_system` both.

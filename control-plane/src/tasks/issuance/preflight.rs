@@ -85,7 +85,8 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
 
 /// Whether some issuer validates by this method, and for this name.
 fn is_wanted(issuance: &Issuance, domain: &OrderableDomain, method: ChallengeMethod) -> bool {
-    usable(&domain.name, method) && issuance.issuers.iter().any(|issuer| issuer.methods.contains(&method))
+    usable(&domain.name, method)
+        && issuance.issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
 }
 
 /// What is wrong and the record that mends it, for the owner.
