@@ -183,6 +183,13 @@ impl Config {
         if !(0.1..=0.95).contains(&self.renewal.share) {
             return Err(format!("renewal.share = {} must be from 0.1 to 0.95", self.renewal.share));
         }
+        if self.fleet.unknown_sni == UnknownSni::Default {
+            return Err(
+                "fleet.unknown_sni = \"default\" needs a default certificate, and a fleet has no way to \
+                 choose one yet: leave it at \"refuse\""
+                    .to_owned(),
+            );
+        }
         if self.dns.responder.is_some() && self.dns.challenge_zone.is_none() {
             return Err(
                 "dns.responder is set without dns.challenge_zone: name the zone that it answers".to_owned()
@@ -297,13 +304,13 @@ mod tests {
         let full = parse(&format!(
             "{SMALL}[dns]\nresolvers = [\"127.0.0.1:8053\"]\nresponder = \"127.0.0.1:5354\"\n\
              challenge_zone = \"acme.provider.test\"\ncname_zone = \"edge.provider.test\"\n\
-             [fleet]\npublic_addresses = [\"127.0.0.11\"]\nunknown_sni = \"default\"\n\
+             [fleet]\npublic_addresses = [\"127.0.0.11\"]\nunknown_sni = \"refuse\"\n\
              [egress]\nallow = [{{ cidr = \"127.0.0.0/8\", ports = [8080] }}]\n\
              [[issuer]]\nname = \"test\"\ndirectory = \"https://127.0.0.1:14000/dir\"\nchallenges = [\"dns-01\"]\n"
         ))
         .unwrap();
         assert_eq!(full.issuers[0].challenges, [ChallengeMethod::Dns01]);
-        assert_eq!(full.fleet.unknown_sni, UnknownSni::Default);
+        assert_eq!(full.fleet.unknown_sni, UnknownSni::Refuse);
     }
 
     #[test]
@@ -329,6 +336,7 @@ mod tests {
     fn values_out_of_range_are_named() {
         for (more, part) in [
             ("[renewal]\nshare = 1.5\n", "renewal.share"),
+            ("[fleet]\nunknown_sni = \"default\"\n", "no way to choose one yet"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "dns.cname_zone"),
             ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "https://"),
