@@ -17,6 +17,7 @@ pub mod http;
 mod metrics;
 mod parts;
 pub mod plan;
+mod process;
 pub mod proof;
 pub mod rotation;
 pub mod sealer;
@@ -77,6 +78,7 @@ pub fn run(args: Args) -> BoxFuture<'static, anyhow::Result<()>> {
 }
 
 async fn run_until_signal(args: Args) -> anyhow::Result<()> {
+    process::forbid_dumps();
     let config = Config::read(&args.config)?;
     if args.check {
         println!("{}: good", args.config.display());
@@ -187,6 +189,7 @@ pub fn run_rotate_kek(args: RotateArgs) -> BoxFuture<'static, anyhow::Result<()>
 }
 
 async fn rotate_kek(args: RotateArgs) -> anyhow::Result<()> {
+    process::forbid_dumps();
     let config = Config::read(&args.config)?;
     let rotated = rotation::rotate_kek(&config, args.new_key_file.as_deref(), &Clock::default()).await?;
     tracing::info!(key = rotated.key_id, file = %rotated.new_file.display(), "the key-encryption key was replaced");

@@ -181,6 +181,25 @@ async fn acknowledged_writes_survive_kill_nine() {
     }
 }
 
+/// A core file would hold every key (P10).
+#[tokio::test]
+async fn the_service_leaves_no_core_file_with_its_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let dns = stage::dns_stub::DnsStub::start().await;
+    std::fs::write(folder.path().join("kek"), "cd".repeat(32)).unwrap();
+    stage::set_mode(&folder.path().join("kek"), 0o600);
+    let api: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let text = stage::config_text(folder.path(), dns.address, "")
+        .replace("api = \"127.0.0.1:0\"", &format!("api = \"{api}\""));
+    std::fs::write(folder.path().join("cp.toml"), text).unwrap();
+    let service = Service::start(folder.path());
+    wait_ready(&Client::builder(TokioExecutor::new()).build_http(), api).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", service.0.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let words: Vec<&str> = core.split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{core}");
+}
+
 /// Every acknowledged domain is there once, with its audit entry and its event; no half write is.
 async fn check(folder: &Path, acknowledged: &[(String, String)]) {
     let store = Store::open(&folder.join("data")).await.unwrap();
