@@ -181,7 +181,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
 /// Says what went wrong and what to try, on standard error.
 fn report(failure: &Failure) {
     let mut error = std::io::stderr().lock();
-    let _nobody_listens = writeln!(error, "error: {}", failure.text);
+    let _nobody_listens = writeln!(error, "error: {}", output::harmless(&failure.text));
     let _nobody_listens = match &failure.next {
         Some(Next::Portico(arguments)) => writeln!(error, "next:  {} {arguments}", invocation()),
         Some(Next::Text(text)) => writeln!(error, "next:  {text}"),

@@ -1,5 +1,6 @@
 //! How answers are printed: aligned tables for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 
 use portico_api::v1::DomainStatus;
@@ -16,8 +17,29 @@ pub(crate) enum Format {
 
 /// Prints a line. A reader that has gone (`| head`) is no failure of the command.
 pub(crate) fn line(text: impl AsRef<str>) {
-    let _reader_may_be_gone = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+    let _reader_may_be_gone = writeln!(std::io::stdout().lock(), "{}", harmless(text.as_ref()));
 }
+
+/// Without what steers a terminal, apart from the colours of [`paint`]: names in a certificate, a redirect's target, a CA's
+/// words and a tenant's texts are other people's.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |character: char| {
+        let turns = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        turns || (character.is_control() && !matches!(character, '\n' | '\t'))
+    };
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut kept = String::with_capacity(text.len());
+    for (at, character) in text.char_indices() {
+        let is_own = || COLOURS.iter().any(|code| text[at..].starts_with(code));
+        kept.push(if !steers(character) || is_own() { character } else { '\u{fffd}' });
+    }
+    Cow::Owned(kept)
+}
+
+/// What [`paint`] writes.
+const COLOURS: [&str; 5] = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m"];
 
 /// Prints one JSON document.
 pub(crate) fn json(value: &impl Serialize) -> Outcome {
@@ -156,6 +178,17 @@ mod tests {
     fn colour_codes_take_no_room() {
         assert_eq!(visible_width("\u{1b}[32mactive\u{1b}[0m"), 6);
         assert_eq!(visible_width("büro"), 4);
+    }
+
+    #[test]
+    fn other_peoples_texts_do_not_steer_the_terminal() {
+        let title = "a\u{1b}]0;PWNED\u{7}\u{1b}[2Jb\u{9b}31m\u{202e}moc";
+        let shown = harmless(title);
+        assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{shown:?}");
+        assert!(shown.starts_with('a') && shown.ends_with("moc"));
+        for own in ["\u{1b}[32mactive\u{1b}[0m", "two\nlines\tand a tab", "büro.example"] {
+            assert_eq!(harmless(own), own);
+        }
     }
 
     #[test]
