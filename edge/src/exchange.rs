@@ -14,6 +14,7 @@ mod challenge;
 mod end;
 mod page;
 mod path;
+mod proof;
 
 pub use end::ExchangeEnd;
 
@@ -136,6 +137,9 @@ async fn answer(
     if context.shown.is_none() && host.https_redirect && challenge.is_none() {
         return Ok(to_https(&parts, &authority, context.public_https_port));
     }
+    if proof::comes_through_us(&parts) {
+        return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
+    }
     let mut answer = follow_route(parts, body, context, &host, &authority, end).await?;
     add_policy_headers(&mut answer, context, &host);
     Ok(answer)
@@ -154,6 +158,11 @@ fn check_request(
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
+    }
+    // hyper counts the fields of HTTP/1 alone. A cookie may come in any number of pieces (RFC 9113 section 8.2.3).
+    let crumbs = parts.headers.get_all(header::COOKIE).iter().count();
+    if parts.headers.len() - crumbs > limits::HEADER_FIELDS_MAX {
+        return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_fields"));
     }
     if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > limits::TARGET_BYTES_MAX) {
         return Err((StatusCode::URI_TOO_LONG, "target_too_long"));

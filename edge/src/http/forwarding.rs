@@ -145,7 +145,12 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn check_loop(headers: &HeaderMap) -> Result<(), Looping> {
-    let passed = headers
+    if times_through_us(headers) >= limits::CDN_LOOP_DEPTH_MAX { Err(Looping) } else { Ok(()) }
+}
+
+/// How often a request says that it has passed through a Portico (RFC 8586).
+pub fn times_through_us(headers: &HeaderMap) -> usize {
+    headers
         .get_all(CDN_LOOP)
         .iter()
         .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
@@ -153,8 +158,7 @@ fn check_loop(headers: &HeaderMap) -> Result<(), Looping> {
             let name = entry.split(|&byte| byte == b';').next().unwrap_or_default();
             name.trim_ascii().eq_ignore_ascii_case(PSEUDONYM.as_bytes())
         })
-        .count();
-    if passed >= limits::CDN_LOOP_DEPTH_MAX { Err(Looping) } else { Ok(()) }
+        .count()
 }
 
 fn append_via(headers: &mut HeaderMap, protocol: Protocol) {

@@ -60,6 +60,29 @@ fn large_heads_are_refused_on_http2() {
 }
 
 #[test]
+fn many_fields_are_refused_on_http2_and_pieces_of_a_cookie_are_not() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&[HOST]);
+        let status = |name: &str, count: usize| {
+            runtime().block_on(async {
+                type Empty = http_body_util::Empty<bytes::Bytes>;
+                let mut sender = http2::<Empty>(edge.https, Some(HOST)).await.unwrap();
+                let mut request = http::Request::get(format!("https://{HOST}/"));
+                for _ in 0..count {
+                    request = request.header(name, "a=b");
+                }
+                let request = request.body(Empty::new()).unwrap();
+                sender.send_request(request).await.unwrap().status().as_u16()
+            })
+        };
+        assert_eq!(status("x", limits::HEADER_FIELDS_MAX), 200);
+        assert_eq!(status("x", limits::HEADER_FIELDS_MAX + 1), 431);
+        assert_eq!(status("cookie", 2 * limits::HEADER_FIELDS_MAX), 200);
+    });
+}
+
+#[test]
 fn a_slow_head_is_cut_and_an_idle_connection_outlives_it() {
     on_each_backend(|backend| {
         let short = Duration::from_millis(400);

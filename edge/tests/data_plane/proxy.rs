@@ -63,6 +63,26 @@ fn an_origin_sees_one_clean_message() {
 }
 
 #[test]
+fn a_tenants_proof_that_comes_through_us_is_answered_by_no_route() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin, Setup::default());
+        let ask = |path: &str, line: &str| {
+            let mut client = https(edge.https, HOST);
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n"));
+            client.answer().status
+        };
+        let file = "/.well-known/portico/0123456789abcdef";
+        assert_eq!(ask(file, "CDN-Loop: portico\r\n"), 508);
+        assert_eq!(ask(file, "CDN-Loop: other, Portico;x=y\r\n"), 508);
+        assert!(origin.messages().is_empty(), "{:?}", origin.messages());
+        // A visitor's request is nobody's proof, and another path may pass through several of us.
+        assert_eq!(ask(file, ""), 200);
+        assert_eq!(ask("/.well-known/other", "CDN-Loop: portico\r\n"), 200);
+    });
+}
+
+#[test]
 fn origin_connections_are_kept_and_never_shared_between_tenants() {
     on_each_backend(|backend| {
         let origin = Origin::echoing();
