@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::Parts;
 use crate::dns::lookup::Lookup;
+use crate::http::waits::Waits;
 use fleet::FleetLink;
 
 /// What every handler and reconciler of the API shares. Clones are cheap.
@@ -30,6 +31,8 @@ pub struct App {
     pub(crate) egress: Arc<EgressPolicy>,
     /// Wakes the checks of ownership: a claim was made or changed.
     pub(crate) claims_changed: Arc<Notify>,
+    /// Long polls under way.
+    pub(crate) waits: Waits,
 }
 
 impl App {
@@ -48,6 +51,7 @@ impl App {
             lookup: Lookup::new(&config.dns)?,
             egress: Arc::new(EgressPolicy::new(public, own)),
             claims_changed: Arc::default(),
+            waits: Waits::default(),
         })
     }
 

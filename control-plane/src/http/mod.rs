@@ -19,6 +19,7 @@ mod request_id;
 mod tenants;
 mod tokens;
 mod trail;
+pub(crate) mod waits;
 pub(crate) mod write;
 
 use std::net::SocketAddr;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use tokio::net::TcpListener;
@@ -46,6 +47,8 @@ pub use tokens::ensure_operator_token;
 
 /// A request that is not a long poll ends by then.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// A long poll waits for at most 300 s.
+const LONG_POLL_DEADLINE: Duration = Duration::from_secs(360);
 
 /// Binds and serves; the task ends with `parts.shutdown`.
 ///
@@ -153,19 +156,17 @@ fn documented() -> OpenApiRouter<App> {
 /// Counts and times requests by method and class of answer; nothing a client sends becomes a label.
 async fn measure(request: Request, next: Next) -> Response {
     let method = names::method(request.method().as_str());
-    let long = request.uri().query().is_some_and(|query| query.contains("wait="));
+    let waits = |query: &str| query.contains("wait=");
+    let long = request.method() == Method::GET && request.uri().query().is_some_and(waits);
     let began = clock::instant();
-    let response = if long {
-        next.run(request).await
-    } else {
-        match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => axum::response::IntoResponse::into_response(Fault::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "timeout",
-                "the call took too long; send it again with the same Idempotency-Key",
-            )),
-        }
+    let deadline = if long { LONG_POLL_DEADLINE } else { REQUEST_DEADLINE };
+    let response = match tokio::time::timeout(deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => axum::response::IntoResponse::into_response(Fault::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "timeout",
+            "the call took too long; send it again with the same Idempotency-Key",
+        )),
     };
     names::request(method, response.status(), began.elapsed());
     response

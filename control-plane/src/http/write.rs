@@ -20,6 +20,10 @@ const SHOWN_ONCE: &str = "secret_shown_once";
 /// How long an `Idempotency-Key` is remembered.
 pub(crate) const KEY_LASTS_MS: i64 = 24 * 3600 * 1000;
 
+/// Keys of one tenant's token that are remembered at the same time, and the bytes of their answers.
+pub(crate) const TENANT_KEYS_MAX: i64 = 5_000;
+const TENANT_KEYS_BYTES_MAX: i64 = 32 << 20;
+
 /// A write that has begun. Dropped unfinished, nothing of it happened.
 #[derive(Debug)]
 pub(crate) struct Write {
@@ -76,7 +80,9 @@ impl Write {
         if let Some(key) = &call.idempotency_key {
             let actor = &call.caller.token_id;
             match idempotency::find(&mut tx, actor, key, now_ms - KEY_LASTS_MS).await? {
-                None => {}
+                // An operator's callers are its own.
+                None if call.caller.tenant.is_none() => {}
+                None => bounded(idempotency::held(&mut tx, actor).await?)?,
                 Some(remembered) if remembered.fingerprint != fingerprint => {
                     return Err(Fault::conflict(
                         "idempotency_key_reused",
@@ -196,6 +202,18 @@ impl Write {
         };
         Ok(idempotency::put(&mut self.tx, &self.actor, key, &remembered, self.now_ms).await?)
     }
+}
+
+fn bounded((keys, bytes): (i64, i64)) -> Answered<()> {
+    if keys < TENANT_KEYS_MAX && bytes < TENANT_KEYS_BYTES_MAX {
+        return Ok(());
+    }
+    let detail = format!(
+        "{keys} Idempotency-Keys of this token are remembered, each for 24 hours; use bulk calls, or send this one without \
+         a key"
+    );
+    let fault = Fault::new(StatusCode::TOO_MANY_REQUESTS, "idempotency_keys_used_up", detail);
+    Err(fault.retry_after(3600))
 }
 
 fn fingerprint(call: &Call, body: &[u8]) -> Vec<u8> {

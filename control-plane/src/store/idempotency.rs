@@ -73,6 +73,17 @@ pub async fn put(
     Ok(())
 }
 
+/// How many keys of an actor are remembered, and the bytes of the answers kept with them.
+///
+/// # Errors
+/// The database's.
+pub async fn held(tx: &mut WriteTx, actor: &str) -> Result<(i64, i64), StoreError> {
+    Ok(sqlx::query_as("SELECT COUNT(*), COALESCE(SUM(LENGTH(body)), 0) FROM idempotency WHERE actor = ?")
+        .bind(actor)
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
 /// Forgets what is older than `before_ms`.
 ///
 /// # Errors

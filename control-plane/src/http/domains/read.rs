@@ -150,6 +150,7 @@ pub(in crate::http) async fn show(
     let until = clock::instant() + wait;
     let mut changes = app.parts.store.changes();
     let id = find(&mut *app.parts.store.read().await?, &call, &text).await?.id;
+    let _place = if wait.is_zero() { None } else { Some(app.waits.begin(&call.caller.token_id)?) };
     loop {
         let mut read = app.parts.store.read().await?;
         let row = domain::find(&mut read, id).await?.ok_or_else(missing)?;
