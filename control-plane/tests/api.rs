@@ -384,6 +384,83 @@ async fn suspensions_are_durable_end_by_themselves_and_are_seen_in_the_status() 
 }
 
 #[tokio::test]
+async fn a_suspended_name_is_not_served_again_by_deleting_and_claiming_it() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    stage.operator("POST", &format!("{at}/suspend"), json!({ "mode": "legal", "reason": "court" })).await;
+    let delete =
+        async |token: &str| stage.call("DELETE", &at, Some(token), &[("if-match", "*")], Value::Null).await;
+    let refused = delete(&own).await;
+    assert_eq!((refused.status, &refused.body["code"]), (409, &json!("suspended")), "{}", refused.text);
+    assert_eq!(stage.show(&domain).await["status"], "suspended");
+    assert_eq!(delete(&stage.operator).await.status, 204, "an operator may");
+
+    // One whose suspension is over is the tenant's own again.
+    let domain = stage.domain(&one, "later.example").await;
+    let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let until = json!({ "mode": "page", "until": "2100-01-01T00:00:00Z" });
+    stage.operator("POST", &format!("{at}/suspend"), until).await;
+    stage.clock.advance(Duration::from_secs(80 * 366 * 86_400));
+    let gone = stage.call("DELETE", &at, Some(&own), &[("if-match", "*")], Value::Null).await;
+    assert_eq!(gone.status, 204, "{}", gone.text);
+}
+
+#[tokio::test]
+async fn a_tenant_puts_its_names_into_no_cell_that_it_was_not_given() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let claim = async |name: &str, cells: Value| {
+        let mut wanted = spec(name);
+        wanted["cells"] = cells;
+        stage.call("POST", &format!("/v1/tenants/{one}/domains"), Some(&own), &[], wanted).await
+    };
+    let refused = claim("a.example", json!(["default", "others-own"])).await;
+    assert_eq!((refused.status, &refused.body["errors"][0]["code"]), (422, &json!("foreign_cell")));
+    let made = claim("a.example", json!(["default"])).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let at = format!("/v1/domains/{}", made.body["id"].as_str().unwrap());
+    let patch = async |token: &str, cells: Value| {
+        stage.call("PATCH", &at, Some(token), &[("if-match", "*")], json!({ "cells": cells })).await.status
+    };
+    assert_eq!(patch(&own, json!(["others-own"])).await, 422);
+    assert_eq!(patch(&stage.operator, json!(["others-own"])).await, 200, "an operator may");
+    // What an operator set stays when the tenant changes something else.
+    let other = json!({ "alone": true });
+    let kept = stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], other).await;
+    assert_eq!((kept.status, &kept.body["cells"]), (200, &json!(["others-own"])), "{}", kept.text);
+}
+
+#[tokio::test]
+async fn remembered_keys_of_one_tenant_do_not_fill_the_disk() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}/domains");
+    let send = async |token: &str, key: &str| {
+        stage.call("POST", &path, Some(token), &[("idempotency-key", key)], spec("shop.example")).await
+    };
+    assert_eq!(send(&own, "first").await.status, 201);
+    let id = own.split('_').nth(1).unwrap();
+    let mut tx = stage.running.parts.store.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO idempotency (actor, key, fingerprint, status, body, created_at) \
+         VALUES (?, 'large', x'', 200, zeroblob(32 * 1024 * 1024), ?)",
+    )
+    .bind(id)
+    .bind(stage.clock.now_ms())
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+    let refused = send(&own, "second").await;
+    assert_eq!((refused.status, &refused.body["code"]), (429, &json!("idempotency_keys_used_up")));
+    assert_eq!(send(&own, "first").await.status, 201, "what is remembered is still answered");
+    assert_eq!(stage.call("POST", &path, Some(&own), &[], spec("shop.example")).await.status, 200);
+    assert_eq!(send(&stage.operator.clone(), "second").await.status, 200);
+}
+
+#[tokio::test]
 async fn waiting_ends_at_the_timeout_with_the_domain_as_it_stands() {
     let stage = Stage::start().await;
     let (one, own) = stage.tenant("one").await;
@@ -646,6 +723,86 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     }
     let by_operator = stage.operator("POST", &format!("/v1/domains/{last}/retry"), Value::Null).await;
     assert_eq!(by_operator.status, 200, "{}", by_operator.text);
+}
+
+#[tokio::test]
+async fn a_failed_name_that_is_deleted_and_claimed_anew_waits_as_long() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let (two, two_token) = stage.tenant("two").await;
+    let store = &stage.running.parts.store;
+    let next_at = stage.clock.now_ms() + 86_400_000;
+    let first = stage.domain(&one, "shop.example").await;
+    let id = first["id"].as_str().unwrap();
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
+    let mut tx = store.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, attempts, next_at, error, updated_at) \
+         VALUES (?, '[\"http-01\"]', 1, 1, 4, ?, 'the CA said no', 0)",
+    )
+    .bind(id)
+    .bind(next_at)
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+    let retry = format!("/v1/domains/{id}/retry");
+    assert_eq!(stage.operator("POST", &retry, Value::Null).await.status, 200);
+    let mut tx = store.begin().await.unwrap();
+    sqlx::query("UPDATE name_states SET next_at = ?").bind(next_at).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let at = format!("/v1/domains/{id}");
+    stage.call("DELETE", &at, Some(&stage.operator), &[("if-match", "*")], Value::Null).await;
+    let anew = stage.domain(&two, "shop.example").await;
+    let anew = anew["id"].as_str().unwrap();
+    let kept: (i64, i64, bool, String) = sqlx::query_as(
+        "SELECT attempts, next_at, failed_before, methods FROM name_states WHERE domain_id = ?",
+    )
+    .bind(anew)
+    .fetch_one(&mut *store.read().await.unwrap())
+    .await
+    .unwrap();
+    assert_eq!(kept, (4, next_at, true, "[]".to_owned()));
+    // Nor does it bring a new "retry now".
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [anew], "note": "ours" })).await;
+    let retry = format!("/v1/domains/{anew}/retry");
+    let refused = stage.call("POST", &retry, Some(&two_token), &[], Value::Null).await;
+    assert_eq!((refused.status, &refused.body["code"]), (429, &json!("retry_too_soon")), "{}", refused.text);
+
+    // A refusal of the whole order counts as well as one of the name.
+    let refused = stage.domain(&one, "refused.example").await;
+    let id = refused["id"].as_str().unwrap();
+    let mut tx = store.begin().await.unwrap();
+    for statement in [
+        "INSERT INTO groups (id, cells, policy, alone, created_at) VALUES ('g', '[]', '{}', 0, 0)",
+        "INSERT INTO group_names (group_id, name, domain_id) VALUES ('g', 'refused.example', ?1)",
+        "INSERT INTO lineages (id, group_id, cell, created_at) VALUES ('l', 'g', 'default', 0)",
+        "INSERT INTO orders (id, lineage_id, issuer, names, domains, name_set, state, credential_id, sealed_key, \
+         cell_key_epoch, key_tenant, spki_sha256, csr, renewal, next_at, created_at, updated_at) VALUES \
+         ('o', 'l', 'x', '[]', '[]', 's', 'failed', 'c', x'', 1, 'operator', x'', x'', 0, ?2, 1, 1)",
+    ] {
+        sqlx::query(statement).bind(id).bind(next_at).execute(&mut *tx).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let at = format!("/v1/domains/{id}");
+    stage.call("DELETE", &at, Some(&stage.operator), &[("if-match", "*")], Value::Null).await;
+    let anew = stage.domain(&one, "refused.example").await;
+    let kept: (i64, i64) = sqlx::query_as("SELECT attempts, next_at FROM name_states WHERE domain_id = ?")
+        .bind(anew["id"].as_str().unwrap())
+        .fetch_one(&mut *store.read().await.unwrap())
+        .await
+        .unwrap();
+    assert_eq!(kept, (1, next_at));
+
+    // A name that never failed begins at once.
+    let other = stage.domain(&two, "other.example").await;
+    let states: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM name_states WHERE domain_id = ?")
+        .bind(other["id"].as_str().unwrap())
+        .fetch_one(&mut *store.read().await.unwrap())
+        .await
+        .unwrap();
+    assert_eq!(states, 0);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use crate::http::fault::{Answered, Fault};
 use crate::http::write::Write;
 use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
+use crate::store::group;
 use crate::store::tenant::{self, DomainCount, TenantRow};
 
 /// Claims of one tenant that are not proved, made with the tenant's own token. An operator's are not
@@ -24,12 +25,13 @@ pub(crate) enum Claimed {
     Same(DomainRow),
 }
 
-/// How many more domains a tenant may have; counted once for a batch.
+/// What a caller may claim for a tenant, and how much more of it; counted once for a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quota {
     count: DomainCount,
     domains_max: u64,
     pending_max: u64,
+    by_operator: bool,
 }
 
 impl Quota {
@@ -40,6 +42,7 @@ impl Quota {
             count: tenant::count_domains(&mut write.tx, tenant.id).await?,
             domains_max: tenant.spec.domains_max.into(),
             pending_max: if by_operator { u64::MAX } else { PENDING_CLAIMS_MAX },
+            by_operator,
         })
     }
 
@@ -75,6 +78,9 @@ pub(crate) async fn claim(
 ) -> Answered<Claimed> {
     let name = spec::hostname(&mut wanted);
     let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    if !quota.by_operator {
+        errors.extend(spec::cells_of_tenant(&wanted.cells, &tenant.spec.cells));
+    }
     let name = match name {
         Ok(name) if errors.is_empty() => name,
         Ok(_) => return Err(Fault::fields(errors)),
@@ -108,6 +114,7 @@ pub(crate) async fn claim(
         deleted_at: None,
     };
     domain::insert(&mut write.tx, &row).await?;
+    group::inherit_back_off(&mut write.tx, row.id, &row.name.to_string(), write.now_ms).await?;
     let id = row.id.to_string();
     write.audit("domain.create", &id, &(), &row.spec).await?;
     write.event("domain.created", Some(tenant.id), &id, &format!("{} was added", row.name)).await?;

@@ -13,6 +13,7 @@ use url::{Host, Url};
 
 use crate::clock::parse_rfc3339;
 use crate::http::fault::field;
+use crate::store::cell::DEFAULT_CELL;
 
 /// Rules of one domain.
 const ROUTES_MAX: usize = 100;
@@ -172,6 +173,18 @@ fn cells(at: &str, cells: &[CellId]) -> Vec<FieldError> {
         errors.push(field(at, "duplicate", "names a cell twice"));
     }
     errors
+}
+
+/// A tenant chooses among the cells that an operator gave it: each cell is an order more at the CA for the same names, and
+/// another tenant's cell is another tenant's edges.
+pub(crate) fn cells_of_tenant(wanted: &[CellId], given: &[CellId]) -> Option<FieldError> {
+    let foreign = wanted.iter().find(|cell| {
+        let is_default = given.is_empty() && cell.as_str() == DEFAULT_CELL;
+        !is_default && !given.contains(cell)
+    })?;
+    let message =
+        format!("{foreign} is no cell of this tenant; an operator can add it to the tenant's cells");
+    Some(field("/cells", "foreign_cell", message))
 }
 
 /// Everything of a tenant.

@@ -391,6 +391,59 @@ pub async fn put_name_state(
     Ok(())
 }
 
+/// Writes the failed orders of a domain that is being deleted down as failures of its name, for [`inherit_back_off`]: its
+/// group, which they belong to, goes with it.
+///
+/// # Errors
+/// The database's.
+pub async fn keep_back_off(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
+         SELECT ?1, '[]', 1, COUNT(*), MAX(o.next_at), MAX(o.error), ?2 FROM group_names n \
+         JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
+         WHERE n.domain_id = ?1 AND o.state = 'failed' AND o.next_at > ?2 - ?3 AND NOT EXISTS (SELECT 1 FROM orders i \
+           WHERE i.lineage_id = o.lineage_id AND i.state = 'issued' AND i.created_at >= o.created_at) \
+         HAVING COUNT(*) > 0 \
+         ON CONFLICT (domain_id) DO UPDATE SET failed_before = 1, attempts = MAX(attempts, excluded.attempts), \
+         next_at = MAX(next_at, excluded.next_at)",
+    )
+    .bind(domain.to_string())
+    .bind(now_ms)
+    .bind(BACK_OFF_KEPT_MS)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Gives a new domain the back-off that the last domain of its name left behind: to delete a name and to claim it anew, for
+/// whichever tenant, must not be a way to a CA's next failed validation.
+///
+/// # Errors
+/// The database's.
+pub async fn inherit_back_off(
+    tx: &mut WriteTx,
+    domain: DomainId,
+    name: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
+         SELECT ?1, '[]', 1, s.attempts, s.next_at, s.error, ?3 FROM domains d JOIN name_states s ON s.domain_id = d.id \
+         WHERE d.name = ?2 AND d.deleted_at IS NOT NULL AND s.failed_before = 1 AND s.next_at > ?3 - ?4 \
+         ORDER BY s.next_at DESC LIMIT 1",
+    )
+    .bind(domain.to_string())
+    .bind(name)
+    .bind(now_ms)
+    .bind(BACK_OFF_KEPT_MS)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// For so long after a back-off's end the next failure counts as the one after it: the longest back-off.
+const BACK_OFF_KEPT_MS: i64 = 24 * 3600 * 1000;
+
 /// Whether a try of this name waits for its back-off.
 ///
 /// # Errors

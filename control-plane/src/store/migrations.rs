@@ -11,6 +11,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     // Core.
     (101, "core", include_str!("../../migrations/0101_core.sql")),
     (103, "retries", include_str!("../../migrations/0103_retries.sql")),
+    (104, "names of deleted domains", include_str!("../../migrations/0104_names_of_deleted_domains.sql")),
     // Edges and cells.
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     // Issuance.

@@ -23,7 +23,8 @@ pub struct TooSoon {
     pub of_tenant: bool,
 }
 
-/// Notes a call and grants it, or says when it can be. An operator's calls are bounded by name only.
+/// Notes a call and grants it, or says when it can be. An operator's calls are bounded by name only. By name, not by domain:
+/// one that was deleted and claimed anew has had its calls.
 ///
 /// # Errors
 /// The database's.
@@ -38,10 +39,13 @@ pub async fn ask(
         .bind(now_ms - TENANT_PERIOD_MS)
         .execute(&mut **tx)
         .await?;
-    let last: Option<i64> = sqlx::query_scalar("SELECT MAX(asked_at) FROM retries WHERE domain_id = ?")
-        .bind(domain.to_string())
-        .fetch_one(&mut **tx)
-        .await?;
+    let last: Option<i64> = sqlx::query_scalar(
+        "SELECT MAX(r.asked_at) FROM retries r JOIN domains d ON d.id = r.domain_id \
+         WHERE d.name = (SELECT name FROM domains WHERE id = ?)",
+    )
+    .bind(domain.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
     if let Some(next_ms) = last.map(|at| at + NAME_EVERY_MS).filter(|next| *next > now_ms) {
         return Ok(Err(TooSoon { next_ms, of_tenant: false }));
     }

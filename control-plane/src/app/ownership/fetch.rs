@@ -80,7 +80,7 @@ async fn fetch(
     let request = http::Request::get(path)
         .header(http::header::HOST, host)
         .header(http::header::USER_AGENT, "portico-control-plane")
-        // RFC 8586: one of our edges in the way recognises its own fleet and refuses.
+        // RFC 8586: an edge of ours in the way knows by it whose request for this path it is, and refuses it.
         .header("cdn-loop", "portico")
         .body(Empty::<Bytes>::new())?;
     let exchange = async {

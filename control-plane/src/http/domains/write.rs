@@ -118,6 +118,9 @@ pub(in crate::http) async fn patch(
     row.spec = patched(&before, &body.value)?;
     let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
     let mut errors: Vec<FieldError> = spec::domain(&row.spec, &app.egress, &tenant.spec.egress_grants);
+    if call.caller.tenant.is_some() && row.spec.cells != before.cells {
+        errors.extend(spec::cells_of_tenant(&row.spec.cells, &tenant.spec.cells));
+    }
     match spec::hostname(&mut row.spec) {
         Ok(name) if name == row.name => {}
         Ok(_) => errors.push(field(
@@ -138,10 +141,11 @@ pub(in crate::http) async fn patch(
     write.finish(Answer::json(StatusCode::OK, &shown).revision(row.revision)).await
 }
 
-/// Deletes a domain; 204 also when it is gone. Whoever claims the name next, this tenant too, proves anew.
+/// Deletes a domain; 204 also when it is gone. Whoever claims the name next, this tenant too, proves anew. A suspended
+/// one is an operator's to delete.
 #[utoipa::path(delete, path = "/v1/domains/{domain}", tag = "domains",
     params(("domain" = String, Path), ("If-Match" = String, Header)),
-    responses((status = 204), (status = 404), (status = 412), (status = 428)))]
+    responses((status = 204), (status = 404), (status = 409), (status = 412), (status = 428)))]
 pub(in crate::http) async fn delete(
     State(app): State<App>,
     call: Call,
@@ -165,12 +169,18 @@ pub(in crate::http) async fn delete(
     };
     call.check_revision(row.revision)?;
     let (now, id) = (write.now_ms, row.id.to_string());
+    if call.caller.tenant.is_some() && view::effective(row.suspension.as_ref(), now).is_some() {
+        // Claimed anew it would be served: the suspension would be over at the tenant's word.
+        let detail = format!("{} is suspended; ask the operator to resume or delete it", row.name);
+        return Err(Fault::conflict("suspended", detail));
+    }
     let before = row.spec.clone();
     row.served = false;
     row.deleted_at = Some(now);
     row.check_at = None;
     domain::update(&mut write.tx, &mut row, now).await?;
     proof::end(&mut write.tx, row.id, now, "the domain was deleted").await?;
+    group::keep_back_off(&mut write.tx, row.id, now).await?;
     domain::publish(&mut write.tx, &row).await?;
     write.audit("domain.delete", &id, &before, &()).await?;
     write.event("domain.deleted", Some(row.tenant_id), &id, &format!("{} was deleted", row.name)).await?;
