@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::Parts;
 use crate::dns::lookup::Lookup;
+use crate::http::pace::Pace;
 use crate::http::waits::Waits;
 use fleet::FleetLink;
 
@@ -33,6 +34,8 @@ pub struct App {
     pub(crate) claims_changed: Arc<Notify>,
     /// Long polls under way.
     pub(crate) waits: Waits,
+    /// How fast each tenant writes.
+    pub(crate) pace: Pace,
 }
 
 impl App {
@@ -52,6 +55,7 @@ impl App {
             egress: Arc::new(EgressPolicy::new(public, own)),
             claims_changed: Arc::default(),
             waits: Waits::default(),
+            pace: Pace::default(),
         })
     }
 

@@ -13,6 +13,7 @@ mod health;
 mod imports;
 pub(crate) mod json_body;
 mod list;
+pub(crate) mod pace;
 mod query;
 mod removals;
 mod request_id;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::call::{Call, etag};
 use super::fault::{Answered, Fault};
 use crate::app::App;
+use crate::clock;
 use crate::store::idempotency::{self, Remembered};
 use crate::store::{WriteTx, audit, event};
 
@@ -74,6 +75,7 @@ impl Write {
     /// # Errors
     /// 409 when the key came with another request; the store's.
     pub(crate) async fn begin(app: &App, call: &Call, body: &[u8]) -> Answered<Begun> {
+        paced(app, call)?;
         let now_ms = app.parts.clock.now_ms();
         let fingerprint = fingerprint(call, body);
         let mut tx = app.parts.store.begin().await?;
@@ -202,6 +204,14 @@ impl Write {
         };
         Ok(idempotency::put(&mut self.tx, &self.actor, key, &remembered, self.now_ms).await?)
     }
+}
+
+/// Counts a call of a tenant that writes, or takes long before it does. An operator's are not counted.
+///
+/// # Errors
+/// 429.
+pub(crate) fn paced(app: &App, call: &Call) -> Answered<()> {
+    call.caller.tenant.map_or(Ok(()), |tenant| app.pace.take(tenant, clock::instant()))
 }
 
 fn bounded((keys, bytes): (i64, i64)) -> Answered<()> {

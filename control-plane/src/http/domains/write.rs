@@ -17,7 +17,7 @@ use crate::http::call::{Call, OperatorCall};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::json_body::{JsonBody, RawBody};
 use crate::http::tenants::{self, patched};
-use crate::http::write::{Answer, Begun, Write};
+use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
 use crate::store::proof::ProofRow;
 use crate::store::{group, proof, retry, tenant};
@@ -196,6 +196,7 @@ pub(in crate::http) async fn check(
     Path(text): Path<String>,
     body: RawBody,
 ) -> Answered<Response> {
+    paced(&app, &call)?;
     let row = find(&mut *app.parts.store.read().await?, &call, &text).await?;
     // Before the writer's turn: this takes seconds.
     let seen = ownership::look(&app, &row).await;
