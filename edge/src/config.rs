@@ -159,7 +159,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn check(self, raw: RawConfig) -> Result<Config, ConfigError> {
         let state = self.resolve(raw.state.as_deref().unwrap_or(Path::new("/var/lib/portico-edge")));
-        let listeners = raw.listen.iter().map(|raw| self.listener(raw)).collect::<Result<Vec<_>, _>>()?;
+        let listeners = self.listeners(&raw.listen)?;
         if listeners.is_empty() {
             return Err(self.error(None, "has no listener; add a [[listen]] with address and kind".into()));
         }
@@ -222,6 +222,21 @@ impl Source<'_> {
             address: address.clone(),
             join_token_file: raw.join_token_file.as_deref().map(|path| self.resolve(path)),
         })
+    }
+
+    /// The workers share a port among them, so the kernel would not refuse an address that stands here twice.
+    fn listeners(self, raw: &[RawListener]) -> Result<Vec<ListenerConfig>, ConfigError> {
+        let mut listeners: Vec<ListenerConfig> = Vec::with_capacity(raw.len());
+        for raw in raw {
+            let listener = self.listener(raw)?;
+            let address = listener.address;
+            if address.port() != 0 && listeners.iter().any(|other| other.address == address) {
+                let problem = format!("{address} has a [[listen]] already; remove one");
+                return Err(self.error(Some(raw.address.span()), problem));
+            }
+            listeners.push(listener);
+        }
+        Ok(listeners)
     }
 
     fn listener(self, raw: &RawListener) -> Result<ListenerConfig, ConfigError> {
@@ -347,6 +362,11 @@ mod tests {
                 "[[listen]]\naddress = \"127.0.0.1:1\"\nkind = \"ftp\"\n".to_owned(),
                 "/etc/edge.toml:3:8: ",
                 "ftp",
+            ),
+            (
+                LISTEN.replace(":0", ":443").repeat(2) + "[standalone]\n",
+                "/etc/edge.toml:5:11: ",
+                "already; remove one",
             ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
         ];

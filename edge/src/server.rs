@@ -91,6 +91,7 @@ pub struct Readiness {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = configure(&args)?;
     if args.check {
+        check_files(&config)?;
         println!("{}: good", args.config.display());
         return Ok(());
     }
@@ -120,6 +121,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         readiness: Readiness::default(),
     });
     serve(&config, edge, (listeners, surface), source, (&service, &switch), log_writer)
+}
+
+/// Reads what the start would read, so that `--check` refuses what the start refuses, and warns of what it leaves out.
+fn check_files(config: &Config) -> anyhow::Result<()> {
+    if let Mode::Standalone(standalone) = &config.mode {
+        let names = standalone::count_files(standalone).max(1024);
+        let (_live, publisher) = Live::new(names, limits::KEY_CACHE_BYTES, CellKeys::new());
+        standalone::load(standalone, publisher)?;
+    }
+    Ok(())
 }
 
 /// What is served from the first moment on: the standalone files, or the last good state of a fleet's edge.

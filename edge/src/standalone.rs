@@ -55,7 +55,7 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
     let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
     let default = default.transpose().context("default certificate")?;
     sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
-    tracing::info!(certificates, routes = config.routes.len(), "standalone files published");
+    tracing::info!(certificates, routes = config.routes.len(), "standalone files read");
     Ok(sites)
 }
 

@@ -1,6 +1,6 @@
 //! The sections of a standalone edge: certificates from files, routes, and what origins may be reached.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use http::{StatusCode, uri::PathAndQuery};
 use ipnet::IpNet;
@@ -9,7 +9,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ConfigError, RawConfig, Source};
-use crate::limits;
+use crate::{
+    limits,
+    live::{Origin, Redirect},
+};
 
 #[derive(Debug, Clone, Default)]
 pub struct StandaloneConfig {
@@ -134,9 +137,25 @@ pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneCon
     Ok(StandaloneConfig {
         unknown_sni,
         certificates,
-        routes: raw.route.iter().map(|raw| route(source, raw)).collect::<Result<_, _>>()?,
+        routes: routes(source, raw)?,
         egress: allow.iter().map(|raw| egress(source, raw)).collect::<Result<_, _>>()?,
     })
+}
+
+/// Of two routes for one host and path the second would never be asked, so it is a fault.
+fn routes(source: Source<'_>, raw: &RawConfig) -> Result<Vec<RouteConfig>, ConfigError> {
+    let mut routes: Vec<RouteConfig> = Vec::with_capacity(raw.route.len());
+    let mut seen = HashSet::with_capacity(raw.route.len());
+    for spanned in &raw.route {
+        let route = route(source, spanned)?;
+        if !seen.insert((route.host.clone(), route.path.clone())) {
+            let host = &spanned.get_ref().host;
+            let problem = format!("{} has a route for {} already; remove one", host.get_ref(), route.path);
+            return Err(source.error(Some(host.span()), problem));
+        }
+        routes.push(route);
+    }
+    Ok(routes)
 }
 
 fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig, ConfigError> {
@@ -169,13 +188,20 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteAction
     let raw = spanned.get_ref();
     match (&raw.proxy, &raw.redirect, &raw.static_file, &raw.static_body) {
         (Some(origin), None, None, None) => {
+            Origin::parse(origin.get_ref(), raw.host_header.as_deref())
+                .map_err(|fault| source.error(Some(origin.span()), fault.to_string()))?;
             Ok(RouteAction::Proxy { origin: origin.get_ref().clone(), host_header: raw.host_header.clone() })
         }
-        (None, Some(location), None, None) => Ok(RouteAction::Redirect {
-            location: location.get_ref().clone(),
-            status: status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?,
-            keep_path: raw.keep_path,
-        }),
+        (None, Some(location), None, None) => {
+            let status = status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?;
+            Redirect::parse(location.get_ref(), u32::from(status.as_u16()), raw.keep_path)
+                .map_err(|fault| source.error(Some(location.span()), fault.to_string()))?;
+            Ok(RouteAction::Redirect {
+                location: location.get_ref().clone(),
+                status,
+                keep_path: raw.keep_path,
+            })
+        }
         (None, None, Some(file), None) => {
             let path = source.resolve(file.get_ref());
             let body = read_body(&path).map_err(|problem| {
@@ -288,6 +314,14 @@ mod tests {
                 "300 to 399",
             ),
             ("[[route]]\nhost = \"a.example\"\nstatic_file = \"nowhere\"\n", "6:15", "nowhere"),
+            ("[[route]]\nhost = \"a.example\"\nproxy = \"nowhere\"\n", "6:9", "not a URL"),
+            ("[[route]]\nhost = \"a.example\"\nredirect = \"nowhere\"\n", "6:12", "absolute URL"),
+            (
+                "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\n[[route]]\nhost = \"A.example\"\n\
+                 static_body = \"y\"\n",
+                "8:8",
+                "already",
+            ),
             ("[egress]\nallow = [{ cidr = \"ten\", ports = [1] }]\n", "5:19", "10.0.0.0/8"),
             ("[egress]\nallow = [{ cidr = \"10.0.0.0/8\", ports = [] }]\n", "5:19", "grants nothing"),
             ("[standalone]\nunknown_sni = \"default\"\n", "4:1", "default certificate"),
