@@ -164,10 +164,31 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| ConfigError::Text {
             path: path.to_owned(),
             at: position(text, error.span().map_or(0, |span| span.start)),
-            message: error.message().trim().to_owned(),
+            message: with_example(error.message().trim()),
         })?;
         config.check().map_err(|message| ConfigError::Value { path: path.to_owned(), message })?;
         Ok(config)
+    }
+
+    /// Reads the files that the start needs and does not make, so that `--check` refuses what the start refuses.
+    ///
+    /// # Errors
+    /// The issuer and the file that cannot be read.
+    pub fn check_files(&self) -> Result<(), String> {
+        for issuer in &self.issuers {
+            for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
+                if let Some((file, error)) =
+                    file.as_ref().and_then(|file| Some((file, std::fs::read(file).err()?)))
+                {
+                    return Err(format!(
+                        "issuer \"{}\": {key} = \"{}\": {error}",
+                        issuer.name,
+                        file.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -178,6 +199,16 @@ impl Config {
                 "api = \"{}\" is not a loopback address; the API is plain HTTP: bind 127.0.0.1 or [::1] and put a \
                  TLS proxy before it",
                 self.api
+            ));
+        }
+        if self.api == self.distribution && self.api.port() != 0 {
+            return Err(format!("api and distribution are both \"{}\"; give each its own port", self.api));
+        }
+        if let Some(key) = self.key_encryption_key_file.as_deref().filter(|key| key.starts_with(&self.data)) {
+            return Err(format!(
+                "key_encryption_key_file = \"{}\" is inside data = \"{}\"; keep the key apart from what it seals",
+                key.display(),
+                self.data.display()
             ));
         }
         if !(0.1..=0.95).contains(&self.renewal.share) {
@@ -220,6 +251,11 @@ impl IssuerConfig {
         let name = &self.name;
         if !self.directory.starts_with("https://") {
             return Err(format!("issuer \"{name}\": directory must be an https:// URL"));
+        }
+        if let Some(contact) = self.contact.as_deref().filter(|contact| !contact.starts_with("mailto:")) {
+            return Err(format!(
+                "issuer \"{name}\": contact = \"{contact}\" must begin with mailto:, as mailto:ops@provider.example"
+            ));
         }
         if self.challenges.is_empty() {
             return Err(format!("issuer \"{name}\": challenges must name at least one kind"));
@@ -279,6 +315,19 @@ fn names_per_certificate_default() -> usize {
     25
 }
 
+/// The parsers of addresses say that the syntax is wrong, not what a right one looks like.
+fn with_example(message: &str) -> String {
+    match message {
+        "invalid socket address syntax" => {
+            format!("{message}; write address and port, such as \"127.0.0.1:7070\" or \"[::1]:7070\"")
+        }
+        "invalid IP address syntax" => {
+            format!("{message}; write an address without port, such as \"203.0.113.10\" or \"2001:db8::10\"")
+        }
+        _ => message.to_owned(),
+    }
+}
+
 /// `line:column` of a byte offset, both from 1.
 fn position(text: &str, offset: usize) -> String {
     let before = &text.as_bytes()[..offset.min(text.len())];
@@ -318,7 +367,7 @@ mod tests {
         let unknown = parse(&format!("{SMALL}dta = 1\n")).unwrap_err();
         assert!(unknown.starts_with("cp.toml:4:1: unknown field `dta`"), "{unknown}");
         let wrong = parse("data = \"/d\"\napi = \"nowhere\"\n").unwrap_err();
-        assert!(wrong.starts_with("cp.toml:2:7:"), "{wrong}");
+        assert!(wrong.starts_with("cp.toml:2:7:") && wrong.contains("127.0.0.1:7070"), "{wrong}");
         let syntax = parse("data = \"/d\n").unwrap_err();
         assert!(syntax.starts_with("cp.toml:1:"), "{syntax}");
     }
@@ -340,6 +389,8 @@ mod tests {
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "dns.cname_zone"),
             ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "https://"),
+            ("[[issuer]]\nname = \"a\"\ndirectory = \"https://x\"\ncontact = \"a@b\"\n", "mailto:"),
+            ("key_encryption_key_file = \"/d/kek\"\n", "apart from what it seals"),
         ] {
             let error = parse(&format!("{SMALL}{more}")).unwrap_err();
             assert!(error.contains(part), "{error}");

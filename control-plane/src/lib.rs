@@ -81,13 +81,17 @@ async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     process::forbid_dumps();
     let config = Config::read(&args.config)?;
     if args.check {
+        let faults = config.check_files();
+        faults.map_err(|fault| anyhow::anyhow!("{}: {fault}", args.config.display()))?;
         println!("{}: good", args.config.display());
         return Ok(());
     }
     if args.create_kek {
         create_kek(&config)?;
     }
+    let distribution = config.distribution;
     let mut running = start(config).await?;
+    tracing::info!(api = %running.api, %distribution, "ready");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
