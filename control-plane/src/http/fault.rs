@@ -51,6 +51,7 @@ impl Fault {
             _ => "invalid_fields",
         };
         let detail = match errors.as_slice() {
+            [one] if one.pointer.is_empty() => format!("the body: {}", one.message),
             [one] => format!("{}: {}", one.pointer, one.message),
             _ => format!("{} fields are wrong", errors.len()),
         };

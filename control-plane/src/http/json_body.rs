@@ -82,6 +82,10 @@ fn require_json(headers: &HeaderMap) -> Answered<()> {
 /// 400 for what is no JSON, 422 for what does not fit.
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
+    // serde would read an array as a struct's fields in order; the API has objects only.
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Fault::fields(vec![field(String::new(), "invalid_value", "must be a JSON object")]));
+    }
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
         fault(&pointer, error.inner())
@@ -228,6 +232,8 @@ mod tests {
     fn wrong_types_and_missing_fields_have_their_pointer() {
         let fault = fault_of::<DomainBatch>(r#"{"items":[{"hostname":"a.example"},{"hostname":7}]}"#);
         assert_eq!(fault.errors[0].pointer, "/items/1/hostname");
+        let fault = fault_of::<TenantSpec>(r#" ["a",null,[],[],1]"#);
+        assert_eq!((fault.status.as_u16(), fault.detail.as_str()), (422, "the body: must be a JSON object"));
         let fault = fault_of::<TenantSpec>("{}");
         assert_eq!((fault.errors[0].pointer.as_str(), fault.code), ("/name", "missing_field"));
         let fault = fault_of::<TenantSpec>(r#"{"name":"a","domains_max":-1}"#);
