@@ -218,7 +218,8 @@ async fn checks(settings: &Settings, args: &CheckArgs, names: &[DomainName]) -> 
     let edges = settings.context.as_ref().map(|context| context.edges_https.clone()).unwrap_or_default();
     let mut addresses = Vec::new();
     for text in &args.connect {
-        addresses.extend(resolve(text).await?);
+        let found = resolve(text).await;
+        addresses.extend(found.map_err(|failure| failure.next("check NAME --connect IP:PORT"))?);
     }
     if args.connect.is_empty() {
         addresses = edges;

@@ -110,19 +110,57 @@ impl Addresses {
     }
 
     /// # Errors
-    /// When a port is taken: which one, and the flag that moves it.
+    /// When ports are taken: all of them, and the flags that move them to free ones.
     pub(super) async fn assert_free(&self) -> Outcome {
         let end = clock::now() + PATIENCE;
+        let mut taken = Vec::new();
         for (address, flag, udp) in self.all() {
             while let Err(error) = bind(address, udp).await {
-                if clock::now() >= end || error.kind() != std::io::ErrorKind::AddrInUse {
+                if error.kind() != std::io::ErrorKind::AddrInUse {
                     return Err(Failure::failed(format!("{address} cannot be used: {error}"))
                         .next(format!("quickstart {flag} ANOTHER")));
+                }
+                if clock::now() >= end {
+                    taken.push((address, flag));
+                    break;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        Ok(())
+        if taken.is_empty() { Ok(()) } else { Err(self.moved(&taken).await) }
+    }
+
+    async fn moved(&self, taken: &[(SocketAddr, &'static str)]) -> Failure {
+        let mut flags: Vec<&str> = taken.iter().map(|&(_, flag)| flag).collect();
+        flags.sort_unstable();
+        flags.dedup();
+        let mut next = "quickstart".to_owned();
+        for flag in flags {
+            let port =
+                self.free_port(flag).await.map_or_else(|| "ANOTHER".to_owned(), |port| port.to_string());
+            next = format!("{next} {flag} {port}");
+        }
+        let addresses: Vec<String> = taken.iter().map(|(address, _)| address.to_string()).collect();
+        let text = format!("in use by another process, perhaps another quickstart: {}", addresses.join(", "));
+        Failure::failed(text).next(next)
+    }
+
+    /// A port that is free at every address that `flag` moves.
+    async fn free_port(&self, flag: &str) -> Option<u16> {
+        const STEP: u16 = 100;
+        const TRIES: u16 = 20;
+        let all = self.all();
+        let moved: Vec<_> = all.iter().filter(|(_, other, _)| *other == flag).collect();
+        let first = moved.first()?.0.port();
+        'ports: for port in (1..=TRIES).filter_map(|times| first.checked_add(times * STEP)) {
+            for (address, _, udp) in &moved {
+                if bind(SocketAddr::new(address.ip(), port), *udp).await.is_err() {
+                    continue 'ports;
+                }
+            }
+            return Some(port);
+        }
+        None
     }
 
     fn all(&self) -> Vec<(SocketAddr, &'static str, bool)> {
@@ -157,4 +195,30 @@ async fn bind(address: SocketAddr, udp: bool) -> std::io::Result<()> {
 fn loopback(text: &str) -> Result<Ipv4Addr, String> {
     let address: Ipv4Addr = text.parse().map_err(|_| format!("{text:?} is no IPv4 address"))?;
     if address.is_loopback() { Ok(address) } else { Err(format!("{address} is no loopback address")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        addresses: AddressArgs,
+    }
+
+    #[tokio::test]
+    async fn all_taken_ports_are_named_with_flags_that_move_them() {
+        let api = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = api.local_addr().unwrap().port();
+        let line = Line::parse_from(["quickstart", "--api-port", &port.to_string()]);
+        let addresses = Addresses::new(&line.addresses).unwrap();
+        let taken = [(addresses.api, "--api-port"), (addresses.ca, "--ca-port")];
+        let failure = format!("{:?}", addresses.moved(&taken).await);
+        assert!(failure.contains(&format!("127.0.0.1:{port}, {}", addresses.ca)), "{failure}");
+        let moved = addresses.free_port("--api-port").await;
+        assert!(moved.is_none_or(|moved| moved > port), "{moved:?}");
+    }
 }
