@@ -127,8 +127,7 @@ pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
 /// How long the last lines may take at the end; a pipe that nobody reads must not keep the edge from ending.
 pub const ACCESS_LOG_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Times that a worker which ended by a panic or an error is started again, and the pause before.
-pub const WORKER_RESTARTS_MAX: usize = 100;
+/// Pause before a worker that ended by a panic or an error is started again.
 pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;

@@ -244,10 +244,11 @@ pub fn start_workers(
     listeners.into_iter().enumerate().map(start).collect()
 }
 
-/// Runs a worker again when it panics: its connections are lost, its listening sockets are not. A worker that fails at
-/// once again and again is given up after a few tries, since it would only burn the core.
+/// Runs a worker again when it panics or cannot start: its connections are lost, its listening sockets are not. It is
+/// never given up: the kernel goes on to hand those sockets their share of the clients. The pause keeps a worker that
+/// fails at once again and again from burning the core.
 fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
-    for _ in 0..limits::WORKER_RESTARTS_MAX {
+    loop {
         edge.readiness.workers.fetch_add(1, Ordering::AcqRel);
         let sockets = listeners.iter().map(BoundListener::try_clone).collect::<io::Result<Vec<_>>>();
         let run = || worker::run(Arc::clone(edge), index, sockets?);
@@ -266,7 +267,6 @@ fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
         }
         std::thread::sleep(limits::WORKER_RESTART_PAUSE);
     }
-    tracing::error!(worker = index, "a worker is given up");
 }
 
 fn resolvers(config: &Config) -> Vec<SocketAddr> {
