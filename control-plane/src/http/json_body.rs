@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use portico_api::v1::FieldError;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::fault::{Answered, Fault, field};
 use crate::app::App;
@@ -81,11 +81,12 @@ fn require_json(headers: &HeaderMap) -> Answered<()> {
 /// # Errors
 /// 400 for what is no JSON, 422 for what does not fit.
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
     // serde would read an array as a struct's fields in order; the API has objects only.
     if text.trim_ascii_start().first() == Some(&b'[') {
+        serde_json::from_slice::<IgnoredAny>(text).map_err(|error| fault("", &error))?;
         return Err(Fault::fields(vec![field(String::new(), "invalid_value", "must be a JSON object")]));
     }
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
         fault(&pointer, error.inner())
@@ -202,6 +203,7 @@ mod tests {
         assert!(fault.detail.starts_with("line 2, column 15:"), "{}", fault.detail);
         assert_eq!(fault_of::<TenantSpec>("").code, "malformed_json");
         assert_eq!(fault_of::<TenantSpec>("{\"name\": \"a\"} x").code, "malformed_json");
+        assert_eq!(fault_of::<TenantSpec>("[1,").code, "malformed_json");
         let deep = "[".repeat(100_000);
         assert_eq!(fault_of::<serde_json::Value>(&deep).code, "malformed_json");
     }
