@@ -20,6 +20,11 @@ fn configuration_files_in_the_readme_are_good() {
     assert_eq!(blocks.len(), 3, "one for the control plane, two for edges");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("portico.toml");
+    // The third names a certificate, which `--check` reads.
+    let default = rcgen::generate_simple_self_signed(["www.example.net".to_owned()]).unwrap();
+    std::fs::create_dir(folder.path().join("certificates")).unwrap();
+    let pem = default.cert.pem() + &default.signing_key.serialize_pem();
+    std::fs::write(folder.path().join("certificates/default.pem"), pem).unwrap();
     for block in blocks {
         std::fs::write(&file, block).unwrap();
         let service = if block.contains("[[listen]]") { "edge" } else { "control-plane" };
