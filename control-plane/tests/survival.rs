@@ -115,16 +115,22 @@ async fn write_until_killed(
     }
 }
 
+/// Writes what the service reads at its start; gives its DNS and where its API will be.
+async fn prepare(folder: &Path) -> (stage::dns_stub::DnsStub, SocketAddr) {
+    let dns = stage::dns_stub::DnsStub::start().await;
+    std::fs::write(folder.join("kek"), "cd".repeat(32)).unwrap();
+    stage::set_mode(&folder.join("kek"), 0o600);
+    let api: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let text = stage::config_text(folder, dns.address, "")
+        .replace("api = \"127.0.0.1:0\"", &format!("api = \"{api}\""));
+    std::fs::write(folder.join("cp.toml"), text).unwrap();
+    (dns, api)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_kill_nine() {
     let folder = tempfile::tempdir().unwrap();
-    let dns = stage::dns_stub::DnsStub::start().await;
-    std::fs::write(folder.path().join("kek"), "cd".repeat(32)).unwrap();
-    stage::set_mode(&folder.path().join("kek"), 0o600);
-    let api: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-    let text = stage::config_text(folder.path(), dns.address, "")
-        .replace("api = \"127.0.0.1:0\"", &format!("api = \"{api}\""));
-    std::fs::write(folder.path().join("cp.toml"), text).unwrap();
+    let (_dns, api) = prepare(folder.path()).await;
 
     let http: Http = Client::builder(TokioExecutor::new()).build_http();
     let next = Arc::new(AtomicU64::new(0));
@@ -185,13 +191,7 @@ async fn acknowledged_writes_survive_kill_nine() {
 #[tokio::test]
 async fn the_service_leaves_no_core_file_with_its_keys() {
     let folder = tempfile::tempdir().unwrap();
-    let dns = stage::dns_stub::DnsStub::start().await;
-    std::fs::write(folder.path().join("kek"), "cd".repeat(32)).unwrap();
-    stage::set_mode(&folder.path().join("kek"), 0o600);
-    let api: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-    let text = stage::config_text(folder.path(), dns.address, "")
-        .replace("api = \"127.0.0.1:0\"", &format!("api = \"{api}\""));
-    std::fs::write(folder.path().join("cp.toml"), text).unwrap();
+    let (_dns, api) = prepare(folder.path()).await;
     let service = Service::start(folder.path());
     wait_ready(&Client::builder(TokioExecutor::new()).build_http(), api).await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", service.0.id())).unwrap();
