@@ -11,6 +11,17 @@ use portico_tests::{Lab, LabOptions, Running, ask, wait_until};
 
 const NGINX: &str = "/usr/sbin/nginx";
 
+/// What `portico shadow` prints for the present server, here nginx.
+fn printed_lines(lab: &Lab) -> Result<String> {
+    let output = lab
+        .portico()
+        .args(["shadow", "moving.test", "--print", "nginx"])
+        .args(["--edge-http", &lab.edges[0].http.to_string()])
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 #[tokio::test]
 async fn nginx_with_the_printed_lines_lets_the_edge_get_its_certificate_before_dns_moves() -> Result<()> {
     if !Path::new(NGINX).exists() {
@@ -23,13 +34,7 @@ async fn nginx_with_the_printed_lines_lets_the_edge_get_its_certificate_before_d
     lab.set_record("moving.test", "A", &[&master.ip().to_string()]).await?;
     let domain = lab.client.create_domain(tenant.id, &lab.proxied("moving.test")).await?;
 
-    let output = lab
-        .portico()
-        .args(["shadow", "moving.test", "--print", "nginx"])
-        .args(["--edge-http", &lab.edges[0].http.to_string()])
-        .output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout)?;
+    let lines = printed_lines(&lab)?;
     let _nginx = start_nginx(&lab, &plain_site(master, &lines))?;
     wait_until("MASTER's own site", Duration::from_secs(20), async || {
         let answer = curl(&format!("http://{master}/"), "moving.test").ok()?;
@@ -62,13 +67,7 @@ async fn a_master_that_redirects_everything_to_https_is_no_obstacle() -> Result<
     let (http, https) = (lab.addresses.at(50, 8080), lab.addresses.at(50, 8443));
     lab.set_record("moving.test", "A", &[&http.ip().to_string()]).await?;
     let domain = lab.client.create_domain(tenant.id, &lab.proxied("moving.test")).await?;
-    let output = lab
-        .portico()
-        .args(["shadow", "moving.test", "--print", "nginx"])
-        .args(["--edge-http", &lab.edges[0].http.to_string()])
-        .output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout)?;
+    let lines = printed_lines(&lab)?;
     let key = rcgen::KeyPair::generate()?;
     let certificate = rcgen::CertificateParams::new(vec!["moving.test".to_owned()])?.self_signed(&key)?;
     std::fs::write(lab.folder.path().join("master.pem"), certificate.pem())?;
