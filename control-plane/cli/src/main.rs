@@ -10,6 +10,7 @@ mod clock;
 mod commands;
 mod duration;
 mod failure;
+mod listing;
 mod output;
 mod progress;
 #[cfg(feature = "quickstart")]

@@ -4,6 +4,7 @@ use portico_api::v1::Certificate;
 use portico_api::v1::client::CertificateQuery;
 
 use crate::failure::{Failure, Outcome};
+use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 
@@ -26,9 +27,8 @@ pub(crate) struct ListArgs {
     /// That expire before this time, RFC 3339
     #[arg(long, value_name = "TIME")]
     expires_before: Option<String>,
-    /// The most certificates shown; 0: all
-    #[arg(long, default_value_t = 200)]
-    limit: usize,
+    #[command(flatten)]
+    limit: LimitArgs,
 }
 
 pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
@@ -48,27 +48,18 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     let mut query = CertificateQuery {
         domain: args.domain,
         expires_before: args.expires_before,
-        cursor: None,
-        limit: Some(1000),
+        ..CertificateQuery::default()
     };
-    let mut certificates: Vec<Certificate> = Vec::new();
-    loop {
-        let page = client.certificates(&query).await?;
-        certificates.extend(page.items);
-        query.cursor = page.next_cursor;
-        if query.cursor.is_none() || (args.limit > 0 && certificates.len() >= args.limit) {
-            break;
-        }
-    }
-    let more = query.cursor.is_some() || (args.limit > 0 && certificates.len() > args.limit);
-    if args.limit > 0 {
-        certificates.truncate(args.limit);
-    }
+    let certificates = Listing::read(args.limit.of(settings.format), async |cursor, items| {
+        (query.cursor, query.limit) = (cursor, Some(items));
+        client.certificates(&query).await
+    });
+    let certificates = certificates.await?;
     if settings.format == Format::Json {
-        return output::json(&certificates);
+        return output::json(&certificates.items);
     }
     let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWED AFTER", "CELL", "ISSUER", "ID"]);
-    for certificate in &certificates {
+    for certificate in &certificates.items {
         let summary = &certificate.summary;
         table.row([
             names_text(&summary.names),
@@ -81,9 +72,7 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
         ]);
     }
     table.print();
-    if more {
-        line(format!("the first {}; --limit 0 shows all", args.limit));
-    }
+    certificates.print_more();
     Ok(())
 }
 

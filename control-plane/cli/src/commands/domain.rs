@@ -15,6 +15,7 @@ use crate::commands::import::{self, ImportArgs};
 use crate::commands::suspension::{SuspendArgs, print_answer};
 use crate::commands::tenant;
 use crate::failure::{Failure, Outcome};
+use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::records;
 use crate::settings::Settings;
@@ -125,10 +126,10 @@ pub(crate) struct ListArgs {
     /// Whose hostname holds this text
     #[arg(long)]
     q: Option<String>,
-    /// The most domains shown; 0: all
-    #[arg(long, default_value_t = 200)]
-    limit: usize,
-    /// Write the DNS records that their owners have to set: CSV, or JSON where the file ends in .json
+    #[command(flatten)]
+    limit: LimitArgs,
+    /// Write the DNS records that their owners have to set, of all when no --limit is given: CSV, or JSON where the file
+    /// ends in .json
     #[arg(long, value_name = "FILE")]
     records_out: Option<PathBuf>,
 }
@@ -238,15 +239,16 @@ async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {
         None => None,
     };
     let query = DomainQuery { tenant, status: args.status, q: args.q, ..DomainQuery::default() };
-    let (domains, more) = page_through(client, query, args.limit).await?;
+    let limit = if args.records_out.is_some() { args.limit.or_all() } else { args.limit.of(settings.format) };
+    let domains = listed(client, query, limit).await?;
     if let Some(file) = &args.records_out {
-        records::write(file, &records::needed(&domains))?;
+        records::write(file, &records::needed(&domains.items))?;
     }
     if settings.format == Format::Json {
-        return output::json(&domains);
+        return output::json(&domains.items);
     }
     let mut table = Table::new(&["HOSTNAME", "STATUS", "CERTIFICATE", "EXPIRES", "NEXT"]);
-    for domain in &domains {
+    for domain in &domains.items {
         let certificate = domain.certificates.first();
         table.row([
             domain.hostname_unicode.clone(),
@@ -257,35 +259,21 @@ async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {
         ]);
     }
     table.print();
-    if more {
-        line(format!("the first {}; --limit 0 shows all", domains.len()));
-    }
+    domains.print_more();
     Ok(())
 }
 
-/// All domains of a query, at most `limit` (0: all), and whether there are more.
-pub(crate) async fn page_through(
+/// The domains of a query, at most `limit` (0: all).
+pub(crate) async fn listed(
     client: &Client,
     mut query: DomainQuery,
     limit: usize,
-) -> Outcome<(Vec<Domain>, bool)> {
-    const PAGE: usize = 1000;
-    let page_items = if limit == 0 { PAGE } else { limit.min(PAGE) };
-    query.limit = u32::try_from(page_items).ok();
-    let mut domains = Vec::new();
-    loop {
-        let page = client.domains(&query).await?;
-        domains.extend(page.items);
-        query.cursor = page.next_cursor;
-        if query.cursor.is_none() || (limit > 0 && domains.len() >= limit) {
-            break;
-        }
-    }
-    let more = query.cursor.is_some() || (limit > 0 && domains.len() > limit);
-    if limit > 0 {
-        domains.truncate(limit);
-    }
-    Ok((domains, more))
+) -> Outcome<Listing<Domain>> {
+    let page = async |cursor, items| {
+        (query.cursor, query.limit) = (cursor, Some(items));
+        client.domains(&query).await
+    };
+    Listing::read(limit, page).await
 }
 
 pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {

@@ -1,9 +1,9 @@
 //! `portico removal list|sign-off`: names that stay on the edges because too many would have left at once.
 
-use portico_api::v1::HeldRemoval;
 use portico_api::v1::client::Client;
 
 use crate::failure::{Failure, Outcome};
+use crate::listing::Listing;
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 
@@ -42,7 +42,10 @@ pub(crate) async fn run(settings: &Settings, command: RemovalCommand) -> Outcome
 }
 
 async fn list(settings: &Settings, client: &Client) -> Outcome {
-    let held = all(client).await?;
+    // All, so that their number is right.
+    let held =
+        Listing::read(0, async |cursor, items| client.held_removals(cursor.as_deref(), Some(items)).await);
+    let held = held.await?.items;
     if settings.format == Format::Json {
         return output::json(&held);
     }
@@ -69,16 +72,4 @@ async fn list(settings: &Settings, client: &Client) -> Outcome {
         crate::invocation()
     ));
     Ok(())
-}
-
-async fn all(client: &Client) -> Outcome<Vec<HeldRemoval>> {
-    let (mut held, mut cursor) = (Vec::new(), None);
-    loop {
-        let page = client.held_removals(cursor.as_deref()).await?;
-        held.extend(page.items);
-        match page.next_cursor {
-            Some(next) => cursor = Some(next),
-            None => return Ok(held),
-        }
-    }
 }

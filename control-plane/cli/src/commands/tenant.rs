@@ -6,6 +6,7 @@ use portico_cert_store::{CellId, TenantId};
 
 use crate::commands::suspension::{SuspendArgs, print_answer};
 use crate::failure::{Failure, Outcome};
+use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 
@@ -95,9 +96,8 @@ impl From<SharingArg> for Sharing {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
-    /// The most tenants shown; 0: all
-    #[arg(long, default_value_t = 200)]
-    limit: usize,
+    #[command(flatten)]
+    limit: LimitArgs,
 }
 
 pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome {
@@ -140,26 +140,16 @@ pub(crate) async fn find_by_name(client: &Client, name: &str) -> Outcome<Option<
     Ok(page.items.into_iter().find(|tenant| tenant.spec.name == name))
 }
 
-async fn list(settings: &Settings, client: &Client, limit: usize) -> Outcome {
-    let mut tenants = Vec::new();
-    let mut cursor = None;
-    loop {
-        let page = client.tenants(None, cursor.as_deref(), Some(1000)).await?;
-        tenants.extend(page.items);
-        cursor = page.next_cursor;
-        if cursor.is_none() || (limit > 0 && tenants.len() >= limit) {
-            break;
-        }
-    }
-    let more = cursor.is_some() || (limit > 0 && tenants.len() > limit);
-    if limit > 0 {
-        tenants.truncate(limit);
-    }
+async fn list(settings: &Settings, client: &Client, limit: LimitArgs) -> Outcome {
+    let tenants = Listing::read(limit.of(settings.format), async |cursor, items| {
+        client.tenants(None, cursor.as_deref(), Some(items)).await
+    });
+    let tenants = tenants.await?;
     if settings.format == Format::Json {
-        return output::json(&tenants);
+        return output::json(&tenants.items);
     }
     let mut table = Table::new(&["NAME", "DOMAINS", "SHARING", "CELLS", "SUSPENDED", "ID"]);
-    for tenant in &tenants {
+    for tenant in &tenants.items {
         table.row([
             tenant.spec.name.clone(),
             tenant.domains.to_string(),
@@ -170,9 +160,7 @@ async fn list(settings: &Settings, client: &Client, limit: usize) -> Outcome {
         ]);
     }
     table.print();
-    if more {
-        line(format!("the first {limit}; --limit 0 shows all"));
-    }
+    tenants.print_more();
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use portico_cert_store::{DomainId, NamePattern};
 
 use super::addresses::Addresses;
 use super::wait;
-use crate::commands::domain::{page_through, spec};
+use crate::commands::domain::{listed, spec};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::progress;
@@ -57,7 +57,7 @@ pub(super) async fn onboard(client: &Client, addresses: &Addresses) -> Outcome<O
     create(client, &tulip, tulip_domains(addresses)?).await?;
     create(client, &harbour, harbour_domains(addresses)?).await?;
 
-    let (domains, _) = page_through(client, DomainQuery::default(), 0).await?;
+    let domains = listed(client, DomainQuery::default(), 0).await?.items;
     let mut sets = records::needed(&domains);
     sets.push(RecordSet {
         name: BROKEN.to_owned(),
@@ -138,8 +138,8 @@ async fn until_active(client: &Client, count: usize) -> Outcome<Onboarded> {
     let bar = progress::bar("certificates", count as u64 - 1);
     let mut last = Vec::new();
     let settled = wait::until(ACTIVE_DEADLINE, async || {
-        let domains = match page_through(client, DomainQuery::default(), 0).await {
-            Ok((domains, _)) => domains,
+        let domains = match listed(client, DomainQuery::default(), 0).await {
+            Ok(domains) => domains.items,
             Err(failure) => return Some(Err(failure)),
         };
         let active = domains.iter().filter(|domain| domain.status == DomainStatus::Active).count();

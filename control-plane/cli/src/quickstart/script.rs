@@ -19,7 +19,7 @@ use super::addresses::Addresses;
 use super::folder::{self, Folder};
 use super::lines::{Ask, Expect, Line};
 use super::onboarding;
-use crate::commands::domain::page_through;
+use crate::commands::domain::listed;
 use crate::failure::{Failure, Outcome};
 use crate::output::line;
 
@@ -191,7 +191,7 @@ pub(super) async fn plain_get(address: SocketAddr, host: &str, path: &str) -> Re
 /// Every active name on every edge: a chain that holds, a certificate that the control plane wants there, the sharing
 /// that the tenants chose.
 async fn check_all(folder: &Folder, addresses: &Addresses, client: &Client) -> Outcome<String> {
-    let (domains, _) = page_through(client, DomainQuery::default(), 0).await?;
+    let domains = listed(client, DomainQuery::default(), 0).await?.items;
     let active: Vec<_> = domains.iter().filter(|domain| domain.status == DomainStatus::Active).collect();
     let mut checks = Vec::new();
     for domain in &active {

@@ -229,8 +229,11 @@ impl Client {
 
 /// Removals that are held back.
 impl Client {
-    pub async fn held_removals(&self, cursor: Option<&str>) -> Result<Page<HeldRemoval>, ClientError> {
-        let limit = Some(crate::v1::PAGE_ITEMS_MAX);
+    pub async fn held_removals(
+        &self,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<HeldRemoval>, ClientError> {
         self.get(&Query::new("/v1/removals").text("cursor", cursor).number("limit", limit).0).await
     }
 
