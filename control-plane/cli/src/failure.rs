@@ -1,10 +1,13 @@
 //! Why a command failed, what to try next, and with which exit code it ends.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::Path;
 
 use portico_api::v1::client::ClientError;
+use portico_api::v1::{FieldError, Problem};
 use portico_prober::chain_text;
+use serde::Serialize;
 
 /// A command that did not do what it was asked.
 ///
@@ -14,6 +17,8 @@ pub(crate) struct Failure {
     pub(crate) text: String,
     pub(crate) next: Option<Next>,
     pub(crate) code: u8,
+    /// What the API said, when it is the API's refusal.
+    problem: Option<Box<Problem>>,
 }
 
 /// What the user may try.
@@ -29,7 +34,7 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn failed(text: impl Into<String>) -> Self {
-        Self { text: text.into(), next: None, code: 1 }
+        Self { text: text.into(), next: None, code: 1, problem: None }
     }
 
     pub(crate) fn usage(text: impl Into<String>) -> Self {
@@ -57,15 +62,82 @@ impl Failure {
         Self { text: format!("{subject}: {}", self.text), ..self }
     }
 
+    /// What to try, as a line for a shell.
+    pub(crate) fn next_line(&self) -> Option<String> {
+        match self.next.as_ref()? {
+            Next::Portico(arguments) => Some(format!("{} {arguments}", crate::invocation())),
+            Next::Text(text) => Some(text.clone()),
+        }
+    }
+
+    /// The failure as an RFC 9457 problem: the API's own words where it refused, else the same shape without a status.
+    pub(crate) fn document(&self) -> ProblemDocument<'_> {
+        let (code, title) = match self.code {
+            2 => ("usage", "Wrong usage"),
+            3 => ("not_found", "Not found"),
+            4 => ("not_ready", "Not ready yet"),
+            _ => ("failed", "Failed"),
+        };
+        let (exit_code, next) = (self.code, self.next_line());
+        match &self.problem {
+            Some(problem) => ProblemDocument {
+                type_uri: Cow::Borrowed(&problem.type_uri),
+                title: &problem.title,
+                status: Some(problem.status),
+                detail: &problem.detail,
+                code: &problem.code,
+                request_id: Some(&problem.request_id),
+                errors: &problem.errors,
+                exit_code,
+                next,
+            },
+            None => ProblemDocument {
+                type_uri: Cow::Owned(format!("/errors/{code}")),
+                title,
+                status: None,
+                detail: &self.text,
+                code,
+                request_id: None,
+                errors: &[],
+                exit_code,
+                next,
+            },
+        }
+    }
+
     pub(crate) fn file(path: &Path, error: impl Display) -> Self {
         Self::failed(format!("{}: {error}", path.display()))
     }
 }
 
+/// A failure as `-o json` prints it: RFC 9457 with two extension members, `exit_code` and `next`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProblemDocument<'a> {
+    #[serde(rename = "type")]
+    type_uri: Cow<'a, str>,
+    title: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    detail: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+    exit_code: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let text = chain_text(&error);
-        let failure = Self::failed(text);
+        #[expect(clippy::wildcard_enum_match_arm, reason = "only one kind holds a problem")]
+        let problem = match &error {
+            ClientError::Problem(problem) => Some(problem.clone()),
+            _ => None,
+        };
+        let failure = Self { problem, ..Self::failed(text) };
         match (error.status(), &error) {
             (Some(401), _) => failure.next_text(
                 "give a token: --token-file FILE, PORTICO_TOKEN, or --context DIR; the control plane's first start \
@@ -79,6 +151,15 @@ impl From<ClientError> for Failure {
             }
             _ => failure,
         }
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// Its first paragraph: what is wrong, without the usage.
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let first = text.split("\n\n").next().unwrap_or_default();
+        Self::usage(first.trim_start_matches("error: ").trim()).next("--help")
     }
 }
 

@@ -5,6 +5,10 @@
 //! `quickstart`) runs the whole system on loopback with a test CA.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not ready yet.
+//!
+//! With `-o json` a command prints exactly one JSON document on standard output, or none when it fails before it has one; a
+//! failure is one RFC 9457 problem on standard error. The commands that run a part of the system print no answer and
+//! refuse the flag.
 
 mod clock;
 mod commands;
@@ -25,7 +29,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{backup, cert, check, domain, edge, preview, removal, shadow, tenant};
-use failure::{Failure, Next, Outcome};
+use failure::{Failure, Outcome};
+use output::Format;
 use settings::{Settings, SettingsArgs};
 
 #[global_allocator]
@@ -128,14 +133,18 @@ enum ControlPlaneCommand {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            report(&failure);
-            ExitCode::from(failure.code)
-        }
-    }
+    let (format, ended) = match Cli::try_parse() {
+        Ok(cli) => (cli.settings.format(), run(cli)),
+        // Help and version are no faults.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => match settings::format_of(std::env::args()) {
+            Format::Table => error.exit(),
+            Format::Json => (Format::Json, Err(Failure::from(error))),
+        },
+    };
+    let Err(failure) = ended else { return ExitCode::SUCCESS };
+    report(format, &failure);
+    ExitCode::from(failure.code)
 }
 
 fn run(cli: Cli) -> Outcome {
@@ -144,13 +153,18 @@ fn run(cli: Cli) -> Outcome {
         quickstart::lifeline::watch()?;
     }
     let settings = Settings::new(cli.settings)?;
+    if settings.format == Format::Json && !cli.command.answers() {
+        return Err(Failure::usage(
+            "this command runs a part of the system and prints no JSON; leave -o json out",
+        ));
+    }
     match cli.command {
         Command::Edge { command: EdgeCommand::Run(args) } => service::edge(args),
         Command::Edge { command: EdgeCommand::Fleet(command) } => block_on(edge::run(&settings, command)),
         Command::ControlPlane { command: ControlPlaneCommand::Run(args) } => service::control_plane(args),
         Command::ControlPlane { command: ControlPlaneCommand::RotateKek(args) } => service::rotate_kek(args),
-        Command::Backup(args) => block_on(backup::backup(args)),
-        Command::Restore(args) => block_on(backup::restore(args)),
+        Command::Backup(args) => block_on(backup::backup(&settings, args)),
+        Command::Restore(args) => block_on(backup::restore(&settings, args)),
         Command::Api(command) => block_on(operate(&settings, command)),
         #[cfg(feature = "quickstart")]
         Command::Quickstart(args) => block_on(quickstart::run(args)),
@@ -160,6 +174,24 @@ fn run(cli: Cli) -> Outcome {
         Command::QuickstartDns(args) => service::run_to_end(portico_acme_ca::run_dns(args)),
         #[cfg(feature = "quickstart")]
         Command::QuickstartOrigin(args) => block_on(quickstart::origin::run(args)),
+    }
+}
+
+impl Command {
+    /// Whether it prints an answer, which `-o json` gives another form.
+    fn answers(&self) -> bool {
+        match self {
+            Self::Edge { command: EdgeCommand::Run(_) } | Self::ControlPlane { .. } => false,
+            Self::Edge { command: EdgeCommand::Fleet(_) }
+            | Self::Api(_)
+            | Self::Backup(_)
+            | Self::Restore(_) => true,
+            #[cfg(feature = "quickstart")]
+            Self::Quickstart(_)
+            | Self::QuickstartCa(_)
+            | Self::QuickstartDns(_)
+            | Self::QuickstartOrigin(_) => false,
+        }
     }
 }
 
@@ -180,14 +212,18 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
 }
 
 /// Says what went wrong and what to try, on standard error.
-fn report(failure: &Failure) {
+fn report(format: Format, failure: &Failure) {
     let mut error = std::io::stderr().lock();
+    if format == Format::Json
+        && let Ok(text) = serde_json::to_string_pretty(&failure.document())
+    {
+        let _nobody_listens = writeln!(error, "{text}");
+        return;
+    }
     let _nobody_listens = writeln!(error, "error: {}", output::harmless(&failure.text));
-    let _nobody_listens = match &failure.next {
-        Some(Next::Portico(arguments)) => writeln!(error, "next:  {} {arguments}", invocation()),
-        Some(Next::Text(text)) => writeln!(error, "next:  {text}"),
-        None => Ok(()),
-    };
+    if let Some(next) = failure.next_line() {
+        let _nobody_listens = writeln!(error, "next:  {next}");
+    }
 }
 
 /// This program as it was called, with its context, so that a printed command works as it is.

@@ -48,6 +48,17 @@ pub(crate) fn json(value: &impl Serialize) -> Outcome {
     Ok(())
 }
 
+/// Prints what was done: a sentence for people, a document for programs.
+pub(crate) fn done(format: Format, text: impl AsRef<str>, document: &impl Serialize) -> Outcome {
+    match format {
+        Format::Json => json(document),
+        Format::Table => {
+            line(text);
+            Ok(())
+        }
+    }
+}
+
 /// A table with aligned columns; the last one is not padded.
 #[derive(Debug)]
 pub(crate) struct Table {

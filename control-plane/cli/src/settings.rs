@@ -31,7 +31,7 @@ pub(crate) struct SettingsArgs {
     /// A folder with a context.toml, such as portico-quickstart
     #[arg(long, global = true, env = "PORTICO_CONTEXT", value_name = "DIR", display_order = 903)]
     context: Option<PathBuf>,
-    /// How answers are printed
+    /// How answers are printed; json: one document, and a failure as one RFC 9457 problem on standard error
     #[arg(
         short,
         long,
@@ -42,6 +42,28 @@ pub(crate) struct SettingsArgs {
         display_order = 904
     )]
     output: Format,
+}
+
+impl SettingsArgs {
+    pub(crate) fn format(&self) -> Format {
+        self.output
+    }
+}
+
+/// The format that a command line asks for which as a whole makes no sense.
+pub(crate) fn format_of(words: impl Iterator<Item = String>) -> Format {
+    let mut words = words;
+    while let Some(word) = words.next() {
+        let value = match word.as_str() {
+            "-o" | "--output" => words.next(),
+            "--" => break,
+            _ => word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o")).map(str::to_owned),
+        };
+        if value.is_some_and(|value| value.trim_start_matches('=') == "json") {
+            return Format::Json;
+        }
+    }
+    Format::Table
 }
 
 /// What the arguments, the environment and the context come to.

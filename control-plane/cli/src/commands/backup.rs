@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use portico_control_plane::backup;
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
+use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
-use crate::output::line;
+use crate::output::{self, Format, line};
+use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BackupArgs {
@@ -28,21 +30,27 @@ impl BackupArgs {
 }
 
 /// Writes a backup; the control plane may run.
-pub(crate) async fn backup(args: BackupArgs) -> Outcome {
+pub(crate) async fn backup(settings: &Settings, args: BackupArgs) -> Outcome {
     let config = args.config()?;
     backup::backup(&config, &args.file).await?;
-    line(format!("{} holds everything but the key-encryption key; keep that key apart", args.file.display()));
-    Ok(())
+    let file = args.file.display().to_string();
+    let text = format!("{file} holds everything but the key-encryption key; keep that key apart");
+    output::done(settings.format, text, &json!({ "file": file }))
 }
 
 /// Puts a backup back; the control plane must not run.
-pub(crate) async fn restore(args: BackupArgs) -> Outcome {
+pub(crate) async fn restore(settings: &Settings, args: BackupArgs) -> Outcome {
     let config = args.config()?;
     let restored = backup::restore(&config, &args.file, &Clock::default()).await?;
+    let next = format!("{} control-plane run --config {}", crate::invocation(), args.config.display());
+    if settings.format == Format::Json {
+        let kept = restored.kept.map(|kept| kept.display().to_string());
+        return output::json(&json!({ "epoch": restored.epoch, "kept": kept, "next": next }));
+    }
     line(format!("restored; generations go on in epoch {}", restored.epoch));
     if let Some(kept) = restored.kept {
         line(format!("the database that was there is kept as {}", kept.display()));
     }
-    line(format!("next: {} control-plane run --config {}", crate::invocation(), args.config.display()));
+    line(format!("next: {next}"));
     Ok(())
 }

@@ -9,6 +9,7 @@ use portico_api::v1::{
     RecordPurpose, Route,
 };
 use portico_cert_store::{CellId, NamePattern};
+use serde_json::json;
 
 use crate::commands::cert::names_text;
 use crate::commands::import::{self, ImportArgs};
@@ -151,8 +152,7 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
         }
         DomainCommand::Rm { domain } => {
             remove(&client, &domain).await?;
-            line(format!("{domain} is removed"));
-            Ok(())
+            output::done(settings.format, format!("{domain} is removed"), &json!({ "removed": domain }))
         }
         DomainCommand::Retry { domain } => {
             let id = find(&client, &domain).await?.id;

@@ -45,8 +45,8 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
         FleetCommand::Join(args) => join(settings, args).await,
         FleetCommand::Rm { id } => {
             settings.client()?.delete_edge(id).await.map_err(|error| not_found(error, id))?;
-            line(format!("{id} is forgotten"));
-            Ok(())
+            let document = serde_json::json!({ "removed": id.to_string() });
+            output::done(settings.format, format!("{id} is forgotten"), &document)
         }
     }
 }

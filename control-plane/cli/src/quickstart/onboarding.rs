@@ -193,5 +193,5 @@ fn not_active(domains: &[Domain]) -> Failure {
         let shown = late[..late.len().min(SHOWN)].join("\n  ");
         format!("{} domains are not active after {seconds} s, among them\n  {shown}", late.len())
     };
-    Failure { code: 4, ..Failure::failed(text) }.next_text("read the logs in the quickstart's folder")
+    Failure::not_ready(text).next_text("read the logs in the quickstart's folder")
 }
