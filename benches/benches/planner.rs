@@ -34,6 +34,7 @@ fn input(size: usize) -> PlanInput {
             sharing: Sharing::RegisteredDomain,
             ready: true,
             failed_before: false,
+            part: 0,
         })
     });
     PlanInput {

@@ -48,6 +48,8 @@ pub struct PlanName {
     pub ready: bool,
     /// Its last validation failed: it is ordered alone until one has succeeded.
     pub failed_before: bool,
+    /// Names of different parts never share: the CA refused an order for all of them and named no culprit. 0: none.
+    pub part: u64,
 }
 
 /// With what a name may share a certificate.
@@ -160,8 +162,8 @@ pub enum WaitingReason {
     Duplicate,
 }
 
-/// What may be in one group: the basis and the policy.
-type PoolKey = (Basis, TlsPolicy);
+/// What may be in one group: the basis, the policy and the part.
+type PoolKey = (Basis, TlsPolicy, u64);
 
 /// Makes the plan. Time is near-linear in the names; 100,000 take well under a second.
 pub fn plan(input: &PlanInput) -> Plan {
@@ -180,7 +182,7 @@ pub fn plan(input: &PlanInput) -> Plan {
 
     let mut groups = Vec::new();
     let mut retired: BTreeSet<GroupId> = input.groups.iter().map(|group| group.id).collect();
-    for ((basis, policy), pool) in pool_keys.into_iter().zip(pools) {
+    for ((basis, policy, _), pool) in pool_keys.into_iter().zip(pools) {
         for bin in pack(pool.bins, &pool.homeless, &names, names_max) {
             if let Some(id) = bin.id {
                 retired.remove(&id);
@@ -280,7 +282,7 @@ fn pool_key(name: &Placeable<'_>) -> PoolKey {
         Sharing::Tenant => Basis::Tenant { tenant: plan.tenant },
         Sharing::Operator { group } => Basis::Operator { group: group.clone() },
     };
-    (basis, plan.policy)
+    (basis, plan.policy, plan.part)
 }
 
 /// Keeps each group's names together as far as they still may be: those of the pool that most of them are in.

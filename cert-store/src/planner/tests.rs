@@ -22,6 +22,7 @@ fn name_with(text: &str, owner: u128, sharing: Sharing) -> PlanName {
         sharing,
         ready: true,
         failed_before: false,
+        part: 0,
     }
 }
 
@@ -285,6 +286,7 @@ fn random_name(random: &mut Random) -> PlanName {
     let mut name = name_with(&text, owner, sharing);
     name.policy.http3 = !text.contains("s2");
     name.failed_before = text.starts_with("n5");
+    name.part = u64::from(text.starts_with("n4"));
     name
 }
 

@@ -42,6 +42,8 @@ pub enum AcmeErrorKind {
     BadNonce,
     /// The CA will not issue for some or all of these names.
     NamesRefused,
+    /// The CA finds fault with the request as a whole: something about its names that it does not tell.
+    RequestRefused,
     /// The account is unknown, deactivated or must act (new terms).
     Account,
     /// The order, its key or its state is no longer good: a new order is needed.
@@ -60,6 +62,7 @@ impl fmt::Display for AcmeErrorKind {
             Self::Unavailable => "the CA cannot be reached or is in trouble",
             Self::BadNonce => "the CA keeps refusing our nonces",
             Self::NamesRefused => "the CA refuses these names",
+            Self::RequestRefused => "the CA refuses this request",
             Self::Account => "the CA does not accept our account",
             Self::OrderGone => "the CA no longer holds this order as we do",
             Self::Garbage => "the CA's answer is not ACME",
@@ -77,6 +80,7 @@ impl AcmeErrorKind {
             Self::Unavailable => "CaUnavailable",
             Self::BadNonce => "CaBadNonce",
             Self::NamesRefused => "CaRefusesName",
+            Self::RequestRefused => "CaRefusesRequest",
             Self::Account => "CaAccount",
             Self::OrderGone => "CaOrderGone",
             Self::Garbage => "CaAnswerUnusable",
@@ -141,7 +145,7 @@ impl AcmeError {
                 error.refused_names.push((name.to_ascii_lowercase(), cut(words)));
             }
         }
-        if kind == AcmeErrorKind::NamesRefused && error.refused_names.is_empty() {
+        if error.is_refusal() && error.refused_names.is_empty() {
             error.refused_names = quoted(detail).map(|name| (name, cut(detail))).collect();
         }
         error
@@ -176,9 +180,18 @@ impl AcmeError {
         read
     }
 
-    /// The order is invalid; which name failed is in its authorizations.
-    pub(super) fn order_invalid(detail: &str) -> Self {
-        Self::plain(AcmeErrorKind::NamesRefused, detail)
+    /// The order is invalid, and the CA says why in it: names or the request are refused, or else it is gone.
+    pub(super) fn order_invalid(problem: &Problem) -> Self {
+        let mut error = Self::from_problem(problem, Some(403));
+        if !error.is_refusal() {
+            error.kind = AcmeErrorKind::OrderGone;
+        }
+        error
+    }
+
+    /// The CA will not issue as asked; asked for fewer names it may.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused)
     }
 
     /// The order ended without a word about a name.
@@ -208,7 +221,7 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
         | "externalAccountRequired"
         | "invalidContact"
         | "unsupportedContact" => AcmeErrorKind::Account,
-        "orderNotReady" | "badCSR" | "alreadyReplaced" => AcmeErrorKind::OrderGone,
+        "orderNotReady" | "alreadyReplaced" => AcmeErrorKind::OrderGone,
         // What Boulder says for a validation that failed, and for an account that may not do this.
         "unauthorized" if status == 403 => AcmeErrorKind::NamesRefused,
         "malformed" if status == 404 => AcmeErrorKind::OrderGone,
@@ -217,7 +230,7 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
             429 => AcmeErrorKind::NamesLimited,
             404 | 410 => AcmeErrorKind::OrderGone,
             500..=599 => AcmeErrorKind::Unavailable,
-            400..=499 => AcmeErrorKind::OrderGone,
+            400..=499 => AcmeErrorKind::RequestRefused,
             _ => AcmeErrorKind::Garbage,
         },
     }

@@ -163,7 +163,7 @@ impl CaOrder {
 
     /// The CA's words on an order that failed.
     pub fn error(&mut self) -> Option<AcmeError> {
-        self.order.state().error.as_ref().map(|problem| AcmeError::order_invalid(&problem_text(problem)))
+        self.order.state().error.as_ref().map(AcmeError::order_invalid)
     }
 
     /// Asks for the order's state.

@@ -171,6 +171,7 @@ impl Class<'_> {
             },
             ready: passed && (grouped || !self.settling.contains(&domain.tenant)),
             failed_before: state.is_some_and(|state| state.failed_before),
+            part: state.map_or(0, |state| state.part),
         })
     }
 }

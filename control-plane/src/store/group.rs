@@ -70,6 +70,8 @@ pub struct NameState {
     pub methods: Vec<ChallengeMethod>,
     pub ready_at: Option<i64>,
     pub failed_before: bool,
+    /// Which part of a refused order's names it is in; 0: none. A part is ordered by itself.
+    pub part: u64,
     pub attempts: u32,
     pub next_at: i64,
     pub error: Option<String>,
@@ -358,6 +360,7 @@ fn read_name_state(row: &sqlx::sqlite::SqliteRow) -> Result<NameState, StoreErro
         methods: from_json(row.try_get("methods")?, "name_states: methods")?,
         ready_at: row.try_get("ready_at")?,
         failed_before: row.try_get("failed_before")?,
+        part: u64::try_from(row.try_get::<i64, _>("part")?).unwrap_or(0),
         attempts: row.try_get("attempts")?,
         next_at: row.try_get("next_at")?,
         error: row.try_get("error")?,
@@ -373,15 +376,17 @@ pub async fn put_name_state(
     now_ms: i64,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, attempts, next_at, error, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET methods = excluded.methods, \
-         ready_at = excluded.ready_at, failed_before = excluded.failed_before, attempts = excluded.attempts, \
+        "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, part, attempts, next_at, error, \
+         updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET \
+         methods = excluded.methods, ready_at = excluded.ready_at, \
+         failed_before = excluded.failed_before, part = excluded.part, attempts = excluded.attempts, \
          next_at = excluded.next_at, error = excluded.error, updated_at = excluded.updated_at",
     )
     .bind(domain.to_string())
     .bind(to_json(&state.methods)?)
     .bind(state.ready_at)
     .bind(state.failed_before)
+    .bind(i64::try_from(state.part).unwrap_or(0))
     .bind(state.attempts)
     .bind(state.next_at)
     .bind(&state.error)

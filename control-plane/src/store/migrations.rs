@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
+    (302, "parts", include_str!("../../migrations/0302_parts.sql")),
 ];
 
 pub(super) async fn run(writer: &SqlitePool) -> Result<(), MigrateError> {

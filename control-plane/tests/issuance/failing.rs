@@ -143,6 +143,46 @@ async fn names_that_the_ca_refuses_to_order_do_not_hold_up_their_group() {
     assert_eq!(stats["orders"]["created"], 2, "{stats}");
 }
 
+/// The CA says neither in a subproblem nor in quotes which name it is; every other name has to be issued all the same.
+async fn issued_but_for(bad: &str, refusal: Value) {
+    let lab = Lab::start(&Options::default()).await;
+    lab.world.ca_refuses_as(refusal.clone()).await;
+    let names: Vec<String> = (0..25).map(|n| format!("n{n}.shop.test")).collect();
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &names).await;
+    let live = lab.until_covered(24).await;
+    assert!(!live.iter().any(|live| live.names.iter().any(|name| name == bad)), "{refusal}");
+    let culprit = ids[names.iter().position(|name| name == bad).unwrap()];
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !events_of(&lab, &culprit.to_string()).await.iter().any(|e| e[0] == "domain.failed") {
+        assert!(tokio::time::Instant::now() < deadline, "{bad} is not told: {refusal}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let stats = lab.world.stats().await;
+    let asked = stats["new_orders"].as_array().unwrap().len();
+    // All 25, then two halves of each part that was refused: 13, 7, 4, 2, 1.
+    assert!(asked <= 11, "{asked} orders to find one name among 25: {refusal}");
+    let counted = lab.rows("SELECT CAST(COUNT(*) AS TEXT) FROM order_requests").await;
+    let counted: usize = counted[0][0].parse().unwrap();
+    assert!(counted + 1 >= asked, "the ledger counts {counted} of {asked}, the last refusal aside");
+    // The parts that are well are one pool again: the next renewal has all of them in as few certificates as fit.
+    let parts = lab.rows("SELECT DISTINCT CAST(part AS TEXT) FROM name_states").await;
+    assert_eq!(parts, [["0"]], "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_names_nobody_costs_one_name_of_25_its_certificate_and_no_other() {
+    issued_but_for("n7.shop.test", json!({ "names": ["n7.shop.test"], "unnamed": "rejectedIdentifier" }))
+        .await;
+    issued_but_for("n24.shop.test", json!({ "names": ["n24.shop.test"], "unnamed": "malformed" })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_to_finalize_that_names_nobody_costs_no_other_name_its_certificate() {
+    let refusal = json!({ "names": ["n0.shop.test"], "unnamed": "rejectedIdentifier", "at_finalize": true });
+    issued_but_for("n0.shop.test", refusal).await;
+}
+
 /// Kind and text of each event about a subject.
 pub async fn events_of(lab: &Lab, subject: &str) -> Vec<Vec<String>> {
     let rows = lab.rows("SELECT kind, text, subject FROM events ORDER BY sequence").await;

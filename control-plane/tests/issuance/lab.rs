@@ -178,9 +178,13 @@ nonces_per_second = 5000
 
     /// Names that our own CA takes into no order from now on.
     pub async fn ca_refuses(&self, names: &[&str]) {
+        self.ca_refuses_as(json!({ "names": names })).await;
+    }
+
+    /// The same, with the CA's manner of saying so.
+    pub async fn ca_refuses_as(&self, refused: Value) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble is told at its start") };
-        let (status, text) =
-            http(ca.addresses.management, "POST", "/refused", &json!({ "names": names })).await;
+        let (status, text) = http(ca.addresses.management, "POST", "/refused", &refused).await;
         assert_eq!(status, 204, "{text}");
     }
 

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::clock::Moment;
@@ -31,10 +32,29 @@ pub(crate) struct Book {
     pub(crate) certificates: HashMap<String, Certificate>,
     /// Sets issued before: an order for one of them is a renewal.
     pub(crate) issued_sets: HashSet<BTreeSet<String>>,
-    /// Names that this CA takes into no order.
-    pub(crate) refused: BTreeSet<String>,
+    pub(crate) refused: Refused,
     pub(crate) limits: Limits,
     pub(crate) stats: Stats,
+}
+
+/// Names for which this CA does not issue, and what it says of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Refused {
+    pub(crate) names: BTreeSet<String>,
+    /// Refused at finalize, not at newOrder.
+    #[serde(default)]
+    pub(crate) at_finalize: bool,
+    /// The refusal has this type and does not say which name it is about.
+    #[serde(default)]
+    pub(crate) unnamed: Option<UnnamedRefusal>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum UnnamedRefusal {
+    RejectedIdentifier,
+    Malformed,
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +168,7 @@ impl Book {
             certificates: HashMap::new(),
             issued_sets: HashSet::new(),
             limits,
-            refused: BTreeSet::new(),
+            refused: Refused::default(),
             stats: Stats::default(),
         }
     }

@@ -5,9 +5,9 @@
 //! - `GET /roots`: the root and intermediate of issued chains, and the API's own anchor, as PEM.
 //! - `POST /clock {"advance_seconds": n}`: moves the CA's clock forward; `GET /clock` reads it.
 //! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
-//! - `POST /refused {"names": [..]}`: names that no order may hold from now on, instead of those set before.
+//! - `POST /refused {"names": [..], "at_finalize": false, "unnamed": "rejectedIdentifier"}`: names that no order may hold
+//!   from now on, instead of those set before; with `unnamed` the CA does not say which name it is.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::book::Refused;
 use crate::ca::Ca;
 use crate::faults::Fault;
 
@@ -81,12 +82,6 @@ async fn advance(State(ca): State<Arc<Ca>>, Json(wanted): Json<Advance>) -> Resp
     clock(State(ca)).await.into_response()
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Refused {
-    names: BTreeSet<String>,
-}
-
 /// Names that the policy may hold.
 const REFUSED_MAX: usize = 10_000;
 
@@ -94,7 +89,7 @@ async fn refuse_names(State(ca): State<Arc<Ca>>, Json(wanted): Json<Refused>) ->
     if wanted.names.len() > REFUSED_MAX {
         return refuse(StatusCode::BAD_REQUEST, "more than 10,000 names");
     }
-    ca.book().refused = wanted.names;
+    ca.book().refused = wanted;
     StatusCode::NO_CONTENT.into_response()
 }
 

@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 use crate::book::{
     AUTHORIZATIONS_MAX, AuthorizationState, Book, Certificate, ORDERS_MAX, Order, OrderStatus, Progress,
+    Refused, UnnamedRefusal,
 };
 use crate::ca::Ca;
 use crate::clock::Moment;
@@ -106,6 +107,10 @@ pub(crate) async fn finalize(
         .decode(&request.csr)
         .map_err(|_| Problem::new(Kind::BadCsr, "csr is not unpadded base64url"))?;
     let names = ready_names(&ca, account, &id)?;
+    let refused = ca.book().refused.clone();
+    if let Some(problem) = refused_by_policy(&refused, &names).filter(|_| refused.at_finalize) {
+        return Err(problem);
+    }
     let csr = Csr::parse(&der)?;
     if csr.names != names {
         return Err(Problem::new(Kind::BadCsr, "the names of the request are not those of the order"));
@@ -161,7 +166,7 @@ fn place_order(
     names: &BTreeSet<String>,
     now: Moment,
 ) -> Result<Placed, Problem> {
-    if let Some(problem) = refused_by_policy(&book.refused, names) {
+    if let Some(problem) = refused_by_policy(&book.refused, names).filter(|_| !book.refused.at_finalize) {
         return Err(problem);
     }
     let renewal = book.issued_sets.contains(names);
@@ -206,10 +211,17 @@ fn place_order(
 }
 
 /// The policy's refusal, as Boulder words it: one name is named in the text alone, several in subproblems.
-fn refused_by_policy(refused: &BTreeSet<String>, names: &BTreeSet<String>) -> Option<Problem> {
+fn refused_by_policy(refused: &Refused, names: &BTreeSet<String>) -> Option<Problem> {
     let words = |name: &str| format!("Cannot issue for \"{name}\": forbidden by this CA's policy");
-    let mut hit: Vec<&String> = names.intersection(refused).collect();
+    let mut hit: Vec<&String> = names.intersection(&refused.names).collect();
     let first = words(hit.first()?);
+    match refused.unnamed {
+        None => {}
+        Some(UnnamedRefusal::RejectedIdentifier) => {
+            return Some(Problem::new(Kind::RejectedIdentifier, "Cannot issue for these identifiers"));
+        }
+        Some(UnnamedRefusal::Malformed) => return Some(Problem::malformed("the request cannot be served")),
+    }
     if hit.len() == 1 {
         return Some(Problem::new(Kind::RejectedIdentifier, first));
     }

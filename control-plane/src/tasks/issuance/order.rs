@@ -11,7 +11,9 @@
 //! ledger), and a CA that reuses pending orders, as Boulder does, answers with the same one.
 //!
 //! Failures are told apart: of the CA or the way to it (the step is tried again, soon and then slower, the row stays),
-//! of single names (they are ejected from the group, the others go on at once), of the order as a whole (it ends).
+//! of single names (they are ejected from the group, the others go on at once), of the order as a whole (it ends). Where
+//! the CA refuses an order and names no culprit, its names are ordered in two halves, and so on: one bad name among n is
+//! found with at most 2 log2 n further orders, each of which the ledger counts, refused or not.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -138,7 +140,7 @@ impl Step<'_> {
                 // The answer was of no use, but the CA made the order and said where.
                 Some(url) => url,
                 None => {
-                    if error.nothing_made {
+                    if error.nothing_made && !names_nobody(self.row, &error) {
                         self.uncount().await?;
                     }
                     return Err(error.into());
@@ -257,6 +259,7 @@ impl Step<'_> {
 
     async fn finalize(&self, at_ca: &mut AtCa, url: &str) -> Result<(), Stop> {
         let order = self.order(at_ca, url).await?;
+        let mut refusal = None;
         if order.status() == CaOrderStatus::Ready
             && let Err(error) = order.finalize(&self.row.csr).await
         {
@@ -264,11 +267,17 @@ impl Step<'_> {
             if order.refresh().await? == CaOrderStatus::Ready {
                 return Err(error.into());
             }
+            refusal = Some(error).filter(AcmeError::is_refusal);
         }
         fail_point::reach("order.finalized");
         let next = match order.status() {
             CaOrderStatus::Pending => OrderState::Created { url: url.to_owned() },
-            CaOrderStatus::Invalid => return Err(invalid(order).await),
+            CaOrderStatus::Invalid => {
+                return Err(match (invalid(order).await, refusal) {
+                    (Stop::Acme(ended), Some(refusal)) if !ended.is_refusal() => refusal.into(),
+                    (stop, _) => stop,
+                });
+            }
             CaOrderStatus::Ready | CaOrderStatus::Processing | CaOrderStatus::Valid => {
                 OrderState::Finalizing { url: url.to_owned() }
             }
@@ -465,12 +474,13 @@ async fn held_up(
             transient
         }
         AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
-        AcmeErrorKind::NamesRefused => {
-            let refused = refused_names(row, error);
-            return if refused.is_empty() {
-                end(issuance, row, reason, &text).await
+        AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
+            return if !names_nobody(row, &error) {
+                eject(issuance, row, &refused_names(row, &error)).await
+            } else if is_about_names(row, &error) {
+                split(issuance, row, reason, &text).await
             } else {
-                eject(issuance, row, &refused).await
+                end(issuance, row, reason, &text).await
             };
         }
     };
@@ -484,11 +494,22 @@ fn hold(issuer: Option<&Issuer>, until_ms: i64) {
 }
 
 /// The names that the CA named, or the only one there is.
-fn refused_names(row: &OrderRow, error: AcmeError) -> Vec<(String, String)> {
+fn refused_names(row: &OrderRow, error: &AcmeError) -> Vec<(String, String)> {
     match row.names.as_slice() {
-        [only] => vec![(only.clone(), error.detail)],
-        names => error.refused_names.into_iter().filter(|(name, _)| names.contains(name)).collect(),
+        [only] if is_about_names(row, error) => vec![(only.clone(), error.detail.clone())],
+        names => error.refused_names.iter().filter(|(name, _)| names.contains(name)).cloned().collect(),
     }
+}
+
+/// Whether the CA refuses without saying whom.
+fn names_nobody(row: &OrderRow, error: &AcmeError) -> bool {
+    error.is_refusal() && refused_names(row, error).is_empty()
+}
+
+/// A request with names in it is refused: at other steps it is the order or a challenge that the CA finds fault with.
+fn is_about_names(row: &OrderRow, error: &AcmeError) -> bool {
+    error.kind == AcmeErrorKind::NamesRefused
+        || matches!(row.state, OrderState::Planned | OrderState::Ready { .. } | OrderState::Finalizing { .. })
 }
 
 /// The row stays as it is until `at`.
@@ -539,6 +560,38 @@ async fn end(
     Ok(Ran::Over)
 }
 
+/// One or more of the names are bad, and nobody says which: the order is over, each half of them is ordered at once.
+async fn split(
+    issuance: &Arc<Issuance>,
+    row: &OrderRow,
+    reason: &'static str,
+    text: &str,
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    let text =
+        format!("{text}; the CA does not say which of {} names, so each half is ordered", row.names.len());
+    order::fail(&mut tx, row.id, now, &text, now).await?;
+    let records = close(&mut tx, row).await?;
+    for (index, domain) in row.domains.iter().enumerate() {
+        let mut state = group::name_state(&mut tx, *domain).await?.unwrap_or_default();
+        state.part = part_of(row.id, index >= row.domains.len() / 2);
+        group::put_name_state(&mut tx, *domain, &state, now).await?;
+        observe_certificate(&mut tx, *domain, reason, &text, Some(now), now).await?;
+    }
+    tx.commit().await?;
+    issuance.forget_records(&records);
+    crate::metrics::order_failed(reason);
+    tracing::info!(order = %row.id, names = ?row.names, reason, text, "order refused as a whole; each half is ordered");
+    Ok(Ran::Over)
+}
+
+/// A number for one half of an order's names that no other part has; never 0, within an SQLite integer.
+fn part_of(order: OrderId, second: bool) -> u64 {
+    let low = u64::try_from(order.ulid().0 & u128::from(u64::MAX >> 2)).unwrap_or(0);
+    (low << 1 | u64::from(second)).max(2)
+}
+
 /// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once.
 async fn eject(
     issuance: &Arc<Issuance>,
@@ -554,6 +607,7 @@ async fn eject(
         ejected += 1;
         let mut state = group::name_state(&mut tx, *domain).await?.unwrap_or_default();
         state.failed_before = true;
+        state.part = 0;
         state.attempts += 1;
         // Pre-flight looks again before the next order.
         state.methods.clear();

@@ -142,7 +142,8 @@ async fn note_success(
     let until = clock::rfc3339(new.not_after);
     for domain in &row.domains {
         let before = group::name_state(tx, *domain).await?.unwrap_or_default();
-        let state = NameState { failed_before: false, attempts: 0, next_at: 0, error: None, ..before };
+        let state =
+            NameState { failed_before: false, part: 0, attempts: 0, next_at: 0, error: None, ..before };
         group::put_name_state(tx, *domain, &state, now).await?;
         let observed = Observation {
             kind: ConditionKind::CertificateReady,
