@@ -17,6 +17,7 @@ use std::{rc::Rc, sync::Arc};
 use http::{
     HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
 };
+use http_body::Body as _;
 use hyper::{Response, body::Incoming};
 
 pub use connect::{OriginTls, Origins};
@@ -91,14 +92,16 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
         return tunnel::open(parts, to).await;
     }
     let origins = &to.context.worker.origins;
-    let replayable = parts.method.is_idempotent() && http_body::Body::is_end_stream(&body);
+    let replayable = parts.method.is_idempotent() && body.is_end_stream();
     let mut body = Some(body);
     loop {
         let mut lease = match origins.kept(to.host, to.origin).await {
             Some(lease) => lease,
             None => origins.connect(to.host, to.origin).await?,
         };
-        let request = origin_request(parts, to)?.map(|()| body.take().unwrap_or_else(RequestBody::empty));
+        let body = body.take().unwrap_or_else(RequestBody::empty);
+        let mut request = origin_request(parts, to)?.map(|()| body);
+        frame_body(&mut request);
         let sending = lease.send(request);
         let error =
             match tokio::time::timeout(to.context.worker.edge.deadlines.origin_first_byte, sending).await {
@@ -146,6 +149,17 @@ fn origin_request(parts: &Parts, to: Forwarding<'_>) -> Result<Request<()>, Orig
     *request.uri_mut() = origin_form(parts);
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// hyper takes GET and HEAD for bodiless unless their length or a coding is there (RFC 9112 section 6.3), and HTTP/2 and
+/// 3 carry bodies of unknown length under any method: such a body would be left out, and the origin would answer another
+/// request than the client's.
+fn frame_body(request: &mut Request<RequestBody>) {
+    let body = request.body();
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+    }
 }
 
 /// Path and query alone (RFC 9112 section 3.2.1); `OPTIONS *` stays what it is.

@@ -461,3 +461,47 @@ fn many_streams_of_one_connection_are_served_side_by_side() {
         assert!(origin.faults().is_empty(), "{:?}", origin.faults());
     });
 }
+
+/// A body without content-length under methods that seldom have one: whole at the origin, from every version.
+#[test]
+fn a_body_of_unknown_length_is_not_lost_under_any_method() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin, Setup::default());
+        for method in ["GET", "HEAD", "DELETE", "POST"] {
+            runtime().block_on(async {
+                // The pieces come when the head is long at the origin: nothing of the body is known before.
+                let (go, gone) = tokio::sync::oneshot::channel::<()>();
+                let pieces = futures_util::stream::once(async move {
+                    gone.await.unwrap();
+                    Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"late body")))
+                });
+                let body = StreamBody::new(Box::pin(pieces));
+                let mut sender = http2(edge.https, Some(HOST)).await.unwrap();
+                let request = http::Request::builder()
+                    .method(method)
+                    .uri(format!("https://{HOST}/"))
+                    .body(body)
+                    .unwrap();
+                let answering = sender.send_request(request);
+                go.send(()).unwrap();
+                assert_eq!(answering.await.unwrap().status(), 200, "{method}");
+            });
+            let message = origin.messages().pop().unwrap();
+            assert_eq!(
+                (message.header("transfer-encoding"), &message.body[..]),
+                (Some("chunked"), &b"late body"[..]),
+                "{method}"
+            );
+            let mut client = https(edge.https, HOST);
+            let head = format!("{method} / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n");
+            client.send(head).send("3\r\nabc\r\n0\r\n\r\n");
+            assert_eq!(client.answer_to(method).unwrap().status, 200, "{method}");
+            assert_eq!(origin.messages().pop().unwrap().body, b"abc", "{method}");
+        }
+        assert_eq!(http2_get(edge.https, Some(HOST), HOST, "/").unwrap().status, 200);
+        let bare = origin.messages().pop().unwrap();
+        assert_eq!((bare.header("transfer-encoding"), bare.header("content-length")), (None, None));
+        assert!(origin.faults().is_empty(), "{:?}", origin.faults());
+    });
+}

@@ -66,6 +66,13 @@ fn a_body_comes_back_whole_with_and_without_a_length() {
             assert_eq!(got.status, StatusCode::OK);
             assert!(got.body == whole, "the body was changed on its way");
         }
+        // A GET whose body has no length, and whose pieces come long after its head.
+        let request = Request::get("https://proxied.example/echo").body(()).unwrap();
+        let mut stream = client.sender.send_request(request).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        stream.send_data(Bytes::from_static(b"late body")).await.unwrap();
+        stream.finish().await.unwrap();
+        assert_eq!(within(answer(&mut stream)).await.unwrap().body, "late body");
         // Without a body there is none at the origin either.
         let got = client.get("proxied.example", "/plain?q=1").await;
         assert_eq!(
