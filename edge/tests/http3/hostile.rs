@@ -117,6 +117,67 @@ fn raw_bytes_on_streams_neither_panic_nor_stop_the_edge() {
     });
 }
 
+/// h3 takes the last of several; whoever looked at the same bytes before us may have believed the first.
+#[test]
+fn repeated_pseudo_headers_are_malformed_and_once_each_is_fine_in_any_coding() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, Some(origin::start(Behaviour::Echo).await));
+        // :method POST, :scheme https, then what a case adds.
+        let section = |fields: &[&[u8]]| {
+            let block = [&[0, 0, 0xc0 | 20, 0xc0 | 23], &fields.concat()[..]].concat();
+            [&[1, u8::try_from(block.len()).unwrap()][..], &block[..]].concat()
+        };
+        let path: &[u8] = &[0xc1];
+        let authority: &[u8] = b"\x50\x0fproxied.example";
+        // The Huffman code of RFC 7541 appendix B.
+        let huffman_path: &[u8] = b"\x2c\xb9\x58\xd3\x3f\x02/a";
+        let huffman_authority: &[u8] = b"\x2f\x01\xb8\x3b\x53\x39\xec\x32\x7d\x7f\x0fproxied.example";
+        let sound = [
+            section(&[path, authority]),
+            section(&[huffman_path, huffman_authority]),
+            section(&[b"\x25:path\x02/a", b"\x27\x03:authority\x0fproxied.example"]),
+        ];
+        for bytes in sound {
+            assert_eq!(reset_code(&edge, &bytes).await, None, "{}", bytes.escape_ascii());
+        }
+        let malformed = [
+            section(&[path, path, authority]),
+            section(&[path, authority, b"\x51\x06/admin"]),
+            section(&[path, authority, huffman_path]),
+            section(&[huffman_path, huffman_path, authority]),
+            section(&[path, authority, authority]),
+            section(&[path, b"\x50\x0bone.example", huffman_authority]),
+            section(&[path, authority, &[0xc0 | 17]]),
+            section(&[path, authority, &[0xc0 | 23]]),
+            section(&[b"\x23abc\x01y", path, authority]),
+            section(&[path, authority, &[0xc0 | 25]]),
+        ];
+        for bytes in malformed {
+            assert_eq!(reset_code(&edge, &bytes).await, Some(0x10e), "{}", bytes.escape_ascii());
+        }
+    });
+}
+
+/// The code that a request of these bytes is reset with.
+async fn reset_code(edge: &TestEdge, bytes: &[u8]) -> Option<u64> {
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting =
+        endpoint.connect_with(client_config(&edge.roots), edge.address, "proxied.example").unwrap();
+    let connection = within(connecting).await.unwrap();
+    let mut control = connection.open_uni().await.unwrap();
+    control.write_all(&[0, 4, 0]).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(bytes).await.unwrap();
+    send.finish().unwrap();
+    let ended = within(recv.read_to_end(1 << 20)).await;
+    connection.close(0x100_u32.into(), b"");
+    match ended {
+        Ok(_) => None,
+        Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) => Some(code.into()),
+        Err(other) => panic!("{other}"),
+    }
+}
+
 /// A connection of its own: some of these bytes end it.
 async fn send_raw(edge: &TestEdge, bytes: &[u8]) {
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();

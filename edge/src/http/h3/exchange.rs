@@ -1,23 +1,27 @@
 //! One request stream, from its head to the end of its answer.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use ::h3::error::{Code, StreamError};
+use ::h3::proto::frame::Frame;
 use ::h3::server::{RequestResolver, RequestStream};
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body as _;
 
-use super::Exchanges;
-use super::adapter::{Accepted, Connection, RecvStream, SendStream};
+use super::adapter::{Accepted, BidiStream, Connection, RecvStream, SendStream};
 use super::body::{Begun, H3Body, content_length};
+use super::pseudo::PseudoFault;
+use super::{Exchanges, pseudo};
 use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
 use crate::{clock, limits};
 
 type Resolver = RequestResolver<Connection, Bytes>;
+type Stream = RequestStream<BidiStream<Bytes>, Bytes>;
 type Send = RequestStream<SendStream<Bytes>, Bytes>;
 type Recv = RequestStream<RecvStream, Bytes>;
 
@@ -84,10 +88,15 @@ async fn exchange(
     accepted: Accepted,
     context: &Rc<ConnectionContext>,
 ) -> Result<(), Broken> {
-    let head = tokio::time::timeout(context.clock.deadlines().header, resolver.resolve_request());
-    let (request, stream) = head.await.map_err(|_| Broken::SlowHead)??;
+    let head = tokio::time::timeout(context.clock.deadlines().header, resolve(resolver));
+    let (request, stream, pseudo) = head.await.map_err(|_| Broken::SlowHead)??;
     let Accepted { account, mut given_up } = accepted;
     let (mut send, recv) = stream.split();
+    if let Err(fault) = pseudo {
+        tracing::trace!(%fault, "an HTTP/3 request is malformed");
+        send.stop_stream(Code::H3_MESSAGE_ERROR);
+        return Err(Broken::Malformed("pseudo-header fields"));
+    }
     let request = match read_request(request, recv, account) {
         Ok(request) => request,
         Err(why) => {
@@ -113,6 +122,20 @@ async fn exchange(
             Err(dropped.into())
         }
     }
+}
+
+/// The request's head, and what h3 does not say about its pseudo-header fields.
+async fn resolve(
+    mut resolver: Resolver,
+) -> Result<(Request<()>, Stream, Result<(), PseudoFault>), StreamError> {
+    let frame = poll_fn(|context| resolver.frame_stream.poll_next(context)).await;
+    let pseudo = match &frame {
+        Ok(Some(Frame::Headers(section))) => pseudo::check(section),
+        // Refused below.
+        Ok(_) | Err(_) => Ok(()),
+    };
+    let (request, stream) = resolver.accept_with_frame(frame)?.resolve().await?;
+    Ok((request, stream, pseudo))
 }
 
 fn read_request(
@@ -172,7 +195,7 @@ async fn send_response(
 }
 
 async fn next_frame(body: &mut ResponseBody) -> Option<Result<http_body::Frame<Bytes>, BodyError>> {
-    std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
 }
 
 /// What hyper adds to the answers of the other versions, and what it takes off.

@@ -1,14 +1,15 @@
 //! HTTP/3 on one connection: h3 does the framing and QPACK, [`adapter`] connects it to quinn, each request ends at
 //! [`serve_exchange`](crate::exchange::serve_exchange) as those of the other versions do.
 //!
-//! h3 0.0.8 is young: what it leaves to its caller is done here and in [`frames`] (bounds on frames, bodies cut short,
-//! fields that belong to a connection, content-length). Deliberately absent: server push, datagrams, WebTransport,
+//! h3 0.0.8 is young: what it leaves to its caller is done here, in [`frames`] and in [`pseudo`] (bounds on frames, bodies
+//! cut short, fields that belong to a connection, content-length, repeated pseudo-header fields). Deliberately absent: server push, datagrams, WebTransport,
 //! extended CONNECT and a dynamic QPACK table.
 
 pub mod adapter;
 mod body;
 mod exchange;
 mod frames;
+mod pseudo;
 
 use std::cell::Cell;
 use std::rc::Rc;
