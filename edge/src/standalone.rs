@@ -198,21 +198,20 @@ fn read_pair(path: &CertificatePath) -> Result<(CertificateChain, PrivateKey), S
         Some(key) => {
             let chain =
                 CertificateChain::parse_pem(&chain).map_err(|error| format!("certificate: {error}"))?;
-            let key = read(key)?;
+            let key = read(key).map_err(|error| format!("private key {}: {error}", key.display()))?;
             let key = PrivateKey::from_pem(&key).map_err(|error| format!("private key: {error}"))?;
             Ok((chain, key))
         }
     }
 }
 
-/// The bytes are wiped when dropped: a file may hold a key.
+/// The bytes are wiped when dropped: a file may hold a key. An error does not name the file; whoever asked for it does.
 fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
-    let named = |error: std::io::Error| format!("{}: {error}", path.display());
-    let size = fs::metadata(path).map_err(named)?.len();
+    let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > limits::CERTIFICATE_FILE_BYTES_MAX {
         return Err(format!("{size} bytes; at most {}", limits::CERTIFICATE_FILE_BYTES_MAX));
     }
-    fs::read(path).map(zeroize::Zeroizing::new).map_err(named)
+    fs::read(path).map(zeroize::Zeroizing::new).map_err(|error| error.to_string())
 }
 
 /// Groups the routes by host, in the file's order; those of `*` go behind the host's own, for every name there is.

@@ -4,3 +4,4 @@
 
 mod json_output;
 mod plane;
+mod services;

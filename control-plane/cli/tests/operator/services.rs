@@ -1,0 +1,25 @@
+//! What the services say of a file that cannot be used, as `portico` prints it.
+
+use crate::plane::{Ended, portico};
+
+fn check(service: &str, file: &std::path::Path) -> Ended {
+    let output = portico().args([service, "run", "--check", "--config"]).arg(file).output().unwrap();
+    Ended::of(&output)
+}
+
+#[test]
+fn a_default_certificate_that_is_missing_is_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("edge.toml");
+    let certificate = folder.path().join("default.pem");
+    let text = format!(
+        "[certificates]\ndefault = \"{}\"\n[standalone]\nunknown_sni = \"default\"\n[[listen]]\n\
+         address = \"127.0.0.1:0\"\nkind = \"https\"\n",
+        certificate.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let ended = check("edge", &file);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert_eq!(ended.stderr.matches(certificate.to_str().unwrap()).count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("No such file"), "{ended:?}");
+}
