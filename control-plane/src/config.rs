@@ -1,12 +1,14 @@
 //! The configuration file: TOML, read once at start.
 //!
-//! An unknown key and a wrong type are errors that name file, line and column; a value out of range names file and key.
+//! Each error names the file, line and column: an unknown key, a wrong type, a value that cannot be.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::acme::ChallengeMethod;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub egress: EgressConfig,
     #[serde(default)]
     pub renewal: RenewalConfig,
+    #[serde(default)]
+    pub audit: AuditConfig,
     #[serde(default)]
     pub preflight: PreflightConfig,
     #[serde(default, rename = "issuer")]
@@ -98,6 +102,13 @@ pub struct RenewalConfig {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Entries of the audit trail are forgotten when they are older, 30 to 36500; absent: two years.
+    pub keep_days: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct PreflightConfig {
     pub enabled: bool,
 }
@@ -141,19 +152,42 @@ pub enum ConfigError {
     /// `at` is `line:column`, both from 1.
     #[error("{path}:{at}: {message}")]
     Text { path: PathBuf, at: String, message: String },
-    #[error("{path}: {message}")]
-    Value { path: PathBuf, message: String },
+}
+
+/// A value that cannot be.
+#[derive(Debug)]
+struct Fault {
+    /// Where it stands: keys with dots between, and numbers for the places in an array, as `issuer.0.contact`.
+    key: String,
+    /// Names the key, what is wrong with its value and what to write instead.
+    message: String,
+}
+
+impl Fault {
+    fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
 }
 
 impl Config {
     /// Reads and checks `path`.
     ///
     /// # Errors
-    /// [`ConfigError`], which names the file and, for faults of the text, line and column.
+    /// [`ConfigError`], which names the file, line and column.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&text_of(path)?, path)
+    }
+
+    /// As [`Config::read`], and reads the files that the start needs and does not make, so that `--check` refuses what the
+    /// start refuses.
+    ///
+    /// # Errors
+    /// As [`Config::read`], also for the first file that cannot be read.
+    pub fn read_with_files(path: &Path) -> Result<Self, ConfigError> {
+        let text = text_of(path)?;
+        let config = Self::parse(&text, path)?;
+        config.check_files().map_err(|fault| located(&text, path, fault))?;
+        Ok(config)
     }
 
     /// Checks `text`; `path` is for the errors.
@@ -166,112 +200,132 @@ impl Config {
             at: position(text, error.span().map_or(0, |span| span.start)),
             message: with_example(error.message().trim()),
         })?;
-        config.check().map_err(|message| ConfigError::Value { path: path.to_owned(), message })?;
+        config.check().map_err(|fault| located(text, path, fault))?;
         Ok(config)
     }
 
-    /// Reads the files that the start needs and does not make, so that `--check` refuses what the start refuses.
-    ///
-    /// # Errors
-    /// The issuer and the file that cannot be read.
-    pub fn check_files(&self) -> Result<(), String> {
-        for issuer in &self.issuers {
+    fn check_files(&self) -> Result<(), Fault> {
+        for (index, issuer) in self.issuers.iter().enumerate() {
             for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
                 if let Some((file, error)) =
                     file.as_ref().and_then(|file| Some((file, std::fs::read(file).err()?)))
                 {
-                    return Err(format!(
-                        "issuer \"{}\": {key} = \"{}\": {error}",
-                        issuer.name,
-                        file.display()
-                    ));
+                    let message =
+                        format!("issuer \"{}\": {key} = \"{}\": {error}", issuer.name, file.display());
+                    return Err(Fault::new(format!("issuer.{index}.{key}"), message));
                 }
             }
         }
         Ok(())
     }
 
-    /// # Errors
-    /// A text that names the key, what is wrong with its value and what to write instead.
-    pub fn check(&self) -> Result<(), String> {
-        if !self.api.ip().is_loopback() {
-            return Err(format!(
-                "api = \"{}\" is not a loopback address; the API is plain HTTP: bind 127.0.0.1 or [::1] and put a \
-                 TLS proxy before it",
-                self.api
-            ));
-        }
-        if self.api == self.distribution && self.api.port() != 0 {
-            return Err(format!("api and distribution are both \"{}\"; give each its own port", self.api));
-        }
+    fn check(&self) -> Result<(), Fault> {
+        self.check_addresses()?;
         if let Some(key) = self.key_encryption_key_file.as_deref().filter(|key| key.starts_with(&self.data)) {
-            return Err(format!(
+            let message = format!(
                 "key_encryption_key_file = \"{}\" is inside data = \"{}\"; keep the key apart from what it seals",
                 key.display(),
                 self.data.display()
-            ));
+            );
+            return Err(Fault::new("key_encryption_key_file", message));
         }
         if !(0.1..=0.95).contains(&self.renewal.share) {
-            return Err(format!("renewal.share = {} must be from 0.1 to 0.95", self.renewal.share));
+            let message = format!("renewal.share = {} must be from 0.1 to 0.95", self.renewal.share);
+            return Err(Fault::new("renewal.share", message));
+        }
+        if !(30..=36_500).contains(&self.audit.keep_days) {
+            let message = format!("audit.keep_days = {} must be from 30 to 36500", self.audit.keep_days);
+            return Err(Fault::new("audit.keep_days", message));
         }
         if self.fleet.unknown_sni == UnknownSni::Default {
-            return Err(
+            return Err(Fault::new(
+                "fleet.unknown_sni",
                 "fleet.unknown_sni = \"default\" needs a default certificate, and a fleet has no way to \
-                 choose one yet: leave it at \"refuse\""
-                    .to_owned(),
-            );
+                 choose one yet: leave it at \"refuse\"",
+            ));
         }
-        if self.dns.responder.is_some() && self.dns.challenge_zone.is_none() {
-            return Err(
-                "dns.responder is set without dns.challenge_zone: name the zone that it answers".to_owned()
+        self.dns.check()?;
+        for (index, issuer) in self.issuers.iter().enumerate() {
+            if self.issuers[..index].iter().any(|earlier| earlier.name == issuer.name) {
+                let message = format!("two issuers are named \"{}\"", issuer.name);
+                return Err(Fault::new(format!("issuer.{index}.name"), message));
+            }
+            issuer.check().map_err(|(key, message)| {
+                let message = format!("issuer \"{}\": {message}", issuer.name);
+                Fault::new(format!("issuer.{index}.{key}"), message)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_addresses(&self) -> Result<(), Fault> {
+        if !self.api.ip().is_loopback() {
+            let message = format!(
+                "api = \"{}\" is not a loopback address; the API is plain HTTP: bind 127.0.0.1 or [::1] and put a \
+                 TLS proxy before it",
+                self.api
             );
+            return Err(Fault::new("api", message));
+        }
+        if self.api == self.distribution && self.api.port() != 0 {
+            let message = format!("api and distribution are both \"{}\"; give each its own port", self.api);
+            return Err(Fault::new("distribution", message));
+        }
+        Ok(())
+    }
+}
+
+impl DnsConfig {
+    fn check(&self) -> Result<(), Fault> {
+        if self.responder.is_some() && self.challenge_zone.is_none() {
+            let message = "dns.responder is set without dns.challenge_zone: name the zone that it answers";
+            return Err(Fault::new("dns.responder", message));
         }
         for (key, zone) in
-            [("challenge_zone", &self.dns.challenge_zone), ("cname_zone", &self.dns.cname_zone)]
+            [("dns.challenge_zone", &self.challenge_zone), ("dns.cname_zone", &self.cname_zone)]
         {
             let wrong = zone.as_deref().and_then(|zone| portico_cert_store::DomainName::parse(zone).err());
             if let Some(error) = wrong {
-                return Err(format!("dns.{key}: {error}"));
+                return Err(Fault::new(key, format!("{key}: {error}")));
             }
         }
-        if self.dns.challenge_zone.is_some() && self.dns.challenge_zone == self.dns.cname_zone {
-            return Err("dns.challenge_zone and dns.cname_zone must be two zones".to_owned());
+        if self.challenge_zone.is_some() && self.challenge_zone == self.cname_zone {
+            let message = "dns.challenge_zone and dns.cname_zone must be two zones";
+            return Err(Fault::new("dns.cname_zone", message));
         }
-        let mut names: Vec<&str> = self.issuers.iter().map(|issuer| issuer.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("two issuers are named \"{}\"", pair[0]));
-        }
-        self.issuers.iter().try_for_each(IssuerConfig::check)
+        Ok(())
     }
 }
 
 impl IssuerConfig {
-    fn check(&self) -> Result<(), String> {
-        let name = &self.name;
+    /// The faulty key, and what is wrong with its value.
+    fn check(&self) -> Result<(), (&'static str, String)> {
         if !self.directory.starts_with("https://") {
-            return Err(format!("issuer \"{name}\": directory must be an https:// URL"));
+            return Err(("directory", "directory must be an https:// URL".to_owned()));
         }
         if let Some(contact) = self.contact.as_deref().filter(|contact| !contact.starts_with("mailto:")) {
-            return Err(format!(
-                "issuer \"{name}\": contact = \"{contact}\" must begin with mailto:, as mailto:ops@provider.example"
-            ));
+            let message =
+                format!("contact = \"{contact}\" must begin with mailto:, as mailto:ops@provider.example");
+            return Err(("contact", message));
         }
         if self.challenges.is_empty() {
-            return Err(format!("issuer \"{name}\": challenges must name at least one kind"));
+            return Err(("challenges", "challenges must name at least one kind".to_owned()));
         }
         if !(1..=100).contains(&self.names_per_certificate_max) {
-            return Err(format!("issuer \"{name}\": names_per_certificate_max must be from 1 to 100"));
+            let message = "names_per_certificate_max must be from 1 to 100".to_owned();
+            return Err(("names_per_certificate_max", message));
         }
         if !(10..=60_000).contains(&self.poll_ms) {
-            return Err(format!("issuer \"{name}\": poll_ms must be from 10 to 60000"));
+            return Err(("poll_ms", "poll_ms must be from 10 to 60000".to_owned()));
         }
-        if self.requests_per_second == 0 || self.nonces_per_second == 0 {
-            return Err(format!(
-                "issuer \"{name}\": requests_per_second and nonces_per_second must be above 0"
-            ));
+        let rates = [
+            ("requests_per_second", self.requests_per_second),
+            ("nonces_per_second", self.nonces_per_second),
+        ];
+        match rates.into_iter().find(|(_, rate)| *rate == 0) {
+            Some((key, _)) => Err((key, format!("{key} must be above 0"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -284,6 +338,12 @@ impl Default for FleetConfig {
 impl Default for RenewalConfig {
     fn default() -> Self {
         Self { share: 0.667 }
+    }
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { keep_days: 730 }
     }
 }
 
@@ -326,6 +386,33 @@ fn with_example(message: &str) -> String {
         }
         _ => message.to_owned(),
     }
+}
+
+fn text_of(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// The fault with the place of its value in `text`.
+fn located(text: &str, path: &Path, fault: Fault) -> ConfigError {
+    let at = position(text, offset_of(text, &fault.key).unwrap_or(0));
+    ConfigError::Text { path: path.to_owned(), at, message: fault.message }
+}
+
+/// Where the value of `key` begins in `text`, a document that parses; of a key that is not given, what it would be in.
+fn offset_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut found: Option<&Spanned<DeValue<'_>>> = None;
+    for step in key.split('.') {
+        let next = match found.map(Spanned::get_ref) {
+            None => document.get_ref().get(step),
+            Some(DeValue::Table(table)) => table.get(step),
+            Some(DeValue::Array(items)) => step.parse().ok().and_then(|index: usize| items.get(index)),
+            Some(_) => None,
+        };
+        let Some(next) = next else { break };
+        found = Some(next);
+    }
+    found.map(|value| value.span().start)
 }
 
 /// `line:column` of a byte offset, both from 1.
@@ -382,18 +469,43 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_named() {
-        for (more, part) in [
-            ("[renewal]\nshare = 1.5\n", "renewal.share"),
-            ("[fleet]\nunknown_sni = \"default\"\n", "no way to choose one yet"),
-            ("[dns]\nresponder = \"127.0.0.1:53\"\n", "challenge_zone"),
-            ("[dns]\ncname_zone = \"not a zone\"\n", "dns.cname_zone"),
-            ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "https://"),
-            ("[[issuer]]\nname = \"a\"\ndirectory = \"https://x\"\ncontact = \"a@b\"\n", "mailto:"),
-            ("key_encryption_key_file = \"/d/kek\"\n", "apart from what it seals"),
+    fn a_value_that_cannot_be_is_named_with_line_and_column() {
+        let issuer = "[[issuer]]\nname = \"a\"\ndirectory = \"https://x\"\n";
+        // The value begins there; the text before it has three lines.
+        for (more, at, part) in [
+            ("[renewal]\nshare = 1.5\n", "5:9", "renewal.share"),
+            ("renewal = { share = 1.5 }\n", "4:21", "renewal.share"),
+            ("renewal.share = 1.5\n", "4:17", "renewal.share"),
+            ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
+            ("[fleet]\nunknown_sni = \"default\"\n", "5:15", "no way to choose one yet"),
+            ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),
+            ("[dns]\ncname_zone = \"not a zone\"\n", "5:14", "dns.cname_zone"),
+            ("[dns]\nchallenge_zone = \"a.test\"\ncname_zone = \"a.test\"\n", "6:14", "two zones"),
+            ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "6:13", "https://"),
+            (&format!("{issuer}contact = \"a@b\"\n"), "7:11", "mailto:"),
+            (&format!("{issuer}challenges = []\n"), "7:14", "at least one"),
+            (&format!("{issuer}nonces_per_second = 0\n"), "7:21", "above 0"),
+            (&format!("{issuer}{issuer}"), "8:8", "two issuers"),
+            (&format!("{issuer}{}poll_ms = 1\n", issuer.replace("\"a\"", "\"b\"")), "10:11", "poll_ms"),
+            ("key_encryption_key_file = \"/d/kek\"\n", "4:27", "apart from what it seals"),
         ] {
             let error = parse(&format!("{SMALL}{more}")).unwrap_err();
-            assert!(error.contains(part), "{error}");
+            assert!(error.starts_with(&format!("cp.toml:{at}: ")) && error.contains(part), "{at} {error}");
         }
+        let public = parse(&SMALL.replace("127.0.0.1:7070", "192.0.2.1:7070")).unwrap_err();
+        assert!(public.starts_with("cp.toml:2:7: "), "{public}");
+        let same = parse(&SMALL.replace("7443", "7070")).unwrap_err();
+        assert!(same.starts_with("cp.toml:3:16: "), "{same}");
+    }
+
+    #[test]
+    fn a_file_that_is_named_and_not_there_is_named_with_line_and_column() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cp.toml");
+        let issuer = "[[issuer]]\nname = \"a\"\ndirectory = \"https://x\"\nroots_pem = \"/nonexistent\"\n";
+        std::fs::write(&path, format!("{SMALL}{issuer}")).unwrap();
+        Config::read(&path).unwrap();
+        let error = Config::read_with_files(&path).unwrap_err().to_string();
+        assert!(error.contains("cp.toml:7:13: issuer \"a\": roots_pem"), "{error}");
     }
 }

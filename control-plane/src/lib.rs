@@ -79,13 +79,12 @@ pub fn run(args: Args) -> BoxFuture<'static, anyhow::Result<()>> {
 
 async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     process::forbid_dumps();
-    let config = Config::read(&args.config)?;
     if args.check {
-        let faults = config.check_files();
-        faults.map_err(|fault| anyhow::anyhow!("{}: {fault}", args.config.display()))?;
+        Config::read_with_files(&args.config)?;
         println!("{}: good", args.config.display());
         return Ok(());
     }
+    let config = Config::read(&args.config)?;
     if args.create_kek {
         create_kek(&config)?;
     }
