@@ -10,7 +10,6 @@ mod stage;
 
 use std::time::{Duration, Instant};
 
-use portico_control_plane::store::audit;
 use serde_json::{Value, json};
 use stage::{Stage, spec};
 
@@ -523,8 +522,38 @@ async fn every_write_is_in_the_audit_trail_with_its_author_and_the_chain_holds()
     assert_eq!(entries[3]["actor"], own.split('_').nth(1).unwrap());
     assert_eq!((&entries[3]["request_id"], &entries[3]["subject"]), (&json!("mine-1"), &made.body["id"]));
     assert_eq!(entries[3]["after"]["hostname"], "a.example");
-    let mut read = stage.running.parts.store.read().await.unwrap();
-    assert_eq!(audit::first_altered(&mut read).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_tampered_audit_entry_and_a_cut_end_are_found_over_the_api() {
+    let stage = Stage::start().await;
+    stage.tenant("one").await;
+    let verify =
+        async |query: &str| stage.operator("GET", &format!("/v1/audit/verify{query}"), Value::Null).await;
+    let whole = verify("").await.body;
+    assert_eq!(
+        (&whole["complete"], &whole["checked"], &whole["altered"]),
+        (&json!(true), &json!(3), &Value::Null)
+    );
+    let mark = whole["mark"].as_str().unwrap();
+    assert_eq!(verify(&format!("?from={mark}")).await.body["checked"], 0);
+    assert_eq!(verify("?from=3:xyz").await.status, 400);
+
+    // By hand, as somebody with the file would.
+    let tamper = async |sql: &'static str| {
+        let mut tx = stage.running.parts.store.begin().await.unwrap();
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    tamper("DELETE FROM audit WHERE sequence = 3").await;
+    assert_eq!(verify("").await.body["altered"], Value::Null, "the chain alone does not show a cut end");
+    assert_eq!(verify(&format!("?from={mark}")).await.body["altered"], 3);
+    tamper("UPDATE audit SET actor = 'somebody' WHERE sequence = 2").await;
+    let altered = verify("").await.body;
+    assert_eq!(
+        (&altered["altered"], &altered["checked"], &altered["mark"]),
+        (&json!(2), &json!(1), &Value::Null)
+    );
 }
 
 #[tokio::test]

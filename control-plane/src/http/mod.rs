@@ -152,6 +152,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(removals::sign_off))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))
+        .routes(routes!(trail::verify))
 }
 
 /// Counts and times requests by method and class of answer; nothing a client sends becomes a label.

@@ -1,4 +1,4 @@
-//! How fast one tenant may write. Every write waits for the one writer's turn, and its audit entry stays for good: without
+//! How fast one tenant may write. Every write waits for the one writer's turn, and its audit entry stays for years: without
 //! a pace a single token fills the disk at the speed of the loopback.
 
 use std::collections::HashMap;

@@ -1,14 +1,24 @@
 //! The audit trail: who wrote what, before and after. Each entry's hash covers the entry before it.
 //!
+//! Entries are kept for `[audit] keep_days`; of those that were forgotten the last one's hash stays, from which the chain
+//! goes on.
+//!
 //! Deliberately absent: secrets (callers pass API documents, which hold none) and a signature; whoever can rewrite the
-//! whole file can rewrite the chain, so an operator who needs more ships the entries elsewhere.
+//! whole file can rewrite the chain or cut its end, so an operator notes the chain's end elsewhere now and then ([`Mark`]),
+//! or ships the entries elsewhere.
+
+use std::fmt;
+use std::str::FromStr;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use portico_api::v1::AuditEntry;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_json, to_json};
+use super::{StoreError, WriteTx, from_json, meta, to_json};
+use crate::sealer::hex;
+
+const META_FORGOTTEN: &str = "audit_forgotten";
 
 /// One write, as its author reports it.
 #[derive(Clone, Debug)]
@@ -25,9 +35,14 @@ pub struct Entry<'a> {
     pub after: serde_json::Value,
 }
 
+/// A row as it is, whether or not anybody has changed it.
 struct Stored {
-    entry: AuditEntry,
+    sequence: i64,
     at: i64,
+    actor: String,
+    request_id: String,
+    action: String,
+    subject: String,
     before: String,
     after: String,
     hash: Vec<u8>,
@@ -74,31 +89,131 @@ pub async fn list(
     since: u64,
     limit: u32,
 ) -> Result<Vec<AuditEntry>, StoreError> {
-    Ok(stored(connection, since.cast_signed(), limit).await?.into_iter().map(|row| row.entry).collect())
+    stored(connection, since.cast_signed(), limit).await?.into_iter().map(Stored::shown).collect()
 }
 
-/// Follows the chain from its beginning. Answers the first entry that does not fit, `None` when all do.
+/// Where a walk along the chain stands: an entry and its hash. The default is before the first entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    pub sequence: i64,
+    pub hash: Vec<u8>,
+}
+
+/// `SEQUENCE:HASH`, the hash in hex; `0:` before the first entry.
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.sequence, hex(&self.hash))
+    }
+}
+
+impl FromStr for Mark {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (sequence, digits) = text.split_once(':').ok_or(())?;
+        let sequence: i64 = sequence.parse().map_err(|_| ())?;
+        let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if sequence < 0 || !is_hex || digits.len() != if sequence == 0 { 0 } else { 64 } {
+            return Err(());
+        }
+        let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| ());
+        let hash = (0..digits.len()).step_by(2).map(byte).collect::<Result<_, _>>()?;
+        Ok(Self { sequence, hash })
+    }
+}
+
+/// How far the chain holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// `checked` entries follow on from the start; `to` is the last of them, and the trail's end where `is_end`.
+    Holds { to: Mark, checked: u64, is_end: bool },
+    /// The first entry that does not follow from the one before it, or is not the one that was noted, or is gone.
+    Altered { sequence: u64, checked: u64 },
+    /// The noted entry is older than what is kept.
+    Forgotten,
+}
+
+/// Follows the chain over at most `limit` entries: from the beginning of what is kept, or from an entry that was noted.
 ///
 /// # Errors
 /// The database's.
-pub async fn first_altered(connection: &mut SqliteConnection) -> Result<Option<u64>, StoreError> {
-    let (mut previous, mut last) = (Vec::new(), 0);
-    loop {
-        let rows = stored(connection, last, 1000).await?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        for row in rows {
-            let sequence = row.entry.sequence.cast_signed();
-            let entry = &row.entry;
-            let texts =
-                [&*entry.actor, &entry.request_id, &entry.action, &entry.subject, &row.before, &row.after];
-            if sequence != last + 1 || row.hash != chain(&previous, sequence, row.at, texts) {
-                return Ok(Some(row.entry.sequence));
+pub async fn follow(
+    connection: &mut SqliteConnection,
+    noted: Option<Mark>,
+    limit: u32,
+) -> Result<Followed, StoreError> {
+    let beginning = forgotten(connection).await?;
+    let altered =
+        |sequence: i64, checked| Ok(Followed::Altered { sequence: sequence.unsigned_abs(), checked });
+    let mut to = match noted {
+        None => beginning,
+        Some(noted) if noted.sequence < beginning.sequence => return Ok(Followed::Forgotten),
+        Some(noted) if noted.sequence == beginning.sequence => {
+            if noted != beginning {
+                return altered(noted.sequence, 0);
             }
-            (previous, last) = (row.hash, sequence);
+            beginning
         }
+        Some(noted) => {
+            let hash: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM audit WHERE sequence = ?")
+                .bind(noted.sequence)
+                .fetch_optional(&mut *connection)
+                .await?;
+            if hash.as_ref() != Some(&noted.hash) {
+                return altered(noted.sequence, 0);
+            }
+            noted
+        }
+    };
+    let rows = stored(connection, to.sequence, limit).await?;
+    let is_end = rows.len() < limit as usize;
+    let mut checked = 0;
+    for row in rows {
+        let sequence = to.sequence + 1;
+        if row.sequence != sequence || row.hash != chain(&to.hash, sequence, row.at, row.texts()) {
+            return altered(sequence, checked);
+        }
+        to = Mark { sequence, hash: row.hash };
+        checked += 1;
     }
+    Ok(Followed::Holds { to, checked, is_end })
+}
+
+/// The last entry that was forgotten; the trail begins after it.
+///
+/// # Errors
+/// The database's.
+pub async fn forgotten(connection: &mut SqliteConnection) -> Result<Mark, StoreError> {
+    let Some(text) = meta::find(connection, META_FORGOTTEN).await? else { return Ok(Mark::default()) };
+    text.parse().map_err(|()| StoreError::Unreadable { what: format!("meta: {META_FORGOTTEN}") })
+}
+
+/// Forgets entries older than `before_ms`, at most `limit` of them; the newest one stays, so that the chain goes on. The
+/// last one's hash is kept, so that the rest can be verified still. Answers how many went.
+///
+/// # Errors
+/// The database's.
+pub async fn purge(tx: &mut WriteTx, before_ms: i64, limit: u32) -> Result<usize, StoreError> {
+    let rows = sqlx::query(
+        "SELECT sequence, at, hash FROM audit WHERE sequence < (SELECT MAX(sequence) FROM audit) \
+         ORDER BY sequence LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(&mut **tx)
+    .await?;
+    let (mut last, mut count) = (None, 0);
+    for row in rows {
+        if row.try_get::<i64, _>("at")? >= before_ms {
+            break;
+        }
+        last = Some(Mark { sequence: row.try_get("sequence")?, hash: row.try_get("hash")? });
+        count += 1;
+    }
+    if let Some(last) = last {
+        meta::put(tx, META_FORGOTTEN, &last.to_string()).await?;
+        sqlx::query("DELETE FROM audit WHERE sequence <= ?").bind(last.sequence).execute(&mut **tx).await?;
+    }
+    Ok(count)
 }
 
 async fn stored(
@@ -111,28 +226,40 @@ async fn stored(
         .bind(limit)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(read).collect()
+    rows.iter().map(Stored::read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<Stored, StoreError> {
-    let at: i64 = row.try_get("at")?;
-    let (before, after): (String, String) = (row.try_get("before")?, row.try_get("after")?);
-    Ok(Stored {
-        entry: AuditEntry {
-            sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
-            at: crate::clock::rfc3339(at),
+impl Stored {
+    fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            sequence: row.try_get("sequence")?,
+            at: row.try_get("at")?,
             actor: row.try_get("actor")?,
             request_id: row.try_get("request_id")?,
             action: row.try_get("action")?,
             subject: row.try_get("subject")?,
-            before: from_json(&before, "audit")?,
-            after: from_json(&after, "audit")?,
-        },
-        at,
-        before,
-        after,
-        hash: row.try_get("hash")?,
-    })
+            before: row.try_get("before")?,
+            after: row.try_get("after")?,
+            hash: row.try_get("hash")?,
+        })
+    }
+
+    fn texts(&self) -> [&str; 6] {
+        [&self.actor, &self.request_id, &self.action, &self.subject, &self.before, &self.after]
+    }
+
+    fn shown(self) -> Result<AuditEntry, StoreError> {
+        Ok(AuditEntry {
+            sequence: self.sequence.unsigned_abs(),
+            at: crate::clock::rfc3339(self.at),
+            before: from_json(&self.before, "audit")?,
+            after: from_json(&self.after, "audit")?,
+            actor: self.actor,
+            request_id: self.request_id,
+            action: self.action,
+            subject: self.subject,
+        })
+    }
 }
 
 /// SHA-256 over the previous hash and every field, each with its length before it.
@@ -154,33 +281,108 @@ mod tests {
     use super::*;
     use crate::store::Store;
 
-    #[tokio::test]
-    async fn an_entry_altered_or_removed_afterwards_shows() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
-        for number in 0..5 {
+    /// A trail of `count` entries, written at 0, 1, 2, .. ms.
+    async fn trail(store: &Store, count: i64) {
+        for at in 0..count {
             let mut tx = store.begin().await.unwrap();
             let entry = Entry {
-                at: number,
+                at,
                 actor: "tok_1",
                 request_id: "req_1",
                 action: "domain.create",
                 subject: "dom_1",
                 before: json!(null),
-                after: json!({ "number": number }),
+                after: json!({ "number": at }),
             };
             append(&mut tx, &entry).await.unwrap();
             tx.commit().await.unwrap();
         }
-        assert_eq!(first_altered(&mut store.read().await.unwrap()).await.unwrap(), None);
+    }
+
+    /// What the walk says after `sql`, which is undone.
+    async fn after(store: &Store, sql: &'static str, noted: Option<Mark>) -> Followed {
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        follow(&mut tx, noted, 100).await.unwrap()
+    }
+
+    async fn end(store: &Store) -> Mark {
+        let followed = follow(&mut store.read().await.unwrap(), None, 100).await.unwrap();
+        let Followed::Holds { to, is_end: true, .. } = followed else { panic!("{followed:?}") };
+        to
+    }
+
+    #[tokio::test]
+    async fn an_entry_altered_or_removed_afterwards_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        trail(&store, 5).await;
+        let whole = end(&store).await;
+        assert_eq!(whole.sequence, 5);
         assert_eq!(list(&mut store.read().await.unwrap(), 3, 10).await.unwrap().len(), 2);
 
+        let altered = |sequence, checked| Followed::Altered { sequence, checked };
+        for sql in [
+            "UPDATE audit SET actor = 'tok_2' WHERE sequence = 3",
+            "UPDATE audit SET at = 0 WHERE sequence = 3",
+            // Not even JSON any more.
+            "UPDATE audit SET after = '{' WHERE sequence = 3",
+            "DELETE FROM audit WHERE sequence = 3",
+        ] {
+            assert_eq!(after(&store, sql, None).await, altered(3, 2), "{sql}");
+        }
+        // The end can be cut without a trace in the chain; whoever noted it sees that it is gone.
+        let cut = "DELETE FROM audit WHERE sequence > 3";
+        assert!(matches!(after(&store, cut, None).await, Followed::Holds { checked: 3, .. }));
+        assert_eq!(after(&store, cut, Some(whole.clone())).await, altered(5, 0));
+        assert!(matches!(after(&store, "SELECT 1", Some(whole)).await, Followed::Holds { checked: 0, .. }));
+    }
+
+    #[tokio::test]
+    async fn the_chain_is_followed_in_steps_from_mark_to_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        trail(&store, 5).await;
+        let mut read = store.read().await.unwrap();
+        let (mut mark, mut steps) = (None, 0);
+        loop {
+            let followed = follow(&mut read, mark, 2).await.unwrap();
+            let Followed::Holds { to, is_end, .. } = followed else { panic!("{followed:?}") };
+            // As it goes over the wire.
+            assert_eq!(to.to_string().parse(), Ok(to.clone()));
+            steps += 1;
+            if is_end {
+                assert_eq!((to.sequence, steps), (5, 3));
+                break;
+            }
+            mark = Some(to);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_can_be_verified_after_the_old_was_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        trail(&store, 5).await;
         let mut tx = store.begin().await.unwrap();
-        sqlx::query("UPDATE audit SET actor = 'tok_2' WHERE sequence = 3").execute(&mut *tx).await.unwrap();
-        assert_eq!(first_altered(&mut tx).await.unwrap(), Some(3));
-        drop(tx);
+        assert_eq!(purge(&mut tx, 3, 2).await.unwrap(), 2, "no more than asked for in one go");
+        assert_eq!(purge(&mut tx, 3, 2).await.unwrap(), 1);
+        assert_eq!(purge(&mut tx, 3, 2).await.unwrap(), 0);
+        tx.commit().await.unwrap();
+        let mut read = store.read().await.unwrap();
+        let kept = follow(&mut read, None, 100).await.unwrap();
+        assert!(matches!(kept, Followed::Holds { checked: 2, is_end: true, .. }), "{kept:?}");
+        let old = Mark { sequence: 2, hash: vec![0; 32] };
+        assert_eq!(follow(&mut read, Some(old), 100).await.unwrap(), Followed::Forgotten);
+        drop(read);
+
+        let altered = after(&store, "UPDATE audit SET subject = 'dom_2' WHERE sequence = 4", None).await;
+        assert_eq!(altered, Followed::Altered { sequence: 4, checked: 0 });
+        // The newest entry stays however old it is, so that the numbers and the chain go on.
         let mut tx = store.begin().await.unwrap();
-        sqlx::query("DELETE FROM audit WHERE sequence = 2").execute(&mut *tx).await.unwrap();
-        assert_eq!(first_altered(&mut tx).await.unwrap(), Some(3));
+        assert_eq!(purge(&mut tx, i64::MAX, 100).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        trail(&store, 1).await;
+        assert_eq!(end(&store).await.sequence, 6);
     }
 }

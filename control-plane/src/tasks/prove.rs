@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::app::{App, ownership};
 use crate::http::write::KEY_LASTS_MS;
 use crate::metrics;
-use crate::store::{StoreError, domain, event, idempotency};
+use crate::store::{StoreError, audit, domain, event, idempotency};
 
 /// Claims looked at side by side. Each takes up to four DNS questions, which `Lookup` bounds again.
 const CONCURRENCY: usize = 32;
@@ -16,8 +16,11 @@ const ROUND: u32 = 256;
 /// Results written in one transaction.
 const WRITES_TOGETHER: usize = 32;
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Audit entries that one transaction forgets.
+const FORGOTTEN_TOGETHER: u32 = 5_000;
 /// Events are kept so long.
-const EVENTS_LAST_MS: i64 = 90 * 24 * 3600 * 1000;
+const EVENTS_LAST_MS: i64 = 90 * DAY_MS;
+const DAY_MS: i64 = 24 * 3600 * 1000;
 const TIDY_EVERY: u64 = 3600;
 
 /// Runs until the control plane ends.
@@ -77,5 +80,14 @@ async fn tidy(app: &App) -> Result<(), StoreError> {
     let mut tx = app.parts.store.begin().await?;
     idempotency::purge(&mut tx, now - KEY_LASTS_MS).await?;
     event::purge(&mut tx, now - EVENTS_LAST_MS).await?;
-    tx.commit().await
+    tx.commit().await?;
+    let before = now - i64::from(app.parts.config.audit.keep_days) * DAY_MS;
+    loop {
+        let mut tx = app.parts.store.begin().await?;
+        let forgotten = audit::purge(&mut tx, before, FORGOTTEN_TOGETHER).await?;
+        tx.commit().await?;
+        if forgotten < FORGOTTEN_TOGETHER as usize {
+            return Ok(());
+        }
+    }
 }

@@ -19,6 +19,24 @@ pub struct Event {
     pub text: String,
 }
 
+/// The answer of `GET /v1/audit/verify`: how far the trail's chain of hashes holds.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AuditVerdict {
+    /// Entries that were found to follow on from each other.
+    pub checked: u64,
+    /// `SEQUENCE:HASH` of the last of them: give it as `from` to go on. Kept elsewhere, it shows later that no entry up to
+    /// there was altered and that the end was not cut. Absent where `altered` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
+    /// Nothing is left to follow.
+    pub complete: bool,
+    /// The first entry that was altered or is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub altered: Option<u64>,
+    /// Entries up to this one are older than what is kept; 0: none.
+    pub forgotten: u64,
+}
+
 /// One write through the API: who, what, before and after.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {

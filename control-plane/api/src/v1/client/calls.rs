@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    Attestation, AuditEntry, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus,
-    Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, Preview,
-    RemovalSignOff, RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
+    Attestation, AuditEntry, AuditVerdict, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
+    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
+    Page, Preview, RemovalSignOff, RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec,
+    Token, TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -251,6 +252,11 @@ impl Client {
 
     pub async fn audit(&self, since: u64, limit: Option<u32>) -> Result<Page<AuditEntry>, ClientError> {
         self.get(&Query::new("/v1/audit").number("since", Some(since)).number("limit", limit).0).await
+    }
+
+    /// `from`: an earlier answer's mark.
+    pub async fn verify_audit(&self, from: Option<&str>) -> Result<AuditVerdict, ClientError> {
+        self.get(&Query::new("/v1/audit/verify").text("from", from).0).await
     }
 
     pub async fn openapi(&self) -> Result<Value, ClientError> {
