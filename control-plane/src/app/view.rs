@@ -128,6 +128,7 @@ async fn domain(
     Ok(Domain {
         id: row.id,
         tenant_id: row.tenant_id,
+        tenant_name: tenant.map(|tenant| tenant.spec.name.clone()).unwrap_or_default(),
         spec: row.spec.clone(),
         hostname_unicode: unicode(row),
         status: assessed.status,

@@ -74,6 +74,7 @@ fn shown(row: WaitingRemoval) -> HeldRemoval {
         domain_id: row.domain,
         hostname: row.hostname,
         tenant_id: row.tenant,
+        tenant_name: row.tenant_name,
         held_at: rfc3339(row.held_at_ms),
     }
 }

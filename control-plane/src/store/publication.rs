@@ -26,6 +26,7 @@ pub struct WaitingRemoval {
     pub domain: DomainId,
     pub hostname: String,
     pub tenant: TenantId,
+    pub tenant_name: String,
     pub held_at_ms: i64,
 }
 
@@ -106,7 +107,8 @@ pub async fn waiting_removals(
     limit: u32,
 ) -> Result<Vec<WaitingRemoval>, StoreError> {
     let rows = sqlx::query(
-        "SELECT h.id, h.held_at, d.name, d.tenant_id FROM held_removals h JOIN domains d ON d.id = h.id \
+        "SELECT h.id, h.held_at, d.name, d.tenant_id, t.name AS tenant_name FROM held_removals h \
+         JOIN domains d ON d.id = h.id JOIN tenants t ON t.id = d.tenant_id \
          WHERE h.kind = ? AND h.signed_off_at IS NULL AND h.id > ? ORDER BY h.id LIMIT ?",
     )
     .bind(ResourceKind::Domain as i32)
@@ -120,6 +122,7 @@ pub async fn waiting_removals(
                 domain: from_id(row.try_get("id")?, "held_removals")?,
                 hostname: row.try_get("name")?,
                 tenant: from_id(row.try_get("tenant_id")?, "domains")?,
+                tenant_name: row.try_get("tenant_name")?,
                 held_at_ms: row.try_get("held_at")?,
             })
         })

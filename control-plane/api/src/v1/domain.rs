@@ -19,6 +19,8 @@ pub struct Domain {
     pub id: DomainId,
     #[schema(value_type = String)]
     pub tenant_id: TenantId,
+    #[serde(default)]
+    pub tenant_name: String,
     #[serde(flatten)]
     pub spec: DomainSpec,
     /// The hostname in the script that people read.

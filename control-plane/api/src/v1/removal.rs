@@ -12,6 +12,8 @@ pub struct HeldRemoval {
     pub hostname: String,
     #[schema(value_type = String)]
     pub tenant_id: TenantId,
+    #[serde(default)]
+    pub tenant_name: String,
     /// RFC 3339.
     pub held_at: String,
 }
