@@ -84,26 +84,73 @@ impl Table {
     }
 
     pub(crate) fn print(&self) {
-        let columns = self.rows[0].len();
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| row.get(column).map_or(0, |cell| visible_width(cell)))
-                .max()
-                .unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in &self.rows {
+        self.lines(terminal_columns()).iter().for_each(line);
+    }
+
+    /// The table's lines. Where they would be wider than `room`, the last column is folded; where there is no room for it,
+    /// the columns that do not fit stand below their row, each with its head. Without `room` a row is a line, for `grep`.
+    fn lines(&self, room: Option<usize>) -> Vec<String> {
+        const LAST_MIN: usize = 24;
+        let room = room.unwrap_or(usize::MAX);
+        let head = &self.rows[0];
+        let width =
+            |column: usize| self.rows.iter().map(|row| visible_width(&row[column])).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        let start =
+            |column: usize| self.indent + widths[..column].iter().map(|width| width + 2).sum::<usize>();
+        let fits = |column: usize| start(column) + widths[column] <= room;
+        let last = head.len() - 1;
+        let folds = !fits(last) && start(last) + LAST_MIN <= room;
+        let beside = if folds { head.len() } else { (0..head.len()).take_while(|&c| fits(c)).count().max(1) };
+        let mut lines = Vec::new();
+        for (number, row) in self.rows.iter().enumerate() {
             let mut text = " ".repeat(self.indent);
-            for (column, cell) in row.iter().enumerate() {
-                text.push_str(cell);
-                if column + 1 < row.len() {
-                    text.push_str(&" ".repeat(widths[column] - visible_width(cell) + 2));
+            for column in 0..beside {
+                text.push_str(&" ".repeat(start(column).saturating_sub(visible_width(&text))));
+                if column == last && folds {
+                    let mut parts = folded(&row[column], room - start(column)).into_iter();
+                    text.push_str(&parts.next().unwrap_or_default());
+                    lines.push(std::mem::take(&mut text));
+                    lines.extend(parts.map(|part| " ".repeat(start(column)) + &part));
+                } else {
+                    text.push_str(&row[column]);
                 }
             }
-            line(text.trim_end());
+            if !text.is_empty() {
+                lines.push(text.trim_end().to_owned());
+            }
+            let below = (beside..head.len()).filter(|&column| number > 0 && row[column] != "-");
+            for column in below {
+                let parts = folded(
+                    &format!("{} {}", head[column], row[column]),
+                    room.saturating_sub(self.indent + 4),
+                );
+                lines.extend(parts.into_iter().map(|part| " ".repeat(self.indent + 4) + &part));
+            }
+        }
+        lines
+    }
+}
+
+/// The words of a text in lines of at most `room` characters; a longer word has its own.
+fn folded(text: &str, room: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(last) if visible_width(last) + 1 + visible_width(word) <= room => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
         }
     }
+    lines
+}
+
+/// How wide the terminal is, when standard output is one.
+fn terminal_columns() -> Option<usize> {
+    let columns = console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns));
+    columns.filter(|_| std::io::stdout().is_terminal())
 }
 
 /// Characters that take room: all but colour codes.
@@ -176,6 +223,19 @@ pub(crate) fn or_dash(text: Option<String>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
 
+/// A time of the API to the second.
+pub(crate) fn time(rfc3339: &str) -> String {
+    match rfc3339.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => rfc3339.to_owned(),
+    }
+}
+
+/// The day of a time of the API.
+pub(crate) fn date(rfc3339: &str) -> String {
+    rfc3339.split('T').next().unwrap_or_default().to_owned()
+}
+
 /// Whether progress may be drawn: standard error is a terminal.
 pub(crate) fn draws_progress() -> bool {
     std::io::stderr().is_terminal()
@@ -189,6 +249,29 @@ mod tests {
     fn colour_codes_take_no_room() {
         assert_eq!(visible_width("\u{1b}[32mactive\u{1b}[0m"), 6);
         assert_eq!(visible_width("büro"), 4);
+    }
+
+    #[test]
+    fn a_table_stays_within_the_terminal() {
+        let mut table = Table::new(&["NAME", "STATE", "WHY"]);
+        let why = "it resolves to 192.0.2.10; set the A record of shop.test to 203.0.113.10 and wait for it";
+        table.row(["shop.test".to_owned(), paint("live", Colour::Green), why.to_owned()]);
+        table.row(["a.shop.test".to_owned(), "-".to_owned(), "fine".to_owned()]);
+        assert_eq!(table.lines(None).len(), 3, "a row is a line where there is no terminal");
+        assert_eq!(table.lines(Some(200)), table.lines(None));
+
+        let folded = table.lines(Some(60));
+        assert!(folded.iter().all(|line| visible_width(line) <= 60), "{folded:?}");
+        assert!(folded[2].starts_with(&" ".repeat(20)), "below its column: {folded:?}");
+        let words = |lines: &[String]| {
+            lines.iter().flat_map(|line| line.split(' ')).filter(|w| !w.is_empty()).count()
+        };
+        assert_eq!(words(&folded), words(&table.lines(None)), "nothing is lost");
+
+        let narrow = table.lines(Some(30));
+        assert_eq!(narrow[0], "NAME         STATE");
+        assert!(narrow[2].starts_with("    WHY it resolves to"), "{narrow:?}");
+        assert!(narrow.iter().all(|line| visible_width(line) <= 30), "{narrow:?}");
     }
 
     #[test]
