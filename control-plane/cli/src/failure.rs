@@ -62,6 +62,11 @@ impl Failure {
         Self { text: format!("{subject}: {}", self.text), ..self }
     }
 
+    /// The status of the API's refusal.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.problem.as_ref().map(|problem| problem.status)
+    }
+
     /// What to try, as a line for a shell.
     pub(crate) fn next_line(&self) -> Option<String> {
         match self.next.as_ref()? {
@@ -131,12 +136,12 @@ pub(crate) struct ProblemDocument<'a> {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        let text = chain_text(&error);
         #[expect(clippy::wildcard_enum_match_arm, reason = "only one kind holds a problem")]
         let problem = match &error {
             ClientError::Problem(problem) => Some(problem.clone()),
             _ => None,
         };
+        let text = problem.as_deref().map_or_else(|| chain_text(&error), with_flags);
         let failure = Self { problem, ..Self::failed(text) };
         match (error.status(), &error) {
             (Some(401), _) => failure.next_text(
@@ -145,6 +150,8 @@ impl From<ClientError> for Failure {
             ),
             (Some(403), _) => failure.next_text("use the operator's token: --token-file FILE or PORTICO_TOKEN"),
             (Some(404), _) => Self { code: 3, ..failure },
+            // The API says what is wrong with what was given.
+            (Some(400 | 422), _) => Self { code: 2, ..failure },
             (Some(503), _) => Self { code: 4, ..failure },
             (_, ClientError::Connect { .. }) => {
                 failure.next("control-plane run --config FILE   (or say where it is: --api URL, PORTICO_API, --context DIR)")
@@ -152,6 +159,32 @@ impl From<ClientError> for Failure {
             _ => failure,
         }
     }
+}
+
+/// The problem's text with the flags of this program in the place of pointers into a body that nobody has seen.
+fn with_flags(problem: &Problem) -> String {
+    /// Ends of pointers.
+    const FLAGS: [(&str, &str); 11] = [
+        ("/action/origin", "--proxy"),
+        ("/action/to", "--redirect"),
+        ("/action/body", "--static"),
+        ("/path_prefix", "--path"),
+        ("/until", "--until"),
+        ("/reason", "--reason"),
+        ("/hostname", "the hostname"),
+        ("/name", "the name"),
+        ("/domains_max", "--domains-max"),
+        ("/ttl_seconds", "--ttl"),
+        ("/cells", "--cell"),
+    ];
+    let mut text = problem.to_string();
+    for error in &problem.errors {
+        let flag = FLAGS.iter().find(|(end, _)| error.pointer.ends_with(end));
+        if let Some((_, flag)) = flag {
+            text = text.replace(&format!("{}:", error.pointer), &format!("{flag}:"));
+        }
+    }
+    text
 }
 
 impl From<clap::Error> for Failure {

@@ -20,6 +20,7 @@ mod progress;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 mod records;
+mod revision;
 mod service;
 mod settings;
 

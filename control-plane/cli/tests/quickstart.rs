@@ -174,6 +174,35 @@ fn ctrl_c_ends_all_children_and_a_second_run_in_the_same_folder_works() {
 }
 
 #[test]
+fn a_certificate_is_shown_by_the_name_that_it_serves_and_a_new_route_reaches_the_edges() {
+    let place = Place::new();
+    let started = place.started();
+    let portico = |line: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portico"));
+        let output = command.arg("--context").arg(place.dir()).args(line).output().unwrap();
+        assert!(output.status.success(), "{line:?}: {}", text(&output));
+        text(&output)
+    };
+    // A name of its own, and one that only a wildcard covers.
+    for name in ["www.tulip.test", "preview-42.apps.tulip.test"] {
+        let shown = portico(&["cert", "show", name]);
+        assert!(
+            shown.contains("name         *.apps.tulip.test") && shown.contains("BEGIN CERTIFICATE"),
+            "{shown}"
+        );
+    }
+    let json = portico(&["-o", "json", "cert", "show", "www.tulip.test"]);
+    assert!(json.starts_with("[\n") && json.contains("chain_pem"), "{json}");
+
+    let routed =
+        portico(&["domain", "route", "www.tulip.test", "--redirect", "https://moved.example", "--wait"]);
+    assert!(routed.contains("redirect 308 to https://moved.example"), "{routed}");
+    let checked = portico(&["check", "www.tulip.test", "--path", "/page"]);
+    assert_eq!(checked.matches("-> https://moved.example/page (not followed)").count(), 2, "{checked}");
+    drop(started);
+}
+
+#[test]
 fn a_killed_parent_takes_its_children_along() {
     let place = Place::new();
     let started = place.started();

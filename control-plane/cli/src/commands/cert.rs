@@ -1,8 +1,10 @@
 //! `portico cert ...`
 
-use portico_api::v1::Certificate;
-use portico_api::v1::client::CertificateQuery;
+use portico_api::v1::client::{CertificateQuery, Client};
+use portico_api::v1::{Certificate, Domain};
+use portico_cert_store::CredentialId;
 
+use crate::commands::domain::find;
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
@@ -12,10 +14,11 @@ use crate::settings::Settings;
 pub(crate) enum CertCommand {
     /// List certificates
     List(ListArgs),
-    /// Show one certificate, with its chain in PEM
+    /// Show certificates with their chains in PEM: one by its id, or those that serve a hostname
     Show {
-        /// Its credential id (crd_...)
-        id: portico_cert_store::CredentialId,
+        /// Its credential id (crd_...), or a hostname; of a hostname -o json prints an array, one for each cell
+        #[arg(value_name = "ID|HOSTNAME")]
+        which: String,
     },
 }
 
@@ -34,22 +37,19 @@ pub(crate) struct ListArgs {
 pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
     match command {
         CertCommand::List(args) => list(settings, args).await,
-        CertCommand::Show { id } => {
-            let certificate = settings.client()?.certificate(id).await;
-            let certificate = certificate
-                .map_err(|error| Failure::from(error).about(format!("certificate {id}")).next("cert list"))?;
-            show(settings, &certificate)
-        }
+        CertCommand::Show { which } => show(settings, &which).await,
     }
 }
 
 async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     let client = settings.client()?;
-    let mut query = CertificateQuery {
-        domain: args.domain,
-        expires_before: args.expires_before,
-        ..CertificateQuery::default()
+    let domain = match &args.domain {
+        // A name that is no domain would be an empty list.
+        Some(domain) => Some(find(&client, domain).await?.id.to_string()),
+        None => None,
     };
+    let mut query =
+        CertificateQuery { domain, expires_before: args.expires_before, ..CertificateQuery::default() };
     let certificates = Listing::read(args.limit.of(settings.format), async |cursor, items| {
         (query.cursor, query.limit) = (cursor, Some(items));
         client.certificates(&query).await
@@ -58,14 +58,14 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     if settings.format == Format::Json {
         return output::json(&certificates.items);
     }
-    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWED AFTER", "CELL", "ISSUER", "ID"]);
+    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWAL", "CELL", "ISSUER", "ID"]);
     for certificate in &certificates.items {
         let summary = &certificate.summary;
         table.row([
             names_text(&summary.names),
             output::word(&certificate.state),
-            summary.not_after.clone(),
-            summary.renew_at.clone(),
+            output::date(&summary.not_after),
+            output::date(&summary.renew_at),
             summary.cell.to_string(),
             summary.issuer.clone(),
             summary.credential_id.to_string(),
@@ -76,10 +76,58 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     Ok(())
 }
 
-fn show(settings: &Settings, certificate: &Certificate) -> Outcome {
-    if settings.format == Format::Json {
-        return output::json(certificate);
+async fn show(settings: &Settings, which: &str) -> Outcome {
+    let client = settings.client()?;
+    if let Ok(id) = which.parse::<CredentialId>() {
+        let certificate = one(&client, id).await?;
+        if settings.format == Format::Json {
+            return output::json(&certificate);
+        }
+        print(&certificate);
+        return Ok(());
     }
+    let domain = serving(&client, which).await?;
+    let mut certificates = Vec::with_capacity(domain.certificates.len());
+    for summary in &domain.certificates {
+        certificates.push(one(&client, summary.credential_id).await?);
+    }
+    if settings.format == Format::Json {
+        output::json(&certificates)?;
+    } else {
+        certificates.iter().for_each(print);
+    }
+    if certificates.is_empty() {
+        let hostname = &domain.spec.hostname;
+        return Err(Failure::not_ready(format!("{hostname} has no certificate yet"))
+            .next(format!("domain show '{hostname}'")));
+    }
+    Ok(())
+}
+
+async fn one(client: &Client, id: CredentialId) -> Outcome<Certificate> {
+    client
+        .certificate(id)
+        .await
+        .map_err(|error| Failure::from(error).about(format!("certificate {id}")).next("cert list"))
+}
+
+/// The domain of a name, or the wildcard that covers it.
+async fn serving(client: &Client, name: &str) -> Outcome<Domain> {
+    let missing = match find(client, name).await {
+        Err(failure) if failure.code == 3 => failure,
+        found => return found,
+    };
+    let Some((_, base)) = name.split_once('.').filter(|(label, _)| *label != "*") else {
+        return Err(missing);
+    };
+    match client.domain(&format!("*.{base}")).await {
+        Ok(domain) => Ok(domain),
+        Err(error) if error.status() == Some(404) => Err(missing),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn print(certificate: &Certificate) {
     let summary = &certificate.summary;
     line(format!("{}  {}", summary.credential_id, output::word(&certificate.state)));
     for name in &summary.names {
@@ -87,12 +135,11 @@ fn show(settings: &Settings, certificate: &Certificate) -> Outcome {
     }
     line(format!("  issuer       {}", summary.issuer));
     line(format!("  valid        {} to {}", summary.not_before, summary.not_after));
-    line(format!("  renewed after {}", summary.renew_at));
+    line(format!("  renewal      {}", output::time(&summary.renew_at)));
     line(format!("  cell         {}", summary.cell));
     line(format!("  sha256       {}", summary.fingerprint_sha256));
     line(format!("  public key   {}", summary.spki_sha256));
     line(certificate.chain_pem.trim_end());
-    Ok(())
 }
 
 /// `shop.test and 24 more`

@@ -96,10 +96,22 @@ pub(crate) async fn run(settings: &Settings, args: CheckArgs) -> Outcome {
         let key = |c: &Checked| (c.is_sound(), c.report.name.to_string(), c.report.address);
         key(a).cmp(&key(b))
     });
-    finish(settings, &args, &checked)
+    let next = checked.first().map(|first| next(settings, &expected, &first.report.name));
+    finish(settings, &args, &checked, next)
 }
 
-fn finish(settings: &Settings, args: &CheckArgs, checked: &[Checked]) -> Outcome {
+/// What to try when `name` is not served as it should be.
+fn next(settings: &Settings, expected: &HashMap<DomainName, HashSet<String>>, name: &DomainName) -> String {
+    match (expected.contains_key(name), settings.names_an_api()) {
+        (true, _) => format!("domain show {name}"),
+        (false, true) => {
+            format!("domain add {name} --tenant TENANT --proxy URL   (there is no domain of this name)")
+        }
+        (false, false) => format!("check {name} --context DIR   (to compare it with what should be served)"),
+    }
+}
+
+fn finish(settings: &Settings, args: &CheckArgs, checked: &[Checked], next: Option<String>) -> Outcome {
     let faulty = checked.iter().filter(|checked| !checked.is_sound()).count();
     if settings.format == Format::Json {
         output::json(&checked)?;
@@ -109,9 +121,8 @@ fn finish(settings: &Settings, args: &CheckArgs, checked: &[Checked]) -> Outcome
     if faulty == 0 {
         return Ok(());
     }
-    let first = &checked[0].report.name;
-    Err(Failure::failed(format!("{faulty} of {} checks found something wrong", checked.len()))
-        .next(format!("domain show {first}")))
+    let failure = Failure::failed(format!("{faulty} of {} checks found something wrong", checked.len()));
+    Err(next.into_iter().fold(failure, Failure::next))
 }
 
 fn print(args: &CheckArgs, checked: &[Checked], faulty: usize) {

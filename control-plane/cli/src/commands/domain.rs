@@ -13,18 +13,23 @@ use serde_json::json;
 
 use crate::commands::cert::names_text;
 use crate::commands::import::{self, ImportArgs};
-use crate::commands::suspension::{SuspendArgs, print_answer};
+use crate::commands::route::{self, ActionArgs, RouteArgs, action_text};
+use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::commands::tenant;
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
+use crate::progress;
 use crate::records;
+use crate::revision::on_newest;
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DomainCommand {
     /// Add a domain for a tenant; the same again is no error
     Add(AddArgs),
+    /// Change what is done with its requests: proxy, redirect or a text, for all or below a path
+    Route(RouteArgs),
     /// List domains
     List(ListArgs),
     /// Show one domain: status, what is missing, records, certificates
@@ -80,6 +85,13 @@ pub(crate) struct AddArgs {
     alone: bool,
     #[command(flatten)]
     publish: records::PublishArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Whether to wait until a change is served.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct WaitArgs {
     /// Wait until it is served on all edges
     #[arg(long)]
     wait: bool,
@@ -88,31 +100,26 @@ pub(crate) struct AddArgs {
     timeout: Duration,
 }
 
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct ActionArgs {
-    /// Pass requests to this origin: http://host[:port] or https://host[:port]
-    #[arg(long, value_name = "URL")]
-    proxy: Option<String>,
-    /// Redirect (308) to this URL
-    #[arg(long, value_name = "URL")]
-    redirect: Option<String>,
-    /// Answer with this text
-    #[arg(long = "static", value_name = "TEXT")]
-    fixed: Option<String>,
-}
-
-impl ActionArgs {
-    fn action(self) -> Action {
-        match (self.proxy, self.redirect, self.fixed) {
-            (Some(origin), _, _) => Action::Proxy { origin, host_header: None },
-            (None, Some(to), _) => Action::Redirect { to, status: 308, keep_path: true },
-            (None, None, body) => Action::Static {
-                status: 200,
-                content_type: "text/plain; charset=utf-8".to_owned(),
-                body: body.unwrap_or_default(),
-            },
+impl WaitArgs {
+    /// Shows the domain, after the wait where one was asked for.
+    ///
+    /// # Errors
+    /// The domain is not active when the wait is over; the API's.
+    pub(crate) async fn show(self, settings: &Settings, client: &Client, domain: Domain) -> Outcome {
+        if !self.wait {
+            return show(settings, &domain);
         }
+        let bar = progress::bar("waiting until it is served", 0);
+        let domain = client.domain_wait_active(&domain.id.to_string(), self.timeout).await?;
+        bar.finish_and_clear();
+        show(settings, &domain)?;
+        if domain.status == DomainStatus::Active {
+            return Ok(());
+        }
+        let hostname = &domain.spec.hostname;
+        let text =
+            format!("{hostname} is {} after {} s", output::word(&domain.status), self.timeout.as_secs());
+        Err(Failure::not_ready(text).next(format!("domain show '{hostname}'")))
     }
 }
 
@@ -139,6 +146,7 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
     let client = settings.client()?;
     match command {
         DomainCommand::Add(args) => add(settings, &client, args).await,
+        DomainCommand::Route(args) => route::run(settings, &client, args).await,
         DomainCommand::List(args) => list(settings, &client, args).await,
         DomainCommand::Show { domain } => show(settings, &find(&client, &domain).await?),
         DomainCommand::Import(args) => import::run(settings, &client, args).await,
@@ -169,20 +177,13 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
     }
 }
 
-/// Removes a domain as it is now: when a check has raised its revision in between, it is read again.
 async fn remove(client: &Client, domain: &str) -> Outcome {
-    const TRIES: usize = 5;
-    let mut tries = 0;
-    loop {
+    on_newest(async || {
         let found = find(client, domain).await?;
-        tries += 1;
-        match client.delete_domain(found.id, Some(found.revision)).await {
-            Err(error) if error.status() == Some(412) && tries < TRIES => {}
-            removed => {
-                return removed.map_err(|error| Failure::from(error).about(format!("domain {domain}")));
-            }
-        }
-    }
+        let removed = client.delete_domain(found.id, Some(found.revision)).await;
+        removed.map_err(|error| Failure::from(error).about(format!("domain {domain}")))
+    })
+    .await
 }
 
 /// The domain of that hostname or id.
@@ -203,21 +204,12 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
     })?;
     let spec = spec(&hostname, args.action.action(), args.cells, args.alone);
     let created = client.create_domain(tenant.id, &spec).await;
-    let mut domain = created.map_err(|error| Failure::from(error).about(&hostname))?;
+    let domain = created.map_err(|error| Failure::from(error).about(&hostname))?;
     if args.publish.is_wanted() {
         args.publish.publish(settings, records::needed([&domain])).await?;
         client.check_domain(domain.id).await?;
     }
-    if args.wait {
-        domain = client.domain_wait_active(&domain.id.to_string(), args.timeout).await?;
-    }
-    show(settings, &domain)?;
-    if args.wait && domain.status != DomainStatus::Active {
-        let text =
-            format!("{hostname} is {} after {} s", output::word(&domain.status), args.timeout.as_secs());
-        return Err(Failure::not_ready(text).next(format!("domain show {hostname}")));
-    }
-    Ok(())
+    args.wait.show(settings, client, domain).await
 }
 
 /// A domain with one action for all paths.
@@ -254,7 +246,7 @@ async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {
             domain.hostname_unicode.clone(),
             output::status(domain.status),
             output::or_dash(certificate.map(|certificate| names_text(&certificate.names))),
-            output::or_dash(certificate.map(|certificate| certificate.not_after.clone())),
+            output::or_dash(certificate.map(|certificate| output::date(&certificate.not_after))),
             output::or_dash(domain.next_action.as_ref().map(|next| next.text.clone())),
         ]);
     }
@@ -282,26 +274,26 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     }
     let name = output::paint(&domain.hostname_unicode, output::Colour::Bold);
     line(format!("{name}  {}  {}", output::status(domain.status), domain.id));
-    line(format!("  tenant    {}", domain.tenant_id));
+    line(format!("  tenant    {}", domain.tenant_name));
     for route in &domain.spec.routes {
         line(format!("  {:<9} {}", route.path_prefix, action_text(&route.action)));
     }
     if let Some(proof) = &domain.proof {
         line(format!(
             "  proved    {} by {}: {}",
-            proof.proved_at,
+            output::time(&proof.proved_at),
             output::word(&proof.method),
             proof.evidence
         ));
     }
     if let Some(suspension) = &domain.suspension {
-        line(format!("  suspended {} {}", output::word(&suspension.mode), suspension.reason));
+        line(format!("  suspended {}", suspension_text(suspension)));
     }
     for certificate in &domain.certificates {
         line(format!(
             "  cert      {} until {}, cell {}, {}",
             names_text(&certificate.names),
-            certificate.not_after,
+            output::time(&certificate.not_after),
             certificate.cell,
             certificate.credential_id
         ));
@@ -315,7 +307,7 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
         };
         line(format!("  next      {} ({actor})", next.text));
         if let Some(at) = &next.retry_at {
-            line(format!("            looked at again at {at}"));
+            line(format!("            looked at again at {}", output::time(at)));
         }
         print_records(&next.records);
     } else if domain.proof.is_none() {
@@ -332,7 +324,7 @@ fn print_conditions(domain: &Domain) {
             ConditionStatus::False => output::paint("no", output::Colour::Red),
             ConditionStatus::Unknown => "unknown".to_owned(),
         };
-        table.row([format!("{:?}", condition.kind), status, condition.since.clone(), why(condition)]);
+        table.row([format!("{:?}", condition.kind), status, output::time(&condition.since), why(condition)]);
     }
     if !table.is_empty() {
         table.print();
@@ -359,19 +351,6 @@ fn print_records(records: &[DnsRecord]) {
     }
     if !table.is_empty() {
         table.print();
-    }
-}
-
-fn action_text(action: &Action) -> String {
-    match action {
-        Action::Proxy { origin, host_header: None } => format!("proxy to {origin}"),
-        Action::Proxy { origin, host_header: Some(host) } => format!("proxy to {origin} as {host}"),
-        Action::Redirect { to, status, keep_path } => {
-            format!("redirect {status} to {to}{}", if *keep_path { ", path kept" } else { "" })
-        }
-        Action::Static { status, content_type, body } => {
-            format!("answer {status}, {content_type}, {} bytes", body.len())
-        }
     }
 }
 

@@ -44,7 +44,10 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
         }
         FleetCommand::Join(args) => join(settings, args).await,
         FleetCommand::Rm { id } => {
-            settings.client()?.delete_edge(id).await.map_err(|error| not_found(error, id))?;
+            let client = settings.client()?;
+            // Deleting is idempotent: it would not say that the id is wrong.
+            client.edge(id).await.map_err(|error| not_found(error, id))?;
+            client.delete_edge(id).await.map_err(|error| not_found(error, id))?;
             let document = serde_json::json!({ "removed": id.to_string() });
             output::done(settings.format, format!("{id} is forgotten"), &document)
         }

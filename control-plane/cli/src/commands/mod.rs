@@ -8,6 +8,7 @@ pub(crate) mod edge;
 pub(crate) mod import;
 pub(crate) mod preview;
 pub(crate) mod removal;
+pub(crate) mod route;
 pub(crate) mod shadow;
 pub(crate) mod suspension;
 pub(crate) mod tenant;

@@ -35,7 +35,10 @@ pub(crate) async fn run(settings: &Settings, command: RemovalCommand) -> Outcome
             if settings.format == Format::Json {
                 return output::json(&signed_off);
             }
-            line(format!("{} removals were let go", signed_off.released));
+            line(match signed_off.released {
+                0 => "no removal was held".to_owned(),
+                released => format!("{released} removals were let go"),
+            });
             Ok(())
         }
     }
@@ -57,8 +60,8 @@ async fn list(settings: &Settings, client: &Client) -> Outcome {
     for removal in held.iter().take(ROWS_MAX) {
         table.row([
             removal.hostname.clone(),
-            removal.tenant_id.to_string(),
-            removal.held_at.clone(),
+            removal.tenant_name.clone(),
+            output::time(&removal.held_at),
             removal.domain_id.to_string(),
         ]);
     }

@@ -8,6 +8,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use portico_api::v1::Domain;
+use portico_api::v1::client::Client;
 use portico_cert_store::{DomainName, NamePattern};
 use serde::Serialize;
 
@@ -69,7 +71,9 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
         ))
         .next(format!("domain show '{pattern}'   (its CNAME record delegates the DNS challenge)")));
     };
-    let (http, https) = edge(settings, &args).await?;
+    // Lines for a name that is no domain would lead nowhere: no edge answers its challenge.
+    let domain = domain(&settings.client()?, name).await?;
+    let (http, https) = edge(settings, &args, &domain).await?;
     let roots = settings.roots_file().unwrap_or_else(|| Path::new("/etc/ssl/certs/ca-certificates.crt"));
     // The server that reads the lines works in another folder.
     let roots = std::path::absolute(roots).map_err(|error| Failure::file(roots, error))?;
@@ -88,7 +92,7 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
 }
 
 /// Where the edge serves http and https.
-async fn edge(settings: &Settings, args: &ShadowArgs) -> Outcome<(SocketAddr, SocketAddr)> {
+async fn edge(settings: &Settings, args: &ShadowArgs, domain: &Domain) -> Outcome<(SocketAddr, SocketAddr)> {
     match (args.edge_http, args.edge_https) {
         (Some(http), Some(https)) => return Ok((http, https)),
         // Only the lines for http are printed then.
@@ -100,19 +104,24 @@ async fn edge(settings: &Settings, args: &ShadowArgs) -> Outcome<(SocketAddr, So
         context.and_then(|context| Some((*context.edges_http.first()?, *context.edges_https.first()?)));
     let (http, https) = match known {
         Some(known) => known,
-        None => ask(settings, &args.name).await?,
+        None => ask(settings, domain).await?,
     };
     Ok((args.edge_http.unwrap_or(http), args.edge_https.unwrap_or(https)))
 }
 
-async fn ask(settings: &Settings, name: &str) -> Outcome<(SocketAddr, SocketAddr)> {
-    let client = settings.client()?;
-    let domain = find(&client, name).await?;
-    let preview = client.preview(domain.id).await?;
+async fn domain(client: &Client, name: &DomainName) -> Outcome<Domain> {
+    find(client, name.as_str()).await.map_err(|failure| match failure.code {
+        3 => failure.next(format!("domain add {name} --tenant TENANT --proxy URL")),
+        _ => failure,
+    })
+}
+
+async fn ask(settings: &Settings, domain: &Domain) -> Outcome<(SocketAddr, SocketAddr)> {
+    let preview = settings.client()?.preview(domain.id).await?;
     let first = preview.hosts_lines.iter().find_map(|line| line.split_whitespace().next()?.parse().ok());
     let ip = first.ok_or_else(|| {
         Failure::failed("the control plane names no address of an edge")
-            .next(format!("shadow {name} --edge-http IP:80 --edge-https IP:443"))
+            .next(format!("shadow {} --edge-http IP:80 --edge-https IP:443", domain.spec.hostname))
     })?;
     Ok((SocketAddr::new(ip, 80), SocketAddr::new(ip, 443)))
 }

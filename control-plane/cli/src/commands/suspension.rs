@@ -44,6 +44,18 @@ impl From<SuspendArgs> for Suspension {
     }
 }
 
+/// `page, until 2027-01-31T12:00:00Z: unpaid`
+pub(crate) fn suspension_text(suspension: &Suspension) -> String {
+    let mut text = output::word(&suspension.mode);
+    if let Some(until) = &suspension.until {
+        text += &format!(", until {}", output::time(until));
+    }
+    if !suspension.reason.is_empty() {
+        text += &format!(": {}", suspension.reason);
+    }
+    text
+}
+
 /// Says which edges confirmed. Edges that did not are a reason for exit code 4.
 pub(crate) fn print_answer(settings: &Settings, subject: &str, answer: &SuspensionAnswer) -> Outcome {
     if settings.format == Format::Json {

@@ -3,17 +3,21 @@
 use portico_api::v1::client::Client;
 use portico_api::v1::{EgressGrant, Sharing, Tenant, TenantSpec};
 use portico_cert_store::{CellId, TenantId};
+use serde_json::{Value, json};
 
-use crate::commands::suspension::{SuspendArgs, print_answer};
+use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
+use crate::revision::on_newest;
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TenantCommand {
     /// Add a tenant; the same again is no error
     Add(AddArgs),
+    /// Change a tenant: what is not named stays
+    Set(SetArgs),
     /// List tenants
     List(ListArgs),
     /// Show one tenant
@@ -73,6 +77,58 @@ impl TenantArgs {
     }
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetArgs {
+    /// Its name or id
+    tenant: String,
+    /// Which of its names may stand on one certificate. `tenant` links them in public CT logs for ever
+    #[arg(long, value_enum)]
+    sharing: Option<SharingArg>,
+    /// A cell of edges that serves its domains; repeatable, in the place of those that did
+    #[arg(long = "cell", value_name = "CELL")]
+    cells: Vec<CellId>,
+    /// A further address range and ports that its origins may use although they are private; repeatable
+    #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
+    egress_grants: Vec<EgressGrant>,
+    /// Take a grant back, as `tenant show` prints its range; repeatable
+    #[arg(long = "withdraw-egress-grant", value_name = "CIDR")]
+    withdrawn: Vec<String>,
+    /// The most domains that it may have
+    #[arg(long)]
+    domains_max: Option<u32>,
+}
+
+impl SetArgs {
+    /// The change as a merge patch (RFC 7396) of what `spec` is now.
+    fn patch(&self, spec: &TenantSpec) -> Outcome<Value> {
+        let mut patch = serde_json::Map::new();
+        if let Some(sharing) = self.sharing {
+            patch.insert("sharing".to_owned(), json!(Sharing::from(sharing)));
+        }
+        if !self.cells.is_empty() {
+            patch.insert("cells".to_owned(), json!(self.cells));
+        }
+        if let Some(domains_max) = self.domains_max {
+            patch.insert("domains_max".to_owned(), json!(domains_max));
+        }
+        if !(self.egress_grants.is_empty() && self.withdrawn.is_empty()) {
+            let has = |cidr: &String| spec.egress_grants.iter().any(|grant| grant.cidr == *cidr);
+            if let Some(unknown) = self.withdrawn.iter().find(|cidr| !has(cidr)) {
+                return Err(Failure::not_found(format!("tenant {} has no grant of {unknown}", spec.name))
+                    .next(format!("tenant show {}", spec.name)));
+            }
+            let kept = spec.egress_grants.iter().filter(|grant| !self.withdrawn.contains(&grant.cidr));
+            let mut grants: Vec<&EgressGrant> = kept.collect();
+            grants.extend(self.egress_grants.iter().filter(|grant| !spec.egress_grants.contains(grant)));
+            patch.insert("egress_grants".to_owned(), json!(grants));
+        }
+        if patch.is_empty() {
+            return Err(Failure::usage("nothing is to be changed").next("tenant set --help"));
+        }
+        Ok(Value::Object(patch))
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 pub(crate) enum SharingArg {
     /// Each name alone
@@ -109,6 +165,7 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
                 tenant.map_err(|error| Failure::from(error).about(format!("tenant {}", args.name)))?;
             show(settings, &tenant)
         }
+        TenantCommand::Set(args) => set(settings, &client, &args).await,
         TenantCommand::List(args) => list(settings, &client, args.limit).await,
         TenantCommand::Show { tenant } => show(settings, &find(&client, &tenant).await?),
         TenantCommand::Suspend { tenant, suspension } => {
@@ -120,6 +177,15 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
             print_answer(settings, &tenant, &client.resume_tenant(id).await?)
         }
     }
+}
+
+async fn set(settings: &Settings, client: &Client, args: &SetArgs) -> Outcome {
+    let changed = on_newest(async || {
+        let found = find(client, &args.tenant).await?;
+        let patched = client.patch_tenant(found.id, &args.patch(&found.spec)?, Some(found.revision)).await;
+        patched.map_err(|error| Failure::from(error).about(format!("tenant {}", args.tenant)))
+    });
+    show(settings, &changed.await?)
 }
 
 /// The tenant of that name or id.
@@ -177,9 +243,9 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
         line(format!("  egress    {} ports {}", grant.cidr, ports.join(",")));
     }
     if let Some(suspension) = &tenant.suspension {
-        line(format!("  suspended {} {}", output::word(&suspension.mode), suspension.reason));
+        line(format!("  suspended {}", suspension_text(suspension)));
     }
-    line(format!("  created   {}", tenant.created_at));
+    line(format!("  created   {}", output::time(&tenant.created_at)));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "set-up fails the test")]
 
+mod domains;
 mod json_output;
 mod plane;
 mod services;

@@ -1,0 +1,90 @@
+//! Domains from the command line: routes, names in the place of ids, and what is said of a name that is no domain.
+
+use crate::plane::Plane;
+
+async fn with_domain() -> Plane {
+    let plane = Plane::start().await;
+    plane.succeeds(&["tenant", "add", "acme"]).await;
+    plane.succeeds(&["domain", "add", "x.test", "--tenant", "acme", "--static", "hello"]).await;
+    plane
+}
+
+#[tokio::test]
+async fn a_domains_route_is_changed_in_place() {
+    let plane = with_domain().await;
+    plane.succeeds(&["domain", "route", "x.test", "--proxy", "https://origin.example"]).await;
+    let shown = plane
+        .json(&["domain", "route", "x.test", "--path", "/old", "--redirect", "https://new.example"])
+        .await;
+    let routes = shown["routes"].as_array().unwrap();
+    assert_eq!((routes.len(), &routes[0]["path_prefix"]), (2, &"/old".into()), "{shown}");
+    assert_eq!(routes[1]["action"]["origin"], "https://origin.example", "{shown}");
+
+    let shown = plane.json(&["domain", "route", "x.test", "--path", "/old", "--remove"]).await;
+    assert_eq!(shown["routes"].as_array().unwrap().len(), 1, "{shown}");
+    let gone = plane.portico(&["domain", "route", "x.test", "--path", "/old", "--remove"]).await;
+    assert_eq!((gone.code, gone.stderr.contains("no route of the path /old")), (3, true), "{gone:?}");
+
+    for (line, part) in [
+        (&["domain", "route", "x.test"][..], "--proxy <URL>"),
+        (&["domain", "route", "x.test", "--proxy", "http://a.example", "--remove"], "cannot be used with"),
+        (&["domain", "route", "x.test", "--proxy", "ftp://a.example"], "--proxy: must begin with http"),
+        (&["domain", "route", "x.test", "--path", "old", "--static", "x"], "--path: must begin with `/`"),
+    ] {
+        let wrong = plane.portico(line).await;
+        assert_eq!(wrong.code, 2, "{wrong:?}");
+        assert!(wrong.stderr.contains(part), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_domain_is_shown_with_its_tenants_name_and_the_id_in_json() {
+    let plane = with_domain().await;
+    let shown = plane.succeeds(&["domain", "show", "x.test"]).await;
+    assert!(shown.contains("tenant    acme\n") && !shown.contains("ten_"), "{shown}");
+    let json = plane.json(&["domain", "show", "x.test"]).await;
+    assert_eq!(json["tenant_name"], "acme");
+    assert!(json["tenant_id"].as_str().unwrap().starts_with("ten_"), "{json}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_domain_is_said_so_with_the_next_command() {
+    let plane = with_domain().await;
+    let edge = ["--edge-http", "127.0.0.11:80", "--edge-https", "127.0.0.11:443"];
+    let line: Vec<&str> = ["shadow", "nope.test", "--print", "nginx"].iter().chain(&edge).copied().collect();
+    let shadow = plane.portico(&line).await;
+    assert_eq!((shadow.code, shadow.stdout.as_str()), (3, ""), "{shadow:?}");
+    assert!(shadow.stderr.contains("no domain nope.test"), "{shadow:?}");
+    assert!(shadow.stderr.contains("domain add nope.test --tenant TENANT"), "{shadow:?}");
+
+    for line in [&["cert", "show", "nope.test"][..], &["cert", "list", "--domain", "nope.test"]] {
+        let ended = plane.portico(line).await;
+        assert_eq!(ended.code, 3, "{ended:?}");
+        assert!(ended.stderr.contains("no domain nope.test"), "{ended:?}");
+    }
+    let none = plane.portico(&["cert", "show", "x.test"]).await;
+    assert_eq!(none.code, 4, "{none:?}");
+    assert!(none.stderr.contains("x.test has no certificate yet"), "{none:?}");
+    let edge = plane.portico(&["edge", "rm", "edge_01ARZ3NDEKTSV4RRFFQ69G5FAV"]).await;
+    assert_eq!(edge.code, 3, "{edge:?}");
+}
+
+#[tokio::test]
+async fn a_tenant_is_changed_without_what_is_not_named() {
+    let plane = with_domain().await;
+    plane
+        .succeeds(&["tenant", "set", "acme", "--egress-grant", "10.1.0.0/16:8080", "--sharing", "tenant"])
+        .await;
+    let shown = plane
+        .json(&["tenant", "set", "acme", "--egress-grant", "10.2.0.0/16:80", "--domains-max", "5"])
+        .await;
+    assert_eq!(shown["egress_grants"].as_array().unwrap().len(), 2, "{shown}");
+    assert_eq!((&shown["sharing"], &shown["domains_max"]), (&"tenant".into(), &5.into()), "{shown}");
+    plane.succeeds(&["domain", "route", "x.test", "--proxy", "http://10.1.0.7:8080"]).await;
+
+    let shown = plane.json(&["tenant", "set", "acme", "--withdraw-egress-grant", "10.1.0.0/16"]).await;
+    assert_eq!(shown["egress_grants"].as_array().unwrap().len(), 1, "{shown}");
+    let again = plane.portico(&["tenant", "set", "acme", "--withdraw-egress-grant", "10.1.0.0/16"]).await;
+    assert_eq!(again.code, 3, "{again:?}");
+    assert_eq!(plane.portico(&["tenant", "set", "acme"]).await.code, 2);
+}
