@@ -86,7 +86,13 @@ fn only_the_acme_module_names_the_acme_client() {
 fn only_the_store_holds_sql() {
     only_in(
         &["sqlx", "SELECT ", "INSERT INTO", "DELETE FROM", "UPDATE "],
-        &["control-plane/src/store/", "control-plane/src/store.rs", "control-plane/tests/", "tests/"],
+        &[
+            "control-plane/src/store/",
+            "control-plane/src/store.rs",
+            "control-plane/tests/",
+            "control-plane/cli/tests/",
+            "tests/",
+        ],
     );
 }
 

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{backup, cert, check, domain, edge, preview, removal, shadow, tenant};
+use commands::{audit, backup, cert, check, domain, edge, preview, removal, shadow, tenant};
 use failure::{Failure, Outcome};
 use output::Format;
 use settings::{Settings, SettingsArgs};
@@ -108,6 +108,11 @@ enum ApiCommand {
     Removal {
         #[command(subcommand)]
         command: removal::RemovalCommand,
+    },
+    /// The record of all writes: who wrote what, and whether it is as it was written
+    Audit {
+        #[command(subcommand)]
+        command: audit::AuditCommand,
     },
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
@@ -206,6 +211,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Domain { command } => domain::run(settings, command).await,
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
+        ApiCommand::Audit { command } => audit::run(settings, command).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

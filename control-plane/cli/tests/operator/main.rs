@@ -6,3 +6,4 @@ mod domains;
 mod json_output;
 mod plane;
 mod services;
+mod trail;
