@@ -11,6 +11,7 @@ mod client;
 mod compare;
 mod csv_tenants;
 mod engine;
+mod idle;
 mod names;
 mod report;
 mod server_cpu;
@@ -43,6 +44,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// How soon an edge serves after its start with many names: from last-good files, or standalone from PEM files.
     Boot(boot::BootArgs),
+    /// Resident memory of an edge per idle TLS connection.
+    Idle(idle::IdleArgs),
     /// A CSV of heavy-tailed tenants for `portico domain import`.
     Tenants(csv_tenants::TenantsArgs),
     /// Asks every name of a CSV on every edge and checks certificate, chain and the tenant's own body.
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
         Command::Requests(args) => engine::run(&args, engine::Work::Requests),
         Command::Compare(args) => compare::run(&args),
         Command::Boot(args) => boot::run(&args),
+        Command::Idle(args) => idle::run(&args),
         Command::Tenants(args) => csv_tenants::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

@@ -14,8 +14,8 @@ use serde::Serialize;
 use crate::engine::{self, LoadArgs, Work};
 use crate::names::NamesArgs;
 use crate::report::Report;
-use material::Material;
-use servers::Server;
+pub(crate) use material::Material;
+pub(crate) use servers::{Server, start_edge};
 
 const NAMES_MAX: usize = 100_000;
 const ROUNDS_MAX: usize = 20;

@@ -66,11 +66,11 @@ pub(crate) fn start_all(args: &CompareArgs, material: &Material) -> Result<Vec<S
         );
     }
     let mut servers = vec![
-        start_edge(args, material, &edge, "uring", "Portico, io_uring, AWS-LC")?,
-        start_edge(args, material, &edge, "epoll", "Portico, epoll, AWS-LC")?,
+        start_edge(args.server_cpu, material, &edge, "uring", "Portico, io_uring, AWS-LC")?,
+        start_edge(args.server_cpu, material, &edge, "epoll", "Portico, epoll, AWS-LC")?,
     ];
     if let Some(other) = &args.other_edge {
-        servers.push(start_edge(args, material, other, "uring", "other Portico, io_uring")?);
+        servers.push(start_edge(args.server_cpu, material, other, "uring", "other Portico, io_uring")?);
     }
     match args.nginx.clone().or_else(|| find("nginx")) {
         Some(nginx) => servers.push(start_nginx(args, material, &nginx)?),
@@ -79,8 +79,8 @@ pub(crate) fn start_all(args: &CompareArgs, material: &Material) -> Result<Vec<S
     Ok(servers)
 }
 
-fn start_edge(
-    args: &CompareArgs,
+pub(crate) fn start_edge(
+    cpu: usize,
     material: &Material,
     binary: &Path,
     io: &str,
@@ -99,7 +99,7 @@ fn start_edge(
     );
     let path = state.join("edge.toml");
     fs::write(&path, config)?;
-    let mut command = pinned(args.server_cpu, binary);
+    let mut command = pinned(cpu, binary);
     command.arg("--config").arg(&path);
     start(command, title.to_owned(), address, &state)
 }

@@ -1,0 +1,263 @@
+//! What an idle connection costs an edge: its resident memory before and after many of them.
+//!
+//! Each connection shakes hands, asks once and is left alone. After the wait each one is asked again, so that the figure is
+//! one of connections that work. Each program starts anew for each round, and the rounds are interleaved.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use portico_cert_store::DomainName;
+use rustls::ClientConfig;
+use serde::Serialize;
+use tokio::task::LocalSet;
+
+use crate::client::{self, ConnectError, TlsChoice};
+use crate::compare::{Material, Server, start_edge};
+use crate::names::NamesArgs;
+use crate::server_cpu::resident_bytes;
+
+/// Descriptors are bounded at 20,000 a process.
+const CONNECTIONS_MAX: usize = 15_000;
+const ROUNDS_MAX: usize = 20;
+const WAIT_SECONDS_MAX: u64 = 300;
+/// Opened and closed first, so that what a server sets up once is not counted.
+const WARM_UP: usize = 200;
+/// Handshakes under way at once.
+const AT_ONCE: usize = 32;
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct IdleArgs {
+    /// Connections left open at once.
+    #[arg(long, default_value_t = 5000)]
+    connections: usize,
+    #[arg(long)]
+    http2: bool,
+    /// The edge's binary; several are measured in turn. By default `portico-edge` beside this one.
+    #[arg(long = "program", conflicts_with = "connect")]
+    programs: Vec<PathBuf>,
+    /// I/O backend of the programs.
+    #[arg(long, default_value = "uring")]
+    io: String,
+    /// A server that runs already.
+    #[arg(long, requires_all = ["server_pid", "roots"])]
+    connect: Option<SocketAddr>,
+    #[arg(long)]
+    server_pid: Option<u32>,
+    /// PEM file with the trust anchors of that server's certificates.
+    #[arg(long)]
+    roots: Option<PathBuf>,
+    #[command(flatten)]
+    names: NamesArgs,
+    /// Seconds between the last answer and the look at the memory.
+    #[arg(long, default_value_t = 4)]
+    wait: u64,
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    server: String,
+    protocol: &'static str,
+    round: usize,
+    connections: usize,
+    resident_before_bytes: u64,
+    resident_idle_bytes: u64,
+    bytes_per_connection: u64,
+    /// Connections that answered again after the wait.
+    answered_again: usize,
+}
+
+pub(crate) fn run(args: &IdleArgs) -> Result<()> {
+    check(args)?;
+    let mut rows = Vec::new();
+    if let (Some(address), Some(pid), Some(roots)) = (args.connect, args.server_pid, &args.roots) {
+        let names = args.names.read()?;
+        for round in 1..=args.rounds {
+            let target = Target { address, pid, names: &names, roots };
+            rows.push(measure(args, &target, address.to_string(), round)?);
+        }
+    } else {
+        let folder = tempfile::tempdir()?;
+        let material = Material::make(folder.path(), 100)?;
+        let beside = std::env::current_exe()?.with_file_name("portico-edge");
+        let programs = if args.programs.is_empty() { vec![beside] } else { args.programs.clone() };
+        for round in 1..=args.rounds {
+            for program in &programs {
+                let title = format!("{} ({})", program.display(), args.io);
+                let server: Server = start_edge(0, &material, program, &args.io, &title)?;
+                let (names, roots) = (&material.names[..], &material.roots);
+                let target = Target { address: server.address, pid: server.pid(), names, roots };
+                rows.push(measure(args, &target, title, round)?);
+            }
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print(&rows);
+    }
+    if rows.iter().any(|row| row.answered_again < row.connections) {
+        bail!("some connections were lost while they were idle; see the rows");
+    }
+    Ok(())
+}
+
+fn check(args: &IdleArgs) -> Result<()> {
+    if args.connections == 0 || args.connections > CONNECTIONS_MAX {
+        bail!("--connections {}: between 1 and {CONNECTIONS_MAX}", args.connections);
+    }
+    if args.rounds == 0 || args.rounds > ROUNDS_MAX || args.wait > WAIT_SECONDS_MAX {
+        bail!("--rounds: between 1 and {ROUNDS_MAX}; --wait: at most {WAIT_SECONDS_MAX} seconds");
+    }
+    if args.connect.is_some_and(|address| !address.ip().is_loopback()) {
+        bail!("--connect: only servers on loopback");
+    }
+    Ok(())
+}
+
+struct Target<'a> {
+    address: SocketAddr,
+    pid: u32,
+    names: &'a [DomainName],
+    roots: &'a std::path::Path,
+}
+
+fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -> Result<Row> {
+    let choice = TlsChoice { resume: false, http2: args.http2, classical: true };
+    let config = client::config(client::read_roots(target.roots)?, choice)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let measured = async {
+        drop(open(target, &config, args.http2, WARM_UP.min(args.connections)).await?);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = resident_bytes(target.pid)?;
+        let mut kept = open(target, &config, args.http2, args.connections).await?;
+        tokio::time::sleep(Duration::from_secs(args.wait)).await;
+        let idle = resident_bytes(target.pid)?;
+        let mut answered_again = 0;
+        for (at, connection) in kept.iter_mut().enumerate() {
+            let name = &target.names[at % target.names.len()];
+            answered_again += usize::from(connection.ask(target.address, name).await.is_ok());
+        }
+        anyhow::Ok((before, idle, answered_again))
+    };
+    let (before, idle, answered_again) = LocalSet::new().block_on(&runtime, measured)?;
+    Ok(Row {
+        server,
+        protocol: if args.http2 { "h2" } else { "http/1.1" },
+        round,
+        connections: args.connections,
+        resident_before_bytes: before,
+        resident_idle_bytes: idle,
+        bytes_per_connection: idle.saturating_sub(before) / args.connections as u64,
+        answered_again,
+    })
+}
+
+/// An open connection.
+enum Kept {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+/// Opens that many connections; each has had one answer.
+async fn open(
+    target: &Target<'_>,
+    config: &Arc<ClientConfig>,
+    http2: bool,
+    count: usize,
+) -> Result<Vec<Kept>> {
+    let mut kept = Vec::with_capacity(count);
+    for first in (0..count).step_by(AT_ONCE) {
+        let mut opening = Vec::with_capacity(AT_ONCE);
+        for at in first..count.min(first + AT_ONCE) {
+            let name = target.names[at % target.names.len()].clone();
+            let (address, config) = (target.address, Arc::clone(config));
+            opening.push(tokio::task::spawn_local(async move {
+                let mut connection = Kept::open(address, &name, &config, http2).await?;
+                connection.ask(address, &name).await?;
+                anyhow::Ok(connection)
+            }));
+        }
+        for task in opening {
+            kept.push(task.await?.with_context(|| format!("one of the connections from {first} on"))?);
+        }
+    }
+    Ok(kept)
+}
+
+impl Kept {
+    async fn open(
+        address: SocketAddr,
+        name: &DomainName,
+        config: &Arc<ClientConfig>,
+        http2: bool,
+    ) -> Result<Self> {
+        let stream = client::connect(address, name, config).await.map_err(|error| match error {
+            ConnectError::WrongCertificate(why) | ConnectError::Failed(why) => anyhow::anyhow!(why),
+        })?;
+        if http2 {
+            let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            tokio::task::spawn_local(driver);
+            Ok(Self::Http2(sender))
+        } else {
+            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::task::spawn_local(driver);
+            Ok(Self::Http1(sender))
+        }
+    }
+
+    async fn ask(&mut self, address: SocketAddr, name: &DomainName) -> Result<()> {
+        let port = address.port();
+        let exchange = async {
+            let response = match self {
+                Self::Http1(sender) => {
+                    let host = format!("{name}:{port}");
+                    sender.ready().await?;
+                    sender
+                        .send_request(http::Request::get("/").header("host", host).body(Empty::new())?)
+                        .await?
+                }
+                Self::Http2(sender) => {
+                    let target = format!("https://{name}:{port}/");
+                    sender.ready().await?;
+                    sender.send_request(http::Request::get(target).body(Empty::new())?).await?
+                }
+            };
+            let status = response.status();
+            response.into_body().collect().await?;
+            if status.is_success() { Ok(()) } else { Err(anyhow::anyhow!("status {status}")) }
+        };
+        tokio::time::timeout(ANSWER_DEADLINE, exchange).await.context("no answer")?
+    }
+}
+
+fn print(rows: &[Row]) {
+    println!(
+        "| server | protocol | round | connections | RSS before KiB | RSS idle KiB | KB each | answered again |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {} | {} | {} | {} | {} | {:.1} | {} |",
+            row.server,
+            row.protocol,
+            row.round,
+            row.connections,
+            row.resident_before_bytes / 1024,
+            row.resident_idle_bytes / 1024,
+            row.bytes_per_connection as f64 / 1000.0,
+            row.answered_again
+        );
+    }
+}
