@@ -1,6 +1,7 @@
 //! Runs one connection to its end: hyper does the protocol, this loop adds the limits in time, and the drain.
 
 use std::{
+    fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -21,11 +22,11 @@ pub enum Ended {
 }
 
 /// Polls a hyper connection; asks it to finish on drain, and gives up on it when a limit in time runs out.
-pub(super) async fn drive<C>(
+pub(super) async fn drive<C, E: fmt::Display>(
     mut connection: Pin<&mut C>,
     clock: &ConnectionClock,
     drain: &LocalDrain,
-    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>>,
+    mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<Result<(), E>>,
     mut finish: impl FnMut(Pin<&mut C>),
 ) -> Ended {
     let mut draining = pin!(drain.begun());

@@ -17,8 +17,9 @@ use tokio::{
 };
 
 use super::{
-    body::RequestBody,
+    body::{BodyError, RequestBody},
     drive::{Ended, drive},
+    gathered_io::GatheredIo,
     guarded_io::GuardedIo,
 };
 use crate::{
@@ -32,7 +33,8 @@ pub async fn serve<S>(stream: S, context: Rc<ConnectionContext>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let io = TokioIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock)));
+    let gathered = GatheredIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock)));
+    let io = TokioIo::new(gathered.share());
     let streams = Streams { context: Rc::clone(&context), newest: Rc::default() };
     let newest = Rc::clone(&streams.newest);
     let service = service_fn(|request: Request<Incoming>| {
@@ -49,9 +51,20 @@ where
         })
     });
     let connection = pin!(builder(streams).serve_connection(io, service));
-    drive(connection, &context.clock, &context.worker.drain, Future::poll, |connection| {
-        connection.graceful_shutdown();
-    })
+    drive(
+        connection,
+        &context.clock,
+        &context.worker.drain,
+        |connection, task| {
+            let polled = connection.poll(task).map_err(BodyError::from);
+            match gathered.poll_send(task) {
+                Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
+                // A client that takes no more: the socket wakes us, and what h2 has beyond this waits with h2.
+                Poll::Pending | Poll::Ready(_) => polled,
+            }
+        },
+        |connection| connection.graceful_shutdown(),
+    )
     .await
 }
 

@@ -8,6 +8,7 @@ pub mod drive;
 pub mod forwarding;
 mod frame_budget;
 pub mod framing;
+mod gathered_io;
 pub mod guarded_io;
 pub mod h1;
 pub mod h2;
