@@ -55,6 +55,8 @@ pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 pub const TARGET_BYTES_MAX: usize = 16 * 1024;
 /// A connection without an exchange is closed after this.
 pub const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+/// An HTTP/1.1 connection without an exchange holds no buffers after this. Clients that go on do so sooner, mostly.
+pub const DOZE_AFTER: Duration = Duration::from_secs(1);
 /// A client that takes no byte of an answer for this long is cut.
 pub const WRITE_STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// A request body that brings no byte for this long ends its exchange.

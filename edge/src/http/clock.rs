@@ -22,6 +22,12 @@ pub struct ConnectionClock {
     head_since: Cell<Option<Instant>>,
     /// The client takes no bytes.
     write_blocked_since: Cell<Option<Instant>>,
+    /// Bytes were written and may not be with the kernel yet.
+    unflushed: Cell<bool>,
+    /// A message has begun on the wire and not ended.
+    mid_message: Cell<bool>,
+    /// What serves the connection can be put away while nothing is under way.
+    may_doze: Cell<bool>,
     upgrade_decision: Cell<Option<bool>>,
     refused: Cell<Option<FramingFault>>,
     /// The connection has had its share of exchanges or of time.
@@ -36,6 +42,8 @@ pub struct ConnectionClock {
 pub enum Expired {
     /// Nothing in flight: end it politely.
     Idle,
+    /// Nothing in flight for a moment: hold less meanwhile. Only where [`ConnectionClock::may_doze`] allowed it.
+    Quiet,
     /// The head did not end in time.
     SlowHead,
     /// The client stopped reading.
@@ -53,6 +61,9 @@ impl ConnectionClock {
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
+            unflushed: Cell::new(false),
+            mid_message: Cell::new(false),
+            may_doze: Cell::new(false),
             upgrade_decision: Cell::new(None),
             refused: Cell::new(None),
             had_enough: Cell::new(false),
@@ -141,6 +152,21 @@ impl ConnectionClock {
         }
     }
 
+    /// Whether a message is under way on the wire, as the framing reader has it.
+    pub(super) fn mid_message(&self, begun: bool) {
+        self.mid_message.set(begun);
+    }
+
+    /// Whether bytes were written that may not be with the kernel yet.
+    pub(super) fn unflushed(&self, held: bool) {
+        self.unflushed.set(held);
+    }
+
+    /// Lets [`Expired::Quiet`] be told.
+    pub(super) fn may_doze(&self, may: bool) {
+        self.may_doze.set(may);
+    }
+
     pub(super) fn wrote(&self, pending: bool) {
         match (pending, self.write_blocked_since.get()) {
             (true, None) => self.write_blocked_since.set(Some(clock::now())),
@@ -171,10 +197,18 @@ impl ConnectionClock {
         self.running().into_iter().flatten().map(|(deadline, _)| deadline).min()
     }
 
+    fn can_doze(&self) -> bool {
+        self.may_doze.get()
+            && !self.mid_message.get()
+            && !self.unflushed.get()
+            && limits::DOZE_AFTER < self.deadlines.idle
+    }
+
     fn running(&self) -> [Option<(Instant, Expired)>; 2] {
         let quiet = self.open_exchanges.get() == 0;
         let waiting = quiet.then(|| match self.head_since.get() {
             Some(since) => (since + self.deadlines.header, Expired::SlowHead),
+            None if self.can_doze() => (self.idle_since.get() + limits::DOZE_AFTER, Expired::Quiet),
             None => (self.idle_since.get() + self.deadlines.idle, Expired::Idle),
         });
         let stalled = self.write_blocked_since.get();
@@ -203,6 +237,27 @@ mod tests {
         assert_eq!(clock.check(clock::now() + limits::WRITE_STALL_DEADLINE), Err(Expired::StalledRead));
         clock.wrote(false);
         clock.exchange_ends();
+        assert_eq!(clock.check(clock::now() + limits::IDLE_DEADLINE), Err(Expired::Idle));
+    }
+
+    #[test]
+    fn a_connection_dozes_only_when_nothing_at_all_is_under_way() {
+        let clock = ConnectionClock::new(Deadlines::default());
+        let soon = clock.opened + limits::DOZE_AFTER;
+        assert!(clock.check(soon).is_ok(), "not asked for");
+        clock.may_doze(true);
+        assert_eq!(clock.check(soon), Err(Expired::Quiet));
+        clock.mid_message(true);
+        assert!(clock.check(soon).is_ok());
+        clock.mid_message(false);
+        clock.unflushed(true);
+        assert!(clock.check(soon).is_ok());
+        clock.unflushed(false);
+        assert!(clock.exchange_begins());
+        assert!(clock.check(soon + limits::IDLE_DEADLINE).is_ok());
+        clock.exchange_ends();
+        assert_eq!(clock.check(clock::now() + limits::DOZE_AFTER), Err(Expired::Quiet));
+        clock.may_doze(false);
         assert_eq!(clock.check(clock::now() + limits::IDLE_DEADLINE), Err(Expired::Idle));
     }
 

@@ -119,6 +119,11 @@ impl RequestFraming {
         matches!(self.state, State::RequestLine | State::Fields)
     }
 
+    /// Nothing of a next message has come, and nothing of the last one is to come.
+    pub fn is_at_rest(&self) -> bool {
+        self.state == State::Between
+    }
+
     /// The answer to a request with `Upgrade` has been decided.
     pub fn upgrade_decided(&mut self, accepted: bool) {
         if self.state == State::AwaitsUpgrade {

@@ -3,11 +3,13 @@
 use std::{
     fmt,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{clock::ConnectionClock, frame_budget::FrameBudget, framing::RequestFraming};
@@ -16,12 +18,17 @@ use crate::clock;
 /// Bytes that no HTTP/1 parser takes, wherever they come in a head: hyper answers 400 and closes.
 const POISON: &[u8] = b"\0\0\r\n\r\n";
 
+/// What is read at once while nobody holds a buffer.
+const AHEAD_BYTES: usize = 4096;
+
 /// Wraps a connection's stream.
 pub struct GuardedIo<S> {
     inner: S,
     clock: Rc<ConnectionClock>,
     framing: Framing,
     refused: bool,
+    /// Read and followed before there was a reader.
+    ahead: Bytes,
 }
 
 enum Framing {
@@ -32,19 +39,29 @@ enum Framing {
 
 impl<S> GuardedIo<S> {
     pub fn http1(inner: S, clock: Rc<ConnectionClock>) -> Self {
-        Self { inner, clock, framing: Framing::Http1(RequestFraming::default()), refused: false }
+        Self::new(inner, clock, Framing::Http1(RequestFraming::default()))
     }
 
     pub fn http2(inner: S, clock: Rc<ConnectionClock>) -> Self {
-        Self { inner, clock, framing: Framing::Http2(FrameBudget::new(clock::now())), refused: false }
+        Self::new(inner, clock, Framing::Http2(FrameBudget::new(clock::now())))
+    }
+
+    fn new(inner: S, clock: Rc<ConnectionClock>, framing: Framing) -> Self {
+        Self { inner, clock, framing, refused: false, ahead: Bytes::new() }
     }
 
     pub fn into_inner(self) -> S {
         self.inner
     }
 
+    /// Whether bytes were read that nobody has taken.
+    pub fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         self.clock.wrote(result.is_pending());
+        self.clock.unflushed(true);
         if let (Framing::Http2(budget), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
             budget.wrote(*count);
         }
@@ -67,6 +84,7 @@ impl<S> GuardedIo<S> {
         let refusal = match framing.feed(&buffer.filled()[before..]) {
             Ok(()) => {
                 self.clock.head_open(framing.in_head());
+                self.clock.mid_message(!framing.is_at_rest());
                 return Ok(());
             }
             Err(refusal) => refusal,
@@ -86,6 +104,20 @@ impl<S> GuardedIo<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> GuardedIo<S> {
+    /// Waits for the next bytes without a buffer of its own, and keeps them for the next reader; none: the stream's end.
+    pub fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_ahead() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut space = [const { MaybeUninit::uninit() }; AHEAD_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *self).poll_read(context, &mut buffer))?;
+        self.ahead = Bytes::copy_from_slice(buffer.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -93,6 +125,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.has_ahead() {
+            let taken = this.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&this.ahead[..taken]);
+            this.ahead.advance(taken);
+            if this.ahead.is_empty() {
+                this.ahead = Bytes::new(); // gives the room back
+            }
+            return Poll::Ready(Ok(()));
+        }
         if this.refused {
             return Poll::Ready(Ok(())); // end of the stream: nothing behind a fault is read
         }
@@ -137,6 +178,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_flush(context);
         this.clock.wrote(result.is_pending());
+        if result.is_ready() {
+            this.clock.unflushed(false);
+        }
         result
     }
 

@@ -1,18 +1,21 @@
 //! HTTP/1.1 (and 1.0) on one connection.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     pin::{Pin, pin},
     rc::Rc,
+    task::Poll,
 };
 
+use bytes::Bytes;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     body::{RequestBody, ResponseBody},
+    clock::Expired,
     drive::{Ended, drive},
     guarded_io::GuardedIo,
 };
@@ -23,15 +26,66 @@ use crate::{
 };
 
 /// Serves exchanges until the connection ends. The stream is TLS or plain.
+///
+/// Most connections are idle most of the time, and what hyper holds for one (two buffers of 8 KiB, its state) is more
+/// than all else. So hyper is put away when nothing has been under way for a moment, and made anew with the next bytes;
+/// requests that follow each other quickly notice nothing of that.
 pub async fn serve<S>(stream: S, context: Rc<ConnectionContext>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let io = TokioIo::new(GuardedIo::http1(stream, Rc::clone(&context.clock)));
+    let mut io = GuardedIo::http1(stream, Rc::clone(&context.clock));
     let tunnel: Rc<RefCell<Option<TunnelOffer>>> = Rc::default();
+    let (ended, early) = loop {
+        let talk = Box::pin(converse(io, &context, &tunnel)).await;
+        io = talk.io;
+        if talk.ended != Ended::Expired(Expired::Quiet) {
+            break (talk.ended, talk.unread);
+        }
+        if !talk.unread.is_empty() {
+            // Bytes that hyper did not make a request of, although no message is under way: nothing is to be made of them.
+            break (Ended::Failed, talk.unread);
+        }
+        if let Some(ended) = Box::pin(doze(&mut io, &context)).await {
+            break (ended, Bytes::new());
+        }
+    };
+    if context.clock.refused().is_some() {
+        context.worker.edge.metrics.requests_refused.increment(1);
+    }
+    let mut stream = io.into_inner();
+    if let Some(offer) = tunnel.take() {
+        Box::pin(tunnel::run(stream, early, offer, &context.worker)).await;
+    } else if !matches!(ended, Ended::Expired(_)) {
+        // close_notify or FIN; the peer may be gone, and nobody waits for it.
+        let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, stream.shutdown()).await;
+        let draining = context.worker.drain.is_begun();
+        let patience = if draining { limits::LINGER_DEADLINE_DRAINING } else { limits::LINGER_DEADLINE };
+        let _ = tokio::time::timeout(patience, Box::pin(discard(stream))).await;
+    }
+    ended
+}
+
+/// What is left when hyper has been put away.
+struct Talk<S> {
+    ended: Ended,
+    io: GuardedIo<S>,
+    unread: Bytes,
+}
+
+/// Serves exchanges until the connection ends or nothing is under way.
+async fn converse<S>(
+    io: GuardedIo<S>,
+    context: &Rc<ConnectionContext>,
+    tunnel: &Rc<RefCell<Option<TunnelOffer>>>,
+) -> Talk<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    context.clock.may_doze(true);
     let service =
-        service_fn(|request: Request<Incoming>| answer(request, Rc::clone(&context), Rc::clone(&tunnel)));
-    let mut connection = pin!(Some(builder().serve_connection(io, service)));
+        service_fn(|request: Request<Incoming>| answer(request, Rc::clone(context), Rc::clone(tunnel)));
+    let mut connection = pin!(Some(builder().serve_connection(TokioIo::new(io), service)));
     let ended = drive(
         connection.as_mut(),
         &context.clock,
@@ -47,21 +101,26 @@ where
         },
     )
     .await;
-    if context.clock.refused().is_some() {
-        context.worker.edge.metrics.requests_refused.increment(1);
-    }
+    context.clock.may_doze(false);
     let parts = connection.get_mut().take().expect("taken only here").into_parts();
-    let mut stream = parts.io.into_inner().into_inner();
-    if let Some(offer) = tunnel.take() {
-        tunnel::run(stream, parts.read_buf, offer, &context.worker).await;
-    } else if !matches!(ended, Ended::Expired(_)) {
-        // close_notify or FIN; the peer may be gone, and nobody waits for it.
-        let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, stream.shutdown()).await;
-        let draining = context.worker.drain.is_begun();
-        let patience = if draining { limits::LINGER_DEADLINE_DRAINING } else { limits::LINGER_DEADLINE };
-        let _ = tokio::time::timeout(patience, Box::pin(discard(stream))).await;
-    }
-    ended
+    Talk { ended, io: parts.io.into_inner(), unread: parts.read_buf }
+}
+
+/// Waits for the next request with nothing but the stream. `None`: bytes have come.
+async fn doze<S>(io: &mut GuardedIo<S>, context: &Rc<ConnectionContext>) -> Option<Ended>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let closing = Cell::new(false);
+    let ended = drive(
+        Pin::new(&mut *io),
+        &context.clock,
+        &context.worker.drain,
+        |io, task| if closing.get() { Poll::Ready(Ok(())) } else { io.get_mut().poll_ahead(task) },
+        |_| closing.set(true),
+    )
+    .await;
+    if ended == Ended::Done && io.has_ahead() { None } else { Some(ended) }
 }
 
 /// Reads until the client closes. A socket closed over unread bytes is reset, and the reset overtakes our last answer.

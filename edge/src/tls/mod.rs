@@ -134,7 +134,8 @@ fn serve(
 /// A finished handshake.
 #[derive(Debug)]
 pub struct Accepted {
-    pub stream: TlsStream<Stream>,
+    /// Boxed: it is large, and each phase of a connection takes it over.
+    pub stream: Box<TlsStream<Stream>>,
     pub shown: Shown,
 }
 
@@ -186,7 +187,7 @@ async fn handshake(
         }
     };
     let stream = start.into_stream(config).await.map_err(failed)?;
-    Ok(Box::new(Accepted { stream, shown: *shown }))
+    Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown }))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
