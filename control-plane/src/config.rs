@@ -67,15 +67,6 @@ pub struct FleetConfig {
     pub public_addresses: Vec<std::net::IpAddr>,
     pub http_port: u16,
     pub https_port: u16,
-    pub unknown_sni: UnknownSni,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnknownSni {
-    #[default]
-    Refuse,
-    Default,
 }
 
 /// Ranges that the control plane's own checks may reach although the guard refuses them.
@@ -237,13 +228,6 @@ impl Config {
             let message = format!("audit.keep_days = {} must be from 30 to 36500", self.audit.keep_days);
             return Err(Fault::new("audit.keep_days", message));
         }
-        if self.fleet.unknown_sni == UnknownSni::Default {
-            return Err(Fault::new(
-                "fleet.unknown_sni",
-                "fleet.unknown_sni = \"default\" needs a default certificate, and a fleet has no way to \
-                 choose one yet: leave it at \"refuse\"",
-            ));
-        }
         self.dns.check()?;
         for (index, issuer) in self.issuers.iter().enumerate() {
             if self.issuers[..index].iter().any(|earlier| earlier.name == issuer.name) {
@@ -331,7 +315,7 @@ impl IssuerConfig {
 
 impl Default for FleetConfig {
     fn default() -> Self {
-        Self { public_addresses: Vec::new(), http_port: 80, https_port: 443, unknown_sni: UnknownSni::Refuse }
+        Self { public_addresses: Vec::new(), http_port: 80, https_port: 443 }
     }
 }
 
@@ -440,13 +424,13 @@ mod tests {
         let full = parse(&format!(
             "{SMALL}[dns]\nresolvers = [\"127.0.0.1:8053\"]\nresponder = \"127.0.0.1:5354\"\n\
              challenge_zone = \"acme.provider.test\"\ncname_zone = \"edge.provider.test\"\n\
-             [fleet]\npublic_addresses = [\"127.0.0.11\"]\nunknown_sni = \"refuse\"\n\
+             [fleet]\npublic_addresses = [\"127.0.0.11\"]\n\
              [egress]\nallow = [{{ cidr = \"127.0.0.0/8\", ports = [8080] }}]\n\
              [[issuer]]\nname = \"test\"\ndirectory = \"https://127.0.0.1:14000/dir\"\nchallenges = [\"dns-01\"]\n"
         ))
         .unwrap();
         assert_eq!(full.issuers[0].challenges, [ChallengeMethod::Dns01]);
-        assert_eq!(full.fleet.unknown_sni, UnknownSni::Refuse);
+        assert_eq!(full.fleet.public_addresses.len(), 1);
     }
 
     #[test]
@@ -477,7 +461,6 @@ mod tests {
             ("renewal = { share = 1.5 }\n", "4:21", "renewal.share"),
             ("renewal.share = 1.5\n", "4:17", "renewal.share"),
             ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
-            ("[fleet]\nunknown_sni = \"default\"\n", "5:15", "no way to choose one yet"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "5:14", "dns.cname_zone"),
             ("[dns]\nchallenge_zone = \"a.test\"\ncname_zone = \"a.test\"\n", "6:14", "two zones"),

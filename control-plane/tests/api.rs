@@ -56,6 +56,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         }
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
+        (_, "/v1/default-certificate") => json!({ "hostname": "shop.example" }),
         ("PATCH", _) => json!({ "cells": ["other"] }),
         (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
         _ => Value::Null,
@@ -216,6 +217,24 @@ async fn wrong_input_gets_a_problem_that_names_the_place() {
         stage.operator("POST", "/v1/edges/join-tokens", token).await.body["errors"][0]["pointer"],
         "/ttl_seconds"
     );
+}
+
+#[tokio::test]
+async fn the_default_certificate_is_that_of_a_served_domain_or_none() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    stage.domain(&one, "claimed.example").await;
+    let path = "/v1/default-certificate";
+    for (name, code) in
+        [("claimed.example", "not_served"), ("nobody.example", "not_served"), ("a..b", "invalid")]
+    {
+        let reply = stage.operator("PUT", path, json!({ "hostname": name })).await;
+        let error = &reply.body["errors"][0];
+        assert_eq!((reply.status, &error["pointer"]), (422, &json!("/hostname")), "{}", reply.text);
+        assert_eq!(error["code"], code, "{}", reply.text);
+    }
+    assert_eq!(stage.operator("GET", path, Value::Null).await.status, 404);
+    assert_eq!(stage.operator("DELETE", path, Value::Null).await.status, 204);
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
     ]);
     let fleet = wire::Fleet {
         unknown_sni: 1,
-        default_lineage_id: shop.lineage.to_string(),
+        default_domain_id: shop.domain.to_string(),
         denied_cidrs: vec!["10.0.0.0/8".into()],
         denied_sockets: vec!["192.0.2.1:7443".into()],
     };

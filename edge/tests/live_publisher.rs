@@ -531,21 +531,33 @@ fn an_older_suspension_does_not_undo_a_newer_one() {
 }
 
 #[test]
-fn the_fleet_chooses_the_default_certificate_even_before_it_arrives() {
+fn the_default_certificate_is_the_one_that_serves_the_chosen_domain() {
     let mut bench = Bench::new();
     let shop = Shop::new("www.shop.example");
     let fleet =
         |version, body: &wire::Fleet| resource(ResourceKind::Fleet, "fleet", version, shop.tenant, body);
     let body = wire::Fleet {
         unknown_sni: wire::UnknownSni::Default as i32,
-        default_lineage_id: shop.lineage.to_string(),
+        default_domain_id: shop.domain.to_string(),
         denied_cidrs: vec!["10.1.2.3".into(), "2001:db8::/32".into()],
         denied_sockets: vec!["192.0.2.1:7443".into()],
     };
     bench.snapshot(vec![fleet(1, &body)]);
     assert!(bench.live.sni.default_credential().is_none());
     bench.delta(shop.resources(2));
-    assert!(bench.live.sni.default_credential().is_some());
+    let shown = |bench: &Bench| bench.live.sni.default_credential().map(|credential| credential.lineage());
+    assert_eq!(shown(&bench), Some(shop.lineage));
+    // A renewal stays in its lineage, a new grouping moves the domain to another one, whose old one then goes.
+    let regrouped = LineageId::generate();
+    bench.delta(vec![
+        credential(regrouped, 3, shop.tenant, &mint(shop.tenant, &["www.shop.example"]).body),
+        shop.domain(3, |body| body.lineages[0].lineage_id = regrouped.to_string()),
+    ]);
+    assert_eq!(
+        codes(&bench.remove(vec![tombstone(ResourceKind::Credential, &shop.lineage.to_string())])),
+        [""; 0]
+    );
+    assert_eq!(shown(&bench), Some(regrouped));
     let policy = bench.live.fleet.load_full();
     assert_eq!((policy.unknown_sni, policy.denied_networks.len()), (UnknownSni::Default, 2));
     assert_eq!(policy.denied_sockets[..], ["192.0.2.1:7443".parse().unwrap()]);
@@ -557,4 +569,6 @@ fn the_fleet_chooses_the_default_certificate_even_before_it_arrives() {
     assert_eq!(codes(&bench.remove(vec![tombstone(ResourceKind::Fleet, "fleet")])), ["NotRemovable"]);
     bench.snapshot(shop.resources(2));
     assert_eq!(bench.live.fleet.load().unknown_sni, UnknownSni::Default);
+    bench.remove(vec![tombstone(ResourceKind::Domain, &shop.domain.to_string())]);
+    assert_eq!(shown(&bench), None);
 }

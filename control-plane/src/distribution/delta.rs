@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use portico_api::distribution::{Delta, Generation as WireGeneration};
-use portico_cert_store::{CellId, Generation};
+use portico_cert_store::Generation;
 use prost::Message;
 
 use super::image::Pending;
@@ -61,11 +61,11 @@ impl Backlog {
     }
 
     /// Takes the next part off.
-    pub(super) fn next_part(&mut self, cell: &CellId, limits: PartLimits) -> Result<Part, NeedsSnapshot> {
-        if let Some(part) = self.take_all(cell, limits) {
+    pub(super) fn next_part(&mut self, limits: PartLimits) -> Result<Part, NeedsSnapshot> {
+        if let Some(part) = self.take_all(limits) {
             return Ok(part);
         }
-        let mut cut = Cut::new(&self.items, cell, limits);
+        let mut cut = Cut::new(&self.items, limits);
         let mut reached = None;
         for at in 0..self.items.len() {
             if !cut.take_with_needs(at)? {
@@ -90,16 +90,16 @@ impl Backlog {
 
 impl Backlog {
     /// The usual case: all of it fits into one part.
-    fn take_all(&mut self, cell: &CellId, limits: PartLimits) -> Option<Part> {
+    fn take_all(&mut self, limits: PartLimits) -> Option<Part> {
         let fits = self.items.len() <= limits.items
-            && self.items.iter().map(|item| bytes_of(item, cell)).sum::<usize>() <= limits.bytes;
+            && self.items.iter().map(bytes_of).sum::<usize>() <= limits.bytes;
         fits.then(|| Part { items: std::mem::take(&mut self.items), generation: self.target })
     }
 }
 
 impl Part {
     /// The message; `signed_off` says that the publisher's gate has passed these removals.
-    pub(super) fn into_delta(self, cell: &CellId, base: Generation, signed_off: bool) -> Delta {
+    pub(super) fn into_delta(self, base: Generation, signed_off: bool) -> Delta {
         let mut items = self.items;
         // What is referred to goes before what refers to it, and goes away after it.
         items.sort_by_key(|item| item.key);
@@ -108,7 +108,7 @@ impl Part {
         Delta {
             base: Some(WireGeneration::from(base)),
             generation: Some(self.generation.into()),
-            resources: resources.map(|published| published.resource(cell).clone()).collect(),
+            resources: resources.map(|published| published.resource.clone()).collect(),
             tombstones: gone.map(|item| item.key.tombstone()).collect(),
             removals_signed_off: signed_off,
         }
@@ -129,7 +129,6 @@ impl Part {
 /// The state of cutting one part.
 struct Cut<'a> {
     items: &'a [Pending],
-    cell: &'a CellId,
     limits: PartLimits,
     at: HashMap<ResourceKey, usize>,
     taken: Vec<bool>,
@@ -138,9 +137,9 @@ struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    fn new(items: &'a [Pending], cell: &'a CellId, limits: PartLimits) -> Self {
+    fn new(items: &'a [Pending], limits: PartLimits) -> Self {
         let at = items.iter().enumerate().map(|(at, item)| (item.key, at)).collect();
-        Self { items, cell, limits, at, taken: vec![false; items.len()], count: 0, bytes: 0 }
+        Self { items, limits, at, taken: vec![false; items.len()], count: 0, bytes: 0 }
     }
 
     /// Takes the item at `at` and all that must not come later than it; `false` when that does not fit any more.
@@ -162,7 +161,7 @@ impl<'a> Cut<'a> {
             }
             None => {}
         }
-        let bytes: usize = group.iter().map(|&at| bytes_of(&self.items[at], self.cell)).sum();
+        let bytes: usize = group.iter().map(|&at| bytes_of(&self.items[at])).sum();
         if self.count + group.len() > self.limits.items || self.bytes + bytes > self.limits.bytes {
             let small = group.len() <= 1 + 16;
             return match self.count {
@@ -189,8 +188,8 @@ impl<'a> Cut<'a> {
 }
 
 /// The encoded size; a tombstone is a kind and an id.
-fn bytes_of(item: &Pending, cell: &CellId) -> usize {
-    item.published.as_ref().map_or(40, |published| published.resource(cell).encoded_len())
+fn bytes_of(item: &Pending) -> usize {
+    item.published.as_ref().map_or(40, |published| published.resource.encoded_len())
 }
 
 #[cfg(test)]
@@ -202,10 +201,6 @@ mod tests {
     use portico_cert_store::{DomainId, LineageId};
 
     const FEW: PartLimits = PartLimits { items: 3, bytes: 1 << 20 };
-
-    fn cell() -> CellId {
-        CellId::parse("default").unwrap()
-    }
 
     fn new(key: ResourceKey, sequence: u64, needs: &[ResourceKey]) -> Pending {
         let mut published = Published::new(key, sequence, Cells::All, String::new(), vec![0; 100]);
@@ -233,7 +228,7 @@ mod tests {
     fn parts(mut backlog: Backlog, limits: PartLimits) -> Result<Vec<(u64, Vec<u64>)>, NeedsSnapshot> {
         let mut parts = Vec::new();
         while !backlog.is_empty() {
-            let part = backlog.next_part(&cell(), limits)?;
+            let part = backlog.next_part(limits)?;
             parts.push((part.generation.sequence, part.items.iter().map(|item| item.sequence).collect()));
         }
         Ok(parts)
@@ -281,9 +276,9 @@ mod tests {
     fn delta_names_its_base_and_orders_what_is_referred_to_first() {
         let (domain, credential, old) = (dom(), lin(), lin());
         let items = vec![new(domain, 1, &[]), new(credential, 2, &[]), gone(old, 3), gone(dom(), 4)];
-        let part = backlog(items).next_part(&cell(), PartLimits::default()).unwrap();
+        let part = backlog(items).next_part(PartLimits::default()).unwrap();
         assert_eq!(part.names_removed(), 1);
-        let delta = part.into_delta(&cell(), Generation { epoch: 1, sequence: 0 }, false);
+        let delta = part.into_delta(Generation { epoch: 1, sequence: 0 }, false);
         assert_eq!(delta.base.unwrap().sequence, 0);
         assert_eq!(delta.generation.unwrap().sequence, 9);
         let sent: Vec<_> = delta.resources.iter().map(|resource| resource.id.clone()).collect();

@@ -13,11 +13,10 @@ use super::fleet::EdgeView;
 use super::join::{self, JoinError};
 use super::projection::{FleetPolicy, listener_address};
 use super::refusals::BATCH_KIND;
-use super::resource::FLEET_ID;
 use super::{Distribution, DistributionError};
 use crate::ca::InternalCa;
 use crate::clock::rfc3339;
-use crate::config::{Config, UnknownSni};
+use crate::config::Config;
 use crate::store::edge::{self, EdgeRow, NackRow};
 use crate::store::publication::{self, HeldRemoval};
 use crate::store::{Store, StoreError, WriteTx, cell, event};
@@ -169,7 +168,7 @@ impl Distribution {
         let now = self.context.clock.now_ms();
         let count = publication::sign_off_removals(tx, now).await?;
         let text = format!("{actor} signed {count} held removals off");
-        event::append(tx, "removals.signed_off", None, FLEET_ID, &text, now).await?;
+        event::append(tx, "removals.signed_off", None, publication::FLEET_ID, &text, now).await?;
         Ok(count)
     }
 
@@ -178,23 +177,6 @@ impl Distribution {
         let lasts = i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX);
         let until = self.context.clock.now_ms().saturating_add(lasts);
         self.context.signals.signed_off_until.send_replace(until);
-    }
-
-    /// Names the lineage that edges of `cell` show for unknown names, where the configuration says `default`.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn set_default_lineage(
-        &self,
-        cell: &CellId,
-        lineage: Option<LineageId>,
-    ) -> Result<(), DistributionError> {
-        let context = &self.context;
-        let mut tx = context.store.begin().await?;
-        cell::ensure(&mut tx, &context.sealer, cell, context.clock.now_ms()).await?;
-        cell::set_default_lineage(&mut tx, cell, lineage).await?;
-        tx.commit().await?;
-        refresh_fleet_policy(&context.store, &self.config, self.address).await
     }
 
     fn shown(&self, row: EdgeRow, nacks: Vec<NackRow>, view: Option<&EdgeView>) -> v1::Edge {
@@ -230,25 +212,22 @@ fn shown_nack(row: NackRow) -> v1::EdgeNack {
     v1::EdgeNack { kind, id: row.id, version: row.version, code: row.code, text: row.text }
 }
 
-/// Publishes the fleet's policy anew if the configuration, a cell's default or an edge's addresses have changed it.
+/// Publishes the fleet's policy anew if the configuration or an edge's addresses have changed it.
 pub(super) async fn refresh_fleet_policy(
     store: &Store,
     config: &Config,
     distribution: SocketAddr,
 ) -> Result<(), DistributionError> {
     let mut tx = store.begin().await?;
-    let defaults = cell::default_lineages(&mut tx).await?;
-    let defaults = defaults.into_iter().filter_map(|(cell, lineage)| Some((cell, lineage?))).collect();
     let edges = edge::all(&mut tx).await?;
     let listeners = edges.iter().flat_map(|edge| &edge.listeners).filter_map(|text| listener_address(text));
     let addresses = config.fleet.public_addresses.iter().copied().chain(listeners);
     // Its sockets, not its addresses: a small provider's origin may well run beside the control plane.
     let advertised = config.distribution_advertised.as_deref().and_then(|text| text.parse().ok());
     let own = [Some(config.api), Some(distribution), advertised, config.dns.responder];
-    let unknown_sni_default = config.fleet.unknown_sni == UnknownSni::Default;
-    let policy = FleetPolicy::new(unknown_sni_default, defaults, addresses, own.into_iter().flatten());
+    let policy = FleetPolicy::new(addresses, own.into_iter().flatten());
     let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
-    if publication::put_fleet_policy(&mut tx, &json, FLEET_ID).await? {
+    if publication::put_fleet_policy(&mut tx, &json).await? {
         tx.commit().await?;
     }
     Ok(())

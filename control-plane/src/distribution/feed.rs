@@ -139,7 +139,7 @@ impl<'a> Feed<'a> {
         mut backlog: Backlog,
     ) -> Result<(), Status> {
         loop {
-            let Ok(part) = backlog.next_part(&self.cell, PartLimits::default()) else {
+            let Ok(part) = backlog.next_part(PartLimits::default()) else {
                 let NeedsSnapshot = NeedsSnapshot;
                 return self.send_snapshot(member).await;
             };
@@ -169,7 +169,7 @@ impl<'a> Feed<'a> {
         let removed = part.names_removed();
         let held = self.context.publisher.names(&self.cell);
         let signed_off = !removals_allowed(removed, held);
-        part.into_delta(&self.cell, base, signed_off)
+        part.into_delta(base, signed_off)
     }
 
     async fn send_snapshot(&mut self, member: &Membership) -> Result<(), Status> {
@@ -213,7 +213,7 @@ impl<'a> Feed<'a> {
         let mut chunk = SnapshotChunk::default();
         let (mut bytes, mut encoded) = (0, Vec::new());
         for published in items {
-            let resource = published.resource(&self.cell);
+            let resource = &published.resource;
             encoded.clear();
             resource.encode(&mut encoded).map_err(|_| Status::internal("a resource has no encoding"))?;
             hash.update(&encoded);

@@ -62,7 +62,6 @@ pub struct Distribution {
     /// Where edges connect.
     pub address: SocketAddr,
     context: Arc<Context>,
-    config: Arc<Config>,
 }
 
 /// Why the distribution cannot start or publish.
@@ -113,7 +112,7 @@ pub async fn start(parts: &Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> an
         shutdown: parts.shutdown.clone(),
     });
     spawn(&context, &parts.config, listener, address, identity, tasks);
-    Ok(Distribution { fleet, address, context, config: parts.config.clone() })
+    Ok(Distribution { fleet, address, context })
 }
 
 fn spawn(

@@ -11,7 +11,7 @@ use portico_api::distribution::{
     self as wire, RESOURCE_BYTES_MAX, Route, StaticAnswer, TlsVersion, route, suspension,
 };
 use portico_api::v1;
-use portico_cert_store::{CellId, LineageId};
+use portico_cert_store::{CellId, DomainId};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
@@ -30,12 +30,9 @@ pub(super) enum ProjectionError {
     TooLarge { id: String, bytes: usize },
 }
 
-/// The fleet's policy, as it is kept between two changes.
+/// What the fleet's policy takes from the configuration and the edges, as it is kept between two changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FleetPolicy {
-    /// An unknown name gets the default certificate instead of an alert.
-    pub(super) unknown_sni_default: bool,
-    pub(super) default_lineages: BTreeMap<CellId, LineageId>,
     /// Sorted; no tenant's connect reaches them.
     pub(super) denied: Vec<IpNet>,
     /// Sorted; the control plane's own sockets, whose addresses may carry origins on other ports.
@@ -47,8 +44,6 @@ impl FleetPolicy {
     /// `addresses`: the fleet's public ones, and what edges listen on. A wildcard address is left out: it names no host,
     /// and each edge knows its own. `sockets`: the control plane's.
     pub(super) fn new(
-        unknown_sni_default: bool,
-        default_lineages: BTreeMap<CellId, LineageId>,
         addresses: impl IntoIterator<Item = IpAddr>,
         sockets: impl IntoIterator<Item = SocketAddr>,
     ) -> Self {
@@ -59,7 +54,7 @@ impl FleetPolicy {
         let mut denied_sockets: Vec<_> = sockets.into_iter().filter(|socket| socket.port() != 0).collect();
         denied_sockets.sort();
         denied_sockets.dedup();
-        Self { unknown_sni_default, default_lineages, denied, denied_sockets }
+        Self { denied, denied_sockets }
     }
 }
 
@@ -130,20 +125,20 @@ pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published,
     Ok(published)
 }
 
-pub(super) fn fleet(policy: &FleetPolicy, version: u64) -> Published {
-    let unknown_sni =
-        if policy.unknown_sni_default { wire::UnknownSni::Default } else { wire::UnknownSni::Refuse };
-    let body = |lineage: Option<&LineageId>| {
-        let body = wire::Fleet {
-            unknown_sni: unknown_sni as i32,
-            default_lineage_id: lineage.map(LineageId::to_string).unwrap_or_default(),
-            denied_cidrs: policy.denied.iter().map(ToString::to_string).collect(),
-            denied_sockets: policy.denied_sockets.iter().map(ToString::to_string).collect(),
-        };
-        body.encode_to_vec()
+/// `default`: the domain whose certificate the operator chose as the default one.
+pub(super) fn fleet(
+    policy: &FleetPolicy,
+    default: Option<DomainId>,
+    version: u64,
+) -> Result<Published, ProjectionError> {
+    let unknown_sni = default.map_or(wire::UnknownSni::Refuse, |_| wire::UnknownSni::Default);
+    let body = wire::Fleet {
+        unknown_sni: unknown_sni as i32,
+        denied_cidrs: policy.denied.iter().map(ToString::to_string).collect(),
+        denied_sockets: policy.denied_sockets.iter().map(ToString::to_string).collect(),
+        default_domain_id: default.map(|domain| domain.to_string()).unwrap_or_default(),
     };
-    let cells = policy.default_lineages.iter().map(|(cell, lineage)| (cell.clone(), body(Some(lineage))));
-    Published::per_cell(ResourceKey::FLEET, version, cells.collect(), body(None))
+    publish(ResourceKey::FLEET, version, Cells::All, String::new(), &body)
 }
 
 /// Best first (the very name before a wildcard, later expiry, then the older lineage), those of the domain's cells only.
@@ -218,7 +213,7 @@ fn publish(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portico_cert_store::{CredentialId, DomainId, GroupId, TenantId};
+    use portico_cert_store::{CredentialId, GroupId, LineageId, TenantId};
 
     fn cell(name: &str) -> CellId {
         CellId::parse(name).unwrap()
@@ -251,7 +246,7 @@ mod tests {
     }
 
     fn body<M: Message + Default>(published: &Published) -> M {
-        M::decode(published.resource(&cell("default")).body.clone()).unwrap()
+        M::decode(published.resource.body.clone()).unwrap()
     }
 
     #[test]
@@ -264,7 +259,7 @@ mod tests {
         });
         let published = domain(&row, 9).unwrap();
         assert_eq!(published.cells, Cells::only(vec![cell("default")]));
-        let resource = published.resource(&cell("default"));
+        let resource = &published.resource;
         assert_eq!((resource.version, resource.tenant_id.clone()), (9, row.tenant.to_string()));
         let body: wire::Domain = body(&published);
         assert_eq!((body.name.as_str(), body.served, body.https_redirect_off), ("shop.example", true, true));
@@ -293,8 +288,7 @@ mod tests {
         assert!(published.needs.contains(&ResourceKey::credential(late.id)));
         assert!(published.needs.contains(&ResourceKey::tenant(row.tenant)));
         row.lineages = (0..6).map(|expiry| lineage("one", true, expiry)).collect();
-        let body: wire::Domain =
-            Message::decode(domain(&row, 1).unwrap().resource(&cell("one")).body.clone()).unwrap();
+        let body: wire::Domain = Message::decode(domain(&row, 1).unwrap().resource.body).unwrap();
         assert_eq!(body.lineages.len(), LINEAGES_PER_CELL_MAX);
     }
 
@@ -326,23 +320,27 @@ mod tests {
         let published = credential(&row, 2).unwrap();
         assert!(published.cells.contains(&cell("one")) && !published.cells.contains(&cell("two")));
         assert_eq!(published.key_epoch, Some(4));
-        assert_eq!(published.resource(&cell("one")).id, row.lineage.to_string());
+        assert_eq!(published.resource.id, row.lineage.to_string());
         let body: wire::Credential = body(&published);
         assert_eq!((body.chain_der.len(), body.cell_key_epoch), (2, 4));
     }
 
     #[test]
-    fn fleet_policy_denies_the_control_planes_sockets_and_names_each_cells_own_default() {
-        let lineage = LineageId::generate();
+    fn fleet_policy_denies_the_control_planes_sockets_and_names_the_default() {
         let addresses = ["10.0.0.2", "0.0.0.0", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         let sockets = ["192.0.2.9:7443", "0.0.0.0:5354", "127.0.0.1:0"].map(|text| text.parse().unwrap());
-        let policy = FleetPolicy::new(true, BTreeMap::from([(cell("one"), lineage)]), addresses, sockets);
-        let published = fleet(&policy, 3);
-        let of = |name| wire::Fleet::decode(published.resource(&cell(name)).body.clone()).unwrap();
-        assert_eq!(of("one").default_lineage_id, lineage.to_string());
-        assert_eq!(of("two").default_lineage_id, "");
-        assert_eq!(of("two").denied_cidrs, ["10.0.0.1/32", "10.0.0.2/32"]);
-        assert_eq!(of("two").denied_sockets, ["0.0.0.0:5354", "192.0.2.9:7443"]);
+        let policy = FleetPolicy::new(addresses, sockets);
+        let of = |default| body::<wire::Fleet>(&fleet(&policy, default, 3).unwrap());
+        let none = of(None);
+        assert_eq!((none.unknown_sni(), none.default_domain_id.as_str()), (wire::UnknownSni::Refuse, ""));
+        assert_eq!(none.denied_cidrs, ["10.0.0.1/32", "10.0.0.2/32"]);
+        assert_eq!(none.denied_sockets, ["0.0.0.0:5354", "192.0.2.9:7443"]);
+        let domain = DomainId::generate();
+        let some = of(Some(domain));
+        assert_eq!(
+            (some.unknown_sni(), some.default_domain_id),
+            (wire::UnknownSni::Default, domain.to_string())
+        );
         let json = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<FleetPolicy>(&json).unwrap(), policy);
         assert_eq!(listener_address("[::ffff:10.0.0.9]:443"), Some("10.0.0.9".parse().unwrap()));

@@ -309,7 +309,9 @@ async fn project_page(
     if wanted.contains_key(&ResourceKey::FLEET) {
         let json = publication::fleet_policy(tx).await?.unwrap_or_default();
         let policy = serde_json::from_str::<FleetPolicy>(&json).unwrap_or_default();
-        projected.push((ResourceKey::FLEET, Ok(projection::fleet(&policy, version(ResourceKey::FLEET)))));
+        let default = publication::default_domain(tx).await?;
+        projected
+            .push((ResourceKey::FLEET, projection::fleet(&policy, default, version(ResourceKey::FLEET))));
     }
     for (key, published) in projected {
         let Some(version) = wanted.remove(&key) else { continue };

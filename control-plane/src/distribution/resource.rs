@@ -1,11 +1,12 @@
 //! What is distributed, as the publisher holds it: a key, the encoded message, and who may have it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portico_api::distribution::{Resource, ResourceKind, Tombstone};
 use portico_cert_store::{CellId, DomainId, LineageId, TenantId};
 use ulid::Ulid;
+
+use crate::store::publication::FLEET_ID;
 
 /// Kinds in the order in which they are sent: whatever a resource refers to goes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,9 +23,6 @@ pub(super) struct ResourceKey {
     pub(super) kind: Kind,
     ulid: Ulid,
 }
-
-/// The id of the only resource of kind Fleet.
-pub(super) const FLEET_ID: &str = "fleet";
 
 /// The cells whose edges get a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,17 +41,8 @@ pub(super) struct Published {
     pub(super) needs: Box<[ResourceKey]>,
     /// The epoch of the cell key that a Credential's key is sealed under.
     pub(super) key_epoch: Option<u32>,
-    body: Body,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Body {
-    Same(Resource),
-    /// The fleet's policy names a default lineage, which differs from cell to cell.
-    PerCell {
-        cells: BTreeMap<CellId, Resource>,
-        other: Resource,
-    },
+    /// The message. Cheap to clone: its body is shared.
+    pub(super) resource: Resource,
 }
 
 impl ResourceKey {
@@ -137,56 +126,15 @@ impl Published {
         tenant_id: String,
         body: Vec<u8>,
     ) -> Self {
-        Self {
-            key,
-            version,
-            cells,
-            needs: Box::default(),
-            key_epoch: None,
-            body: Body::Same(resource(key, version, tenant_id, body)),
-        }
-    }
-
-    /// The fleet's policy: a body for each cell that has its own, and one for the rest.
-    pub(super) fn per_cell(
-        key: ResourceKey,
-        version: u64,
-        cells: BTreeMap<CellId, Vec<u8>>,
-        other: Vec<u8>,
-    ) -> Self {
-        let wrap = |body| resource(key, version, String::new(), body);
-        Self {
-            key,
-            version,
-            cells: Cells::All,
-            needs: Box::default(),
-            key_epoch: None,
-            body: Body::PerCell {
-                cells: cells.into_iter().map(|(cell, body)| (cell, wrap(body))).collect(),
-                other: wrap(other),
-            },
-        }
+        let resource =
+            Resource { kind: key.wire_kind() as u32, id: key.id(), version, tenant_id, body: body.into() };
+        Self { key, version, cells, needs: Box::default(), key_epoch: None, resource }
     }
 
     /// Whose it is; `None`: the operator's.
     pub(super) fn tenant(&self) -> Option<TenantId> {
-        match &self.body {
-            Body::Same(resource) => resource.tenant_id.parse().ok(),
-            Body::PerCell { .. } => None,
-        }
+        self.resource.tenant_id.parse().ok()
     }
-
-    /// The message for an edge of `cell`. Cheap to clone: the body is shared.
-    pub(super) fn resource(&self, cell: &CellId) -> &Resource {
-        match &self.body {
-            Body::Same(resource) => resource,
-            Body::PerCell { cells, other } => cells.get(cell).unwrap_or(other),
-        }
-    }
-}
-
-fn resource(key: ResourceKey, version: u64, tenant_id: String, body: Vec<u8>) -> Resource {
-    Resource { kind: key.wire_kind() as u32, id: key.id(), version, tenant_id, body: body.into() }
 }
 
 #[cfg(test)]

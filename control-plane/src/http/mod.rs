@@ -6,6 +6,7 @@
 
 pub(crate) mod call;
 mod certificates;
+mod default_certificate;
 mod domains;
 mod edges;
 pub(crate) mod fault;
@@ -148,6 +149,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(edges::list))
         .routes(routes!(edges::create_join_token))
         .routes(routes!(edges::show, edges::delete))
+        .routes(routes!(default_certificate::show, default_certificate::choose, default_certificate::delete))
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))
         .routes(routes!(trail::events))

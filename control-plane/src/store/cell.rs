@@ -166,40 +166,6 @@ pub async fn renew_sealed_before(
     Ok(())
 }
 
-/// Names the lineage that an edge of the cell shows for unknown names; `None`: none.
-///
-/// # Errors
-/// The database's.
-pub async fn set_default_lineage(
-    tx: &mut WriteTx,
-    cell: &CellId,
-    lineage: Option<LineageId>,
-) -> Result<(), StoreError> {
-    sqlx::query("UPDATE cells SET default_lineage = ? WHERE id = ?")
-        .bind(lineage.map(|lineage| lineage.to_string()))
-        .bind(cell.as_str())
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
-/// Each cell with its default lineage, by name.
-///
-/// # Errors
-/// The database's.
-pub async fn default_lineages(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<(CellId, Option<LineageId>)>, StoreError> {
-    let rows = sqlx::query("SELECT id, default_lineage FROM cells ORDER BY id").fetch_all(connection).await?;
-    rows.iter()
-        .map(|row| {
-            let lineage: Option<String> = row.try_get("default_lineage")?;
-            let lineage = lineage.map(|id| from_id(&id, "cells")).transpose()?;
-            Ok((from_id(row.try_get("id")?, "cells")?, lineage))
-        })
-        .collect()
-}
-
 async fn newest_epoch(connection: &mut SqliteConnection, cell: &CellId) -> Result<Option<u32>, StoreError> {
     Ok(sqlx::query_scalar("SELECT MAX(epoch) FROM cell_keys WHERE cell = ?")
         .bind(cell.as_str())

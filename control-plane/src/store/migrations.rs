@@ -14,6 +14,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (104, "names of deleted domains", include_str!("../../migrations/0104_names_of_deleted_domains.sql")),
     // Edges and cells.
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
+    (202, "default domain", include_str!("../../migrations/0202_default_domain.sql")),
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (302, "parts", include_str!("../../migrations/0302_parts.sql")),

@@ -9,6 +9,10 @@ use super::{StoreError, WriteTx, change, from_id, meta};
 
 const META_FLOOR: &str = "changes_floor";
 const META_FLEET_POLICY: &str = "fleet_policy";
+const META_DEFAULT_DOMAIN: &str = "default_domain";
+
+/// The id of the only resource of kind Fleet.
+pub const FLEET_ID: &str = "fleet";
 
 /// A removal that the publisher holds back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,13 +256,33 @@ pub async fn fleet_policy(connection: &mut SqliteConnection) -> Result<Option<St
 ///
 /// # Errors
 /// The database's.
-pub async fn put_fleet_policy(tx: &mut WriteTx, json: &str, id: &str) -> Result<bool, StoreError> {
+pub async fn put_fleet_policy(tx: &mut WriteTx, json: &str) -> Result<bool, StoreError> {
     if fleet_policy(tx).await?.as_deref() == Some(json) {
         return Ok(false);
     }
     meta::put(tx, META_FLEET_POLICY, json).await?;
-    change::record(tx, ResourceKind::Fleet, id, None).await?;
+    change::record(tx, ResourceKind::Fleet, FLEET_ID, None).await?;
     Ok(true)
+}
+
+/// The domain whose certificate is the default one.
+///
+/// # Errors
+/// The database's.
+pub async fn default_domain(connection: &mut SqliteConnection) -> Result<Option<DomainId>, StoreError> {
+    let id = meta::find(connection, META_DEFAULT_DOMAIN).await?.filter(|id| !id.is_empty());
+    id.map(|id| from_id(&id, "meta: default_domain")).transpose()
+}
+
+/// Chooses that domain, or none, and records the fleet's change.
+///
+/// # Errors
+/// The database's.
+pub async fn put_default_domain(tx: &mut WriteTx, domain: Option<DomainId>) -> Result<(), StoreError> {
+    let id = domain.map(|domain| domain.to_string()).unwrap_or_default();
+    meta::put(tx, META_DEFAULT_DOMAIN, &id).await?;
+    change::record(tx, ResourceKind::Fleet, FLEET_ID, None).await?;
+    Ok(())
 }
 
 fn signed(value: u64) -> i64 {

@@ -12,10 +12,10 @@ use portico_api::distribution::{
 };
 use portico_cert_store::{Credential, DomainId, LineageId, NamePattern, TenantId};
 
-use super::Fault;
 use super::admit::{Batch, BatchKind};
 use super::host::{Host, TenantState};
 use super::stage::{Item, Staged};
+use super::{DefaultCertificate, Fault};
 
 /// Seeded per process, and a third of the default hasher's time: a start puts every name into several of these.
 pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
@@ -32,7 +32,7 @@ pub(super) struct Held {
     /// Kinds that this edge does not know.
     pub(super) unknown: HashMap<(u32, String), u64>,
     pub(super) fleet_version: Option<u64>,
-    pub(super) default_lineage: Option<LineageId>,
+    pub(super) default: Option<DefaultCertificate>,
 }
 
 pub(super) struct TenantRecord {

@@ -22,7 +22,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use portico_cert_store::{CellKeys, DomainName, Generation, KeyCache, NameTable, SniIndex};
+use portico_cert_store::{
+    CellKeys, DomainId, DomainName, Generation, KeyCache, LineageId, NameTable, SniIndex,
+};
 
 use crate::challenge::Challenges;
 
@@ -63,6 +65,15 @@ pub enum UnknownSni {
     Refuse,
     /// The default certificate; every request is answered 421.
     Default,
+}
+
+/// Which certificate answers for names that nobody brought, and where none is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultCertificate {
+    /// A certificate of its own (standalone mode).
+    Lineage(LineageId),
+    /// Whichever serves this domain, now and later (a fleet).
+    Domain(DomainId),
 }
 
 /// Why one resource, or one batch, is not taken. The code is stable, the text is for the operator.

@@ -18,7 +18,7 @@ use super::admit::{Admitted, Batch, BatchKind, Rejected, check_envelope};
 use super::books::{DomainRecord, HashMap, Held, TenantRecord, kind_of};
 use super::host::{Host, Suspension, TenantState};
 use super::stage::{DomainItem, Item, Staged};
-use super::{Fault, FleetPolicy, Live};
+use super::{DefaultCertificate, Fault, FleetPolicy, Live};
 use crate::challenge::ChallengePublisher;
 
 /// The owner of keys that certificates of several tenants use.
@@ -146,8 +146,11 @@ impl LivePublisher {
         let tombstones = staged.batch.tombstones;
         self.put_all(&mut round, staged.batch.resources, staged.items);
         self.end_bulk(&mut round);
+        // Before a lineage goes that was the default's until now.
+        self.publish_default();
         self.remove_all(&mut round, tombstones);
         self.remove_all(&mut round, absent);
+        self.publish_default();
         self.applied = generation;
         self.live.applied.store(Arc::new(generation));
         Ok(round.out)
@@ -266,9 +269,9 @@ impl LivePublisher {
                 Ok(())
             }
             Item::Domain(item) => self.put_domain(round, resource.version, *item),
-            Item::Fleet { policy, default_lineage } => {
+            Item::Fleet { policy, default } => {
                 self.held.fleet_version = Some(resource.version);
-                self.set_fleet(policy, default_lineage);
+                self.set_fleet(policy, default);
                 Ok(())
             }
             Item::Unknown => {
@@ -309,9 +312,6 @@ impl LivePublisher {
         }
         if let Some(replaced) = replaced {
             self.live.keys.evict(replaced.id());
-        }
-        if self.held.default_lineage == Some(lineage) {
-            self.publish_default();
         }
         Ok(())
     }
@@ -425,17 +425,19 @@ impl LivePublisher {
         usable
     }
 
-    pub(super) fn set_fleet(&mut self, policy: FleetPolicy, default_lineage: Option<LineageId>) {
-        self.held.default_lineage = default_lineage;
-        self.publish_default();
+    /// The default is chosen here and shown by [`Self::publish_default`].
+    pub(super) fn set_fleet(&mut self, policy: FleetPolicy, default: Option<DefaultCertificate>) {
+        self.held.default = default;
         self.live.fleet.store(Arc::new(policy));
     }
 
-    fn publish_default(&mut self) {
-        let here = |lineage: &LineageId| {
-            self.held.lineages.get(lineage).is_some_and(|record| record.credential.is_some())
-        };
-        self.sni.set_default(self.held.default_lineage.filter(here));
+    /// Shows what the choice stands for by now.
+    pub(super) fn publish_default(&mut self) {
+        let lineage = self.held.default.and_then(|default| match default {
+            DefaultCertificate::Lineage(lineage) => Some(lineage),
+            DefaultCertificate::Domain(domain) => self.held.domains.get(&domain)?.published.first().copied(),
+        });
+        self.sni.set_default(lineage);
     }
 
     /// Removes in the order domains, credentials, tenants, whatever the order of the tombstones.
@@ -512,7 +514,7 @@ impl LivePublisher {
             let text = format!("{} domains point to the lineage", record.referrers.len());
             return Err(Fault::new("StillReferenced", text));
         }
-        if self.held.default_lineage == Some(id) {
+        if self.held.default == Some(DefaultCertificate::Lineage(id)) {
             return Err(Fault::new("StillReferenced", "it is the default certificate"));
         }
         if let Some(record) = self.held.lineages.remove(&id) {

@@ -17,7 +17,7 @@ use super::books::{HashMap, TenantRecord};
 use super::host::{EgressGrant, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
-use super::{Fault, FleetPolicy, Route, limits};
+use super::{DefaultCertificate, Fault, FleetPolicy, Route, limits};
 
 /// The writer of a standalone edge.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Sites {
     /// # Errors
     /// A [`Fault`] if there is no such certificate or it is the default.
     pub fn remove_certificate(&mut self, lineage: LineageId, now: UnixTime) -> Result<(), Fault> {
-        if self.publisher.held.default_lineage == Some(lineage) {
+        if self.publisher.held.default == Some(DefaultCertificate::Lineage(lineage)) {
             return Err(Fault::new(
                 "StillReferenced",
                 "it is the default certificate; choose another one first",
@@ -160,7 +160,8 @@ impl Sites {
     }
 
     pub fn set_fleet(&mut self, policy: FleetPolicy, default_certificate: Option<LineageId>) {
-        self.publisher.set_fleet(policy, default_certificate);
+        self.publisher.set_fleet(policy, default_certificate.map(DefaultCertificate::Lineage));
+        self.publisher.publish_default();
     }
 
     fn put_certificate(

@@ -21,7 +21,7 @@ use super::admit::{Admitted, Batch};
 use super::host::{EgressGrant, Host, Suspension, TenantState, parse_grants, parse_network};
 use super::publisher::OPERATOR;
 use super::route::Route;
-use super::{Fault, FleetPolicy, UnknownSni, full_text, limits};
+use super::{DefaultCertificate, Fault, FleetPolicy, UnknownSni, full_text, limits};
 
 /// What staging needs beside the batch.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub(super) enum Item {
     },
     Fleet {
         policy: FleetPolicy,
-        default_lineage: Option<LineageId>,
+        default: Option<DefaultCertificate>,
     },
     /// A kind of a newer release: kept on disk, acked, ignored.
     Unknown,
@@ -403,9 +403,11 @@ fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
             return Err(Fault::new("BadFleet", "an answer to unknown names that this edge does not know"));
         }
     };
-    let default_lineage =
-        if body.default_lineage_id.is_empty() { None } else { Some(parse_id(&body.default_lineage_id)?) };
-    Ok(Item::Fleet { policy: FleetPolicy { unknown_sni, denied_networks, denied_sockets }, default_lineage })
+    let default = match body.default_domain_id.as_str() {
+        "" => None,
+        id => Some(DefaultCertificate::Domain(parse_id(id)?)),
+    };
+    Ok(Item::Fleet { policy: FleetPolicy { unknown_sni, denied_networks, denied_sockets }, default })
 }
 
 fn decode<M: prost::Message + Default>(resource: &wire::Resource) -> Result<M, Fault> {

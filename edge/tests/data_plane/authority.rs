@@ -39,14 +39,14 @@ pub fn rows() -> Vec<Row> {
 /// Publishes what the head of the table says.
 pub fn publish(edge: &mut TestEdge, default: bool) {
     let [a, b, c, d] = [(); 4].map(|()| TenantId::generate());
-    let [one, two, three, four, fallback] = [(); 5].map(|()| LineageId::generate());
+    let [one, two, three, four, five] = [(); 5].map(|()| LineageId::generate());
     let mut resources: Vec<_> = [a, b, c, d].iter().map(|id| tenant_with(*id, 1, &[], None)).collect();
     let names = ["a.example", "www.a.example", "strict.a.example", "claim.a.example", "gone.a.example"];
     resources.push(fleet::credential(one, 1, a, &fleet::mint(a, &names).body));
     resources.push(fleet::credential(two, 1, b, &fleet::mint_operators(&["b.example", "c.example"]).body));
     resources.push(fleet::credential(three, 1, d, &fleet::mint(d, &["*.d.example"]).body));
     resources.push(fleet::credential(four, 1, d, &fleet::mint(d, &["own.d.example"]).body));
-    resources.push(fleet::credential(fallback, 1, a, &fleet::mint_operators(&["default.invalid"]).body));
+    resources.push(fleet::credential(five, 1, a, &fleet::mint_operators(&["default.invalid"]).body));
     let mut domain = |tenant, name: &str, lineage, change: fn(&mut wire::Domain)| {
         let mut body = fleet::domain_body(name, &[lineage]);
         change(&mut body);
@@ -64,9 +64,11 @@ pub fn publish(edge: &mut TestEdge, default: bool) {
     domain(d, "*.d.example", three, |_| ());
     domain(d, "own.d.example", four, |_| ());
     if default {
+        let fallback = DomainId::generate();
+        resources.push(fleet::domain(fallback, 1, a, &fleet::domain_body("default.invalid", &[five])));
         let fleet = wire::Fleet {
             unknown_sni: wire::UnknownSni::Default as i32,
-            default_lineage_id: fallback.to_string(),
+            default_domain_id: fallback.to_string(),
             ..wire::Fleet::default()
         };
         let mut resource = fleet::resource(wire::ResourceKind::Fleet, "fleet", 1, a, &fleet);

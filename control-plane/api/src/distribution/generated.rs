@@ -507,9 +507,10 @@ pub struct Credential {
 pub struct Fleet {
     #[prost(enumeration = "UnknownSni", tag = "1")]
     pub unknown_sni: i32,
-    /// of this edge's cell; empty: none
-    #[prost(string, tag = "2")]
-    pub default_lineage_id: ::prost::alloc::string::String,
+    /// Whose certificate is the default one: whichever serves this domain on the edge, so that it follows a renewal and a
+    /// new grouping by itself. Empty, or a domain that is not served there: none.
+    #[prost(string, tag = "5")]
+    pub default_domain_id: ::prost::alloc::string::String,
     /// Addresses that no tenant's connect may reach, whatever is granted (edges, control plane).
     #[prost(string, repeated, tag = "3")]
     pub denied_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,

@@ -1,6 +1,6 @@
 //! Edges: who joined, and how far each has followed.
 
-use portico_cert_store::{CellId, EdgeId};
+use portico_cert_store::{CellId, DomainId, EdgeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,6 +17,26 @@ pub struct JoinTokenRequest {
 
 fn join_token_ttl() -> u32 {
     3600
+}
+
+/// Body of `PUT /v1/default-certificate`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DefaultCertificateRequest {
+    /// A domain that is served and has a certificate.
+    pub hostname: String,
+}
+
+/// What edges show for names that nobody brought, and to clients that name none. Whatever is asked for then is answered
+/// 421.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DefaultCertificate {
+    #[schema(value_type = String)]
+    pub domain_id: DomainId,
+    pub hostname: String,
+    /// Where the domain has a certificate now. Edges of other cells refuse unknown names.
+    #[schema(value_type = Vec<String>)]
+    pub cells: Vec<CellId>,
 }
 
 /// Good for one edge, once.

@@ -1,6 +1,6 @@
-//! `portico edge list|show|join|rm`: the edges as the control plane knows them.
+//! `portico edge list|show|join|rm|default`: the edges as the control plane knows them.
 
-use portico_api::v1::{Edge, JoinTokenRequest};
+use portico_api::v1::{DefaultCertificate, DefaultCertificateRequest, Edge, JoinTokenRequest};
 use portico_cert_store::{CellId, EdgeId};
 
 use crate::failure::{Failure, Outcome};
@@ -23,6 +23,17 @@ pub(crate) enum FleetCommand {
         /// Its id (edge_...)
         id: EdgeId,
     },
+    /// Show or choose the certificate that answers for names that nobody brought
+    Default(DefaultArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DefaultArgs {
+    /// Take the certificate of this domain, now and after each renewal
+    name: Option<String>,
+    /// Take none: unknown names are refused
+    #[arg(long, conflicts_with = "name")]
+    none: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,7 +62,44 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
             let document = serde_json::json!({ "removed": id.to_string() });
             output::done(settings.format, format!("{id} is forgotten"), &document)
         }
+        FleetCommand::Default(args) => default(settings, args).await,
     }
+}
+
+async fn default(settings: &Settings, args: DefaultArgs) -> Outcome {
+    let client = settings.client()?;
+    let chosen =
+        match args.name {
+            Some(hostname) => {
+                let request = DefaultCertificateRequest { hostname };
+                let chosen = client.choose_default_certificate(&request).await;
+                Some(chosen.map_err(|error| {
+                    Failure::from(error).next(format!("domain show {}", request.hostname))
+                })?)
+            }
+            None if args.none => {
+                client.delete_default_certificate().await?;
+                None
+            }
+            None => match client.default_certificate().await {
+                Ok(chosen) => Some(chosen),
+                Err(error) if error.status() == Some(404) => None,
+                Err(error) => return Err(error.into()),
+            },
+        };
+    if settings.format == Format::Json {
+        return output::json(&chosen);
+    }
+    let Some(DefaultCertificate { hostname, cells, .. }) = chosen else {
+        line("none: a client that names an unknown host, or none, is refused");
+        return Ok(());
+    };
+    let cells: Vec<_> = cells.iter().map(ToString::to_string).collect();
+    line(format!(
+        "{hostname}, in cells: {}",
+        output::or_dash(Some(cells.join(", ")).filter(|text| !text.is_empty()))
+    ));
+    Ok(())
 }
 
 fn not_found(error: portico_api::v1::client::ClientError, id: EdgeId) -> Failure {

@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    Attestation, AuditEntry, AuditVerdict, Certificate, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
-    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
-    Page, Preview, RemovalSignOff, RemovalsSignedOff, Suspension, SuspensionAnswer, Tenant, TenantSpec,
-    Token, TokenRequest,
+    Attestation, AuditEntry, AuditVerdict, Certificate, DefaultCertificate, DefaultCertificateRequest,
+    Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import,
+    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, Preview, RemovalSignOff, RemovalsSignedOff,
+    Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -225,6 +225,21 @@ impl Client {
 
     pub async fn delete_edge(&self, id: EdgeId) -> Result<(), ClientError> {
         self.delete(&format!("/v1/edges/{id}"), None).await
+    }
+
+    pub async fn default_certificate(&self) -> Result<DefaultCertificate, ClientError> {
+        self.get("/v1/default-certificate").await
+    }
+
+    pub async fn choose_default_certificate(
+        &self,
+        request: &DefaultCertificateRequest,
+    ) -> Result<DefaultCertificate, ClientError> {
+        decode(&self.send(Call::new(Method::PUT, "/v1/default-certificate").json(request)?).await?)
+    }
+
+    pub async fn delete_default_certificate(&self) -> Result<(), ClientError> {
+        self.delete("/v1/default-certificate", None).await
     }
 }
 
