@@ -57,7 +57,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
         (_, "/v1/default-certificate") => json!({ "hostname": "shop.example" }),
-        ("PATCH", _) => json!({ "cells": ["other"] }),
+        ("PATCH", _) => json!({ "cells": ["default"] }),
         (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
         _ => Value::Null,
     }
@@ -443,11 +443,52 @@ async fn a_tenant_puts_its_names_into_no_cell_that_it_was_not_given() {
         stage.call("PATCH", &at, Some(token), &[("if-match", "*")], json!({ "cells": cells })).await.status
     };
     assert_eq!(patch(&own, json!(["others-own"])).await, 422);
+    stage.operator("POST", "/v1/edges/join-tokens", json!({ "cell": "others-own" })).await;
     assert_eq!(patch(&stage.operator, json!(["others-own"])).await, 200, "an operator may");
     // What an operator set stays when the tenant changes something else.
     let other = json!({ "alone": true });
     let kept = stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], other).await;
     assert_eq!((kept.status, &kept.body["cells"]), (200, &json!(["others-own"])), "{}", kept.text);
+}
+
+/// For it a certificate would be ordered that no edge ever serves.
+#[tokio::test]
+async fn a_misspelt_cell_is_refused_with_those_that_exist() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let at = format!("/v1/tenants/{one}/domains");
+    let domain = stage.operator("POST", &at, spec("a.example")).await.body["id"].as_str().unwrap().to_owned();
+    let with_cell = |cell: &str| {
+        let mut wanted = spec("b.example");
+        wanted["cells"] = json!([cell]);
+        let import = json!({ "tenants": [{ "tenant": { "name": "one" }, "domains": [wanted.clone()] }] });
+        [
+            ("POST", at.clone(), wanted),
+            ("PATCH", format!("/v1/domains/{domain}"), json!({ "cells": [cell] })),
+            ("POST", "/v1/tenants".to_owned(), json!({ "name": "three", "cells": [cell] })),
+            ("PATCH", format!("/v1/tenants/{one}"), json!({ "cells": [cell] })),
+            ("POST", "/v1/imports".to_owned(), import),
+        ]
+    };
+    let call = async |(method, path, body): (&str, String, Value)| {
+        stage.call(method, &path, Some(&stage.operator), &[("if-match", "*")], body).await
+    };
+    for wanted in with_cell("wset") {
+        let (path, refused) = (wanted.1.clone(), call(wanted).await);
+        let mut problem = &refused.body;
+        if path == "/v1/imports" {
+            problem = &refused.body["tenants"][0]["results"][0]["problem"];
+        }
+        assert_eq!(problem["errors"][0]["code"], "unknown_cell", "{path}: {}", refused.text);
+        assert_eq!(problem["errors"][0]["pointer"], "/cells", "{path}: {}", refused.text);
+        let message = problem["errors"][0]["message"].as_str().unwrap();
+        assert!(message.contains("there is default;"), "{path}: {message}");
+    }
+    stage.operator("POST", "/v1/edges/join-tokens", json!({ "cell": "west" })).await;
+    for wanted in with_cell("west") {
+        let (path, taken) = (wanted.1.clone(), call(wanted).await);
+        assert!(matches!(taken.status, 200 | 201), "{path}: {}", taken.text);
+    }
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use crate::http::fault::{Answered, Fault};
 use crate::http::write::Write;
 use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
-use crate::store::group;
 use crate::store::tenant::{self, DomainCount, TenantRow};
+use crate::store::{cell, group};
 
 /// Claims of one tenant that are not proved, made with the tenant's own token. An operator's are not
 /// counted against it: an import proves by attestation or in its own time.
@@ -80,6 +80,8 @@ pub(crate) async fn claim(
     let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
     if !quota.by_operator {
         errors.extend(spec::cells_of_tenant(&wanted.cells, &tenant.spec.cells));
+    } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &wanted.cells).await? {
+        errors.push(spec::unknown_cell(&unknown, &known));
     }
     let name = match name {
         Ok(name) if errors.is_empty() => name,

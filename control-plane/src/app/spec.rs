@@ -25,6 +25,8 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 /// All routes of one domain, so that its resource stays below the wire's 512 KiB.
 const ROUTES_BYTES_MAX: usize = 256 * 1024;
 const CELLS_MAX: usize = 8;
+/// Cells that a refusal lists.
+const CELLS_SHOWN_MAX: usize = 20;
 const GRANTS_MAX: usize = 64;
 const PORTS_MAX: usize = 64;
 const DOMAINS_MAX: u32 = 1_000_000;
@@ -185,6 +187,20 @@ pub(crate) fn cells_of_tenant(wanted: &[CellId], given: &[CellId]) -> Option<Fie
     let message =
         format!("{foreign} is no cell of this tenant; an operator can add it to the tenant's cells");
     Some(field("/cells", "foreign_cell", message))
+}
+
+/// What an operator is told of a cell that does not exist: for a misspelt one a certificate would be ordered that no edge
+/// ever serves. Whoever means it makes a join token for it first.
+pub(crate) fn unknown_cell(unknown: &CellId, known: &[CellId]) -> FieldError {
+    let shown: Vec<&str> = known.iter().take(CELLS_SHOWN_MAX).map(CellId::as_str).collect();
+    let more = known.len().saturating_sub(CELLS_SHOWN_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let message = format!(
+        "no edge has joined {unknown} and no join token was made for it; there is {}{more}; a join token makes a new \
+         cell (`portico edge join --cell {unknown}`)",
+        shown.join(", ")
+    );
+    field("/cells", "unknown_cell", message)
 }
 
 /// Everything of a tenant.

@@ -17,7 +17,7 @@ use super::write::{Answer, Begun, Write};
 use crate::app::{App, spec, view};
 use crate::store::domain::{self, DomainFilter};
 use crate::store::tenant::{self, TenantRow};
-use crate::store::{WriteTx, change};
+use crate::store::{WriteTx, cell, change};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +62,7 @@ pub(super) async fn create(
 
 /// A new tenant of a name that is free, with its audit entry and event.
 pub(super) async fn insert(write: &mut Write, spec: TenantSpec) -> Answered<TenantRow> {
+    known_cells(write, &spec).await?;
     let created_at = write.now_ms;
     let row = TenantRow { id: TenantId::generate(), spec, suspension: None, revision: 1, created_at };
     let id = row.id.to_string();
@@ -70,6 +71,13 @@ pub(super) async fn insert(write: &mut Write, spec: TenantSpec) -> Answered<Tena
     write.audit("tenant.create", &id, &(), &row.spec).await?;
     write.event("tenant.created", Some(row.id), &id, &format!("tenant {} was added", row.spec.name)).await?;
     Ok(row)
+}
+
+async fn known_cells(write: &mut Write, wanted: &TenantSpec) -> Answered<()> {
+    match cell::unknown(&mut write.tx, &wanted.cells).await? {
+        Some((unknown, known)) => Err(Fault::fields(vec![spec::unknown_cell(&unknown, &known)])),
+        None => Ok(()),
+    }
 }
 
 /// Lists tenants; with `name`, the one of that name.
@@ -128,6 +136,9 @@ pub(super) async fn patch(
     let errors = spec::tenant(&row.spec);
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
+    }
+    if row.spec.cells != before.cells {
+        known_cells(&mut write, &row.spec).await?;
     }
     if row.spec.name != before.name && tenant::find_by_name(&mut write.tx, &row.spec.name).await?.is_some() {
         return Err(Fault::fields(vec![field("/name", "taken", "another tenant has this name")]));

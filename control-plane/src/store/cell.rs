@@ -28,6 +28,25 @@ pub fn of_domain(own: &[CellId], tenant: &[CellId]) -> Vec<CellId> {
     cells
 }
 
+/// The first of these cells that does not exist: no join token was ever made for it and no edge joined it. With it those
+/// that do, by name.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn unknown(
+    connection: &mut SqliteConnection,
+    wanted: &[CellId],
+) -> Result<Option<(CellId, Vec<CellId>)>, StoreError> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let rows: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM cells ORDER BY id").fetch_all(connection).await?;
+    let known: Vec<CellId> = rows.iter().map(|id| from_id(id, "cells")).collect::<Result<_, _>>()?;
+    let unknown = wanted.iter().find(|cell| !known.contains(cell)).cloned();
+    Ok(unknown.map(|unknown| (unknown, known)))
+}
+
 /// Makes sure that the cell exists and has a data key.
 ///
 /// # Errors

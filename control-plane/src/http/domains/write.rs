@@ -20,7 +20,7 @@ use crate::http::tenants::{self, patched};
 use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
 use crate::store::proof::ProofRow;
-use crate::store::{group, proof, retry, tenant};
+use crate::store::{cell, group, proof, retry, tenant};
 
 const NOTE_BYTES_MAX: usize = 500;
 
@@ -118,8 +118,12 @@ pub(in crate::http) async fn patch(
     row.spec = patched(&before, &body.value)?;
     let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
     let mut errors: Vec<FieldError> = spec::domain(&row.spec, &app.egress, &tenant.spec.egress_grants);
-    if call.caller.tenant.is_some() && row.spec.cells != before.cells {
-        errors.extend(spec::cells_of_tenant(&row.spec.cells, &tenant.spec.cells));
+    if row.spec.cells != before.cells {
+        if call.caller.tenant.is_some() {
+            errors.extend(spec::cells_of_tenant(&row.spec.cells, &tenant.spec.cells));
+        } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &row.spec.cells).await? {
+            errors.push(spec::unknown_cell(&unknown, &known));
+        }
     }
     match spec::hostname(&mut row.spec) {
         Ok(name) if name == row.name => {}
