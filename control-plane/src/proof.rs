@@ -4,8 +4,9 @@
 //!
 //! - a CNAME at the host to the claim's own target: proof and traffic at once;
 //! - TXT `_portico.<host>` with the claim's token; for a wildcard at its base, and nothing else will do;
-//! - a file with the claim's token, fetched over HTTP from addresses none of which is ours, so that it cannot be served
-//!   by us for somebody else, and only while nobody else is proved;
+//! - a file at the claim's token, fetched over HTTP from addresses none of which is ours, so that it cannot be served by
+//!   us for somebody else, and only while nobody else is proved; its content cannot be told from its path, so that a
+//!   server that echoes paths proves nothing;
 //! - an operator's word, which displaces nobody.
 //!
 //! A claim alone displaces nobody. A rival's DNS proof takes over, because whoever writes the zone decides; the loser's
@@ -14,8 +15,11 @@
 
 use std::net::IpAddr;
 
+use aws_lc_rs::hmac;
 use portico_api::v1::ProofMethod;
-use portico_cert_store::{DomainId, NamePattern};
+use portico_cert_store::{DomainId, NamePattern, TenantId};
+
+use crate::sealer::hex;
 
 /// A claim that stands on a proof, or wants to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +91,16 @@ pub fn cname_target(name: &NamePattern, label: &str, zone: Option<&str>) -> Opti
     if name.is_wildcard() { None } else { zone.map(|zone| format!("{label}.{zone}")) }
 }
 
-/// Where the HTTP token of a claim is fetched; its content is the token and nothing else but blanks around it.
+/// Where the proof file of a claim is fetched; its content is [`http_content`] and nothing else but blanks around it.
 pub fn http_path(token: &str) -> String {
     format!("/.well-known/portico/{token}")
+}
+
+/// What the proof file holds: HMAC-SHA256 of tenant and host under the token, hex.
+pub fn http_content(token: &str, tenant: TenantId, name: &NamePattern) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
+    let text = format!("portico http proof\n{tenant}\n{}", name.base());
+    hex(hmac::sign(&key, text.as_bytes()).as_ref())
 }
 
 /// Whether one of the TXT values is the claim's token.

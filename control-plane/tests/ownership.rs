@@ -8,7 +8,8 @@
 
 mod stage;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -191,7 +192,7 @@ fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
-/// Answers whatever token is asked for, as a server of the name's holder would for its own.
+/// Answers with whatever is asked for.
 fn echo_token(path: &str) -> String {
     ok(&format!("{}\n", path.rsplit('/').next().unwrap_or_default()))
 }
@@ -201,13 +202,53 @@ fn http_config(port: u16, allowed: bool) -> String {
     format!("http_port = {port}\n{}", if allowed { allow } else { String::new() })
 }
 
+/// What a tenant was told to serve, by path.
+type Files = Arc<Mutex<HashMap<String, String>>>;
+
+/// A server of the name's holder, with the files that its tenant puts there.
+async fn file_server(address: &str) -> (u16, Arc<AtomicUsize>, Files) {
+    let files = Files::default();
+    let served = files.clone();
+    let (port, connects) = server(address, move |path| match served.lock().unwrap().get(path) {
+        Some(content) => ok(&format!("{content}\n")),
+        None => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
+    })
+    .await;
+    (port, connects, files)
+}
+
+/// The tenant does as it was told.
+fn put_file(files: &Files, domain: &Value) {
+    let file = &domain["dns"]["proof_file"];
+    let (url, content) = (file["url"].as_str().unwrap(), file["content"].as_str().unwrap());
+    let path = url.strip_prefix("http://").unwrap();
+    let path = &path[path.find('/').unwrap()..];
+    assert!(!path.contains(content), "{url} tells its content");
+    assert!(domain["next_action"]["text"].as_str().unwrap().contains(&format!("serve {content} at {url}")));
+    files.lock().unwrap().insert(path.to_owned(), content.to_owned());
+}
+
+/// The path holds the token, so a server that repeats what it is asked for would prove every claim of its names.
 #[tokio::test]
-async fn a_file_on_the_holders_server_proves() {
+async fn a_server_that_echoes_paths_proves_nothing() {
     let (port, connects) = server("127.0.0.1:0", echo_token).await;
     let stage = Stage::start_with(|_, _| http_config(port, true)).await;
     let (one, _) = stage.tenant("one").await;
     stage.dns.set_a("shop.example", &["127.0.0.1"]);
     let domain = stage.domain(&one, "shop.example").await;
+    let checked = stage.check(&domain).await;
+    assert!(connects.load(Ordering::SeqCst) >= 1, "the file was not asked for");
+    assert!(checked["proof"].is_null(), "{checked}");
+}
+
+#[tokio::test]
+async fn a_file_on_the_holders_server_proves() {
+    let (port, connects, files) = file_server("127.0.0.1:0").await;
+    let stage = Stage::start_with(|_, _| http_config(port, true)).await;
+    let (one, _) = stage.tenant("one").await;
+    stage.dns.set_a("shop.example", &["127.0.0.1"]);
+    let domain = stage.domain(&one, "shop.example").await;
+    put_file(&files, &domain);
     let proved = stage.check(&domain).await;
     assert_eq!(proved["proof"]["method"], "http", "{proved}");
     assert!(proved["proof"]["evidence"].as_str().unwrap().contains("127.0.0.1"));
@@ -216,6 +257,11 @@ async fn a_file_on_the_holders_server_proves() {
     // A second tenant's claim with a good file displaces nobody.
     let (two, _) = stage.tenant("two").await;
     let rival = stage.domain(&two, "shop.example").await;
+    let file = &rival["dns"]["proof_file"];
+    files.lock().unwrap().insert(
+        file["url"].as_str().unwrap().trim_start_matches("http://shop.example").to_owned(),
+        file["content"].as_str().unwrap().to_owned(),
+    );
     assert!(stage.check(&rival).await["proof"].is_null());
     assert!(!stage.show(&domain).await["proof"].is_null());
 }
@@ -223,12 +269,13 @@ async fn a_file_on_the_holders_server_proves() {
 #[tokio::test]
 async fn a_name_that_dangles_towards_our_edges_is_not_claimed_by_a_file() {
     // What a tenant of ours could answer for the name, if we asked our own edges.
-    let (port, connects) = server(&format!("{OURS}:0"), echo_token).await;
+    let (port, connects, files) = file_server(&format!("{OURS}:0")).await;
     let stage = Stage::start_with(|_, _| http_config(port, true)).await;
     let (one, _) = stage.tenant("one").await;
     for (name, addresses) in [("dangling.example", &[OURS][..]), ("half.example", &["127.0.0.1", OURS])] {
         stage.dns.set_a(name, addresses);
         let domain = stage.domain(&one, name).await;
+        put_file(&files, &domain);
         let checked = stage.check(&domain).await;
         assert!(checked["proof"].is_null(), "{name}: {checked}");
     }

@@ -1,6 +1,6 @@
 //! The DNS records that a tenant is told to set: the exact name, type and value of each.
 
-use portico_api::v1::{DnsInstructions, DnsRecord, RecordPurpose};
+use portico_api::v1::{DnsInstructions, DnsRecord, ProofFile, RecordPurpose};
 
 use crate::config::Config;
 use crate::proof;
@@ -33,7 +33,12 @@ pub(crate) fn instructions(row: &DomainRow, config: &Config) -> DnsInstructions 
         let to = format!("{}.{zone}", row.labels.challenge_label);
         records.push(record(&from, "CNAME", to, RecordPurpose::ChallengeDelegation));
     }
-    DnsInstructions { records }
+    let (token, is_wildcard) = (&row.labels.http_token, row.name.is_wildcard());
+    let proof_file = (!is_wildcard).then(|| ProofFile {
+        url: format!("http://{name}{}", proof::http_path(token)),
+        content: proof::http_content(token, row.tenant_id, &row.name),
+    });
+    DnsInstructions { records, proof_file }
 }
 
 /// The one record to set first, in words.
@@ -44,6 +49,14 @@ pub(crate) fn proof_text(instructions: &DnsInstructions) -> String {
         (Some(cname), Some(txt)) => format!("{} (or, to prove control only, {})", words(cname), words(txt)),
         (None, Some(record)) | (Some(record), None) => words(record),
         (None, None) => String::new(),
+    }
+}
+
+/// The file that proves control before DNS does, in words; nothing for a wildcard.
+pub(crate) fn file_text(instructions: &DnsInstructions) -> String {
+    match &instructions.proof_file {
+        Some(file) => format!(" Or, while it points elsewhere, serve {} at {}.", file.content, file.url),
+        None => String::new(),
     }
 }
 

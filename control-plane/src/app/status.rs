@@ -9,7 +9,7 @@ use portico_api::v1::{
 };
 use portico_cert_store::{CellId, EdgeId};
 
-use super::instructions::{proof_text, traffic_text};
+use super::instructions::{file_text, proof_text, traffic_text};
 use crate::clock::rfc3339;
 use crate::store::condition::ConditionRow;
 
@@ -147,7 +147,8 @@ fn unproved(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
             format!("The name is served for another account here. To take it over, set {record}."),
         )
     } else {
-        act(Actor::Tenant, format!("Prove that you control {}: set {record}.", facts.name))
+        let file = file_text(facts.dns);
+        act(Actor::Tenant, format!("Prove that you control {}: set {record}.{file}", facts.name))
     };
     action.records = records(&[RecordPurpose::ProofAndTraffic, RecordPurpose::Proof]);
     action.retry_at = facts.next_check_at.map(rfc3339);

@@ -72,6 +72,16 @@ fn a_name_that_points_at_us_even_in_part_is_not_proved_by_http() {
     }
 }
 
+#[test]
+fn a_proof_file_is_of_one_tenant_one_host_and_one_token() {
+    let (tenant, other) = (TenantId::generate(), TenantId::generate());
+    let content = http_content("t", tenant, &pattern("shop.example"));
+    assert_eq!(content.len(), 64);
+    assert_ne!(content, http_content("t", other, &pattern("shop.example")));
+    assert_ne!(content, http_content("t", tenant, &pattern("www.shop.example")));
+    assert_ne!(content, http_content("u", tenant, &pattern("shop.example")));
+}
+
 const TENANTS: usize = 3;
 const HOSTS: [&str; 6] =
     ["a.one.example", "b.one.example", "one.example", "*.one.example", "two.example", "*.b.one.example"];

@@ -155,6 +155,17 @@ pub enum Actor {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DnsInstructions {
     pub records: Vec<DnsRecord>,
+    /// Proves control too, as long as the name is served for nobody and does not point here. Absent for a wildcard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_file: Option<ProofFile>,
+}
+
+/// A file on the server that a name points to today.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProofFile {
+    /// Plain HTTP; no redirect is followed.
+    pub url: String,
+    pub content: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -1,4 +1,4 @@
-//! Fetching the HTTP token of a claim: from addresses none of which is ours, through the egress guard, without
+//! Fetching the proof file of a claim: from addresses none of which is ours, through the egress guard, without
 //! following anything.
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::store::domain::DomainRow;
 /// The whole fetch.
 const DEADLINE: Duration = Duration::from_secs(5);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// The token with room for blanks; more is something else.
+/// The content with room for blanks; more is something else.
 const BODY_BYTES_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 4;
 
@@ -37,9 +37,10 @@ pub(super) async fn http_proof(
         addresses.iter().take(ADDRESSES_MAX).map(|&address| (address, port).into()).collect();
     let (host, token) = (row.name.base().as_str(), &row.labels.http_token);
     let path = proof::http_path(token);
+    let content = proof::http_content(token, row.tenant_id, &row.name);
     let fetched = tokio::time::timeout(DEADLINE, fetch(app, &targets, host, &path)).await;
     match fetched {
-        Ok(Ok((from, body))) if body.trim_ascii() == token.as_bytes() => {
+        Ok(Ok((from, body))) if body.trim_ascii() == content.as_bytes() => {
             Some((ProofMethod::Http, format!("http://{host}{path} from {from}")))
         }
         Ok(Ok(_)) => None,

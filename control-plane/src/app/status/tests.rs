@@ -20,6 +20,7 @@ fn dns() -> DnsInstructions {
             record("_portico.www.shop.example", "TXT", "portico-123", RecordPurpose::Proof),
             record("www.shop.example", "A", "192.0.2.1", RecordPurpose::Traffic),
         ],
+        proof_file: None,
     }
 }
 
