@@ -31,6 +31,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::error::AcmeError;
+
 /// Time for TCP and TLS to the CA.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for one request and its whole answer, without waiting for the pace. Boulder answers newOrder of 100 names
@@ -122,6 +124,15 @@ struct Inner {
 struct Endpoints {
     new_nonce: String,
     new_order: String,
+    #[serde(default)]
+    meta: Meta,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    #[serde(default)]
+    caa_identities: Vec<String>,
 }
 
 impl std::fmt::Debug for CaHttp {
@@ -165,6 +176,26 @@ impl CaHttp {
     /// URL of the directory.
     pub fn directory(&self) -> String {
         self.inner.directory.to_string()
+    }
+
+    /// What the CA calls itself in CAA records, by its directory; empty when it does not say. `None`: no directory has
+    /// been read yet.
+    pub fn caa_identities(&self) -> Option<&[String]> {
+        self.inner.endpoints.get().map(|endpoints| endpoints.meta.caa_identities.as_slice())
+    }
+
+    /// Reads the directory, for what it says about the CA.
+    ///
+    /// # Errors
+    /// No answer, or none that is a directory.
+    pub async fn read_directory(&self) -> Result<(), AcmeError> {
+        let request =
+            Request::get(self.inner.directory.clone()).body(Bytes::new()).map_err(AcmeError::ours)?;
+        let answer = self.inner.send(request).await.map_err(AcmeError::ours)?;
+        match self.inner.endpoints.get() {
+            Some(_) => Ok(()),
+            None => Err(AcmeError::ours(format!("the directory cannot be read: {}", answer.status()))),
+        }
     }
 }
 

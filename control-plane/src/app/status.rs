@@ -187,6 +187,15 @@ fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>
     if (elsewhere || unreachable) && !at_ca {
         return (DomainStatus::Pending, Some(point_here(facts)));
     }
+    if let Some(caa) = stored(facts, ConditionKind::CaaPermits)
+        && caa.observed.status == ConditionStatus::False
+        && !at_ca
+    {
+        let mut action =
+            act(Actor::Tenant, format!("No certificate may be issued: {}.", caa.observed.message));
+        action.retry_at = caa.observed.next_check_at.map(rfc3339);
+        return (DomainStatus::Pending, Some(action));
+    }
     let failed = facts.order.as_ref().filter(|order| order.step == OrderStep::Failed);
     let error = facts.trouble.as_ref().map(|trouble| (trouble.error.clone(), trouble.next_at));
     let error =
@@ -309,13 +318,16 @@ fn conditions(facts: &Facts<'_>, now: i64) -> Vec<Condition> {
             Condition::from,
         )
     };
-    vec![
+    let mut conditions = vec![
         ownership,
         observed(ConditionKind::DnsPointsHere),
         observed(ConditionKind::ChallengeReachable),
         certificate_ready(facts, now),
         deployed(facts, now),
-    ]
+    ];
+    // A CA that does not say what it calls itself in CAA records leaves nothing to look at.
+    conditions.extend(stored(facts, ConditionKind::CaaPermits).map(Condition::from));
+    conditions
 }
 
 fn certificate_ready(facts: &Facts<'_>, now: i64) -> Condition {

@@ -19,6 +19,7 @@ use portico_cert_store::DomainName;
 use tokio::sync::Semaphore;
 
 use crate::config::DnsConfig;
+use crate::plan::caa::CaaRecord;
 
 /// One question with all its tries.
 const DEADLINE: Duration = Duration::from_secs(6);
@@ -106,6 +107,28 @@ impl Lookup {
         self.ask(name, RecordType::CNAME)
             .await
             .map(|data| if let RData::CNAME(cname) = data { Some(plain(&cname.0)) } else { None })
+    }
+
+    /// The CAA records that hold for `name`, and at which name they stand: its own, else those of the first name above it
+    /// that has any (RFC 8659 section 3).
+    pub async fn caa(&self, name: &DomainName) -> Found<(String, CaaRecord)> {
+        let labels: Vec<&str> = name.as_str().split('.').collect();
+        for from in 0..labels.len() {
+            let owner = labels[from..].join(".");
+            let found = self.ask(&owner, RecordType::CAA).await.map(|data| match data {
+                RData::CAA(caa) => Some(CaaRecord {
+                    critical: caa.issuer_critical,
+                    tag: caa.tag.to_ascii_lowercase(),
+                    value: String::from_utf8_lossy(&caa.value).into_owned(),
+                }),
+                _ => None,
+            });
+            match found {
+                Found::Nothing => {}
+                found => return found.map(|record| Some((owner.clone(), record))),
+            }
+        }
+        Found::Nothing
     }
 
     /// IPv4 and IPv6 addresses, CNAMEs followed. Unknown when either type is unknown: a name that looks as if it had

@@ -1,11 +1,13 @@
 //! Deciding what to order, when, and for which names together: pure functions over what the store holds.
 //!
+//! - [`caa`]: whether a name's CAA records let a CA issue.
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
 //! - [`timing`]: back-off after a failure, and when a certificate is due for renewal.
 //!
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
 
+pub mod caa;
 pub mod ledger;
 pub mod reconcile;
 pub mod timing;

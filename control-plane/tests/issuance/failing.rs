@@ -214,6 +214,53 @@ async fn a_name_that_points_elsewhere_is_never_ordered_and_told_what_to_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_whose_caa_forbids_us_costs_no_order_and_its_owner_is_told_the_record() {
+    let lab = Lab::start(&Options::default()).await;
+    let caa = async |name: &str, values: &[&str]| {
+        let record = json!({ "name": name, "type": "CAA", "values": values });
+        lab.world.set_dns("/records", record).await;
+    };
+    // Two labels above the name; nearer records would go before it.
+    caa("forbids.test", &["0 issue \"other-ca.test\""]).await;
+    caa("permits.test", &["0 issue \"other-ca.test\"", "0 issue \"acme-ca.test\""]).await;
+    caa("near.forbids.test", &["0 issue \"acme-ca.test\""]).await;
+    caa("wild.test", &["0 issue \"acme-ca.test\"", "0 issuewild \";\""]).await;
+    lab.world.set_dns("/faults", json!({ "name": "broken.test", "fault": "servfail" })).await;
+    let tenant = lab.tenant(&[], "alone").await;
+    let names = [
+        "a.b.forbids.test",
+        "a.permits.test",
+        "a.near.forbids.test",
+        "a.wild.test",
+        "free.test",
+        "*.wild.test",
+        "a.broken.test",
+    ];
+    let ids = lab.domains(tenant, &names).await;
+    lab.delegate("wild.test", ids[5]).await;
+    lab.until_covered(4).await;
+    for (id, record) in [
+        (ids[0], "set forbids.test CAA 0 issue \"acme-ca.test\""),
+        (ids[5], "set wild.test CAA 0 issuewild \"acme-ca.test\""),
+    ] {
+        let condition = lab.until_condition(id, "CaaPermits", "false").await;
+        assert!(condition[2].contains(record), "{condition:?}");
+        let events = events_of(&lab, &id.to_string()).await;
+        let told = events.iter().filter(|e| e[0] == "domain.caa_forbids" && e[1].contains(record)).count();
+        assert_eq!(told, 1, "{events:?}");
+    }
+    lab.until_condition(ids[6], "CaaPermits", "unknown").await;
+    assert_eq!(lab.condition(ids[1], "CaaPermits").await.unwrap()[1], "Permitted");
+    assert_eq!(lab.condition(ids[4], "CaaPermits").await.unwrap()[1], "NoCaa");
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["new_orders"].as_array().unwrap().len(), 4, "{stats}");
+    // Mended: it is ordered.
+    caa("forbids.test", &["0 issue \"acme-ca.test\""]).await;
+    retry_now(&lab, ids[0]).await;
+    lab.until_covered(5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_ledger_stops_before_the_cas_limit_does() {
     let issuer = "[issuer.limits]\norders_3h = 2";
     let lab = Lab::start(&Options { issuer, ..Options::default() }).await;

@@ -119,6 +119,8 @@ pub enum ConditionKind {
     OwnershipProved,
     DnsPointsHere,
     ChallengeReachable,
+    /// The name's CAA records let the CA issue.
+    CaaPermits,
     CertificateReady,
     Deployed,
 }

@@ -16,6 +16,9 @@ use crate::acme::{Account, AccountKey, AcmeError, CaEndpoint, CaHttp, Pace};
 use crate::config::IssuerConfig;
 use crate::store::account::{self, AccountRow, AccountState};
 
+/// A CA whose directory cannot be read is asked for it again no sooner.
+const DIRECTORY_PAUSE_MS: i64 = 60_000;
+
 const PURPOSE: &str = "acme account key";
 
 /// One configured issuer.
@@ -27,6 +30,8 @@ pub(crate) struct Issuer {
     http: CaHttp,
     account: Mutex<Option<Account>>,
     held_until_ms: AtomicI64,
+    /// Held while the directory is read; when it may be read again after a failure.
+    directory_at_ms: Mutex<i64>,
 }
 
 impl Issuer {
@@ -57,6 +62,7 @@ impl Issuer {
             http: CaHttp::new(&endpoint)?,
             account: Mutex::new(None),
             held_until_ms: AtomicI64::new(0),
+            directory_at_ms: Mutex::new(0),
         })
     }
 
@@ -88,6 +94,27 @@ impl Issuer {
         };
         *slot = Some(account.clone());
         Ok(account)
+    }
+
+    /// What the CA calls itself in CAA records; empty when it does not say or cannot be asked at present.
+    pub(crate) async fn caa_identities(&self, parts: &Parts) -> &[String] {
+        if let Some(known) = self.http.caa_identities() {
+            return known;
+        }
+        let mut at = self.directory_at_ms.lock().await;
+        if self.http.caa_identities().is_none() && parts.clock.now_ms() >= *at {
+            if let Err(error) = self.http.read_directory().await {
+                tracing::info!(issuer = self.config.name, %error, "CAA records are not looked at for now");
+            }
+            *at = parts.clock.now_ms() + DIRECTORY_PAUSE_MS;
+        }
+        self.http.caa_identities().unwrap_or_default()
+    }
+
+    /// The account's URL, where it is known without asking.
+    pub(crate) fn account_url(&self) -> Option<String> {
+        let slot = self.account.try_lock().ok()?;
+        slot.as_ref().map(|account| account.url().to_owned())
     }
 
     /// The CA does not know the account (any more): the same key is registered again at the next use.

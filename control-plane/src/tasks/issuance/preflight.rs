@@ -4,8 +4,11 @@
 //! (TLS-ALPN-01), or its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results
 //! are conditions with the very record to set. One name that fails holds up no other.
 //!
-//! The fetch follows redirects as a CA does ([`super::self_fetch`]). Deliberately absent: CAA, which the CA checks and
-//! names in its refusal.
+//! Then its CAA records are looked at ([`crate::plan::caa`]), for what the first issuer calls itself in its directory: one
+//! that may not issue is not asked to, so no order is spent.
+//!
+//! The fetch follows redirects as a CA does ([`super::self_fetch`]). Deliberately absent: a second look at CAA before a
+//! renewal; the CA looks then, and names the records in its refusal.
 
 use std::net::IpAddr;
 
@@ -17,6 +20,7 @@ use portico_cert_store::{DomainId, DomainName, NamePattern};
 use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::dns::lookup::Found;
+use crate::plan::caa::{CaaRecord, Wanted, permitted};
 use crate::plan::reconcile::usable;
 use crate::store::StoreError;
 use crate::store::condition::{self, Observation};
@@ -62,21 +66,15 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
     for mut observed in findings.observations {
         observed.next_check_at = state.methods.is_empty().then_some(state.next_at);
         let changed = condition::set(&mut tx, domain.id, &observed, now).await?;
-        let tells = observed.kind == ConditionKind::ChallengeReachable
-            && observed.status == ConditionStatus::False
-            && changed;
-        if tells {
-            let text = next_step(&observed.message, points.as_ref(), state.next_at);
-            event::append(
-                &mut tx,
-                "domain.unreachable",
-                Some(domain.tenant),
-                &domain.id.to_string(),
-                &text,
-                now,
-            )
-            .await?;
-        }
+        let event = match observed.kind {
+            _ if observed.status != ConditionStatus::False || !changed => continue,
+            ConditionKind::ChallengeReachable => "domain.unreachable",
+            ConditionKind::CaaPermits => "domain.caa_forbids",
+            _ => continue,
+        };
+        let points = points.as_ref().filter(|_| observed.kind == ConditionKind::ChallengeReachable);
+        let text = next_step(&observed.message, points, state.next_at);
+        event::append(&mut tx, event, Some(domain.tenant), &domain.id.to_string(), &text, now).await?;
     }
     tx.commit().await?;
     crate::metrics::preflight(!state.methods.is_empty());
@@ -142,7 +140,51 @@ async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
     }
     methods.retain(|method| is_wanted(issuance, domain, *method));
     observations.push(reachable(&methods, &texts, unknown));
+    if !methods.is_empty()
+        && let Some((permitted, observed)) = caa(issuance, &pattern, &methods).await
+    {
+        methods = permitted;
+        observations.push(observed);
+    }
     Findings { methods, observations }
+}
+
+/// By which of these methods the CA may issue as the name's CAA records have it. `None`: it does not say what it calls
+/// itself in them, so only it can tell.
+async fn caa(
+    issuance: &Issuance,
+    pattern: &NamePattern,
+    methods: &[ChallengeMethod],
+) -> Option<(Vec<ChallengeMethod>, Observation)> {
+    let issuer = issuance.issuers.first()?;
+    let identities = issuer.caa_identities(&issuance.parts).await;
+    let identity = identities.first()?;
+    let found = issuance.lookup.caa(pattern.base()).await;
+    let account = issuer.account_url();
+    let wanted = Wanted { wildcard: pattern.is_wildcard(), identities, account: account.as_deref(), methods };
+    let (permitted, status, reason, message) = match found {
+        // The CA must not issue either while the records cannot be had (RFC 8659 section 3).
+        Found::Unknown(why) => {
+            let message = format!("the CA refuses as long as CAA cannot be looked up: {why}");
+            (Vec::new(), ConditionStatus::Unknown, "LookupFailed", message)
+        }
+        Found::Nothing => {
+            (methods.to_vec(), ConditionStatus::True, "NoCaa", "no CAA record restricts issuance".to_owned())
+        }
+        Found::Records(found) => {
+            let owner = found[0].0.clone();
+            let records: Vec<CaaRecord> = found.into_iter().map(|(_, record)| record).collect();
+            match permitted(&owner, &records, &wanted) {
+                Ok(methods) => {
+                    let message = format!("the CAA records at {owner} let {identity} issue");
+                    (methods, ConditionStatus::True, "Permitted", message)
+                }
+                Err(text) => (Vec::new(), ConditionStatus::False, "Forbidden", text),
+            }
+        }
+    };
+    let kind = ConditionKind::CaaPermits;
+    Some((permitted, Observation { kind, status, reason: reason.to_owned(), message, next_check_at: None }))
 }
 
 fn points_here(issuance: &Issuance, name: &DomainName, found: &Found<IpAddr>) -> Observation {
