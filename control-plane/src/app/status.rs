@@ -36,6 +36,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) trouble: Option<Trouble>,
     /// What edges refuse of it at present.
     pub(crate) refusals: Vec<RefusalFacts>,
+    /// The tenant has used up its budget of new orders until then.
+    pub(crate) budget_until: Option<i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -201,6 +203,11 @@ fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>
     let error =
         error.or_else(|| failed.map(|order| (order.error.clone().unwrap_or_default(), order.next_at)));
     match error {
+        None if facts.budget_until.is_some_and(|until| until > now) => {
+            let text = "The tenant has used up its budget of new orders; its names go on in turn from the time shown. An \
+                        operator can raise tenant_1h and tenant_24h of [issuer.limits].";
+            (DomainStatus::Issuing, Some(retry(text, facts.budget_until.unwrap_or(now), now)))
+        }
         None => (
             DomainStatus::Issuing,
             Some(act(Actor::System, "The certificate is about to be ordered.".to_owned())),

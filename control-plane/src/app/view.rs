@@ -11,13 +11,14 @@ use super::status::{
 };
 use super::{App, certificate, instructions};
 use crate::clock::{parse_rfc3339, rfc3339};
+use crate::plan::ledger::{self, Book, DAY_MS, HOUR_MS, Spent};
 use crate::store::condition::{self, ConditionRow};
 use crate::store::domain::{self, DomainRow};
 use crate::store::edge::{self, Refusal};
 use crate::store::issuance::{self, CertificateRow, NameTrouble, OrderSummary};
 use crate::store::proof::{self, ProofRow};
 use crate::store::tenant::{self, TenantRow};
-use crate::store::{Connection, StoreError, cell, change};
+use crate::store::{Connection, StoreError, cell, change, order};
 
 /// What the tables say about a set of domains.
 #[derive(Debug, Default)]
@@ -29,6 +30,7 @@ struct Gathered {
     orders: HashMap<DomainId, OrderSummary>,
     troubles: HashMap<DomainId, NameTrouble>,
     refusals: HashMap<DomainId, Vec<RefusalFacts>>,
+    budgets: HashMap<TenantId, i64>,
 }
 
 /// The domains of `rows`, in their order.
@@ -42,7 +44,7 @@ pub(crate) async fn domains(
 ) -> Result<Vec<Domain>, StoreError> {
     let mut domains = Vec::with_capacity(rows.len());
     for part in rows.chunks(500) {
-        let gathered = gather(connection, part).await?;
+        let gathered = gather(app, connection, part).await?;
         for row in part {
             domains.push(domain(app, connection, row, &gathered).await?);
         }
@@ -59,11 +61,11 @@ pub(crate) async fn one_domain(
     connection: &mut Connection,
     row: &DomainRow,
 ) -> Result<Domain, StoreError> {
-    let gathered = gather(connection, std::slice::from_ref(row)).await?;
+    let gathered = gather(app, connection, std::slice::from_ref(row)).await?;
     domain(app, connection, row, &gathered).await
 }
 
-async fn gather(connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathered, StoreError> {
+async fn gather(app: &App, connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathered, StoreError> {
     let ids: Vec<DomainId> = rows.iter().map(|row| row.id).collect();
     let mut gathered = Gathered::default();
     for row in rows {
@@ -71,6 +73,11 @@ async fn gather(connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathe
             && let Some(tenant) = tenant::find(connection, row.tenant_id).await?
         {
             gathered.tenants.insert(row.tenant_id, tenant);
+        }
+    }
+    for id in gathered.tenants.keys().copied().collect::<Vec<_>>() {
+        if let Some(until) = budget_until(app, connection, id).await? {
+            gathered.budgets.insert(id, until);
         }
     }
     for proof in proof::standing_of(connection, &ids).await? {
@@ -92,6 +99,21 @@ async fn gather(connection: &mut Connection, rows: &[DomainRow]) -> Result<Gathe
         gathered.refusals.entry(refusal.domain).or_default().push(refused(refusal));
     }
     Ok(gathered)
+}
+
+/// When a tenant that has used up its budget of new orders may order again.
+async fn budget_until(
+    app: &App,
+    connection: &mut Connection,
+    tenant: TenantId,
+) -> Result<Option<i64>, StoreError> {
+    let Some(issuer) = app.parts.config.issuers.first() else { return Ok(None) };
+    let now = app.parts.clock.now_ms();
+    let (count, oldest_ms) = order::requests_of_tenant(connection, tenant, now - HOUR_MS).await?;
+    let tenant_1h = Spent { count, oldest_ms };
+    let (count, oldest_ms) = order::requests_of_tenant(connection, tenant, now - DAY_MS).await?;
+    let book = Book { tenant_1h, tenant_24h: Spent { count, oldest_ms }, ..Book::default() };
+    Ok(ledger::check(&issuer.limits, &book, false).err().map(|no_room| no_room.next_ms))
 }
 
 async fn domain(
@@ -123,6 +145,7 @@ async fn domain(
         order: gathered.orders.get(&row.id).map(order),
         trouble: gathered.troubles.get(&row.id).map(trouble),
         refusals: gathered.refusals.get(&row.id).cloned().unwrap_or_default(),
+        budget_until: gathered.budgets.get(&row.tenant_id).copied(),
     };
     let assessed = status::assess(&facts, now);
     Ok(Domain {

@@ -1,4 +1,4 @@
-//! Whether a CA's limits leave room for one more order.
+//! Whether a CA's limits, and our own on one tenant, leave room for one more order.
 //!
 //! The CA refills a bucket (300 new orders: one each 36 s). Ours is a window: at most the published number in any
 //! period, counted over what we sent, answered or not. It is never above the CA's own count, and in the long run as fast.
@@ -13,15 +13,29 @@ pub struct Limits {
     pub registered_domain_7d: u32,
     /// Certificates per exact set of names in 7 days, renewals included.
     pub exact_set_7d: u32,
+    /// New orders of one tenant in an hour, ours to choose; absent: a third of `orders_3h`, which in the long run is all
+    /// that the account has: a tenant alone loses nothing by it, and many names at once leave two thirds to the others.
+    pub tenant_1h: Option<u32>,
+    /// The same in a day; absent: none.
+    pub tenant_24h: u32,
 }
 
+impl Limits {
+    /// New orders of one tenant in an hour; 0: no limit.
+    pub fn tenant_1h(&self) -> u32 {
+        self.tenant_1h.unwrap_or(self.orders_3h / 3)
+    }
+}
+
+pub const HOUR_MS: i64 = 3_600_000;
+pub const DAY_MS: i64 = 24 * HOUR_MS;
 pub const HOURS_3_MS: i64 = 3 * 3_600_000;
 pub const DAYS_7_MS: i64 = 7 * 24 * 3_600_000;
 
 /// Let's Encrypt's, 2026-08.
 impl Default for Limits {
     fn default() -> Self {
-        Self { orders_3h: 300, registered_domain_7d: 50, exact_set_7d: 5 }
+        Self { orders_3h: 300, registered_domain_7d: 50, exact_set_7d: 5, tenant_1h: None, tenant_24h: 0 }
     }
 }
 
@@ -46,6 +60,8 @@ pub enum LimitName {
     Orders,
     RegisteredDomain,
     ExactSet,
+    TenantHour,
+    TenantDay,
 }
 
 impl LimitName {
@@ -55,7 +71,14 @@ impl LimitName {
             Self::Orders => "new orders of one account in 3 hours",
             Self::RegisteredDomain => "certificates of one registered domain in 7 days",
             Self::ExactSet => "certificates of one exact set of names in 7 days",
+            Self::TenantHour => "new orders of one tenant in an hour",
+            Self::TenantDay => "new orders of one tenant in a day",
         }
+    }
+
+    /// Ours, not the CA's.
+    pub fn is_of_tenant(self) -> bool {
+        matches!(self, Self::TenantHour | Self::TenantDay)
     }
 }
 
@@ -65,6 +88,9 @@ pub struct Book {
     pub account: Spent,
     pub exact_set: Spent,
     pub registered_domains: Vec<Spent>,
+    /// Of the order's tenant; nothing for an order that keeps a served name alive, which waits for no budget of ours.
+    pub tenant_1h: Spent,
+    pub tenant_24h: Spent,
 }
 
 /// Whether one more order fits all limits; else the limit that holds it back longest.
@@ -76,6 +102,8 @@ pub fn check(limits: &Limits, book: &Book, renewal: bool) -> Result<(), NoRoom> 
     full.extend(wait(LimitName::ExactSet, limits.exact_set_7d, DAYS_7_MS, book.exact_set));
     if !renewal {
         full.extend(wait(LimitName::Orders, limits.orders_3h, HOURS_3_MS, book.account));
+        full.extend(wait(LimitName::TenantHour, limits.tenant_1h(), HOUR_MS, book.tenant_1h));
+        full.extend(wait(LimitName::TenantDay, limits.tenant_24h, DAY_MS, book.tenant_24h));
         for spent in &book.registered_domains {
             full.extend(wait(LimitName::RegisteredDomain, limits.registered_domain_7d, DAYS_7_MS, *spent));
         }
@@ -96,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_limit_that_holds_longest_is_named() {
-        let limits = Limits { orders_3h: 2, registered_domain_7d: 3, exact_set_7d: 1 };
+        let limits = Limits { orders_3h: 2, registered_domain_7d: 3, exact_set_7d: 1, ..Limits::default() };
         let mut book = Book::default();
         assert_eq!(check(&limits, &book, false), Ok(()));
         book.account = Spent { count: 2, oldest_ms: Some(1000) };
@@ -110,10 +138,15 @@ mod tests {
         assert_eq!(check(&limits, &book, true), Ok(()), "a renewal is exempt from the account's");
         book.registered_domains = vec![Spent::default(), Spent { count: 9, oldest_ms: Some(9) }];
         assert_eq!(check(&limits, &book, false).unwrap_err().limit, LimitName::RegisteredDomain);
-        assert_eq!(
-            check(&Limits { orders_3h: 0, registered_domain_7d: 0, exact_set_7d: 0 }, &book, false),
-            Ok(())
-        );
+        let none = Limits { orders_3h: 0, registered_domain_7d: 0, exact_set_7d: 0, ..Limits::default() };
+        assert_eq!(check(&none, &book, false), Ok(()));
+        let limits = Limits { tenant_24h: 5, ..Limits::default() };
+        let full = Spent { count: 100, oldest_ms: Some(9) };
+        let book = Book { tenant_1h: full, tenant_24h: Spent { count: 4, ..full }, ..Book::default() };
+        let hour = NoRoom { limit: LimitName::TenantHour, next_ms: 10 + HOUR_MS };
+        assert_eq!(check(&limits, &book, false), Err(hour));
+        let book = Book { tenant_24h: full, ..book };
+        assert_eq!(check(&limits, &book, false).unwrap_err().limit, LimitName::TenantDay);
     }
 
     /// The CA's own bucket, as published: full at `count`, one more each period / count.

@@ -5,7 +5,8 @@
 //! nothing. One lineage of a group is ordered at a time: the second cell's order begins when the first is issued, on the
 //! same account and the same names, so that the CA can reuse the authorizations of the first.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
@@ -32,10 +33,21 @@ pub struct Facts {
     pub groups: Vec<GroupRow>,
     /// Not retired.
     pub lineages: Vec<LineageRow>,
-    /// (lineage, name set) of each order that is not over.
-    pub open_orders: Vec<(LineageId, String)>,
+    pub open_orders: Vec<OpenOrder>,
     /// For a lineage whose newest order failed: when another may follow.
     pub retry_at: HashMap<LineageId, i64>,
+    /// New orders that each tenant sent within the CA's period of 3 hours.
+    pub spent: HashMap<Option<TenantId>, u32>,
+}
+
+/// An order that is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOrder {
+    pub lineage: LineageId,
+    pub name_set: String,
+    pub tenant: Option<TenantId>,
+    /// Nothing is tried before.
+    pub next_at: i64,
 }
 
 /// How groups are to change.
@@ -60,6 +72,8 @@ pub struct DueOrder {
     pub name_set: String,
     /// The exact names of the live certificate again.
     pub renewal: bool,
+    /// Each of its names is served today: others wait for this one.
+    pub keeps_alive: bool,
 }
 
 /// Domains whose pre-flight is due.
@@ -203,11 +217,26 @@ fn is_orderable(facts: &Facts, domain: DomainId) -> bool {
     facts.names.get(&domain).is_some_and(|state| !state.methods.is_empty() && state.next_at <= facts.now_ms)
 }
 
-/// Orders that are due, at most `most`, tenants in turn. Groups must be as [`group_changes`] wants them.
-pub fn orders_due(facts: &Facts, most: usize) -> Vec<DueOrder> {
+/// Orders that may be open and ready to run within [`SOON_MS`]; more are not planned before some are over.
+const ORDERS_SOON_MAX: usize = 256;
+/// Orders of one tenant that may be open, waiting ones included: a tenant whose orders all wait must not fill the room of
+/// the others, nor the database.
+const ORDERS_OF_TENANT_MAX: usize = 64;
+/// Of them, as long as new names are among them; the rest is for orders that keep names alive.
+const NEW_ORDERS_OF_TENANT_MAX: usize = 48;
+const SOON_MS: i64 = 60_000;
+
+/// Orders that are due and have room: those that keep names alive first, then the tenant that was served least. Groups must be as [`group_changes`]
+/// wants them.
+pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let coverage = Coverage::of(facts);
-    let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|(lineage, _)| *lineage).collect();
-    let mut open_sets: HashSet<&str> = facts.open_orders.iter().map(|(_, set)| set.as_str()).collect();
+    let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
+    let open_sets: HashSet<&str> = facts.open_orders.iter().map(|open| open.name_set.as_str()).collect();
+    let soon = facts.open_orders.iter().filter(|open| open.next_at <= facts.now_ms + SOON_MS).count();
+    let mut open_of: HashMap<Option<TenantId>, usize> = HashMap::new();
+    for open in &facts.open_orders {
+        *open_of.entry(open.tenant).or_default() += 1;
+    }
     let mut by_group: HashMap<GroupId, Vec<&LineageRow>> = HashMap::new();
     for lineage in &facts.lineages {
         by_group.entry(lineage.group).or_default().push(lineage);
@@ -226,12 +255,24 @@ pub fn orders_due(facts: &Facts, most: usize) -> Vec<DueOrder> {
             by_tenant.entry(group.tenant).or_default().push(due);
         }
     }
-    let orders = in_turn(by_tenant.into_values().collect());
-    let mut orders: Vec<DueOrder> = orders.into_iter().take(most).collect();
-    // Two groups never hold the same set, but a set may still be open in a group that was retired meanwhile.
-    orders.retain(|order| !open_sets.contains(order.name_set.as_str()));
-    open_sets.clear();
-    orders
+    let (mut alive, mut new) = (Vec::new(), Vec::new());
+    for (tenant, mut due) in by_tenant {
+        let open = open_of.get(&tenant).copied().unwrap_or(0);
+        // Two groups never hold the same set, but a set may still be open in a group that was retired meanwhile.
+        due.retain(|order| !open_sets.contains(order.name_set.as_str()));
+        let (mut keeping, mut adding): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.keeps_alive);
+        keeping.truncate(ORDERS_OF_TENANT_MAX.saturating_sub(open));
+        adding.truncate(NEW_ORDERS_OF_TENANT_MAX.saturating_sub(open + keeping.len()));
+        let had = spent(facts, tenant) + open;
+        alive.push((had, keeping));
+        new.push((had, adding));
+    }
+    let orders = fair(alive).into_iter().chain(fair(new));
+    orders.take(ORDERS_SOON_MAX.saturating_sub(soon)).collect()
+}
+
+fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {
+    facts.spent.get(&tenant).and_then(|spent| usize::try_from(*spent).ok()).unwrap_or(0)
 }
 
 fn due_order(
@@ -261,6 +302,7 @@ fn due_order(
         cell: lineage.cell.clone(),
         name_set: name_set(names.keys().map(String::as_str)),
         renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names)),
+        keeps_alive: names.values().all(|domain| coverage.renew_at(&lineage.cell, *domain).is_some()),
         names,
     })
 }
@@ -272,7 +314,7 @@ pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
     for lineage in facts.lineages.iter().filter(|lineage| !lineage.leaving && lineage.live.is_some()) {
         staying.extend(lineage.serves.values().map(|domain| (&lineage.cell, *domain)));
     }
-    let open: HashSet<LineageId> = facts.open_orders.iter().map(|(lineage, _)| *lineage).collect();
+    let open: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
     let needed = |lineage: &LineageRow, domain: &DomainId| {
         wanted.get(domain).is_some_and(|wanted| wanted.cells.contains(&lineage.cell))
             && !staying.contains(&(&lineage.cell, *domain))
@@ -305,12 +347,20 @@ impl<'a> Coverage<'a> {
     }
 }
 
-/// One of each queue, then the next of each: no tenant's import holds up another's single name.
-pub fn in_turn<T>(queues: Vec<Vec<T>>) -> Vec<T> {
-    let mut queues: Vec<_> = queues.into_iter().map(Vec::into_iter).collect();
-    let mut taken = Vec::new();
-    while !queues.is_empty() {
-        queues.retain_mut(|queue| queue.next().map(|item| taken.push(item)).is_some());
+/// All items of the queues, the next one always of the queue that was given least so far, what it had before included: no
+/// tenant's import holds up another's single name, also where there is room for one item at a time only.
+pub fn fair<T>(queues: Vec<(usize, Vec<T>)>) -> Vec<T> {
+    let mut taken = Vec::with_capacity(queues.iter().map(|(_, queue)| queue.len()).sum());
+    let (mut turns, mut queues): (BinaryHeap<_>, Vec<_>) = queues
+        .into_iter()
+        .enumerate()
+        .map(|(index, (had, queue))| (Reverse((had, index)), queue.into_iter()))
+        .unzip();
+    while let Some(Reverse((had, index))) = turns.pop() {
+        if let Some(item) = queues[index].next() {
+            taken.push(item);
+            turns.push(Reverse((had + 1, index)));
+        }
     }
     taken
 }

@@ -18,6 +18,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (302, "parts", include_str!("../../migrations/0302_parts.sql")),
+    (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
 ];
 
 pub(super) async fn run(writer: &SqlitePool) -> Result<(), MigrateError> {

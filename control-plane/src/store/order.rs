@@ -5,6 +5,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use crate::plan::reconcile::OpenOrder;
 
 /// Where an order stands; RFC 8555 section 7.1.6 from our side. Each state is durable before the step out of it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,16 +234,26 @@ pub async fn open(connection: &mut SqliteConnection) -> Result<Vec<OrderRow>, St
     rows.iter().map(order).collect()
 }
 
-/// Lineage and name set of every order that is not over.
+/// What planning needs of every order that is not over.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn open_sets(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, String)>, StoreError> {
-    let rows = sqlx::query("SELECT lineage_id, name_set FROM orders WHERE state NOT IN ('issued', 'failed')")
-        .fetch_all(connection)
-        .await?;
+pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<OpenOrder>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT lineage_id, name_set, tenant_id, next_at FROM orders WHERE state NOT IN ('issued', 'failed')",
+    )
+    .fetch_all(connection)
+    .await?;
     rows.iter()
-        .map(|row| Ok((from_id(row.try_get("lineage_id")?, "orders")?, row.try_get("name_set")?)))
+        .map(|row| {
+            let tenant: Option<String> = row.try_get("tenant_id")?;
+            Ok(OpenOrder {
+                lineage: from_id(row.try_get("lineage_id")?, "orders")?,
+                name_set: row.try_get("name_set")?,
+                tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
+                next_at: row.try_get("next_at")?,
+            })
+        })
         .collect()
 }
 
@@ -320,6 +331,7 @@ fn order(row: &SqliteRow) -> Result<OrderRow, StoreError> {
 pub struct LedgerEntry<'a> {
     pub issuer: &'a str,
     pub order: OrderId,
+    pub tenant: Option<TenantId>,
     pub name_set: &'a str,
     pub renewal: bool,
     pub registered_domains: &'a [String],
@@ -331,10 +343,12 @@ pub struct LedgerEntry<'a> {
 /// The database's.
 pub async fn count_request(tx: &mut WriteTx, entry: &LedgerEntry<'_>, now_ms: i64) -> Result<(), StoreError> {
     let id: i64 = sqlx::query_scalar(
-        "INSERT INTO order_requests (issuer, order_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?) RETURNING id",
+        "INSERT INTO order_requests (issuer, order_id, tenant_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?, ?) \
+         RETURNING id",
     )
     .bind(entry.issuer)
     .bind(entry.order.to_string())
+    .bind(entry.tenant.map(|tenant| tenant.to_string()))
     .bind(entry.name_set)
     .bind(entry.renewal)
     .bind(now_ms)
@@ -369,6 +383,47 @@ pub async fn requests_of_account(
         .fetch_one(connection)
         .await?;
     Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// The same of one tenant, at whichever CA.
+///
+/// # Errors
+/// The database's.
+pub async fn requests_of_tenant(
+    connection: &mut SqliteConnection,
+    tenant: TenantId,
+    since: i64,
+) -> Result<(u32, Option<i64>), StoreError> {
+    let row = sqlx::query(
+        "SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE tenant_id = ? AND at > ? AND renewal = 0",
+    )
+    .bind(tenant.to_string())
+    .bind(since)
+    .fetch_one(connection)
+    .await?;
+    Ok((row.try_get("n")?, row.try_get("oldest")?))
+}
+
+/// How many newOrders, renewals of the same set aside, each tenant sent since; `None`: the operator.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn requests_by_tenant(
+    connection: &mut SqliteConnection,
+    since: i64,
+) -> Result<Vec<(Option<TenantId>, u32)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT tenant_id, COUNT(*) AS n FROM order_requests WHERE at > ? AND renewal = 0 GROUP BY tenant_id",
+    )
+    .bind(since)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let tenant: Option<String> = row.try_get("tenant_id")?;
+            Ok((tenant.map(|t| from_id(&t, "order_requests")).transpose()?, row.try_get("n")?))
+        })
+        .collect()
 }
 
 /// The last newOrder of this order made nothing at the CA for certain: it is not counted.

@@ -285,6 +285,42 @@ async fn our_ledger_stops_before_the_cas_limit_does() {
     lab.until_covered(3).await;
 }
 
+/// One tenant's import meets its own budget; another's single name, added behind it, is issued at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_of_many_names_leaves_orders_to_the_others() {
+    let issuer = "[issuer.limits]\norders_3h = 8\ntenant_1h = 4\ntenant_24h = 6";
+    let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
+    let many = lab.tenant(&[], "alone").await;
+    let names: Vec<String> = (0..100).map(|n| format!("n{n}.test")).collect();
+    lab.domains(many, &names).await;
+    lab.until_covered(4).await;
+    let single = lab.tenant(&[], "alone").await;
+    let single = lab.domains(single, &["single.test"]).await[0];
+    let told = lab.until_condition(single, "CertificateReady", "true").await;
+    assert_eq!(told[1], "Issued");
+    assert_eq!(lab.live_credentials().await.len(), 5);
+    // Those that have room to wait are told, not all 96.
+    let held = "SELECT message FROM conditions WHERE reason = 'TenantBudget'";
+    until_rows(&lab, held, 48).await;
+    let told = lab.rows(held).await;
+    assert!(told[0][0].contains("budget of new orders of one tenant in an hour"), "{told:?}");
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["new_orders"].as_array().unwrap().len(), 5, "{stats}");
+    // An hour later two more go: then the day's budget is used up.
+    lab.world.clock.advance(std::time::Duration::from_secs(3_700));
+    lab.until_covered(7).await;
+    until_rows(&lab, "SELECT message FROM conditions WHERE message LIKE '%one tenant in a day%'", 40).await;
+    assert_eq!(lab.live_credentials().await.len(), 7);
+}
+
+async fn until_rows(lab: &Lab, sql: &'static str, least: usize) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while lab.rows(sql).await.len() < least {
+        assert!(tokio::time::Instant::now() < deadline, "{} of {least}: {sql}", lab.rows(sql).await.len());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 /// A renewal in which one name fails: the others have a new certificate, the failed one keeps its old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_fails_at_renewal_keeps_its_certificate() {

@@ -61,6 +61,7 @@ fn active(dns: &DnsInstructions) -> Facts<'_> {
         order: None,
         trouble: None,
         refusals: vec![],
+        budget_until: None,
     }
 }
 
@@ -71,7 +72,7 @@ fn order(step: OrderStep, error: Option<&str>) -> Option<OrderFacts> {
 #[test]
 #[expect(clippy::too_many_lines, reason = "one table")]
 fn every_stage_has_its_word_its_actor_and_its_record() {
-    use ConditionKind::{ChallengeReachable, DnsPointsHere, OwnershipProved};
+    use ConditionKind::{CaaPermits, ChallengeReachable, DnsPointsHere, OwnershipProved};
     use ConditionStatus::{False, True, Unknown};
     use DomainStatus::{Active, Degraded, Deploying, Failed, Issuing, Pending, Suspended, Validating};
     let dns = dns();
@@ -80,6 +81,8 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
     let elsewhere = [row(DnsPointsHere, False, "Elsewhere")];
     let unknown = [row(DnsPointsHere, Unknown, "NoAnswer"), row(ChallengeReachable, Unknown, "NoAnswer")];
     let unreachable = [row(ChallengeReachable, False, "NotFetched")];
+    let mut caa = [row(CaaPermits, False, "Forbidden")];
+    caa[0].observed.message = "set shop.example CAA 0 issue \"ca.test\"".into();
     let recheck = [row(OwnershipProved, True, RECHECK_FAILED)];
     let late = CertificateFacts { renew_at: NOW - HOUR, ..good() };
     let expired = CertificateFacts { not_after: NOW - 1, ..good() };
@@ -100,6 +103,9 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
             "no longer looks",
         ),
         ("before order", bare(), Issuing, "about to be ordered"),
+        ("no budget", Facts { budget_until: Some(NOW + HOUR), ..bare() }, Issuing, "used up its budget"),
+        ("budget again", Facts { budget_until: Some(NOW), ..bare() }, Issuing, "about to be ordered"),
+        ("caa", Facts { conditions: &caa, ..bare() }, Pending, "set shop.example CAA 0 issue \"ca.test\""),
         (
             "points elsewhere",
             Facts { conditions: &elsewhere, ..bare() },

@@ -129,21 +129,21 @@ fn the_second_cell_follows_when_the_first_is_issued() {
     let mut world = World::new();
     world.ready("a.shop.test", &["master", "shadow"]);
     world.plan();
-    let first = orders_due(&world.facts, 10);
+    let first = orders_due(&world.facts);
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].cell, cell("master"));
-    world.facts.open_orders.push((first[0].lineage, first[0].name_set.clone()));
-    assert_eq!(orders_due(&world.facts, 10), [], "one order of a group at a time");
+    world.facts.open_orders.push(open_order(&first[0], NOW));
+    assert_eq!(orders_due(&world.facts), [], "one order of a group at a time");
     world.facts.open_orders.clear();
     world.issue(&first[0], NOW + 1000);
-    let second = orders_due(&world.facts, 10);
+    let second = orders_due(&world.facts);
     assert_eq!(second.len(), 1);
     assert_eq!(second[0].cell, cell("shadow"));
     assert_eq!(second[0].name_set, first[0].name_set);
     world.issue(&second[0], NOW + 1000);
-    assert_eq!(orders_due(&world.facts, 10), []);
+    assert_eq!(orders_due(&world.facts), []);
     world.facts.now_ms = NOW + 1000;
-    let renewal = orders_due(&world.facts, 10);
+    let renewal = orders_due(&world.facts);
     assert_eq!((renewal.len(), renewal[0].renewal), (1, true));
 }
 
@@ -153,13 +153,13 @@ fn a_failed_name_waits_alone_while_the_rest_is_ordered() {
     world.ready("a.shop.test", &["default"]);
     let dead = world.ready("b.shop.test", &["default"]);
     world.plan();
-    let first = orders_due(&world.facts, 10);
+    let first = orders_due(&world.facts);
     assert_eq!(first[0].names.len(), 2);
     let state = world.facts.names.get_mut(&dead).unwrap();
     (state.failed_before, state.next_at) = (true, NOW + 60_000);
     state.methods.clear();
     world.plan();
-    let rest = orders_due(&world.facts, 10);
+    let rest = orders_due(&world.facts);
     assert_eq!(rest.len(), 1);
     assert_eq!(rest[0].names.keys().collect::<Vec<_>>(), ["a.shop.test"]);
     assert_eq!(preflights_due(&world.facts), []);
@@ -167,7 +167,7 @@ fn a_failed_name_waits_alone_while_the_rest_is_ordered() {
     world.facts.now_ms = NOW + 60_000;
     assert_eq!(preflights_due(&world.facts), [dead], "the back-off is over: look again, then order");
     world.facts.names.get_mut(&dead).unwrap().methods = vec![ChallengeMethod::Http01];
-    let alone = orders_due(&world.facts, 10);
+    let alone = orders_due(&world.facts);
     assert_eq!(alone.len(), 1);
     assert_eq!(alone[0].names.keys().collect::<Vec<_>>(), ["b.shop.test"]);
 }
@@ -177,20 +177,20 @@ fn a_lineage_of_a_retired_group_stays_until_its_names_are_live_elsewhere() {
     let mut world = World::new();
     let name = world.ready("a.shop.test", &["default"]);
     world.plan();
-    let order = orders_due(&world.facts, 10).remove(0);
+    let order = orders_due(&world.facts).remove(0);
     world.issue(&order, NOW + 1000);
     // Its owner wants it alone from now on, and in another cell too.
     let domain = world.facts.domains.iter_mut().find(|domain| domain.id == name).unwrap();
     domain.cells.insert(0, cell("another"));
     world.plan();
     assert_eq!(lineages_to_retire(&world.facts), [], "nobody else covers it");
-    let first = orders_due(&world.facts, 10).remove(0);
+    let first = orders_due(&world.facts).remove(0);
     assert_eq!(first.cell, cell("another"));
     world.issue(&first, NOW + 5000);
     assert_eq!(lineages_to_retire(&world.facts), [], "the other cell's certificate is not this cell's");
-    assert_eq!(orders_due(&world.facts, 10), [], "the old certificate serves this cell until it is due");
+    assert_eq!(orders_due(&world.facts), [], "the old certificate serves this cell until it is due");
     world.facts.now_ms = NOW + 1000;
-    let second = orders_due(&world.facts, 10).remove(0);
+    let second = orders_due(&world.facts).remove(0);
     assert_eq!(second.cell, cell("default"));
     world.issue(&second, NOW + 5000);
     assert_eq!(lineages_to_retire(&world.facts), [order.lineage]);
@@ -201,26 +201,61 @@ fn a_failed_order_holds_its_lineage_until_its_time() {
     let mut world = World::new();
     world.ready("a.shop.test", &["default"]);
     world.plan();
-    let order = orders_due(&world.facts, 10).remove(0);
+    let order = orders_due(&world.facts).remove(0);
     world.facts.retry_at.insert(order.lineage, NOW + 1);
-    assert_eq!(orders_due(&world.facts, 10), []);
+    assert_eq!(orders_due(&world.facts), []);
     world.facts.now_ms = NOW + 1;
-    assert_eq!(orders_due(&world.facts, 10).len(), 1);
+    assert_eq!(orders_due(&world.facts).len(), 1);
 }
 
 #[test]
 fn one_tenants_import_does_not_hold_up_anothers_name() {
-    let queues = vec![vec!["a1", "a2", "a3", "a4"], vec!["b1"], vec!["c1", "c2"]];
-    assert_eq!(in_turn(queues), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
+    let queues = vec![(0, vec!["a1", "a2", "a3", "a4"]), (0, vec!["b1"]), (2, vec!["c1", "c2"])];
+    assert_eq!(fair(queues), ["a1", "b1", "a2", "a3", "c1", "a4", "c2"]);
     let mut world = World::new();
     for n in 0..300 {
         world.ready(&format!("import{n}.test"), &["default"]);
     }
+    let importer = world.tenant;
     world.tenant = TenantId::generate();
     let single = world.ready("single.test", &["default"]);
     world.plan();
-    let due = orders_due(&world.facts, 4);
-    assert!(due.iter().any(|order| order.names.values().any(|domain| *domain == single)), "{due:?}");
+    let is_single = |order: &DueOrder| order.names.values().any(|domain| *domain == single);
+    let due = orders_due(&world.facts);
+    assert!(due[..2].iter().any(is_single), "{due:?}");
+    // All that the importer may have open waits for hours: the other's order is planned and goes first all the same.
+    for order in due.iter().filter(|order| !is_single(order)) {
+        world.facts.open_orders.push(open_order(order, NOW + 3_600_000));
+    }
+    world.facts.spent.insert(Some(importer), 300);
+    let due = orders_due(&world.facts);
+    assert!(due.len() == 1 && is_single(&due[0]), "{due:?}");
+    // Where one order at a time finds room, it is not the importer's again and again.
+    world.facts.open_orders.clear();
+    assert!(is_single(&orders_due(&world.facts)[0]));
+}
+
+#[test]
+fn a_tenants_new_names_do_not_hold_up_its_renewals() {
+    let mut world = World::new();
+    let old = world.ready("old.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    world.issue(&order, NOW + 10);
+    for n in 0..300 {
+        world.ready(&format!("import{n}.test"), &["default"]);
+    }
+    world.plan();
+    let due = orders_due(&world.facts);
+    world.facts.open_orders.extend(due.iter().map(|order| open_order(order, NOW + 3_600_000)));
+    assert_eq!(orders_due(&world.facts), [], "its new names have all the room that they may have");
+    world.facts.now_ms = NOW + 10;
+    let due = orders_due(&world.facts);
+    assert!(due.len() == 1 && due[0].names.values().eq([&old]), "{due:?}");
+}
+
+fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
+    OpenOrder { lineage: order.lineage, name_set: order.name_set.clone(), tenant: order.tenant, next_at }
 }
 
 #[test]
@@ -236,12 +271,12 @@ fn a_name_that_another_tenant_has_proved_gets_a_certificate_of_its_own() {
     let mut world = World::new();
     let first = world.ready("shop.test", &["default"]);
     world.plan();
-    world.issue(&orders_due(&world.facts, 10)[0].clone(), NOW * 2);
+    world.issue(&orders_due(&world.facts)[0].clone(), NOW * 2);
     world.facts.domains.retain(|domain| domain.id != first);
     world.tenant = TenantId::generate();
     let second = world.ready("shop.test", &["default"]);
     world.plan();
-    let due = orders_due(&world.facts, 10);
+    let due = orders_due(&world.facts);
     assert_eq!(due.len(), 1, "the old certificate serves the old tenant's domain only");
     assert_eq!(due[0].names, Names::from([("shop.test".to_owned(), second)]));
     assert_eq!(due[0].tenant, Some(world.tenant));

@@ -35,6 +35,7 @@ use crate::clock;
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
+use crate::plan::ledger::HOURS_3_MS;
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::group::{self, GroupRow, OrderableDomain};
 use crate::store::order::{OrderRow, OrderState};
@@ -43,8 +44,6 @@ use issuer::Issuer;
 
 /// Orders that run at the same time.
 const ORDERS_IN_FLIGHT_MAX: usize = 32;
-/// Orders that are open and could run within the next minute; more are not planned before some are over.
-const ORDERS_OPEN_MAX: usize = 256;
 /// Orders that one transaction writes, each with a key and a signature (about 0.1 ms): others write in between.
 const ORDERS_PLANNED_AT_ONCE: usize = 64;
 const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
@@ -123,6 +122,8 @@ struct Work {
     running_sets: HashSet<String>,
     preflights: JoinSet<DomainId>,
     looking_at: HashSet<DomainId>,
+    /// As of the last look: whose turn it is.
+    spent: HashMap<Option<TenantId>, u32>,
     look_took: Duration,
     pruned_at_ms: i64,
 }
@@ -136,6 +137,7 @@ impl Work {
             running_sets: HashSet::new(),
             preflights: JoinSet::new(),
             looking_at: HashSet::new(),
+            spent: HashMap::new(),
             look_took: Duration::ZERO,
             pruned_at_ms: 0,
         }
@@ -199,8 +201,8 @@ impl Work {
             }
             tx.commit().await?;
         }
-        let room = ORDERS_OPEN_MAX.saturating_sub(facts.open_orders.len());
-        let due = reconcile::orders_due(&facts, room);
+        self.spent.clone_from(&facts.spent);
+        let due = reconcile::orders_due(&facts);
         for due in due.chunks(ORDERS_PLANNED_AT_ONCE) {
             plan_orders(&issuance, issuer, due).await?;
             self.start_orders().await;
@@ -226,9 +228,17 @@ impl Work {
             by_tenant.entry(domain.tenant).or_default().push(domain);
         }
         let room = PREFLIGHTS_IN_FLIGHT_MAX.saturating_sub(self.preflights.len());
-        // A tenant's names in bundles, so that those of one certificate are ready at about the same time.
-        let bundles = by_tenant.values().map(|domains| domains.chunks(PREFLIGHT_BUNDLE).collect()).collect();
-        let turns: Vec<&[&OrderableDomain]> = reconcile::in_turn(bundles);
+        let mut looking: HashMap<TenantId, usize> = HashMap::new();
+        for domain in facts.domains.iter().filter(|domain| self.looking_at.contains(&domain.id)) {
+            *looking.entry(domain.tenant).or_default() += 1;
+        }
+        // A tenant's names in bundles, so that those of one certificate are ready at about the same time. A bundle counts
+        // as one turn; a tenant that has one under way has had it.
+        let bundles = by_tenant.iter().map(|(tenant, domains)| {
+            let had = looking.get(tenant).copied().unwrap_or(0).div_ceil(PREFLIGHT_BUNDLE);
+            (had, domains.chunks(PREFLIGHT_BUNDLE).collect())
+        });
+        let turns: Vec<&[&OrderableDomain]> = reconcile::fair(bundles.collect());
         for &domain in turns.into_iter().flatten().take(room) {
             self.looking_at.insert(domain.id);
             let (issuance, domain) = (self.issuance.clone(), domain.clone());
@@ -266,7 +276,11 @@ impl Work {
                 by_tenant.entry(row.tenant).or_default().push(row);
             }
         }
-        for row in reconcile::in_turn(by_tenant.into_values().collect()) {
+        let queues = by_tenant.into_iter().map(|(tenant, rows)| {
+            let spent = self.spent.get(&tenant).copied().unwrap_or(0);
+            (usize::try_from(spent).unwrap_or(usize::MAX), rows)
+        });
+        for row in reconcile::fair(queues.collect()) {
             if self.orders.len() >= ORDERS_IN_FLIGHT_MAX {
                 break;
             }
@@ -297,8 +311,9 @@ async fn read_facts(issuance: &Issuance) -> Result<Facts, StoreError> {
         names: group::name_states(&mut read).await?,
         groups: group::live_groups(&mut read).await?,
         lineages: group::lineages(&mut read).await?,
-        open_orders: store::order::open_sets(&mut read).await?,
+        open_orders: store::order::open_summaries(&mut read).await?,
         retry_at,
+        spent: store::order::requests_by_tenant(&mut read, now_ms - HOURS_3_MS).await?.into_iter().collect(),
     })
 }
 

@@ -27,7 +27,7 @@ use super::issuer::Issuer;
 use super::publish;
 use super::{Issuance, fail_point};
 use crate::acme::{AcmeError, AcmeErrorKind, AuthorizationStatus, CaOrder, CaOrderStatus};
-use crate::plan::ledger::{self, Book, DAYS_7_MS, HOURS_3_MS, NoRoom, Spent};
+use crate::plan::ledger::{self, Book, DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, NoRoom, Spent};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
 use crate::store::order::{self, LedgerEntry, OrderRow, OrderState};
@@ -170,11 +170,19 @@ impl Step<'_> {
                 let found = order::requests_of_domain(&mut tx, &row.issuer, domain, since).await?;
                 book.registered_domains.push(spent(found));
             }
+            if let Some(tenant) = row.tenant
+                && has_new_name(&mut tx, &row.domains).await?
+            {
+                let (hour, day) = (now - HOUR_MS, now - DAY_MS);
+                book.tenant_1h = spent(order::requests_of_tenant(&mut tx, tenant, hour).await?);
+                book.tenant_24h = spent(order::requests_of_tenant(&mut tx, tenant, day).await?);
+            }
         }
         ledger::check(&self.issuer.config.limits, &book, row.renewal).map_err(Stop::NoRoom)?;
         let entry = LedgerEntry {
             issuer: &row.issuer,
             order: row.id,
+            tenant: row.tenant,
             name_set: &row.name_set,
             renewal: row.renewal,
             registered_domains: &registered_domains,
@@ -397,6 +405,16 @@ async fn invalid(order: &mut CaOrder) -> Stop {
     }
 }
 
+/// Whether some name of an order has no certificate yet. Where all have one the order keeps them alive.
+async fn has_new_name(tx: &mut WriteTx, domains: &[DomainId]) -> Result<bool, StoreError> {
+    for domain in domains {
+        if credential::of_domain(tx, *domain).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn spent((count, oldest_ms): (u32, Option<i64>)) -> Spent {
     Spent { count, oldest_ms }
 }
@@ -426,12 +444,19 @@ async fn stopped(
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
         Stop::NoRoom(no_room) => {
-            let text = format!(
-                "our ledger is at the CA's limit on {}; the next order can go at {}",
-                no_room.limit.text(),
-                crate::clock::rfc3339(no_room.next_ms)
-            );
-            wait(issuance, row, no_room.next_ms, "CaLimit", &text).await
+            let (limit, next) = (no_room.limit.text(), crate::clock::rfc3339(no_room.next_ms));
+            let (reason, text) = if no_room.limit.is_of_tenant() {
+                let text = format!(
+                    "the tenant has used up its budget of {limit}; the next order can go at {next}; an operator can \
+                     raise tenant_1h and tenant_24h of [issuer.limits]"
+                );
+                ("TenantBudget", text)
+            } else {
+                let text =
+                    format!("our ledger is at the CA's limit on {limit}; the next order can go at {next}");
+                ("CaLimit", text)
+            };
+            wait(issuance, row, no_room.next_ms, reason, &text).await
         }
         Stop::Acme(error) => held_up(issuance, issuer, row, error).await,
     }
