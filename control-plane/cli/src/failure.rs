@@ -67,6 +67,11 @@ impl Failure {
         self.problem.as_ref().map(|problem| problem.status)
     }
 
+    /// The stable code of the API's refusal.
+    pub(crate) fn problem_code(&self) -> Option<&str> {
+        self.problem.as_ref().map(|problem| problem.code.as_str())
+    }
+
     /// What to try, as a line for a shell.
     pub(crate) fn next_line(&self) -> Option<String> {
         match self.next.as_ref()? {

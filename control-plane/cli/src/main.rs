@@ -23,6 +23,7 @@ mod records;
 mod revision;
 mod service;
 mod settings;
+mod shell;
 
 use std::io::Write as _;
 use std::process::ExitCode;

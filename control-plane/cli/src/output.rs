@@ -105,30 +105,46 @@ impl Table {
         let mut lines = Vec::new();
         for (number, row) in self.rows.iter().enumerate() {
             let mut text = " ".repeat(self.indent);
-            for column in 0..beside {
+            for (column, cell) in row.iter().enumerate().take(beside) {
                 text.push_str(&" ".repeat(start(column).saturating_sub(visible_width(&text))));
                 if column == last && folds {
-                    let mut parts = folded(&row[column], room - start(column)).into_iter();
+                    let mut parts = folded(cell, room - start(column)).into_iter();
                     text.push_str(&parts.next().unwrap_or_default());
                     lines.push(std::mem::take(&mut text));
                     lines.extend(parts.map(|part| " ".repeat(start(column)) + &part));
                 } else {
-                    text.push_str(&row[column]);
+                    text.push_str(cell);
                 }
             }
             if !text.is_empty() {
                 lines.push(text.trim_end().to_owned());
             }
+            // What does not fit beside its row stands below it, as much in a line as goes.
+            let room = room.saturating_sub(self.indent + 4);
             let below = (beside..head.len()).filter(|&column| number > 0 && row[column] != "-");
-            for column in below {
-                let parts = folded(
-                    &format!("{} {}", head[column], row[column]),
-                    room.saturating_sub(self.indent + 4),
-                );
-                lines.extend(parts.into_iter().map(|part| " ".repeat(self.indent + 4) + &part));
+            let mut packed: Vec<String> = Vec::new();
+            for cell in below.map(|column| format!("{} {}", head[column], row[column])) {
+                match packed.last_mut() {
+                    Some(last) if visible_width(last) + 3 + visible_width(&cell) <= room => {
+                        last.push_str("   ");
+                        last.push_str(&cell);
+                    }
+                    _ if visible_width(&cell) <= room => packed.push(cell),
+                    _ => packed.extend(folded(&cell, room)),
+                }
             }
+            lines.extend(packed.into_iter().map(|part| " ".repeat(self.indent + 4) + &part));
         }
         lines
+    }
+}
+
+/// One fact of an object, with its label; folded where the terminal is narrower.
+pub(crate) fn fact(label: &str, text: &str) {
+    const START: usize = 12;
+    let room = terminal_columns().map_or(usize::MAX, |columns| columns.saturating_sub(START));
+    for (number, part) in folded(text, room).iter().enumerate() {
+        line(format!("  {:<9} {part}", if number == 0 { label } else { "" }));
     }
 }
 

@@ -72,7 +72,13 @@ async fn verify(settings: &Settings, client: &Client, mark: Option<&str>) -> Out
         // Is the entry that was noted there still, the same? The walk below then shows whether what came before it fits.
         let noted = client.verify_audit(Some(mark)).await.map_err(|error| {
             let failure = Failure::from(error);
-            if failure.status() == Some(410) { failure.next("audit verify") } else { failure }
+            match failure.status() {
+                Some(410) => failure.next("audit verify"),
+                Some(400) => {
+                    Failure::usage(format!("--mark {mark} is no mark, SEQUENCE:HASH")).next("audit verify")
+                }
+                _ => failure,
+            }
         })?;
         if let Some(entry) = noted.altered {
             let text =

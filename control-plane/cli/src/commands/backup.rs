@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, line};
+use crate::progress;
 use crate::settings::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,9 @@ impl BackupArgs {
 /// Writes a backup; the control plane may run.
 pub(crate) async fn backup(settings: &Settings, args: BackupArgs) -> Outcome {
     let config = args.config()?;
+    let bar = progress::bar("writing the backup", 0);
     backup::backup(&config, &args.file).await?;
+    bar.finish_and_clear();
     let file = args.file.display().to_string();
     let text = format!("{file} holds everything but the key-encryption key; keep that key apart");
     output::done(settings.format, text, &json!({ "file": file }))
@@ -41,7 +44,9 @@ pub(crate) async fn backup(settings: &Settings, args: BackupArgs) -> Outcome {
 /// Puts a backup back; the control plane must not run.
 pub(crate) async fn restore(settings: &Settings, args: BackupArgs) -> Outcome {
     let config = args.config()?;
+    let bar = progress::bar("restoring", 0);
     let restored = backup::restore(&config, &args.file, &Clock::default()).await?;
+    bar.finish_and_clear();
     let next = format!("{} control-plane run --config {}", crate::invocation(), args.config.display());
     if settings.format == Format::Json {
         let kept = restored.kept.map(|kept| kept.display().to_string());

@@ -9,6 +9,7 @@ use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
+use crate::shell::shell_word;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum CertCommand {
@@ -99,7 +100,7 @@ async fn show(settings: &Settings, which: &str) -> Outcome {
     if certificates.is_empty() {
         let hostname = &domain.spec.hostname;
         return Err(Failure::not_ready(format!("{hostname} has no certificate yet"))
-            .next(format!("domain show '{hostname}'")));
+            .next(format!("domain show {}", shell_word(hostname))));
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use crate::progress;
 use crate::records;
 use crate::revision::on_newest;
 use crate::settings::Settings;
+use crate::shell::shell_word;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DomainCommand {
@@ -119,7 +120,7 @@ impl WaitArgs {
         let hostname = &domain.spec.hostname;
         let text =
             format!("{hostname} is {} after {} s", output::word(&domain.status), self.timeout.as_secs());
-        Err(Failure::not_ready(text).next(format!("domain show '{hostname}'")))
+        Err(Failure::not_ready(text).next(format!("domain show {}", shell_word(hostname))))
     }
 }
 
@@ -167,7 +168,9 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
             let tried = client.retry_domain(id).await;
             show(
                 settings,
-                &tried.map_err(|error| Failure::from(error).next(format!("domain show {domain}")))?,
+                &tried.map_err(|error| {
+                    Failure::from(error).next(format!("domain show {}", shell_word(&domain)))
+                })?,
             )
         }
         DomainCommand::Check { domain } => {
@@ -200,16 +203,32 @@ pub(crate) async fn find(client: &Client, domain: &str) -> Outcome<Domain> {
 async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
     let hostname = NamePattern::parse(&args.hostname).map_err(|error| Failure::usage(error.to_string()))?;
     let tenant = tenant::find(client, &args.tenant).await.map_err(|failure| {
-        if failure.code == 3 { failure.next(format!("tenant add {}", args.tenant)) } else { failure }
+        if failure.code == 3 {
+            failure.next(format!("tenant add {}", shell_word(&args.tenant)))
+        } else {
+            failure
+        }
     })?;
     let spec = spec(&hostname, args.action.action(), args.cells, args.alone);
     let created = client.create_domain(tenant.id, &spec).await;
-    let domain = created.map_err(|error| Failure::from(error).about(&hostname))?;
+    let domain =
+        created.map_err(|error| with_grant(Failure::from(error).about(&hostname), &tenant.spec.name))?;
     if args.publish.is_wanted() {
         args.publish.publish(settings, records::needed([&domain])).await?;
         client.check_domain(domain.id).await?;
     }
     args.wait.show(settings, client, domain).await
+}
+
+/// Names the command that lets a tenant's origins be where the egress guard refuses them.
+pub(crate) fn with_grant(failure: Failure, tenant: &str) -> Failure {
+    if failure.problem_code() != Some("origin_denied") {
+        return failure;
+    }
+    failure.next(format!(
+        "tenant set {} --egress-grant CIDR:PORT   (with an operator's token)",
+        shell_word(tenant)
+    ))
 }
 
 /// A domain with one action for all paths.
@@ -274,29 +293,21 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     }
     let name = output::paint(&domain.hostname_unicode, output::Colour::Bold);
     line(format!("{name}  {}  {}", output::status(domain.status), domain.id));
-    line(format!("  tenant    {}", domain.tenant_name));
+    output::fact("tenant", &domain.tenant_name);
     for route in &domain.spec.routes {
-        line(format!("  {:<9} {}", route.path_prefix, action_text(&route.action)));
+        output::fact(&route.path_prefix, &action_text(&route.action));
     }
     if let Some(proof) = &domain.proof {
-        line(format!(
-            "  proved    {} by {}: {}",
-            output::time(&proof.proved_at),
-            output::word(&proof.method),
-            proof.evidence
-        ));
+        let (at, method) = (output::time(&proof.proved_at), output::word(&proof.method));
+        output::fact("proved", &format!("{at} by {method}: {}", proof.evidence));
     }
     if let Some(suspension) = &domain.suspension {
-        line(format!("  suspended {}", suspension_text(suspension)));
+        output::fact("suspended", &suspension_text(suspension));
     }
     for certificate in &domain.certificates {
-        line(format!(
-            "  cert      {} until {}, cell {}, {}",
-            names_text(&certificate.names),
-            output::time(&certificate.not_after),
-            certificate.cell,
-            certificate.credential_id
-        ));
+        let (names, until) = (names_text(&certificate.names), output::time(&certificate.not_after));
+        let (cell, id) = (&certificate.cell, certificate.credential_id);
+        output::fact("cert", &format!("{names} until {until}, cell {cell}, {id}"));
     }
     print_conditions(domain);
     if let Some(next) = &domain.next_action {
@@ -305,9 +316,9 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
             Actor::Operator => "the operator",
             Actor::System => "nobody; it goes on by itself",
         };
-        line(format!("  next      {} ({actor})", next.text));
+        output::fact("next", &format!("{} ({actor})", next.text));
         if let Some(at) = &next.retry_at {
-            line(format!("            looked at again at {}", output::time(at)));
+            output::fact("", &format!("looked at again at {}", output::time(at)));
         }
         print_records(&next.records);
     } else if domain.proof.is_none() {

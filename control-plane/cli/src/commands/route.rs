@@ -6,10 +6,11 @@ use portico_api::v1::client::Client;
 use portico_api::v1::{Action, Route};
 use serde_json::json;
 
-use crate::commands::domain::{WaitArgs, find};
+use crate::commands::domain::{WaitArgs, find, with_grant};
 use crate::failure::{Failure, Outcome};
 use crate::revision::on_newest;
 use crate::settings::Settings;
+use crate::shell::shell_word;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RouteArgs {
@@ -61,11 +62,13 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -
     let action = if remove { None } else { Some(action.action()) };
     let changed = on_newest(async || {
         let found = find(client, &domain).await?;
+        let tenant = found.tenant_name.clone();
         let routes = changed(found.spec.routes, &path, action.clone()).map_err(|text| {
-            Failure::not_found(format!("domain {domain}: {text}")).next(format!("domain show {domain}"))
+            Failure::not_found(format!("domain {domain}: {text}"))
+                .next(format!("domain show {}", shell_word(&domain)))
         })?;
         let patched = client.patch_domain(found.id, &json!({ "routes": routes }), Some(found.revision)).await;
-        patched.map_err(|error| Failure::from(error).about(format!("domain {domain}")))
+        patched.map_err(|error| with_grant(Failure::from(error).about(format!("domain {domain}")), &tenant))
     });
     wait.show(settings, client, changed.await?).await
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::addresses::Addresses;
 use super::folder::{self, Folder};
 use super::onboarding::{self, BROKEN, Onboarded, TENANTS};
-use super::{shell_path, shell_word};
+use super::shell_path;
 use crate::output::{self, Colour, line};
+use crate::shell::shell_word;
 
 /// A command with what it shows.
 #[derive(Debug)]

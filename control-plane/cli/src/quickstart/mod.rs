@@ -27,6 +27,7 @@ use crate::clock;
 use crate::failure::{Failure, Outcome};
 use crate::output::line;
 use crate::settings::Context;
+use crate::shell::shell_word;
 use addresses::{AddressArgs, Addresses};
 use children::{Children, Part};
 use folder::Folder;
@@ -147,24 +148,4 @@ fn shell_path(path: &Path) -> String {
         std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
     let path = relative.unwrap_or_else(|| path.to_owned());
     shell_word(&path.display().to_string())
-}
-
-fn shell_word(word: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_:@%+=,".contains(&byte);
-    if !word.is_empty() && word.bytes().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shell_word;
-
-    #[test]
-    fn odd_paths_are_one_word_to_a_shell() {
-        assert_eq!(shell_word("a/b.pem"), "a/b.pem");
-        assert_eq!(shell_word("my dir/it's"), r"'my dir/it'\''s'");
-        assert_eq!(shell_word("*.wild"), "'*.wild'");
-    }
 }

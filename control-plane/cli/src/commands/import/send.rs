@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use futures_util::StreamExt as _;
 use portico_api::v1::client::Client;
 use portico_api::v1::{
-    Domain, DomainBatch, DomainBatchAnswer, DomainSpec, IMPORT_ITEMS_MAX, Import, ImportTenant, Sharing,
-    Tenant,
+    Domain, DomainBatch, DomainBatchAnswer, DomainSpec, IMPORT_ITEMS_MAX, Import, ImportTenant, Problem,
+    Sharing, Tenant,
 };
 use portico_cert_store::{DomainId, TenantId};
 
@@ -78,7 +78,7 @@ pub(super) async fn send_atomic(client: &Client, rows: Vec<Row>, new_tenant: &Te
     let answer = client.import(&Import { tenants }).await?;
     for ((name, rows), part) in groups.iter().zip(answer.tenants) {
         match part.problem {
-            Some(problem) => sent.refuse_all(name, rows, &problem.to_string()),
+            Some(problem) => sent.refuse_all(name, rows, &problem_text(&problem)),
             None => sort_results(&mut sent, rows, DomainBatchAnswer { results: part.results })?,
         }
         sent.tenants_created += usize::from(part.created);
@@ -212,11 +212,25 @@ fn sort_results(sent: &mut Sent, chunk: &[Row], answer: DomainBatchAnswer) -> Ou
         match (result.status, result.id, result.problem) {
             (201, Some(id), _) => sent.created.push(id),
             (200, Some(id), _) => sent.existing.push(id),
-            (_, _, Some(problem)) => sent.refused.push(refused(row, problem.to_string())),
+            (_, _, Some(problem)) => sent.refused.push(refused(row, problem_text(&problem))),
             (status, _, None) => sent.refused.push(refused(row, format!("the API answered {status}"))),
         }
     }
     Ok(())
+}
+
+/// The problem's text with the file's columns in the place of pointers into a body that nobody has seen.
+fn problem_text(problem: &Problem) -> String {
+    let mut text = problem.to_string();
+    for error in &problem.errors {
+        let column = match error.pointer.rsplit('/').next() {
+            Some("origin" | "to" | "body" | "status") => "target",
+            Some("hostname") => "hostname",
+            _ => continue,
+        };
+        text = text.replace(&format!("{}:", error.pointer), &format!("{column}:"));
+    }
+    text
 }
 
 fn refused(row: &Row, text: String) -> RowError {
