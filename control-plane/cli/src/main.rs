@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{audit, backup, cert, check, domain, edge, preview, removal, shadow, tenant};
+use commands::{audit, backup, cert, check, domain, edge, preview, removal, shadow, tenant, token};
 use failure::{Failure, Outcome};
 use output::Format;
 use settings::{Settings, SettingsArgs};
@@ -94,6 +94,11 @@ enum ApiCommand {
     Tenant {
         #[command(subcommand)]
         command: tenant::TenantCommand,
+    },
+    /// Tokens: who may call the API, for all or for one tenant
+    Token {
+        #[command(subcommand)]
+        command: token::TokenCommand,
     },
     /// Domains: names that tenants bring
     Domain {
@@ -209,6 +214,7 @@ fn block_on(work: impl Future<Output = Outcome>) -> Outcome {
 async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
     match command {
         ApiCommand::Tenant { command } => tenant::run(settings, command).await,
+        ApiCommand::Token { command } => token::run(settings, command).await,
         ApiCommand::Domain { command } => domain::run(settings, command).await,
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,

@@ -13,3 +13,4 @@ pub(crate) mod route;
 pub(crate) mod shadow;
 pub(crate) mod suspension;
 pub(crate) mod tenant;
+pub(crate) mod token;

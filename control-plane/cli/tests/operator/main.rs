@@ -6,4 +6,5 @@ mod domains;
 mod json_output;
 mod plane;
 mod services;
+mod tokens;
 mod trail;

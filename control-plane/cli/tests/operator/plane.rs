@@ -48,6 +48,15 @@ impl Plane {
         Ended::of(&output)
     }
 
+    /// `portico` with another token.
+    pub(crate) async fn portico_as(&self, token: &str, line: &[&str]) -> Ended {
+        let mut command = portico();
+        command.arg("--api").arg(format!("http://{}", self.running.api)).args(line);
+        command.env("PORTICO_TOKEN", token);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        Ended::of(&output)
+    }
+
     /// A command that has to succeed; answers its standard output.
     pub(crate) async fn succeeds(&self, line: &[&str]) -> String {
         let ended = self.portico(line).await;

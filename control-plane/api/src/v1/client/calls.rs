@@ -88,8 +88,8 @@ impl Client {
         self.post("/v1/tokens", request).await
     }
 
-    pub async fn tokens(&self) -> Result<Page<Token>, ClientError> {
-        self.get("/v1/tokens").await
+    pub async fn tokens(&self, cursor: Option<&str>, limit: Option<u32>) -> Result<Page<Token>, ClientError> {
+        self.get(&Query::new("/v1/tokens").text("cursor", cursor).number("limit", limit).0).await
     }
 
     pub async fn delete_token(&self, id: &str) -> Result<(), ClientError> {
