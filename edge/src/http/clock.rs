@@ -201,14 +201,14 @@ impl ConnectionClock {
         self.may_doze.get()
             && !self.mid_message.get()
             && !self.unflushed.get()
-            && limits::DOZE_AFTER < self.deadlines.idle
+            && self.deadlines.doze_after < self.deadlines.idle
     }
 
     fn running(&self) -> [Option<(Instant, Expired)>; 2] {
         let quiet = self.open_exchanges.get() == 0;
         let waiting = quiet.then(|| match self.head_since.get() {
             Some(since) => (since + self.deadlines.header, Expired::SlowHead),
-            None if self.can_doze() => (self.idle_since.get() + limits::DOZE_AFTER, Expired::Quiet),
+            None if self.can_doze() => (self.idle_since.get() + self.deadlines.doze_after, Expired::Quiet),
             None => (self.idle_since.get() + self.deadlines.idle, Expired::Idle),
         });
         let stalled = self.write_blocked_since.get();

@@ -37,15 +37,16 @@ where
     let mut io = GuardedIo::http1(stream, Rc::clone(&context.clock));
     let tunnel: Rc<RefCell<Option<TunnelOffer>>> = Rc::default();
     let (ended, early) = loop {
-        let talk = Box::pin(converse(io, &context, &tunnel)).await;
-        io = talk.io;
-        if talk.ended != Ended::Expired(Expired::Quiet) {
-            break (talk.ended, talk.unread);
+        let Talk { ended, io: left, unread } = Box::pin(converse(io, &context, &tunnel)).await;
+        io = left;
+        if ended != Ended::Expired(Expired::Quiet) {
+            break (ended, unread);
         }
-        if !talk.unread.is_empty() {
+        if !unread.is_empty() {
             // Bytes that hyper did not make a request of, although no message is under way: nothing is to be made of them.
-            break (Ended::Failed, talk.unread);
+            break (Ended::Failed, unread);
         }
+        drop(unread); // empty, and it would keep hyper's buffer
         if let Some(ended) = Box::pin(doze(&mut io, &context)).await {
             break (ended, Bytes::new());
         }

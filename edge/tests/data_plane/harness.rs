@@ -36,6 +36,8 @@ pub struct Setup {
     pub ip: IpAddr,
     /// Another log than the file of its own.
     pub log: Option<PathBuf>,
+    /// Called when the sockets are bound and no worker runs yet.
+    pub before_workers: fn(),
 }
 
 impl Default for Setup {
@@ -50,6 +52,7 @@ impl Default for Setup {
             http3: false,
             ip: Ipv4Addr::LOCALHOST.into(),
             log: None,
+            before_workers: || (),
         }
     }
 }
@@ -111,6 +114,7 @@ impl TestEdge {
             deadlines: setup.deadlines,
             readiness: Readiness::default(),
         });
+        (setup.before_workers)();
         let workers = start_workers(&edge, bound).unwrap();
         Self { bench, edge, https, http, log, switch, workers, _folder: folder }
     }

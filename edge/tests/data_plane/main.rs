@@ -28,6 +28,7 @@ mod panics;
 mod process;
 mod proxy;
 mod quic_load;
+mod quiet;
 mod resources;
 mod smuggling;
 mod stalled;

@@ -1,8 +1,8 @@
 //! The edge when something runs out or stands still: descriptors, the reader of its log; and its own surfaces.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit};
@@ -202,4 +202,66 @@ fn a_unix_socket_is_no_origin() {
             "the last good one"
         );
     });
+}
+
+/// Set in the process that plays the edge of the test below.
+const CHILD: &str = "PORTICO_TEST_WITHOUT_DESCRIPTORS";
+
+fn set_descriptors(current: u64) {
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum }).unwrap();
+}
+
+/// No descriptor more than there are.
+fn forbid_new_descriptors() {
+    use std::os::fd::AsRawFd as _;
+    let next_free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    set_descriptors(next_free.try_into().unwrap());
+}
+
+/// In a process of its own, because the limit is one of the process: says where it listens, and allows descriptors again
+/// when it is told to.
+fn edge_without_descriptors() {
+    let before = rustix::process::getrlimit(Resource::Nofile).current.unwrap();
+    let backend = portico_edge::io::choose(portico_edge::io::IoChoice::Epoll).unwrap().0;
+    let setup = Setup { before_workers: forbid_new_descriptors, ..Setup::default() };
+    let mut edge = TestEdge::with(backend, setup);
+    edge.serve(&["shop.example"]);
+    println!("\nlistening {}", edge.http);
+    let mut lines = std::io::stdin().lines();
+    lines.next().unwrap().unwrap();
+    assert!(!edge.workers[0].is_finished(), "a worker was given up");
+    set_descriptors(before);
+    assert!(lines.next().is_none(), "until the test is over");
+}
+
+#[test]
+fn a_worker_that_finds_no_descriptors_at_its_start_is_started_until_it_does() {
+    if std::env::var_os(CHILD).is_some() {
+        return edge_without_descriptors();
+    }
+    let name = "resources::a_worker_that_finds_no_descriptors_at_its_start_is_started_until_it_does";
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+        .env(CHILD, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let address = lines.find_map(|line| line.strip_prefix("listening ").map(str::to_owned)).unwrap();
+    let mut client = plain(address.parse().unwrap());
+    client.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n");
+    // Longer than several starts: each of them has failed, or there would be an answer.
+    client.stream.set_read_timeout(Some(4 * portico_edge::limits::WORKER_RESTART_PAUSE)).unwrap();
+    let answer = client.stream.read(&mut [0; 1]);
+    assert!(answer.is_err(), "no worker could have started: {answer:?}");
+    client.stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let mut tell = child.stdin.take().unwrap();
+    writeln!(tell, "descriptors").unwrap();
+    assert_eq!(client.answer().status, 301, "served once there are descriptors");
+    drop(tell);
+    for _line in lines {} // its pipe has to be read until it ends
+    assert!(child.wait().unwrap().success());
 }
