@@ -11,7 +11,7 @@ mod stage;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stage::{Stage, spec};
+use stage::{Stage, spec, until};
 
 #[test]
 fn the_committed_openapi_document_is_current() {
@@ -98,7 +98,7 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
         .to_owned();
     // The reconciler's first look is part of what is there before.
     let shown = json!({ "id": domain });
-    stage::until(
+    until(
         || stage.show(&shown),
         |shown| stage::condition(shown, "OwnershipProved")["reason"] != "NotChecked",
     )
@@ -489,6 +489,52 @@ async fn a_misspelt_cell_is_refused_with_those_that_exist() {
         let (path, taken) = (wanted.1.clone(), call(wanted).await);
         assert!(matches!(taken.status, 200 | 201), "{path}: {}", taken.text);
     }
+}
+
+/// Over the real store, with a CA that is not there: the plan asks nobody.
+#[tokio::test]
+async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
+    let stage = Stage::start_with(|folder, _| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        std::fs::write(folder.join("root.pem"), root.pem()).unwrap();
+        let root = folder.join("root.pem");
+        format!(
+            "[preflight]\nenabled = false\n[[issuer]]\nname = \"gone\"\ndirectory = \"https://127.0.0.1:1/directory\"\n\
+             root_pem = {root:?}\nroots_pem = {root:?}\n"
+        )
+    })
+    .await;
+    let (one, own) = stage.tenant("one").await;
+    let names = ["a.example", "www.a.example", "b.example", "c.example"];
+    let mut ids = Vec::new();
+    for name in &names[..3] {
+        ids.push(stage.domain(&one, name).await["id"].clone());
+    }
+    stage.domain(&one, names[3]).await;
+    let plan = async |query: &str| stage.operator("GET", &format!("/v1/plan{query}"), Value::Null).await;
+    assert_eq!(plan("").await.body["names"], 0, "no name is proved");
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": ids, "note": "x" })).await;
+    let planned = until(|| plan(""), |reply| reply.body["names"] == 3).await.body;
+    let of = |plan: &Value| {
+        (plan["groups"].clone(), plan["orders_now"].clone(), plan["names_per_key_max"].clone())
+    };
+    assert_eq!(of(&planned), (json!(2), json!(2), json!(2)), "{planned}");
+    assert_eq!(
+        (&planned["limits"]["orders_left"], &planned["limits"]["orders_3h"]),
+        (&json!(300), &json!(300))
+    );
+    assert_eq!(planned["eta"].as_array().unwrap().last().unwrap()["seconds"], 0);
+    let shared = plan("?sharing=tenant&explain=b.example").await.body;
+    assert_eq!(of(&shared), (json!(1), json!(1), json!(3)), "{shared}");
+    assert!(shared["explanation"].as_str().unwrap().contains("with 2 other names"), "{shared}");
+    let tight = plan("?names_per_certificate_max=1&orders_3h=1").await.body;
+    assert_eq!(of(&tight), (json!(3), json!(3), json!(1)), "{tight}");
+    assert_eq!(tight["eta"].as_array().unwrap().last().unwrap()["seconds"], 6 * 3600, "{tight}");
+    for wrong in ["?names_per_certificate_max=0", "?explain=-", "?sharing=all"] {
+        assert_eq!(plan(wrong).await.status, 400, "{wrong}");
+    }
+    assert_eq!(stage.call("GET", "/v1/plan", Some(&own), &[], Value::Null).await.status, 403);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{audit, backup, cert, check, domain, edge, preview, removal, shadow, tenant, token};
+use commands::{audit, backup, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token};
 use failure::{Failure, Outcome};
 use output::Format;
 use settings::{Settings, SettingsArgs};
@@ -120,6 +120,8 @@ enum ApiCommand {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// Which names share certificates, how many orders that takes, and when the CA's limits let them through
+    Plan(plan::PlanArgs),
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
     /// How to try a site on an edge before DNS moves
@@ -219,6 +221,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Audit { command } => audit::run(settings, command).await,
+        ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

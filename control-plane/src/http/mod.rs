@@ -15,6 +15,7 @@ mod imports;
 pub(crate) mod json_body;
 mod list;
 pub(crate) mod pace;
+mod plan;
 mod query;
 mod removals;
 mod request_id;
@@ -152,6 +153,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(default_certificate::show, default_certificate::choose, default_certificate::delete))
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))
+        .routes(routes!(plan::show))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))
         .routes(routes!(trail::verify))

@@ -3,6 +3,7 @@
 //! - [`caa`]: whether a name's CAA records let a CA issue.
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
+//! - [`report`]: the plan for people, also under other settings.
 //! - [`timing`]: back-off after a failure, and when a certificate is due for renewal.
 //!
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
@@ -10,4 +11,5 @@
 pub mod caa;
 pub mod ledger;
 pub mod reconcile;
+pub mod report;
 pub mod timing;

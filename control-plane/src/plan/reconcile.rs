@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
-    CellId, DomainId, GroupId, LineageId, NamePattern, PlanGroup, PlanInput, PlanLimits, PlanName, Sharing,
-    TenantId, TlsPolicy, TlsVersion, plan,
+    CellId, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup, PlanInput, PlanLimits, PlanName,
+    Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
 use crate::acme::ChallengeMethod;
@@ -88,19 +88,36 @@ pub fn preflights_due(facts: &Facts) -> Vec<DomainId> {
 /// What must change for the groups to be as planned.
 pub fn group_changes(facts: &Facts, names_per_certificate_max: usize) -> Vec<GroupChange> {
     let settling = settling_tenants(facts);
-    let mut classes: BTreeMap<&[CellId], (Vec<&OrderableDomain>, Vec<&GroupRow>)> = BTreeMap::new();
+    let mut changes = Vec::new();
+    for (cells, (domains, groups)) in classes(facts) {
+        let class = Class { facts, cells, settling: &settling, names_per_certificate_max };
+        changes.extend(class.changes(&domains, &groups));
+    }
+    changes
+}
+
+/// The plan of each set of cells, for people: as [`group_changes`] has it, for tenants too whose names still settle.
+pub(super) fn plans(facts: &Facts, names_per_certificate_max: usize) -> Vec<(&[CellId], Plan)> {
+    let settling = HashSet::new();
+    let plan = |(cells, (domains, groups)): (_, (Vec<_>, Vec<_>))| {
+        let class = Class { facts, cells, settling: &settling, names_per_certificate_max };
+        (cells, class.plan(&domains, &groups))
+    };
+    classes(facts).into_iter().map(plan).collect()
+}
+
+type Classes<'a> = BTreeMap<&'a [CellId], (Vec<&'a OrderableDomain>, Vec<&'a GroupRow>)>;
+
+/// Domains and groups by the cells that serve them.
+fn classes(facts: &Facts) -> Classes<'_> {
+    let mut classes: Classes<'_> = BTreeMap::new();
     for domain in &facts.domains {
         classes.entry(&domain.cells).or_default().0.push(domain);
     }
     for group in &facts.groups {
         classes.entry(&group.cells).or_default().1.push(group);
     }
-    let mut changes = Vec::new();
-    for (cells, (domains, groups)) in classes {
-        let class = Class { facts, cells, settling: &settling, names_per_certificate_max };
-        changes.extend(class.changes(&domains, &groups));
-    }
-    changes
+    classes
 }
 
 /// Names that are to be served by the same cells.
@@ -113,29 +130,9 @@ struct Class<'a> {
 
 impl Class<'_> {
     fn changes(&self, domains: &[&OrderableDomain], groups: &[&GroupRow]) -> Vec<GroupChange> {
-        let grouped: HashSet<DomainId> =
-            groups.iter().flat_map(|group| group.names.values().copied()).collect();
+        let planned = self.plan(domains, groups);
         let by_name: HashMap<&str, &OrderableDomain> =
             domains.iter().map(|d| (d.name.as_str(), *d)).collect();
-        let names = domains
-            .iter()
-            .filter_map(|domain| self.plan_name(domain, grouped.contains(&domain.id)))
-            .collect();
-        // A name that another tenant has proved meanwhile is no longer this group's: a key never changes its tenant.
-        let is_still =
-            |(name, of): &(&String, &DomainId)| by_name.get(name.as_str()).is_none_or(|now| now.id == **of);
-        let today = |group: &&GroupRow| PlanGroup {
-            id: group.id,
-            names: group
-                .names
-                .iter()
-                .filter(is_still)
-                .filter_map(|(name, _)| NamePattern::parse(name).ok())
-                .collect(),
-        };
-        let limits =
-            PlanLimits { names_per_certificate_max: self.names_per_certificate_max, ..PlanLimits::default() };
-        let planned = plan(&PlanInput { names, groups: groups.iter().map(today).collect(), limits });
         let mut changes: Vec<GroupChange> =
             planned.retired.into_iter().map(|group| GroupChange::Retire { group }).collect();
         for group in planned.groups {
@@ -160,6 +157,32 @@ impl Class<'_> {
             }
         }
         changes
+    }
+
+    fn plan(&self, domains: &[&OrderableDomain], groups: &[&GroupRow]) -> Plan {
+        let grouped: HashSet<DomainId> =
+            groups.iter().flat_map(|group| group.names.values().copied()).collect();
+        let by_name: HashMap<&str, &OrderableDomain> =
+            domains.iter().map(|d| (d.name.as_str(), *d)).collect();
+        let names = domains
+            .iter()
+            .filter_map(|domain| self.plan_name(domain, grouped.contains(&domain.id)))
+            .collect();
+        // A name that another tenant has proved meanwhile is no longer this group's: a key never changes its tenant.
+        let is_still =
+            |(name, of): &(&String, &DomainId)| by_name.get(name.as_str()).is_none_or(|now| now.id == **of);
+        let today = |group: &&GroupRow| PlanGroup {
+            id: group.id,
+            names: group
+                .names
+                .iter()
+                .filter(is_still)
+                .filter_map(|(name, _)| NamePattern::parse(name).ok())
+                .collect(),
+        };
+        let limits =
+            PlanLimits { names_per_certificate_max: self.names_per_certificate_max, ..PlanLimits::default() };
+        plan(&PlanInput { names, groups: groups.iter().map(today).collect(), limits })
     }
 
     /// `None` for a name that cannot be on a certificate, which the API does not take.
@@ -325,12 +348,12 @@ pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
 
 /// When the certificate that covers a domain in a cell is due, the latest one counting. By domain, not by name: a name
 /// that another tenant has proved is not covered by the certificate of the one who served it before.
-struct Coverage<'a> {
+pub(super) struct Coverage<'a> {
     renew_at: HashMap<(&'a CellId, DomainId), i64>,
 }
 
 impl<'a> Coverage<'a> {
-    fn of(facts: &'a Facts) -> Self {
+    pub(super) fn of(facts: &'a Facts) -> Self {
         let mut renew_at: HashMap<(&CellId, DomainId), i64> = HashMap::new();
         for lineage in &facts.lineages {
             let Some(live) = &lineage.live else { continue };
@@ -342,7 +365,7 @@ impl<'a> Coverage<'a> {
         Self { renew_at }
     }
 
-    fn renew_at(&self, cell: &CellId, domain: DomainId) -> Option<i64> {
+    pub(super) fn renew_at(&self, cell: &CellId, domain: DomainId) -> Option<i64> {
         self.renew_at.get(&(cell, domain)).copied()
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod domain;
 pub(crate) mod edge;
 pub(crate) mod import;
+pub(crate) mod plan;
 pub(crate) mod preview;
 pub(crate) mod removal;
 pub(crate) mod route;

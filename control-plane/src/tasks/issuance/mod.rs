@@ -186,12 +186,12 @@ impl Work {
     async fn reconcile(&mut self) -> Result<(), StoreError> {
         let issuance = self.issuance.clone();
         let Some(issuer) = issuance.issuers.first() else { return Ok(()) };
-        let mut facts = read_facts(&issuance).await?;
+        let mut facts = read_facts(&issuance.parts).await?;
         self.start_preflights(&facts);
         let changes = reconcile::group_changes(&facts, issuer.config.names_per_certificate_max);
         if !changes.is_empty() {
             write_groups(&issuance, &facts, changes).await?;
-            facts = read_facts(&issuance).await?;
+            facts = read_facts(&issuance.parts).await?;
         }
         let leaving = reconcile::lineages_to_retire(&facts);
         if !leaving.is_empty() {
@@ -301,9 +301,13 @@ impl Work {
     }
 }
 
-async fn read_facts(issuance: &Issuance) -> Result<Facts, StoreError> {
-    let now_ms = issuance.parts.clock.now_ms();
-    let mut read = issuance.parts.store.read().await?;
+/// All that issuance plans by, as it stands.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
+    let now_ms = parts.clock.now_ms();
+    let mut read = parts.store.read().await?;
     let retry_at: HashMap<LineageId, i64> = store::order::retry_times(&mut read).await?.into_iter().collect();
     Ok(Facts {
         now_ms,

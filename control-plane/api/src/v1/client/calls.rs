@@ -11,8 +11,8 @@ use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     Attestation, AuditEntry, AuditVerdict, Certificate, DefaultCertificate, DefaultCertificateRequest,
     Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import,
-    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, Preview, RemovalSignOff, RemovalsSignedOff,
-    Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
+    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, PlanReport, Preview, RemovalSignOff,
+    RemovalsSignedOff, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -256,6 +256,33 @@ impl Client {
     /// `held`: how many the caller saw held.
     pub async fn sign_off_removals(&self, held: u64) -> Result<RemovalsSignedOff, ClientError> {
         self.post("/v1/removals/sign-off", &RemovalSignOff { held }).await
+    }
+}
+
+/// What to plan under in place of what is configured.
+#[derive(Clone, Debug, Default)]
+pub struct PlanQuery {
+    pub names_per_certificate_max: Option<u32>,
+    pub sharing: Option<Sharing>,
+    pub orders_3h: Option<u32>,
+    /// A name whose place is to be explained.
+    pub explain: Option<String>,
+}
+
+/// The plan of issuance.
+impl Client {
+    pub async fn plan(&self, query: &PlanQuery) -> Result<PlanReport, ClientError> {
+        let sharing = query.sharing.map(|sharing| match sharing {
+            Sharing::Alone => "alone",
+            Sharing::RegisteredDomain => "registered_domain",
+            Sharing::Tenant => "tenant",
+        });
+        let text = Query::new("/v1/plan")
+            .number("names_per_certificate_max", query.names_per_certificate_max)
+            .number("orders_3h", query.orders_3h)
+            .text("sharing", sharing)
+            .text("explain", query.explain.as_deref());
+        self.get(&text.0).await
     }
 }
 

@@ -1,0 +1,66 @@
+//! `/v1/plan`: what issuance is about to do, and what-if.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use portico_api::v1::{PlanReport, Sharing};
+use portico_cert_store::NamePattern;
+use serde::Deserialize;
+
+use super::call::OperatorCall;
+use super::fault::{Answered, Fault};
+use super::query::Query;
+use crate::app::App;
+use crate::plan::report::{Terms, report};
+use crate::tasks::issuance::read_facts;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlanQuery {
+    names_per_certificate_max: Option<usize>,
+    sharing: Option<Sharing>,
+    orders_3h: Option<u32>,
+    explain: Option<String>,
+}
+
+/// Shows which names share certificates, how many orders that takes, when the CA's limits let them through and what hangs
+/// on one key; with parameters, what it would be under other terms. Changes nothing.
+#[utoipa::path(get, path = "/v1/plan", tag = "plan",
+    params(("names_per_certificate_max" = Option<u32>, Query), ("sharing" = Option<Sharing>, Query),
+        ("orders_3h" = Option<u32>, Query), ("explain" = Option<String>, Query)),
+    responses((status = 200, body = PlanReport), (status = 400), (status = 409)))]
+pub(super) async fn show(
+    State(app): State<App>,
+    _call: OperatorCall,
+    Query(query): Query<PlanQuery>,
+) -> Answered<axum::Json<PlanReport>> {
+    let Some(issuer) = app.parts.config.issuers.first() else {
+        let detail = "no issuer is configured, so nothing is ordered; add an [[issuer]] to the configuration";
+        return Err(Fault::conflict("no_issuer", detail));
+    };
+    let names_max = query.names_per_certificate_max.unwrap_or(issuer.names_per_certificate_max);
+    if !(1..=100).contains(&names_max) {
+        return Err(Fault::bad_request(
+            "query_invalid",
+            "names_per_certificate_max: from 1 to 100".to_owned(),
+        ));
+    }
+    let name = match query.explain.as_deref().map(NamePattern::parse).transpose() {
+        Ok(name) => name,
+        Err(error) => return Err(Fault::bad_request("query_invalid", format!("explain: {error}"))),
+    };
+    let mut limits = issuer.limits;
+    limits.orders_3h = query.orders_3h.unwrap_or(limits.orders_3h);
+    let terms = Terms { names_per_certificate_max: names_max, limits, sharing: query.sharing };
+    let facts = read_facts(&app.parts).await?;
+    // Up to seconds of work with a million names: not on a thread that serves others.
+    let made = tokio::task::spawn_blocking(move || report(&facts, &terms, name.as_ref())).await;
+    let made = made.map_err(|error| {
+        tracing::error!(%error, "the plan could not be made");
+        Fault::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the plan could not be made; the log has the cause",
+        )
+    })?;
+    Ok(axum::Json(made))
+}

@@ -1,0 +1,373 @@
+//! The plan for people: groups, orders, when the CA's limits let them through, what hangs on one key. A pure function of
+//! the same facts that issuance acts by; what-if is a second call with other [`Terms`].
+//!
+//! The time is a lower bound: each order waits for the slowest of the account's limit, its registered domain's and its
+//! tenant's, as if the windows of the last two were empty now. Deliberately absent: the time that validation takes,
+//! failures, and what others use of a domain's limit at the CA.
+
+use std::collections::HashMap;
+
+use portico_api::v1;
+use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, TenantId};
+
+use super::ledger::{DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Limits};
+use super::reconcile::{Coverage, Facts, fair, plans};
+
+/// What is planned under.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    pub names_per_certificate_max: usize,
+    pub limits: Limits,
+    /// In place of each tenant's own; domains that are to be alone stay so.
+    pub sharing: Option<v1::Sharing>,
+}
+
+/// Groups that a report lists.
+const GROUPS_LISTED_MAX: usize = 100;
+/// Names of one group that it lists.
+const NAMES_LISTED_MAX: usize = 4;
+/// The most names of a certificate under any known profile.
+const NAMES_MAX: usize = 100;
+/// Three times the smallest datagram that a client may begin with (RFC 9000 sections 8.1 and 14.1).
+const QUIC_BUDGET_BYTES: usize = 3 * 1200;
+/// A P-256 leaf of a public CA with two SCTs and no name, and its intermediate: about 1 kB each.
+const CHAIN_BYTES: usize = 2_000;
+/// ServerHello with X25519, EncryptedExtensions, CertificateVerify, Finished and record headers.
+const REST_OF_FLIGHT_BYTES: usize = 320;
+/// Tag and length of a dNSName (RFC 5280 section 4.2.1.6).
+const NAME_OVERHEAD_BYTES: usize = 2;
+
+/// The report; `explain`: a name whose place is to be told.
+pub fn report(facts: &Facts, terms: &Terms, explain: Option<&NamePattern>) -> v1::PlanReport {
+    let shared = facts_under(facts, terms);
+    let plans = plans(&shared, terms.names_per_certificate_max);
+    let schedule = Schedule::of(&shared, &plans, &terms.limits);
+    let groups: Vec<&PlannedGroup> = plans.iter().flat_map(|(_, plan)| &plan.groups).collect();
+    let bytes = |group: &&PlannedGroup| handshake_bytes(&group.names);
+    let most = |of: fn(&PlannedGroup) -> usize| wide(groups.iter().map(|group| of(group)).max().unwrap_or(0));
+    v1::PlanReport {
+        names: wide(groups.iter().map(|group| group.names.len()).sum()),
+        waiting: wide(plans.iter().map(|(_, plan)| plan.waiting.len()).sum()),
+        groups: wide(groups.len()),
+        orders_now: wide(schedule.slots.len()),
+        changes_at_renewal: wide(groups.iter().filter(|group| group.order == OrderNeed::AtRenewal).count()),
+        limits: v1::PlanLimits {
+            names_per_certificate_max: wide(terms.names_per_certificate_max),
+            orders_3h: terms.limits.orders_3h,
+            orders_left: orders_left(facts, &terms.limits),
+            registered_domain_7d: terms.limits.registered_domain_7d,
+            tenant_1h: terms.limits.tenant_1h(),
+        },
+        eta: schedule.eta(),
+        held_by: schedule.held_by(),
+        levers: levers(facts, terms, &schedule),
+        names_per_key_max: most(|group| group.names.len()),
+        tenants_per_key_max: most(|group| group.tenants.len()),
+        handshake_bytes_max: wide(groups.iter().map(bytes).max().unwrap_or(0)),
+        handshake_bytes_budget: wide(QUIC_BUDGET_BYTES),
+        groups_over_budget: wide(groups.iter().filter(|group| bytes(group) > QUIC_BUDGET_BYTES).count()),
+        largest: largest(groups),
+        explanation: explain.map(|name| explanation(&plans, name)),
+    }
+}
+
+fn facts_under(facts: &Facts, terms: &Terms) -> Facts {
+    let mut facts = facts.clone();
+    if let Some(sharing) = terms.sharing {
+        for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
+            domain.sharing = sharing;
+        }
+    }
+    facts
+}
+
+fn explanation(plans: &[(&[CellId], Plan)], name: &NamePattern) -> String {
+    let holds = |plan: &Plan| {
+        plan.group_of(name).is_some() || plan.waiting.iter().any(|waiting| waiting.name == *name)
+    };
+    match plans.iter().find(|(_, plan)| holds(plan)) {
+        Some((_, plan)) => plan.explain_name(name),
+        None => format!("{name} is not part of this plan: its ownership is not proved, or nobody claims it"),
+    }
+}
+
+fn largest(mut groups: Vec<&PlannedGroup>) -> Vec<v1::PlanGroup> {
+    groups.sort_by_key(|group| std::cmp::Reverse(group.names.len()));
+    let shown = |group: &PlannedGroup| v1::PlanGroup {
+        id: group.id.map(|id| id.to_string()),
+        names: group.names.iter().take(NAMES_LISTED_MAX).map(ToString::to_string).collect(),
+        names_count: wide(group.names.len()),
+        tenants: wide(group.tenants.len()),
+        basis: group.basis.to_string(),
+        handshake_bytes: wide(handshake_bytes(&group.names)),
+    };
+    groups.into_iter().take(GROUPS_LISTED_MAX).map(shown).collect()
+}
+
+/// The server's first flight with a certificate for these names, estimated.
+fn handshake_bytes(names: &[NamePattern]) -> usize {
+    let of = |name: &NamePattern| NAME_OVERHEAD_BYTES + name.to_string().len();
+    CHAIN_BYTES + REST_OF_FLIGHT_BYTES + names.iter().map(of).sum::<usize>()
+}
+
+fn orders_left(facts: &Facts, limits: &Limits) -> u32 {
+    limits.orders_3h.saturating_sub(facts.spent.values().sum())
+}
+
+/// When each order that is needed now can go.
+struct Schedule {
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    /// Names without a certificate that wait for it.
+    names: usize,
+    at_ms: i64,
+    /// What it waits for; `None`: nothing.
+    limit: Option<LimitName>,
+}
+
+impl Schedule {
+    fn of(facts: &Facts, plans: &[(&[CellId], Plan)], limits: &Limits) -> Self {
+        let coverage = Coverage::of(facts);
+        let mut queues: HashMap<Option<TenantId>, Vec<(&PlannedGroup, usize)>> = HashMap::new();
+        for (cells, plan) in plans {
+            for (group, cell) in
+                plan.groups.iter().flat_map(|group| cells.iter().map(move |cell| (group, cell)))
+            {
+                let lacking = group.domains.iter().filter(|d| coverage.renew_at(cell, **d).is_none()).count();
+                if lacking > 0 {
+                    let tenant = group.tenants.first().copied().filter(|_| group.tenants.len() == 1);
+                    queues.entry(tenant).or_default().push((group, lacking));
+                }
+            }
+        }
+        let mut queues: Vec<_> = queues.into_iter().collect();
+        queues.sort_unstable_by_key(|(tenant, _)| *tenant);
+        let had = |tenant: &Option<TenantId>| {
+            facts.spent.get(tenant).map_or(0, |spent| usize::try_from(*spent).unwrap_or(0))
+        };
+        let orders = fair(queues.into_iter().map(|(tenant, queue)| (had(&tenant), queue)).collect());
+        let free = i64::from(orders_left(facts, limits));
+        let mut of_tenant: HashMap<Vec<TenantId>, i64> = HashMap::new();
+        let mut of_domain: HashMap<String, i64> = HashMap::new();
+        let slot = |(at, (group, names)): (usize, (&PlannedGroup, usize))| {
+            let before = i64::try_from(at).unwrap_or(i64::MAX);
+            let tenant = of_tenant.entry(group.tenants.clone()).or_insert(-1);
+            *tenant += 1;
+            let mut waits = vec![
+                (account_wait(before - free, limits.orders_3h), LimitName::Orders),
+                (window(*tenant, limits.tenant_1h(), HOUR_MS), LimitName::TenantHour),
+            ];
+            for domain in registered_domains(group) {
+                let count = of_domain.entry(domain).or_insert(-1);
+                *count += 1;
+                let wait = window(*count, limits.registered_domain_7d, DAYS_7_MS);
+                waits.push((wait, LimitName::RegisteredDomain));
+            }
+            let (at_ms, limit) =
+                waits.into_iter().max_by_key(|(wait, _)| *wait).unwrap_or((0, LimitName::Orders));
+            Slot { names, at_ms, limit: Some(limit).filter(|_| at_ms > 0) }
+        };
+        let mut slots: Vec<Slot> = orders.into_iter().enumerate().map(slot).collect();
+        slots.sort_by_key(|slot| slot.at_ms);
+        Self { slots }
+    }
+
+    fn last_ms(&self) -> i64 {
+        self.slots.last().map_or(0, |slot| slot.at_ms)
+    }
+
+    /// The tail is what hurts, so it is told apart from the middle.
+    fn eta(&self) -> Vec<v1::PlanEta> {
+        let all: usize = self.slots.iter().map(|slot| slot.names).sum();
+        let after = |percent: u8| {
+            let wanted = (all * usize::from(percent)).div_ceil(100);
+            let mut covered = 0;
+            let slot = self.slots.iter().find(|slot| {
+                covered += slot.names;
+                covered >= wanted
+            });
+            v1::PlanEta { percent, seconds: seconds(slot.map_or(0, |slot| slot.at_ms)) }
+        };
+        if all == 0 { Vec::new() } else { [50, 90, 99, 100].map(after).to_vec() }
+    }
+
+    fn held_by(&self) -> Vec<v1::PlanHold> {
+        let kinds = [LimitName::Orders, LimitName::RegisteredDomain, LimitName::TenantHour];
+        let hold = |kind: LimitName| {
+            let held: Vec<&Slot> = self.slots.iter().filter(|slot| slot.limit == Some(kind)).collect();
+            let last = held.last()?;
+            Some(v1::PlanHold {
+                limit: kind.text().to_owned(),
+                orders: wide(held.len()),
+                names: wide(held.iter().map(|slot| slot.names).sum()),
+                seconds: seconds(last.at_ms),
+            })
+        };
+        let mut holds: Vec<v1::PlanHold> = kinds.into_iter().filter_map(hold).collect();
+        holds.sort_by_key(|hold| std::cmp::Reverse(hold.seconds));
+        holds
+    }
+}
+
+/// What would let the last name have its certificate sooner, or need fewer orders; none where nothing waits.
+fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
+    if now.last_ms() == 0 {
+        return Vec::new();
+    }
+    let mut tried: Vec<(String, Terms)> = Vec::new();
+    let mut lever = |text: &str, change: &dyn Fn(&mut Terms)| {
+        let mut other = terms.clone();
+        change(&mut other);
+        tried.push((text.to_owned(), other));
+    };
+    lever(
+        "each tenant's names share certificates whatever their domain (sharing = tenant; public for ever)",
+        &|t| {
+            t.sharing = Some(v1::Sharing::Tenant);
+        },
+    );
+    lever("100 names on a certificate (the CA's profile has to allow it; as many hang on one key)", &|t| {
+        t.names_per_certificate_max = NAMES_MAX;
+    });
+    lever("the CA raises the account's limit on new orders tenfold (ask it weeks before)", &|t| {
+        t.limits.orders_3h = t.limits.orders_3h.saturating_mul(10);
+        t.limits.tenant_1h = Some(terms.limits.tenant_1h());
+    });
+    lever("the CA raises the limit of the registered domains concerned (ask it weeks before)", &|t| {
+        t.limits.registered_domain_7d = 0;
+    });
+    lever("no budget for single tenants (tenant_1h = 0)", &|t| t.limits.tenant_1h = Some(0));
+    let outcome = |(text, terms): (String, Terms)| {
+        let shared = facts_under(facts, &terms);
+        let schedule = Schedule::of(&shared, &plans(&shared, terms.names_per_certificate_max), &terms.limits);
+        let helps = schedule.last_ms() < now.last_ms() || schedule.slots.len() < now.slots.len();
+        helps.then(|| v1::PlanLever {
+            text,
+            orders_now: wide(schedule.slots.len()),
+            seconds: seconds(schedule.last_ms()),
+        })
+    };
+    let mut levers: Vec<v1::PlanLever> = tried.into_iter().filter_map(outcome).collect();
+    levers.sort_by_key(|lever| (lever.seconds, lever.orders_now));
+    levers
+}
+
+/// The wait of the order that `over` others beyond the free ones go before; the account's window refills evenly in the
+/// long run.
+fn account_wait(over: i64, orders_3h: u32) -> i64 {
+    if orders_3h == 0 || over < 0 { 0 } else { (over + 1).saturating_mul(HOURS_3_MS) / i64::from(orders_3h) }
+}
+
+/// The wait of an order before which `before` others of the same window go.
+fn window(before: i64, most: u32, period_ms: i64) -> i64 {
+    if most == 0 { 0 } else { (before / i64::from(most)).saturating_mul(period_ms) }
+}
+
+fn registered_domains(group: &PlannedGroup) -> Vec<String> {
+    let of = |name: &NamePattern| name.registered_domain().unwrap_or_else(|| name.base().as_str()).to_owned();
+    let mut domains: Vec<String> = group.names.iter().map(of).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    domains
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn seconds(ms: i64) -> u64 {
+    u64::try_from(ms / 1000).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use portico_cert_store::DomainId;
+
+    use super::*;
+    use crate::acme::ChallengeMethod;
+    use crate::store::group::{NameState, OrderableDomain};
+
+    fn facts(names: &[(TenantId, String)]) -> Facts {
+        let mut facts = Facts { now_ms: 1_000_000, ..Facts::default() };
+        for (tenant, name) in names {
+            let id = DomainId::generate();
+            let spec = serde_json::from_value(serde_json::json!({ "hostname": name })).unwrap();
+            facts.domains.push(OrderableDomain {
+                id,
+                tenant: *tenant,
+                name: name.clone(),
+                spec,
+                sharing: v1::Sharing::RegisteredDomain,
+                cells: vec![CellId::parse("default").unwrap()],
+                challenge_label: String::new(),
+                created_at: 0,
+            });
+            let methods = vec![ChallengeMethod::Http01];
+            facts.names.insert(id, NameState { methods, ready_at: Some(0), ..NameState::default() });
+        }
+        facts
+    }
+
+    fn terms() -> Terms {
+        Terms { names_per_certificate_max: 25, limits: Limits::default(), sharing: None }
+    }
+
+    fn eta_of(report: &v1::PlanReport, percent: u8) -> u64 {
+        report.eta.iter().find(|eta| eta.percent == percent).unwrap().seconds
+    }
+
+    /// 10,000 shops with apex and `www`: the figures that the CA's limits dictate (300 at once, 100 an hour).
+    #[test]
+    fn an_imports_eta_is_what_the_accounts_limit_dictates_and_levers_shorten_it() {
+        let tenants: Vec<TenantId> = (0..1000).map(|_| TenantId::generate()).collect();
+        let name = |n: usize| {
+            let tenant = tenants[n % tenants.len()];
+            ["", "www."].map(|host| (tenant, format!("{host}shop{n}.test")))
+        };
+        let facts = facts(&(0..10_000).flat_map(name).collect::<Vec<_>>());
+        let report = report(&facts, &terms(), None);
+        assert_eq!((report.names, report.groups, report.orders_now), (20_000, 10_000, 10_000));
+        assert_eq!(eta_of(&report, 100) / 3600, 97);
+        assert!(eta_of(&report, 50) < eta_of(&report, 99));
+        assert_eq!(report.held_by[0].orders, 9_700);
+        let shared = report.levers.iter().find(|lever| lever.text.contains("sharing = tenant")).unwrap();
+        assert_eq!((shared.orders_now, shared.seconds / 3600), (1_000, 7));
+        assert!(
+            report.levers.iter().any(|l| l.text.contains("tenfold") && l.seconds / 3600 == 7),
+            "{report:?}"
+        );
+        assert!(report.handshake_bytes_max < report.handshake_bytes_budget);
+    }
+
+    #[test]
+    fn one_registered_domain_holds_the_tail_and_names_it() {
+        let tenant = TenantId::generate();
+        let names: Vec<_> = (0..2_600).map(|n| (tenant, format!("customer-{n}.platform.test"))).collect();
+        let facts = facts(&names);
+        let report = report(&facts, &terms(), Some(&NamePattern::parse("customer-7.platform.test").unwrap()));
+        assert_eq!(report.orders_now, 104);
+        assert_eq!(eta_of(&report, 50) / 3600, 7 * 24, "52 of 104 orders; 50 go at once");
+        assert_eq!(eta_of(&report, 100) / 3600, 2 * 7 * 24);
+        assert_eq!(report.held_by[0].limit, LimitName::RegisteredDomain.text());
+        assert_eq!(report.names_per_key_max, 25);
+        assert!(report.explanation.unwrap().contains("with 24 other names"));
+        let wider = Terms { names_per_certificate_max: 100, ..terms() };
+        let wider = super::report(&facts, &wider, None);
+        assert_eq!((wider.orders_now, eta_of(&wider, 100)), (26, 0));
+        assert!(wider.levers.is_empty() && wider.groups_over_budget == 26, "{wider:?}");
+    }
+
+    #[test]
+    fn what_is_spent_and_what_waits_counts() {
+        let tenant = TenantId::generate();
+        let mut facts = facts(&[(tenant, "a.test".to_owned()), (tenant, "b.test".to_owned())]);
+        facts.names.clear();
+        let report = report(&facts, &terms(), None);
+        assert_eq!((report.names, report.waiting, report.orders_now), (0, 2, 0));
+        assert_eq!(report.eta, []);
+        facts.spent.insert(None, 299);
+        assert_eq!(super::report(&facts, &terms(), None).limits.orders_left, 1);
+    }
+}
