@@ -115,17 +115,17 @@ impl Lookup {
         let labels: Vec<&str> = name.as_str().split('.').collect();
         for from in 0..labels.len() {
             let owner = labels[from..].join(".");
-            let found = self.ask(&owner, RecordType::CAA).await.map(|data| match data {
-                RData::CAA(caa) => Some(CaaRecord {
+            let found = self.ask(&owner, RecordType::CAA).await.map(|data| {
+                let RData::CAA(caa) = data else { return None };
+                let record = CaaRecord {
                     critical: caa.issuer_critical,
                     tag: caa.tag.to_ascii_lowercase(),
                     value: String::from_utf8_lossy(&caa.value).into_owned(),
-                }),
-                _ => None,
+                };
+                Some((owner.clone(), record))
             });
-            match found {
-                Found::Nothing => {}
-                found => return found.map(|record| Some((owner.clone(), record))),
+            if found != Found::Nothing {
+                return found;
             }
         }
         Found::Nothing

@@ -137,11 +137,14 @@ mod tests {
         texts.iter().map(record).collect()
     }
 
+    /// Records, whether a wildcard is asked for, and what is permitted or part of the words against it.
+    type Row<'a> = (&'a [&'a str], bool, Result<&'a [ChallengeMethod], &'a str>);
+
     #[test]
     fn what_each_record_permits() {
         let identities = ["ca.test".to_owned(), "ca.alias".to_owned()];
         let both = [Http01, Dns01].as_slice();
-        let table: &[(&[&str], bool, Result<&[ChallengeMethod], &str>)] = &[
+        let table: &[Row<'_>] = &[
             (&[], false, Ok(both)),
             (&["0 iodef mailto:a@b.test"], false, Ok(both)),
             (&["0 issue ca.test"], false, Ok(both)),

@@ -193,7 +193,7 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
         assert_eq!(found.next_action.is_none(), part.is_empty(), "{name}");
         assert!(text.unwrap_or_default().contains(part), "{name}: {:?}", found.next_action);
         // What CAA permits is told once it was looked at.
-        let told = found.conditions.iter().filter(|found| found.kind != ConditionKind::CaaPermits).count();
+        let told = found.conditions.iter().filter(|found| found.kind != CaaPermits).count();
         assert_eq!(told, 5, "{name}");
     }
 }

@@ -70,7 +70,10 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
             _ if observed.status != ConditionStatus::False || !changed => continue,
             ConditionKind::ChallengeReachable => "domain.unreachable",
             ConditionKind::CaaPermits => "domain.caa_forbids",
-            _ => continue,
+            ConditionKind::OwnershipProved
+            | ConditionKind::DnsPointsHere
+            | ConditionKind::CertificateReady
+            | ConditionKind::Deployed => continue,
         };
         let points = points.as_ref().filter(|_| observed.kind == ConditionKind::ChallengeReachable);
         let text = next_step(&observed.message, points, state.next_at);
