@@ -11,6 +11,7 @@ mod admit;
 mod books;
 mod host;
 pub mod limits;
+mod origin;
 mod publisher;
 mod route;
 mod sites;
@@ -30,8 +31,9 @@ use crate::challenge::Challenges;
 
 pub use admit::{Admitted, Batch, BatchKind, Rejected};
 pub use host::{EgressGrant, Host, Suspension, SuspensionMode, TenantState};
+pub use origin::{Origin, OriginHost, OriginScheme};
 pub use publisher::{LivePublisher, Published};
-pub use route::{Action, Origin, OriginHost, OriginScheme, Redirect, Route};
+pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};
 pub use stage::{Checks, Staged, StagingContext, stage};
 
