@@ -55,7 +55,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
         egress_grants: vec![wire::EgressGrant { cidr: "10.0.0.0/8".into(), ports: vec![80] }],
         suspension: suspension.clone(),
     };
-    let route = |action| wire::Route { path_prefix: "/a".into(), action: Some(action) };
+    let route = |action| wire::Route { path_prefix: "/a".into(), action: Some(action), rule: None };
     let mut domain_body = domain_body(&shop.name, &[shop.lineage]);
     domain_body.suspension = suspension;
     domain_body.acme_thumbprint = "abc".into();
@@ -69,6 +69,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
             location: "https://b.example/".into(),
             status: 301,
             keep_path: true,
+            keep_query: Some(false),
         })),
     ]);
     let fleet = wire::Fleet {

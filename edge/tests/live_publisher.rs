@@ -377,7 +377,12 @@ fn unknown_kinds_are_accepted_and_ignored() {
 #[test]
 fn routes_that_could_not_be_answered_are_nacked() {
     let redirect = |location: &str, status| {
-        wire::route::Action::Redirect(wire::Redirect { location: location.into(), status, keep_path: true })
+        wire::route::Action::Redirect(wire::Redirect {
+            location: location.into(),
+            status,
+            keep_path: true,
+            keep_query: None,
+        })
     };
     let proxy = |origin: &str, host_header: &str| {
         wire::route::Action::Proxy(wire::Proxy { origin: origin.into(), host_header: host_header.into() })
@@ -416,17 +421,21 @@ fn routes_that_could_not_be_answered_are_nacked() {
     bench.snapshot(shop.resources(1));
     for (code, action) in cases {
         let shown = format!("{action:?}");
-        let route = wire::Route { path_prefix: "/".into(), action: Some(action) };
+        let route = wire::Route { path_prefix: "/".into(), action: Some(action), rule: None };
         let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
         assert_eq!(codes(&published), [code], "{shown:.200}");
     }
     let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("x"); 65])]);
     assert_eq!(codes(&published), ["TooManyRoutes"]);
-    let without_action = wire::Route { path_prefix: "/".into(), action: None };
+    let without_action = wire::Route { path_prefix: "/".into(), action: None, rule: None };
     let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![without_action])]);
     assert_eq!(codes(&published), ["UnknownAction"]);
     // The bounds themselves are fine.
-    let most = vec![wire::Route { path_prefix: "/".into(), action: Some(answer(200, "", 64 * 1024)) }; 7];
+    let most =
+        vec![
+            wire::Route { path_prefix: "/".into(), action: Some(answer(200, "", 64 * 1024)), rule: None };
+            7
+        ];
     assert_eq!(codes(&bench.delta(vec![shop.domain(2, |body| body.routes.clone_from(&most))])), [""; 0]);
 }
 
@@ -435,8 +444,12 @@ fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
     let shop = Shop::new("www.shop.example");
     let mut bench = Bench::new();
     let mut resources = shop.resources(1);
-    let redirect =
-        wire::Redirect { location: "https://new.example/base/".into(), status: 308, keep_path: true };
+    let redirect = wire::Redirect {
+        location: "https://new.example/base/".into(),
+        status: 308,
+        keep_path: true,
+        keep_query: None,
+    };
     let proxy =
         wire::Proxy { origin: "https://[2001:db8::1]:8443".into(), host_header: "in.example:1".into() };
     resources[2] = shop.domain(1, |body| {
@@ -444,8 +457,13 @@ fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
             wire::Route {
                 path_prefix: "/old/".into(),
                 action: Some(wire::route::Action::Redirect(redirect)),
+                rule: None,
             },
-            wire::Route { path_prefix: "/app".into(), action: Some(wire::route::Action::Proxy(proxy)) },
+            wire::Route {
+                path_prefix: "/app".into(),
+                action: Some(wire::route::Action::Proxy(proxy)),
+                rule: None,
+            },
         ];
     });
     assert_eq!(codes(&bench.snapshot(resources)), [""; 0]);

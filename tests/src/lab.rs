@@ -241,18 +241,8 @@ impl Lab {
 
     /// A domain that is proxied to the laboratory's origin.
     pub fn proxied(&self, hostname: &str) -> DomainSpec {
-        DomainSpec {
-            hostname: hostname.to_owned(),
-            routes: vec![Route {
-                path_prefix: "/".to_owned(),
-                action: v1::Action::Proxy { origin: format!("http://{}", self.origin), host_header: None },
-            }],
-            cells: Vec::new(),
-            alone: false,
-            minimum_tls: v1::MinimumTls::Tls12,
-            hsts_max_age_seconds: 0,
-            https_redirect: true,
-        }
+        let action = v1::Action::Proxy { origin: format!("http://{}", self.origin), host_header: None };
+        DomainSpec { routes: vec![Route::new("/", action)], ..DomainSpec::new(hostname) }
     }
 
     /// Sets the TXT record that proves control, as the tenant would, and for a wildcard the delegation of the DNS

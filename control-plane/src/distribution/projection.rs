@@ -100,6 +100,12 @@ pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, Project
         served: row.served,
         hsts_max_age_seconds: row.spec.hsts_max_age_seconds,
         https_redirect_off: !row.spec.https_redirect,
+        hsts_include_subdomains: row.spec.hsts_include_subdomains,
+        hsts_preload: row.spec.hsts_preload,
+        maintenance: row.spec.maintenance.as_ref().map(|maintenance| wire::Maintenance {
+            text: maintenance.text.clone(),
+            retry_after_seconds: maintenance.retry_after_seconds,
+        }),
     };
     let key = ResourceKey::domain(row.id);
     let mut published = publish(key, version, Cells::only(cells), row.tenant.to_string(), &body)?;
@@ -174,18 +180,56 @@ fn wire_route(from: &v1::Route) -> Route {
             origin: origin.clone(),
             host_header: host_header.clone().unwrap_or_default(),
         }),
-        v1::Action::Redirect { to, status, keep_path } => route::Action::Redirect(wire::Redirect {
-            location: to.clone(),
-            status: u32::from(*status),
-            keep_path: *keep_path,
-        }),
+        v1::Action::Redirect { to, status, keep_path, keep_query } => {
+            route::Action::Redirect(wire::Redirect {
+                location: to.clone(),
+                status: u32::from(*status),
+                keep_path: *keep_path,
+                keep_query: keep_query.filter(|query| query != keep_path),
+            })
+        }
         v1::Action::Static { status, content_type, body } => route::Action::StaticAnswer(StaticAnswer {
             status: u32::from(*status),
             content_type: content_type.clone(),
             body: body.clone().into(),
         }),
     };
-    Route { path_prefix: from.path_prefix.clone(), action: Some(action) }
+    let query_apart = matches!(&action, route::Action::Redirect(redirect) if redirect.keep_query.is_some());
+    match wire_rule(from) {
+        rule if rule == plain_rule(from) && !query_apart => {
+            Route { path_prefix: from.path_prefix.clone(), action: Some(action), rule: None }
+        }
+        rule => Route { path_prefix: String::new(), action: Some(action), rule: Some(rule) },
+    }
+}
+
+fn plain_rule(from: &v1::Route) -> wire::Rule {
+    let path = wire::rule::Path::Prefix(from.path_prefix.clone());
+    wire::Rule { level: wire::RULE_LEVEL, path: Some(path), ..wire::Rule::default() }
+}
+
+fn wire_rule(from: &v1::Route) -> wire::Rule {
+    let condition = |header: &v1::HeaderCondition| wire::HeaderCondition {
+        name: header.name.clone(),
+        equals: header.equals.clone(),
+    };
+    let path = if from.exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
+    wire::Rule {
+        level: wire::RULE_LEVEL,
+        path: Some(path(from.path_prefix.clone())),
+        methods: from.methods.clone(),
+        headers: from.headers.iter().map(condition).collect(),
+        replace_prefix: from.replace_prefix.clone(),
+        request_headers: wire_changes(&from.request_headers),
+        response_headers: wire_changes(&from.response_headers),
+    }
+}
+
+fn wire_changes(from: &v1::HeaderChanges) -> Option<wire::HeaderChanges> {
+    let set =
+        from.set.iter().map(|(name, value)| wire::HeaderField { name: name.clone(), value: value.clone() });
+    let changes = wire::HeaderChanges { set: set.collect(), remove: from.remove.clone() };
+    (!from.is_empty()).then_some(changes)
 }
 
 fn minimum_version(minimum: v1::MinimumTls) -> TlsVersion {

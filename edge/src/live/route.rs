@@ -40,6 +40,9 @@ pub struct Redirect {
 
 impl Route {
     pub(super) fn parse(from: &wire::Route) -> Result<Self, Fault> {
+        if from.rule.is_some() {
+            return Err(Fault::new("UnknownRule", "a rule that this edge does not know"));
+        }
         let path_prefix = parse_prefix(&from.path_prefix)?;
         let action = match &from.action {
             Some(wire::route::Action::Proxy(proxy)) => {

@@ -12,7 +12,9 @@ fn redirect(location: &str, status: u32, keep_path: bool) -> wire::Route {
             location: location.into(),
             status,
             keep_path,
+            keep_query: None,
         })),
+        rule: None,
     }
 }
 

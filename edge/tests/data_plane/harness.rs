@@ -207,6 +207,7 @@ pub fn proxy_to(origin: &str) -> wire::Route {
             origin: origin.to_owned(),
             host_header: String::new(),
         })),
+        rule: None,
     }
 }
 

@@ -159,6 +159,7 @@ pub fn fixed(body: &str) -> wire::Route {
             content_type: "text/plain".into(),
             body: body.to_owned().into_bytes().into(),
         })),
+        rule: None,
     }
 }
 

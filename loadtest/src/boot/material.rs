@@ -148,7 +148,7 @@ fn domain(name: String, lineage: &str, cell: &CellId) -> wire::Domain {
     wire::Domain {
         name,
         lineages: vec![wire::LineageRef { cell_id: cell.to_string(), lineage_id: lineage.to_owned() }],
-        routes: vec![wire::Route { path_prefix: "/".to_owned(), action: Some(action) }],
+        routes: vec![wire::Route { path_prefix: "/".to_owned(), action: Some(action), rule: None }],
         served: true,
         ..wire::Domain::default()
     }

@@ -352,6 +352,22 @@ pub struct Domain {
     /// port 80 goes to the routes instead of to https
     #[prost(bool, tag = "9")]
     pub https_redirect_off: bool,
+    #[prost(bool, tag = "10")]
+    pub hsts_include_subdomains: bool,
+    #[prost(bool, tag = "11")]
+    pub hsts_preload: bool,
+    /// Set: the tenant has taken the site away for a while. Challenges are answered all the same.
+    #[prost(message, optional, tag = "12")]
+    pub maintenance: ::core::option::Option<Maintenance>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Maintenance {
+    /// for the page; at most 500 bytes
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+    /// 1 to 604800
+    #[prost(uint32, tag = "2")]
+    pub retry_after_seconds: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LineageRef {
@@ -369,11 +385,15 @@ pub struct TlsPolicy {
     #[prost(bool, tag = "3")]
     pub http3_off: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
-    /// "/" or longer, matched on whole segments
+    /// "/" or longer, matched on whole segments; empty where `rule` is set
     #[prost(string, tag = "1")]
     pub path_prefix: ::prost::alloc::string::String,
+    /// Where more is asked for than a prefix and an action. `path_prefix` is empty then, so that an edge that does not know
+    /// this field refuses the route instead of following half of it.
+    #[prost(message, optional, tag = "5")]
+    pub rule: ::core::option::Option<Rule>,
     #[prost(oneof = "route::Action", tags = "2, 3, 4")]
     pub action: ::core::option::Option<route::Action>,
 }
@@ -388,6 +408,60 @@ pub mod route {
         #[prost(message, tag = "4")]
         StaticAnswer(super::StaticAnswer),
     }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Rule {
+    /// see RULE_LEVEL: an edge refuses a rule of a level above its own
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+    /// empty: all; GET stands for HEAD too
+    #[prost(string, repeated, tag = "4")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// all have to hold
+    #[prost(message, repeated, tag = "5")]
+    pub headers: ::prost::alloc::vec::Vec<HeaderCondition>,
+    /// in the place of the path, where the request or its client goes on
+    #[prost(string, optional, tag = "6")]
+    pub replace_prefix: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "7")]
+    pub request_headers: ::core::option::Option<HeaderChanges>,
+    #[prost(message, optional, tag = "8")]
+    pub response_headers: ::core::option::Option<HeaderChanges>,
+    #[prost(oneof = "rule::Path", tags = "2, 3")]
+    pub path: ::core::option::Option<rule::Path>,
+}
+/// Nested message and enum types in `Rule`.
+pub mod rule {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Path {
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Exact(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderCondition {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// absent: the field is there
+    #[prost(string, optional, tag = "2")]
+    pub equals: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// What is removed goes first.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderChanges {
+    #[prost(message, repeated, tag = "1")]
+    pub set: ::prost::alloc::vec::Vec<HeaderField>,
+    #[prost(string, repeated, tag = "2")]
+    pub remove: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderField {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Proxy {
@@ -408,6 +482,9 @@ pub struct Redirect {
     pub status: u32,
     #[prost(bool, tag = "3")]
     pub keep_path: bool,
+    /// absent: as keep_path; set only in a route with a `rule`
+    #[prost(bool, optional, tag = "4")]
+    pub keep_query: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StaticAnswer {

@@ -17,6 +17,9 @@ pub use generated::*;
 /// The protocol version that this release speaks. Neighbouring versions work together.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// What this release knows of `Rule`. It rises when a field is added that no edge may leave out.
+pub const RULE_LEVEL: u32 = 1;
+
 /// The largest encoded snapshot chunk, bytes.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
 

@@ -62,9 +62,54 @@ pub struct DomainSpec {
     /// Strict-Transport-Security max-age, seconds; 0: no header.
     #[serde(default)]
     pub hsts_max_age_seconds: u32,
+    /// Strict-Transport-Security holds for all names below, whoever serves them. Needs a max-age.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hsts_include_subdomains: bool,
+    /// Browsers may build the name into their lists, which is hard to take back. Needs `hsts_include_subdomains`, a max-age of
+    /// a year or more and `https_redirect`, as those lists do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hsts_preload: bool,
     /// Port 80 redirects to https (the default), or goes to the routes.
     #[serde(default = "yes")]
     pub https_redirect: bool,
+    /// Set: every request gets 503 with this text. Certificates are renewed and challenges are answered, the origin's own
+    /// too. `null` in a patch ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
+}
+
+impl DomainSpec {
+    /// A name with every setting at its default, and no route yet.
+    pub fn new(hostname: impl Into<String>) -> Self {
+        Self {
+            hostname: hostname.into(),
+            routes: Vec::new(),
+            cells: Vec::new(),
+            alone: false,
+            minimum_tls: MinimumTls::default(),
+            hsts_max_age_seconds: 0,
+            hsts_include_subdomains: false,
+            hsts_preload: false,
+            https_redirect: true,
+            maintenance: None,
+        }
+    }
+}
+
+/// The tenant's own switch, unlike a [`Suspension`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Maintenance {
+    /// Shown on the page; at most 500 bytes.
+    #[serde(default)]
+    pub text: String,
+    /// Sent as Retry-After; 1 to 604,800 (a week).
+    #[serde(default = "retry_after")]
+    pub retry_after_seconds: u32,
+}
+
+fn retry_after() -> u32 {
+    300
 }
 
 fn yes() -> bool {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_api::v1::{
-    Action, Actor, Condition, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, MinimumTls,
-    RecordPurpose, Route,
+    Action, Actor, Condition, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, RecordPurpose,
+    Route,
 };
 use portico_cert_store::{CellId, NamePattern};
 use serde_json::json;
@@ -233,15 +233,8 @@ pub(crate) fn with_grant(failure: Failure, tenant: &str) -> Failure {
 
 /// A domain with one action for all paths.
 pub(crate) fn spec(hostname: &NamePattern, action: Action, cells: Vec<CellId>, alone: bool) -> DomainSpec {
-    DomainSpec {
-        hostname: hostname.to_string(),
-        routes: vec![Route { path_prefix: "/".to_owned(), action }],
-        cells,
-        alone,
-        minimum_tls: MinimumTls::default(),
-        hsts_max_age_seconds: 0,
-        https_redirect: true,
-    }
+    let routes = vec![Route::new("/", action)];
+    DomainSpec { routes, cells, alone, ..DomainSpec::new(hostname.to_string()) }
 }
 
 async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {

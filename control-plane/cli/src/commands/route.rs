@@ -47,7 +47,7 @@ impl ActionArgs {
     pub(crate) fn action(self) -> Action {
         match (self.proxy, self.redirect, self.fixed) {
             (Some(origin), _, _) => Action::Proxy { origin, host_header: None },
-            (None, Some(to), _) => Action::Redirect { to, status: 308, keep_path: true },
+            (None, Some(to), _) => Action::Redirect { to, status: 308, keep_path: true, keep_query: None },
             (None, None, body) => Action::Static {
                 status: 200,
                 content_type: "text/plain; charset=utf-8".to_owned(),
@@ -82,7 +82,7 @@ fn changed(mut routes: Vec<Route>, path: &str, action: Option<Action>) -> Result
         (Some(place), None) => drop(routes.remove(place)),
         (None, None) => return Err(format!("there is no route of the path {path}")),
         (None, Some(action)) => {
-            let route = Route { path_prefix: path.to_owned(), action };
+            let route = Route::new(path, action);
             let length = |route: &Route| Reverse(route.path_prefix.len());
             let place = routes.partition_point(|other| length(other) <= length(&route));
             routes.insert(place, route);
@@ -95,8 +95,14 @@ pub(crate) fn action_text(action: &Action) -> String {
     match action {
         Action::Proxy { origin, host_header: None } => format!("proxy to {origin}"),
         Action::Proxy { origin, host_header: Some(host) } => format!("proxy to {origin} as {host}"),
-        Action::Redirect { to, status, keep_path } => {
-            format!("redirect {status} to {to}{}", if *keep_path { ", path kept" } else { "" })
+        Action::Redirect { to, status, keep_path, keep_query } => {
+            let kept = match (*keep_path, keep_query.unwrap_or(*keep_path)) {
+                (true, true) => ", path and query kept",
+                (true, false) => ", path kept",
+                (false, true) => ", query kept",
+                (false, false) => "",
+            };
+            format!("redirect {status} to {to}{kept}")
         }
         Action::Static { status, content_type, body } => {
             format!("answer {status}, {content_type}, {} bytes", body.len())

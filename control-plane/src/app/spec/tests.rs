@@ -118,9 +118,10 @@ fn routes_are_checked_field_by_field() {
 fn a_domain_is_bounded_as_a_whole() {
     let policy = EgressPolicy::default();
     let mut large = spec(json!({ "action": { "type": "static", "body": "" } }));
-    let route = |number: usize, body: usize| Route {
-        path_prefix: format!("/{number}"),
-        action: Action::Static { status: 200, content_type: "text/plain".into(), body: "x".repeat(body) },
+    let route = |number: usize, body: usize| {
+        let body = "x".repeat(body);
+        let content_type = "text/plain".to_owned();
+        Route::new(format!("/{number}"), Action::Static { status: 200, content_type, body })
     };
     large.routes = (0..5).map(|number| route(number, 60_000)).collect();
     assert_eq!(domain(&large, &policy, &[])[0].code, "too_large");

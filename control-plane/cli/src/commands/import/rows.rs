@@ -152,7 +152,7 @@ fn action(word: &str, target: &str) -> Result<Action, String> {
                 return Err(format!("action {word:?}: the status is 301, 302, 303, 307 or 308"));
             };
             http_url(target)?;
-            Ok(Action::Redirect { to: target.to_owned(), status, keep_path: true })
+            Ok(Action::Redirect { to: target.to_owned(), status, keep_path: true, keep_query: None })
         }
         ("static", None) if target.len() > STATIC_BYTES_MAX => {
             Err(format!("a static answer is at most {STATIC_BYTES_MAX} bytes"))
