@@ -191,7 +191,8 @@ async fn follow_route(
         return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
     };
     match &route.action {
-        Action::Proxy { origin } => {
+        Action::Proxy(upstream) => {
+            let origin = &upstream.origins[0].origin;
             let forwarding = upstream::Forwarding { context, host, authority, origin, id: end.request_id() };
             Box::pin(upstream::forward(parts, body, forwarding)).await
         }

@@ -22,8 +22,8 @@ use crate::{
     config::{CertificateFiles, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice},
     limits,
     live::{
-        Action, EgressGrant, FleetPolicy, LivePublisher, Origin, Redirect, Route, SealedCertificate, Sealing,
-        Site, Sites, UnknownSni,
+        Action, EgressGrant, FleetPolicy, LivePublisher, Redirect, Route, SealedCertificate, Sealing, Site,
+        Sites, UnknownSni,
     },
 };
 
@@ -255,9 +255,7 @@ struct Draft {
 impl Draft {
     fn add(&mut self, config: &RouteConfig) -> anyhow::Result<()> {
         let action = match &config.action {
-            RouteAction::Proxy { origin, host_header } => {
-                Action::Proxy { origin: Arc::new(Origin::parse(origin, host_header.as_deref())?) }
-            }
+            RouteAction::Proxy(upstream) => Action::Proxy(Arc::clone(upstream)),
             RouteAction::Redirect { location, status, keep_path } => {
                 Action::Redirect(Redirect::parse(location, u32::from(status.as_u16()), *keep_path)?)
             }

@@ -64,6 +64,21 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
         route(wire::route::Action::Proxy(wire::Proxy {
             origin: "http://[::1]:80".into(),
             host_header: "h".into(),
+            origins: ["http://[::1]:80", "https://b.example"]
+                .map(|url| wire::WeightedOrigin { url: url.into(), weight: 7 })
+                .into(),
+            protocol: 2,
+            tls_server_name: "c.example".into(),
+            health_check: Some(wire::HealthCheck {
+                path: "/".into(),
+                interval_seconds: 5,
+                healthy_after: 1,
+                unhealthy_after: 2,
+            }),
+            connect_timeout_ms: 100,
+            in_flight_max: 5,
+            pending_max: 5,
+            ..wire::Proxy::default()
         })),
         route(wire::route::Action::Redirect(wire::Redirect {
             location: "https://b.example/".into(),

@@ -385,7 +385,16 @@ fn routes_that_could_not_be_answered_are_nacked() {
         })
     };
     let proxy = |origin: &str, host_header: &str| {
-        wire::route::Action::Proxy(wire::Proxy { origin: origin.into(), host_header: host_header.into() })
+        wire::route::Action::Proxy(wire::Proxy {
+            origin: origin.into(),
+            host_header: host_header.into(),
+            ..wire::Proxy::default()
+        })
+    };
+    let more = |change: fn(&mut wire::Proxy)| {
+        let mut proxy = wire::Proxy { origin: "https://a.example".into(), ..wire::Proxy::default() };
+        change(&mut proxy);
+        wire::route::Action::Proxy(proxy)
     };
     let answer = |status, content_type: &str, bytes| {
         wire::route::Action::StaticAnswer(wire::StaticAnswer {
@@ -403,6 +412,19 @@ fn routes_that_could_not_be_answered_are_nacked() {
         ("BadOrigin", proxy("a.example:80", "")),
         ("BadOrigin", proxy("http://a.example", "b\r\nx: y")),
         ("BadOrigin", proxy("http://a.example", "u@b")),
+        ("BadProxy", more(|proxy| proxy.origins = several(17, 1))),
+        ("BadProxy", more(|proxy| proxy.origins = several(2, 0))),
+        ("BadProxy", more(|proxy| proxy.origins = several(2, 1001))),
+        ("BadProxy", more(|proxy| proxy.origins = [several(1, 1), several(1, 2)].concat())),
+        ("BadOrigin", more(|proxy| proxy.origins = vec![wire::WeightedOrigin::default()])),
+        ("BadServerName", more(|proxy| proxy.tls_server_name = "a b".into())),
+        ("BadOriginCa", more(|proxy| proxy.tls_ca_der = vec!["no certificate".into()])),
+        ("BadOriginCa", more(|proxy| proxy.tls_ca_der = vec!["".into(); 17])),
+        ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 0, 1)))),
+        ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 3601, 1)))),
+        ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("x", 5, 1)))),
+        ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 5, 0)))),
+        ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 5, 11)))),
         ("BadRedirect", redirect("https://a.example/", 200)),
         ("BadRedirect", redirect("/relative", 302)),
         ("BadRedirect", redirect("javascript:alert(1)", 302)),
@@ -439,6 +461,15 @@ fn routes_that_could_not_be_answered_are_nacked() {
     assert_eq!(codes(&bench.delta(vec![shop.domain(2, |body| body.routes.clone_from(&most))])), [""; 0]);
 }
 
+fn several(count: usize, weight: u32) -> Vec<wire::WeightedOrigin> {
+    let url = |number| format!("http://{number}.example");
+    (0..count).map(|number| wire::WeightedOrigin { url: url(number), weight }).collect()
+}
+
+fn check(path: &str, interval_seconds: u32, after: u32) -> wire::HealthCheck {
+    wire::HealthCheck { path: path.into(), interval_seconds, healthy_after: after, unhealthy_after: after }
+}
+
 #[test]
 fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
     let shop = Shop::new("www.shop.example");
@@ -450,8 +481,11 @@ fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
         keep_path: true,
         keep_query: None,
     };
-    let proxy =
-        wire::Proxy { origin: "https://[2001:db8::1]:8443".into(), host_header: "in.example:1".into() };
+    let proxy = wire::Proxy {
+        origin: "https://[2001:db8::1]:8443".into(),
+        host_header: "in.example:1".into(),
+        ..wire::Proxy::default()
+    };
     resources[2] = shop.domain(1, |body| {
         body.routes = vec![
             wire::Route {
@@ -484,7 +518,8 @@ fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
         panic!("not the redirect")
     };
     assert_eq!(redirect.location_for("/old/a?b=c").unwrap(), "https://new.example/base/old/a?b=c");
-    let Action::Proxy { origin } = &host.route("/app").unwrap().action else { panic!("not the proxy") };
+    let Action::Proxy(upstream) = &host.route("/app").unwrap().action else { panic!("not the proxy") };
+    let origin = &upstream.origins[0].origin;
     assert_eq!(origin.host, OriginHost::Address("2001:db8::1".parse().unwrap()));
     assert_eq!((origin.port, origin.host_header.as_ref().unwrap().as_bytes()), (8443, &b"in.example:1"[..]));
 }

@@ -241,7 +241,7 @@ impl Lab {
 
     /// A domain that is proxied to the laboratory's origin.
     pub fn proxied(&self, hostname: &str) -> DomainSpec {
-        let action = v1::Action::Proxy { origin: format!("http://{}", self.origin), host_header: None };
+        let action = v1::Action::proxy(format!("http://{}", self.origin));
         DomainSpec { routes: vec![Route::new("/", action)], ..DomainSpec::new(hostname) }
     }
 

@@ -168,7 +168,7 @@ impl Site {
         }
         let tenant = lab.tenant(&name.replace('.', "-"), Sharing::RegisteredDomain, &[]).await?;
         let mut spec = lab.proxied(name);
-        spec.routes[0].action = Action::Proxy { origin: format!("http://{origin}"), host_header: None };
+        spec.routes[0].action = Action::proxy(format!("http://{origin}"));
         let domain = lab.client.create_domain(tenant.id, &spec).await?;
         lab.publish_records(&domain).await?;
         lab.client.check_domain(domain.id).await?;

@@ -169,8 +169,9 @@ impl From<ClientError> for Failure {
 /// The problem's text with the flags of this program in the place of pointers into a body that nobody has seen.
 fn with_flags(problem: &Problem) -> String {
     /// Ends of pointers.
-    const FLAGS: [(&str, &str); 11] = [
+    const FLAGS: [(&str, &str); 12] = [
         ("/action/origin", "--proxy"),
+        ("/url", "--proxy"),
         ("/action/to", "--redirect"),
         ("/action/body", "--static"),
         ("/path_prefix", "--path"),

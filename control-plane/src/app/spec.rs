@@ -1,19 +1,20 @@
 //! What a tenant or a domain may be told to be: every rule beyond the JSON types, each with the pointer of its field.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Uri};
 use ipnet::IpNet;
 use portico_api::v1::{Action, DomainSpec, EgressGrant, FieldError, Route, Suspension, TenantSpec};
 use portico_cert_store::{CellId, NamePattern};
-use portico_prober::egress::{EgressPolicy, Grant};
-use url::{Host, Url};
+use portico_prober::egress::EgressPolicy;
+use url::Url;
 
 use crate::clock::parse_rfc3339;
 use crate::http::fault::field;
 use crate::store::cell::DEFAULT_CELL;
+
+pub(crate) mod proxy;
 
 /// Rules of one domain.
 const ROUTES_MAX: usize = 100;
@@ -76,19 +77,12 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
 
 fn route(at: &str, route: &Route, policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let prefix = &route.path_prefix;
-    let plain = prefix.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
-    if !prefix.starts_with('/') || !plain || prefix.len() > PATH_PREFIX_BYTES_MAX {
+    if !is_path(&route.path_prefix) {
         let message = "must begin with `/` and be a path without query, at most 1,024 bytes; percent-encode other characters";
         errors.push(field(format!("{at}/path_prefix"), "invalid_path", message));
     }
     match &route.action {
-        Action::Proxy { origin, host_header } => {
-            errors.extend(self::origin(&format!("{at}/action/origin"), origin, policy, grants).err());
-            let wrong = host_header.as_deref().filter(|host| !is_authority(host));
-            let message = "must be a host with an optional port";
-            errors.extend(wrong.map(|_| field(format!("{at}/action/host_header"), "invalid_host", message)));
-        }
+        Action::Proxy(proxy) => errors.extend(proxy::check(&format!("{at}/action"), proxy, policy, grants)),
         Action::Redirect { to, status, .. } => {
             errors.extend(redirect(&format!("{at}/action/to"), to).err());
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
@@ -115,26 +109,9 @@ fn route(at: &str, route: &Route, policy: &EgressPolicy, grants: &[EgressGrant])
     errors
 }
 
-fn origin(at: &str, text: &str, policy: &EgressPolicy, grants: &[EgressGrant]) -> Result<(), FieldError> {
-    let wrong = |message: &str| field(at, "invalid_origin", message);
-    let url = absolute(text).map_err(|message| wrong(&message))?;
-    if !matches!(url.path(), "/" | "") || url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("must be http://host[:port] or https://host[:port] without path or query"));
-    }
-    let port =
-        url.port_or_known_default().filter(|&port| port != 0).ok_or_else(|| wrong("has no usable port"))?;
-    // Only literal addresses can be judged here; a name is judged at the edge, at each connect.
-    let address = match url.host() {
-        Some(Host::Ipv4(address)) => SocketAddr::from((address, port)),
-        Some(Host::Ipv6(address)) => SocketAddr::from((address, port)),
-        Some(Host::Domain(_)) => return Ok(()),
-        None => return Err(wrong("has no host")),
-    };
-    let grants: Vec<(IpNet, &[u16])> =
-        grants.iter().filter_map(|grant| Some((grant.cidr.parse().ok()?, grant.ports.as_slice()))).collect();
-    policy
-        .check(address, grants.iter().map(|&(net, ports)| Grant { net, ports }))
-        .map_err(|refused| field(at, "origin_denied", refused.to_string()))
+fn is_path(text: &str) -> bool {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
+    text.starts_with('/') && plain && text.len() <= PATH_PREFIX_BYTES_MAX
 }
 
 fn redirect(at: &str, text: &str) -> Result<(), FieldError> {

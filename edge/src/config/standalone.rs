@@ -1,17 +1,19 @@
 //! The sections of a standalone edge: certificates from files, routes, and what origins may be reached.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use http::{StatusCode, uri::PathAndQuery};
 use ipnet::IpNet;
+use portico_api::{distribution as wire, v1};
 use portico_cert_store::NamePattern;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ConfigError, RawConfig, Source};
 use crate::{
     limits,
-    live::{Origin, Redirect},
+    live::{Redirect, Upstream},
 };
 
 #[derive(Debug, Clone, Default)]
@@ -56,7 +58,7 @@ pub struct RouteConfig {
 
 #[derive(Debug, Clone)]
 pub enum RouteAction {
-    Proxy { origin: String, host_header: Option<String> },
+    Proxy(Arc<Upstream>),
     Redirect { location: String, status: StatusCode, keep_path: bool },
     Static { status: StatusCode, content_type: String, body: Vec<u8> },
 }
@@ -87,8 +89,15 @@ pub(super) struct RawCertificates {
 pub(super) struct RawRoute {
     host: Spanned<String>,
     path: Option<Spanned<String>>,
-    proxy: Option<Spanned<String>>,
+    proxy: Option<Spanned<RawProxy>>,
     host_header: Option<String>,
+    #[serde(default)]
+    protocol: v1::OriginProtocol,
+    server_name: Option<String>,
+    ca_file: Option<Spanned<PathBuf>>,
+    health_check: Option<v1::HealthCheck>,
+    timeouts: Option<v1::ProxyTimeouts>,
+    breaker: Option<v1::CircuitBreaker>,
     redirect: Option<Spanned<String>>,
     status: Option<Spanned<u16>>,
     #[serde(default)]
@@ -100,6 +109,21 @@ pub(super) struct RawRoute {
     hsts_max_age_seconds: u32,
     #[serde(default)]
     plain_http: bool,
+}
+
+/// One origin, or several, each with a weight or without.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected an origin's URL, or a list of them")]
+enum RawProxy {
+    One(String),
+    Several(Vec<RawOrigin>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected an origin's URL, or { url = \"http://..\", weight = 1 }")]
+enum RawOrigin {
+    Url(String),
+    Weighted(v1::WeightedOrigin),
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,10 +211,10 @@ fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig,
 fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteAction, ConfigError> {
     let raw = spanned.get_ref();
     match (&raw.proxy, &raw.redirect, &raw.static_file, &raw.static_body) {
-        (Some(origin), None, None, None) => {
-            Origin::parse(origin.get_ref(), raw.host_header.as_deref())
-                .map_err(|fault| source.error(Some(origin.span()), fault.to_string()))?;
-            Ok(RouteAction::Proxy { origin: origin.get_ref().clone(), host_header: raw.host_header.clone() })
+        (Some(proxy), None, None, None) => {
+            let upstream = Upstream::parse(&wire_proxy(source, raw, proxy.get_ref())?)
+                .map_err(|fault| source.error(Some(proxy.span()), fault.to_string()))?;
+            Ok(RouteAction::Proxy(Arc::new(upstream)))
         }
         (None, Some(location), None, None) => {
             let status = status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?;
@@ -215,6 +239,68 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteAction
             "a route needs exactly one of proxy, redirect, static_file, static_body".into(),
         )),
     }
+}
+
+/// The route as the control plane would send it, so that there is one reader of what it may say.
+fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wire::Proxy, ConfigError> {
+    let weighted = |url: &String, weight| wire::WeightedOrigin { url: url.clone(), weight };
+    let origins = match proxy {
+        RawProxy::One(url) => vec![weighted(url, 1)],
+        RawProxy::Several(list) => list
+            .iter()
+            .map(|origin| match origin {
+                RawOrigin::Url(url) => weighted(url, 1),
+                RawOrigin::Weighted(origin) => weighted(&origin.url, origin.weight),
+            })
+            .collect(),
+    };
+    let timeouts = raw.timeouts.clone().unwrap_or_default();
+    Ok(wire::Proxy {
+        origin: origins.first().map(|origin| origin.url.clone()).unwrap_or_default(),
+        host_header: raw.host_header.clone().unwrap_or_default(),
+        origins,
+        protocol: match raw.protocol {
+            v1::OriginProtocol::Auto => wire::OriginProtocol::Auto,
+            v1::OriginProtocol::Http1 => wire::OriginProtocol::Http1,
+            v1::OriginProtocol::Http2 => wire::OriginProtocol::Http2,
+        }
+        .into(),
+        tls_server_name: raw.server_name.clone().unwrap_or_default(),
+        tls_ca_der: raw
+            .ca_file
+            .as_ref()
+            .map(|file| authorities(source, file))
+            .transpose()?
+            .unwrap_or_default(),
+        health_check: raw.health_check.as_ref().map(|check| wire::HealthCheck {
+            path: check.path.clone(),
+            interval_seconds: check.interval_seconds,
+            healthy_after: check.healthy_after,
+            unhealthy_after: check.unhealthy_after,
+        }),
+        connect_timeout_ms: timeouts.connect_ms.unwrap_or_default(),
+        first_byte_timeout_ms: timeouts.first_byte_ms.unwrap_or_default(),
+        idle_timeout_ms: timeouts.idle_ms.unwrap_or_default(),
+        in_flight_max: raw.breaker.as_ref().map(|breaker| breaker.in_flight_max).unwrap_or_default(),
+        pending_max: raw.breaker.as_ref().map(|breaker| breaker.pending_max).unwrap_or_default(),
+    })
+}
+
+fn authorities(source: Source<'_>, file: &Spanned<PathBuf>) -> Result<Vec<bytes::Bytes>, ConfigError> {
+    let path = source.resolve(file.get_ref());
+    let wrong =
+        |problem: String| source.error(Some(file.span()), format!("ca_file {}: {problem}", path.display()));
+    let size = std::fs::metadata(&path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > limits::CERTIFICATE_FILE_BYTES_MAX {
+        return Err(wrong(format!("{size} bytes; at most {}", limits::CERTIFICATE_FILE_BYTES_MAX)));
+    }
+    let pem = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|error| wrong(format!("is not PEM: {error}")))?;
+    if found.is_empty() {
+        return Err(wrong("holds no certificate".to_owned()));
+    }
+    Ok(found.into_iter().map(|certificate| certificate.to_vec().into()).collect())
 }
 
 fn fixed(source: Source<'_>, raw: &RawRoute, body: Vec<u8>) -> Result<RouteAction, ConfigError> {

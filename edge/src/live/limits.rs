@@ -1,9 +1,26 @@
 //! Bounds on what the control plane may make an edge hold. Each is hit by a test.
 
+use std::time::Duration;
+
 /// Routes of one domain; first match wins, so a request walks this list.
 pub const ROUTES_MAX: usize = 64;
 /// A path prefix, bytes.
 pub const PATH_PREFIX_BYTES_MAX: usize = 1024;
+/// Origins of one route, the weight of one, and its own CA certificates.
+pub const ORIGINS_MAX: usize = 16;
+pub const ORIGIN_WEIGHT_MAX: u32 = 1000;
+pub const ORIGIN_ROOTS_MAX: usize = 16;
+/// How far a route may move an origin's deadlines from those of the edge.
+pub const ORIGIN_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+pub const ORIGIN_CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+pub const ORIGIN_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// What a health check may ask for.
+pub const HEALTH_INTERVAL_MIN: Duration = Duration::from_secs(1);
+pub const HEALTH_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+pub const HEALTH_THRESHOLD_MAX: u32 = 10;
+/// What a circuit breaker may let through.
+pub const BREAKER_IN_FLIGHT_MAX: u32 = 100_000;
+pub const BREAKER_PENDING_MAX: u32 = 10_000;
 /// A redirect's location, bytes; browsers and caches cut longer ones.
 pub const LOCATION_BYTES_MAX: usize = 2048;
 /// A static answer's body, bytes; it lives in memory on each edge.

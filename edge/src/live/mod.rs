@@ -31,7 +31,10 @@ use crate::challenge::Challenges;
 
 pub use admit::{Admitted, Batch, BatchKind, Rejected};
 pub use host::{EgressGrant, Host, Suspension, SuspensionMode, TenantState};
-pub use origin::{Origin, OriginHost, OriginScheme};
+pub use origin::{
+    Breaker, HealthCheck, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme, Upstream,
+    UpstreamDeadlines, WeightedOrigin,
+};
 pub use publisher::{LivePublisher, Published};
 pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};

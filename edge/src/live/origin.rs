@@ -1,12 +1,47 @@
-//! Where a proxied request goes: parsed once at the border.
+//! Where proxied requests go: parsed once at the border.
+//!
+//! An [`Origin`] holds all that tells its connections from others', because it is what pools are keyed by; how requests
+//! are spread over several and how long they may take stands in the [`Upstream`] and may change without a new pool.
 
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
+use portico_api::distribution as wire;
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, ServerName};
 
-use super::Fault;
 use super::route::parse_url;
+use super::{Fault, limits};
+
+/// All that a proxy route says.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// 1 to [`limits::ORIGINS_MAX`].
+    pub origins: Box<[WeightedOrigin]>,
+    pub deadlines: UpstreamDeadlines,
+}
+
+/// One of the origins of a route and its share of the requests, from 1 to [`limits::ORIGIN_WEIGHT_MAX`].
+#[derive(Clone, Debug)]
+pub struct WeightedOrigin {
+    pub origin: Arc<Origin>,
+    pub weight: u32,
+}
+
+/// How long an origin may take; the edge's own times where absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamDeadlines {
+    /// To a connection, TLS included.
+    pub connect: Option<Duration>,
+    /// From the request to the first byte of the answer.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of the answer.
+    pub idle: Option<Duration>,
+}
 
 /// Where a request is sent on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +51,47 @@ pub struct Origin {
     pub port: u16,
     /// Sent as Host; absent: the request's own authority.
     pub host_header: Option<HeaderValue>,
+    pub protocol: OriginProtocol,
+    /// In the TLS handshake and on the certificate; absent: the host.
+    pub server_name: Option<ServerName<'static>>,
+    /// Absent: the system's.
+    pub roots: Option<Arc<OriginRoots>>,
+    pub health_check: Option<Arc<HealthCheck>>,
+    pub breaker: Option<Breaker>,
+}
+
+/// What is spoken to an origin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OriginProtocol {
+    /// By ALPN over TLS, else HTTP/1.1.
+    #[default]
+    Auto,
+    Http1,
+    /// Over plain TCP by prior knowledge.
+    Http2,
+}
+
+/// A route's own certificate authorities; equal where their certificates are.
+#[derive(Debug)]
+pub struct OriginRoots {
+    der: Box<[Box<[u8]>]>,
+    pub store: Arc<RootCertStore>,
+}
+
+/// How an origin is asked whether it is well.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    pub path: PathAndQuery,
+    pub interval: Duration,
+    pub healthy_after: u32,
+    pub unhealthy_after: u32,
+}
+
+/// What an origin is spared, over all workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Breaker {
+    pub in_flight_max: u32,
+    pub pending_max: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +105,136 @@ pub enum OriginHost {
     /// Lower case A-labels, without a trailing dot; may be one label.
     Name(Box<str>),
     Address(IpAddr),
+}
+
+impl Upstream {
+    /// To one origin, all else as it is without being said.
+    pub fn to(origin: Origin) -> Self {
+        let only = WeightedOrigin { origin: Arc::new(origin), weight: 1 };
+        Self { origins: [only].into(), deadlines: UpstreamDeadlines::default() }
+    }
+
+    /// # Errors
+    /// A [`Fault`] that names what is wrong.
+    pub fn parse(from: &wire::Proxy) -> Result<Self, Fault> {
+        let bad = |why: String| Fault::new("BadProxy", why);
+        let host_header = Some(from.host_header.as_str()).filter(|text| !text.is_empty());
+        let only = [wire::WeightedOrigin { url: from.origin.clone(), weight: 1 }];
+        let targets = if from.origins.is_empty() { &only[..] } else { &from.origins };
+        if targets.len() > limits::ORIGINS_MAX {
+            return Err(bad(format!("{} origins; at most {}", targets.len(), limits::ORIGINS_MAX)));
+        }
+        let protocol = match from.protocol() {
+            wire::OriginProtocol::Auto => OriginProtocol::Auto,
+            wire::OriginProtocol::Http1 => OriginProtocol::Http1,
+            wire::OriginProtocol::Http2 => OriginProtocol::Http2,
+        };
+        let server_name = parse_server_name(&from.tls_server_name)?;
+        let roots = OriginRoots::parse(&from.tls_ca_der)?.map(Arc::new);
+        let health_check = from.health_check.as_ref().map(HealthCheck::parse).transpose()?.map(Arc::new);
+        let breaker = (from.in_flight_max > 0)
+            .then(|| Breaker { in_flight_max: from.in_flight_max, pending_max: from.pending_max });
+        let breaker = breaker.map(Breaker::within_bounds);
+        let mut origins: Vec<WeightedOrigin> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let plain = Origin::parse(&target.url, host_header)?;
+            let origin = Origin {
+                protocol,
+                server_name: server_name.clone(),
+                roots: roots.clone(),
+                health_check: health_check.clone(),
+                breaker,
+                ..plain
+            };
+            if origins.iter().any(|other| *other.origin == origin) {
+                return Err(bad(format!("origin `{:.200}` is listed twice", target.url.escape_debug())));
+            }
+            if !(1..=limits::ORIGIN_WEIGHT_MAX).contains(&target.weight) {
+                return Err(bad(format!(
+                    "weight {}; from 1 to {}",
+                    target.weight,
+                    limits::ORIGIN_WEIGHT_MAX
+                )));
+            }
+            origins.push(WeightedOrigin { origin: Arc::new(origin), weight: target.weight });
+        }
+        Ok(Self { origins: origins.into(), deadlines: UpstreamDeadlines::parse(from) })
+    }
+}
+
+impl UpstreamDeadlines {
+    /// What is beyond the edge's bounds is cut to them: a route of a later release that allows more still works.
+    fn parse(from: &wire::Proxy) -> Self {
+        let within = |ms: u32, max: Duration| {
+            (ms > 0).then(|| Duration::from_millis(ms.into()).clamp(limits::ORIGIN_TIMEOUT_MIN, max))
+        };
+        Self {
+            connect: within(from.connect_timeout_ms, limits::ORIGIN_CONNECT_TIMEOUT_MAX),
+            first_byte: within(from.first_byte_timeout_ms, limits::ORIGIN_ANSWER_TIMEOUT_MAX),
+            idle: within(from.idle_timeout_ms, limits::ORIGIN_ANSWER_TIMEOUT_MAX),
+        }
+    }
+}
+
+impl OriginRoots {
+    fn parse(from: &[bytes::Bytes]) -> Result<Option<Self>, Fault> {
+        let bad = |why: String| Fault::new("BadOriginCa", why);
+        if from.is_empty() {
+            return Ok(None);
+        }
+        if from.len() > limits::ORIGIN_ROOTS_MAX {
+            return Err(bad(format!("{} certificates; at most {}", from.len(), limits::ORIGIN_ROOTS_MAX)));
+        }
+        let mut store = RootCertStore::empty();
+        for der in from {
+            store
+                .add(CertificateDer::from(&der[..]))
+                .map_err(|error| bad(format!("a CA certificate of an origin: {error}")))?;
+        }
+        Ok(Some(Self { der: from.iter().map(|der| der[..].into()).collect(), store: Arc::new(store) }))
+    }
+}
+
+impl PartialEq for OriginRoots {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for OriginRoots {}
+
+impl Hash for OriginRoots {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The rest differs rarely, and then equality tells.
+        self.der.first().map(|der| &der[der.len().saturating_sub(32)..]).hash(state);
+    }
+}
+
+impl HealthCheck {
+    fn parse(from: &wire::HealthCheck) -> Result<Self, Fault> {
+        let bad = |why: &str| Fault::new("BadHealthCheck", format!("health check: {why}"));
+        let fits = from.path.starts_with('/') && from.path.len() <= limits::PATH_PREFIX_BYTES_MAX;
+        let path = from.path.parse().ok().filter(|_| fits).ok_or_else(|| bad("the path is not a path"))?;
+        let count = |count: u32| (1..=limits::HEALTH_THRESHOLD_MAX).contains(&count);
+        if !count(from.healthy_after) || !count(from.unhealthy_after) {
+            return Err(bad("a threshold is out of its range"));
+        }
+        let interval = Duration::from_secs(from.interval_seconds.into());
+        if !(limits::HEALTH_INTERVAL_MIN..=limits::HEALTH_INTERVAL_MAX).contains(&interval) {
+            return Err(bad("the interval is out of its range"));
+        }
+        let (healthy_after, unhealthy_after) = (from.healthy_after, from.unhealthy_after);
+        Ok(Self { path, interval, healthy_after, unhealthy_after })
+    }
+}
+
+impl Breaker {
+    fn within_bounds(self) -> Self {
+        Self {
+            in_flight_max: self.in_flight_max.min(limits::BREAKER_IN_FLIGHT_MAX),
+            pending_max: self.pending_max.min(limits::BREAKER_PENDING_MAX),
+        }
+    }
 }
 
 impl Origin {
@@ -66,7 +272,9 @@ impl Origin {
             }
             None => None,
         };
-        Ok(Self { scheme, host, port, host_header })
+        let protocol = OriginProtocol::Auto;
+        let (server_name, roots, health_check, breaker) = (None, None, None, None);
+        Ok(Self { scheme, host, port, host_header, protocol, server_name, roots, health_check, breaker })
     }
 }
 
@@ -77,6 +285,16 @@ fn parse_origin_name(name: &str) -> Option<Box<str>> {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     (name.len() <= 253 && name.split('.').all(label_fits)).then(|| name.to_ascii_lowercase().into())
+}
+
+fn parse_server_name(text: &str) -> Result<Option<ServerName<'static>>, Fault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name = ServerName::try_from(text.to_ascii_lowercase()).map_err(|_| {
+        Fault::new("BadServerName", format!("TLS server name `{:.200}` is no host name", text.escape_debug()))
+    })?;
+    Ok(Some(name))
 }
 
 fn parse_authority(text: &str) -> Option<HeaderValue> {

@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode};
 use portico_api::distribution as wire;
 use url::Url;
 
-use super::origin::Origin;
+use super::origin::Upstream;
 use super::{Fault, limits};
 
 /// One rule of a host.
@@ -24,7 +24,7 @@ pub struct Route {
 /// What a route does.
 #[derive(Clone, Debug)]
 pub enum Action {
-    Proxy { origin: Arc<Origin> },
+    Proxy(Arc<Upstream>),
     Redirect(Redirect),
     Static { status: StatusCode, content_type: HeaderValue, body: Bytes },
 }
@@ -45,10 +45,7 @@ impl Route {
         }
         let path_prefix = parse_prefix(&from.path_prefix)?;
         let action = match &from.action {
-            Some(wire::route::Action::Proxy(proxy)) => {
-                let host_header = Some(proxy.host_header.as_str()).filter(|text| !text.is_empty());
-                Action::Proxy { origin: Arc::new(Origin::parse(&proxy.origin, host_header)?) }
-            }
+            Some(wire::route::Action::Proxy(proxy)) => Action::Proxy(Arc::new(Upstream::parse(proxy)?)),
             Some(wire::route::Action::Redirect(redirect)) => {
                 Action::Redirect(Redirect::parse(&redirect.location, redirect.status, redirect.keep_path)?)
             }

@@ -205,7 +205,7 @@ pub fn proxy_to(origin: &str) -> wire::Route {
         path_prefix: "/".into(),
         action: Some(wire::route::Action::Proxy(wire::Proxy {
             origin: origin.to_owned(),
-            host_header: String::new(),
+            ..wire::Proxy::default()
         })),
         rule: None,
     }

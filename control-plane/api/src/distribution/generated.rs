@@ -465,12 +465,56 @@ pub struct HeaderField {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Proxy {
-    /// <http://host:port> or <https://host:port,> no path
+    /// <http://host:port> or <https://host:port,> no path; of several the first
     #[prost(string, tag = "1")]
     pub origin: ::prost::alloc::string::String,
     /// empty: the request's authority is kept
     #[prost(string, tag = "2")]
     pub host_header: ::prost::alloc::string::String,
+    /// at most 16, `origin` among them; none: `origin` alone
+    #[prost(message, repeated, tag = "3")]
+    pub origins: ::prost::alloc::vec::Vec<WeightedOrigin>,
+    #[prost(enumeration = "OriginProtocol", tag = "4")]
+    pub protocol: i32,
+    /// empty: the origin's host
+    #[prost(string, tag = "5")]
+    pub tls_server_name: ::prost::alloc::string::String,
+    /// at most 16; none: the edge's system roots
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub tls_ca_der: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(message, optional, tag = "7")]
+    pub health_check: ::core::option::Option<HealthCheck>,
+    /// 0 here and below: the edge's own
+    #[prost(uint32, tag = "8")]
+    pub connect_timeout_ms: u32,
+    #[prost(uint32, tag = "9")]
+    pub first_byte_timeout_ms: u32,
+    #[prost(uint32, tag = "10")]
+    pub idle_timeout_ms: u32,
+    /// per origin and edge; 0: the edge's own bounds alone
+    #[prost(uint32, tag = "11")]
+    pub in_flight_max: u32,
+    #[prost(uint32, tag = "12")]
+    pub pending_max: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WeightedOrigin {
+    #[prost(string, tag = "1")]
+    pub url: ::prost::alloc::string::String,
+    /// 1 to 1000
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub interval_seconds: u32,
+    #[prost(uint32, tag = "3")]
+    pub healthy_after: u32,
+    #[prost(uint32, tag = "4")]
+    pub unhealthy_after: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Redirect {
@@ -658,6 +702,37 @@ impl TlsVersion {
             "TLS_VERSION_DEFAULT" => Some(Self::Default),
             "TLS_VERSION_1_2" => Some(Self::TlsVersion12),
             "TLS_VERSION_1_3" => Some(Self::TlsVersion13),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OriginProtocol {
+    /// https: by ALPN; http: HTTP/1.1
+    Auto = 0,
+    Http1 = 1,
+    /// also over plain TCP, by prior knowledge
+    Http2 = 2,
+}
+impl OriginProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Auto => "ORIGIN_PROTOCOL_AUTO",
+            Self::Http1 => "ORIGIN_PROTOCOL_HTTP_1",
+            Self::Http2 => "ORIGIN_PROTOCOL_HTTP_2",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ORIGIN_PROTOCOL_AUTO" => Some(Self::Auto),
+            "ORIGIN_PROTOCOL_HTTP_1" => Some(Self::Http1),
+            "ORIGIN_PROTOCOL_HTTP_2" => Some(Self::Http2),
             _ => None,
         }
     }

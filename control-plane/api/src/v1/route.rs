@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Proxy;
+
 /// One rule of a domain. Rules are asked in their order and the first that matches a request is taken; one that can never be
 /// reached is refused (422). A rule matches when its path, its methods and all its headers do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -89,13 +91,7 @@ fn root_path() -> String {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
-    Proxy {
-        /// `http://host[:port]` or `https://host[:port]`, no path, no credentials.
-        origin: String,
-        /// Sent to the origin as Host; the request's own authority when absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        host_header: Option<String>,
-    },
+    Proxy(Box<Proxy>),
     Redirect {
         /// An absolute http or https URL.
         to: String,
@@ -120,6 +116,13 @@ pub enum Action {
         /// At most 64 KiB.
         body: String,
     },
+}
+
+impl Action {
+    /// Passes requests on to one origin.
+    pub fn proxy(origin: impl Into<String>) -> Self {
+        Self::Proxy(Box::new(Proxy::to(origin)))
+    }
 }
 
 fn redirect_status() -> u16 {

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{Action, Route};
+use portico_api::v1::{Action, Proxy, Route, WeightedOrigin};
 use serde_json::json;
 
 use crate::commands::domain::{WaitArgs, find, with_grant};
@@ -32,9 +32,9 @@ pub(crate) struct RouteArgs {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct ActionArgs {
-    /// Pass requests to this origin: http://host[:port] or https://host[:port]
+    /// Pass requests to this origin: http://host[:port] or https://host[:port]; several times: to one of these
     #[arg(long, value_name = "URL")]
-    proxy: Option<String>,
+    proxy: Vec<String>,
     /// Redirect (308) to this URL
     #[arg(long, value_name = "URL")]
     redirect: Option<String>,
@@ -45,10 +45,14 @@ pub(crate) struct ActionArgs {
 
 impl ActionArgs {
     pub(crate) fn action(self) -> Action {
-        match (self.proxy, self.redirect, self.fixed) {
-            (Some(origin), _, _) => Action::Proxy { origin, host_header: None },
-            (None, Some(to), _) => Action::Redirect { to, status: 308, keep_path: true, keep_query: None },
-            (None, None, body) => Action::Static {
+        match (&*self.proxy, self.redirect, self.fixed) {
+            ([origin], _, _) => Action::proxy(origin),
+            (origins @ [_, ..], _, _) => {
+                let origins = origins.iter().map(|url| WeightedOrigin { url: url.clone(), weight: 1 });
+                Action::Proxy(Box::new(Proxy { origins: origins.collect(), ..Proxy::default() }))
+            }
+            ([], Some(to), _) => Action::Redirect { to, status: 308, keep_path: true, keep_query: None },
+            ([], None, body) => Action::Static {
                 status: 200,
                 content_type: "text/plain; charset=utf-8".to_owned(),
                 body: body.unwrap_or_default(),
@@ -93,8 +97,7 @@ fn changed(mut routes: Vec<Route>, path: &str, action: Option<Action>) -> Result
 
 pub(crate) fn action_text(action: &Action) -> String {
     match action {
-        Action::Proxy { origin, host_header: None } => format!("proxy to {origin}"),
-        Action::Proxy { origin, host_header: Some(host) } => format!("proxy to {origin} as {host}"),
+        Action::Proxy(proxy) => proxy_text(proxy),
         Action::Redirect { to, status, keep_path, keep_query } => {
             let kept = match (*keep_path, keep_query.unwrap_or(*keep_path)) {
                 (true, true) => ", path and query kept",
@@ -110,12 +113,23 @@ pub(crate) fn action_text(action: &Action) -> String {
     }
 }
 
+fn proxy_text(proxy: &Proxy) -> String {
+    let origins = proxy.targets();
+    let equal = origins.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+    let texts: Vec<String> = origins
+        .into_iter()
+        .map(|WeightedOrigin { url, weight }| if equal { url } else { format!("{url} (weight {weight})") })
+        .collect();
+    let host = proxy.host_header.as_ref().map_or(String::new(), |host| format!(" as {host}"));
+    format!("proxy to {}{host}", texts.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn proxy(origin: &str) -> Action {
-        Action::Proxy { origin: origin.to_owned(), host_header: None }
+        Action::proxy(origin)
     }
 
     fn texts(routes: &[Route]) -> Vec<String> {

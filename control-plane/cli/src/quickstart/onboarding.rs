@@ -103,7 +103,7 @@ fn harbour_domains(addresses: &Addresses) -> Outcome<Vec<DomainSpec>> {
 }
 
 fn proxy(addresses: &Addresses, place: usize) -> Action {
-    Action::Proxy { origin: format!("http://{}", addresses.origins[place]), host_header: None }
+    Action::proxy(format!("http://{}", addresses.origins[place]))
 }
 
 fn domain(name: &str, action: Action) -> Outcome<DomainSpec> {

@@ -115,6 +115,66 @@ fn routes_are_checked_field_by_field() {
 }
 
 #[test]
+fn proxies_are_checked_field_by_field() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let ca = rcgen::CertificateParams::new(vec!["ca.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let ca = ca.pem();
+    let two = json!([{ "url": "https://a.example" }, { "url": "http://b.example", "weight": 3 }]);
+    let (host, path) = ("invalid_host", "invalid_path");
+    let (range, pem) = ("out_of_range", "invalid_certificate");
+    for (change, expected) in [
+        (json!({}), None),
+        (json!({ "tls": { "server_name": "in.example", "ca_pem": ca } }), None),
+        (json!({ "protocol": "http2", "health_check": { "path": "/up?x=1", "interval_seconds": 1 } }), None),
+        (json!({ "timeouts": { "connect_ms": 10 }, "breaker": { "in_flight_max": 1 } }), None),
+        (json!({ "origins": null }), Some(("/origin", "missing_field"))),
+        (json!({ "origin": "http://c.example" }), Some(("/origin", "conflict"))),
+        (json!({ "origins": [{ "url": "ftp://a" }] }), Some(("/origins/0/url", "invalid_origin"))),
+        (json!({ "origins": [{ "url": "http://10.0.0.1" }] }), Some(("/origins/0/url", "origin_denied"))),
+        (json!({ "origins": [{ "url": "http://a", "weight": 0 }] }), Some(("/origins/0/weight", range))),
+        (
+            json!({ "origins": [{ "url": "http://a" }, { "url": "http://a/" }] }),
+            Some(("/origins/1/url", "duplicate")),
+        ),
+        (
+            json!({ "origins": (0..17).map(|n| json!({ "url": format!("http://{n}.a") })).collect::<Vec<_>>() }),
+            Some(("/origins", "too_many")),
+        ),
+        (json!({ "tls": { "server_name": "a b" } }), Some(("/tls/server_name", host))),
+        (json!({ "tls": { "ca_pem": "" } }), Some(("/tls/ca_pem", pem))),
+        (json!({ "tls": { "ca_pem": key.serialize_pem() } }), Some(("/tls/ca_pem", pem))),
+        (json!({ "tls": { "ca_pem": ca.repeat(17) } }), Some(("/tls/ca_pem", pem))),
+        (json!({ "tls": {}, "origins": [{ "url": "http://a.example" }] }), Some(("/tls", "unused"))),
+        (json!({ "health_check": { "path": "up" } }), Some(("/health_check/path", path))),
+        (
+            json!({ "health_check": { "interval_seconds": 0 } }),
+            Some(("/health_check/interval_seconds", range)),
+        ),
+        (json!({ "health_check": { "healthy_after": 0 } }), Some(("/health_check/healthy_after", range))),
+        (
+            json!({ "health_check": { "unhealthy_after": 11 } }),
+            Some(("/health_check/unhealthy_after", range)),
+        ),
+        (json!({ "timeouts": { "connect_ms": 60_001 } }), Some(("/timeouts/connect_ms", range))),
+        (json!({ "timeouts": { "first_byte_ms": 9 } }), Some(("/timeouts/first_byte_ms", range))),
+        (json!({ "timeouts": { "idle_ms": 600_001 } }), Some(("/timeouts/idle_ms", range))),
+        (json!({ "breaker": { "in_flight_max": 0 } }), Some(("/breaker/in_flight_max", range))),
+        (
+            json!({ "breaker": { "in_flight_max": 1, "pending_max": 10_001 } }),
+            Some(("/breaker/pending_max", range)),
+        ),
+    ] {
+        let mut action = json!({ "type": "proxy", "origins": two });
+        for (name, value) in change.as_object().unwrap() {
+            action[name] = value.clone();
+        }
+        action.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let expected = expected.map(|(at, code)| (format!("/routes/0/action{at}"), code.to_owned()));
+        assert_eq!(first_fault(json!({ "action": action }), &[]), expected, "{change:.300}");
+    }
+}
+
+#[test]
 fn a_domain_is_bounded_as_a_whole() {
     let policy = EgressPolicy::default();
     let mut large = spec(json!({ "action": { "type": "static", "body": "" } }));

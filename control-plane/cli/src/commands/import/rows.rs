@@ -145,7 +145,7 @@ fn action(word: &str, target: &str) -> Result<Action, String> {
             if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
                 return Err(format!("target {target:?}: an origin is http(s)://host[:port], without a path"));
             }
-            Ok(Action::Proxy { origin: target.trim_end_matches('/').to_owned(), host_header: None })
+            Ok(Action::proxy(target.trim_end_matches('/')))
         }
         ("redirect", status) => {
             let Ok(status @ (301 | 302 | 303 | 307 | 308)) = status.map_or(Ok(308), str::parse) else {
