@@ -46,6 +46,8 @@ pub struct OpenOrder {
     pub lineage: LineageId,
     pub name_set: String,
     pub tenant: Option<TenantId>,
+    /// The exact names of the live certificate again.
+    pub renewal: bool,
     /// Nothing is tried before.
     pub next_at: i64,
 }
@@ -240,7 +242,8 @@ fn is_orderable(facts: &Facts, domain: DomainId) -> bool {
     facts.names.get(&domain).is_some_and(|state| !state.methods.is_empty() && state.next_at <= facts.now_ms)
 }
 
-/// Orders that may be open and ready to run within [`SOON_MS`]; more are not planned before some are over.
+/// Renewals, and as many other orders, that may be open and ready to run within [`SOON_MS`]; more are not planned before
+/// some are over. Apart, because new orders may wait for the CA's limit by the thousand, and renewals are exempt from it.
 const ORDERS_SOON_MAX: usize = 256;
 /// Orders of one tenant that may be open, waiting ones included: a tenant whose orders all wait must not fill the room of
 /// the others, nor the database.
@@ -249,13 +252,12 @@ const ORDERS_OF_TENANT_MAX: usize = 64;
 const NEW_ORDERS_OF_TENANT_MAX: usize = 48;
 const SOON_MS: i64 = 60_000;
 
-/// Orders that are due and have room: those that keep names alive first, then the tenant that was served least. Groups must be as [`group_changes`]
-/// wants them.
+/// Orders that are due and have room: those that keep names alive first, then those of the tenant that was served least.
+/// Groups must be as [`group_changes`] wants them.
 pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let coverage = Coverage::of(facts);
     let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
     let open_sets: HashSet<&str> = facts.open_orders.iter().map(|open| open.name_set.as_str()).collect();
-    let soon = facts.open_orders.iter().filter(|open| open.next_at <= facts.now_ms + SOON_MS).count();
     let mut open_of: HashMap<Option<TenantId>, usize> = HashMap::new();
     for open in &facts.open_orders {
         *open_of.entry(open.tenant).or_default() += 1;
@@ -290,8 +292,13 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         alive.push((had, keeping));
         new.push((had, adding));
     }
-    let orders = fair(alive).into_iter().chain(fair(new));
-    orders.take(ORDERS_SOON_MAX.saturating_sub(soon)).collect()
+    let alive = fair(alive).into_iter().take(room(facts, true));
+    alive.chain(fair(new).into_iter().take(room(facts, false))).collect()
+}
+
+fn room(facts: &Facts, renewal: bool) -> usize {
+    let is_soon = |open: &&OpenOrder| open.renewal == renewal && open.next_at <= facts.now_ms + SOON_MS;
+    ORDERS_SOON_MAX.saturating_sub(facts.open_orders.iter().filter(is_soon).count())
 }
 
 fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {

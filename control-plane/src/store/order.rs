@@ -222,15 +222,17 @@ pub async fn retry_now(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Res
     Ok(done.rows_affected())
 }
 
-/// Every order that is not over, oldest first.
+/// Every order that is not over and may go on, oldest first. Those that wait may be many times as many.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn open(connection: &mut SqliteConnection) -> Result<Vec<OrderRow>, StoreError> {
-    let rows =
-        sqlx::query("SELECT * FROM orders WHERE state NOT IN ('issued', 'failed') ORDER BY created_at, id")
-            .fetch_all(connection)
-            .await?;
+pub async fn due(connection: &mut SqliteConnection, now_ms: i64) -> Result<Vec<OrderRow>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM orders WHERE state NOT IN ('issued', 'failed') AND next_at <= ? ORDER BY created_at, id",
+    )
+    .bind(now_ms)
+    .fetch_all(connection)
+    .await?;
     rows.iter().map(order).collect()
 }
 
@@ -240,7 +242,8 @@ pub async fn open(connection: &mut SqliteConnection) -> Result<Vec<OrderRow>, St
 /// The database's, or a row that cannot be read.
 pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<OpenOrder>, StoreError> {
     let rows = sqlx::query(
-        "SELECT lineage_id, name_set, tenant_id, next_at FROM orders WHERE state NOT IN ('issued', 'failed')",
+        "SELECT lineage_id, name_set, tenant_id, renewal, next_at FROM orders \
+         WHERE state NOT IN ('issued', 'failed')",
     )
     .fetch_all(connection)
     .await?;
@@ -251,6 +254,7 @@ pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<Ope
                 lineage: from_id(row.try_get("lineage_id")?, "orders")?,
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
+                renewal: row.try_get("renewal")?,
                 next_at: row.try_get("next_at")?,
             })
         })

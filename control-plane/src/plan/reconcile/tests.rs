@@ -254,8 +254,33 @@ fn a_tenants_new_names_do_not_hold_up_its_renewals() {
     assert!(due.len() == 1 && due[0].names.values().eq([&old]), "{due:?}");
 }
 
+#[test]
+fn new_orders_that_all_wait_for_the_cas_limit_do_not_hold_up_a_renewal() {
+    let mut world = World::new();
+    let old = world.ready("old.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    world.issue(&order, NOW);
+    for tenant in 0..6 {
+        world.tenant = TenantId::generate();
+        for n in 0..NEW_ORDERS_OF_TENANT_MAX {
+            world.ready(&format!("import{n}.of{tenant}.test"), &["default"]);
+            world.facts.domains.last_mut().unwrap().sharing = v1::Sharing::Alone;
+        }
+    }
+    world.plan();
+    let due = orders_due(&world.facts);
+    assert_eq!(due[0].names.values().collect::<Vec<_>>(), [&old]);
+    // The next slot is less than a minute away, for all of them.
+    world.facts.open_orders.extend(due[1..].iter().map(|order| open_order(order, NOW + 36_000)));
+    assert_eq!(world.facts.open_orders.len(), ORDERS_SOON_MAX);
+    let due = orders_due(&world.facts);
+    assert!(due.len() == 1 && due[0].renewal, "{due:?}");
+}
+
 fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
-    OpenOrder { lineage: order.lineage, name_set: order.name_set.clone(), tenant: order.tenant, next_at }
+    let DueOrder { lineage, ref name_set, tenant, renewal, .. } = *order;
+    OpenOrder { lineage, name_set: name_set.clone(), tenant, renewal, next_at }
 }
 
 #[test]

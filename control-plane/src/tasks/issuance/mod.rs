@@ -257,22 +257,22 @@ impl Work {
         if room == 0 {
             return;
         }
-        let open = async { store::order::open(&mut *self.issuance.parts.store.read().await?).await };
-        let open = match open.await {
-            Ok(open) => open,
+        let now = self.issuance.parts.clock.now_ms();
+        let due = async { store::order::due(&mut *self.issuance.parts.store.read().await?, now).await };
+        let due = match due.await {
+            Ok(due) => due,
             Err(error) => {
-                tracing::warn!(%error, "open orders could not be read");
+                tracing::warn!(%error, "orders that are due could not be read");
                 return;
             }
         };
-        let now = self.issuance.parts.clock.now_ms();
         let held = |row: &OrderRow| {
             let issuer = self.issuance.issuer(&row.issuer);
             issuer.is_some_and(|issuer| issuer.held_until() > now)
         };
         let mut by_tenant: BTreeMap<Option<TenantId>, Vec<OrderRow>> = BTreeMap::new();
-        for row in open {
-            if row.next_at <= now && !self.running.contains(&row.id) && !held(&row) {
+        for row in due {
+            if !self.running.contains(&row.id) && !held(&row) {
                 by_tenant.entry(row.tenant).or_default().push(row);
             }
         }
