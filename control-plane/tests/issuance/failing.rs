@@ -183,6 +183,28 @@ async fn a_refusal_to_finalize_that_names_nobody_costs_no_other_name_its_certifi
     issued_but_for("n0.shop.test", refusal).await;
 }
 
+/// The fault is the CA's, and passes: it must not take all groups apart to single names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_refuses_every_order_does_not_have_each_name_ordered_alone() {
+    let lab = Lab::start(&Options::default()).await;
+    let names: Vec<String> = (0..100).map(|n| format!("n{n}.shop.test")).collect();
+    lab.world.ca_refuses_as(json!({ "names": names, "unnamed": "malformed" })).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &names).await;
+    // The last of the halves has ended: nothing is open, and those that failed wait for their back-off.
+    let settled = "SELECT id FROM orders WHERE state = 'failed' AND (SELECT COUNT(*) FROM orders WHERE error IS NULL) = 0 \
+                   AND (SELECT COUNT(*) FROM events WHERE kind = 'certificate.order_failed') >= 4";
+    until_rows(&lab, settled, 20).await;
+    let stats = lab.world.stats().await;
+    let asked = stats["new_orders"].as_array().unwrap().len();
+    // 4 groups, and two halves of each of 16 orders; each name alone would take 196.
+    assert!((20..=40).contains(&asked), "{asked} orders");
+    // The CA is well again.
+    lab.world.ca_refuses(&[]).await;
+    lab.world.clock.advance(std::time::Duration::from_secs(86_400));
+    lab.until_covered(100).await;
+}
+
 /// Kind and text of each event about a subject.
 pub async fn events_of(lab: &Lab, subject: &str) -> Vec<Vec<String>> {
     let rows = lab.rows("SELECT kind, text, subject FROM events ORDER BY sequence").await;

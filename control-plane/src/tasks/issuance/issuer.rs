@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
@@ -19,6 +19,10 @@ use crate::store::account::{self, AccountRow, AccountState};
 /// A CA whose directory cannot be read is asked for it again no sooner.
 const DIRECTORY_PAUSE_MS: i64 = 60_000;
 
+/// Orders that are halved in a row, over all tenants, before one is issued. One bad name among 100 takes 7; a CA that
+/// refuses everything would have each name of the fleet ordered alone.
+const HALVED_IN_A_ROW_MAX: u32 = 16;
+
 const PURPOSE: &str = "acme account key";
 
 /// One configured issuer.
@@ -30,6 +34,8 @@ pub(crate) struct Issuer {
     http: CaHttp,
     account: Mutex<Option<Account>>,
     held_until_ms: AtomicI64,
+    /// Orders that were halved since one was issued.
+    halved_in_a_row: AtomicU32,
     /// Held while the directory is read; when it may be read again after a failure.
     directory_at_ms: Mutex<i64>,
 }
@@ -62,6 +68,7 @@ impl Issuer {
             http: CaHttp::new(&endpoint)?,
             account: Mutex::new(None),
             held_until_ms: AtomicI64::new(0),
+            halved_in_a_row: AtomicU32::new(0),
             directory_at_ms: Mutex::new(0),
         })
     }
@@ -154,6 +161,16 @@ impl Issuer {
     /// Nothing new is asked of this CA before (Unix milliseconds).
     pub(crate) fn held_until(&self) -> i64 {
         self.held_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more order that the CA refuses as a whole is to be halved; counts it.
+    pub(crate) fn may_halve(&self) -> bool {
+        self.halved_in_a_row.fetch_add(1, Ordering::Relaxed) < HALVED_IN_A_ROW_MAX
+    }
+
+    /// The CA has issued: what it refuses is the names' fault again.
+    pub(crate) fn has_issued(&self) {
+        self.halved_in_a_row.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn hold(&self, until_ms: i64) {

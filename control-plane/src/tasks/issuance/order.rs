@@ -13,7 +13,8 @@
 //! Failures are told apart: of the CA or the way to it (the step is tried again, soon and then slower, the row stays),
 //! of single names (they are ejected from the group, the others go on at once), of the order as a whole (it ends). Where
 //! the CA refuses an order and names no culprit, its names are ordered in two halves, and so on: one bad name among n is
-//! found with at most 2 log2 n further orders, each of which the ledger counts, refused or not.
+//! found with at most 2 log2 n further orders, each of which the ledger counts, refused or not. A CA that refuses order
+//! after order and issues none has a fault of its own: then nothing is halved.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -323,6 +324,7 @@ impl Step<'_> {
             Err(publish::NotPublished::Garbled(text)) => return Err(Stop::NotYet(text)),
             Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
         }
+        self.issuer.has_issued();
         fail_point::reach("order.published");
         Ok(())
     }
@@ -502,7 +504,7 @@ async fn held_up(
         AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
             return if !names_nobody(row, &error) {
                 eject(issuance, row, &refused_names(row, &error)).await
-            } else if is_about_names(row, &error) {
+            } else if is_about_names(row, &error) && issuer.is_some_and(Issuer::may_halve) {
                 split(issuance, row, reason, &text).await
             } else {
                 end(issuance, row, reason, &text).await
