@@ -189,13 +189,7 @@ fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>
     if (elsewhere || unreachable) && !at_ca {
         return (DomainStatus::Pending, Some(point_here(facts)));
     }
-    if let Some(caa) = stored(facts, ConditionKind::CaaPermits)
-        && caa.observed.status == ConditionStatus::False
-        && !at_ca
-    {
-        let mut action =
-            act(Actor::Tenant, format!("No certificate may be issued: {}.", caa.observed.message));
-        action.retry_at = caa.observed.next_check_at.map(rfc3339);
+    if let Some(action) = forbidden_by_caa(facts).filter(|_| !at_ca) {
         return (DomainStatus::Pending, Some(action));
     }
     let failed = facts.order.as_ref().filter(|order| order.step == OrderStep::Failed);
@@ -240,6 +234,18 @@ fn point_here(facts: &Facts<'_>) -> NextAction {
     let next = stored(facts, ConditionKind::ChallengeReachable).and_then(|row| row.observed.next_check_at);
     action.retry_at = next.or(facts.next_check_at).map(rfc3339);
     action
+}
+
+fn forbidden_by_caa(facts: &Facts<'_>) -> Option<NextAction> {
+    let caa = &stored(facts, ConditionKind::CaaPermits)?.observed;
+    let actor = match caa.status {
+        ConditionStatus::True => return None,
+        ConditionStatus::False => Actor::Tenant,
+        ConditionStatus::Unknown => Actor::System,
+    };
+    let mut action = act(actor, format!("No certificate may be issued: {}.", caa.message));
+    action.retry_at = caa.next_check_at.map(rfc3339);
+    Some(action)
 }
 
 fn deploying(cell: &CellFacts) -> NextAction {

@@ -25,6 +25,9 @@ use crate::plan::caa::CaaRecord;
 const DEADLINE: Duration = Duration::from_secs(6);
 /// One try at one server.
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+/// All questions on the way up to a name's CAA records: a name may have 100 labels, each with a server that is just slow
+/// enough.
+const CLIMB_DEADLINE: Duration = Duration::from_secs(20);
 /// Questions in flight; more wait.
 const CONCURRENCY: usize = 64;
 /// Records that are looked at in one answer.
@@ -112,6 +115,13 @@ impl Lookup {
     /// The CAA records that hold for `name`, and at which name they stand: its own, else those of the first name above it
     /// that has any (RFC 8659 section 3).
     pub async fn caa(&self, name: &DomainName) -> Found<(String, CaaRecord)> {
+        tokio::time::timeout(CLIMB_DEADLINE, self.climb_to_caa(name)).await.unwrap_or_else(|_| {
+            let seconds = CLIMB_DEADLINE.as_secs();
+            Found::Unknown(format!("no answer for CAA {name} and the names above it within {seconds} s"))
+        })
+    }
+
+    async fn climb_to_caa(&self, name: &DomainName) -> Found<(String, CaaRecord)> {
         let labels: Vec<&str> = name.as_str().split('.').collect();
         for from in 0..labels.len() {
             let owner = labels[from..].join(".");

@@ -108,11 +108,15 @@ impl<'a> Issue<'a> {
         let mut read = Self { issuer: parts.next()?.trim(), account: None, methods: None };
         for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
             let (tag, value) = part.split_once('=')?;
-            match tag.trim() {
-                "accounturi" => read.account = Some(value.trim()),
-                "validationmethods" => read.methods = Some(value.trim()),
+            let parameter = match tag.trim() {
+                "accounturi" => &mut read.account,
+                "validationmethods" => &mut read.methods,
                 // The CA's own; it does not keep others from reading the record.
-                _ => {}
+                _ => continue,
+            };
+            // Two accounts: nobody (RFC 8657 section 3). It does not speak of two lists of methods; Boulder takes them so.
+            if parameter.replace(value.trim()).is_some() {
+                return None;
             }
         }
         Some(read)
@@ -165,6 +169,11 @@ mod tests {
             (&["0 tbs x", "128 issue ca.test"], false, Ok(both)),
             (&["0 issue ca.test; accounturi=https://ca.test/a/1"], false, Ok(both)),
             (&["0 issue ca.test; accounturi=https://ca.test/a/2"], false, Err("for another account only")),
+            (
+                &["0 issue ca.test; accounturi=https://ca.test/a/2; accounturi=https://ca.test/a/1"],
+                false,
+                Err("let no CA issue"),
+            ),
             (&["0 issue ca.test;validationmethods=dns-01"], false, Ok(&[Dns01])),
             (&["0 issue ca.test; validationmethods=tls-alpn-01,x"], false, Err("by tls-alpn-01,x only")),
         ];

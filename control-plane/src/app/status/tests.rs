@@ -83,6 +83,7 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
     let unreachable = [row(ChallengeReachable, False, "NotFetched")];
     let mut caa = [row(CaaPermits, False, "Forbidden")];
     caa[0].observed.message = "set shop.example CAA 0 issue \"ca.test\"".into();
+    let caa_unknown = [row(CaaPermits, Unknown, "LookupFailed")];
     let recheck = [row(OwnershipProved, True, RECHECK_FAILED)];
     let late = CertificateFacts { renew_at: NOW - HOUR, ..good() };
     let expired = CertificateFacts { not_after: NOW - 1, ..good() };
@@ -105,6 +106,12 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
         ("before order", bare(), Issuing, "about to be ordered"),
         ("no budget", Facts { budget_until: Some(NOW + HOUR), ..bare() }, Issuing, "used up its budget"),
         ("budget again", Facts { budget_until: Some(NOW), ..bare() }, Issuing, "about to be ordered"),
+        (
+            "caa unknown",
+            Facts { conditions: &caa_unknown, ..bare() },
+            Pending,
+            "No certificate may be issued",
+        ),
         ("caa", Facts { conditions: &caa, ..bare() }, Pending, "set shop.example CAA 0 issue \"ca.test\""),
         (
             "points elsewhere",
