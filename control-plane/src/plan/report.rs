@@ -5,12 +5,13 @@
 //! tenant's, as if the windows of the last two were empty now. Deliberately absent: the time that validation takes,
 //! failures, and what others use of a domain's limit at the CA.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use portico_api::v1;
 use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, TenantId};
 
-use super::ledger::{DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Limits};
+use super::ledger::{DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Limits};
 use super::reconcile::{Coverage, Facts, fair, plans};
 
 /// What is planned under.
@@ -71,14 +72,13 @@ pub fn report(facts: &Facts, terms: &Terms, explain: Option<&NamePattern>) -> v1
     }
 }
 
-fn facts_under(facts: &Facts, terms: &Terms) -> Facts {
+fn facts_under<'a>(facts: &'a Facts, terms: &Terms) -> Cow<'a, Facts> {
+    let Some(sharing) = terms.sharing else { return Cow::Borrowed(facts) };
     let mut facts = facts.clone();
-    if let Some(sharing) = terms.sharing {
-        for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
-            domain.sharing = sharing;
-        }
+    for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
+        domain.sharing = sharing;
     }
-    facts
+    Cow::Owned(facts)
 }
 
 fn explanation(plans: &[(&[CellId], Plan)], name: &NamePattern) -> String {
@@ -158,6 +158,7 @@ impl Schedule {
             let mut waits = vec![
                 (account_wait(before - free, limits.orders_3h), LimitName::Orders),
                 (window(*tenant, limits.tenant_1h(), HOUR_MS), LimitName::TenantHour),
+                (window(*tenant, limits.tenant_24h, DAY_MS), LimitName::TenantDay),
             ];
             for domain in registered_domains(group) {
                 let count = of_domain.entry(domain).or_insert(-1);
@@ -194,7 +195,8 @@ impl Schedule {
     }
 
     fn held_by(&self) -> Vec<v1::PlanHold> {
-        let kinds = [LimitName::Orders, LimitName::RegisteredDomain, LimitName::TenantHour];
+        let kinds =
+            [LimitName::Orders, LimitName::RegisteredDomain, LimitName::TenantHour, LimitName::TenantDay];
         let hold = |kind: LimitName| {
             let held: Vec<&Slot> = self.slots.iter().filter(|slot| slot.limit == Some(kind)).collect();
             let last = held.last()?;
@@ -238,7 +240,9 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
     lever("the CA raises the limit of the registered domains concerned (ask it weeks before)", &|t| {
         t.limits.registered_domain_7d = 0;
     });
-    lever("no budget for single tenants (tenant_1h = 0)", &|t| t.limits.tenant_1h = Some(0));
+    lever("no budget for single tenants (tenant_1h = 0, tenant_24h = 0)", &|t| {
+        (t.limits.tenant_1h, t.limits.tenant_24h) = (Some(0), 0);
+    });
     let outcome = |(text, terms): (String, Terms)| {
         let shared = facts_under(facts, &terms);
         let schedule = Schedule::of(&shared, &plans(&shared, terms.names_per_certificate_max), &terms.limits);
@@ -357,6 +361,20 @@ mod tests {
         let wider = super::report(&facts, &wider, None);
         assert_eq!((wider.orders_now, eta_of(&wider, 100)), (26, 0));
         assert!(wider.levers.is_empty() && wider.groups_over_budget == 26, "{wider:?}");
+    }
+
+    #[test]
+    fn a_tenants_budget_of_a_day_holds_and_its_lever_lets_go() {
+        let tenant = TenantId::generate();
+        let facts = facts(&(0..25).map(|n| (tenant, format!("shop{n}.test"))).collect::<Vec<_>>());
+        let limits = Limits { tenant_24h: 10, ..Limits::default() };
+        let report = report(&facts, &Terms { limits, ..terms() }, None);
+        assert_eq!(eta_of(&report, 100), 2 * 24 * 3600);
+        assert_eq!(
+            (report.held_by[0].limit.as_str(), report.held_by[0].orders),
+            (LimitName::TenantDay.text(), 15)
+        );
+        assert!(report.levers.iter().any(|l| l.text.contains("tenant_24h") && l.seconds == 0), "{report:?}");
     }
 
     #[test]
