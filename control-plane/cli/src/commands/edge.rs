@@ -6,6 +6,7 @@ use portico_cert_store::{CellId, EdgeId};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
+use crate::shell::shell_word;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum FleetCommand {
@@ -68,25 +69,24 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
 
 async fn default(settings: &Settings, args: DefaultArgs) -> Outcome {
     let client = settings.client()?;
-    let chosen =
-        match args.name {
-            Some(hostname) => {
-                let request = DefaultCertificateRequest { hostname };
-                let chosen = client.choose_default_certificate(&request).await;
-                Some(chosen.map_err(|error| {
-                    Failure::from(error).next(format!("domain show {}", request.hostname))
-                })?)
-            }
-            None if args.none => {
-                client.delete_default_certificate().await?;
-                None
-            }
-            None => match client.default_certificate().await {
-                Ok(chosen) => Some(chosen),
-                Err(error) if error.status() == Some(404) => None,
-                Err(error) => return Err(error.into()),
-            },
-        };
+    let chosen = match args.name {
+        Some(hostname) => {
+            let request = DefaultCertificateRequest { hostname };
+            let chosen = client.choose_default_certificate(&request).await;
+            Some(chosen.map_err(|error| {
+                Failure::from(error).next(format!("domain show {}", shell_word(&request.hostname)))
+            })?)
+        }
+        None if args.none => {
+            client.delete_default_certificate().await?;
+            None
+        }
+        None => match client.default_certificate().await {
+            Ok(chosen) => Some(chosen),
+            Err(error) if error.status() == Some(404) => None,
+            Err(error) => return Err(error.into()),
+        },
+    };
     if settings.format == Format::Json {
         return output::json(&chosen);
     }

@@ -1,7 +1,5 @@
 //! `portico domain route NAME`: what happens to a domain's requests, changed while it is served.
 
-use std::cmp::Reverse;
-
 use portico_api::v1::client::Client;
 use portico_api::v1::{Action, Proxy, Route, WeightedOrigin};
 use serde_json::json;
@@ -86,10 +84,8 @@ fn changed(mut routes: Vec<Route>, path: &str, action: Option<Action>) -> Result
         (Some(place), None) => drop(routes.remove(place)),
         (None, None) => return Err(format!("there is no route of the path {path}")),
         (None, Some(action)) => {
-            let route = Route::new(path, action);
-            let length = |route: &Route| Reverse(route.path_prefix.len());
-            let place = routes.partition_point(|other| length(other) <= length(&route));
-            routes.insert(place, route);
+            let shorter = routes.iter().position(|other| other.path_prefix.len() < path.len());
+            routes.insert(shorter.unwrap_or(routes.len()), Route::new(path, action));
         }
     }
     Ok(routes)
