@@ -2,8 +2,8 @@
 //! [`serve_exchange`](crate::exchange::serve_exchange) as those of the other versions do.
 //!
 //! h3 0.0.8 is young: what it leaves to its caller is done here, in [`frames`] and in [`pseudo`] (bounds on frames, bodies
-//! cut short, fields that belong to a connection, content-length, repeated pseudo-header fields). Deliberately absent: server push, datagrams, WebTransport,
-//! extended CONNECT and a dynamic QPACK table.
+//! cut short, fields that belong to a connection, content-length, repeated pseudo-header fields). Deliberately absent:
+//! server push, datagrams, WebTransport, extended CONNECT and a dynamic QPACK table.
 
 pub mod adapter;
 mod body;
