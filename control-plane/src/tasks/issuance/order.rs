@@ -625,6 +625,11 @@ async fn eject(
     row: &OrderRow,
     failed: &[(String, String)],
 ) -> Result<Ran, StoreError> {
+    if !failed.iter().any(|(name, _)| row.names.contains(name)) {
+        // With a back-off: nobody is ejected, so the same order would be refused again at once.
+        let text = format!("the CA finds fault with a name that was not ordered: {failed:?}");
+        return end(issuance, row, AcmeErrorKind::Garbage.reason(), &text).await;
+    }
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
     let mut last_retry = now;
