@@ -59,6 +59,11 @@ impl<S> GuardedIo<S> {
         !self.ahead.is_empty()
     }
 
+    /// Takes back what a reader took and did not use; the next one gets it first.
+    pub fn put_back(&mut self, unread: Bytes) {
+        self.ahead = if self.has_ahead() { [unread, self.ahead.clone()].concat().into() } else { unread };
+    }
+
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         self.clock.wrote(result.is_pending());
         self.clock.unflushed(true);

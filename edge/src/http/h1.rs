@@ -37,14 +37,20 @@ where
     let mut io = GuardedIo::http1(stream, Rc::clone(&context.clock));
     let tunnel: Rc<RefCell<Option<TunnelOffer>>> = Rc::default();
     let (ended, early) = loop {
+        let before = context.clock.exchanges();
         let Talk { ended, io: left, unread } = Box::pin(converse(io, &context, &tunnel)).await;
         io = left;
         if ended != Ended::Expired(Expired::Quiet) {
             break (ended, unread);
         }
         if !unread.is_empty() {
-            // Bytes that hyper did not make a request of, although no message is under way: nothing is to be made of them.
-            break (Ended::Failed, unread);
+            if context.clock.exchanges() == before {
+                // No message is under way, and hyper made no request of them: nothing is to be made of them.
+                break (Ended::Failed, unread);
+            }
+            // Pipelined requests. hyper rests between them, and the whole process may have been stopped meanwhile.
+            io.put_back(unread);
+            continue;
         }
         drop(unread); // empty, and it would keep hyper's buffer
         if let Some(ended) = Box::pin(doze(&mut io, &context)).await {

@@ -67,6 +67,23 @@ fn a_connection_that_was_quiet_serves_on_however_the_next_bytes_come() {
     });
 }
 
+/// As after a stop of the whole process: the time is over before hyper has seen what it has read.
+#[test]
+fn pipelined_requests_are_all_answered_although_the_quiet_comes_between_them() {
+    on_each_backend(|backend| {
+        let deadlines = Deadlines { doze_after: Duration::ZERO, ..Deadlines::default() };
+        let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
+        edge.serve(&[HOST]);
+        let mut client = https(edge.https, HOST);
+        for count in [1, 100, 300] {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").repeat(count));
+            for _ in 0..count {
+                assert_eq!(client.answer().text(), HOST);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_quiet_connection_still_ends_by_the_idle_limit_and_at_a_drain() {
     on_each_backend(|backend| {
