@@ -52,9 +52,8 @@ pub(super) async fn audit(
 ) -> Answered<axum::Json<Page<AuditEntry>>> {
     let limit = limit(query.limit)?;
     let mut read = app.parts.store.read().await?;
-    let items = audit::list(&mut read, query.since.min(i64::MAX as u64), limit).await?;
-    let full = items.len() == limit as usize;
-    let next_cursor = items.last().filter(|_| full).map(|entry| entry.sequence.to_string());
+    let (items, is_end) = audit::list(&mut read, query.since.min(i64::MAX as u64), limit).await?;
+    let next_cursor = items.last().filter(|_| !is_end).map(|entry| entry.sequence.to_string());
     Ok(axum::Json(Page { items, next_cursor }))
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::call::{Call, etag};
 use super::fault::{Answered, Fault};
+use super::pace::Pace;
 use crate::app::App;
 use crate::clock;
 use crate::store::idempotency::{self, Remembered};
@@ -34,6 +35,8 @@ pub(crate) struct Write {
     request_id: String,
     key: Option<String>,
     fingerprint: Vec<u8>,
+    /// Absent for an operator.
+    pace: Option<(Pace, TenantId)>,
 }
 
 /// Either a write to do, or the answer that the same request got before.
@@ -112,6 +115,7 @@ impl Write {
             request_id: call.request_id.to_string(),
             key: call.idempotency_key.clone(),
             fingerprint,
+            pace: call.caller.tenant.map(|tenant| (app.pace.clone(), tenant)),
         })))
     }
 
@@ -139,7 +143,11 @@ impl Write {
             before: serde_json::to_value(before).unwrap_or_default(),
             after: serde_json::to_value(after).unwrap_or_default(),
         };
-        Ok(audit::append(&mut self.tx, &entry).await?)
+        let bytes = audit::append(&mut self.tx, &entry).await?;
+        if let Some((pace, tenant)) = &self.pace {
+            pace.kept(*tenant, bytes);
+        }
+        Ok(())
     }
 
     /// Tells the followers of events.

@@ -1,5 +1,8 @@
 //! The audit trail: who wrote what, before and after. Each entry's hash covers the entry before it.
 //!
+//! An entry holds whole documents, and a tenant chooses how large its own are: whatever reads entries reads them within
+//! [`READ_BYTES_MAX`].
+//!
 //! Entries are kept for `[audit] keep_days`; of those that were forgotten the last one's hash stays, from which the chain
 //! goes on.
 //!
@@ -11,6 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use futures_util::TryStreamExt as _;
 use portico_api::v1::AuditEntry;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -19,6 +23,8 @@ use super::{StoreError, WriteTx, from_json, meta, to_json};
 use crate::sealer::hex;
 
 const META_FORGOTTEN: &str = "audit_forgotten";
+/// Texts of entries that one read takes; the entry that passes it is the last.
+const READ_BYTES_MAX: usize = 16 << 20;
 
 /// One write, as its author reports it.
 #[derive(Clone, Debug)]
@@ -48,9 +54,11 @@ struct Stored {
     hash: Vec<u8>,
 }
 
+/// Answers how many bytes of text were written.
+///
 /// # Errors
 /// The database's.
-pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<(), StoreError> {
+pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<usize, StoreError> {
     let last = sqlx::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
         .fetch_optional(&mut **tx)
         .await?;
@@ -77,10 +85,10 @@ pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<(), StoreErro
     .bind(hash)
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    Ok(texts.iter().map(|text| text.len()).sum())
 }
 
-/// Entries after `since`, oldest first.
+/// Entries after `since`, oldest first, and whether they are the last ones: large ones make a page short.
 ///
 /// # Errors
 /// The database's.
@@ -88,8 +96,9 @@ pub async fn list(
     connection: &mut SqliteConnection,
     since: u64,
     limit: u32,
-) -> Result<Vec<AuditEntry>, StoreError> {
-    stored(connection, since.cast_signed(), limit).await?.into_iter().map(Stored::shown).collect()
+) -> Result<(Vec<AuditEntry>, bool), StoreError> {
+    let (rows, is_end) = stored(connection, since.cast_signed(), limit).await?;
+    Ok((rows.into_iter().map(Stored::shown).collect::<Result<_, _>>()?, is_end))
 }
 
 /// Where a walk along the chain stands: an entry and its hash. The default is before the first entry.
@@ -133,7 +142,7 @@ pub enum Followed {
     Forgotten,
 }
 
-/// Follows the chain over at most `limit` entries: from the beginning of what is kept, or from an entry that was noted.
+/// Follows the chain over at most `limit` entries, fewer where they are large: from the beginning of what is kept, or from an entry that was noted.
 ///
 /// # Errors
 /// The database's.
@@ -165,8 +174,7 @@ pub async fn follow(
             noted
         }
     };
-    let rows = stored(connection, to.sequence, limit).await?;
-    let is_end = rows.len() < limit as usize;
+    let (rows, is_end) = stored(connection, to.sequence, limit).await?;
     let mut checked = 0;
     for row in rows {
         let sequence = to.sequence + 1;
@@ -216,17 +224,27 @@ pub async fn purge(tx: &mut WriteTx, before_ms: i64, limit: u32) -> Result<usize
     Ok(count)
 }
 
+/// At most `limit` entries after `since`, and whether these are the last ones.
 async fn stored(
     connection: &mut SqliteConnection,
     since: i64,
     limit: u32,
-) -> Result<Vec<Stored>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?")
+) -> Result<(Vec<Stored>, bool), StoreError> {
+    let mut found = sqlx::query("SELECT * FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?")
         .bind(since)
         .bind(limit)
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(Stored::read).collect()
+        .fetch(connection);
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = found.try_next().await? {
+        let row = Stored::read(&row)?;
+        bytes += row.texts().iter().map(|text| text.len()).sum::<usize>();
+        rows.push(row);
+        if bytes >= READ_BYTES_MAX {
+            return Ok((rows, false));
+        }
+    }
+    let is_end = rows.len() < limit as usize;
+    Ok((rows, is_end))
 }
 
 impl Stored {
@@ -319,7 +337,7 @@ mod tests {
         trail(&store, 5).await;
         let whole = end(&store).await;
         assert_eq!(whole.sequence, 5);
-        assert_eq!(list(&mut store.read().await.unwrap(), 3, 10).await.unwrap().len(), 2);
+        assert_eq!(list(&mut store.read().await.unwrap(), 3, 10).await.unwrap().0.len(), 2);
 
         let altered = |sequence, checked| Followed::Altered { sequence, checked };
         for sql in [
@@ -357,6 +375,46 @@ mod tests {
             }
             mark = Some(to);
         }
+    }
+
+    /// A tenant's documents are as large as the API takes them, ten thousand of them as many as it likes.
+    #[tokio::test]
+    async fn entries_of_any_size_are_read_within_a_bound_and_none_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let (size, count) = (1 << 20, 40);
+        for _ in 0..count {
+            let mut tx = store.begin().await.unwrap();
+            let (before, after) = (json!(null), json!("x".repeat(size)));
+            let (actor, request_id, action, subject) = ("tok_1", "req_1", "domain.patch", "dom_1");
+            append(&mut tx, &Entry { at: 0, actor, request_id, action, subject, before, after })
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+        }
+        let mut read = store.read().await.unwrap();
+        let (mut listed, mut pages) = (0, 0);
+        loop {
+            let (page, is_end) = list(&mut read, listed, 1000).await.unwrap();
+            assert!(page.len() * size <= READ_BYTES_MAX + size, "{} entries at once", page.len());
+            listed = page.last().unwrap().sequence;
+            pages += 1;
+            if is_end {
+                break;
+            }
+        }
+        assert_eq!((listed, pages), (count, 3));
+        let (mut mark, mut followed, mut steps) = (None, 0, 0);
+        loop {
+            let step = follow(&mut read, mark, 10_000).await.unwrap();
+            let Followed::Holds { to, checked, is_end } = step else { panic!("{step:?}") };
+            (followed, steps) = (followed + checked, steps + 1);
+            if is_end {
+                break;
+            }
+            mark = Some(to);
+        }
+        assert_eq!((followed, steps), (count, 3));
     }
 
     #[tokio::test]
