@@ -169,6 +169,27 @@ pub async fn of_domain(
     rows.iter().map(credential).collect()
 }
 
+/// Whether a domain has a live credential in the cell of a lineage.
+///
+/// # Errors
+/// The database's.
+pub async fn is_live_beside(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+    lineage: LineageId,
+) -> Result<bool, StoreError> {
+    let live = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
+         WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
+         AND l.cell = (SELECT cell FROM lineages WHERE id = ?))",
+    )
+    .bind(domain.to_string())
+    .bind(lineage.to_string())
+    .fetch_one(connection)
+    .await?;
+    Ok(live)
+}
+
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn find(

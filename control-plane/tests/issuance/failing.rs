@@ -335,6 +335,23 @@ async fn a_tenant_of_many_names_leaves_orders_to_the_others() {
     assert_eq!(lab.live_credentials().await.len(), 7);
 }
 
+/// Each cell's certificate is an order: what a tenant's names need in further cells is paid from its budget too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_of_many_cells_leaves_orders_to_the_others() {
+    let cells = vec!["one", "two", "three"];
+    let issuer = "[issuer.limits]\norders_3h = 8\ntenant_1h = 4";
+    let lab = Lab::start(&Options { issuer, cells: cells.clone(), ..Options::default() }).await;
+    let many = lab.tenant(&cells, "alone").await;
+    lab.domains(many, &["a.test", "b.test", "c.test", "d.test"]).await;
+    until_rows(&lab, "SELECT message FROM conditions WHERE reason = 'TenantBudget'", 2).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["new_orders"].as_array().unwrap().len(), 4, "{stats}");
+    let single = lab.tenant(&["one"], "alone").await;
+    let single = lab.domains(single, &["single.test"]).await[0];
+    assert_eq!(lab.until_condition(single, "CertificateReady", "true").await[1], "Issued");
+    assert_eq!(lab.live_credentials().await.len(), 5);
+}
+
 async fn until_rows(lab: &Lab, sql: &'static str, least: usize) {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
     while lab.rows(sql).await.len() < least {

@@ -172,7 +172,7 @@ impl Step<'_> {
                 book.registered_domains.push(spent(found));
             }
             if let Some(tenant) = row.tenant
-                && has_new_name(&mut tx, &row.domains).await?
+                && has_new_name(&mut tx, row).await?
             {
                 let (hour, day) = (now - HOUR_MS, now - DAY_MS);
                 book.tenant_1h = spent(order::requests_of_tenant(&mut tx, tenant, hour).await?);
@@ -407,10 +407,10 @@ async fn invalid(order: &mut CaOrder) -> Stop {
     }
 }
 
-/// Whether some name of an order has no certificate yet. Where all have one the order keeps them alive.
-async fn has_new_name(tx: &mut WriteTx, domains: &[DomainId]) -> Result<bool, StoreError> {
-    for domain in domains {
-        if credential::of_domain(tx, *domain).await?.is_empty() {
+/// Whether some name of an order has no certificate yet in the order's cell. Where all have one the order keeps them alive.
+async fn has_new_name(tx: &mut WriteTx, row: &OrderRow) -> Result<bool, StoreError> {
+    for domain in &row.domains {
+        if !credential::is_live_beside(tx, *domain, row.lineage).await? {
             return Ok(true);
         }
     }
