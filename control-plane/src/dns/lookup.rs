@@ -23,13 +23,16 @@ use crate::plan::caa::CaaRecord;
 
 /// One question with all its tries.
 const DEADLINE: Duration = Duration::from_secs(6);
+/// The climb to a name's CAA records: a name has up to 127 labels, and whoever has the zone decides how long each of its
+/// answers takes.
+const CLIMB_DEADLINE: Duration = Duration::from_secs(8);
 /// One try at one server.
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
-/// All questions on the way up to a name's CAA records: a name may have 100 labels, each with a server that is just slow
-/// enough.
-const CLIMB_DEADLINE: Duration = Duration::from_secs(20);
-/// Questions in flight; more wait.
-const CONCURRENCY: usize = 64;
+/// Questions in flight; more wait, and their deadline runs. As many as all pre-flights ask at the same time, two each: the
+/// names of one tenant, whose servers do not answer, must not make those of others unknown.
+const CONCURRENCY: usize = 128;
+/// Characters of a CAA value that are read. It may have 64 KiB, and is told to the tenant and kept with each change.
+const CAA_VALUE_MAX: usize = 256;
 /// Records that are looked at in one answer.
 const RECORDS_MAX: usize = 64;
 
@@ -38,6 +41,7 @@ const RECORDS_MAX: usize = 64;
 pub struct Lookup {
     resolver: Arc<TokioResolver>,
     permits: Arc<Semaphore>,
+    climb_deadline: Duration,
 }
 
 /// What is known about a name and a type.
@@ -91,7 +95,8 @@ impl Lookup {
         options.use_hosts_file = ResolveHosts::Never;
         options.max_active_requests = CONCURRENCY;
         let resolver = Arc::new(builder.build().context("set up the DNS resolver")?);
-        Ok(Self { resolver, permits: Arc::new(Semaphore::new(CONCURRENCY)) })
+        let permits = Arc::new(Semaphore::new(CONCURRENCY));
+        Ok(Self { resolver, permits, climb_deadline: CLIMB_DEADLINE })
     }
 
     /// TXT values of `name` (which may begin with an underscore label), each joined from its parts.
@@ -113,11 +118,14 @@ impl Lookup {
     }
 
     /// The CAA records that hold for `name`, and at which name they stand: its own, else those of the first name above it
-    /// that has any (RFC 8659 section 3).
+    /// that has any (RFC 8659 section 3). Unknown when the climb takes too long.
     pub async fn caa(&self, name: &DomainName) -> Found<(String, CaaRecord)> {
-        tokio::time::timeout(CLIMB_DEADLINE, self.climb_to_caa(name)).await.unwrap_or_else(|_| {
-            let seconds = CLIMB_DEADLINE.as_secs();
-            Found::Unknown(format!("no answer for CAA {name} and the names above it within {seconds} s"))
+        let climbed = tokio::time::timeout(self.climb_deadline, self.climb_to_caa(name)).await;
+        climbed.unwrap_or_else(|_| {
+            Found::Unknown(format!(
+                "no answer for CAA {name} and the names above it within {} s",
+                self.climb_deadline.as_secs()
+            ))
         })
     }
 
@@ -130,7 +138,7 @@ impl Lookup {
                 let record = CaaRecord {
                     critical: caa.issuer_critical,
                     tag: caa.tag.to_ascii_lowercase(),
-                    value: String::from_utf8_lossy(&caa.value).into_owned(),
+                    value: start_of(&caa.value),
                 };
                 Some((owner.clone(), record))
             });
@@ -182,6 +190,11 @@ impl Lookup {
     }
 }
 
+/// What is cut off are parameters: whom the value names stays, and the CA reads the rest.
+fn start_of(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).chars().take(CAA_VALUE_MAX).collect()
+}
+
 /// NOERROR without records of the type. A "no records" with another code (SERVFAIL, REFUSED) is a failure.
 fn no_data(error: &hickory_resolver::net::NetError) -> bool {
     use hickory_resolver::net::{DnsError, NetError, NoRecords};
@@ -217,4 +230,58 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
 
 fn plain(name: &Name) -> String {
     name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::op::{Message, MessageType, OpCode};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::clock;
+
+    /// Says that there is nothing, as slowly as a server may that is asked a hundred times.
+    async fn slow_server(pause: Duration) -> SocketAddr {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let asked = Message::from_vec(&buffer[..length]).unwrap();
+                let mut answer = Message::new(asked.metadata.id, MessageType::Response, OpCode::Query);
+                answer.queries.clone_from(&asked.queries);
+                let socket = Arc::clone(&socket);
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+                });
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_value_of_any_size_is_kept_as_a_short_one() {
+        assert_eq!(
+            start_of(b"ca.test; accounturi=https://ca.test/1"),
+            "ca.test; accounturi=https://ca.test/1"
+        );
+        let long = [&b"ca.test; x="[..], &[0xff; 60_000]].concat();
+        assert!(start_of(&long).starts_with("ca.test; x=") && start_of(&long).len() < 1024);
+    }
+
+    #[tokio::test]
+    async fn a_name_of_many_labels_with_a_slow_server_holds_nobody_up() {
+        let resolvers = vec![slow_server(Duration::from_millis(100)).await];
+        let mut lookup = Lookup::new(&DnsConfig { resolvers, ..DnsConfig::default() }).unwrap();
+        let name = DomainName::parse("a.b.shop.test").unwrap();
+        assert_eq!(lookup.caa(&name).await, Found::Nothing, "a usual name is looked up to its end");
+        lookup.climb_deadline = Duration::from_secs(1);
+        let begun = clock::instant();
+        let deep = DomainName::parse(&format!("{}test", "a.".repeat(100))).unwrap();
+        let found = lookup.caa(&deep).await;
+        assert!(matches!(&found, Found::Unknown(why) if why.contains("the names above it")), "{found:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
 }

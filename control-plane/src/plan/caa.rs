@@ -26,6 +26,9 @@ pub struct Wanted<'a> {
     pub methods: &'a [ChallengeMethod],
 }
 
+/// CAs that a refusal names.
+const NAMED_MAX: usize = 4;
+
 /// The methods by which the CA may validate under these records, found at `owner`; none found: any.
 ///
 /// # Errors
@@ -59,9 +62,14 @@ pub fn permitted(
     let set = format!("set {owner} CAA 0 {tag} \"{identity}\"");
     if own.is_empty() {
         let named: Vec<&str> = parsed.iter().map(|issue| issue.issuer).filter(|i| !i.is_empty()).collect();
+        let more = named.len().saturating_sub(NAMED_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         return Err(match named.as_slice() {
             [] => format!("CAA records at {owner} let no CA issue; {set}"),
-            named => format!("CAA records at {owner} let only {} issue; {set}", named.join(", ")),
+            named => {
+                let first = named[..named.len().min(NAMED_MAX)].join(", ");
+                format!("CAA records at {owner} let only {first}{more} issue; {set}")
+            }
         });
     }
     let for_us: Vec<&&Issue<'_>> = own
@@ -77,7 +85,7 @@ pub fn permitted(
     let allows = |method: &&ChallengeMethod| for_us.iter().any(|issue| issue.allows(method.as_str()));
     let methods: Vec<ChallengeMethod> = wanted.methods.iter().filter(allows).copied().collect();
     if methods.is_empty() {
-        let listed: Vec<&str> = for_us.iter().filter_map(|issue| issue.methods).collect();
+        let listed: Vec<&str> = for_us.iter().filter_map(|issue| issue.methods).take(NAMED_MAX).collect();
         let ours: Vec<&str> = wanted.methods.iter().map(|method| method.as_str()).collect();
         return Err(format!(
             "CAA records at {owner} let {identity} validate by {} only, and this name can be validated by {}; {set}; \
@@ -157,6 +165,11 @@ mod tests {
                 &["0 issue other.test"],
                 false,
                 Err("let only other.test issue; set a.test CAA 0 issue \"ca.test\""),
+            ),
+            (
+                &["0 issue a", "0 issue b", "0 issue c", "0 issue d", "0 issue e", "0 issue f"],
+                false,
+                Err("let only a, b, c, d and 2 more issue"),
             ),
             (&["0 issue ;"], false, Err("let no CA issue; set a.test CAA 0 issue \"ca.test\"")),
             (&["0 issue ca.test; what"], false, Err("let no CA issue")),

@@ -282,6 +282,24 @@ async fn a_name_whose_caa_forbids_us_costs_no_order_and_its_owner_is_told_the_re
     lab.until_covered(5).await;
 }
 
+/// More names than are looked at side by side, all of servers that never answer: another tenant's name is not kept waiting
+/// for their deadlines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_name_servers_do_not_answer_holds_up_nobody_else() {
+    let lab = Lab::start(&Options::default()).await;
+    lab.world.set_dns("/faults", json!({ "name": "silent.test", "fault": "timeout" })).await;
+    let silent = lab.tenant(&[], "alone").await;
+    let names: Vec<String> = (0..150).map(|n| format!("n{n}.silent.test")).collect();
+    lab.domains(silent, &names).await;
+    // Not before they have taken what they can.
+    lab.world.until_dns_asked(96).await;
+    let begun = std::time::Instant::now();
+    let tenant = lab.tenant(&[], "alone").await;
+    lab.domains(tenant, &["quick.test"]).await;
+    lab.until_covered(1).await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_ledger_stops_before_the_cas_limit_does() {
     let issuer = "[issuer.limits]\norders_3h = 2";

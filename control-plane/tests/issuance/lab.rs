@@ -157,6 +157,20 @@ nonces_per_second = 5000
         assert!((200..300).contains(&status), "{path} {body}: {status} {answer}");
     }
 
+    /// Waits until the DNS stub was asked that often.
+    pub async fn until_dns_asked(&self, least: u64) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let (_, text) = http(self.dns.addresses.management, "GET", "/stats", &Value::Null).await;
+            let stats: Value = serde_json::from_str(&text).unwrap();
+            if stats["queries"].as_u64().unwrap() >= least {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{stats}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Lets the DNS stub ask the control plane's responder.
     pub async fn forward_zone(&self, responder: SocketAddr) {
         self.set_dns("/forward", json!({ "zone": ZONE, "address": responder })).await;

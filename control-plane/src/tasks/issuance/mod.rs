@@ -47,6 +47,9 @@ const ORDERS_IN_FLIGHT_MAX: usize = 32;
 /// Orders that one transaction writes, each with a key and a signature (about 0.1 ms): others write in between.
 const ORDERS_PLANNED_AT_ONCE: usize = 64;
 const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
+/// Of them, of one tenant: how long one takes is the tenant's name servers' and origins' to say, and the others' must go on
+/// meanwhile.
+const PREFLIGHTS_OF_TENANT_MAX: usize = 48;
 /// Names of one tenant that are looked at in one turn: as many as a certificate has by default.
 const PREFLIGHT_BUNDLE: usize = 25;
 /// The loop looks at everything at least this often: wakes are hints.
@@ -235,8 +238,9 @@ impl Work {
         // A tenant's names in bundles, so that those of one certificate are ready at about the same time. A bundle counts
         // as one turn; a tenant that has one under way has had it.
         let bundles = by_tenant.iter().map(|(tenant, domains)| {
-            let had = looking.get(tenant).copied().unwrap_or(0).div_ceil(PREFLIGHT_BUNDLE);
-            (had, domains.chunks(PREFLIGHT_BUNDLE).collect())
+            let looking = looking.get(tenant).copied().unwrap_or(0);
+            let most = PREFLIGHTS_OF_TENANT_MAX.saturating_sub(looking).min(domains.len());
+            (looking.div_ceil(PREFLIGHT_BUNDLE), domains[..most].chunks(PREFLIGHT_BUNDLE).collect())
         });
         let turns: Vec<&[&OrderableDomain]> = reconcile::fair(bundles.collect());
         for &domain in turns.into_iter().flatten().take(room) {
