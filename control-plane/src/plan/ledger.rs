@@ -13,7 +13,7 @@ pub struct Limits {
     pub registered_domain_7d: u32,
     /// Certificates per exact set of names in 7 days, renewals included.
     pub exact_set_7d: u32,
-    /// New orders of one tenant in an hour, ours to choose; absent: a third of `orders_3h`, which in the long run is all
+    /// New orders of one tenant in an hour, ours to choose; absent: a third of `orders_3h`, rounded up, which in the long run is all
     /// that the account has: a tenant alone loses nothing by it, and many names at once leave two thirds to the others.
     pub tenant_1h: Option<u32>,
     /// The same in a day; absent: none.
@@ -21,9 +21,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// New orders of one tenant in an hour; 0: no limit.
+    /// New orders of one tenant in an hour; 0: no limit, which is never derived from a limit that there is.
     pub fn tenant_1h(&self) -> u32 {
-        self.tenant_1h.unwrap_or(self.orders_3h / 3)
+        self.tenant_1h.unwrap_or(self.orders_3h.div_ceil(3))
     }
 }
 
@@ -121,6 +121,14 @@ fn wait(limit: LimitName, most: u32, period_ms: i64, spent: Spent) -> Option<NoR
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_limit_of_the_account_never_derives_no_limit_for_a_tenant() {
+        let derived = |orders_3h| Limits { orders_3h, ..Limits::default() }.tenant_1h();
+        assert_eq!([0, 1, 2, 3, 4, 300].map(derived), [0, 1, 1, 1, 2, 100]);
+        let chosen = Limits { orders_3h: 1, tenant_1h: Some(0), ..Limits::default() };
+        assert_eq!(chosen.tenant_1h(), 0, "an operator may still say so");
+    }
 
     #[test]
     fn the_limit_that_holds_longest_is_named() {
