@@ -531,7 +531,17 @@ async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
     let tight = plan("?names_per_certificate_max=1&orders_3h=1").await.body;
     assert_eq!(of(&tight), (json!(3), json!(3), json!(1)), "{tight}");
     assert_eq!(tight["eta"].as_array().unwrap().last().unwrap()["seconds"], 6 * 3600, "{tight}");
-    for wrong in ["?names_per_certificate_max=0", "?explain=-", "?sharing=all"] {
+    // A third of one order an hour is not "no limit".
+    assert_eq!(tight["limits"]["tenant_1h"], 1, "{tight}");
+    assert_eq!((&planned["waiting"], &planned["unproved"]), (&json!(0), &json!(1)), "{planned}");
+    assert!(planned["largest"][0]["basis"].as_str().unwrap().ends_with("tenant one"), "{planned}");
+    assert_eq!(plan("?groups=1").await.body["largest"].as_array().unwrap().len(), 1);
+    let unproved = plan("?explain=c.example").await.body;
+    assert!(unproved["explanation"].as_str().unwrap().contains("tenant one claims it"), "{unproved}");
+    assert_eq!(plan("?explain=nobody.example").await.status, 404);
+    let wrong =
+        ["?names_per_certificate_max=0", "?explain=-", "?sharing=all", "?orders_3h=0", "?groups=10001"];
+    for wrong in wrong {
         assert_eq!(plan(wrong).await.status, 400, "{wrong}");
     }
     assert_eq!(stage.call("GET", "/v1/plan", Some(&own), &[], Value::Null).await.status, 403);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Basis, OrderNeed, Plan, PlannedGroup, WaitingReason};
 use crate::domain_name::NamePattern;
+use crate::ids::TenantId;
 
 /// Groups that [`Plan::explain`] lists; a plan of 4,000 groups is read by name, not whole.
 const GROUPS_EXPLAINED_MAX: usize = 100;
@@ -66,13 +67,14 @@ impl Plan {
         text
     }
 
-    /// Why a name is where it is, in one sentence.
-    pub fn explain_name(&self, name: &NamePattern) -> String {
+    /// Why a name is where it is, in one sentence; `called`: what people call a tenant.
+    pub fn explain_name(&self, name: &NamePattern, called: &dyn Fn(TenantId) -> String) -> String {
         if let Some(group) = self.group_of(name) {
             let others = group.names.len() - 1;
             let company =
                 if others == 0 { "alone".into() } else { format!("with {}", count(others, "other name")) };
-            return format!("{name} is {company} in {}: {}; {}", group.title(), group.basis, group.order);
+            let basis = group.basis.in_words(called);
+            return format!("{name} is {company} in {}: {basis}; {}", group.title(), group.order);
         }
         match self.waiting.iter().find(|waiting| waiting.name == *name) {
             Some(waiting) => format!("{name} waits: {}", waiting.reason),
@@ -126,21 +128,29 @@ impl PlannedGroup {
     }
 }
 
-impl fmt::Display for Basis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Basis {
+    /// Why the names may be together; `called`: what people call a tenant. It does not say who wanted it so: a plan may be
+    /// a what-if.
+    pub fn in_words(&self, called: &dyn Fn(TenantId) -> String) -> String {
         match self {
-            Self::Alone { .. } => f.write_str("alone, as its policy says"),
+            Self::Alone { .. } => "alone, by its own setting or sharing = alone".into(),
             Self::Probation { .. } => {
-                f.write_str("alone until a validation has succeeded, since the last one failed")
+                "alone until a validation has succeeded, since the last one failed".into()
             }
             Self::RegisteredDomain { tenant, registered_domain } => {
-                write!(f, "names of {registered_domain}, tenant {tenant}")
+                format!("names of {registered_domain}, tenant {}", called(*tenant))
             }
             Self::Tenant { tenant } => {
-                write!(f, "names of tenant {tenant}, who chose to have them linked in public logs")
+                format!("names of tenant {}, by sharing = tenant: linked in public logs", called(*tenant))
             }
-            Self::Operator { group } => write!(f, "operator's group `{group}`, by consent of each tenant"),
+            Self::Operator { group } => format!("operator's group `{group}`, by consent of each tenant"),
         }
+    }
+}
+
+impl fmt::Display for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(&|tenant| tenant.to_string()))
     }
 }
 

@@ -9,6 +9,10 @@ fn tenant(number: u128) -> TenantId {
     TenantId::from_ulid(Ulid(number))
 }
 
+fn by_id(tenant: TenantId) -> String {
+    tenant.to_string()
+}
+
 fn pattern(text: &str) -> NamePattern {
     NamePattern::parse(text).unwrap()
 }
@@ -99,9 +103,9 @@ fn a_failed_name_is_alone_and_an_unready_one_waits() {
     let waiting: Vec<_> = plan.waiting.iter().map(|w| (w.name.to_string(), w.reason)).collect();
     let expected = [("c.example.org", WaitingReason::NotReady), ("d.example.org", WaitingReason::Duplicate)];
     assert_eq!(waiting, expected.map(|(name, reason)| (name.to_owned(), reason)));
-    assert!(plan.explain_name(&pattern("b.example.org")).contains("last one failed"));
-    assert!(plan.explain_name(&pattern("c.example.org")).contains("not proved"));
-    assert!(plan.explain_name(&pattern("a.example.org")).contains("with 1 other name"));
+    assert!(plan.explain_name(&pattern("b.example.org"), &by_id).contains("last one failed"));
+    assert!(plan.explain_name(&pattern("c.example.org"), &by_id).contains("not proved"));
+    assert!(plan.explain_name(&pattern("a.example.org"), &by_id).contains("with 1 other name"));
 }
 
 #[test]
@@ -401,6 +405,6 @@ proptest! {
         let unique: Vec<_> = unique.into_values().collect();
         check_promises(&unique, &planned, max, seed);
         let base = DomainName::parse("d0.example").unwrap();
-        prop_assert!(!planned.explain().is_empty() && !planned.explain_name(&base.into()).is_empty());
+        prop_assert!(!planned.explain().is_empty() && !planned.explain_name(&base.into(), &by_id).is_empty());
     }
 }

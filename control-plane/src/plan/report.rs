@@ -13,6 +13,9 @@ use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, Ten
 
 use super::ledger::{DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Limits};
 use super::reconcile::{Coverage, Facts, fair, plans};
+use crate::store::condition::ConditionRow;
+use crate::store::domain::DomainRow;
+use crate::store::group::NameState;
 
 /// What is planned under.
 #[derive(Clone, Debug)]
@@ -23,8 +26,69 @@ pub struct Terms {
     pub sharing: Option<v1::Sharing>,
 }
 
-/// Groups that a report lists.
-const GROUPS_LISTED_MAX: usize = 100;
+/// What a report tells beside what the facts of issuance say.
+#[derive(Clone, Debug, Default)]
+pub struct Question {
+    /// What each tenant is called.
+    pub tenants: HashMap<TenantId, String>,
+    /// Claims without a proof.
+    pub unproved: u64,
+    /// Groups to list, the largest first.
+    pub groups_listed: usize,
+    pub explain: Option<Asked>,
+}
+
+/// A name whose place is to be told, with what the store has of it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub name: NamePattern,
+    /// Tenants that claim it and have not proved it.
+    pub unproved: Vec<TenantId>,
+    /// What keeps the served claim from being ordered now.
+    pub hindrance: Option<String>,
+}
+
+impl Asked {
+    /// From the claims of the name, the conditions of the served one and what issuance knows of it.
+    pub fn of(name: NamePattern, claims: &[DomainRow], conditions: &[ConditionRow], facts: &Facts) -> Self {
+        let served = claims.iter().find(|claim| claim.served);
+        Self {
+            name,
+            unproved: claims.iter().filter(|claim| !claim.served).map(|claim| claim.tenant_id).collect(),
+            hindrance: served.and_then(|claim| hindrance(facts, facts.names.get(&claim.id)?, conditions)),
+        }
+    }
+}
+
+/// What keeps a proved name from being ordered now, as the end of "as long as".
+fn hindrance(facts: &Facts, state: &NameState, conditions: &[ConditionRow]) -> Option<String> {
+    if let Some(error) = state.error.as_ref().filter(|_| state.next_at > facts.now_ms) {
+        return Some(format!(
+            "the CA could not validate it ({error}); it is tried again at {}",
+            crate::clock::rfc3339(state.next_at)
+        ));
+    }
+    if !state.methods.is_empty() {
+        return None;
+    }
+    let lacking = |kind| {
+        let row = conditions.iter().find(|row| row.observed.kind == kind)?;
+        (row.observed.status != v1::ConditionStatus::True).then_some(row.observed.message.as_str())
+    };
+    if let Some(message) = lacking(v1::ConditionKind::ChallengeReachable) {
+        return Some(format!("its pre-flight has not passed: {message}"));
+    }
+    let caa =
+        lacking(v1::ConditionKind::CaaPermits).map(|message| format!("its CAA records say no: {message}"));
+    Some(caa.unwrap_or_else(|| "its pre-flight has not been made".to_owned()))
+}
+
+impl Question {
+    fn called(&self, tenant: TenantId) -> String {
+        self.tenants.get(&tenant).cloned().unwrap_or_else(|| tenant.to_string())
+    }
+}
+
 /// Names of one group that it lists.
 const NAMES_LISTED_MAX: usize = 4;
 /// The most names of a certificate under any known profile.
@@ -38,8 +102,8 @@ const REST_OF_FLIGHT_BYTES: usize = 320;
 /// Tag and length of a dNSName (RFC 5280 section 4.2.1.6).
 const NAME_OVERHEAD_BYTES: usize = 2;
 
-/// The report; `explain`: a name whose place is to be told.
-pub fn report(facts: &Facts, terms: &Terms, explain: Option<&NamePattern>) -> v1::PlanReport {
+/// The report. A name that is asked about and that nobody brings has no explanation.
+pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanReport {
     let shared = facts_under(facts, terms);
     let plans = plans(&shared, terms.names_per_certificate_max);
     let schedule = Schedule::of(&shared, &plans, &terms.limits);
@@ -49,6 +113,7 @@ pub fn report(facts: &Facts, terms: &Terms, explain: Option<&NamePattern>) -> v1
     v1::PlanReport {
         names: wide(groups.iter().map(|group| group.names.len()).sum()),
         waiting: wide(plans.iter().map(|(_, plan)| plan.waiting.len()).sum()),
+        unproved: question.unproved,
         groups: wide(groups.len()),
         orders_now: wide(schedule.slots.len()),
         changes_at_renewal: wide(groups.iter().filter(|group| group.order == OrderNeed::AtRenewal).count()),
@@ -67,8 +132,8 @@ pub fn report(facts: &Facts, terms: &Terms, explain: Option<&NamePattern>) -> v1
         handshake_bytes_max: wide(groups.iter().map(bytes).max().unwrap_or(0)),
         handshake_bytes_budget: wide(QUIC_BUDGET_BYTES),
         groups_over_budget: wide(groups.iter().filter(|group| bytes(group) > QUIC_BUDGET_BYTES).count()),
-        largest: largest(groups),
-        explanation: explain.map(|name| explanation(&plans, name)),
+        largest: largest(groups, question),
+        explanation: question.explain.as_ref().and_then(|asked| explanation(&plans, asked, question)),
     }
 }
 
@@ -81,27 +146,60 @@ fn facts_under<'a>(facts: &'a Facts, terms: &Terms) -> Cow<'a, Facts> {
     Cow::Owned(facts)
 }
 
-fn explanation(plans: &[(&[CellId], Plan)], name: &NamePattern) -> String {
-    let holds = |plan: &Plan| {
-        plan.group_of(name).is_some() || plan.waiting.iter().any(|waiting| waiting.name == *name)
+/// Which of the reasons holds; `None`: nobody brings the name, and no wildcard covers it.
+fn explanation(plans: &[(&[CellId], Plan)], asked: &Asked, question: &Question) -> Option<String> {
+    let name = &asked.name;
+    let called = |tenant| question.called(tenant);
+    let place = |name: &NamePattern| {
+        let plan = plans.iter().map(|(_, plan)| plan).find(|plan| plan.group_of(name).is_some())?;
+        Some(plan.explain_name(name, &called))
     };
-    match plans.iter().find(|(_, plan)| holds(plan)) {
-        Some((_, plan)) => plan.explain_name(name),
-        None => format!("{name} is not part of this plan: its ownership is not proved, or nobody claims it"),
+    if let Some(text) = place(name) {
+        return Some(match &asked.hindrance {
+            Some(hindrance) => format!("{text}; it is not ordered as long as {hindrance}"),
+            None => text,
+        });
+    }
+    if plans.iter().any(|(_, plan)| plan.waiting.iter().any(|waiting| waiting.name == *name)) {
+        let hindrance = asked.hindrance.as_deref().unwrap_or("its pre-flight has not been made");
+        return Some(format!("{name} is in no group yet: control of it is proved, but {hindrance}"));
+    }
+    let wildcard = covering(name).and_then(|wildcard| Some((place(&wildcard)?, wildcard)));
+    let covered = wildcard.map(|(text, wildcard)| {
+        format!("the wildcard {wildcard} covers it, with no order of its own: {text}")
+    });
+    let claimants: Vec<String> = asked.unproved.iter().map(|tenant| called(*tenant)).collect();
+    match (claimants.is_empty(), covered) {
+        (true, covered) => covered.map(|covered| format!("nobody brings {name} itself; {covered}")),
+        (false, covered) => {
+            let covered = covered.map(|covered| format!("; meanwhile {covered}")).unwrap_or_default();
+            Some(format!(
+                "{name} is in no group: tenant {} claims it and has not proved control of it; `portico domain show \
+                 {name}` has the record to set{covered}",
+                claimants.join(", ")
+            ))
+        }
     }
 }
 
-fn largest(mut groups: Vec<&PlannedGroup>) -> Vec<v1::PlanGroup> {
+/// The wildcard that serves a name.
+fn covering(name: &NamePattern) -> Option<NamePattern> {
+    let NamePattern::Exact(name) = name else { return None };
+    let (_, parent) = name.as_str().split_once('.')?;
+    NamePattern::parse(&format!("*.{parent}")).ok()
+}
+
+fn largest(mut groups: Vec<&PlannedGroup>, question: &Question) -> Vec<v1::PlanGroup> {
     groups.sort_by_key(|group| std::cmp::Reverse(group.names.len()));
     let shown = |group: &PlannedGroup| v1::PlanGroup {
         id: group.id.map(|id| id.to_string()),
         names: group.names.iter().take(NAMES_LISTED_MAX).map(ToString::to_string).collect(),
         names_count: wide(group.names.len()),
         tenants: wide(group.tenants.len()),
-        basis: group.basis.to_string(),
+        basis: group.basis.in_words(&|tenant| question.called(tenant)),
         handshake_bytes: wide(handshake_bytes(&group.names)),
     };
-    groups.into_iter().take(GROUPS_LISTED_MAX).map(shown).collect()
+    groups.into_iter().take(question.groups_listed).map(shown).collect()
 }
 
 /// The server's first flight with a certificate for these names, estimated.
@@ -291,7 +389,7 @@ mod tests {
 
     use super::*;
     use crate::acme::ChallengeMethod;
-    use crate::store::group::{NameState, OrderableDomain};
+    use crate::store::group::OrderableDomain;
 
     fn facts(names: &[(TenantId, String)]) -> Facts {
         let mut facts = Facts { now_ms: 1_000_000, ..Facts::default() };
@@ -318,6 +416,12 @@ mod tests {
         Terms { names_per_certificate_max: 25, limits: Limits::default(), sharing: None }
     }
 
+    fn asked(name: &str) -> Question {
+        let name = NamePattern::parse(name).unwrap();
+        let explain = Some(Asked { name, unproved: Vec::new(), hindrance: None });
+        Question { explain, ..Question::default() }
+    }
+
     fn eta_of(report: &v1::PlanReport, percent: u8) -> u64 {
         report.eta.iter().find(|eta| eta.percent == percent).unwrap().seconds
     }
@@ -331,7 +435,7 @@ mod tests {
             ["", "www."].map(|host| (tenant, format!("{host}shop{n}.test")))
         };
         let facts = facts(&(0..10_000).flat_map(name).collect::<Vec<_>>());
-        let report = report(&facts, &terms(), None);
+        let report = report(&facts, &terms(), &Question::default());
         assert_eq!((report.names, report.groups, report.orders_now), (20_000, 10_000, 10_000));
         assert_eq!(eta_of(&report, 100) / 3600, 97);
         assert!(eta_of(&report, 50) < eta_of(&report, 99));
@@ -350,7 +454,7 @@ mod tests {
         let tenant = TenantId::generate();
         let names: Vec<_> = (0..2_600).map(|n| (tenant, format!("customer-{n}.platform.test"))).collect();
         let facts = facts(&names);
-        let report = report(&facts, &terms(), Some(&NamePattern::parse("customer-7.platform.test").unwrap()));
+        let report = report(&facts, &terms(), &asked("customer-7.platform.test"));
         assert_eq!(report.orders_now, 104);
         assert_eq!(eta_of(&report, 50) / 3600, 7 * 24, "52 of 104 orders; 50 go at once");
         assert_eq!(eta_of(&report, 100) / 3600, 2 * 7 * 24);
@@ -358,7 +462,7 @@ mod tests {
         assert_eq!(report.names_per_key_max, 25);
         assert!(report.explanation.unwrap().contains("with 24 other names"));
         let wider = Terms { names_per_certificate_max: 100, ..terms() };
-        let wider = super::report(&facts, &wider, None);
+        let wider = super::report(&facts, &wider, &Question::default());
         assert_eq!((wider.orders_now, eta_of(&wider, 100)), (26, 0));
         assert!(wider.levers.is_empty() && wider.groups_over_budget == 26, "{wider:?}");
     }
@@ -368,7 +472,7 @@ mod tests {
         let tenant = TenantId::generate();
         let facts = facts(&(0..25).map(|n| (tenant, format!("shop{n}.test"))).collect::<Vec<_>>());
         let limits = Limits { tenant_24h: 10, ..Limits::default() };
-        let report = report(&facts, &Terms { limits, ..terms() }, None);
+        let report = report(&facts, &Terms { limits, ..terms() }, &Question::default());
         assert_eq!(eta_of(&report, 100), 2 * 24 * 3600);
         assert_eq!(
             (report.held_by[0].limit.as_str(), report.held_by[0].orders),
@@ -378,14 +482,62 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_told_the_reason_that_holds_for_it() {
+        let (tenant, other) = (TenantId::generate(), TenantId::generate());
+        let rose = [other];
+        let names = ["shop.test", "*.shop.test", "dead.test"].map(|name| (tenant, name.to_owned()));
+        let mut facts = facts(&names);
+        let dead = facts.domains[2].id;
+        facts.names.insert(dead, NameState::default());
+        let tenants = HashMap::from([(tenant, "tulip".to_owned()), (other, "rose".to_owned())]);
+        let told = |name: &str, unproved: &[TenantId], hindrance: Option<&str>| {
+            let name = NamePattern::parse(name).unwrap();
+            let asked = Asked { name, unproved: unproved.to_vec(), hindrance: hindrance.map(str::to_owned) };
+            let question = Question { tenants: tenants.clone(), explain: Some(asked), ..Question::default() };
+            report(&facts, &terms(), &question).explanation
+        };
+        let words = |name, unproved, hindrance| told(name, unproved, hindrance).unwrap_or_default();
+        assert!(
+            words("shop.test", &[], None).ends_with("names of shop.test, tenant tulip; to be ordered now")
+        );
+        assert!(words("shop.test", &[], Some("it rains")).ends_with("not ordered as long as it rains"));
+        assert!(words("dead.test", &[], Some("it rains")).contains("proved, but it rains"));
+        let unproved = words("new.test", &rose, None);
+        assert!(
+            unproved.contains("tenant rose claims it and has not proved") && unproved.contains("domain show")
+        );
+        let covered = words("www.shop.test", &[], None);
+        assert!(
+            covered.starts_with("nobody brings www.shop.test itself; the wildcard *.shop.test"),
+            "{covered}"
+        );
+        assert!(words("www.shop.test", &rose, None).contains("meanwhile the wildcard *.shop.test"));
+        assert_eq!(told("a.www.shop.test", &[], None), None, "a wildcard covers one label");
+        assert_eq!(told("nobody.test", &[], None), None);
+    }
+
+    #[test]
+    fn another_sharing_in_a_what_if_is_nobodys_choice() {
+        let tenant = TenantId::generate();
+        let facts = facts(&[(tenant, "a.test".to_owned()), (tenant, "b.test".to_owned())]);
+        let terms = Terms { sharing: Some(v1::Sharing::Tenant), ..terms() };
+        let tenants = HashMap::from([(tenant, "tulip".to_owned())]);
+        let question = Question { tenants, groups_listed: 1, unproved: 7, ..Question::default() };
+        let report = report(&facts, &terms, &question);
+        let basis = &report.largest[0].basis;
+        assert!(basis.contains("tenant tulip, by sharing = tenant") && !basis.contains("chose"), "{basis}");
+        assert_eq!((report.unproved, report.waiting), (7, 0));
+    }
+
+    #[test]
     fn what_is_spent_and_what_waits_counts() {
         let tenant = TenantId::generate();
         let mut facts = facts(&[(tenant, "a.test".to_owned()), (tenant, "b.test".to_owned())]);
         facts.names.clear();
-        let report = report(&facts, &terms(), None);
+        let report = report(&facts, &terms(), &Question::default());
         assert_eq!((report.names, report.waiting, report.orders_now), (0, 2, 0));
         assert_eq!(report.eta, []);
         facts.spent.insert(None, 299);
-        assert_eq!(super::report(&facts, &terms(), None).limits.orders_left, 1);
+        assert_eq!(super::report(&facts, &terms(), &Question::default()).limits.orders_left, 1);
     }
 }

@@ -245,6 +245,18 @@ pub async fn claims(
     rows.iter().map(read).collect()
 }
 
+/// Claims that are not served: no proof of control stands.
+///
+/// # Errors
+/// The database's.
+pub async fn count_unproved(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let count: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM domains WHERE deleted_at IS NULL AND served = 0")
+            .fetch_one(connection)
+            .await?;
+    Ok(count.unsigned_abs())
+}
+
 /// Domains in the order in which they were made.
 ///
 /// # Errors

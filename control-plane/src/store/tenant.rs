@@ -1,5 +1,7 @@
 //! Tenants.
 
+use std::collections::HashMap;
+
 use portico_api::v1::{Suspension, TenantSpec};
 use portico_cert_store::TenantId;
 use sqlx::Row;
@@ -88,6 +90,15 @@ pub async fn list(
         .fetch_all(connection)
         .await?;
     rows.iter().map(read).collect()
+}
+
+/// What each tenant is called.
+///
+/// # Errors
+/// The database's.
+pub async fn names(connection: &mut SqliteConnection) -> Result<HashMap<TenantId, String>, StoreError> {
+    let rows = sqlx::query("SELECT id, name FROM tenants").fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((from_id(row.try_get("id")?, "tenants")?, row.try_get("name")?))).collect()
 }
 
 /// How many domains the tenant has, and how many of them are served.

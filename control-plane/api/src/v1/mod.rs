@@ -26,7 +26,7 @@
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
-//! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&explain=` | `PlanReport`, also under other settings | operator |
+//! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
 //! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |

@@ -8,8 +8,11 @@ use utoipa::ToSchema;
 pub struct PlanReport {
     /// Names that are in a group.
     pub names: u64,
-    /// Names that are not: their pre-flight has not passed.
+    /// Proved names that are in none: their pre-flight has not passed.
     pub waiting: u64,
+    /// Claims that are not part of the plan: no proof of control stands.
+    #[serde(default)]
+    pub unproved: u64,
     /// Certificates of one cell; each further cell has as many again.
     pub groups: u64,
     /// Orders for names that have no certificate in some cell yet.
@@ -32,7 +35,7 @@ pub struct PlanReport {
     /// What QUIC lets a server send before the client's address is validated (RFC 9000 section 8.1).
     pub handshake_bytes_budget: u64,
     pub groups_over_budget: u64,
-    /// The largest groups, at most 100.
+    /// The largest groups, as many as were asked for.
     pub largest: Vec<PlanGroup>,
     /// Why the name that was asked about is where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,9 +3,12 @@
 use portico_api::v1::client::PlanQuery;
 use portico_api::v1::{PlanReport, Sharing};
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
+
+/// Of the table of groups, unless asked for more.
+const ROWS: u32 = 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlanArgs {
@@ -16,6 +19,9 @@ pub(crate) struct PlanArgs {
     /// orders-3h=N; once for each
     #[arg(long = "what-if", value_name = "TERM=VALUE", value_parser = parse_term)]
     what_if: Vec<Term>,
+    /// Rows of the table of groups, the largest first; up to 10000, without it 20
+    #[arg(long, value_name = "N")]
+    groups: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,15 +48,27 @@ fn parse_term(text: &str) -> Result<Term, String> {
 }
 
 pub(crate) async fn run(settings: &Settings, args: PlanArgs) -> Outcome {
-    let mut query = PlanQuery { explain: args.explain, ..PlanQuery::default() };
+    let groups = args.groups.or((settings.format != Format::Json).then_some(ROWS));
+    let mut query = PlanQuery { explain: args.explain, groups, ..PlanQuery::default() };
     for term in args.what_if {
-        match term {
-            Term::NamesPerCertificate(names) => query.names_per_certificate_max = Some(names),
-            Term::Sharing(sharing) => query.sharing = Some(sharing),
-            Term::Orders3h(orders) => query.orders_3h = Some(orders),
+        let (name, twice) = match term {
+            Term::NamesPerCertificate(names) => {
+                ("names-per-certificate", query.names_per_certificate_max.replace(names).is_some())
+            }
+            Term::Sharing(sharing) => ("sharing", query.sharing.replace(sharing).is_some()),
+            Term::Orders3h(orders) => ("orders-3h", query.orders_3h.replace(orders).is_some()),
+        };
+        if twice {
+            return Err(Failure::usage(format!("--what-if {name} is given twice; ask once for each value")));
         }
     }
-    let report = settings.client()?.plan(&query).await?;
+    let report = settings.client()?.plan(&query).await.map_err(|error| {
+        let unknown = query.explain.as_deref().filter(|_| error.status() == Some(404));
+        match unknown {
+            Some(name) => Failure::from(error).next(format!("domain add {name} --tenant TENANT --proxy URL")),
+            None => error.into(),
+        }
+    })?;
     if settings.format == Format::Json {
         return output::json(&report);
     }
@@ -63,16 +81,22 @@ pub(crate) async fn run(settings: &Settings, args: PlanArgs) -> Outcome {
 
 fn print(report: &PlanReport) {
     line(format!(
-        "{} names in {} groups, {} names wait for proof or pre-flight; {} orders now, {} changes at renewal",
-        report.names, report.groups, report.waiting, report.orders_now, report.changes_at_renewal
+        "{} names in {} groups; {} more wait for pre-flight, {} for proof; {} orders now, {} changes at renewal",
+        report.names,
+        report.groups,
+        report.waiting,
+        report.unproved,
+        report.orders_now,
+        report.changes_at_renewal
     ));
     let limits = &report.limits;
+    let orders = match limits.orders_3h {
+        0 => "any number of orders".to_owned(),
+        most => format!("{} of {most} orders left in these 3 h", limits.orders_left),
+    };
     line(format!(
-        "limits: {} names on a certificate; {} of {} orders left in these 3 h, {} an hour for one tenant, {} a week for one \
-         registered domain",
+        "limits: {} names on a certificate; {orders}, {} an hour for one tenant, {} a week for one registered domain",
         limits.names_per_certificate_max,
-        limits.orders_left,
-        or_none(limits.orders_3h),
         or_none(limits.tenant_1h),
         or_none(limits.registered_domain_7d)
     ));
@@ -103,9 +127,8 @@ fn print(report: &PlanReport) {
 }
 
 fn print_largest(report: &PlanReport) {
-    const ROWS_MAX: usize = 20;
     let mut table = Table::new(&["GROUP", "NAMES", "TENANTS", "BYTES", "FIRST NAMES", "WHY"]);
-    for group in report.largest.iter().take(ROWS_MAX) {
+    for group in &report.largest {
         table.row([
             group.id.clone().unwrap_or_else(|| "new".to_owned()),
             group.names_count.to_string(),
@@ -115,8 +138,16 @@ fn print_largest(report: &PlanReport) {
             group.basis.clone(),
         ]);
     }
-    if !table.is_empty() {
-        table.print();
+    if table.is_empty() {
+        return;
+    }
+    table.print();
+    let shown = u64::try_from(report.largest.len()).unwrap_or(u64::MAX);
+    if shown < report.groups {
+        let all = report.groups.min(10_000);
+        let groups = report.groups;
+        let invocation = crate::invocation();
+        line(format!("{shown} of {groups} groups, the largest; more: {invocation} plan --groups {all}"));
     }
 }
 

@@ -10,6 +10,17 @@ async fn with_domain() -> Plane {
 }
 
 #[tokio::test]
+async fn a_plan_is_asked_for_one_value_of_each_term() {
+    let plane = Plane::start().await;
+    let twice = plane.portico(&["plan", "--what-if", "sharing=tenant", "--what-if", "sharing=alone"]).await;
+    assert_eq!(
+        (twice.code, twice.stderr.contains("--what-if sharing is given twice")),
+        (2, true),
+        "{twice:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_domains_route_is_changed_in_place() {
     let plane = with_domain().await;
     plane.succeeds(&["domain", "route", "x.test", "--proxy", "https://origin.example"]).await;

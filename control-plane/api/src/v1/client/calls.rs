@@ -264,7 +264,10 @@ impl Client {
 pub struct PlanQuery {
     pub names_per_certificate_max: Option<u32>,
     pub sharing: Option<Sharing>,
+    /// At least 1.
     pub orders_3h: Option<u32>,
+    /// Groups to list, up to 10,000; 100 by default.
+    pub groups: Option<u32>,
     /// A name whose place is to be explained.
     pub explain: Option<String>,
 }
@@ -280,6 +283,7 @@ impl Client {
         let text = Query::new("/v1/plan")
             .number("names_per_certificate_max", query.names_per_certificate_max)
             .number("orders_3h", query.orders_3h)
+            .number("groups", query.groups)
             .text("sharing", sharing)
             .text("explain", query.explain.as_deref());
         self.get(&text.0).await
