@@ -56,10 +56,13 @@ pub(crate) struct CertificateFacts {
     pub(crate) not_after: i64,
 }
 
-/// The newest order for the name that has not ended well.
+/// The newest order of the name's group that has not ended well.
 #[derive(Clone, Debug)]
 pub(crate) struct OrderFacts {
     pub(crate) step: OrderStep,
+    /// It is for the name too; else the name came to the group later, and what is wrong is not its fault.
+    pub(crate) carries: bool,
+    /// Of the order, not of one of its names: the CA's fault or ours.
     pub(crate) error: Option<String>,
     pub(crate) next_at: i64,
 }
@@ -163,25 +166,8 @@ fn unproved(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
 }
 
 fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
-    if let Some(order) = &facts.order {
-        let retry = |text: &str| retry(text, order.next_at, now);
-        match order.step {
-            OrderStep::Validating => {
-                let status = DomainStatus::Validating;
-                return (
-                    status,
-                    Some(retry(order.error.as_deref().unwrap_or("The CA is validating the name."))),
-                );
-            }
-            OrderStep::Issuing => {
-                let status = DomainStatus::Issuing;
-                return (
-                    status,
-                    Some(retry(order.error.as_deref().unwrap_or("The certificate is being ordered."))),
-                );
-            }
-            OrderStep::Failed => {}
-        }
+    if let Some(order) = facts.order.as_ref().filter(|order| order.step != OrderStep::Failed) {
+        return under_way(order, now);
     }
     let at_ca = facts.trouble.as_ref().is_some_and(|trouble| trouble.at_ca);
     let elsewhere = is(facts, ConditionKind::DnsPointsHere, ConditionStatus::False);
@@ -192,31 +178,69 @@ fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>
     if let Some(action) = forbidden_by_caa(facts).filter(|_| !at_ca) {
         return (DomainStatus::Pending, Some(action));
     }
-    let failed = facts.order.as_ref().filter(|order| order.step == OrderStep::Failed);
-    let error = facts.trouble.as_ref().map(|trouble| (trouble.error.clone(), trouble.next_at));
-    let error =
-        error.or_else(|| failed.map(|order| (order.error.clone().unwrap_or_default(), order.next_at)));
-    match error {
-        None if facts.budget_until.is_some_and(|until| until > now) => {
-            let text = "The tenant has used up its budget of new orders; its names go on in turn from the time shown. An \
-                        operator can raise tenant_1h and tenant_24h of [issuer.limits].";
-            (DomainStatus::Issuing, Some(retry(text, facts.budget_until.unwrap_or(now), now)))
-        }
-        None => (
-            DomainStatus::Issuing,
-            Some(act(Actor::System, "The certificate is about to be ordered.".to_owned())),
-        ),
-        Some((error, next_at)) => {
-            let mut action =
-                if elsewhere || unreachable { point_here(facts) } else { act(Actor::Tenant, String::new()) };
-            action.text = format!("No certificate yet: {error} {}", action.text).trim().to_owned();
-            action.retry_at = (next_at > now).then(|| rfc3339(next_at));
-            (
-                if at_ca || failed.is_some() { DomainStatus::Failed } else { DomainStatus::Pending },
-                Some(action),
-            )
-        }
+    if let Some(trouble) = &facts.trouble {
+        let mut action =
+            if elsewhere || unreachable { point_here(facts) } else { act(Actor::Tenant, String::new()) };
+        action.text = format!("No certificate yet: {} {}", trouble.error, action.text).trim().to_owned();
+        action.retry_at = (trouble.next_at > now).then(|| rfc3339(trouble.next_at));
+        return (if at_ca { DomainStatus::Failed } else { DomainStatus::Pending }, Some(action));
     }
+    if let Some(order) = &facts.order {
+        return failed_as_a_whole(order, now);
+    }
+    if let Some(until) = facts.budget_until.filter(|until| *until > now) {
+        let text = "The tenant has used up its budget of new orders; its names go on in turn from the time shown. An \
+                    operator can raise tenant_1h and tenant_24h of [issuer.limits].";
+        return (DomainStatus::Issuing, Some(retry(text, until, now)));
+    }
+    (DomainStatus::Issuing, Some(act(Actor::System, "The certificate is about to be ordered.".to_owned())))
+}
+
+/// An order that is not over goes on by itself, whatever the CA says meanwhile.
+fn under_way(order: &OrderFacts, now: i64) -> (DomainStatus, Option<NextAction>) {
+    let status = match order.step {
+        _ if !order.carries => DomainStatus::Issuing,
+        OrderStep::Validating => DomainStatus::Validating,
+        OrderStep::Issuing | OrderStep::Failed => DomainStatus::Issuing,
+    };
+    let text = match (&order.error, order.step) {
+        _ if !order.carries => format!("{}.", waits_for_group(order)),
+        (Some(error), _) => format!("{} {GOES_ON}", sentence(error)),
+        (None, OrderStep::Validating) => "The CA is validating the name.".to_owned(),
+        (None, _) => "The certificate is being ordered.".to_owned(),
+    };
+    (status, Some(retry(&text, order.next_at, now)))
+}
+
+/// The order ended and none of its names is to blame: another follows, and nobody has to do anything.
+fn failed_as_a_whole(order: &OrderFacts, now: i64) -> (DomainStatus, Option<NextAction>) {
+    let error = sentence(order.error.as_deref().unwrap_or("no reason is known"));
+    if order.next_at <= now {
+        let text = format!("The certificate is about to be ordered again. The last order failed: {error}");
+        return (DomainStatus::Issuing, Some(act(Actor::System, text)));
+    }
+    if !order.carries {
+        let text = format!("{}. {GOES_ON}", waits_for_group(order));
+        return (DomainStatus::Issuing, Some(retry(&text, order.next_at, now)));
+    }
+    let text = format!("No certificate yet, for no fault of the name: {error} {GOES_ON}");
+    (DomainStatus::Failed, Some(retry(&text, order.next_at, now)))
+}
+
+const GOES_ON: &str = "It goes on by itself.";
+
+/// Of a name that came to its group after the order; without a full stop.
+fn waits_for_group(order: &OrderFacts) -> String {
+    let state = match (&order.error, order.step) {
+        (None, _) => "is under way".to_owned(),
+        (Some(error), OrderStep::Failed) => format!("failed: {}", error.trim_end_matches('.')),
+        (Some(error), _) => format!("waits: {}", error.trim_end_matches('.')),
+    };
+    format!("The name waits for its SAN group: the order for the names that were there before it {state}")
+}
+
+fn sentence(text: &str) -> String {
+    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
 }
 
 fn point_here(facts: &Facts<'_>) -> NextAction {
@@ -355,14 +379,27 @@ fn certificate_ready(facts: &Facts<'_>, now: i64) -> Condition {
                 condition(kind, ConditionStatus::False, "Expired", &message, found.not_after)
             }
             None => {
-                let error = facts.trouble.as_ref().map(|trouble| trouble.error.clone());
-                let error = error.or_else(|| facts.order.as_ref().and_then(|order| order.error.clone()));
-                let reason = if error.is_some() { "OrderFailed" } else { "NotIssued" };
-                let message =
-                    error.unwrap_or_else(|| format!("cell {} has no certificate for it yet", cell.cell));
+                let (reason, message) = lacks_certificate(facts, &cell.cell, now);
                 condition(kind, ConditionStatus::False, reason, &message, facts.created_at)
             }
         },
+    }
+}
+
+/// Why there is none yet: the name's own fault, its order's, or that of the group that it came to.
+fn lacks_certificate(facts: &Facts<'_>, cell: &CellId, now: i64) -> (&'static str, String) {
+    if let Some(trouble) = &facts.trouble {
+        return ("OrderFailed", trouble.error.clone());
+    }
+    let none = || format!("cell {cell} has no certificate for it yet");
+    match &facts.order {
+        Some(order) if order.step == OrderStep::Failed && order.next_at <= now => ("NotIssued", none()),
+        Some(order) if !order.carries => ("WaitsForGroupOrder", waits_for_group(order)),
+        Some(OrderFacts { step: OrderStep::Failed, error: Some(error), .. }) => {
+            ("OrderFailed", error.clone())
+        }
+        Some(OrderFacts { error: Some(error), .. }) => ("OrderWaits", error.clone()),
+        Some(_) | None => ("NotIssued", none()),
     }
 }
 

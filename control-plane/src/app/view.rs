@@ -207,7 +207,7 @@ fn order(summary: &OrderSummary) -> OrderFacts {
         "failed" => OrderStep::Failed,
         _ => OrderStep::Issuing,
     };
-    OrderFacts { step, error: summary.error.clone(), next_at: summary.next_at }
+    OrderFacts { step, carries: summary.carries, error: summary.error.clone(), next_at: summary.next_at }
 }
 
 fn trouble(trouble: &NameTrouble) -> Trouble {

@@ -32,6 +32,8 @@ pub struct CertificateRow {
 #[derive(Clone, Debug)]
 pub struct OrderSummary {
     pub domain: DomainId,
+    /// Whether the order is for the domain's name; else the name came to the group later.
+    pub carries: bool,
     pub state: String,
     pub error: Option<String>,
     pub next_at: i64,
@@ -141,7 +143,8 @@ pub async fn unfinished_orders(
     domains: &[DomainId],
 ) -> Result<Vec<OrderSummary>, StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT n.domain_id, o.state, o.error, o.next_at FROM group_names n \
+        "SELECT n.domain_id, o.state, o.error, o.next_at, \
+         EXISTS (SELECT 1 FROM json_each(o.domains) WHERE value = n.domain_id) AS carries FROM group_names n \
          JOIN groups g ON g.id = n.group_id AND g.retired_at IS NULL \
          JOIN lineages l ON l.group_id = g.id AND l.retired_at IS NULL \
          JOIN orders o ON o.lineage_id = l.id AND o.created_at = \
@@ -154,6 +157,7 @@ pub async fn unfinished_orders(
         .map(|row| {
             Ok(OrderSummary {
                 domain: from_id(row.try_get("domain_id")?, "group_names")?,
+                carries: row.try_get("carries")?,
                 state: row.try_get("state")?,
                 error: row.try_get("error")?,
                 next_at: row.try_get("next_at")?,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use portico_control_plane::store::issuance::unfinished_orders;
 use serde_json::{Value, json};
 
 use crate::issuing::{nine_of_ten, retry_now, until_renewed};
@@ -233,6 +234,26 @@ async fn a_name_that_points_elsewhere_is_never_ordered_and_told_what_to_set() {
     let stats = lab.world.stats().await;
     assert_eq!(stats["orders"]["created"], 1);
     assert_eq!(stats["new_orders"][0]["names"], json!(["a.shop.test"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_joins_a_group_whose_order_waits_is_not_carried_by_it() {
+    let lab = Lab::start(&Options::default()).await;
+    let trouble = json!({ "kind": "unavailable-html", "endpoint": "newOrder", "retry_after_seconds": 600 });
+    lab.world.faults(trouble).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let first = lab.domains(tenant, &["a.shop.test"]).await[0];
+    until_rows(&lab, "SELECT id FROM orders WHERE error IS NOT NULL", 1).await;
+    let second = lab.domains(tenant, &["b.shop.test"]).await[0];
+    until_rows(&lab, "SELECT name FROM group_names", 2).await;
+    let mut read = lab.running.parts.store.read().await.unwrap();
+    let orders = unfinished_orders(&mut read, &[first, second]).await.unwrap();
+    let carries = |domain| {
+        let of: Vec<_> = orders.iter().filter(|order| order.domain == domain).collect();
+        assert_eq!(of.len(), 1, "{orders:?}");
+        of[0].carries
+    };
+    assert!(carries(first) && !carries(second), "{orders:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

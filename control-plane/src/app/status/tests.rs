@@ -66,7 +66,28 @@ fn active(dns: &DnsInstructions) -> Facts<'_> {
 }
 
 fn order(step: OrderStep, error: Option<&str>) -> Option<OrderFacts> {
-    Some(OrderFacts { step, error: error.map(str::to_owned), next_at: NOW + HOUR })
+    Some(OrderFacts { step, carries: true, error: error.map(str::to_owned), next_at: NOW + HOUR })
+}
+
+/// An order of the group from before the name came to it.
+fn others(step: OrderStep, next_at: i64) -> Option<OrderFacts> {
+    Some(OrderFacts { step, carries: false, error: Some("HTTP 503".to_owned()), next_at })
+}
+
+#[test]
+fn a_name_that_came_later_is_not_blamed_for_the_order_of_its_group() {
+    let dns = dns();
+    let reason = |order| {
+        let facts = Facts { cells: vec![cell(None, 2, 0)], order, ..active(&dns) };
+        let found = assess(&facts, NOW);
+        let ready = |condition: &&Condition| condition.kind == ConditionKind::CertificateReady;
+        found.conditions.iter().find(ready).unwrap().reason.clone()
+    };
+    assert_eq!(reason(others(OrderStep::Issuing, NOW + HOUR)), "WaitsForGroupOrder");
+    assert_eq!(reason(others(OrderStep::Failed, NOW + HOUR)), "WaitsForGroupOrder");
+    assert_eq!(reason(others(OrderStep::Failed, NOW)), "NotIssued");
+    assert_eq!(reason(order(OrderStep::Failed, Some("x"))), "OrderFailed");
+    assert_eq!(reason(order(OrderStep::Validating, Some("x"))), "OrderWaits");
 }
 
 #[test]
@@ -143,10 +164,34 @@ fn every_stage_has_its_word_its_actor_and_its_record() {
         ),
         ("failed before the CA", Facts { trouble: before_ca, ..bare() }, Pending, "CAA forbids."),
         (
-            "order failed",
-            Facts { order: order(OrderStep::Failed, Some("rejected.")), ..bare() },
+            "order failed, and the CA is to blame",
+            Facts { order: order(OrderStep::Failed, Some("another key")), ..bare() },
             Failed,
-            "rejected.",
+            "for no fault of the name: another key. It goes on by itself. \"system\"",
+        ),
+        (
+            "ca in trouble",
+            Facts { order: order(OrderStep::Issuing, Some("HTTP 503")), ..bare() },
+            Issuing,
+            "HTTP 503. It goes on by itself. \"system\"",
+        ),
+        (
+            "order of others waits",
+            Facts { order: others(OrderStep::Issuing, NOW + HOUR), ..bare() },
+            Issuing,
+            "waits for its SAN group: the order for the names that were there before it waits: HTTP 503. \"system\"",
+        ),
+        (
+            "order of others failed",
+            Facts { order: others(OrderStep::Failed, NOW + HOUR), ..bare() },
+            Issuing,
+            "failed: HTTP 503. It goes on by itself. \"system\"",
+        ),
+        (
+            "order of others failed, its own is next",
+            Facts { order: others(OrderStep::Failed, NOW), ..bare() },
+            Issuing,
+            "about to be ordered again. The last order failed: HTTP 503.",
         ),
         (
             "one of two edges",
