@@ -4,8 +4,6 @@
 //! Looking and deciding are apart: [`look`] does the network and takes seconds, [`apply`] runs inside the writer's turn
 //! and reads everything anew. A claim whose texts changed in between is not judged by what was seen.
 
-use std::net::IpAddr;
-
 use portico_api::v1::{ConditionKind, ConditionStatus, ProofMethod};
 use portico_cert_store::{DomainId, DomainName};
 
@@ -13,6 +11,7 @@ use super::claim::new_labels;
 use super::status::{CLAIM_LASTS_MS, RECHECK_FAILED};
 use super::{App, instructions};
 use crate::dns::lookup::Found;
+use crate::dns::pointing;
 use crate::proof::{self, Decision, Refusal, Standing};
 use crate::store::condition::{self, Observation};
 use crate::store::domain::{self, DomainRow, Labels};
@@ -26,7 +25,6 @@ const RECHECK_MS: i64 = 30 * 24 * 3600 * 1000;
 /// The first waiting time of an unproved claim; it doubles with each check, up to the second figure.
 const BACKOFF_FIRST_MS: i64 = 2_000;
 const BACKOFF_MAX_MS: i64 = 3_600_000;
-const SHOWN_ADDRESSES_MAX: usize = 8;
 
 /// What a look found.
 #[derive(Clone, Debug)]
@@ -75,7 +73,8 @@ pub(crate) async fn look(app: &App, row: &DomainRow) -> Seen {
         }
     };
     let (txt, cname, addresses) = tokio::join!(app.lookup.txt(&txt_name), cname, app.lookup.addresses(&host));
-    let points_here = points_here(app, &addresses);
+    let ours = &app.parts.config.fleet.public_addresses;
+    let points_here = pointing::points_here(&row.name.to_string(), ours, &addresses);
     let mut proof = None;
     if proof::txt_proves(txt.records(), &row.labels.txt_token) {
         proof = Some((ProofMethod::Txt, format!("TXT {txt_name} \"{}\"", row.labels.txt_token)));
@@ -241,37 +240,6 @@ async fn schedule(tx: &mut WriteTx, row: &DomainRow, seen: &Seen, now_ms: i64) -
     let wait = BACKOFF_FIRST_MS.saturating_mul(1 << row.check_failures.min(20)).min(BACKOFF_MAX_MS);
     let given_up = !row.served && now_ms - row.created_at >= CLAIM_LASTS_MS;
     domain::schedule(tx, row.id, (!given_up).then_some(now_ms + wait), failures).await
-}
-
-fn points_here(app: &App, addresses: &Found<IpAddr>) -> Observation {
-    let kind = ConditionKind::DnsPointsHere;
-    let observed = |status, reason: &str, message: String| Observation {
-        kind,
-        status,
-        reason: reason.to_owned(),
-        message,
-        next_check_at: None,
-    };
-    if app.parts.config.fleet.public_addresses.is_empty() {
-        let message = "fleet.public_addresses is not configured".to_owned();
-        return observed(ConditionStatus::Unknown, "NotConfigured", message);
-    }
-    match addresses {
-        Found::Unknown(why) => observed(ConditionStatus::Unknown, "NoAnswer", why.clone()),
-        Found::Nothing => {
-            observed(ConditionStatus::False, "NoAddress", "the name has no address.".to_owned())
-        }
-        Found::Records(found) => {
-            let shown: Vec<String> =
-                found.iter().take(SHOWN_ADDRESSES_MAX).map(ToString::to_string).collect();
-            let message = format!("it resolves to {}.", shown.join(", "));
-            if found.iter().all(|&address| app.is_ours(address)) {
-                observed(ConditionStatus::True, "PointsHere", message)
-            } else {
-                observed(ConditionStatus::False, "PointsElsewhere", message)
-            }
-        }
-    }
 }
 
 fn lacking(app: &App, row: &DomainRow, looked: [&Found<String>; 2]) -> Observation {

@@ -1,4 +1,5 @@
 //! DNS, from both sides.
 
 pub mod lookup;
+pub(crate) mod pointing;
 pub mod responder;

@@ -20,6 +20,7 @@ use portico_cert_store::{DomainId, DomainName, NamePattern};
 use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::dns::lookup::Found;
+use crate::dns::pointing;
 use crate::plan::caa::{CaaRecord, Wanted, permitted};
 use crate::plan::reconcile::usable;
 use crate::store::StoreError;
@@ -76,7 +77,8 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
             | ConditionKind::Deployed => continue,
         };
         let points = points.as_ref().filter(|_| observed.kind == ConditionKind::ChallengeReachable);
-        let text = next_step(&observed.message, points, state.next_at);
+        let set = pointing::record_to_set(&domain.name, &issuance.parts.config.fleet.public_addresses);
+        let text = next_step(&observed.message, points, &set, state.next_at);
         event::append(&mut tx, event, Some(domain.tenant), &domain.id.to_string(), &text, now).await?;
     }
     tx.commit().await?;
@@ -91,9 +93,9 @@ fn is_wanted(issuance: &Issuance, domain: &OrderableDomain, method: ChallengeMet
 }
 
 /// What is wrong and the record that mends it, for the owner.
-fn next_step(unreachable: &str, points: Option<&Observation>, next_at: i64) -> String {
+fn next_step(unreachable: &str, points: Option<&Observation>, set: &str, next_at: i64) -> String {
     let wrong = points.filter(|points| points.status == ConditionStatus::False);
-    let record = wrong.map(|points| format!("{}; or: ", points.message)).unwrap_or_default();
+    let record = wrong.map(|points| format!("{}; {set}; or: ", points.message)).unwrap_or_default();
     format!("not orderable yet: {record}{unreachable}; looked at again at {}", crate::clock::rfc3339(next_at))
 }
 
@@ -118,7 +120,8 @@ async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
     let mut unknown = false;
     if let NamePattern::Exact(name) = &pattern {
         let found = issuance.lookup.addresses(name).await;
-        let ours = points_here(issuance, name, &found);
+        let public = &issuance.parts.config.fleet.public_addresses;
+        let ours = pointing::points_here(name.as_str(), public, &found);
         if ours.status == ConditionStatus::True {
             methods.push(ChallengeMethod::TlsAlpn01);
         }
@@ -190,43 +193,6 @@ async fn caa(
     Some((permitted, Observation { kind, status, reason: reason.to_owned(), message, next_check_at: None }))
 }
 
-fn points_here(issuance: &Issuance, name: &DomainName, found: &Found<IpAddr>) -> Observation {
-    let ours = &issuance.parts.config.fleet.public_addresses;
-    let list =
-        |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let set = format!("set the A or AAAA records of {name} to {}", list(ours));
-    let (status, reason, message) = match found {
-        Found::Unknown(why) => (ConditionStatus::Unknown, "LookupFailed", why.clone()),
-        Found::Nothing => (ConditionStatus::False, "NoAddress", format!("{name} has no address; {set}")),
-        Found::Records(_) if ours.is_empty() => {
-            let message = "fleet.public_addresses is not configured".to_owned();
-            (ConditionStatus::Unknown, "NoPublicAddresses", message)
-        }
-        Found::Records(addresses) => {
-            let foreign: Vec<IpAddr> = addresses.iter().filter(|a| !ours.contains(a)).copied().collect();
-            match foreign.len() {
-                0 => (ConditionStatus::True, "PointsHere", format!("{name} resolves to {}", list(addresses))),
-                n if n < addresses.len() => {
-                    let message =
-                        format!("{name} also resolves to {}; remove what is not ours", list(&foreign));
-                    (ConditionStatus::False, "PointsPartlyHere", message)
-                }
-                _ => {
-                    let message = format!("{name} resolves to {}; {set}", list(&foreign));
-                    (ConditionStatus::False, "PointsElsewhere", message)
-                }
-            }
-        }
-    };
-    Observation {
-        kind: ConditionKind::DnsPointsHere,
-        status,
-        reason: reason.to_owned(),
-        message,
-        next_check_at: None,
-    }
-}
-
 fn reachable(methods: &[ChallengeMethod], texts: &[String], unknown: bool) -> Observation {
     let (status, reason, message) = if !methods.is_empty() {
         let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();
@@ -284,7 +250,8 @@ async fn fetch_through(issuance: &Issuance, name: &DomainName, addresses: &[IpAd
     } else {
         let mut result = Ok(());
         for address in addresses.iter().take(ADDRESSES_MAX) {
-            result = result.and(self_fetch::fetch_as_a_ca(issuance, name, *address, &token, &answer).await);
+            result = result
+                .and(self_fetch::fetch_as_a_ca(issuance, name, *address, &token, &answer).await);
         }
         result
     };
