@@ -69,7 +69,8 @@ pub struct FleetConfig {
     pub https_port: u16,
 }
 
-/// Ranges that the control plane's own checks may reach although the guard refuses them.
+/// Ranges that the control plane's own checks (pre-flight, proof file) may reach for every tenant although the guard
+/// refuses them. The pre-flight of a tenant's name may reach what that tenant was granted, too.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgressConfig {

@@ -11,6 +11,7 @@ use portico_control_plane::acme::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::edge::{Identity, TestEdge};
 use crate::lab::{Lab, Options, cell_id};
@@ -57,6 +58,45 @@ async fn a_name_whose_port_80_is_not_ours_is_issued_by_tls_alpn() {
     let stats = lab.world.stats().await;
     assert_eq!(stats["validations"]["by_challenge"]["tls-alpn-01"]["performed"], 1, "{stats}");
     assert!(stats["validations"]["by_challenge"]["http-01"].is_null(), "not even tried: {stats}");
+}
+
+/// MASTER and SHADOW inside a provider's network: the name still points at its present server, which sends the challenge
+/// to the edges. The operator's grant for that tenant opens the pre-flight's way there, and no other tenant's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_private_range() {
+    let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
+    let port = lab.world.stand_in.http_port;
+    let master = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = master.accept().await {
+            tokio::spawn(async move {
+                let mut edge = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
+            });
+        }
+    });
+    for name in ["granted.test", "other.test"] {
+        lab.world.set_dns("/records", json!({ "name": name, "type": "A", "values": ["127.0.0.2"] })).await;
+    }
+    let other = lab.tenant(&[], "registered_domain").await;
+    let refused = lab.domains(other, &["other.test"]).await[0];
+    let condition = lab.until_condition(refused, "ChallengeReachable", "false").await;
+    assert!(condition[2].contains("an operator may grant it to the tenant"), "{condition:?}");
+
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let mut tx = lab.begin().await;
+    let grants = json!([{ "cidr": "127.0.0.2/32", "ports": [port] }]);
+    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.egress_grants', json(?)) WHERE id = ?")
+        .bind(grants.to_string())
+        .bind(tenant.to_string())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    lab.domains(tenant, &["granted.test"]).await;
+    let live = lab.until_covered(1).await;
+    assert_eq!(live[0].names, ["granted.test"]);
+    assert_eq!(lab.condition(refused, "ChallengeReachable").await.unwrap()[0], "false");
 }
 
 /// Two accounts have challenges for one host open at once: the fleet holds both tokens, an edge that comes later gets

@@ -7,26 +7,30 @@
 //! Then its CAA records are looked at ([`crate::plan::caa`]), for what the first issuer calls itself in its directory: one
 //! that may not issue is not asked to, so no order is spent.
 //!
-//! The fetch follows redirects as a CA does ([`super::self_fetch`]). Deliberately absent: a second look at CAA before a
-//! renewal; the CA looks then, and names the records in its refusal.
+//! The fetch follows redirects as a CA does ([`super::self_fetch`]).
+//!
+//! Deliberately absent: a look at CAA before a renewal, or for issuers beyond the first. RFC 8659 section 3 obliges the CA
+//! to look, at every issuance, and not whoever asks it: ours saves an order that must fail, and one look for a name's
+//! first order does that. When records change later the CA refuses, names them in its words, and the old certificate
+//! serves on meanwhile.
 
 use std::net::IpAddr;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
-use portico_api::v1::{ConditionKind, ConditionStatus};
-use portico_cert_store::{DomainId, DomainName, NamePattern};
+use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
+use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
 
 use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
+use crate::config::EgressAllow;
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
 use crate::plan::caa::{CaaRecord, Wanted, permitted};
 use crate::plan::reconcile::usable;
-use crate::store::StoreError;
 use crate::store::condition::{self, Observation};
-use crate::store::event;
 use crate::store::group::{self, OrderableDomain};
+use crate::store::{StoreError, event, tenant};
 
 /// Addresses of a name that are tried; a CA picks any of them.
 const ADDRESSES_MAX: usize = 4;
@@ -129,7 +133,7 @@ async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
         observations.push(ours);
         match found.records() {
             [] => texts.push(format!("{name} has no address to fetch a challenge from")),
-            addresses => match fetch_through(issuance, name, addresses).await {
+            addresses => match fetch_through(issuance, domain.tenant, name, addresses).await {
                 Ok(()) => methods.push(ChallengeMethod::Http01),
                 Err(text) => texts.push(text),
             },
@@ -240,7 +244,13 @@ async fn delegation(
 }
 
 /// Puts a random token on the edges and fetches it as a CA would.
-async fn fetch_through(issuance: &Issuance, name: &DomainName, addresses: &[IpAddr]) -> Result<(), String> {
+async fn fetch_through(
+    issuance: &Issuance,
+    tenant: TenantId,
+    name: &DomainName,
+    addresses: &[IpAddr],
+) -> Result<(), String> {
+    let granted = granted(issuance, tenant).await.map_err(|error| error.to_string())?;
     let token = random_token();
     let answer = format!("{token}.{}", random_token());
     let expires = issuance.parts.clock.now_ms() + TOKEN_LIFETIME_MS;
@@ -251,13 +261,21 @@ async fn fetch_through(issuance: &Issuance, name: &DomainName, addresses: &[IpAd
         let mut result = Ok(());
         for address in addresses.iter().take(ADDRESSES_MAX) {
             result = result
-                .and(self_fetch::fetch_as_a_ca(issuance, name, *address, &token, &answer).await);
+                .and(self_fetch::fetch_as_a_ca(issuance, &granted, name, *address, &token, &answer).await);
         }
         result
     };
     let (fleet, name) = (issuance.fleet.clone(), name.clone());
     tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None).await });
     result
+}
+
+/// The operator's word on what may be reached for this tenant, as at its origins.
+async fn granted(issuance: &Issuance, tenant: TenantId) -> Result<Vec<EgressAllow>, StoreError> {
+    let found = tenant::find(&mut *issuance.parts.store.read().await?, tenant).await?;
+    let grants = found.map(|tenant| tenant.spec.egress_grants).unwrap_or_default();
+    let allow = |grant: EgressGrant| Some(EgressAllow { cidr: grant.cidr.parse().ok()?, ports: grant.ports });
+    Ok(grants.into_iter().filter_map(allow).collect())
 }
 
 /// 256 random bits: nobody answers it by chance.

@@ -2,8 +2,8 @@
 //!
 //! A redirect is followed to http and https on their usual ports, at most ten times, as Let's Encrypt does; nobody checks
 //! the certificate on the way, since the site may have none yet that is valid. Ports 80 and 443 stand for the fleet's.
-//! Every connect, each hop's included, asks the egress guard: our own public addresses and what the operator's egress
-//! rules allow; elsewhere what any origin may be reached at. Deliberately absent: redirects to IP addresses, which CAs
+//! Every connect, each hop's included, asks the egress guard: our own public addresses, what the operator's `[egress]`
+//! allows for all and what the operator granted the tenant whose name it is; elsewhere what any origin may be reached at. Deliberately absent: redirects to IP addresses, which CAs
 //! refuse, and any memory of what was fetched.
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use super::Issuance;
+use crate::config::EgressAllow;
 
 const REDIRECTS_MAX: usize = 10;
 /// Addresses of a redirect's target that are tried.
@@ -40,19 +41,22 @@ const BODY_BYTES_MAX: usize = 1024;
 /// Fetches the answer for `token` at one of the name's addresses; an error says for the tenant what came instead.
 pub(super) async fn fetch_as_a_ca(
     issuance: &Issuance,
+    granted: &[EgressAllow],
     name: &DomainName,
     address: IpAddr,
     token: &str,
     answer: &str,
 ) -> Result<(), String> {
     let first = format!("http://{name}/.well-known/acme-challenge/{token}");
-    let followed = tokio::time::timeout(DEADLINE, follow(issuance, name, address, &first, answer)).await;
+    let followed =
+        tokio::time::timeout(DEADLINE, follow(issuance, granted, name, address, &first, answer)).await;
     followed
         .unwrap_or_else(|_| Err(format!("{first} at {address} has no answer in {} s", DEADLINE.as_secs())))
 }
 
 async fn follow(
     issuance: &Issuance,
+    granted: &[EgressAllow],
     name: &DomainName,
     address: IpAddr,
     first: &str,
@@ -65,7 +69,7 @@ async fn follow(
             host if host == *name => vec![address],
             host => issuance.lookup.addresses(&host).await.records().to_vec(),
         };
-        let fetched = tokio::time::timeout(HOP_DEADLINE, fetch(issuance, &url, &addresses)).await;
+        let fetched = tokio::time::timeout(HOP_DEADLINE, fetch(issuance, granted, &url, &addresses)).await;
         let fetched = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         let at =
             if url.as_str() == first { first.to_owned() } else { format!("{first}, redirected to {url},") };
@@ -116,11 +120,16 @@ fn check_port(issuance: &Issuance, url: &Url) -> Result<(), &'static str> {
     }
 }
 
-async fn fetch(issuance: &Issuance, url: &Url, addresses: &[IpAddr]) -> Result<Fetched, String> {
+async fn fetch(
+    issuance: &Issuance,
+    granted: &[EgressAllow],
+    url: &Url,
+    addresses: &[IpAddr],
+) -> Result<Fetched, String> {
     let port = port(issuance, url);
     let sockets: Vec<_> =
         addresses.iter().take(ADDRESSES_MAX).map(|address| SocketAddr::new(*address, port)).collect();
-    let stream = connect(issuance, &sockets).await?;
+    let stream = connect(issuance, granted, &sockets).await?;
     if url.scheme() != "https" {
         return exchange(stream, url).await;
     }
@@ -132,14 +141,19 @@ async fn fetch(issuance: &Issuance, url: &Url, addresses: &[IpAddr]) -> Result<F
     exchange(stream, url).await
 }
 
-async fn connect(issuance: &Issuance, sockets: &[SocketAddr]) -> Result<TcpStream, String> {
+async fn connect(
+    issuance: &Issuance,
+    granted: &[EgressAllow],
+    sockets: &[SocketAddr],
+) -> Result<TcpStream, String> {
     let config = &issuance.parts.config;
     let own =
         [Some(config.api), Some(config.distribution), config.dns.responder].into_iter().flatten().collect();
     let policy = EgressPolicy::new(Vec::new(), own);
     let ports = [config.fleet.http_port, config.fleet.https_port];
     let edges = config.fleet.public_addresses.iter().map(|ip| Grant { net: (*ip).into(), ports: &ports });
-    let allowed = config.egress.allow.iter().map(|allow| Grant { net: allow.cidr, ports: &allow.ports });
+    let allowed =
+        config.egress.allow.iter().chain(granted).map(|allow| Grant { net: allow.cidr, ports: &allow.ports });
     let grants: Vec<Grant<'_>> = edges.chain(allowed).collect();
     connect_guarded(sockets, &policy, &grants, CONNECT_DEADLINE).await.map_err(|error| error.to_string())
 }
