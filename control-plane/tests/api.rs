@@ -164,6 +164,8 @@ async fn wrong_input_gets_a_problem_that_names_the_place() {
         (json!({}), 422, "missing_field", "/hostname"),
         (json!({ "hostname": "127.0.0.1" }), 422, "domain_name_invalid", "/hostname"),
         (json!({ "hostname": "co.uk" }), 422, "domain_name_invalid", "/hostname"),
+        (json!({ "hostname": "shop.internal" }), 422, "name_reserved", "/hostname"),
+        (json!({ "hostname": "x.edge.provider.test" }), 422, "name_reserved", "/hostname"),
         (
             json!({ "hostname": format!("{}.example", "a".repeat(300)) }),
             422,

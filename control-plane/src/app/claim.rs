@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use portico_api::v1::DomainSpec;
 use portico_cert_store::DomainId;
 
-use super::{App, spec};
-use crate::http::fault::{Answered, Fault};
+use super::{App, reserved, spec};
+use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
@@ -78,6 +78,8 @@ pub(crate) async fn claim(
 ) -> Answered<Claimed> {
     let name = spec::hostname(&mut wanted);
     let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    let refusal = name.as_ref().ok().and_then(|name| reserved::refusal(name, &app.parts.config.dns));
+    errors.extend(refusal.map(|why| field("/hostname", "name_reserved", why)));
     if !quota.by_operator {
         errors.extend(spec::cells_of_tenant(&wanted.cells, &tenant.spec.cells));
     } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &wanted.cells).await? {

@@ -5,6 +5,7 @@ pub(crate) mod claim;
 pub(crate) mod fleet;
 pub(crate) mod instructions;
 pub(crate) mod ownership;
+pub(crate) mod reserved;
 pub(crate) mod spec;
 pub(crate) mod status;
 pub(crate) mod view;
