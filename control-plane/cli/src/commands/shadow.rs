@@ -174,13 +174,22 @@ fn apache(site: &Site<'_>, whole_site: bool) -> (String, String) {
     (plain, secure)
 }
 
+/// Caddy's own redirect of port 80 ends where a site of that port is written down, so its line comes along.
 fn caddy(site: &Site<'_>, whole_site: bool) -> (String, String) {
     let Site { name, http, https, roots } = site;
-    let handler = if whole_site { "handle" } else { "handle /.well-known/acme-challenge/*" };
-    let plain = format!("http://{name} {{\n    {handler} {{\n        reverse_proxy {http}\n    }}\n}}\n");
+    let inside = if whole_site {
+        format!("    reverse_proxy {http}\n")
+    } else {
+        format!(
+            "    handle /.well-known/acme-challenge/* {{\n        reverse_proxy {http}\n    }}\n    \
+             handle {{\n        redir https://{{host}}{{uri}} permanent\n    }}\n"
+        )
+    };
+    let plain = format!("http://{name} {{\n{inside}}}\n");
+    // `tls_trusted_ca_certs` is what both old and present releases read.
     let secure = format!(
         "https://{name} {{\n    reverse_proxy https://{https} {{\n        header_up Host {{host}}\n        transport http {{\n            \
-         tls_server_name {name}\n            tls_trust_pool file {}\n        }}\n    }}\n}}\n",
+         tls_server_name {name}\n            tls_trusted_ca_certs {}\n        }}\n    }}\n}}\n",
         roots.display()
     );
     (plain, secure)
