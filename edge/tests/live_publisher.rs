@@ -625,3 +625,41 @@ fn the_default_certificate_is_the_one_that_serves_the_chosen_domain() {
     bench.remove(vec![tombstone(ResourceKind::Domain, &shop.domain.to_string())]);
     assert_eq!(shown(&bench), None);
 }
+
+/// An edge that was away hears in one batch that a name has left and that its certificate is renewed without it.
+#[test]
+fn a_certificate_may_lose_a_name_that_leaves_in_the_same_batch() {
+    for whole in [false, true] {
+        let mut bench = Bench::new();
+        let group = Shop::new("stays.shop.example");
+        let leaving = DomainId::generate();
+        let names = ["stays.shop.example", "leaves.shop.example"];
+        bench.snapshot(vec![
+            tenant(group.tenant, 1),
+            credential(group.lineage, 1, group.tenant, &mint(group.tenant, &names).body),
+            group.domain(1, |_| ()),
+            domain(leaving, 1, group.tenant, &domain_body("leaves.shop.example", &[group.lineage])),
+        ]);
+        assert!(bench.served("leaves.shop.example").is_some());
+        let renewed = credential(group.lineage, 2, group.tenant, &group.minted.body);
+        let published = if whole {
+            bench.snapshot(vec![tenant(group.tenant, 1), renewed, group.domain(1, |_| ())])
+        } else {
+            let mut batch = delta(bench.publisher.applied(), vec![renewed]);
+            batch.tombstones = vec![tombstone(ResourceKind::Domain, &leaving.to_string())];
+            bench.apply(batch).unwrap()
+        };
+        assert_eq!(codes(&published), [""; 0]);
+        assert_eq!(bench.served("stays.shop.example"), Some(group.minted.leaf.clone()));
+        assert_eq!(bench.served("leaves.shop.example"), None);
+        // Without the removal it would go dark, and is refused as before.
+        let mut bench = Bench::new();
+        bench.snapshot(vec![
+            tenant(group.tenant, 1),
+            credential(group.lineage, 1, group.tenant, &mint(group.tenant, &names).body),
+            domain(leaving, 1, group.tenant, &domain_body("leaves.shop.example", &[group.lineage])),
+        ]);
+        let renewed = credential(group.lineage, 2, group.tenant, &group.minted.body);
+        assert_eq!(codes(&bench.delta(vec![renewed])), ["NameNotCovered"]);
+    }
+}

@@ -21,7 +21,7 @@ use tonic::Status;
 use super::context::Context;
 use super::delta::{Backlog, NeedsSnapshot, Part, PartLimits};
 use super::fleet::Membership;
-use super::image::{Missing, removals_allowed};
+use super::image::{Missing, Pending, removals_allowed};
 use super::metrics;
 use super::refusals::Refusals;
 use super::resource::{Published, ResourceKey};
@@ -34,6 +34,8 @@ const ACK_DEADLINE: Duration = Duration::from_secs(60);
 const SNAPSHOT_ACK_DEADLINE: Duration = Duration::from_secs(300);
 /// A generation that holds nothing for the edge's cell is told with this delay, many in one empty delta.
 const IDLE_DELAY: Duration = Duration::from_millis(200);
+/// Resources that an edge refused and that go along with one batch of changes.
+const REFUSED_AGAIN_MAX: usize = 64;
 /// The wait after a refused snapshot doubles from the first to the second.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(300);
@@ -119,7 +121,20 @@ impl<'a> Feed<'a> {
                 return Ok(());
             }
         }
+        let items = self.with_refused(items);
         self.send_deltas(member, base, Backlog::new(items, target)).await
+    }
+
+    /// What the edge refused before goes along with what is new: the reason may have lain in something else that has
+    /// changed since, such as a domain that still pointed to the certificate.
+    fn with_refused(&mut self, mut items: Vec<Pending>) -> Vec<Pending> {
+        let refused = self.refusals.next(REFUSED_AGAIN_MAX).into_iter();
+        let new: HashSet<_> = items.iter().map(|item| item.key).collect();
+        let again = refused.filter(|key| !new.contains(key));
+        items.extend(self.context.publisher.pending(&self.cell, again));
+        // What the part ends at is the sequence of its last item.
+        items.sort_by_key(|item| item.sequence);
+        items
     }
 
     /// Ends when something was published that this edge lacks.

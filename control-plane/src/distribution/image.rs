@@ -151,16 +151,15 @@ impl Image {
             return Missing::Snapshot;
         }
         let above = self.by_sequence.range(base.sequence + 1..);
-        let pending = above.filter_map(|(&sequence, &key)| {
-            let entry = self.entries.get(&key)?;
-            match &entry.published {
-                Some(published) if published.cells.contains(cell) => {
-                    Some(Pending { key, sequence, published: Some(published.clone()) })
-                }
-                _ => entry.left.may_hold(cell).then_some(Pending { key, sequence, published: None }),
-            }
-        });
-        Missing::Changes(pending.collect())
+        Missing::Changes(above.filter_map(|(_, &key)| self.pending(cell, key)).collect())
+    }
+
+    /// How a resource stands for an edge of `cell`; `None` where such an edge never had it.
+    pub(super) fn pending(&self, cell: &CellId, key: ResourceKey) -> Option<Pending> {
+        let entry = self.entries.get(&key)?;
+        let published = entry.published.clone().filter(|published| published.cells.contains(cell));
+        let known = published.is_some() || entry.left.may_hold(cell);
+        known.then_some(Pending { key, sequence: entry.version, published })
     }
 
     /// Everything that an edge of `cell` gets, in the order of sending.

@@ -15,7 +15,7 @@ use portico_cert_store::{CellId, Generation};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::image::{Change, Image, Missing, removals_allowed};
+use super::image::{Change, Image, Missing, Pending, removals_allowed};
 use super::metrics;
 use super::projection::{self, FleetPolicy, ProjectionError};
 use super::resource::{Kind, Published, ResourceKey};
@@ -114,6 +114,12 @@ impl Publisher {
         (image.generation(), image.missing(cell, base))
     }
 
+    /// How these resources stand for an edge of `cell`.
+    pub(super) fn pending(&self, cell: &CellId, keys: impl Iterator<Item = ResourceKey>) -> Vec<Pending> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        keys.filter_map(|key| image.pending(cell, key)).collect()
+    }
+
     /// Everything for an edge of `cell`.
     pub(super) fn snapshot(&self, cell: &CellId) -> (Generation, Vec<Arc<Published>>) {
         let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
@@ -201,7 +207,10 @@ impl Publisher {
                 continue;
             }
             metrics::removals_held(keys.len());
-            tracing::error!(%cell, removals = keys.len(), "held removals back until an operator signs them off");
+            // Once for all that follow until the operator's word: a clean-up of a thousand names is one cause.
+            if !reading.held.values().any(|signed_off| !signed_off) {
+                tracing::error!(%cell, removals = keys.len(), "holding removals back until an operator signs them off");
+            }
             stays.extend(keys);
         }
         stays

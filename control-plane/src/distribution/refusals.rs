@@ -1,6 +1,6 @@
 //! What an edge refuses, kept where operators look: the table of nacks, and an event for each new one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use portico_api::distribution::{Nack, Rejection};
 use portico_cert_store::{EdgeId, Generation};
@@ -23,14 +23,27 @@ const BATCH_ID: &str = "batch";
 #[derive(Debug)]
 pub(super) struct Refusals {
     edge: EdgeId,
-    /// (kind, id), as stored.
-    open: HashSet<(u32, String)>,
+    /// (kind, id), as stored, with the version and the code.
+    open: BTreeMap<(u32, String), (u64, String)>,
+    /// The last one that was sent again.
+    sent_again: Option<(u32, String)>,
 }
 
 impl Refusals {
     pub(super) async fn load(context: &Context, edge: EdgeId) -> Result<Self, StoreError> {
         let rows = edge::nacks(&mut *context.store.read().await?, edge).await?;
-        Ok(Self { edge, open: rows.into_iter().map(|row| (row.kind, row.id)).collect() })
+        let open = rows.into_iter().map(|row| ((row.kind, row.id), (row.version, row.code))).collect();
+        Ok(Self { edge, open, sent_again: None })
+    }
+
+    /// The next of the refused resources, in turns: at most `count`.
+    pub(super) fn next(&mut self, count: usize) -> Vec<ResourceKey> {
+        let last = self.sent_again.take();
+        let (before, after): (Vec<_>, Vec<_>) =
+            self.open.keys().partition(|key| last.as_ref().is_some_and(|last| *key <= last));
+        let turn: Vec<_> = after.into_iter().chain(before).take(count).cloned().collect();
+        self.sent_again = turn.last().cloned();
+        turn.iter().filter_map(|(kind, id)| key_of(*kind, id)).collect()
     }
 
     /// A batch was applied but for `nacks`. What it carried and the edge took is refused no longer; with a `whole`
@@ -42,8 +55,16 @@ impl Refusals {
         sent: &HashSet<ResourceKey>,
         whole: bool,
     ) -> Result<(), StoreError> {
-        let over: Vec<_> = self.open.iter().filter(|open| whole || is_over(open, sent)).cloned().collect();
-        if over.is_empty() && nacks.is_empty() {
+        let nacks: Vec<_> = nacks.iter().take(NACKS_RECORDED_MAX).map(bounded).collect();
+        // Sent again and refused again for the same reason: nothing new to tell.
+        let told = |row: &NackRow| self.open.get(&(row.kind, row.id.clone()));
+        let (same, new): (Vec<_>, Vec<_>) = nacks.into_iter().partition(|row| {
+            told(row).is_some_and(|(version, code)| (*version, code) == (row.version, &row.code))
+        });
+        let same: HashSet<_> = same.into_iter().map(|row| (row.kind, row.id)).collect();
+        let taken = |open: &(u32, String)| !same.contains(open) && (whole || is_over(open, sent));
+        let over: Vec<_> = self.open.keys().filter(|open| taken(open)).cloned().collect();
+        if over.is_empty() && new.is_empty() {
             return Ok(());
         }
         let now = context.clock.now_ms();
@@ -52,8 +73,7 @@ impl Refusals {
             edge::clear_nack(&mut tx, self.edge, kind, &id).await?;
             self.open.remove(&(kind, id));
         }
-        for nack in nacks.iter().take(NACKS_RECORDED_MAX) {
-            let row = bounded(nack);
+        for row in new {
             tracing::warn!(edge = %self.edge, kind = row.kind, id = row.id, code = row.code, "an edge refused a resource");
             // The tenant hears what is wrong with its resource, not which edge said so.
             let text = format!("refused by an edge, which keeps what it had: {}: {}", row.code, row.text);
@@ -61,7 +81,7 @@ impl Refusals {
             let tenant = key_of(row.kind, &row.id).and_then(|key| context.publisher.find(key));
             let tenant = tenant.and_then(|(published, _)| published.tenant());
             event::append(&mut tx, "edge.resource_refused", tenant, &row.id, &text, now).await?;
-            self.open.insert((row.kind, row.id));
+            self.open.insert((row.kind, row.id), (row.version, row.code));
         }
         tx.commit().await
     }
@@ -87,7 +107,7 @@ impl Refusals {
         edge::put_nack(&mut tx, self.edge, &row, now).await?;
         event::append(&mut tx, "edge.batch_refused", None, &self.edge.to_string(), &text, now).await?;
         tx.commit().await?;
-        self.open.insert((row.kind, row.id));
+        self.open.insert((row.kind, row.id), (row.version, row.code));
         Ok(())
     }
 }

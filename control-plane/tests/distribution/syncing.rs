@@ -277,6 +277,30 @@ async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken()
     plane.shutdown().await;
 }
 
+/// The reason of a refusal may have lain in something else, such as a domain that was held and then let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_resource_goes_along_with_the_next_change_and_is_told_once() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let (bad, _) = plane.domain(tenant, "bad.example").await;
+    let edge = plane.edge("default").await;
+    edge.with(|state| state.behaviour.nacks = [bad.to_string()].into());
+    let version = plane.touch(bad, 1).await;
+    let nacks = async || plane.distribution().edge(edge.identity.edge).await.unwrap().unwrap().nacks;
+    until("the nack", async || !nacks().await.is_empty()).await;
+    for name in ["one.example", "two.example"] {
+        let (other, _) = plane.domain(tenant, name).await;
+        edge.wait("another change", |state| state.resource(ResourceKind::Domain, other).is_some()).await;
+    }
+    assert_eq!(plane.events("edge.resource_refused").await.len(), 1, "refused again, and told once");
+    edge.with(|state| state.behaviour.nacks.clear());
+    plane.domain(tenant, "three.example").await;
+    until("the nack to go", async || nacks().await.is_empty()).await;
+    let held = edge.with(|state| state.resource(ResourceKind::Domain, bad).map(|held| held.version));
+    assert_eq!(held, Some(version), "taken as it was");
+    plane.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_that_an_edge_refuses_is_degraded_alone_until_a_later_version_is_taken() {
     let plane = Plane::start().await;

@@ -144,7 +144,9 @@ impl LivePublisher {
         self.begin_bulk(&mut round);
         let absent = if round.snapshot { self.held.absent_from(&staged.batch) } else { Vec::new() };
         let tombstones = staged.batch.tombstones;
-        self.put_all(&mut round, staged.batch.resources, staged.items);
+        let leaving = tombstones.iter().chain(&absent);
+        let references = pending_references(&staged.items, leaving);
+        self.put_all(&mut round, staged.batch.resources, staged.items, &references);
         self.end_bulk(&mut round);
         // Before a lineage goes that was the default's until now.
         self.publish_default();
@@ -214,8 +216,13 @@ impl LivePublisher {
         }
     }
 
-    fn put_all(&mut self, round: &mut Round, resources: Vec<Resource>, items: Vec<Result<Item, Fault>>) {
-        let references = pending_references(&items);
+    fn put_all(
+        &mut self,
+        round: &mut Round,
+        resources: Vec<Resource>,
+        items: Vec<Result<Item, Fault>>,
+        references: &HashMap<DomainId, Box<[LineageId]>>,
+    ) {
         let mut by_rank: [Vec<(Resource, Item)>; 4] = Default::default();
         for (resource, item) in resources.into_iter().zip(items) {
             match item {
@@ -229,7 +236,7 @@ impl LivePublisher {
             } else {
                 self.held
                     .check_version(&resource, round.epoch_begins)
-                    .and_then(|()| self.put(round, &resource, item, &references))
+                    .and_then(|()| self.put(round, &resource, item, references))
             };
             match put {
                 Ok(()) => round.out.accepted.push(resource),
@@ -576,14 +583,18 @@ impl Round {
 }
 
 /// What each domain of the batch will refer to, unless it is refused.
-fn pending_references(items: &[Result<Item, Fault>]) -> HashMap<DomainId, Box<[LineageId]>> {
-    items
-        .iter()
-        .filter_map(|item| match item {
-            Ok(Item::Domain(domain)) => Some((domain.id, domain.lineages.clone())),
-            _ => None,
-        })
-        .collect()
+/// What domains point to when the batch is through; those that leave with it point to nothing.
+fn pending_references<'a>(
+    items: &[Result<Item, Fault>],
+    leaving: impl Iterator<Item = &'a Tombstone>,
+) -> HashMap<DomainId, Box<[LineageId]>> {
+    let staying = items.iter().filter_map(|item| match item {
+        Ok(Item::Domain(domain)) => Some((domain.id, domain.lineages.clone())),
+        _ => None,
+    });
+    let leaving = leaving.filter(|tombstone| kind_of(tombstone.kind) == Some(ResourceKind::Domain));
+    let leaving = leaving.filter_map(|tombstone| Some((tombstone.id.parse().ok()?, Box::default())));
+    leaving.chain(staying).collect()
 }
 
 impl fmt::Debug for LivePublisher {

@@ -10,10 +10,10 @@ use portico_tests::{Lab, Running};
 use serde_json::Value;
 
 /// What MASTER answers itself, whatever the path.
-pub const OWN_PAGE: &str = "MASTER's own page";
+pub(crate) const OWN_PAGE: &str = "MASTER's own page";
 
 #[derive(Clone, Copy, Debug)]
-pub enum Server {
+pub(crate) enum Server {
     Nginx,
     Apache,
     Caddy,
@@ -21,24 +21,24 @@ pub enum Server {
 
 /// What `portico shadow` prints.
 #[derive(Debug)]
-pub struct Lines {
-    pub http: String,
+pub(crate) struct Lines {
+    pub(crate) http: String,
     /// Only for the whole site.
-    pub https: Option<String>,
+    pub(crate) https: Option<String>,
 }
 
 /// Where MASTER listens.
 #[derive(Clone, Copy, Debug)]
-pub struct Addresses {
-    pub http: SocketAddr,
-    pub https: SocketAddr,
+pub(crate) struct Addresses {
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
 }
 
 impl Server {
-    pub const ALL: [Self; 3] = [Self::Nginx, Self::Apache, Self::Caddy];
+    pub(crate) const ALL: [Self; 3] = [Self::Nginx, Self::Apache, Self::Caddy];
 
     /// The servers that are on this machine; the others are named in the output.
-    pub fn installed() -> Vec<Self> {
+    pub(crate) fn installed() -> Vec<Self> {
         let (here, missing): (Vec<_>, Vec<_>) =
             Self::ALL.into_iter().partition(|server| Path::new(server.program()).exists());
         for server in missing {
@@ -72,7 +72,7 @@ impl Server {
     }
 
     /// The lines for `name`, with the laboratory's first edge as SHADOW.
-    pub fn printed(self, lab: &Lab, name: &str, whole_site: bool) -> Result<Lines> {
+    pub(crate) fn printed(self, lab: &Lab, name: &str, whole_site: bool) -> Result<Lines> {
         let edge = &lab.edges[0];
         let mut command = lab.portico();
         command
@@ -91,7 +91,7 @@ impl Server {
     }
 
     /// Starts MASTER for `name` with these lines in it.
-    pub fn start(self, lab: &Lab, name: &str, at: Addresses, lines: &Lines) -> Result<Running> {
+    pub(crate) fn start(self, lab: &Lab, name: &str, at: Addresses, lines: &Lines) -> Result<Running> {
         let folder = self.folder(lab, name)?;
         let config = match self {
             Self::Nginx => nginx(&folder, name, at, lines),
@@ -102,7 +102,13 @@ impl Server {
     }
 
     /// nginx as most sites have it: port 80 leads to https, where the lines are.
-    pub fn start_redirecting(self, lab: &Lab, name: &str, at: Addresses, lines: &str) -> Result<Running> {
+    pub(crate) fn start_redirecting(
+        self,
+        lab: &Lab,
+        name: &str,
+        at: Addresses,
+        lines: &str,
+    ) -> Result<Running> {
         let folder = self.folder(lab, name)?;
         let (Addresses { http, https }, at) = (at, folder.display());
         let servers = format!(
