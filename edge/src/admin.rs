@@ -112,7 +112,7 @@ fn route(
         (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
         (&Method::GET, ["v1", "debug", "certs"]) => ok(explain_sni(admin, query)?),
         (&Method::POST, ["v1", "drain"]) => {
-            admin.switch.begin();
+            admin.switch.order();
             ok(json!({ "draining": true }))
         }
         _ => Err(Refused {
@@ -139,7 +139,7 @@ fn status(admin: &Admin) -> Value {
         "connections": edge.open_connections(),
         "ready": edge.missing(&admin.mode).is_none(),
         "waiting_for": edge.missing(&admin.mode),
-        "draining": edge.drain.is_begun(),
+        "draining": edge.drain.is_ordered(),
         "listeners": edge.own_sockets,
     })
 }

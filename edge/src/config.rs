@@ -32,6 +32,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     pub admin_socket: PathBuf,
     pub access_log: AccessLogTarget,
+    /// Not ready, and serving on, before the drain begins.
+    pub withdraw: Duration,
     pub drain: Duration,
     /// Name servers for origins; empty: those of /etc/resolv.conf.
     pub resolvers: Vec<SocketAddr>,
@@ -94,6 +96,7 @@ struct RawConfig {
     metrics: Option<Spanned<String>>,
     admin_socket: Option<PathBuf>,
     access_log: Option<String>,
+    withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
     #[serde(default)]
     resolvers: Vec<Spanned<String>>,
@@ -176,6 +179,7 @@ impl Source<'_> {
                 Some("-") => AccessLogTarget::StandardOutput,
                 Some(path) => AccessLogTarget::File(self.resolve(Path::new(path))),
             },
+            withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
             mode: self.mode(&raw)?,

@@ -321,7 +321,7 @@ impl Edge {
     /// What is missing before traffic may be sent here; `None`: ready.
     pub fn missing(&self, mode: &Mode) -> Option<&'static str> {
         let readiness = &self.readiness;
-        if self.drain.is_begun() {
+        if self.drain.is_ordered() {
             Some("draining")
         } else if !readiness.listening.load(Ordering::Acquire) {
             Some("not listening yet")

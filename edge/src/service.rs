@@ -48,7 +48,8 @@ impl Service {
         self.runtime.block_on(self.local.run_until(future))
     }
 
-    /// Runs until the drain has ended: by a signal or by the admin call, then at most `config.drain` for the workers.
+    /// Runs until the drain has ended: ordered by a signal or by the admin call, begun after `config.withdraw` or a second
+    /// order, then at most `config.drain` for the workers.
     ///
     /// # Errors
     /// When the admin socket cannot be bound; the edge then does not start.
@@ -66,11 +67,15 @@ impl Service {
             let shutdown = CancellationToken::new();
             let started = start(config, edge, source, switch, &shutdown, metrics).await;
             match &started {
-                Ok(()) => drain.begun().await,
+                Ok(()) => {
+                    drain.ordered().await;
+                    edge.metrics.draining.set(1.0);
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    let _ = tokio::time::timeout(config.withdraw, drain.begun()).await;
+                    switch.begin();
+                }
                 Err(_) => switch.begin(),
             }
-            edge.metrics.draining.set(1.0);
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             let allowed = if started.is_ok() { config.drain } else { Duration::ZERO };
             wait_for(workers, allowed).await;
             shutdown.cancel();
@@ -147,12 +152,14 @@ fn drain_on_signal(switch: DrainSwitch) -> io::Result<impl Future<Output = ()>> 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "draining");
-        switch.begin();
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "ordered to end");
+            switch.order();
+        }
     })
 }
 

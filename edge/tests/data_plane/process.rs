@@ -315,6 +315,27 @@ fn sigterm_and_the_admin_call_drain_and_end_well() {
 }
 
 #[test]
+fn an_edge_that_withdraws_serves_new_connections_until_it_is_ordered_again() {
+    let folder = prepare();
+    std::fs::write(folder.path().join("edge.toml"), format!("withdraw_seconds = 600\n{FILE}")).unwrap();
+    let mut edge = Running::start(folder, "auto");
+    edge.terminate();
+    wait_until("/readyz says so", || {
+        let (status, text) = edge.metrics("/readyz");
+        status == 503 && text.contains("draining")
+    });
+    let mut late = https(edge.https(), "shop.example");
+    for _ in 0..2 {
+        assert_eq!(late.get("shop.example", "/").status, 200);
+    }
+    edge.terminate();
+    assert!(late.closes());
+    let child = std::cell::RefCell::new(&mut edge.child);
+    wait_until("it has ended", || child.borrow_mut().try_wait().is_ok_and(|status| status.is_some()));
+    assert!(edge.child.wait().unwrap().success());
+}
+
+#[test]
 fn a_draining_edge_is_not_ready_while_an_exchange_goes_on() {
     let edge = Running::start(prepare(), "auto");
     let mut open = https(edge.https(), "shop.example");
