@@ -399,7 +399,7 @@ pub struct Route {
 }
 /// Nested message and enum types in `Route`.
 pub mod route {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Action {
         #[prost(message, tag = "2")]
         Proxy(super::Proxy),
@@ -463,7 +463,7 @@ pub struct HeaderField {
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Proxy {
     /// <http://host:port> or <https://host:port,> no path; of several the first
     #[prost(string, tag = "1")]
