@@ -192,8 +192,8 @@ async fn follow_route(
     };
     match &route.action {
         Action::Proxy(upstream) => {
-            let origin = &upstream.origins[0].origin;
-            let forwarding = upstream::Forwarding { context, host, authority, origin, id: end.request_id() };
+            let forwarding =
+                upstream::Forwarding { context, host, authority, upstream, id: end.request_id() };
             Box::pin(upstream::forward(parts, body, forwarding)).await
         }
         Action::Redirect(redirect) => {

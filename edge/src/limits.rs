@@ -15,6 +15,8 @@ pub struct Deadlines {
     pub origin_connect: Duration,
     pub origin_first_byte: Duration,
     pub origin_body_stall: Duration,
+    pub origin_ejection: Duration,
+    pub origin_slow_start: Duration,
 }
 
 impl Default for Deadlines {
@@ -29,6 +31,8 @@ impl Default for Deadlines {
             origin_connect: ORIGIN_CONNECT_DEADLINE,
             origin_first_byte: ORIGIN_FIRST_BYTE_DEADLINE,
             origin_body_stall: ORIGIN_BODY_STALL_DEADLINE,
+            origin_ejection: EJECTION_FIRST,
+            origin_slow_start: SLOW_START,
         }
     }
 }
@@ -104,6 +108,40 @@ pub const ORIGIN_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 pub const ORIGIN_FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two pieces of an origin's body.
 pub const ORIGIN_BODY_STALL_DEADLINE: Duration = Duration::from_secs(60);
+/// Requests under way to one origin from one worker, where no circuit breaker says less: a stuck origin must not take all
+/// descriptors.
+pub const ORIGIN_IN_FLIGHT_PER_WORKER_MAX: u32 = 4096;
+/// Origins that a worker knows at a time, and when it forgets one that has no connection.
+pub const ENDPOINTS_PER_WORKER_MAX: usize = 20_000;
+pub const ENDPOINT_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+/// Failures in a row that put an origin out (where there is another), for how long the first time, and at most.
+pub const EJECT_AFTER_FAILURES: u32 = 5;
+pub const EJECTION_FIRST: Duration = Duration::from_secs(10);
+pub const EJECTION_MAX: Duration = Duration::from_secs(300);
+/// How long an origin that is back takes to have its whole share again.
+pub const SLOW_START: Duration = Duration::from_secs(30);
+/// Requests that earn one retry (20 %), and retries that may be ahead: as many as kept connections may die at once.
+pub const RETRY_COST: u32 = 5;
+pub const RETRY_RESERVE: u32 = 32;
+/// Origins with a health check or a circuit breaker, over all workers.
+pub const WATCHED_ORIGINS_MAX: usize = 10_000;
+/// Health checks: how often the checker looks for due ones, how many run at once, the time for one, and after how long
+/// without a request (or three intervals) an origin is checked no more.
+pub const HEALTH_TICK: Duration = Duration::from_millis(100);
+pub const HEALTH_CHECKS_AT_ONCE: usize = 64;
+pub const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
+pub const HEALTH_UNUSED_AFTER: Duration = Duration::from_secs(60);
+/// HTTP/2 to origins: connections of one worker for one key, streams on one, and what an origin may send ahead on a stream.
+pub const ORIGIN_H2_CONNECTIONS_PER_KEY_MAX: usize = 4;
+pub const ORIGIN_H2_STREAMS_MAX: usize = 64;
+/// Streams before the origin has said how many it takes: what is beyond that would be refused and cost a retry.
+pub const ORIGIN_H2_STREAMS_BEFORE_SETTINGS: usize = 2;
+pub const ORIGIN_H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// A dead HTTP/2 connection with streams on it is found by a ping.
+pub const ORIGIN_H2_PING_INTERVAL: Duration = Duration::from_secs(20);
+pub const ORIGIN_H2_PING_DEADLINE: Duration = Duration::from_secs(10);
+/// Names with kept connections that are looked up again in one sweep of a worker.
+pub const RESOLVED_AGAIN_PER_SWEEP: usize = 64;
 /// Idle connections kept to one (tenant, origin) by one worker, and by the worker in all.
 pub const ORIGIN_IDLE_PER_KEY_MAX: usize = 32;
 pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
@@ -120,6 +158,8 @@ pub const DNS_TTL_MIN: Duration = Duration::from_secs(5);
 pub const DNS_TTL_MAX: Duration = Duration::from_secs(300);
 pub const DNS_CACHE_NAMES: u64 = 10_000;
 pub const DNS_DEADLINE: Duration = Duration::from_secs(5);
+/// Addresses of one name that are remembered; the first ones are tried.
+pub const DNS_ADDRESSES_MAX: usize = 64;
 
 /// Times that a request may already have passed through a CDN of our name (RFC 8586) before we refuse it.
 pub const CDN_LOOP_DEPTH_MAX: usize = 3;

@@ -36,6 +36,10 @@ pub mod names {
     pub const ORIGIN_CONNECTS: &str = "portico_edge_origin_connects_total";
     pub const ORIGIN_REUSES: &str = "portico_edge_origin_reuses_total";
     pub const ORIGIN_RETRIES: &str = "portico_edge_origin_retries_total";
+    pub const ORIGIN_RETRIES_REFUSED: &str = "portico_edge_origin_retries_refused_total";
+    pub const ORIGIN_EJECTIONS: &str = "portico_edge_origin_ejections_total";
+    pub const ORIGINS_ALL_OUT: &str = "portico_edge_origins_all_out_total";
+    pub const ORIGIN_HEALTH_CHECKS: &str = "portico_edge_origin_health_checks_total";
     pub const ORIGIN_ERRORS: &str = "portico_edge_origin_errors_total";
     pub const EGRESS_REFUSED: &str = "portico_edge_egress_refused_total";
     pub const ACCESS_LOG_LINES: &str = "portico_edge_access_log_lines_total";
@@ -83,6 +87,10 @@ pub struct Metrics {
     pub origin_connects: Counter,
     pub origin_reuses: Counter,
     pub origin_retries: Counter,
+    pub origin_retries_refused: Counter,
+    pub origin_ejections: Counter,
+    pub origins_all_out: Counter,
+    origin_health_checks: [Counter; 2],
     pub egress_refused: Counter,
     pub access_log_lines: Counter,
     pub access_log_dropped: Counter,
@@ -123,6 +131,11 @@ impl Metrics {
             origin_connects: counter!(names::ORIGIN_CONNECTS),
             origin_reuses: counter!(names::ORIGIN_REUSES),
             origin_retries: counter!(names::ORIGIN_RETRIES),
+            origin_retries_refused: counter!(names::ORIGIN_RETRIES_REFUSED),
+            origin_ejections: counter!(names::ORIGIN_EJECTIONS),
+            origins_all_out: counter!(names::ORIGINS_ALL_OUT),
+            origin_health_checks: ["unwell", "well"]
+                .map(|result| counter!(names::ORIGIN_HEALTH_CHECKS, "result" => result)),
             egress_refused: counter!(names::EGRESS_REFUSED),
             access_log_lines: counter!(names::ACCESS_LOG_LINES),
             access_log_dropped: counter!(names::ACCESS_LOG_DROPPED),
@@ -147,6 +160,10 @@ impl Metrics {
     /// Counts an origin's failure; `reason` is one of our own words.
     pub fn origin_error(&self, reason: &'static str) {
         counter!(names::ORIGIN_ERRORS, "reason" => reason).increment(1);
+    }
+
+    pub fn health_check(&self, well: bool) {
+        self.origin_health_checks[usize::from(well)].increment(1);
     }
 
     pub fn io_backend(&self, backend: io::Backend) {
@@ -234,7 +251,17 @@ fn describe() {
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
     describe_counter!(names::ORIGIN_CONNECTS, "connections made to origins");
     describe_counter!(names::ORIGIN_REUSES, "requests sent on a kept origin connection");
-    describe_counter!(names::ORIGIN_RETRIES, "requests sent again because a kept connection had died");
+    describe_counter!(
+        names::ORIGIN_RETRIES,
+        "requests sent a second time, on a new connection or to another origin"
+    );
+    describe_counter!(
+        names::ORIGIN_RETRIES_REFUSED,
+        "requests that could have been sent again but were not, because too many had been"
+    );
+    describe_counter!(names::ORIGIN_EJECTIONS, "origins put out for a while after failures in a row");
+    describe_counter!(names::ORIGINS_ALL_OUT, "requests for which no origin was well, so that any was tried");
+    describe_counter!(names::ORIGIN_HEALTH_CHECKS, "health checks of origins, by result");
     describe_counter!(names::ORIGIN_ERRORS, "origin failures, by reason");
     describe_counter!(names::EGRESS_REFUSED, "connects refused by the egress guard");
     describe_counter!(names::ACCESS_LOG_LINES, "access-log lines written");

@@ -30,7 +30,7 @@ use crate::{
     service::Service,
     standalone,
     tls::TlsConfigs,
-    upstream::{self, OriginTls},
+    upstream::{self, OriginTls, OriginWatch},
     worker,
 };
 use anyhow::Context;
@@ -68,6 +68,7 @@ pub struct Edge {
     pub access_log: AccessLog,
     pub drain: DrainWatch,
     pub origin_tls: OriginTls,
+    pub origin_watch: Arc<OriginWatch>,
     pub resolvers: Vec<SocketAddr>,
     /// Where the edge itself listens: never an origin.
     pub own_sockets: Vec<SocketAddr>,
@@ -114,6 +115,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         access_log,
         drain,
         origin_tls: OriginTls::from_system(),
+        origin_watch: Arc::default(),
         resolvers: resolvers(&config),
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),

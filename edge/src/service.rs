@@ -27,6 +27,7 @@ use crate::{
     limits,
     server::Edge,
     tls::TICKET_KEY_SECONDS,
+    upstream,
 };
 
 /// The service thread's runtime.
@@ -120,6 +121,7 @@ async fn start(
     tokio::task::spawn_local(admin::serve(socket, admin));
     tokio::task::spawn_local(rotate_tickets(Arc::clone(edge)));
     tokio::task::spawn_local(upkeep(Arc::clone(edge)));
+    tokio::task::spawn_local(check_origins(Arc::clone(edge)));
     tokio::task::spawn_local(drain_on_signal(switch.clone())?);
     Ok(())
 }
@@ -169,6 +171,12 @@ async fn rotate_tickets(edge: Arc<Edge>) {
         if let Err(error) = edge.tls.tickets().rotate() {
             tracing::error!(%error, "the session ticket key was not replaced");
         }
+    }
+}
+
+async fn check_origins(edge: Arc<Edge>) {
+    if let Err(error) = upstream::check_origins(edge).await {
+        tracing::error!(%error, "origins are not checked");
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     limits,
     listen::{self, BoundListener},
     server::Edge,
-    upstream::{Names, Origins, tunnel::OriginHalf},
+    upstream::{Connector, Names, Origins, tunnel::OriginHalf},
 };
 
 /// What the connections of one worker share; never leaves its thread.
@@ -63,8 +63,9 @@ impl Worker {
         let names = Names::new(&edge.resolvers)?;
         let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
         let tls = edge.origin_tls.clone();
-        let (metrics, deadline) = (Arc::clone(&edge.metrics), edge.deadlines.origin_connect);
-        let origins = Origins::new(names, guard, tls, edge.backend, metrics, deadline);
+        let (metrics, watch) = (Arc::clone(&edge.metrics), Arc::clone(&edge.origin_watch));
+        let connector = Connector::new(names, guard, tls, edge.backend, Arc::clone(&metrics));
+        let origins = Origins::new(connector, watch, metrics, edge.deadlines, random_u64()?);
         Ok(Self {
             backend: edge.backend,
             origins,

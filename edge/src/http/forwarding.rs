@@ -91,15 +91,15 @@ pub fn request_headers(
     Ok(headers)
 }
 
-/// Makes an origin's headers fit for the client.
-pub fn clean_response(headers: &mut HeaderMap) {
+/// Makes an origin's headers fit for the client; `spoken` is what the origin spoke.
+pub fn clean_response(headers: &mut HeaderMap, spoken: Protocol) {
     // RFC 9112 section 6.1: a length beside a transfer coding means nothing.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
     headers.remove(header::ALT_SVC); // the origin's own ports are not ours
-    append_via(headers, Protocol::Http1); // what the origin spoke
+    append_via(headers, spoken);
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -297,7 +297,7 @@ mod tests {
             ("connection", "x-a"),
             ("x-a", "1"),
         ]);
-        clean_response(&mut answer);
+        clean_response(&mut answer, Protocol::Http1);
         assert!(!answer.contains_key("content-length") && !answer.contains_key("x-a"));
     }
 }

@@ -3,9 +3,10 @@
 //! An [`Origin`] holds all that tells its connections from others', because it is what pools are keyed by; how requests
 //! are spread over several and how long they may take stands in the [`Upstream`] and may change without a new pool.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -16,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::route::parse_url;
 use super::{Fault, limits};
+use crate::upstream::ClientConfigs;
 
 /// All that a proxy route says.
 #[derive(Clone, Debug)]
@@ -76,6 +78,8 @@ pub enum OriginProtocol {
 pub struct OriginRoots {
     der: Box<[Box<[u8]>]>,
     pub store: Arc<RootCertStore>,
+    /// Made of them at the first connection.
+    pub(crate) configs: OnceLock<ClientConfigs>,
 }
 
 /// How an origin is asked whether it is well.
@@ -107,6 +111,19 @@ pub enum OriginHost {
     Address(IpAddr),
 }
 
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            OriginScheme::Http => "http",
+            OriginScheme::Https => "https",
+        };
+        match &self.host {
+            OriginHost::Name(name) => write!(f, "{scheme}://{name}:{}", self.port),
+            OriginHost::Address(ip) => write!(f, "{scheme}://{}", SocketAddr::new(*ip, self.port)),
+        }
+    }
+}
+
 impl Upstream {
     /// To one origin, all else as it is without being said.
     pub fn to(origin: Origin) -> Self {
@@ -132,9 +149,8 @@ impl Upstream {
         let server_name = parse_server_name(&from.tls_server_name)?;
         let roots = OriginRoots::parse(&from.tls_ca_der)?.map(Arc::new);
         let health_check = from.health_check.as_ref().map(HealthCheck::parse).transpose()?.map(Arc::new);
-        let breaker = (from.in_flight_max > 0)
-            .then(|| Breaker { in_flight_max: from.in_flight_max, pending_max: from.pending_max });
-        let breaker = breaker.map(Breaker::within_bounds);
+        let breaker = Breaker { in_flight_max: from.in_flight_max, pending_max: from.pending_max };
+        let breaker = (from.in_flight_max > 0).then_some(breaker.within_bounds());
         let mut origins: Vec<WeightedOrigin> = Vec::with_capacity(targets.len());
         for target in targets {
             let plain = Origin::parse(&target.url, host_header)?;
@@ -191,7 +207,11 @@ impl OriginRoots {
                 .add(CertificateDer::from(&der[..]))
                 .map_err(|error| bad(format!("a CA certificate of an origin: {error}")))?;
         }
-        Ok(Some(Self { der: from.iter().map(|der| der[..].into()).collect(), store: Arc::new(store) }))
+        Ok(Some(Self {
+            der: from.iter().map(|der| der[..].into()).collect(),
+            store: Arc::new(store),
+            configs: OnceLock::new(),
+        }))
     }
 }
 
@@ -238,6 +258,15 @@ impl Breaker {
 }
 
 impl Origin {
+    /// Host and port, as a Host header of its own.
+    pub fn own_authority(&self) -> HeaderValue {
+        let text = match &self.host {
+            OriginHost::Name(name) => format!("{name}:{}", self.port),
+            OriginHost::Address(ip) => SocketAddr::new(*ip, self.port).to_string(),
+        };
+        HeaderValue::try_from(text).expect("names and addresses are visible ASCII")
+    }
+
     /// Reads `http://host[:port]` or `https://host[:port]`.
     ///
     /// # Errors

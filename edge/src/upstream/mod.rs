@@ -1,16 +1,26 @@
-//! Requests to origins: one pool per worker, keyed by tenant and origin, HTTP/1.1 over plain TCP or TLS.
+//! Requests to origins: endpoints per worker, keyed by tenant and origin, HTTP/1.1 and HTTP/2 over plain TCP or TLS.
 //!
 //! A message that we forward is made anew by hyper from what was understood of the client's, so that an origin sees
-//! exactly one message (promise P11). A request is sent a second time only when it went out on a kept connection that
-//! turned out to be dead before the first byte of an answer, has no body, and is idempotent.
+//! exactly one message (promise P11). An exchange is tried at most twice, and only where that cannot do a thing twice: when
+//! nothing of the request had left, or when it is idempotent, has no body and its connection died before the first byte
+//! of an answer. The second try goes to another origin where there is one; retries are paid from a budget that requests
+//! earn ([`limits::RETRY_COST`]), so that they never multiply an outage.
 //!
-//! Deliberately absent (yet): HTTP/2 to origins, health checks, balancing over several addresses by load.
+//! Deliberately absent: a retry for a status or for a timeout (an origin that is slow is not helped by more requests), and
+//! client certificates to origins (their keys would need a way of their own to the edges).
 
+mod balance;
 mod connect;
+mod endpoint;
 mod error;
+mod health;
+mod http2;
+mod origins;
 mod pool;
 mod resolve;
+mod trust;
 pub mod tunnel;
+mod watch;
 
 use std::{rc::Rc, sync::Arc};
 
@@ -20,21 +30,29 @@ use http::{
 use http_body::Body as _;
 use hyper::{Response, body::Incoming};
 
-pub use connect::{OriginTls, Origins};
+pub use connect::Connector;
 pub use error::OriginError;
+pub use health::check_origins;
+pub use origins::Origins;
 pub use pool::Lease;
 pub use resolve::{Names, system_servers};
+pub use trust::{ClientConfigs, OriginTls};
+pub use watch::OriginWatch;
+
+use endpoint::{Endpoint, Turn};
+use origins::Freshness;
+use pool::Unanswered;
 
 use crate::{
     access_log::RequestId,
-    exchange::{Answer, ConnectionContext, Dropped, suspended},
+    exchange::{Answer, ConnectionContext, Dropped, Protocol, suspended},
     http::{
         authority::Authority,
         body::{BodyFault, OriginBody, RequestBody, ResponseSource},
         forwarding::{self, ForwardedFacts},
     },
     limits,
-    live::{Host, Origin},
+    live::{Host, Origin, OriginScheme, Upstream},
 };
 
 /// Where a request goes, and for whom.
@@ -43,7 +61,7 @@ pub(crate) struct Forwarding<'a> {
     pub context: &'a Rc<ConnectionContext>,
     pub host: &'a Arc<Host>,
     pub authority: &'a Authority,
-    pub origin: &'a Arc<Origin>,
+    pub upstream: &'a Upstream,
     pub id: RequestId,
 }
 
@@ -88,32 +106,135 @@ pub(crate) async fn forward(
 }
 
 async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Result<Answer, OriginError> {
-    if tunnel::is_websocket(parts) {
-        return tunnel::open(parts, to).await;
+    let worker = &to.context.worker;
+    let (origins, tenant) = (&worker.origins, &to.host.tenant);
+    let alone = to.upstream.origins.len() == 1;
+    let body_fault = body.fault();
+    let mut message =
+        Message { idempotent: parts.method.is_idempotent() && body.is_end_stream(), parts, body: Some(body) };
+    let Some((index, endpoint)) = origins.choose(tenant, to.upstream, None) else {
+        return Err(OriginError::Busy);
+    };
+    endpoint.earn();
+    let first = match attempt(&mut message, &endpoint, Freshness::Any, to).await {
+        Ok(answer) => return Ok(answer),
+        Err(failure) => failure,
+    };
+    if body_fault.get().is_some() {
+        return Err(first.error);
     }
-    let origins = &to.context.worker.origins;
-    let replayable = parts.method.is_idempotent() && body.is_end_stream();
-    let mut body = Some(body);
-    loop {
-        let mut lease = match origins.kept(to.host, to.origin).await {
-            Some(lease) => lease,
-            None => origins.connect(to.host, to.origin).await?,
-        };
-        let body = body.take().unwrap_or_else(RequestBody::empty);
-        let mut request = origin_request(parts, to)?.map(|()| body);
-        frame_body(&mut request);
-        let sending = lease.send(request);
-        let error =
-            match tokio::time::timeout(to.context.worker.edge.deadlines.origin_first_byte, sending).await {
-                Ok(Ok(response)) => return answer_of(response, lease, to),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(OriginError::FirstByteTimeout),
-            };
-        if !(replayable && lease.is_reused() && error.is_dead_connection()) {
-            return Err(error);
+    // An origin may close a kept connection at any moment; that is no fault of its.
+    if !first.stale && first.error.is_origins_fault() {
+        origins.failed(tenant, &endpoint, first.error.reason(), alone);
+    }
+    let second = match first.repeat {
+        Repeat::Never => None,
+        Repeat::AnotherOrigin => origins.choose(tenant, to.upstream, Some(index)),
+        // Where there is another origin, that one: this one may be going away.
+        Repeat::NewConnection => {
+            let another = origins.choose(tenant, to.upstream, Some(index));
+            another.or_else(|| Some((index, Rc::clone(&endpoint))))
         }
-        to.context.worker.edge.metrics.origin_retries.increment(1);
+    };
+    let Some((_, other)) = second else { return Err(first.error) };
+    if !endpoint.pay_for_retry() {
+        worker.edge.metrics.origin_retries_refused.increment(1);
+        return Err(first.error);
     }
+    worker.edge.metrics.origin_retries.increment(1);
+    tracing::debug!(host = %to.host.name, error = %first.error, origin = %other.origin, "a request is sent again");
+    let second = attempt(&mut message, &other, Freshness::New, to).await;
+    second.map_err(|failure| {
+        if body_fault.get().is_none() && failure.error.is_origins_fault() {
+            origins.failed(tenant, &other, failure.error.reason(), alone);
+        }
+        failure.error
+    })
+}
+
+/// A client's request, until its body has left.
+struct Message<'a> {
+    parts: &'a Parts,
+    /// And without a body: to send it twice is to send it once.
+    idempotent: bool,
+    body: Option<RequestBody>,
+}
+
+/// Why there is no answer, and what may be done about it.
+struct Failure {
+    error: OriginError,
+    repeat: Repeat,
+    /// It went out on a kept connection that was dead.
+    stale: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Never,
+    AnotherOrigin,
+    /// At the same origin: only its connection was no good.
+    NewConnection,
+}
+
+async fn attempt(
+    message: &mut Message<'_>,
+    endpoint: &Rc<Endpoint>,
+    freshness: Freshness,
+    to: Forwarding<'_>,
+) -> Result<Answer, Failure> {
+    let worker = &to.context.worker;
+    let deadlines = to.upstream.deadlines;
+    let connect = deadlines.connect.unwrap_or(worker.edge.deadlines.origin_connect);
+    let unsent = |error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false };
+    let turn = Rc::clone(endpoint).enter(connect).await.map_err(unsent)?;
+    if tunnel::is_websocket(message.parts) {
+        return tunnel::open(message.parts, turn, connect, to).await;
+    }
+    let mut lease = worker.origins.lease(&to.host.tenant, turn, freshness, connect).await.map_err(unsent)?;
+    let never = |error| Failure { error, repeat: Repeat::Never, stale: false };
+    let head = origin_request(message.parts, to, &endpoint.origin, lease.is_http2()).map_err(never)?;
+    let mut request = head.map(|()| message.body.take().unwrap_or_else(RequestBody::empty));
+    if !lease.is_http2() {
+        frame_body(&mut request);
+    }
+    let first_byte = deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
+    match tokio::time::timeout(first_byte, lease.send(request)).await {
+        Ok(Ok(response)) => {
+            judge(&response, endpoint, to);
+            answer_of(response, lease, to).map_err(never)
+        }
+        Ok(Err(unanswered)) => Err(unanswered_of(unanswered, &lease, message)),
+        Err(_) => Err(never(OriginError::FirstByteTimeout)),
+    }
+}
+
+/// An answer is a success, unless a gateway or a server behind it says that there is nobody to answer.
+fn judge(response: &Response<Incoming>, endpoint: &Endpoint, to: Forwarding<'_>) {
+    let status = response.status();
+    if matches!(status.as_u16(), 502..=504) {
+        let alone = to.upstream.origins.len() == 1;
+        to.context.worker.origins.failed(&to.host.tenant, endpoint, status.as_str(), alone);
+    } else {
+        endpoint.succeeded();
+    }
+}
+
+fn unanswered_of(unanswered: Unanswered, lease: &Lease, message: &mut Message<'_>) -> Failure {
+    let Unanswered { error, body } = unanswered;
+    let dead = error.is_dead_connection() || error.is_not_begun();
+    if dead {
+        lease.retire();
+    }
+    // An idempotent one, or one that has not left: its body is here again.
+    let repeatable = body.is_some() || (message.idempotent && dead);
+    message.body = body;
+    let only_the_connection = dead && (lease.is_reused() || error.is_not_begun());
+    let repeat = match (repeatable, only_the_connection) {
+        (false, _) => Repeat::Never,
+        (true, true) => Repeat::NewConnection,
+        (true, false) => Repeat::AnotherOrigin,
+    };
+    Failure { error, repeat, stale: only_the_connection }
 }
 
 fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> Result<Answer, OriginError> {
@@ -123,16 +244,25 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
     let origin = lease.address();
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
-    forwarding::clean_response(&mut head.headers);
+    forwarding::clean_response(
+        &mut head.headers,
+        if lease.is_http2() { Protocol::Http2 } else { Protocol::Http1 },
+    );
     let host = Arc::clone(to.host);
     let cut = Box::pin(async move { host.cut(crate::clock::unix_ms()).await });
-    let body = OriginBody::new(incoming, lease, cut, to.context.worker.edge.deadlines.origin_body_stall);
+    let stall = to.upstream.deadlines.idle.unwrap_or(to.context.worker.edge.deadlines.origin_body_stall);
+    let body = OriginBody::new(incoming, lease, cut, stall);
     let response = Response::from_parts(head, ResponseSource::Origin(Box::new(body)));
     Ok(Answer { response, reason: None, origin: Some(origin) })
 }
 
 /// The request as the origin is to see it.
-fn origin_request(parts: &Parts, to: Forwarding<'_>) -> Result<Request<()>, OriginError> {
+fn origin_request(
+    parts: &Parts,
+    to: Forwarding<'_>,
+    origin: &Origin,
+    http2: bool,
+) -> Result<Request<()>, OriginError> {
     let public = public_host(to)?;
     let facts = ForwardedFacts {
         peer: to.context.peer,
@@ -141,14 +271,33 @@ fn origin_request(parts: &Parts, to: Forwarding<'_>) -> Result<Request<()>, Orig
         host: &public,
         id: to.id,
     };
-    let host = to.origin.host_header.as_ref().unwrap_or(&public);
+    let host = origin.host_header.as_ref().unwrap_or(&public);
     let headers =
         forwarding::request_headers(&parts.headers, &facts, host).map_err(|_| OriginError::Looping)?;
     let mut request = Request::new(());
     *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = origin_form(parts);
     *request.headers_mut() = headers;
+    if http2 {
+        // RFC 9113 section 8.3.1: `:authority` in the place of Host.
+        request.headers_mut().remove(header::HOST);
+        *request.version_mut() = Version::HTTP_2;
+        let path = origin_form(parts).into_parts().path_and_query;
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = endpoint_uri(origin, host, path)?;
+    } else {
+        *request.uri_mut() = origin_form(parts);
+    }
     Ok(request)
+}
+
+/// Scheme, authority and path, as HTTP/2 has them apart.
+fn endpoint_uri(origin: &Origin, host: &HeaderValue, path: PathAndQuery) -> Result<Uri, OriginError> {
+    let scheme = match origin.scheme {
+        OriginScheme::Http => "http",
+        OriginScheme::Https => "https",
+    };
+    let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(path);
+    uri.build().map_err(|_| OriginError::BadAnswer)
 }
 
 /// hyper takes GET and HEAD for bodiless unless their length or a coding is there (RFC 9112 section 6.3), and HTTP/2 and

@@ -1,125 +1,113 @@
-//! Kept connections to origins, of one worker.
-//!
-//! The key is tenant and origin: whatever an origin does to a connection stays with the tenant that brought the origin. A
-//! connection comes back only when its answer was taken whole.
+//! All endpoints of a worker, and the connection that one exchange has taken from one.
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    rc::{Rc, Weak},
+    rc::Rc,
     sync::Arc,
     time::Instant,
 };
 
 use foldhash::fast::RandomState;
-use hyper::{Request, Response, body::Incoming, client::conn::http1::SendRequest};
+use http::Request;
+use hyper::{Response, body::Incoming, client::conn::http1::SendRequest};
 use portico_cert_store::TenantId;
 
-use super::OriginError;
-use crate::{clock, http::body::RequestBody, limits, live::Origin};
+use super::{
+    OriginError,
+    endpoint::{Endpoint, Turn},
+    http2::Http2Stream,
+    watch::OriginWatch,
+};
+use crate::{
+    http::body::RequestBody,
+    limits,
+    live::{Origin, TenantState},
+};
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    endpoints: RefCell<HashMap<EndpointKey, Rc<Endpoint>, RandomState>>,
+    kept: Rc<Cell<usize>>,
+    watch: Arc<OriginWatch>,
+}
 
 /// Whose connections may serve a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct PoolKey {
-    pub tenant: TenantId,
-    pub origin: Arc<Origin>,
+struct EndpointKey {
+    tenant: TenantId,
+    origin: Arc<Origin>,
 }
 
-/// All kept connections of a worker.
-#[derive(Default)]
-pub(super) struct Pool {
-    idle: RefCell<HashMap<PoolKey, Vec<Idle>, RandomState>>,
-    count: Cell<usize>,
-}
-
-struct Idle {
-    sender: SendRequest<RequestBody>,
-    address: SocketAddr,
-    since: Instant,
-}
-
-/// A connection in use by one exchange. Dropping it closes the connection.
+/// A connection in use by one exchange. Dropping it closes an HTTP/1.1 connection and resets an HTTP/2 stream.
 pub struct Lease {
-    sender: SendRequest<RequestBody>,
+    line: Line,
     address: SocketAddr,
     reused: bool,
-    key: PoolKey,
-    pool: Weak<Pool>,
+    turn: Turn,
+}
+
+pub(super) enum Line {
+    Http1(SendRequest<RequestBody>),
+    Http2(Http2Stream),
+}
+
+/// A request that had no answer.
+pub(super) struct Unanswered {
+    pub error: OriginError,
+    /// Nothing of the request has left; here is its body again.
+    pub body: Option<RequestBody>,
 }
 
 impl Pool {
-    /// The connection that was used last and still stands.
-    pub(super) async fn take(self: &Rc<Self>, key: &PoolKey) -> Option<Lease> {
-        loop {
-            let mut idle = self.pop(key)?;
-            if clock::now().duration_since(idle.since) >= limits::ORIGIN_IDLE_DEADLINE
-                || idle.sender.is_closed()
-            {
-                continue;
-            }
-            // Ready at once or not at all: a connection that still sends the last request's body is of no use.
-            let ready =
-                std::future::poll_fn(|context| std::task::Poll::Ready(idle.sender.poll_ready(context)));
-            if let std::task::Poll::Ready(Ok(())) = ready.await {
-                let pool = Rc::downgrade(self);
-                let Idle { sender, address, .. } = idle;
-                return Some(Lease { sender, address, reused: true, key: key.clone(), pool });
-            }
-        }
+    pub(super) fn new(watch: Arc<OriginWatch>) -> Self {
+        Self { endpoints: RefCell::default(), kept: Rc::default(), watch }
     }
 
-    pub(super) fn lease(
-        self: &Rc<Self>,
-        key: PoolKey,
-        sender: SendRequest<RequestBody>,
-        address: SocketAddr,
-    ) -> Lease {
-        Lease { sender, address, reused: false, key, pool: Rc::downgrade(self) }
+    /// Where this tenant's requests to this origin go through.
+    pub(super) fn endpoint(&self, tenant: &Arc<TenantState>, origin: &Arc<Origin>) -> Rc<Endpoint> {
+        let key = EndpointKey { tenant: tenant.id, origin: Arc::clone(origin) };
+        let mut endpoints = self.endpoints.borrow_mut();
+        if let Some(endpoint) = endpoints.get(&key) {
+            return Rc::clone(endpoint);
+        }
+        let watched = self.watch.of(tenant, origin);
+        let endpoint = Rc::new(Endpoint::new(Arc::clone(origin), watched, Rc::clone(&self.kept)));
+        // Beyond the bound requests are served all the same, only without kept connections.
+        if endpoints.len() < limits::ENDPOINTS_PER_WORKER_MAX {
+            endpoints.insert(key, Rc::clone(&endpoint));
+        }
+        endpoint
     }
 
-    fn pop(&self, key: &PoolKey) -> Option<Idle> {
-        let popped = self.idle.borrow_mut().get_mut(key)?.pop();
-        if popped.is_some() {
-            self.count.set(self.count.get() - 1);
-        }
-        popped
-    }
-
-    fn put(&self, key: PoolKey, idle: Idle) {
-        if self.count.get() >= limits::ORIGIN_IDLE_PER_WORKER_MAX {
-            return;
-        }
-        let mut map = self.idle.borrow_mut();
-        let list = map.entry(key).or_default();
-        if list.len() < limits::ORIGIN_IDLE_PER_KEY_MAX {
-            list.push(idle);
-            self.count.set(self.count.get() + 1);
-        }
-    }
-
-    /// Closes what has been idle too long; the worker calls it every few seconds.
-    pub(super) fn sweep(&self) {
-        let now = clock::now();
-        let mut kept = 0;
-        self.idle.borrow_mut().retain(|_, list| {
-            list.retain(|idle| {
-                now.duration_since(idle.since) < limits::ORIGIN_IDLE_DEADLINE && !idle.sender.is_closed()
-            });
-            kept += list.len();
-            !list.is_empty()
-        });
-        self.count.set(kept);
+    /// Closes what has been idle too long and gives those whose names are to be resolved again.
+    pub(super) fn sweep(&self, now: Instant) -> Vec<Rc<Endpoint>> {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let stale = endpoints.values().filter(|endpoint| endpoint.sweep(now)).map(Rc::clone).collect();
+        endpoints.retain(|_, endpoint| !endpoint.is_forgettable(now));
+        stale
     }
 }
 
 impl Lease {
+    pub(super) fn new(line: Line, address: SocketAddr, reused: bool, turn: Turn) -> Self {
+        Self { line, address, reused, turn }
+    }
+
     pub(super) async fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, OriginError> {
-        self.sender.send_request(request).await.map_err(OriginError::of_hyper)
+    ) -> Result<Response<Incoming>, Unanswered> {
+        let sent = match &mut self.line {
+            Line::Http1(sender) => sender.try_send_request(request).await,
+            Line::Http2(stream) => stream.sender().try_send_request(request).await,
+        };
+        sent.map_err(|mut unsent| {
+            let body = unsent.take_message().map(Request::into_body);
+            Unanswered { error: OriginError::of_hyper(unsent.into_error()), body }
+        })
     }
 
     /// It had served another exchange before, so it may have died meanwhile.
@@ -127,22 +115,28 @@ impl Lease {
         self.reused
     }
 
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self.line, Line::Http2(_))
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The answer has been read to its end.
-    pub(crate) fn give_back(self) {
-        let Some(pool) = self.pool.upgrade() else { return };
-        if !self.sender.is_closed() {
-            pool.put(self.key, Idle { sender: self.sender, address: self.address, since: clock::now() });
+    /// No other exchange is to be begun on its connection.
+    pub(super) fn retire(&self) {
+        if let Line::Http2(stream) = &self.line {
+            stream.connection().retire();
         }
     }
-}
 
-impl fmt::Debug for Pool {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Pool").field("idle", &self.count.get()).finish_non_exhaustive()
+    /// The answer has been read to its end.
+    pub(crate) fn give_back(self) {
+        if let Line::Http1(sender) = self.line
+            && !sender.is_closed()
+        {
+            self.turn.endpoint.keep_http1(sender, self.address);
+        }
     }
 }
 

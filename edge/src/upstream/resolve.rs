@@ -14,6 +14,7 @@ use hickory_resolver::{
     net::runtime::TokioRuntimeProvider,
 };
 
+use super::connect::Resolved;
 use crate::limits;
 
 /// One worker's resolver.
@@ -48,16 +49,19 @@ impl Names {
         Ok(Self { resolver })
     }
 
-    /// The addresses of a name, in the order to try them.
+    /// The addresses of a name, in the order to try them, and until when they hold.
     ///
     /// # Errors
     /// A text for the log.
-    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+    pub async fn resolve(&self, name: &str) -> Result<Resolved, String> {
         // A trailing dot: the name is whole, no search list applies.
         let lookup = self.resolver.lookup_ip(format!("{name}."));
         let found = tokio::time::timeout(limits::DNS_DEADLINE, Box::pin(lookup)).await;
         let found = found.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
-        Ok(found.iter().take(limits::ORIGIN_ADDRESSES_MAX).collect())
+        Ok(Resolved {
+            addresses: found.iter().take(limits::DNS_ADDRESSES_MAX).collect(),
+            until: found.valid_until(),
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing of the client's goes to the origin before the origin has answered 101; the framing reader refuses bytes that
 //! come earlier. Only `websocket` is passed on: `h2c` and inventions would open a way around every check.
 
-use std::{net::SocketAddr, pin::Pin};
+use std::{net::SocketAddr, pin::Pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -14,9 +14,10 @@ use tokio::{
 };
 
 use super::{
-    Forwarding, OriginError,
-    connect::{OriginStream, http1_builder},
+    Failure, Forwarding, OriginError, Repeat, Turn,
+    connect::{Opened, OriginStream},
     origin_request,
+    origins::http1_builder,
 };
 use crate::{
     clock,
@@ -41,6 +42,8 @@ pub struct TunnelOffer {
 pub struct OriginHalf {
     parts: oneshot::Receiver<(Box<dyn OriginStream>, Bytes)>,
     host: std::sync::Arc<Host>,
+    /// For as long as the tunnel is open.
+    _turn: Turn,
 }
 
 /// A request that we may pass on as an upgrade.
@@ -62,9 +65,21 @@ fn names_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Asks the origin; on 101 the answer carries a [`TunnelOffer`].
-pub(super) async fn open(parts: &Parts, to: Forwarding<'_>) -> Result<Answer, OriginError> {
+pub(super) async fn open(
+    parts: &Parts,
+    turn: Turn,
+    deadline: Duration,
+    to: Forwarding<'_>,
+) -> Result<Answer, Failure> {
+    let opened = to.context.worker.origins.open_http1(&to.host.tenant, &turn, deadline).await;
+    let opened = opened.map_err(|error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false })?;
+    let asked = ask(parts, opened, turn, to).await;
+    asked.map_err(|error| Failure { error, repeat: Repeat::Never, stale: false })
+}
+
+async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> Result<Answer, OriginError> {
     let worker = &to.context.worker;
-    let (stream, address) = worker.origins.open(&to.host.tenant, to.origin).await?;
+    let Opened { stream, address, .. } = opened;
     let handshake = http1_builder().handshake::<_, RequestBody>(TokioIo::new(stream)).await;
     let (mut sender, mut connection) = handshake.map_err(OriginError::of_hyper)?;
     let (give, take) = oneshot::channel();
@@ -75,20 +90,23 @@ pub(super) async fn open(parts: &Parts, to: Forwarding<'_>) -> Result<Answer, Or
             let _ = give.send((parts.io.into_inner(), parts.read_buf));
         }
     });
-    let mut request = origin_request(parts, to)?.map(|()| RequestBody::empty());
+    let head = origin_request(parts, to, &turn.endpoint.origin, false)?;
+    let mut request = head.map(|()| RequestBody::empty());
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let sending = sender.send_request(request);
-    let response = tokio::time::timeout(worker.edge.deadlines.origin_first_byte, sending).await;
+    let first_byte = to.upstream.deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
+    let response = tokio::time::timeout(first_byte, sending).await;
     let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
+    turn.endpoint.succeeded();
     if response.status() != StatusCode::SWITCHING_PROTOCOLS || to.context.protocol != Protocol::Http1 {
         return refused(response, address).await;
     }
     let (mut head, _) = response.into_parts();
-    forwarding::clean_response(&mut head.headers);
+    forwarding::clean_response(&mut head.headers, Protocol::Http1);
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host) };
+    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host), _turn: turn };
     head.extensions.insert(TunnelOffer { ticket: worker.keep_half(half) });
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Empty),
@@ -111,7 +129,7 @@ async fn refused(
         tokio::time::timeout(limits::ORIGIN_BODY_STALL_DEADLINE, http_body_util::BodyExt::collect(limited));
     let collected = collected.await.map_err(|_| OriginError::FirstByteTimeout)?;
     let bytes = collected.map_err(|_| OriginError::BadAnswer)?.to_bytes();
-    forwarding::clean_response(&mut head.headers);
+    forwarding::clean_response(&mut head.headers, Protocol::Http1);
     head.headers.remove(header::CONTENT_LENGTH);
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Full(bytes)),

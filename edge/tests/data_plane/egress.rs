@@ -221,6 +221,39 @@ fn a_name_that_turns_to_a_forbidden_address_sees_no_connect() {
     });
 }
 
+/// A steady stream of requests never lets a kept connection become idle: the name has to be asked again all the same.
+#[test]
+fn a_kept_connection_does_not_outlive_the_address_of_its_name() {
+    on_each_backend(|backend| {
+        let old = Origin::at("127.0.0.2:0", |_| Reply::Keep(ok("old")));
+        let port = old.address.port();
+        let new = Origin::at(&format!("127.0.0.3:{port}"), |_| Reply::Keep(ok("new")));
+        let canary = Canary::at(&format!("127.0.0.4:{port}"));
+        let dns = Dns::start();
+        let mut edge = TestEdge::with(backend, Setup { resolvers: vec![dns.address], ..Setup::default() });
+        dns.set("moving.test", &[[127, 0, 0, 2]]);
+        let grants = [("127.0.0.2/32", port), ("127.0.0.3/32", port)];
+        assert_eq!(
+            status_of(&mut edge, "moving.example", &format!("http://moving.test:{port}"), &grants),
+            200
+        );
+        let mut client = https(edge.https, "moving.example");
+        let deadline = portico_edge::clock::now() + crate::harness::PATIENCE;
+        let mut ask_until = |wanted: &dyn Fn(&crate::client::Answer) -> bool| {
+            while !wanted(&client.get("moving.example", "/")) {
+                assert!(portico_edge::clock::now() < deadline, "the old connection is used for ever");
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        };
+        dns.set("moving.test", &[[127, 0, 0, 3]]);
+        ask_until(&|answer| answer.text() == "new");
+        assert_eq!((old.connections(), new.connections()), (1, 1));
+        dns.set("moving.test", &[[127, 0, 0, 4]]);
+        ask_until(&|answer| answer.status == 502);
+        assert_eq!(canary.seen(), 0, "and the guard is asked about each new address");
+    });
+}
+
 #[test]
 fn names_resolve_and_unknown_ones_are_502() {
     on_each_backend(|backend| {

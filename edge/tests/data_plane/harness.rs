@@ -32,6 +32,8 @@ pub struct Setup {
     pub origin_roots: rustls::RootCertStore,
     pub public_https_port: u16,
     pub http3: bool,
+    /// As the service thread does; for as long as the test binary runs.
+    pub health_checks: bool,
     /// Where it listens.
     pub ip: IpAddr,
     /// Another log than the file of its own.
@@ -50,6 +52,7 @@ impl Default for Setup {
             origin_roots: rustls::RootCertStore::empty(),
             public_https_port: 443,
             http3: false,
+            health_checks: false,
             ip: Ipv4Addr::LOCALHOST.into(),
             log: None,
             before_workers: || (),
@@ -108,12 +111,21 @@ impl TestEdge {
             access_log,
             drain,
             origin_tls: OriginTls::with_roots(setup.origin_roots),
+            origin_watch: Arc::default(),
             resolvers: setup.resolvers,
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,
             deadlines: setup.deadlines,
             readiness: Readiness::default(),
         });
+        if setup.health_checks {
+            let edge = Arc::clone(&edge);
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let checking = portico_edge::upstream::check_origins(edge);
+                tokio::task::LocalSet::new().block_on(&runtime, checking).unwrap();
+            });
+        }
         (setup.before_workers)();
         let workers = start_workers(&edge, bound).unwrap();
         Self { bench, edge, https, http, log, switch, workers, _folder: folder }

@@ -1,0 +1,163 @@
+//! Active health checks: one checker for the whole edge, on the service thread.
+//!
+//! It asks only origins of routes that are in use, each at its own interval with jitter, and a bounded number at a time: more
+//! than that wait, so that many thousands of tenants make checks rarer and never a storm.
+
+use std::{
+    cell::Cell,
+    io,
+    rc::Rc,
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
+
+use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use hyper_util::rt::TokioIo;
+
+use super::{
+    Names, OriginError,
+    connect::{Connector, Opened},
+    endpoint_uri, http2,
+    origins::http1_builder,
+    trust::Offer,
+    watch::{Checks, Watched},
+};
+use crate::{
+    clock,
+    egress::EgressGuard,
+    http::body::RequestBody,
+    io::Backend,
+    limits,
+    live::{HealthCheck, Origin},
+    server::Edge,
+};
+
+/// Checks for as long as it is polled; on a `LocalSet`.
+///
+/// # Errors
+/// When it cannot resolve names.
+pub async fn check_origins(edge: Arc<Edge>) -> io::Result<()> {
+    let names = Names::new(&edge.resolvers)?;
+    let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
+    let (tls, metrics) = (edge.origin_tls.clone(), Arc::clone(&edge.metrics));
+    let connector = Rc::new(Connector::new(names, guard, tls, Backend::Epoll, metrics));
+    let under_way = Rc::new(Cell::new(0));
+    loop {
+        tokio::time::sleep(limits::HEALTH_TICK).await;
+        let now = clock::now();
+        for (watched, check) in due(&edge, now, limits::HEALTH_CHECKS_AT_ONCE - under_way.get()) {
+            begin(&watched, &check, now);
+            under_way.set(under_way.get() + 1);
+            let (edge, connector, under_way) =
+                (Arc::clone(&edge), Rc::clone(&connector), Rc::clone(&under_way));
+            tokio::task::spawn_local(async move {
+                let result = ask(&connector, &watched, &check).await;
+                under_way.set(under_way.get() - 1);
+                note(&edge, &watched, &check, result);
+            });
+        }
+    }
+}
+
+/// At most `room`: those that have waited longest, so that each has its turn.
+fn due(edge: &Edge, now: Instant, room: usize) -> Vec<(Arc<Watched>, Arc<HealthCheck>)> {
+    let rows = edge.origin_watch.checked().into_iter().filter_map(|watched| {
+        let check = watched.origin.health_check.clone()?;
+        Some((due_since(&watched, &check, now)?, watched, check))
+    });
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_unstable_by_key(|(since, ..)| *since);
+    rows.into_iter().take(room).map(|(_, watched, check)| (watched, check)).collect()
+}
+
+/// Since when a check has been due, if one is.
+fn due_since(watched: &Watched, check: &HealthCheck, now: Instant) -> Option<Instant> {
+    let mut checks = watched.checks.lock().unwrap_or_else(PoisonError::into_inner);
+    if watched.unused_for() > limits::HEALTH_UNUSED_AFTER.max(check.interval * 3) {
+        // Nobody wants to know; what was known is of no worth when somebody does again.
+        *checks = Checks { under_way: checks.under_way, ..Checks::default() };
+        watched.set_unwell(false);
+        return None;
+    }
+    // The first one at any moment of an interval: after a start not all at once.
+    let due = *checks.due.get_or_insert_with(|| now + check.interval.mul_f64(random_share()));
+    (now >= due && !checks.under_way).then_some(due)
+}
+
+fn begin(watched: &Watched, check: &HealthCheck, now: Instant) {
+    let mut checks = watched.checks.lock().unwrap_or_else(PoisonError::into_inner);
+    checks.under_way = true;
+    checks.due = Some(now + check.interval.mul_f64(0.9 + random_share() / 5.0));
+}
+
+fn note(edge: &Edge, watched: &Watched, check: &HealthCheck, result: Result<StatusCode, OriginError>) {
+    let mut checks = watched.checks.lock().unwrap_or_else(PoisonError::into_inner);
+    checks.under_way = false;
+    let why = match result {
+        Ok(status) if status.is_success() || status.is_redirection() => None,
+        Ok(status) => Some(format!("it answered {status}")),
+        Err(error) => Some(crate::live::full_text(&error)),
+    };
+    edge.metrics.health_check(why.is_none());
+    let (tenant, origin) = (watched.tenant.id, &watched.origin);
+    match why {
+        None => {
+            (checks.good, checks.bad) = (checks.good + 1, 0);
+            if checks.good >= check.healthy_after && watched.set_unwell(false) {
+                tracing::info!(%tenant, %origin, "an origin passes its health check again");
+            }
+        }
+        Some(why) => {
+            (checks.good, checks.bad) = (0, checks.bad + 1);
+            if checks.bad >= check.unhealthy_after && watched.set_unwell(true) {
+                tracing::warn!(%tenant, %origin, why, "an origin fails its health check and gets no requests");
+            }
+        }
+    }
+}
+
+async fn ask(
+    connector: &Connector,
+    watched: &Watched,
+    check: &HealthCheck,
+) -> Result<StatusCode, OriginError> {
+    let deadline = check.interval.min(limits::HEALTH_DEADLINE);
+    let asking = Box::pin(async {
+        let origin = &watched.origin;
+        let offer = Offer::for_check(origin.protocol);
+        let opened = connector.open(&watched.tenant, origin, offer, deadline).await?;
+        status_of(opened, origin, check).await
+    });
+    tokio::time::timeout(deadline, asking).await.unwrap_or(Err(OriginError::FirstByteTimeout))
+}
+
+async fn status_of(opened: Opened, origin: &Origin, check: &HealthCheck) -> Result<StatusCode, OriginError> {
+    let mut request = Request::new(RequestBody::empty());
+    *request.method_mut() = Method::GET;
+    let host = origin.host_header.clone().unwrap_or_else(|| origin.own_authority());
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static("portico-health"));
+    let response = if opened.http2 {
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = endpoint_uri(origin, &host, check.path.clone())?;
+        let connection = http2::handshake(opened.stream, opened.address).await?;
+        let stream = http2::Http2Stream::begin(&connection);
+        stream.sender().send_request(request).await
+    } else {
+        *request.uri_mut() = Uri::from(check.path.clone());
+        request.headers_mut().insert(header::HOST, host);
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let (mut sender, connection) =
+            http1_builder().handshake(TokioIo::new(opened.stream)).await.map_err(OriginError::of_hyper)?;
+        tokio::task::spawn_local(connection);
+        sender.send_request(request).await
+    };
+    Ok(response.map_err(OriginError::of_hyper)?.status())
+}
+
+/// From 0 to 1.
+fn random_share() -> f64 {
+    let mut bytes = [0; 4];
+    // Without random bytes all checks are in step, which is no worse than a busy moment.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
+}

@@ -1,0 +1,238 @@
+//! One worker's way to origins: which one, and a connection to it.
+
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use super::{
+    OriginError, OriginWatch,
+    balance::{self, Candidate},
+    connect::{Connector, Opened},
+    endpoint::{Endpoint, Turn},
+    http2,
+    pool::{Lease, Line, Pool},
+    trust::Offer,
+};
+use crate::{
+    clock,
+    limits::{self, Deadlines},
+    live::{OriginHost, OriginProtocol, OriginScheme, TenantState, Upstream},
+    metrics::Metrics,
+};
+
+#[derive(Debug)]
+pub struct Origins {
+    pool: Rc<Pool>,
+    connector: Rc<Connector>,
+    metrics: Arc<Metrics>,
+    deadlines: Deadlines,
+    random: Cell<u64>,
+}
+
+/// Whether a kept connection is good enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Freshness {
+    Any,
+    /// A kept one has just turned out to be dead; others may be as well.
+    New,
+}
+
+impl Origins {
+    pub fn new(
+        connector: Connector,
+        watch: Arc<OriginWatch>,
+        metrics: Arc<Metrics>,
+        deadlines: Deadlines,
+        seed: u64,
+    ) -> Self {
+        let pool = Rc::new(Pool::new(watch));
+        Self { pool, connector: Rc::new(connector), metrics, deadlines, random: Cell::new(seed | 1) }
+    }
+
+    /// The origin for a request; after a failure another than the one of index `not`, if there is one that is well.
+    pub(super) fn choose(
+        &self,
+        tenant: &Arc<TenantState>,
+        upstream: &Upstream,
+        not: Option<usize>,
+    ) -> Option<(usize, Rc<Endpoint>)> {
+        if let [only] = &*upstream.origins {
+            let endpoint = not.is_none().then(|| self.pool.endpoint(tenant, &only.origin))?;
+            endpoint.touch(clock::now());
+            return Some((0, endpoint));
+        }
+        let now = clock::now();
+        let endpoints: Vec<_> =
+            upstream.origins.iter().map(|one| self.pool.endpoint(tenant, &one.origin)).collect();
+        let candidates = |weight: &dyn Fn(&Endpoint) -> u32| -> Vec<Candidate> {
+            let rows = upstream.origins.iter().zip(&endpoints).enumerate();
+            rows.map(|(index, (one, endpoint))| Candidate {
+                weight: if not == Some(index) { 0 } else { one.weight * weight(endpoint) },
+                in_flight: endpoint.in_flight(),
+            })
+            .collect()
+        };
+        let slow_start = self.deadlines.origin_slow_start;
+        let well = candidates(&|endpoint| endpoint.share(now, slow_start));
+        let roomy = |mut of: Vec<Candidate>| {
+            for (candidate, endpoint) in of.iter_mut().zip(&endpoints) {
+                candidate.weight *= u32::from(!endpoint.is_full());
+            }
+            of
+        };
+        let random = |below| self.random_below(below);
+        let chosen = balance::choose(&roomy(well.clone()), random).or_else(|| balance::choose(&well, random));
+        // Never are all out: if none is well, each may be tried.
+        let chosen = chosen.or_else(|| {
+            if not.is_some() {
+                return None;
+            }
+            self.metrics.origins_all_out.increment(1);
+            let all = candidates(&|_| 1);
+            balance::choose(&roomy(all.clone()), random).or_else(|| balance::choose(&all, random))
+        })?;
+        let endpoint = Rc::clone(endpoints.get(chosen)?);
+        for endpoint in &endpoints {
+            endpoint.touch(now);
+        }
+        Some((chosen, endpoint))
+    }
+
+    /// A connection for one exchange: kept, or new.
+    pub(super) async fn lease(
+        &self,
+        tenant: &TenantState,
+        turn: Turn,
+        freshness: Freshness,
+        deadline: Duration,
+    ) -> Result<Lease, OriginError> {
+        let endpoint = Rc::clone(&turn.endpoint);
+        if freshness == Freshness::Any {
+            if let Some((sender, address)) = endpoint.take_http1() {
+                self.metrics.origin_reuses.increment(1);
+                return Ok(Lease::new(Line::Http1(sender), address, true, turn));
+            }
+            if let Some(stream) = endpoint.join_http2() {
+                self.metrics.origin_reuses.increment(1);
+                let address = stream.connection().address;
+                return Ok(Lease::new(Line::Http2(stream), address, true, turn));
+            }
+        }
+        let offer = Offer::of(&endpoint);
+        if offer == Offer::Http1 || endpoint.chose_http2.get() == Some(false) {
+            let opened = self.connector.open(tenant, &endpoint.origin, offer, deadline).await?;
+            return self.line(opened, turn).await;
+        }
+        // One connection for all who come meanwhile.
+        let making = Box::pin(async {
+            let _alone = endpoint.connecting.lock().await;
+            if freshness == Freshness::Any
+                && let Some(stream) = endpoint.join_http2()
+            {
+                let address = stream.connection().address;
+                return Ok(Lease::new(Line::Http2(stream), address, true, turn));
+            }
+            let opened = self.connector.open(tenant, &endpoint.origin, offer, deadline).await?;
+            self.line(opened, turn).await
+        });
+        tokio::time::timeout(deadline, making).await.unwrap_or(Err(OriginError::ConnectTimeout))
+    }
+
+    async fn line(&self, opened: Opened, turn: Turn) -> Result<Lease, OriginError> {
+        let Opened { stream, address, http2, resolved } = opened;
+        let endpoint = Rc::clone(&turn.endpoint);
+        endpoint.chose_http2.set(Some(http2));
+        if let Some(resolved) = resolved {
+            endpoint.set_resolved(resolved);
+        }
+        if http2 {
+            let stream = endpoint.keep_http2(http2::handshake(stream, address).await?);
+            return Ok(Lease::new(Line::Http2(stream), address, false, turn));
+        }
+        let (sender, connection) =
+            http1_builder().handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::trace!(%error, "a connection to an origin ended");
+            }
+        });
+        Ok(Lease::new(Line::Http1(sender), address, false, turn))
+    }
+
+    /// A connection for one tunnel, never shared.
+    pub(super) async fn open_http1(
+        &self,
+        tenant: &TenantState,
+        turn: &Turn,
+        deadline: Duration,
+    ) -> Result<Opened, OriginError> {
+        self.connector.open(tenant, &turn.endpoint.origin, Offer::Http1, deadline).await
+    }
+
+    /// Counts a failure of an origin; with `alone` it has no other beside it that could take its requests.
+    pub(super) fn failed(&self, tenant: &TenantState, endpoint: &Endpoint, reason: &str, alone: bool) {
+        let ejected = endpoint.failed(clock::now(), self.deadlines.origin_ejection);
+        if let Some(length) = ejected.filter(|_| !alone) {
+            self.metrics.origin_ejections.increment(1);
+            let origin = &endpoint.origin;
+            tracing::warn!(
+                tenant = %tenant.id, %origin, reason, seconds = length.as_secs(),
+                "an origin fails again and again and gets no requests for a while"
+            );
+        }
+    }
+
+    /// Housekeeping, every few seconds: what is idle is closed, and names whose addresses no longer hold are asked for
+    /// again, so that a kept connection does not outlive the address that it was made to.
+    pub fn sweep(&self) {
+        let stale = self.pool.sweep(clock::now());
+        for endpoint in stale.into_iter().take(limits::RESOLVED_AGAIN_PER_SWEEP) {
+            let connector = Rc::clone(&self.connector);
+            tokio::task::spawn_local(async move {
+                let OriginHost::Name(name) = &endpoint.origin.host else { return };
+                // Without an answer the old addresses hold on: connections that work are not cut for a dead name server.
+                if let Ok(resolved) = connector.resolve(name).await {
+                    endpoint.set_resolved(resolved);
+                }
+            });
+        }
+    }
+
+    /// xorshift64: even enough for a draw, and a few instructions.
+    fn random_below(&self, below: u64) -> u64 {
+        let mut state = self.random.get();
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.random.set(state);
+        state % below.max(1)
+    }
+}
+
+impl Offer {
+    fn of(endpoint: &Endpoint) -> Self {
+        match (endpoint.origin.protocol, endpoint.origin.scheme) {
+            (OriginProtocol::Http1, _) | (OriginProtocol::Auto, OriginScheme::Http) => Self::Http1,
+            (OriginProtocol::Auto, OriginScheme::Https) => Self::Either,
+            (OriginProtocol::Http2, _) => Self::Http2,
+        }
+    }
+
+    /// What a health check speaks: the same, but HTTP/1.1 where there is a choice.
+    pub(super) fn for_check(protocol: OriginProtocol) -> Self {
+        match protocol {
+            OriginProtocol::Http2 => Self::Http2,
+            OriginProtocol::Auto | OriginProtocol::Http1 => Self::Http1,
+        }
+    }
+}
+
+pub(super) fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .max_headers(limits::ORIGIN_HEADER_FIELDS_MAX)
+        .max_header_size(limits::ORIGIN_HEADER_BYTES_MAX)
+        .max_buf_size(limits::ORIGIN_HEADER_BYTES_MAX + 8 * 1024);
+    builder
+}
