@@ -18,9 +18,7 @@ use crate::io::IoChoice;
 
 mod standalone;
 
-pub use standalone::{
-    CertificateFiles, EgressAllow, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice,
-};
+pub use standalone::{CertificateFiles, EgressAllow, RouteConfig, StandaloneConfig, UnknownSniChoice};
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -319,13 +317,16 @@ impl Source<'_> {
     }
 
     fn error(self, span: Option<Range<usize>>, problem: String) -> ConfigError {
-        let position = span.map(|span| {
-            let before = &self.text[..span.start.min(self.text.len())];
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            (line, column)
-        });
+        let position = span.map(|span| self.place(span));
         ConfigError { path: self.path.to_owned(), position, problem }
+    }
+
+    /// Line and column where a range begins.
+    fn place(self, span: Range<usize>) -> (usize, usize) {
+        let before = &self.text[..span.start.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+        (line, column)
     }
 }
 

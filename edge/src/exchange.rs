@@ -1,7 +1,7 @@
 //! One exchange: a request and its answer, the same for HTTP/1.1, HTTP/2 and HTTP/3.
 //!
 //! [`serve_exchange`] reads top to bottom what a request goes through: its authority, the rule of misdirected requests,
-//! ACME challenges, suspension, the redirect to https, the route. It always has an answer; a panic inside costs one
+//! ACME challenges, suspension, the redirect to https, maintenance, the route. It always has an answer; a panic inside costs one
 //! exchange (500) and is counted. The end, whole or broken off, is logged and counted by [`ExchangeEnd`].
 
 use std::{net::SocketAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Instant};
@@ -15,6 +15,7 @@ mod end;
 mod page;
 mod path;
 mod proof;
+mod rewrite;
 
 pub use end::ExchangeEnd;
 
@@ -26,7 +27,7 @@ use crate::{
         clock::ConnectionClock,
     },
     limits,
-    live::{Action, Host, Suspension, SuspensionMode},
+    live::{Action, Host, Maintenance, Suspension, SuspensionMode},
     tls::Shown,
     upstream,
     worker::Worker,
@@ -137,6 +138,12 @@ async fn answer(
     if context.shown.is_none() && host.https_redirect && challenge.is_none() {
         return Ok(to_https(&parts, &authority, context.public_https_port));
     }
+    // The same for the origin's own certificate while the tenant works on the site.
+    if let Some(maintenance) = host.maintenance.as_deref().filter(|_| challenge.is_none()) {
+        let mut answer = in_maintenance(maintenance);
+        add_policy_headers(&mut answer, context, &host);
+        return Ok(answer);
+    }
     if proof::comes_through_us(&parts) {
         return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
     }
@@ -180,39 +187,52 @@ fn check_request(
 }
 
 async fn follow_route(
-    parts: Parts,
+    mut parts: Parts,
     body: RequestBody,
     context: &Rc<ConnectionContext>,
     host: &Arc<Host>,
     authority: &Authority,
     end: &ExchangeEnd,
 ) -> Result<Answer, Dropped> {
-    let Some(route) = host.route(parts.uri.path()) else {
+    let Some((route, rest)) = host.route(&parts.method, parts.uri.path(), &parts.headers) else {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
     };
-    match &route.action {
+    let target = match rewrite::target(&route.rule, &parts.uri, rest) {
+        Ok(target) => target,
+        Err((status, reason)) => return Ok(Answer::page(status, reason)),
+    };
+    let mut answer = match &route.action {
         Action::Proxy(upstream) => {
+            rewrite::request(&mut parts, &route.rule, target);
             let forwarding =
                 upstream::Forwarding { context, host, authority, upstream, id: end.request_id() };
-            Box::pin(upstream::forward(parts, body, forwarding)).await
+            Box::pin(upstream::forward(parts, body, forwarding)).await?
         }
         Action::Redirect(redirect) => {
-            let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-            Ok(match redirect.location_for(target) {
+            let path = target.as_ref().map_or_else(|| parts.uri.path(), |target| target.path());
+            match redirect.location_for(path, parts.uri.query()) {
                 Some(location) => Answer::redirect(redirect.status, location, None),
                 None => Answer::page(StatusCode::BAD_REQUEST, "target"),
-            })
+            }
         }
         Action::Static { status, content_type, body } => {
-            if matches!(parts.method, Method::GET | Method::HEAD) || !status.is_success() {
-                Ok(Answer::fixed(*status, content_type.clone(), body.clone(), None))
+            // A route that names methods was asked for them.
+            let takes =
+                !route.rule.methods().is_empty() || matches!(parts.method, Method::GET | Method::HEAD);
+            if takes || !status.is_success() {
+                Answer::of_route(*status, content_type, body)
             } else {
                 let mut answer = Answer::page(StatusCode::METHOD_NOT_ALLOWED, "method");
                 answer.response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-                Ok(answer)
+                answer
             }
         }
+    };
+    // A page of our own is not the tenant's to change.
+    if let Some(changes) = route.rule.response_headers().filter(|_| answer.reason.is_none()) {
+        changes.apply(answer.response.headers_mut());
     }
+    Ok(answer)
 }
 
 /// Answers for a suspended host.
@@ -225,6 +245,15 @@ pub(crate) fn suspended(suspension: &Suspension) -> Result<Answer, Dropped> {
     };
     let body = page::of(status, &suspension.reason);
     Ok(Answer::fixed(status, page::CONTENT_TYPE, body, Some(reason)).uncached())
+}
+
+fn in_maintenance(maintenance: &Maintenance) -> Answer {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let body = page::of(status, &maintenance.text);
+    let mut answer = Answer::fixed(status, page::CONTENT_TYPE, body, Some("maintenance")).uncached();
+    let retry_after = HeaderValue::from(maintenance.retry_after_seconds);
+    answer.response.headers_mut().insert(header::RETRY_AFTER, retry_after);
+    answer
 }
 
 /// 301 where the method survives it anyway, 308 so that a POST stays a POST (RFC 9110 section 15.4).
@@ -248,10 +277,8 @@ fn to_https(parts: &Parts, authority: &Authority, public_https_port: u16) -> Ans
 fn add_policy_headers(answer: &mut Answer, context: &ConnectionContext, host: &Host) {
     let Some(shown) = &context.shown else { return };
     let headers = answer.response.headers_mut();
-    if host.hsts_max_age_seconds > 0 {
-        let value = format!("max-age={}", host.hsts_max_age_seconds);
-        let value = HeaderValue::try_from(value).expect("digits are a header value");
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
+    if let Some(hsts) = &host.hsts {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::clone(hsts));
     }
     if let Some(alt_svc) = context.alt_svc.as_ref().filter(|_| shown.policy.http3 && host.policy.http3) {
         headers.insert(header::ALT_SVC, alt_svc.clone());
@@ -289,6 +316,15 @@ impl Answer {
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         Self { response, reason, origin: None }
+    }
+
+    fn of_route(status: StatusCode, content_type: &HeaderValue, body: &Bytes) -> Self {
+        let mut answer = Self::fixed(status, content_type.clone(), body.clone(), None);
+        if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED) {
+            answer.response.headers_mut().remove(header::CONTENT_TYPE);
+            *answer.response.body_mut() = ResponseSource::Empty;
+        }
+        answer
     }
 
     fn redirect(status: StatusCode, location: HeaderValue, reason: Option<&'static str>) -> Self {

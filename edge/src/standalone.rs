@@ -19,10 +19,10 @@ use portico_cert_store::{CertificateChain, NamePattern, PrivateKey, TlsPolicy};
 
 use crate::{
     clock,
-    config::{CertificateFiles, RouteAction, RouteConfig, StandaloneConfig, UnknownSniChoice},
+    config::{CertificateFiles, RouteConfig, StandaloneConfig, UnknownSniChoice},
     limits,
     live::{
-        Action, EgressGrant, FleetPolicy, LivePublisher, Redirect, Route, SealedCertificate, Sealing, Site,
+        EgressGrant, FleetPolicy, Hsts, LivePublisher, Maintenance, Route, SealedCertificate, Sealing, Site,
         Sites, UnknownSni,
     },
 };
@@ -30,7 +30,7 @@ use crate::{
 /// Publishes what the file names.
 ///
 /// # Errors
-/// When the folder or list cannot be read, the default certificate cannot be used, or a route's text is wrong.
+/// When the folder or list cannot be read, or the default certificate cannot be used.
 pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Result<Sites> {
     let grants = config.egress.iter();
     let grants =
@@ -50,7 +50,7 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
         UnknownSniChoice::Default => UnknownSni::Default,
     };
     let certificates = sealed.len();
-    let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names))?;
+    let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names));
     sites.load(sealed, by_host, clock::unix_time())?;
     let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
     let default = default.transpose().context("default certificate")?;
@@ -218,13 +218,13 @@ fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
 fn sites_of<'a>(
     routes: &[RouteConfig],
     certificate_names: impl Iterator<Item = &'a NamePattern>,
-) -> anyhow::Result<BTreeMap<NamePattern, Site>> {
+) -> BTreeMap<NamePattern, Site> {
     let mut by_host: BTreeMap<NamePattern, Draft> = BTreeMap::new();
     let mut everywhere = Draft::default();
     for config in routes {
         match &config.host {
-            Some(host) => by_host.entry(host.clone()).or_default().add(config)?,
-            None => everywhere.add(config)?,
+            Some(host) => by_host.entry(host.clone()).or_default().add(config),
+            None => everywhere.add(config),
         }
     }
     let mut sites = BTreeMap::new();
@@ -237,44 +237,43 @@ fn sites_of<'a>(
     }
     for (name, mut own) in by_host {
         own.routes.extend(everywhere.routes.iter().cloned());
-        own.hsts_max_age_seconds = own.hsts_max_age_seconds.max(everywhere.hsts_max_age_seconds);
-        own.plain_http |= everywhere.plain_http;
+        own.widen(everywhere.hsts, everywhere.plain_http, everywhere.maintenance.as_ref());
         sites.insert(name, own.site());
     }
-    Ok(sites)
+    sites
 }
 
 /// A site while its routes are gathered.
 #[derive(Clone, Default)]
 struct Draft {
     routes: Vec<Route>,
-    hsts_max_age_seconds: u32,
+    hsts: Hsts,
     plain_http: bool,
+    maintenance: Option<Maintenance>,
 }
 
 impl Draft {
-    fn add(&mut self, config: &RouteConfig) -> anyhow::Result<()> {
-        let action = match &config.action {
-            RouteAction::Proxy(upstream) => Action::Proxy(Arc::clone(upstream)),
-            RouteAction::Redirect { location, status, keep_path } => {
-                Action::Redirect(Redirect::parse(location, u32::from(status.as_u16()), *keep_path)?)
-            }
-            RouteAction::Static { status, content_type, body } => {
-                Action::fixed(u32::from(status.as_u16()), content_type, body.clone().into())?
-            }
-        };
-        self.routes.push(Route::new(&config.path, action)?);
-        self.hsts_max_age_seconds = self.hsts_max_age_seconds.max(config.hsts_max_age_seconds);
-        self.plain_http |= config.plain_http;
-        Ok(())
+    fn add(&mut self, config: &RouteConfig) {
+        self.routes.push(config.route.clone());
+        self.widen(config.hsts, config.plain_http, config.maintenance.as_ref());
+    }
+
+    /// What any of the routes wants of the host holds for the host.
+    fn widen(&mut self, hsts: Hsts, plain_http: bool, maintenance: Option<&Maintenance>) {
+        self.hsts.max_age_seconds = self.hsts.max_age_seconds.max(hsts.max_age_seconds);
+        self.hsts.include_subdomains |= hsts.include_subdomains;
+        self.hsts.preload |= hsts.preload;
+        self.plain_http |= plain_http;
+        self.maintenance = self.maintenance.take().or_else(|| maintenance.cloned());
     }
 
     fn site(self) -> Site {
         Site {
             routes: self.routes.into(),
             policy: TlsPolicy::default(),
-            hsts_max_age_seconds: self.hsts_max_age_seconds,
+            hsts: self.hsts,
             https_redirect: !self.plain_http,
+            maintenance: self.maintenance,
         }
     }
 }

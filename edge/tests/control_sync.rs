@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fleet::server::{Conversation, TestCa, TestControl, within};
-use fleet::{Shop, credential, domain, domain_body, fixed, mint_valid, tenant, tombstone};
+use fleet::{Shop, credential, domain, domain_body, fixed, mint_valid, route, tenant, tombstone};
 use portico_api::distribution as wire;
 use portico_cert_store::{ClientCapabilities, DomainId, DomainName, Generation, TenantId};
 use portico_edge::clock;
@@ -70,7 +70,7 @@ impl Edge {
 
     fn answers(&self, name: &str) -> Option<String> {
         let host = self.live.host(&DomainName::parse(name).unwrap())?;
-        let portico_edge::live::Action::Static { body, .. } = &host.route("/")?.action else { return None };
+        let portico_edge::live::Action::Static { body, .. } = &route(&host, "/")?.action else { return None };
         Some(String::from_utf8(body.to_vec()).unwrap())
     }
 }

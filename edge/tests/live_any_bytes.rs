@@ -2,7 +2,7 @@
 
 mod fleet;
 
-use fleet::{Bench, Shop, credential, delta, domain_body, resource, tenant};
+use fleet::{Bench, Shop, credential, delta, domain_body, resource, route, tenant};
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId};
 use proptest::prelude::*;
@@ -48,6 +48,29 @@ fn spoilt(mut bytes: Vec<u8>, spoils: &[Spoil]) -> Vec<u8> {
     bytes
 }
 
+/// A route with all that a rule can hold.
+fn ruled() -> wire::Route {
+    let changes = Some(wire::HeaderChanges {
+        set: vec![wire::HeaderField { name: "x-a".into(), value: "b".into() }],
+        remove: vec!["x-c".into()],
+    });
+    let rule = wire::Rule {
+        level: 1,
+        path: Some(wire::rule::Path::Exact("/b".into())),
+        methods: vec!["GET".into()],
+        headers: vec![wire::HeaderCondition { name: "x-d".into(), equals: Some("e".into()) }],
+        replace_prefix: Some("/f".into()),
+        request_headers: changes.clone(),
+        response_headers: changes,
+    };
+    let proxy = wire::Proxy { origin: "http://b.example".into(), ..wire::Proxy::default() };
+    wire::Route {
+        path_prefix: String::new(),
+        action: Some(wire::route::Action::Proxy(proxy)),
+        rule: Some(rule),
+    }
+}
+
 /// One resource of each kind, valid, with everything in it that a kind can hold.
 fn templates(shop: &Shop) -> Vec<wire::Resource> {
     let suspension = Some(wire::Suspension { mode: 2, reason: "r".into(), until_unix_ms: 5 });
@@ -87,6 +110,9 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
             keep_query: Some(false),
         })),
     ]);
+    domain_body.routes.push(ruled());
+    domain_body.hsts_preload = true;
+    domain_body.maintenance = Some(wire::Maintenance { text: "g".into(), retry_after_seconds: 7 });
     let fleet = wire::Fleet {
         unknown_sni: 1,
         default_domain_id: shop.domain.to_string(),
@@ -131,7 +157,7 @@ proptest! {
         }
         apply(&mut bench, wire::Resource { kind, id: victim.domain.to_string(), version: 9, body: random.into(), ..Default::default() })?;
         prop_assert_eq!(bench.served("good.example"), Some(good.minted.leaf));
-        prop_assert!(bench.host("good.example").unwrap().route("/").is_some());
+        prop_assert!(route(&bench.host("good.example").unwrap(), "/").is_some());
     }
 }
 

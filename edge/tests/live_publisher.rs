@@ -3,8 +3,8 @@
 mod fleet;
 
 use fleet::{
-    Bench, NOW, Shop, credential, delta, domain, domain_body, fixed, mint, mint_valid, resource, snapshot,
-    tenant, tombstone,
+    Bench, NOW, Shop, credential, delta, domain, domain_body, fixed, mint, mint_valid, resource, route,
+    snapshot, tenant, tombstone,
 };
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, Generation, LineageId, TenantId};
@@ -25,7 +25,7 @@ fn a_snapshot_serves_its_names_and_a_renewal_replaces_the_certificate() {
     let shop = Shop::new("www.shop.example");
     assert_eq!(codes(&bench.snapshot(shop.resources(1))), [""; 0]);
     assert_eq!(bench.served("www.shop.example"), Some(shop.minted.leaf.clone()));
-    assert!(bench.host("www.shop.example").unwrap().route("/x").is_some());
+    assert!(route(&bench.host("www.shop.example").unwrap(), "/x").is_some());
 
     let renewed = mint(shop.tenant, &["www.shop.example"]);
     let published = bench.delta(vec![credential(shop.lineage, 2, shop.tenant, &renewed.body)]);
@@ -51,9 +51,9 @@ fn a_bad_resource_is_nacked_alone_and_keeps_its_previous_version() {
     assert_eq!(codes(&published), ["BadCertificate", "BadPathPrefix"]);
     assert_eq!(published.nacks[1].version, 2);
     assert_eq!(bench.served("poisoned.example"), Some(poisoned.minted.leaf));
-    assert!(bench.host("poisoned.example").unwrap().route("/").is_some());
+    assert!(route(&bench.host("poisoned.example").unwrap(), "/").is_some());
     let host = bench.host("good.example").unwrap();
-    let Action::Static { body, .. } = &host.route("/").unwrap().action else {
+    let Action::Static { body, .. } = &route(&host, "/").unwrap().action else {
         panic!("not the static answer")
     };
     assert_eq!(&body[..], b"second");
@@ -84,7 +84,7 @@ fn a_first_batch_of_many_names_serves_all_but_the_spoiled_one() {
                 "{}",
                 shop.name
             );
-            assert!(bench.host(&shop.name).unwrap().route("/").is_some());
+            assert!(route(&bench.host(&shop.name).unwrap(), "/").is_some());
         }
         assert_eq!(bench.publisher.names(), 150);
 
@@ -336,13 +336,13 @@ fn versions_only_rise_within_an_epoch() {
     bench.snapshot(shop.resources(5));
     let older = shop.domain(4, |body| body.routes.clear());
     assert_eq!(codes(&bench.delta(vec![older.clone()])), ["VersionNotAbove"]);
-    assert!(bench.host("www.shop.example").unwrap().route("/").is_some());
+    assert!(route(&bench.host("www.shop.example").unwrap(), "/").is_some());
     // A restored backup has a higher epoch and counts from where it was.
     let mut restored = shop.resources(4);
     restored[2] = older;
     let published = bench.apply(snapshot(Generation { epoch: 2, sequence: 4 }, restored)).unwrap();
     assert_eq!(codes(&published), [""; 0]);
-    assert!(bench.host("www.shop.example").unwrap().route("/").is_none());
+    assert!(route(&bench.host("www.shop.example").unwrap(), "/").is_none());
 }
 
 #[test]
@@ -447,7 +447,7 @@ fn routes_that_could_not_be_answered_are_nacked() {
         let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
         assert_eq!(codes(&published), [code], "{shown:.200}");
     }
-    let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("x"); 65])]);
+    let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("x"); 101])]);
     assert_eq!(codes(&published), ["TooManyRoutes"]);
     let without_action = wire::Route { path_prefix: "/".into(), action: None, rule: None };
     let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![without_action])]);
@@ -468,6 +468,44 @@ fn several(count: usize, weight: u32) -> Vec<wire::WeightedOrigin> {
 
 fn check(path: &str, interval_seconds: u32, after: u32) -> wire::HealthCheck {
     wire::HealthCheck { path: path.into(), interval_seconds, healthy_after: after, unhealthy_after: after }
+}
+
+#[test]
+fn rules_that_are_wrong_or_of_a_newer_release_are_nacked() {
+    let shop = Shop::new("www.shop.example");
+    let mut bench = Bench::new();
+    bench.snapshot(shop.resources(1));
+    let rule = |change: fn(&mut wire::Rule)| {
+        let path = Some(wire::rule::Path::Prefix("/".into()));
+        let mut rule = wire::Rule { level: wire::RULE_LEVEL, path, ..wire::Rule::default() };
+        change(&mut rule);
+        wire::Route { path_prefix: String::new(), rule: Some(rule), ..fixed("x") }
+    };
+    let changes = |name: &str| {
+        let set = vec![wire::HeaderField { name: name.into(), value: "1".into() }];
+        Some(wire::HeaderChanges { set, remove: vec![] })
+    };
+    let mut own = rule(|_| ());
+    own.rule.as_mut().unwrap().response_headers = changes("strict-transport-security");
+    for (code, route) in [
+        ("UnknownRule", rule(|rule| rule.level += 1)),
+        ("UnknownRule", rule(|rule| rule.path = None)),
+        ("BadPathPrefix", rule(|rule| rule.path = Some(wire::rule::Path::Exact("x".into())))),
+        ("BadPathPrefix", wire::Route { path_prefix: String::new(), ..fixed("x") }),
+        ("BadMethods", rule(|rule| rule.methods = vec!["a b".into()])),
+        ("BadHeaderCondition", rule(|rule| rule.headers = vec![wire::HeaderCondition::default()])),
+        ("BadReplacePrefix", rule(|rule| rule.replace_prefix = Some("/b".into()))),
+        ("BadResponseHeaders", own),
+    ] {
+        let shown = format!("{route:?}");
+        let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
+        assert_eq!(codes(&published), [code], "{shown:.200}");
+    }
+    for (text, retry_after_seconds) in [("x".repeat(501), 1), (String::new(), 0), (String::new(), 604_801)] {
+        let maintenance = Some(wire::Maintenance { text, retry_after_seconds });
+        let published = bench.delta(vec![shop.domain(2, |body| body.maintenance = maintenance)]);
+        assert_eq!(codes(&published), ["BadMaintenance"]);
+    }
 }
 
 #[test]
@@ -512,13 +550,13 @@ fn routes_match_on_whole_segments_and_redirects_keep_the_path() {
         ("/", None),
         ("*", None),
     ] {
-        assert_eq!(host.route(path).map(|route| &*route.path_prefix), matched, "{path}");
+        assert_eq!(route(&host, path).map(|route| route.rule.path.as_str()), matched, "{path}");
     }
-    let Action::Redirect(redirect) = &host.route("/old/a").unwrap().action else {
+    let Action::Redirect(redirect) = &route(&host, "/old/a").unwrap().action else {
         panic!("not the redirect")
     };
-    assert_eq!(redirect.location_for("/old/a?b=c").unwrap(), "https://new.example/base/old/a?b=c");
-    let Action::Proxy(upstream) = &host.route("/app").unwrap().action else { panic!("not the proxy") };
+    assert_eq!(redirect.location_for("/old/a", Some("b=c")).unwrap(), "https://new.example/base/old/a?b=c");
+    let Action::Proxy(upstream) = &route(&host, "/app").unwrap().action else { panic!("not the proxy") };
     let origin = &upstream.origins[0].origin;
     assert_eq!(origin.host, OriginHost::Address("2001:db8::1".parse().unwrap()));
     assert_eq!((origin.port, origin.host_header.as_ref().unwrap().as_bytes()), (8443, &b"in.example:1"[..]));

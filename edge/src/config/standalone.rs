@@ -1,10 +1,14 @@
 //! The sections of a standalone edge: certificates from files, routes, and what origins may be reached.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use http::{StatusCode, uri::PathAndQuery};
+use http::StatusCode;
 use ipnet::IpNet;
-use portico_api::{distribution as wire, v1};
+use portico_api::{
+    distribution as wire,
+    rule::{self, ChangesText, HstsWish, Part, ROUTES_MAX, Rule, RuleFault, RuleText},
+    v1,
+};
 use portico_cert_store::NamePattern;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Deserialize;
@@ -13,7 +17,7 @@ use toml::Spanned;
 use super::{ConfigError, RawConfig, Source};
 use crate::{
     limits,
-    live::{Redirect, Upstream},
+    live::{Action, Hsts, Maintenance, Redirect, Route, Upstream},
 };
 
 #[derive(Debug, Clone, Default)]
@@ -48,19 +52,13 @@ pub struct CertificateFiles {
 pub struct RouteConfig {
     /// `None`: every name of every certificate (`host = "*"`).
     pub host: Option<NamePattern>,
-    pub path: String,
-    pub action: RouteAction,
-    /// Seconds of Strict-Transport-Security for the host; 0: none.
-    pub hsts_max_age_seconds: u32,
+    pub route: Route,
+    /// For the host: the widest of all its routes holds.
+    pub hsts: Hsts,
     /// Port 80 answers this route itself instead of pointing to https.
     pub plain_http: bool,
-}
-
-#[derive(Debug, Clone)]
-pub enum RouteAction {
-    Proxy(Arc<Upstream>),
-    Redirect { location: String, status: StatusCode, keep_path: bool },
-    Static { status: StatusCode, content_type: String, body: Vec<u8> },
+    /// For the host.
+    pub maintenance: Option<Maintenance>,
 }
 
 /// A range that origins may be in although the egress guard refuses it otherwise.
@@ -89,6 +87,13 @@ pub(super) struct RawCertificates {
 pub(super) struct RawRoute {
     host: Spanned<String>,
     path: Option<Spanned<String>>,
+    #[serde(default)]
+    exact: bool,
+    methods: Option<Spanned<Vec<String>>>,
+    headers: Option<Spanned<Vec<v1::HeaderCondition>>>,
+    replace_prefix: Option<Spanned<String>>,
+    request_headers: Option<Spanned<v1::HeaderChanges>>,
+    response_headers: Option<Spanned<v1::HeaderChanges>>,
     proxy: Option<Spanned<RawProxy>>,
     host_header: Option<String>,
     #[serde(default)]
@@ -102,13 +107,16 @@ pub(super) struct RawRoute {
     status: Option<Spanned<u16>>,
     #[serde(default)]
     keep_path: bool,
+    keep_query: Option<bool>,
     static_file: Option<Spanned<PathBuf>>,
     static_body: Option<Spanned<String>>,
     content_type: Option<String>,
-    #[serde(default)]
-    hsts_max_age_seconds: u32,
+    hsts_max_age_seconds: Option<Spanned<u32>>,
+    hsts_include_subdomains: Option<Spanned<bool>>,
+    hsts_preload: Option<Spanned<bool>>,
     #[serde(default)]
     plain_http: bool,
+    maintenance: Option<Spanned<v1::Maintenance>>,
 }
 
 /// One origin, or several, each with a weight or without.
@@ -166,18 +174,34 @@ pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneCon
     })
 }
 
-/// Of two routes for one host and path the second would never be asked, so it is a fault.
+/// A route that an earlier one of its host leaves nothing to do is a fault.
 fn routes(source: Source<'_>, raw: &RawConfig) -> Result<Vec<RouteConfig>, ConfigError> {
     let mut routes: Vec<RouteConfig> = Vec::with_capacity(raw.route.len());
-    let mut seen = HashSet::with_capacity(raw.route.len());
-    for spanned in &raw.route {
+    let mut by_host: HashMap<Option<NamePattern>, Vec<usize>> = HashMap::new();
+    for (index, spanned) in raw.route.iter().enumerate() {
         let route = route(source, spanned)?;
-        if !seen.insert((route.host.clone(), route.path.clone())) {
-            let host = &spanned.get_ref().host;
-            let problem = format!("{} has a route for {} already; remove one", host.get_ref(), route.path);
-            return Err(source.error(Some(host.span()), problem));
+        let of_host = by_host.entry(route.host.clone()).or_default();
+        of_host.push(index);
+        if of_host.len() > ROUTES_MAX {
+            let problem = format!("a host has at most {ROUTES_MAX} routes");
+            return Err(source.error(Some(spanned.get_ref().host.span()), problem));
         }
         routes.push(route);
+    }
+    let mut unreached: Vec<(usize, usize)> = by_host
+        .values()
+        .flat_map(|indices| {
+            let found = rule::unreachable(indices.iter().map(|&index| &routes[index].route.rule));
+            found.into_iter().map(|(late, early)| (indices[late], indices[early]))
+        })
+        .collect();
+    unreached.sort_unstable();
+    if let Some(&(late, early)) = unreached.first() {
+        let place = source.place(raw.route[early].span());
+        let raw = raw.route[late].get_ref();
+        let problem = format!("is never reached: the route of line {} takes all its requests", place.0);
+        let span = raw.path.as_ref().map_or_else(|| raw.host.span(), Spanned::span);
+        return Err(source.error(Some(span), problem));
     }
     Ok(routes)
 }
@@ -191,49 +215,94 @@ fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig,
                 .map_err(|error| source.error(Some(raw.host.span()), error.to_string()))?,
         ),
     };
-    let path = raw.path.as_ref().map_or("/", |path| path.get_ref().as_str());
-    if !path.starts_with('/') || path.parse::<PathAndQuery>().map_or(true, |parsed| parsed.query().is_some())
-    {
-        return Err(source.error(
-            raw.path.as_ref().map(Spanned::span),
-            format!("{path:?} is not a path prefix; it begins with / and has no query"),
-        ));
-    }
+    let action = action(source, spanned)?;
+    let rule =
+        Rule::parse(&rule_text(raw), action.kind()).map_err(|faults| rule_error(source, raw, &faults))?;
+    let maintenance = raw.maintenance.as_ref().map(|spanned| {
+        let v1::Maintenance { text, retry_after_seconds } = spanned.get_ref();
+        Maintenance::new(text, *retry_after_seconds)
+            .map_err(|fault| source.error(Some(spanned.span()), fault.text))
+    });
     Ok(RouteConfig {
         host,
-        path: path.to_owned(),
-        action: action(source, spanned)?,
-        hsts_max_age_seconds: raw.hsts_max_age_seconds,
+        route: Route { rule, action },
+        hsts: hsts(source, raw)?,
         plain_http: raw.plain_http,
+        maintenance: maintenance.transpose()?,
     })
 }
 
-fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteAction, ConfigError> {
+fn rule_text(raw: &RawRoute) -> RuleText<'_> {
+    let headers = raw.headers.as_ref().map_or(&[][..], |headers| headers.get_ref());
+    RuleText {
+        path: raw.path.as_ref().map_or("/", |path| path.get_ref()),
+        exact: raw.exact,
+        methods: raw.methods.as_ref().map_or(&[], |methods| methods.get_ref()),
+        headers: headers.iter().map(|header| (header.name.as_str(), header.equals.as_deref())).collect(),
+        replace_prefix: raw.replace_prefix.as_ref().map(|prefix| prefix.get_ref().as_str()),
+        request_headers: changes_text(raw.request_headers.as_ref()),
+        response_headers: changes_text(raw.response_headers.as_ref()),
+    }
+}
+
+fn changes_text(changes: Option<&Spanned<v1::HeaderChanges>>) -> ChangesText<'_> {
+    changes.map(|changes| ChangesText::from(changes.get_ref())).unwrap_or_default()
+}
+
+/// The first fault, at the field that it is in.
+fn rule_error(source: Source<'_>, raw: &RawRoute, faults: &[RuleFault]) -> ConfigError {
+    let Some(fault) = faults.first() else { return source.error(None, "the rule cannot be read".into()) };
+    let span = match fault.part {
+        Part::Path => raw.path.as_ref().map(Spanned::span),
+        Part::Methods => raw.methods.as_ref().map(Spanned::span),
+        Part::Headers => raw.headers.as_ref().map(Spanned::span),
+        Part::ReplacePrefix => raw.replace_prefix.as_ref().map(Spanned::span),
+        Part::RequestHeaders => raw.request_headers.as_ref().map(Spanned::span),
+        Part::ResponseHeaders => raw.response_headers.as_ref().map(Spanned::span),
+    };
+    let name = if fault.part == Part::Path { "path" } else { fault.part.name() };
+    source.error(span, format!("{name}{} {}", fault.below, fault.message))
+}
+
+fn hsts(source: Source<'_>, raw: &RawRoute) -> Result<Hsts, ConfigError> {
+    let max_age_seconds = raw.hsts_max_age_seconds.as_ref().map_or(0, |seconds| *seconds.get_ref());
+    let is_set = |flag: &Option<Spanned<bool>>| flag.as_ref().is_some_and(|flag| *flag.get_ref());
+    let (include_subdomains, preload) = (is_set(&raw.hsts_include_subdomains), is_set(&raw.hsts_preload));
+    let wish = HstsWish { max_age_seconds, include_subdomains, preload, https_redirect: !raw.plain_http };
+    if let Some((field, message)) = wish.faults().into_iter().next() {
+        let span = match field {
+            "hsts_include_subdomains" => raw.hsts_include_subdomains.as_ref().map(Spanned::span),
+            "hsts_preload" => raw.hsts_preload.as_ref().map(Spanned::span),
+            _ => raw.hsts_max_age_seconds.as_ref().map(Spanned::span),
+        };
+        return Err(source.error(span, format!("{field}: {message}")));
+    }
+    Ok(Hsts { max_age_seconds, include_subdomains, preload })
+}
+
+fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, ConfigError> {
     let raw = spanned.get_ref();
     match (&raw.proxy, &raw.redirect, &raw.static_file, &raw.static_body) {
         (Some(proxy), None, None, None) => {
             let upstream = Upstream::parse(&wire_proxy(source, raw, proxy.get_ref())?)
                 .map_err(|fault| source.error(Some(proxy.span()), fault.to_string()))?;
-            Ok(RouteAction::Proxy(Arc::new(upstream)))
+            Ok(Action::Proxy(Arc::new(upstream)))
         }
         (None, Some(location), None, None) => {
             let status = status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?;
-            Redirect::parse(location.get_ref(), u32::from(status.as_u16()), raw.keep_path)
-                .map_err(|fault| source.error(Some(location.span()), fault.to_string()))?;
-            Ok(RouteAction::Redirect {
-                location: location.get_ref().clone(),
-                status,
-                keep_path: raw.keep_path,
-            })
+            let keep_query = raw.keep_query.unwrap_or(raw.keep_path);
+            Redirect::parse(location.get_ref(), u32::from(status.as_u16()), raw.keep_path, keep_query)
+                .map(Action::Redirect)
+                .map_err(|fault| source.error(Some(location.span()), fault.to_string()))
         }
         (None, None, Some(file), None) => {
             let path = source.resolve(file.get_ref());
             let body = read_body(&path).map_err(|problem| {
                 source.error(Some(file.span()), format!("static_file {}: {problem}", path.display()))
             })?;
-            fixed(source, raw, body)
+            fixed(source, spanned, body)
         }
-        (None, None, None, Some(body)) => fixed(source, raw, body.get_ref().clone().into_bytes()),
+        (None, None, None, Some(body)) => fixed(source, spanned, body.get_ref().clone().into_bytes()),
         _ => Err(source.error(
             Some(spanned.span()),
             "a route needs exactly one of proxy, redirect, static_file, static_body".into(),
@@ -303,12 +372,13 @@ fn authorities(source: Source<'_>, file: &Spanned<PathBuf>) -> Result<Vec<bytes:
     Ok(found.into_iter().map(|certificate| certificate.to_vec().into()).collect())
 }
 
-fn fixed(source: Source<'_>, raw: &RawRoute, body: Vec<u8>) -> Result<RouteAction, ConfigError> {
-    Ok(RouteAction::Static {
-        status: status(source, raw.status.as_ref(), StatusCode::OK, 200..=599)?,
-        content_type: raw.content_type.clone().unwrap_or_else(|| "text/html; charset=utf-8".to_owned()),
-        body,
-    })
+fn fixed(source: Source<'_>, spanned: &Spanned<RawRoute>, body: Vec<u8>) -> Result<Action, ConfigError> {
+    let raw = spanned.get_ref();
+    let status = status(source, raw.status.as_ref(), StatusCode::OK, 200..=599)?;
+    let content_type = raw.content_type.as_deref().unwrap_or("text/html; charset=utf-8");
+    let span = raw.status.as_ref().map_or_else(|| spanned.span(), Spanned::span);
+    Action::fixed(u32::from(status.as_u16()), content_type, body.into())
+        .map_err(|fault| source.error(Some(span), fault.text))
 }
 
 fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
@@ -393,7 +463,7 @@ mod tests {
             ("[[route]]\nhost = \"shop.example\"\n", "4:1", "exactly one of"),
             ("[[route]]\nhost = \"10.0.0.1\"\nstatic_body = \"x\"\n", "5:8", ""),
             ("[[route]]\nhost = \"*.com\"\nstatic_body = \"x\"\n", "5:8", ""),
-            ("[[route]]\nhost = \"a.example\"\npath = \"x\"\nstatic_body = \"x\"\n", "6:8", "begins with /"),
+            ("[[route]]\nhost = \"a.example\"\npath = \"x\"\nstatic_body = \"x\"\n", "6:8", "begin with `/`"),
             (
                 "[[route]]\nhost = \"a.example\"\nredirect = \"https://b\"\nstatus = 200\n",
                 "7:10",
@@ -406,12 +476,66 @@ mod tests {
                 "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\n[[route]]\nhost = \"A.example\"\n\
                  static_body = \"y\"\n",
                 "8:8",
-                "already",
+                "the route of line 4 takes all its requests",
             ),
             ("[egress]\nallow = [{ cidr = \"ten\", ports = [1] }]\n", "5:19", "10.0.0.0/8"),
             ("[egress]\nallow = [{ cidr = \"10.0.0.0/8\", ports = [] }]\n", "5:19", "grants nothing"),
             ("[standalone]\nunknown_sni = \"default\"\n", "4:1", "default certificate"),
         ];
+        points_at(&table);
+    }
+
+    #[test]
+    fn each_wrong_rule_is_pointed_at() {
+        let table = [
+            (
+                "[[route]]\nhost = \"a.example\"\npath = \"/a\"\nstatic_body = \"x\"\n[[route]]\nhost = \"a.example\"\n\
+                 path = \"/a/b\"\nmethods = [\"GET\"]\nstatic_body = \"y\"\n",
+                "10:8",
+                "the route of line 4 takes all its requests",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nmethods = [\"get\"]\nstatic_body = \"x\"\n",
+                "6:11",
+                "methods/0 must be a method",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nheaders = [{ name = \"host\" }]\nstatic_body = \"x\"\n",
+                "6:11",
+                "headers/0/name host",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nreplace_prefix = \"/b\"\nstatic_body = \"x\"\n",
+                "6:18",
+                "sends no path on",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = \"http://b.example\"\n\
+                 request_headers = { set = { via = \"x\" } }\n",
+                "7:19",
+                "request_headers/set/via via cannot be changed",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nresponse_headers.remove = [\"a b\"]\n",
+                "7:1",
+                "response_headers/remove/0",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nhsts_max_age_seconds = 60\nhsts_preload = true\n",
+                "8:16",
+                "a year",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nmaintenance = { retry_after_seconds = 0 }\n",
+                "7:15",
+                "1 s to a week",
+            ),
+            ("[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nstatus = 204\n", "7:10", "no body"),
+        ];
+        points_at(&table);
+    }
+
+    fn points_at(table: &[(&str, &str, &str)]) {
         for (text, place, hint) in table {
             let error = parse(text).expect_err("the text is wrong");
             assert!(error.contains(&format!("/srv/edge.toml:{place}: ")), "{text:?} gave {error:?}");

@@ -102,6 +102,37 @@ pub fn clean_response(headers: &mut HeaderMap, spoken: Protocol) {
     append_via(headers, spoken);
 }
 
+/// Removes what a client's `Connection` names, and of `Connection` all that is not about the connection itself.
+pub fn remove_named(headers: &mut HeaderMap) {
+    let tokens = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let tokens = tokens.map(<[u8]>::trim_ascii);
+    let (own, named): (Vec<&[u8]>, Vec<&[u8]>) = tokens.partition(|token| is_connections_own(token));
+    if named.is_empty() {
+        return;
+    }
+    let own = HeaderValue::from_bytes(&own.join(&b", "[..]));
+    let named: Vec<HeaderName> = named.iter().filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    for name in named.iter().filter(|name| !is_indispensable(name) && !HOP_BY_HOP.contains(name)) {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
+    if let Some(own) = own.ok().filter(|own| !own.is_empty()) {
+        headers.insert(header::CONNECTION, own);
+    }
+}
+
+fn is_connections_own(token: &[u8]) -> bool {
+    ["close", "keep-alive", "upgrade", "te"].iter().any(|own| token.eq_ignore_ascii_case(own.as_bytes()))
+}
+
+/// What a message cannot do without is not a neighbour's to remove.
+fn is_indispensable(name: &HeaderName) -> bool {
+    matches!(*name, header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION)
+}
+
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // The names are borrowed from what is being changed; few requests name any but these two.
     let mut named: Vec<HeaderName> = Vec::new();
@@ -115,8 +146,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
     }
     for name in named {
-        // What the message cannot do without is not a neighbour's to remove.
-        if !matches!(name, header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION) {
+        if !is_indispensable(&name) {
             headers.remove(name);
         }
     }
@@ -272,6 +302,36 @@ mod tests {
         assert_eq!(out["x-request-id"], "00000000000000010000000000000002");
         assert!(!out.contains_key("x-original-url") && !out.contains_key("x-http-method-override"));
         assert_eq!(out["via"], "2 portico");
+    }
+
+    #[test]
+    fn what_we_set_or_drop_is_not_a_tenants_to_change() {
+        use portico_api::rule::Side;
+        let ours = [CDN_LOOP, header::VIA, header::HOST, header::CONTENT_LENGTH, header::EXPECT];
+        for name in HOP_BY_HOP.iter().chain(&FORGEABLE).chain(&ours) {
+            assert!(Side::Request.refuses(name), "{name}");
+        }
+        let ours = [header::ALT_SVC, header::VIA, header::CONTENT_LENGTH, header::STRICT_TRANSPORT_SECURITY];
+        for name in HOP_BY_HOP.iter().chain(&ours) {
+            assert!(Side::Response.refuses(name), "{name}");
+        }
+        let theirs = [header::AUTHORIZATION, header::COOKIE, header::CACHE_CONTROL, header::SERVER];
+        for name in &theirs {
+            assert!(!Side::Request.refuses(name) && !Side::Response.refuses(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn connection_keeps_what_is_about_the_connection() {
+        let mut of_client = headers(&[
+            ("connection", "Upgrade, x-a"),
+            ("connection", "close"),
+            ("x-a", "1"),
+            ("upgrade", "websocket"),
+        ]);
+        remove_named(&mut of_client);
+        assert_eq!(of_client.get_all("connection").iter().collect::<Vec<_>>(), ["Upgrade, close"]);
+        assert!(!of_client.contains_key("x-a") && of_client.contains_key("upgrade"));
     }
 
     #[test]

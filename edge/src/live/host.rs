@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use http::{HeaderMap, HeaderValue, Method};
 use ipnet::IpNet;
 use portico_api::distribution as wire;
+use portico_api::rule::RequestPath;
 use portico_cert_store::{DomainId, NamePattern, TenantId, TlsPolicy};
 use tokio::sync::Notify;
 
@@ -30,10 +32,12 @@ pub struct Host {
     pub acme_thumbprint: Option<Box<str>>,
     /// Control of the name is proved; otherwise only challenges are answered.
     pub served: bool,
-    /// 0: no Strict-Transport-Security header.
-    pub hsts_max_age_seconds: u32,
+    /// Strict-Transport-Security, where the tenant wants it.
+    pub hsts: Option<Box<HeaderValue>>,
     /// Port 80 redirects to https instead of using the routes.
     pub https_redirect: bool,
+    /// The tenant has taken the site away for a while.
+    pub maintenance: Option<Arc<Maintenance>>,
     pub(super) suspension: Arc<ArcSwapOption<Suspension>>,
 }
 
@@ -51,6 +55,23 @@ pub struct TenantState {
 pub struct EgressGrant {
     pub net: IpNet,
     pub ports: Box<[u16]>,
+}
+
+/// What browsers are told of https for a name (RFC 6797).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hsts {
+    /// 0: nothing.
+    pub max_age_seconds: u32,
+    pub include_subdomains: bool,
+    pub preload: bool,
+}
+
+/// Every request is answered 503, except for challenges, ours and others'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// For the page.
+    pub text: Box<str>,
+    pub retry_after_seconds: u32,
 }
 
 /// Service of a tenant or a domain is stopped; certificates and challenges go on.
@@ -77,9 +98,15 @@ pub enum SuspensionMode {
 }
 
 impl Host {
-    /// The first route whose prefix holds `path` (without its query), on whole segments.
-    pub fn route(&self, path: &str) -> Option<&Route> {
-        self.routes.iter().find(|route| route.matches(path))
+    /// The first route that matches, and what of `path` (without its query) lies below the route's own.
+    pub fn route<'p>(
+        &self,
+        method: &Method,
+        path: &'p str,
+        headers: &HeaderMap,
+    ) -> Option<(&Route, &'p str)> {
+        let path = RequestPath::new(path);
+        self.routes.iter().find_map(|route| Some((route, route.rule.matches(method, path, headers)?)))
     }
 
     /// The suspension in force, the tenant's before the domain's own.
@@ -135,6 +162,36 @@ impl TenantState {
     pub(super) fn suspend_domain(&self, cell: &ArcSwapOption<Suspension>, suspension: Option<Suspension>) {
         cell.store(suspension.map(Arc::new));
         self.suspended.notify_waiters();
+    }
+}
+
+impl Hsts {
+    pub fn header(self) -> Option<HeaderValue> {
+        let include_subdomains = if self.include_subdomains { "; includeSubDomains" } else { "" };
+        let preload = if self.preload { "; preload" } else { "" };
+        let text = format!("max-age={}{include_subdomains}{preload}", self.max_age_seconds);
+        let value = HeaderValue::try_from(text).expect("digits and fixed words are a header value");
+        (self.max_age_seconds > 0).then_some(value)
+    }
+}
+
+impl Maintenance {
+    pub(crate) fn parse(from: &wire::Maintenance) -> Result<Self, Fault> {
+        Self::new(&from.text, from.retry_after_seconds)
+    }
+
+    /// # Errors
+    /// A [`Fault`] if the text is too long or the time is not from 1 s to a week.
+    pub fn new(text: &str, retry_after_seconds: u32) -> Result<Self, Fault> {
+        let bad = |why: String| Fault::new("BadMaintenance", why);
+        if text.len() > limits::MAINTENANCE_TEXT_BYTES_MAX {
+            let most = limits::MAINTENANCE_TEXT_BYTES_MAX;
+            return Err(bad(format!("the text has {} bytes; at most {most}", text.len())));
+        }
+        if !(1..=limits::RETRY_AFTER_SECONDS_MAX).contains(&retry_after_seconds) {
+            return Err(bad(format!("retry after {retry_after_seconds} s is not from 1 s to a week")));
+        }
+        Ok(Self { text: text.into(), retry_after_seconds })
     }
 }
 

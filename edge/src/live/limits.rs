@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-/// Routes of one domain; first match wins, so a request walks this list.
-pub const ROUTES_MAX: usize = 64;
-/// A path prefix, bytes.
-pub const PATH_PREFIX_BYTES_MAX: usize = 1024;
+/// Bounds of rules are those of the API, where the same text is read.
+pub use portico_api::rule::{PATH_BYTES_MAX as PATH_PREFIX_BYTES_MAX, ROUTES_MAX};
 /// Origins of one route, the weight of one, and its own CA certificates.
 pub const ORIGINS_MAX: usize = 16;
 pub const ORIGIN_WEIGHT_MAX: u32 = 1000;
@@ -27,6 +25,9 @@ pub const LOCATION_BYTES_MAX: usize = 2048;
 pub const STATIC_BODY_BYTES_MAX: usize = 64 * 1024;
 /// A static answer's content type, bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
+/// What a page in maintenance says, bytes, and for how long clients are sent away.
+pub const MAINTENANCE_TEXT_BYTES_MAX: usize = 500;
+pub const RETRY_AFTER_SECONDS_MAX: u32 = 7 * 24 * 3600;
 /// Why a site is suspended, bytes (shown on the page).
 pub const SUSPENSION_REASON_BYTES_MAX: usize = 500;
 /// An ACME account's JWK thumbprint: 43 characters for SHA-256 (RFC 7638), longer for a larger hash.

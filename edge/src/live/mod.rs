@@ -30,7 +30,7 @@ use portico_cert_store::{
 use crate::challenge::Challenges;
 
 pub use admit::{Admitted, Batch, BatchKind, Rejected};
-pub use host::{EgressGrant, Host, Suspension, SuspensionMode, TenantState};
+pub use host::{EgressGrant, Host, Hsts, Maintenance, Suspension, SuspensionMode, TenantState};
 pub use origin::{
     Breaker, HealthCheck, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme, Upstream,
     UpstreamDeadlines, WeightedOrigin,

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use portico_api::distribution as wire;
+use portico_api::rule::{ActionKind, ChangesText, Part, Rule, RuleFault, RuleText};
 use url::Url;
 
 use super::origin::Upstream;
 use super::{Fault, limits};
 
-/// One rule of a host.
+/// One rule of a host, and what it leads to.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// `/` or longer; a trailing `/` makes no difference, since whole segments are compared.
-    pub path_prefix: Box<str>,
+    pub rule: Rule,
     pub action: Action,
 }
 
@@ -34,20 +34,23 @@ pub enum Action {
 pub struct Redirect {
     pub status: StatusCode,
     pub keep_path: bool,
-    /// Absolute; with `keep_path` it has neither query nor fragment.
+    pub keep_query: bool,
+    /// Absolute; where path or query is kept, it has neither query nor fragment.
     location: Url,
 }
 
 impl Route {
     pub(super) fn parse(from: &wire::Route) -> Result<Self, Fault> {
-        if from.rule.is_some() {
-            return Err(Fault::new("UnknownRule", "a rule that this edge does not know"));
-        }
-        let path_prefix = parse_prefix(&from.path_prefix)?;
         let action = match &from.action {
             Some(wire::route::Action::Proxy(proxy)) => Action::Proxy(Arc::new(Upstream::parse(proxy)?)),
-            Some(wire::route::Action::Redirect(redirect)) => {
-                Action::Redirect(Redirect::parse(&redirect.location, redirect.status, redirect.keep_path)?)
+            Some(wire::route::Action::Redirect(wire::Redirect {
+                location,
+                status,
+                keep_path,
+                keep_query,
+            })) => {
+                let keep_query = keep_query.unwrap_or(*keep_path);
+                Action::Redirect(Redirect::parse(location, *status, *keep_path, keep_query)?)
             }
             Some(wire::route::Action::StaticAnswer(answer)) => {
                 // A copy: the message's bytes are a part of the whole snapshot, which would stay in memory for it.
@@ -59,25 +62,72 @@ impl Route {
                 return Err(Fault::new("UnknownAction", "a route without an action that this edge knows"));
             }
         };
-        Ok(Self { path_prefix, action })
+        match &from.rule {
+            None => Self::new(&RuleText::prefix(&from.path_prefix), action),
+            Some(rule) => Self::new(&rule_text(rule)?, action),
+        }
     }
 
     /// # Errors
-    /// A [`Fault`] if the prefix is not a path.
-    pub fn new(path_prefix: &str, action: Action) -> Result<Self, Fault> {
-        Ok(Self { path_prefix: parse_prefix(path_prefix)?, action })
-    }
-
-    /// Whether `path` (without its query) is the prefix or lies below it.
-    pub fn matches(&self, path: &str) -> bool {
-        match path.strip_prefix(&*self.path_prefix) {
-            Some(rest) => rest.is_empty() || rest.starts_with('/') || self.path_prefix.len() == 1,
-            None => false,
-        }
+    /// A [`Fault`] if the rule is wrong, or not one for this action.
+    pub fn new(rule: &RuleText<'_>, action: Action) -> Result<Self, Fault> {
+        let rule = Rule::parse(rule, action.kind()).map_err(|faults| first_fault(&faults))?;
+        Ok(Self { rule, action })
     }
 }
 
+/// What is there of a rule. What of it an edge of this release would leave out makes it unknown.
+fn rule_text(from: &wire::Rule) -> Result<RuleText<'_>, Fault> {
+    let unknown = |text: &str| Fault::new("UnknownRule", text);
+    if from.level > wire::RULE_LEVEL {
+        return Err(unknown("a rule of a newer release than this edge's"));
+    }
+    let (path, exact) = match &from.path {
+        Some(wire::rule::Path::Prefix(path)) => (path, false),
+        Some(wire::rule::Path::Exact(path)) => (path, true),
+        None => return Err(unknown("a rule without a path that this edge knows")),
+    };
+    Ok(RuleText {
+        path,
+        exact,
+        methods: &from.methods,
+        headers: from.headers.iter().map(|header| (header.name.as_str(), header.equals.as_deref())).collect(),
+        replace_prefix: from.replace_prefix.as_deref(),
+        request_headers: changes_text(from.request_headers.as_ref()),
+        response_headers: changes_text(from.response_headers.as_ref()),
+    })
+}
+
+fn changes_text(from: Option<&wire::HeaderChanges>) -> ChangesText<'_> {
+    let Some(from) = from else { return ChangesText::default() };
+    let set = from.set.iter().map(|field| (field.name.as_str(), field.value.as_str()));
+    ChangesText { set: set.collect(), remove: &from.remove }
+}
+
+fn first_fault(faults: &[RuleFault]) -> Fault {
+    let Some(fault) = faults.first() else { return Fault::new("BadRule", "the rule cannot be read") };
+    let code = match fault.part {
+        Part::Path => "BadPathPrefix",
+        Part::Methods => "BadMethods",
+        Part::Headers => "BadHeaderCondition",
+        Part::ReplacePrefix => "BadReplacePrefix",
+        Part::RequestHeaders => "BadRequestHeaders",
+        Part::ResponseHeaders => "BadResponseHeaders",
+    };
+    let text = format!("{}{}: {}", fault.part.name(), fault.below.escape_debug(), fault.message);
+    Fault::new(code, text)
+}
+
 impl Action {
+    /// Of what its rule may change something.
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Self::Proxy(_) => ActionKind::Proxy,
+            Self::Redirect(redirect) => ActionKind::Redirect { keep_path: redirect.keep_path },
+            Self::Static { .. } => ActionKind::Static,
+        }
+    }
+
     /// A fixed answer; an empty content type stands for plain text.
     ///
     /// # Errors
@@ -108,7 +158,7 @@ impl Redirect {
     /// # Errors
     /// A [`Fault`] if the location is not an absolute http or https URL without credentials, or the status is not one of
     /// 301, 302, 303, 307 and 308.
-    pub fn parse(location: &str, status: u32, keep_path: bool) -> Result<Self, Fault> {
+    pub fn parse(location: &str, status: u32, keep_path: bool, keep_query: bool) -> Result<Self, Fault> {
         let shown = location.escape_debug();
         let bad = |why: &str| Fault::new("BadRedirect", format!("redirect to `{shown:.200}`: {why}"));
         let status = parse_status(status)
@@ -123,39 +173,33 @@ impl Redirect {
         if !location.username().is_empty() || location.password().is_some() {
             return Err(bad("credentials do not belong in a redirect"));
         }
-        if keep_path && (location.query().is_some() || location.fragment().is_some()) {
-            return Err(bad("with keep_path there is neither query nor fragment"));
+        let keeps = keep_path || keep_query;
+        if keeps && (location.query().is_some() || location.fragment().is_some()) {
+            return Err(bad("with keep_path or keep_query there is neither query nor fragment"));
         }
         HeaderValue::from_str(location.as_str()).map_err(|_| bad("not a header value"))?;
-        Ok(Self { status, keep_path, location })
+        Ok(Self { status, keep_path, keep_query, location })
     }
 
-    /// The Location for a request; `path_and_query` is the request's own and is appended where the path is kept.
+    /// The Location for a request to `path` (which begins with `/`) and `query`, of which it keeps what it is to keep.
     ///
-    /// None if the request's path cannot stand in a header.
-    pub fn location_for(&self, path_and_query: &str) -> Option<HeaderValue> {
-        if !self.keep_path {
+    /// None if the request's own words cannot stand in a header.
+    pub fn location_for(&self, path: &str, query: Option<&str>) -> Option<HeaderValue> {
+        let query = query.filter(|_| self.keep_query);
+        if !self.keep_path && query.is_none() {
             return HeaderValue::from_str(self.location.as_str()).ok();
         }
-        let prefix = self.location.as_str().trim_end_matches('/');
-        let separator = if path_and_query.starts_with('/') { "" } else { "/" };
-        HeaderValue::from_str(&format!("{prefix}{separator}{path_and_query}")).ok()
+        let mut text = self.location.to_string();
+        if self.keep_path {
+            text.truncate(text.trim_end_matches('/').len());
+            text.push_str(path);
+        }
+        if let Some(query) = query {
+            text.push('?');
+            text.push_str(query);
+        }
+        HeaderValue::try_from(text).ok()
     }
-}
-
-fn parse_prefix(text: &str) -> Result<Box<str>, Fault> {
-    let fits = text.starts_with('/')
-        && text.len() <= limits::PATH_PREFIX_BYTES_MAX
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
-    if !fits {
-        let text = format!(
-            "path prefix `{:.100}`: begin with `/` and percent-encode all but visible ASCII; no `?` or `#`",
-            text.escape_debug()
-        );
-        return Err(Fault::new("BadPathPrefix", text));
-    }
-    let trimmed = text.trim_end_matches('/');
-    Ok(if trimmed.is_empty() { "/".into() } else { trimmed.into() })
 }
 
 /// `Url::parse` drops tabs and line ends silently and trims spaces: what holds any is not the URL that it seems to be.

@@ -14,7 +14,7 @@ use portico_cert_store::{
 };
 
 use super::books::{HashMap, TenantRecord};
-use super::host::{EgressGrant, TenantState};
+use super::host::{EgressGrant, Hsts, Maintenance, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
 use super::{DefaultCertificate, Fault, FleetPolicy, Route, limits};
@@ -36,9 +36,9 @@ pub struct Site {
     /// First match wins. Names with the same routes share them.
     pub routes: Arc<[Route]>,
     pub policy: TlsPolicy,
-    /// 0: no header.
-    pub hsts_max_age_seconds: u32,
+    pub hsts: Hsts,
     pub https_redirect: bool,
+    pub maintenance: Option<Maintenance>,
 }
 
 impl Sites {
@@ -287,8 +287,9 @@ impl Sites {
             suspension: None,
             acme_thumbprint: None,
             served: true,
-            hsts_max_age_seconds: site.map_or(0, |site| site.hsts_max_age_seconds),
+            hsts: site.map(|site| site.hsts).unwrap_or_default(),
             https_redirect: site.is_none_or(|site| site.https_redirect),
+            maintenance: site.and_then(|site| site.maintenance.clone()),
         }
     }
 }

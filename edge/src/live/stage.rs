@@ -18,7 +18,9 @@ use portico_cert_store::{
 use rustls_pki_types::CertificateDer;
 
 use super::admit::{Admitted, Batch};
-use super::host::{EgressGrant, Host, Suspension, TenantState, parse_grants, parse_network};
+use super::host::{
+    EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
+};
 use super::publisher::OPERATOR;
 use super::route::Route;
 use super::{DefaultCertificate, Fault, FleetPolicy, UnknownSni, full_text, limits};
@@ -86,8 +88,9 @@ pub(super) struct DomainItem {
     pub(super) suspension: Option<Suspension>,
     pub(super) acme_thumbprint: Option<Box<str>>,
     pub(super) served: bool,
-    pub(super) hsts_max_age_seconds: u32,
+    pub(super) hsts: Hsts,
     pub(super) https_redirect: bool,
+    pub(super) maintenance: Option<Maintenance>,
 }
 
 /// From this many resources on, an edge that serves nothing yet uses all its cores; nobody else wants them.
@@ -175,8 +178,9 @@ impl DomainItem {
             policy: self.policy,
             acme_thumbprint: self.acme_thumbprint,
             served: self.served,
-            hsts_max_age_seconds: self.hsts_max_age_seconds,
+            hsts: self.hsts.header().map(Box::new),
             https_redirect: self.https_redirect,
+            maintenance: self.maintenance.map(Arc::new),
             suspension,
         };
         (host, self.lineages)
@@ -223,8 +227,13 @@ fn parse_domain(resource: &wire::Resource, cell: &CellId) -> Result<Item, Fault>
         suspension: body.suspension.as_ref().map(Suspension::parse).transpose()?,
         acme_thumbprint: parse_thumbprint(&body.acme_thumbprint)?,
         served: body.served,
-        hsts_max_age_seconds: body.hsts_max_age_seconds,
+        hsts: Hsts {
+            max_age_seconds: body.hsts_max_age_seconds,
+            include_subdomains: body.hsts_include_subdomains,
+            preload: body.hsts_preload,
+        },
         https_redirect: !body.https_redirect_off,
+        maintenance: body.maintenance.as_ref().map(Maintenance::parse).transpose()?,
     })))
 }
 

@@ -8,13 +8,14 @@ pub mod server;
 
 use std::sync::Arc;
 
+use http::{HeaderMap, Method};
 use portico_api::distribution as wire;
 use portico_cert_store::{
     CellId, CellKey, CellKeys, CertificateChain, ChainInterner, CredentialId, DomainId, Generation, GroupId,
     LineageId, PrivateKey, SealContext, TenantId, UnixTime,
 };
 use portico_edge::live::{
-    Batch, BatchKind, Checks, Live, LivePublisher, Published, Rejected, StagingContext, stage,
+    Batch, BatchKind, Checks, Host, Live, LivePublisher, Published, Rejected, Route, StagingContext, stage,
 };
 use rustls_pki_types::CertificateDer;
 use wire::ResourceKind;
@@ -91,7 +92,7 @@ impl Bench {
         Some(key.cert[0].to_vec())
     }
 
-    pub fn host(&self, name: &str) -> Option<Arc<portico_edge::live::Host>> {
+    pub fn host(&self, name: &str) -> Option<Arc<Host>> {
         self.live.host(&portico_cert_store::DomainName::parse(name).unwrap())
     }
 }
@@ -161,6 +162,11 @@ pub fn fixed(body: &str) -> wire::Route {
         })),
         rule: None,
     }
+}
+
+/// What a plain GET of `path` leads to.
+pub fn route<'h>(host: &'h Host, path: &str) -> Option<&'h Route> {
+    host.route(&Method::GET, path, &HeaderMap::new()).map(|(route, _)| route)
 }
 
 pub fn domain(id: DomainId, version: u64, tenant: TenantId, body: &wire::Domain) -> wire::Resource {
