@@ -312,6 +312,68 @@ async fn nobodys_change_is_overwritten() {
 }
 
 #[tokio::test]
+async fn a_tenant_sets_rules_and_maintenance_itself_and_a_wrong_one_changes_nothing() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let path = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let patch =
+        async |change: Value| stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], change).await;
+    let routes = json!([
+        {
+            "path_prefix": "/api", "methods": ["POST"], "headers": [{ "name": "x-beta", "equals": "on" }],
+            "replace_prefix": "/v2",
+            "request_headers": { "set": { "x-from": "edge" }, "remove": ["cookie"] },
+            "response_headers": { "remove": ["server"] },
+            "action": { "type": "proxy", "origin": "https://origin.example" },
+        },
+        {
+            "path_prefix": "/", "exact": true,
+            "action": { "type": "redirect", "to": "https://b.example", "status": 308, "keep_path": false, "keep_query": true },
+        },
+        { "path_prefix": "/", "action": { "type": "static", "status": 204, "content_type": "text/plain", "body": "" } },
+    ]);
+    let done = patch(json!({ "routes": routes })).await;
+    assert_eq!(
+        (done.status, &done.body["routes"]),
+        (200, &routes),
+        "given back as it was given: {}",
+        done.text
+    );
+
+    let mut late = routes.clone();
+    late.as_array_mut().unwrap().push(json!({ "path_prefix": "/x", "action": routes[2]["action"] }));
+    let mut forbidden = routes.clone();
+    forbidden[0]["request_headers"]["set"]["x-forwarded-for"] = json!("1.2.3.4");
+    for (change, pointer, code) in [
+        (json!({ "routes": late }), "/routes/3/path_prefix", "unreachable"),
+        (json!({ "routes": forbidden }), "/routes/0/request_headers/set/x-forwarded-for", "header_refused"),
+        (json!({ "hsts_preload": true }), "/hsts_preload", "incomplete"),
+        (
+            json!({ "maintenance": { "retry_after_seconds": 0 } }),
+            "/maintenance/retry_after_seconds",
+            "out_of_range",
+        ),
+        (json!({ "maintenance": { "txt": "x" } }), "/maintenance/txt", "unknown_field"),
+    ] {
+        let refused = patch(change.clone()).await;
+        let error = &refused.body["errors"][0];
+        assert_eq!(
+            (refused.status, &error["pointer"], &error["code"]),
+            (422, &json!(pointer), &json!(code)),
+            "{change}"
+        );
+    }
+    assert_eq!(stage.show(&domain).await["routes"], routes);
+
+    let closed = patch(json!({ "maintenance": { "text": "back at noon" } })).await;
+    let expected = json!({ "text": "back at noon", "retry_after_seconds": 300 });
+    assert_eq!((closed.status, &closed.body["maintenance"]), (200, &expected), "{}", closed.text);
+    let open = patch(json!({ "maintenance": null })).await;
+    assert!(open.status == 200 && open.body["maintenance"].is_null(), "{}", open.text);
+}
+
+#[tokio::test]
 async fn batches_answer_for_each_item_and_atomic_ones_do_all_or_nothing() {
     let stage = Stage::start().await;
     let (one, _) = stage.tenant("one").await;

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
+use axum::http::Uri;
 use axum::http::uri::Authority;
-use axum::http::{HeaderValue, Uri};
 use ipnet::IpNet;
-use portico_api::v1::{Action, DomainSpec, EgressGrant, FieldError, Route, Suspension, TenantSpec};
+use portico_api::rule::{HstsWish, ROUTES_MAX};
+use portico_api::v1::{DomainSpec, EgressGrant, FieldError, Maintenance, Suspension, TenantSpec};
 use portico_cert_store::{CellId, NamePattern};
 use portico_prober::egress::EgressPolicy;
 use url::Url;
@@ -15,14 +16,12 @@ use crate::http::fault::field;
 use crate::store::cell::DEFAULT_CELL;
 
 pub(crate) mod proxy;
+mod route;
 
-/// Rules of one domain.
-const ROUTES_MAX: usize = 100;
-const PATH_PREFIX_BYTES_MAX: usize = 1024;
+/// A health check's path.
+const PATH_BYTES_MAX: usize = 1024;
 const URL_BYTES_MAX: usize = 2048;
 const HEADER_BYTES_MAX: usize = 255;
-/// One static answer; the same bound as at the edges.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 /// All routes of one domain, so that its resource stays below the wire's 512 KiB.
 const ROUTES_BYTES_MAX: usize = 256 * 1024;
 const CELLS_MAX: usize = 8;
@@ -32,8 +31,7 @@ const GRANTS_MAX: usize = 64;
 const PORTS_MAX: usize = 64;
 const DOMAINS_MAX: u32 = 1_000_000;
 const REASON_BYTES_MAX: usize = 500;
-/// Two years, the longest that browsers' preload lists ask for.
-const HSTS_MAX_AGE_MAX: u32 = 63_072_000;
+const RETRY_AFTER_SECONDS_MAX: u32 = 7 * 24 * 3600;
 
 /// Reads a domain's name and rewrites it in `spec` as it is stored.
 ///
@@ -52,19 +50,9 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
     if spec.routes.len() > ROUTES_MAX {
         errors.push(field("/routes", "too_many", format!("at most {ROUTES_MAX} routes")));
     }
-    if spec.hsts_max_age_seconds > HSTS_MAX_AGE_MAX {
-        let message = format!("at most {HSTS_MAX_AGE_MAX} (two years)");
-        errors.push(field("/hsts_max_age_seconds", "out_of_range", message));
-    }
-    let mut prefixes = HashSet::new();
-    for (index, route) in spec.routes.iter().enumerate().take(ROUTES_MAX) {
-        let at = format!("/routes/{index}");
-        if !prefixes.insert(route.path_prefix.as_str()) {
-            let message = "an earlier route has the same path_prefix; this one is never reached";
-            errors.push(field(format!("{at}/path_prefix"), "duplicate", message));
-        }
-        errors.extend(self::route(&at, route, policy, grants));
-    }
+    errors.extend(hsts(spec));
+    errors.extend(spec.maintenance.iter().flat_map(maintenance));
+    errors.extend(route::check_all(&spec.routes, policy, grants));
     let size = serde_json::to_vec(&spec.routes).map_or(usize::MAX, |text| text.len());
     if size > ROUTES_BYTES_MAX && errors.is_empty() {
         let message = format!(
@@ -75,47 +63,33 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
     errors
 }
 
-fn route(at: &str, route: &Route, policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
+fn hsts(spec: &DomainSpec) -> Vec<FieldError> {
+    let wish = HstsWish {
+        max_age_seconds: spec.hsts_max_age_seconds,
+        include_subdomains: spec.hsts_include_subdomains,
+        preload: spec.hsts_preload,
+        https_redirect: spec.https_redirect,
+    };
+    let code = |name| if name == "hsts_max_age_seconds" { "out_of_range" } else { "incomplete" };
+    wish.faults().into_iter().map(|(name, text)| field(format!("/{name}"), code(name), text)).collect()
+}
+
+fn maintenance(asked: &Maintenance) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    if !is_path(&route.path_prefix) {
-        let message = "must begin with `/` and be a path without query, at most 1,024 bytes; percent-encode other characters";
-        errors.push(field(format!("{at}/path_prefix"), "invalid_path", message));
+    if asked.text.len() > REASON_BYTES_MAX {
+        let message = format!("has {} bytes, at most {REASON_BYTES_MAX}", asked.text.len());
+        errors.push(field("/maintenance/text", "too_large", message));
     }
-    match &route.action {
-        Action::Proxy(proxy) => errors.extend(proxy::check(&format!("{at}/action"), proxy, policy, grants)),
-        Action::Redirect { to, status, .. } => {
-            errors.extend(redirect(&format!("{at}/action/to"), to).err());
-            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-                let message = "must be 301, 302, 303, 307 or 308";
-                errors.push(field(format!("{at}/action/status"), "invalid_status", message));
-            }
-        }
-        Action::Static { status, content_type, body } => {
-            if !(200..=599).contains(status) || matches!(status, 204 | 205 | 304) {
-                let message = "must be from 200 to 599 and one that may have a body";
-                errors.push(field(format!("{at}/action/status"), "invalid_status", message));
-            }
-            if content_type.len() > HEADER_BYTES_MAX || HeaderValue::from_str(content_type).is_err() {
-                let message = "must be a media type of at most 255 visible characters";
-                errors.push(field(format!("{at}/action/content_type"), "invalid_header", message));
-            }
-            if body.len() > BODY_BYTES_MAX {
-                let message =
-                    format!("has {} bytes, at most {BODY_BYTES_MAX}; put it on an origin", body.len());
-                errors.push(field(format!("{at}/action/body"), "too_large", message));
-            }
-        }
+    if !(1..=RETRY_AFTER_SECONDS_MAX).contains(&asked.retry_after_seconds) {
+        let message = format!("must be from 1 to {RETRY_AFTER_SECONDS_MAX} (a week)");
+        errors.push(field("/maintenance/retry_after_seconds", "out_of_range", message));
     }
     errors
 }
 
 fn is_path(text: &str) -> bool {
     let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
-    text.starts_with('/') && plain && text.len() <= PATH_PREFIX_BYTES_MAX
-}
-
-fn redirect(at: &str, text: &str) -> Result<(), FieldError> {
-    absolute(text).map(|_| ()).map_err(|message| field(at, "invalid_url", message))
+    text.starts_with('/') && plain && text.len() <= PATH_BYTES_MAX
 }
 
 fn absolute(text: &str) -> Result<Url, String> {

@@ -347,6 +347,42 @@ mod tests {
         assert_eq!((suspension.mode(), suspension.until_unix_ms), (suspension::Mode::Legal, 2_000));
     }
 
+    /// An edge that knows no rules finds an empty prefix, which it refuses, and never half of a rule.
+    #[test]
+    fn a_route_with_more_than_a_prefix_leaves_the_prefix_to_its_rule() {
+        let wire = |more: serde_json::Value| {
+            let mut route = serde_json::json!({ "path_prefix": "/a", "action": { "type": "proxy", "origin": "http://b" } });
+            for (name, value) in more.as_object().unwrap() {
+                route[name] = value.clone();
+            }
+            wire_route(&serde_json::from_value(route).unwrap())
+        };
+        let plain = wire(serde_json::json!({}));
+        assert_eq!((plain.path_prefix.as_str(), plain.rule), ("/a", None));
+        for more in [
+            serde_json::json!({ "exact": true }),
+            serde_json::json!({ "methods": ["GET"] }),
+            serde_json::json!({ "headers": [{ "name": "x" }] }),
+            serde_json::json!({ "replace_prefix": "/b" }),
+            serde_json::json!({ "request_headers": { "remove": ["x"] } }),
+            serde_json::json!({ "response_headers": { "set": { "x": "1" } } }),
+            serde_json::json!({
+                "action": { "type": "redirect", "to": "https://b", "keep_path": true, "keep_query": false }
+            }),
+        ] {
+            let route = wire(more.clone());
+            assert_eq!(route.path_prefix, "", "{more}");
+            let rule = route.rule.unwrap();
+            let exact = more.get("exact").is_some();
+            let path = if exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
+            assert_eq!((rule.level, rule.path), (wire::RULE_LEVEL, Some(path("/a".to_owned()))), "{more}");
+        }
+        let same = serde_json::json!({
+            "action": { "type": "redirect", "to": "https://b", "keep_path": true, "keep_query": true }
+        });
+        assert_eq!(wire(same).rule, None, "as keep_path, so nothing new");
+    }
+
     #[test]
     fn exact_lineage_goes_before_wildcard_and_later_expiry_first() {
         let mut row = domain_row();

@@ -1,3 +1,4 @@
+use portico_api::v1::{Action, Route};
 use serde_json::json;
 
 use super::*;
@@ -100,6 +101,17 @@ fn routes_are_checked_field_by_field() {
         (path(""), Some("/routes/0/path_prefix")),
         (path("/a?b"), Some("/routes/0/path_prefix")),
         (path("/a b"), Some("/routes/0/path_prefix")),
+        (fixed("", 204), None),
+        (fixed("x", 204), Some("/routes/0/action/body")),
+        (
+            json!({ "action": { "type": "redirect", "to": "https://a.example/?x", "keep_path": true } }),
+            Some("/routes/0/action/to"),
+        ),
+        (
+            json!({ "action": { "type": "redirect", "to": "https://a.example/#x", "keep_query": true } }),
+            Some("/routes/0/action/to"),
+        ),
+        (json!({ "action": { "type": "redirect", "to": "https://a.example/?x" } }), None),
         (
             json!({ "action": { "type": "proxy", "origin": "http://a.example", "host_header": "a.example/x" } }),
             Some("/routes/0/action/host_header"),
@@ -171,6 +183,123 @@ fn proxies_are_checked_field_by_field() {
         action.as_object_mut().unwrap().retain(|_, value| !value.is_null());
         let expected = expected.map(|(at, code)| (format!("/routes/0/action{at}"), code.to_owned()));
         assert_eq!(first_fault(json!({ "action": action }), &[]), expected, "{change:.300}");
+    }
+}
+
+#[test]
+fn rules_are_checked_field_by_field() {
+    let refused = "header_refused";
+    for (change, expected) in [
+        (json!({ "exact": true, "methods": ["GET", "POST"], "headers": [{ "name": "X-Beta" }] }), None),
+        (json!({ "replace_prefix": "/new" }), None),
+        (json!({ "request_headers": { "set": { "x-key": "1" }, "remove": ["cookie"] } }), None),
+        (
+            json!({ "response_headers": { "set": { "cache-control": "no-cache" }, "remove": ["server"] } }),
+            None,
+        ),
+        (json!({ "methods": ["get"] }), Some(("/methods/0", "invalid_method"))),
+        (json!({ "methods": ["GET", "GET"] }), Some(("/methods/1", "duplicate"))),
+        (json!({ "headers": [{ "name": "a" }, { "name": "A" }] }), Some(("/headers/1/name", "duplicate"))),
+        (
+            json!({ "headers": [{ "name": "x", "equals": "a\nb" }] }),
+            Some(("/headers/0/equals", "invalid_header")),
+        ),
+        (json!({ "headers": [{ "name": "X-Forwarded-For" }] }), Some(("/headers/0/name", refused))),
+        (json!({ "replace_prefix": "/a/../b" }), Some(("/replace_prefix", "invalid_path"))),
+        (
+            json!({ "request_headers": { "set": { "Host": "a" } } }),
+            Some(("/request_headers/set/Host", refused)),
+        ),
+        (
+            json!({ "request_headers": { "remove": ["x-ok", "Content-Length"] } }),
+            Some(("/request_headers/remove/1", refused)),
+        ),
+        (
+            json!({ "response_headers": { "set": { "Strict-Transport-Security": "max-age=0" } } }),
+            Some(("/response_headers/set/Strict-Transport-Security", refused)),
+        ),
+        (
+            json!({ "response_headers": { "set": { "x/y": "1" } } }),
+            Some(("/response_headers/set/x~1y", "invalid_header")),
+        ),
+        (
+            json!({ "response_headers": { "set": { "x-a": "1\r\nset-cookie: a=b" } } }),
+            Some(("/response_headers/set/x-a", "invalid_header")),
+        ),
+        (
+            json!({ "action": { "type": "static", "body": "" }, "replace_prefix": "/new" }),
+            Some(("/replace_prefix", "not_for_this_action")),
+        ),
+    ] {
+        let mut route = json!({ "action": { "type": "proxy", "origin": "http://a.example" } });
+        for (name, value) in change.as_object().unwrap() {
+            route[name] = value.clone();
+        }
+        let expected = expected.map(|(at, code)| (format!("/routes/0{at}"), code.to_owned()));
+        assert_eq!(first_fault(route, &[]), expected, "{change}");
+    }
+}
+
+#[test]
+fn a_route_that_no_request_reaches_is_refused() {
+    let mut spec = spec(json!({ "methods": ["GET"], "action": { "type": "static", "body": "" } }));
+    let more = json!([
+        { "path_prefix": "/a", "action": { "type": "static", "body": "" } },
+        { "path_prefix": "/a/b", "headers": [{ "name": "x" }], "action": { "type": "static", "body": "" } },
+        { "path_prefix": "bad", "action": { "type": "static", "body": "" } },
+        { "path_prefix": "/b", "methods": ["HEAD"], "action": { "type": "static", "body": "" } },
+    ]);
+    spec.routes.extend(serde_json::from_value::<Vec<Route>>(more).unwrap());
+    let errors = domain(&spec, &EgressPolicy::default(), &[]);
+    let found: Vec<_> = errors.iter().map(|error| (error.pointer.as_str(), error.code.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            ("/routes/3/path_prefix", "invalid_path"),
+            ("/routes/2/path_prefix", "unreachable"),
+            ("/routes/4/path_prefix", "unreachable")
+        ]
+    );
+    assert!(errors[1].message.contains("/routes/1 takes all its requests"), "{}", errors[1].message);
+    assert!(errors[2].message.contains("/routes/0 takes all its requests"), "{}", errors[2].message);
+}
+
+#[test]
+fn what_a_domain_tells_browsers_and_visitors_is_checked() {
+    let check = |change: serde_json::Value| {
+        let mut value = json!({ "hostname": "shop.example" });
+        for (name, wish) in change.as_object().unwrap() {
+            value[name] = wish.clone();
+        }
+        let spec: DomainSpec = serde_json::from_value(value).unwrap();
+        let errors = domain(&spec, &EgressPolicy::default(), &[]);
+        errors.into_iter().map(|error| (error.pointer, error.code)).collect::<Vec<_>>()
+    };
+    let one = |pointer: &str, code: &str| vec![(pointer.to_owned(), code.to_owned())];
+    let year = 31_536_000;
+    let all = json!({ "hsts_max_age_seconds": year, "hsts_include_subdomains": true, "hsts_preload": true });
+    assert_eq!(check(all.clone()), []);
+    let mut without_redirect = all;
+    without_redirect["https_redirect"] = json!(false);
+    assert_eq!(check(without_redirect), one("/hsts_preload", "incomplete"));
+    assert_eq!(
+        check(json!({ "hsts_include_subdomains": true })),
+        one("/hsts_include_subdomains", "incomplete")
+    );
+    let too_long = json!({ "hsts_max_age_seconds": 63_072_001 });
+    assert_eq!(check(too_long), one("/hsts_max_age_seconds", "out_of_range"));
+    assert_eq!(check(json!({ "maintenance": {} })), []);
+    assert_eq!(
+        check(json!({ "maintenance": { "text": "x".repeat(500), "retry_after_seconds": 604_800 } })),
+        []
+    );
+    assert_eq!(
+        check(json!({ "maintenance": { "text": "x".repeat(501) } })),
+        one("/maintenance/text", "too_large")
+    );
+    for seconds in [0, 604_801] {
+        let asked = json!({ "maintenance": { "retry_after_seconds": seconds } });
+        assert_eq!(check(asked), one("/maintenance/retry_after_seconds", "out_of_range"));
     }
 }
 

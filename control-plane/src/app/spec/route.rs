@@ -1,0 +1,90 @@
+//! Routes: what each matches, changes and does, and whether a request can reach it.
+
+use axum::http::HeaderValue;
+use portico_api::rule::{self, ActionKind, ROUTES_MAX, Rule, RuleText};
+use portico_api::v1::{Action, EgressGrant, FieldError, Route};
+use portico_prober::egress::EgressPolicy;
+
+use super::{HEADER_BYTES_MAX, absolute, proxy};
+use crate::http::fault::field;
+
+/// One static answer; the same bound as at the edges.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// All routes of a domain, up to the bound on their number.
+pub(super) fn check_all(routes: &[Route], policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let mut rules = Vec::with_capacity(routes.len().min(ROUTES_MAX));
+    for (index, route) in routes.iter().enumerate().take(ROUTES_MAX) {
+        let at = format!("/routes/{index}");
+        match Rule::parse(&RuleText::from(route), kind(&route.action)) {
+            Ok(rule) => rules.push((index, rule)),
+            Err(faults) => errors.extend(faults.into_iter().map(|fault| {
+                field(format!("{at}/{}{}", fault.part.name(), fault.below), fault.code, fault.message)
+            })),
+        }
+        errors.extend(action(&format!("{at}/action"), &route.action, policy, grants));
+    }
+    for (late, early) in rule::unreachable(rules.iter().map(|(_, rule)| rule)) {
+        let (late, early) = (rules[late].0, rules[early].0);
+        let message = format!(
+            "is never reached: the first rule that matches is taken, and /routes/{early} takes all its requests"
+        );
+        errors.push(field(format!("/routes/{late}/path_prefix"), "unreachable", message));
+    }
+    errors
+}
+
+fn kind(action: &Action) -> ActionKind {
+    match action {
+        Action::Proxy(_) => ActionKind::Proxy,
+        Action::Redirect { keep_path, .. } => ActionKind::Redirect { keep_path: *keep_path },
+        Action::Static { .. } => ActionKind::Static,
+    }
+}
+
+fn action(at: &str, action: &Action, policy: &EgressPolicy, grants: &[EgressGrant]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    match action {
+        Action::Proxy(proxy) => errors.extend(proxy::check(at, proxy, policy, grants)),
+        Action::Redirect { to, status, keep_path, keep_query } => {
+            let keeps = *keep_path || keep_query.unwrap_or(*keep_path);
+            errors.extend(redirect(&format!("{at}/to"), to, keeps).err());
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                let message = "must be 301, 302, 303, 307 or 308";
+                errors.push(field(format!("{at}/status"), "invalid_status", message));
+            }
+        }
+        Action::Static { status, content_type, body } => {
+            if !(200..=599).contains(status) || matches!(status, 205 | 304) {
+                let message = "must be from 200 to 599, but 205 and 304";
+                errors.push(field(format!("{at}/status"), "invalid_status", message));
+            }
+            if content_type.len() > HEADER_BYTES_MAX || HeaderValue::from_str(content_type).is_err() {
+                let message = "must be a media type of at most 255 visible characters";
+                errors.push(field(format!("{at}/content_type"), "invalid_header", message));
+            }
+            if *status == 204 && !body.is_empty() {
+                let message = "must be empty: an answer with status 204 has no body";
+                errors.push(field(format!("{at}/body"), "too_large", message));
+            }
+            if body.len() > BODY_BYTES_MAX {
+                let message =
+                    format!("has {} bytes, at most {BODY_BYTES_MAX}; put it on an origin", body.len());
+                errors.push(field(format!("{at}/body"), "too_large", message));
+            }
+        }
+    }
+    errors
+}
+
+/// `keeps`: something of the request is put behind the URL.
+fn redirect(at: &str, text: &str, keeps: bool) -> Result<(), FieldError> {
+    let url = absolute(text).map_err(|message| field(at, "invalid_url", message))?;
+    if keeps && (url.query().is_some() || url.fragment().is_some()) {
+        let message =
+            "must have neither query nor fragment: with keep_path or keep_query the request's own follow";
+        return Err(field(at, "invalid_url", message));
+    }
+    Ok(())
+}
