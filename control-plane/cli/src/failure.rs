@@ -169,7 +169,13 @@ impl From<ClientError> for Failure {
 /// The problem's text with the flags of this program in the place of pointers into a body that nobody has seen.
 fn with_flags(problem: &Problem) -> String {
     /// Ends of pointers.
-    const FLAGS: [(&str, &str); 12] = [
+    const FLAGS: [(&str, &str); 18] = [
+        ("/action/status", "--status"),
+        ("/action/content_type", "--content-type"),
+        ("/replace_prefix", "--replace-prefix"),
+        ("/hsts_max_age_seconds", "--hsts-max-age"),
+        ("/maintenance/text", "--text"),
+        ("/maintenance/retry_after_seconds", "--retry-after"),
         ("/action/origin", "--proxy"),
         ("/url", "--proxy"),
         ("/action/to", "--redirect"),
@@ -183,9 +189,19 @@ fn with_flags(problem: &Problem) -> String {
         ("/ttl_seconds", "--ttl"),
         ("/cells", "--cell"),
     ];
+    /// Of options that are repeated: what stands before the number or the name.
+    const REPEATED: [(&str, &str); 6] = [
+        ("/methods/", "--method"),
+        ("/headers/", "--header"),
+        ("/request_headers/set/", "--set-request-header"),
+        ("/request_headers/remove/", "--remove-request-header"),
+        ("/response_headers/set/", "--set-response-header"),
+        ("/response_headers/remove/", "--remove-response-header"),
+    ];
     let mut text = problem.to_string();
     for error in &problem.errors {
-        let flag = FLAGS.iter().find(|(end, _)| error.pointer.ends_with(end));
+        let repeated = REPEATED.iter().find(|(part, _)| error.pointer.contains(part));
+        let flag = repeated.or_else(|| FLAGS.iter().find(|(end, _)| error.pointer.ends_with(end)));
         if let Some((_, flag)) = flag {
             text = text.replace(&format!("{}:", error.pointer), &format!("{flag}:"));
         }

@@ -3,17 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use portico_api::v1::client::{Client, DomainQuery};
+use portico_api::v1::client::{Client, ClientError, DomainQuery};
 use portico_api::v1::{
-    Action, Actor, Condition, ConditionStatus, DnsRecord, Domain, DomainSpec, DomainStatus, RecordPurpose,
-    Route,
+    Action, Actor, Condition, ConditionStatus, DnsRecord, Domain, DomainBatch, DomainSpec, DomainStatus,
+    RecordPurpose, Route,
 };
-use portico_cert_store::{CellId, NamePattern};
+use portico_cert_store::{CellId, NamePattern, TenantId};
 use serde_json::json;
 
 use crate::commands::cert::names_text;
 use crate::commands::import::{self, ImportArgs};
+use crate::commands::policy::{self, MaintenanceArgs, PolicyArgs, SetArgs};
 use crate::commands::route::{self, ActionArgs, RouteArgs, action_text};
+use crate::commands::rule::{AnswerArgs, RuleArgs, changes_text, rule_text};
 use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::commands::tenant;
 use crate::failure::{Failure, Outcome};
@@ -31,6 +33,10 @@ pub(crate) enum DomainCommand {
     Add(AddArgs),
     /// Change what is done with its requests: proxy, redirect or a text, for all or below a path
     Route(RouteArgs),
+    /// Change what holds for all its requests: HSTS, the redirect to https
+    Set(SetArgs),
+    /// Answer every request with 503 and a text for a while; its certificate and challenges go on
+    Maintenance(MaintenanceArgs),
     /// List domains
     List(ListArgs),
     /// Show one domain: status, what is missing, records, certificates
@@ -78,6 +84,15 @@ pub(crate) struct AddArgs {
     tenant: String,
     #[command(flatten)]
     action: ActionArgs,
+    #[command(flatten)]
+    answer: AnswerArgs,
+    #[command(flatten)]
+    rule: RuleArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Add its twin too, a domain of its own that redirects here: www.shop.example for shop.example, and the other way round
+    #[arg(long)]
+    with_www: bool,
     /// A cell of edges that serves it; repeatable [default: the tenant's]
     #[arg(long = "cell", value_name = "CELL")]
     cells: Vec<CellId>,
@@ -110,10 +125,27 @@ impl WaitArgs {
         if !self.wait {
             return show(settings, &domain);
         }
+        let domain = self.waited(client, &domain).await?;
+        show(settings, &domain)?;
+        self.check_active(&domain)
+    }
+
+    /// The wait alone, where one was asked for.
+    async fn until_active(self, client: &Client, domain: Domain) -> Outcome {
+        if !self.wait {
+            return Ok(());
+        }
+        self.check_active(&self.waited(client, &domain).await?)
+    }
+
+    async fn waited(self, client: &Client, domain: &Domain) -> Outcome<Domain> {
         let bar = progress::bar("waiting until it is served", 0);
         let domain = client.domain_wait_active(&domain.id.to_string(), self.timeout).await?;
         bar.finish_and_clear();
-        show(settings, &domain)?;
+        Ok(domain)
+    }
+
+    fn check_active(self, domain: &Domain) -> Outcome {
         if domain.status == DomainStatus::Active {
             return Ok(());
         }
@@ -148,6 +180,8 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
     match command {
         DomainCommand::Add(args) => add(settings, &client, args).await,
         DomainCommand::Route(args) => route::run(settings, &client, args).await,
+        DomainCommand::Set(args) => policy::set(settings, &client, args).await,
+        DomainCommand::Maintenance(args) => policy::maintenance(settings, &client, args).await,
         DomainCommand::List(args) => list(settings, &client, args).await,
         DomainCommand::Show { domain } => show(settings, &find(&client, &domain).await?),
         DomainCommand::Import(args) => import::run(settings, &client, args).await,
@@ -209,15 +243,64 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
             failure
         }
     })?;
-    let spec = spec(&hostname, args.action.action(), args.cells, args.alone);
-    let created = client.create_domain(tenant.id, &spec).await;
-    let domain =
-        created.map_err(|error| with_grant(Failure::from(error).about(&hostname), &tenant.spec.name))?;
+    let action = args.answer.of(args.action.action());
+    let mut spec = spec(&hostname, action, args.cells, args.alone);
+    spec.routes = vec![args.rule.route(spec.routes.remove(0).action)];
+    args.policy.apply(&mut spec);
+    let twin = if args.with_www { Some(twin(&hostname, &spec)?) } else { None };
+    let created = match &twin {
+        None => client.create_domain(tenant.id, &spec).await.map_err(Failure::from),
+        Some(twin) => create_both(client, tenant.id, &spec, twin).await,
+    };
+    let domain = created.map_err(|failure| with_grant(failure.about(&hostname), &tenant.spec.name))?;
+    let twin = match twin {
+        Some(twin) => Some(find(client, &twin.hostname).await?),
+        None => None,
+    };
     if args.publish.is_wanted() {
-        args.publish.publish(settings, records::needed([&domain])).await?;
-        client.check_domain(domain.id).await?;
+        args.publish.publish(settings, records::needed([&domain].into_iter().chain(&twin))).await?;
+        for id in [domain.id].into_iter().chain(twin.as_ref().map(|twin| twin.id)) {
+            client.check_domain(id).await?;
+        }
+    }
+    if let Some(twin) = twin {
+        args.wait.until_active(client, twin).await?;
     }
     args.wait.show(settings, client, domain).await
+}
+
+/// The domain that redirects to `spec`'s: with `www.` before its name, or without.
+fn twin(hostname: &NamePattern, spec: &DomainSpec) -> Outcome<DomainSpec> {
+    let NamePattern::Exact(name) = hostname else {
+        return Err(Failure::usage(format!("{hostname} holds its www name already; leave --with-www out")));
+    };
+    let name = name.as_str();
+    let twin = name.strip_prefix("www.").map_or_else(|| format!("www.{name}"), str::to_owned);
+    let twin = NamePattern::parse(&twin).map_err(|error| Failure::usage(format!("{twin}: {error}")))?;
+    let action =
+        Action::Redirect { to: format!("https://{name}"), status: 308, keep_path: true, keep_query: None };
+    Ok(self::spec(&twin, action, spec.cells.clone(), spec.alone))
+}
+
+/// Both or none.
+async fn create_both(
+    client: &Client,
+    tenant: TenantId,
+    spec: &DomainSpec,
+    twin: &DomainSpec,
+) -> Outcome<Domain> {
+    let batch = DomainBatch { items: vec![spec.clone(), twin.clone()], atomic: true };
+    let answer = client.create_domains(tenant, &batch).await?;
+    let refused = answer.results.iter().zip([spec, twin]).find_map(|(result, spec)| {
+        let problem = result.problem.as_ref().filter(|problem| problem.code != "batch_not_applied")?;
+        Some((problem.clone(), &spec.hostname))
+    });
+    match refused {
+        Some((problem, hostname)) => {
+            Err(Failure::from(ClientError::Problem(Box::new(problem))).about(hostname))
+        }
+        None => find(client, &spec.hostname).await,
+    }
 }
 
 /// Names the command that lets a tenant's origins be where the egress guard refuses them.
@@ -288,7 +371,12 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     line(format!("{name}  {}  {}", output::status(domain.status), domain.id));
     output::fact("tenant", &domain.tenant_name);
     for route in &domain.spec.routes {
-        output::fact(&route.path_prefix, &action_text(&route.action));
+        let what = format!("{}{}", action_text(&route.action), changes_text(route));
+        output::fact(&rule_text(route), &what);
+    }
+    if let Some(maintenance) = &domain.spec.maintenance {
+        let (text, seconds) = (&maintenance.text, maintenance.retry_after_seconds);
+        output::fact("maintenance", &format!("503, come again in {seconds} s: {text}"));
     }
     if let Some(proof) = &domain.proof {
         let (at, method) = (output::time(&proof.proved_at), output::word(&proof.method));

@@ -5,6 +5,7 @@ use portico_api::v1::{Action, Proxy, Route, WeightedOrigin};
 use serde_json::json;
 
 use crate::commands::domain::{WaitArgs, find, with_grant};
+use crate::commands::rule::{AnswerArgs, RuleArgs, narrowness, rule_text, same_rule};
 use crate::failure::{Failure, Outcome};
 use crate::revision::on_newest;
 use crate::settings::Settings;
@@ -16,12 +17,13 @@ pub(crate) struct RouteArgs {
     domain: String,
     #[command(flatten)]
     action: ActionArgs,
-    /// Take the route of --path away; its requests go by a shorter path's route then
+    #[command(flatten)]
+    answer: AnswerArgs,
+    /// Take the route of these requests away; they go by another one then
     #[arg(long, group = "ActionArgs")]
     remove: bool,
-    /// Of requests below this path; the longest path that matches is taken
-    #[arg(long, default_value = "/")]
-    path: String,
+    #[command(flatten)]
+    rule: RuleArgs,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -60,12 +62,15 @@ impl ActionArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { domain, action, remove, path, wait } = args;
-    let action = if remove { None } else { Some(action.action()) };
+    let RouteArgs { domain, action, answer, remove, rule, wait } = args;
+    if remove {
+        rule.only_chooses()?;
+    }
+    let route = rule.route(answer.of(action.action()));
     let changed = on_newest(async || {
         let found = find(client, &domain).await?;
         let tenant = found.tenant_name.clone();
-        let routes = changed(found.spec.routes, &path, action.clone()).map_err(|text| {
+        let routes = changed(found.spec.routes, route.clone(), remove).map_err(|text| {
             Failure::not_found(format!("domain {domain}: {text}"))
                 .next(format!("domain show {}", shell_word(&domain)))
         })?;
@@ -75,17 +80,17 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -
     wait.show(settings, client, changed.await?).await
 }
 
-/// The routes with that of `path` put in its place, or taken away. The first that matches is taken, so a new one goes before
-/// those of shorter paths.
-fn changed(mut routes: Vec<Route>, path: &str, action: Option<Action>) -> Result<Vec<Route>, String> {
-    let place = routes.iter().position(|route| route.path_prefix == path);
-    match (place, action) {
-        (Some(place), Some(action)) => routes[place].action = action,
-        (Some(place), None) => drop(routes.remove(place)),
-        (None, None) => return Err(format!("there is no route of the path {path}")),
-        (None, Some(action)) => {
-            let shorter = routes.iter().position(|other| other.path_prefix.len() < path.len());
-            routes.insert(shorter.unwrap_or(routes.len()), Route::new(path, action));
+/// The routes with this one in the place of that for the same requests, or without that. The first that matches is taken, so
+/// a new one goes before those of shorter paths and, for its own path, of wider rules.
+fn changed(mut routes: Vec<Route>, route: Route, remove: bool) -> Result<Vec<Route>, String> {
+    let place = routes.iter().position(|other| same_rule(other, &route));
+    match (place, remove) {
+        (Some(place), false) => routes[place] = route,
+        (Some(place), true) => drop(routes.remove(place)),
+        (None, true) => return Err(format!("there is no route of the path {}", rule_text(&route))),
+        (None, false) => {
+            let wider = routes.iter().position(|other| narrowness(other) < narrowness(&route));
+            routes.insert(wider.unwrap_or(routes.len()), route);
         }
     }
     Ok(routes)
@@ -122,6 +127,9 @@ fn proxy_text(proxy: &Proxy) -> String {
 
 #[cfg(test)]
 mod tests {
+    use portico_api::rule::{self, ActionKind, Rule, RuleText};
+    use portico_api::v1::HeaderCondition;
+
     use super::*;
 
     fn proxy(origin: &str) -> Action {
@@ -139,16 +147,53 @@ mod tests {
         for (path, origin) in
             [("/", "http://a"), ("/api", "http://b"), ("/api/v1", "http://c"), ("/x", "http://d")]
         {
-            routes = changed(routes, path, Some(proxy(origin))).unwrap();
+            routes = changed(routes, Route::new(path, proxy(origin)), false).unwrap();
         }
         let paths: Vec<&str> = routes.iter().map(|route| route.path_prefix.as_str()).collect();
         assert_eq!(paths, ["/api/v1", "/api", "/x", "/"]);
-        routes = changed(routes, "/", Some(proxy("http://new"))).unwrap();
-        routes = changed(routes, "/api", None).unwrap();
+        routes = changed(routes, Route::new("/", proxy("http://new")), false).unwrap();
+        routes = changed(routes, Route::new("/api", proxy("")), true).unwrap();
         assert_eq!(
             texts(&routes),
             ["/api/v1 proxy to http://c", "/x proxy to http://d", "/ proxy to http://new"]
         );
-        changed(routes, "/none", None).unwrap_err();
+        changed(routes, Route::new("/none", proxy("")), true).unwrap_err();
+    }
+
+    /// In whatever order they come, no route is put where an earlier one takes all its requests.
+    #[test]
+    fn a_new_route_is_never_put_behind_a_wider_one() {
+        let methods = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let header = |equals: Option<&str>| {
+            vec![HeaderCondition { name: "x".into(), equals: equals.map(str::to_owned) }]
+        };
+        let of = |path: &str| Route::new(path, proxy("http://a"));
+        let mut all = vec![
+            of("/"),
+            of("/a"),
+            of("/a/b"),
+            Route { exact: true, ..of("/a") },
+            Route { methods: methods(&["GET"]), ..of("/a") },
+            Route { methods: methods(&["GET", "POST"]), ..of("/a") },
+            Route { headers: header(None), ..of("/a") },
+            Route { headers: header(Some("1")), ..of("/a") },
+            Route { methods: methods(&["GET"]), headers: header(Some("1")), ..of("/") },
+        ];
+        for turn in 0..all.len() {
+            all.rotate_left(1);
+            for order in [all.clone(), all.iter().rev().cloned().collect()] {
+                let add = |routes, route| changed(routes, route, false).unwrap();
+                let routes: Vec<Route> = order.into_iter().fold(Vec::new(), add);
+                let rules: Vec<Rule> = routes
+                    .iter()
+                    .map(|route| Rule::parse(&RuleText::from(route), ActionKind::Proxy).unwrap())
+                    .collect();
+                assert_eq!(
+                    (routes.len(), rule::unreachable(&rules)),
+                    (all.len(), vec![]),
+                    "turn {turn}: {routes:?}"
+                );
+            }
+        }
     }
 }

@@ -49,6 +49,126 @@ async fn a_domains_route_is_changed_in_place() {
 }
 
 #[tokio::test]
+async fn rules_and_what_holds_for_a_whole_domain_are_set_by_options() {
+    let plane = with_domain().await;
+    let line = [
+        "domain",
+        "route",
+        "x.test",
+        "--path",
+        "/api",
+        "--method",
+        "POST",
+        "--header",
+        "x-beta=on",
+        "--proxy",
+        "https://api.example",
+        "--replace-prefix",
+        "/v2",
+        "--set-request-header",
+        "x-from=edge",
+        "--remove-request-header",
+        "cookie",
+        "--set-response-header",
+        "x-a=1=2",
+        "--remove-response-header",
+        "server",
+    ];
+    let shown = plane.json(&line).await;
+    let expected = serde_json::json!({
+        "path_prefix": "/api", "methods": ["POST"], "headers": [{ "name": "x-beta", "equals": "on" }],
+        "replace_prefix": "/v2",
+        "request_headers": { "set": { "x-from": "edge" }, "remove": ["cookie"] },
+        "response_headers": { "set": { "x-a": "1=2" }, "remove": ["server"] },
+        "action": shown["routes"][0]["action"],
+    });
+    assert_eq!(shown["routes"][0], expected, "{shown}");
+    plane.succeeds(&["domain", "route", "x.test", "--path", "/api", "--static", "", "--status", "204"]).await;
+    let line = ["domain", "route", "x.test", "--path", "/old", "--exact", "--redirect", "https://b.example"];
+    let line: Vec<&str> = line.into_iter().chain(["--status", "302", "--drop-query"]).collect();
+    let shown = plane.json(&line).await;
+    let action = serde_json::json!({
+        "type": "redirect", "to": "https://b.example", "status": 302, "keep_path": true, "keep_query": false
+    });
+    let routes: Vec<_> =
+        shown["routes"].as_array().unwrap().iter().map(|route| &route["path_prefix"]).collect();
+    assert_eq!(routes, ["/old", "/api", "/api", "/"], "{shown}");
+    assert_eq!((&shown["routes"][0]["action"], &shown["routes"][0]["exact"]), (&action, &true.into()));
+    assert_eq!(
+        shown["routes"][1]["methods"],
+        serde_json::json!(["POST"]),
+        "the narrower rule is asked first"
+    );
+    let shown = plane.succeeds(&["domain", "show", "x.test"]).await;
+    assert!(shown.contains("/api POST x-beta=on"), "{shown}");
+    let wrong = plane
+        .portico(&[
+            "domain",
+            "route",
+            "x.test",
+            "--proxy",
+            "http://a.example",
+            "--set-request-header",
+            "host=b",
+        ])
+        .await;
+    assert_eq!(
+        (wrong.code, wrong.stderr.contains("--set-request-header: host cannot be changed")),
+        (2, true),
+        "{wrong:?}"
+    );
+}
+
+#[tokio::test]
+async fn hsts_and_maintenance_of_a_domain_are_set_by_options() {
+    let plane = with_domain().await;
+    let set =
+        ["domain", "set", "x.test", "--hsts-max-age", "365d", "--hsts-include-subdomains", "--hsts-preload"];
+    let shown = plane.json(&set).await;
+    assert_eq!(
+        (&shown["hsts_max_age_seconds"], &shown["hsts_preload"]),
+        (&31_536_000.into(), &true.into()),
+        "{shown}"
+    );
+    let wrong = plane.portico(&["domain", "set", "x.test", "--https-redirect", "false"]).await;
+    assert_eq!(wrong.code, 2, "preload needs it: {wrong:?}");
+    assert_eq!(plane.portico(&["domain", "set", "x.test"]).await.code, 2);
+    let shown = plane
+        .json(&["domain", "maintenance", "x.test", "--text", "back at noon", "--retry-after", "30m"])
+        .await;
+    let expected = serde_json::json!({ "text": "back at noon", "retry_after_seconds": 1800 });
+    assert_eq!(shown["maintenance"], expected, "{shown}");
+    let shown = plane.json(&["domain", "maintenance", "x.test", "--end"]).await;
+    assert!(shown["maintenance"].is_null(), "{shown}");
+}
+
+#[tokio::test]
+async fn a_www_twin_is_a_domain_of_its_own_that_redirects() {
+    let plane = with_domain().await;
+    for (name, twin) in [("shop.test", "www.shop.test"), ("www.club.test", "club.test")] {
+        let line = ["domain", "add", name, "--tenant", "acme", "--proxy", "https://o.example", "--with-www"];
+        plane.succeeds(&line).await;
+        let shown = plane.json(&["domain", "show", twin]).await;
+        let action = serde_json::json!({
+            "type": "redirect", "to": format!("https://{name}"), "status": 308, "keep_path": true
+        });
+        assert_eq!(shown["routes"][0]["action"], action, "{shown}");
+        let again = plane.portico(&line).await;
+        assert_eq!(again.code, 0, "the same again is no error: {again:?}");
+    }
+    // Both or none: www.x.test is there with another route.
+    plane.succeeds(&["domain", "add", "www.y.test", "--tenant", "acme", "--static", "taken"]).await;
+    let both = ["domain", "add", "y.test", "--tenant", "acme", "--static", "y", "--with-www"];
+    let refused = plane.portico(&both).await;
+    assert!(refused.code != 0 && refused.stderr.contains("www.y.test"), "{refused:?}");
+    assert_eq!(plane.portico(&["domain", "show", "y.test"]).await.code, 3);
+    let wild = plane
+        .portico(&["domain", "add", "*.y.test", "--tenant", "acme", "--static", "y", "--with-www"])
+        .await;
+    assert_eq!((wild.code, wild.stderr.contains("leave --with-www out")), (2, true), "{wild:?}");
+}
+
+#[tokio::test]
 async fn a_domain_is_shown_with_its_tenants_name_and_the_id_in_json() {
     let plane = with_domain().await;
     let shown = plane.succeeds(&["domain", "show", "x.test"]).await;
