@@ -243,7 +243,7 @@ fn decode(encoded: &[u8], wide: bool) -> Option<Unit> {
         return (skipped > 0).then_some(Unit { byte: b'%', bytes: 1 + skipped });
     };
     let overlong = match rest.get(2..5) {
-        Some([b'%', low @ ..]) if wide => overlong(byte, hex(low)?),
+        Some([b'%', low @ ..]) if wide => hex(low).and_then(|low| overlong(byte, low)),
         _ => None,
     };
     Some(match overlong {

@@ -137,6 +137,7 @@ fn a_path_gets_its_new_prefix() {
         ("/old", "/new", "/old/%252e%252e%252fx", Err(Climbs)),
         ("/old", "/new", "/old/%c0%ae%c0%ae/x", Err(Climbs)),
         ("/old", "/new", "/old/a%c0%af../x", Err(Climbs)),
+        ("/old", "/new", "/old/..%2f%//", Err(Climbs)),
         ("/old", "/new", "/old%2f..%2fx", Err(Climbs)),
         ("/old", "/new", "/old%2fx", Err(Climbs)),
         ("/old", "/new", "/old;x", Err(Climbs)),
@@ -209,8 +210,7 @@ proptest! {
 
     /// The quick way and the widest reading agree where there is one reading.
     #[test]
-    fn plain_paths_are_matched_as_they_are_written(prefix in "(/[ab]{1,2}){1,3}/?", request in "(/[ab]{0,2}){1,4}") {
-        prop_assume!(!request.contains("//"));
+    fn plain_paths_are_matched_as_they_are_written(prefix in "(/[ab]{1,2}){1,3}/?", request in "(/[ab]{1,2}){1,4}/?") {
         let trimmed = prefix.trim_end_matches('/');
         let by_segments = request == trimmed || request.starts_with(&format!("{trimmed}/"));
         prop_assert_eq!(rest(&prefix, &request).is_some(), by_segments);
