@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::acme::ChallengeMethod;
+use crate::sealer::KeyEncryptionKey;
 
 /// What the control plane was told, checked.
 #[derive(Clone, Debug, Deserialize)]
@@ -172,14 +173,33 @@ impl Config {
 
     /// As [`Config::read`], and reads the files that the start needs and does not make, so that `--check` refuses what the
     /// start refuses.
+    /// With `makes_key` the start makes the key-encryption key where there is none.
     ///
     /// # Errors
     /// As [`Config::read`], also for the first file that cannot be read.
-    pub fn read_with_files(path: &Path) -> Result<Self, ConfigError> {
+    pub fn read_with_files(path: &Path, makes_key: bool) -> Result<Self, ConfigError> {
         let text = text_of(path)?;
         let config = Self::parse(&text, path)?;
-        config.check_files().map_err(|fault| located(&text, path, fault))?;
+        config.check_files(makes_key).map_err(|fault| located(&text, path, fault))?;
         Ok(config)
+    }
+
+    /// What works, and is hardly what somebody wants of a control plane in earnest.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.issuers.is_empty() {
+            warnings.push(
+                "no [[issuer]]: no certificate will be ordered, so no name gets served over https".to_owned(),
+            );
+        }
+        if self.fleet.public_addresses.is_empty() {
+            warnings.push(
+                "fleet.public_addresses is empty: tenants are not told where to point their names, and whether a name \
+                 points here is never known"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 
     /// Checks `text`; `path` is for the errors.
@@ -196,7 +216,16 @@ impl Config {
         Ok(config)
     }
 
-    fn check_files(&self) -> Result<(), Fault> {
+    fn check_files(&self, makes_key: bool) -> Result<(), Fault> {
+        let key = self.key_encryption_key_file.as_deref();
+        let is_made = makes_key && key.is_some_and(|key| !key.exists());
+        if let Some(key) = key.filter(|_| !is_made && !KeyEncryptionKey::is_credential()) {
+            KeyEncryptionKey::load(Some(key), &self.data).map_err(|error| {
+                let cause =
+                    std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                Fault::new("key_encryption_key_file", format!("{error}{cause}"))
+            })?;
+        }
         for (index, issuer) in self.issuers.iter().enumerate() {
             for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
                 if let Some((file, error)) =
@@ -489,7 +518,16 @@ mod tests {
         let issuer = "[[issuer]]\nname = \"a\"\ndirectory = \"https://x\"\nroots_pem = \"/nonexistent\"\n";
         std::fs::write(&path, format!("{SMALL}{issuer}")).unwrap();
         Config::read(&path).unwrap();
-        let error = Config::read_with_files(&path).unwrap_err().to_string();
+        let error = Config::read_with_files(&path, false).unwrap_err().to_string();
         assert!(error.contains("cp.toml:7:13: issuer \"a\": roots_pem"), "{error}");
+
+        let key = folder.path().join("kek");
+        std::fs::write(&path, format!("{SMALL}key_encryption_key_file = \"{}\"\n", key.display())).unwrap();
+        let error = Config::read_with_files(&path, false).unwrap_err().to_string();
+        assert!(error.contains("cp.toml:4:27: ") && error.contains(key.to_str().unwrap()), "{error}");
+        let config = Config::read_with_files(&path, true).unwrap();
+        assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
+        KeyEncryptionKey::create(&key, &config.data).unwrap();
+        Config::read_with_files(&path, false).unwrap();
     }
 }

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 pub use app::App;
 pub use app::fleet::FleetLink;
@@ -80,11 +80,16 @@ pub fn run(args: Args) -> BoxFuture<'static, anyhow::Result<()>> {
 async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     process::forbid_dumps();
     if args.check {
-        Config::read_with_files(&args.config)?;
+        for warning in Config::read_with_files(&args.config, args.create_kek)?.warnings() {
+            eprintln!("warning: {warning}");
+        }
         println!("{}: good", args.config.display());
         return Ok(());
     }
     let config = Config::read(&args.config)?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     if args.create_kek {
         create_kek(&config)?;
     }
@@ -165,11 +170,24 @@ impl Running {
 /// Log lines to standard error; `RUST_LOG` chooses the level, as `info` or `info,portico_control_plane=debug`, else
 /// `level`. Does nothing when the program has a logger already.
 pub fn start_logging(level: LevelFilter) {
-    use tracing_subscriber::{filter::Targets, fmt, prelude::*};
-    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let filter = chosen.unwrap_or_else(|| Targets::new().with_default(level));
+    use tracing_subscriber::{fmt, prelude::*};
+    let filter = filter(std::env::var("RUST_LOG").ok().as_deref(), level);
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let _already_there = tracing_subscriber::registry().with(lines).with(filter).try_init();
+}
+
+/// What is logged. The resolver's library says at INFO what it was asked, tenants' names by the thousand: only `chosen` lets it.
+fn filter(chosen: Option<&str>, level: LevelFilter) -> Targets {
+    const RESOLVER: &str = "hickory";
+    let names_resolver = chosen.is_some_and(|text| text.contains(RESOLVER));
+    let filter = chosen
+        .and_then(|text| text.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(level));
+    if names_resolver {
+        return filter;
+    }
+    let most = filter.default_level().unwrap_or(level).min(LevelFilter::WARN);
+    filter.with_target(RESOLVER, most)
 }
 
 /// Command line of `rotate-kek`.
@@ -211,4 +229,27 @@ fn create_kek(config: &Config) -> anyhow::Result<()> {
         tracing::info!(file = %file.display(), "made a key-encryption key; keep a copy apart from the backups");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn the_resolver_does_not_log_each_question_unless_it_is_asked_to() {
+        let question = "hickory_resolver::name_server_pool";
+        for chosen in [None, Some("info"), Some("debug"), Some("debug,portico_control_plane=trace")] {
+            let filter = filter(chosen, LevelFilter::INFO);
+            assert!(!filter.would_enable(question, &Level::INFO), "{chosen:?}");
+            assert!(filter.would_enable(question, &Level::WARN), "{chosen:?}");
+            assert!(filter.would_enable("portico_control_plane", &Level::INFO), "{chosen:?}");
+        }
+        assert!(!filter(Some("error"), LevelFilter::INFO).would_enable(question, &Level::WARN));
+        assert!(
+            filter(Some("info,hickory_resolver=debug"), LevelFilter::INFO)
+                .would_enable(question, &Level::DEBUG)
+        );
+    }
 }

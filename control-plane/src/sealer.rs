@@ -54,6 +54,11 @@ pub enum SealerError {
          or start once with --create-kek to make one"
     )]
     NoKey,
+    #[error(
+        "the key-encryption key {path} is not there: put back the key that the database was sealed with, or, where there \
+         is no database yet, start once with --create-kek to make one"
+    )]
+    Missing { path: PathBuf },
     #[error("the key-encryption key at {path} cannot be read or written")]
     File { path: PathBuf, source: io::Error },
     #[error(
@@ -91,7 +96,8 @@ impl KeyEncryptionKey {
         match (credential(), file) {
             (Some(path), _) => Self::read(&path, data),
             (None, Some(path)) if path.exists() => Self::read(path, data),
-            (None, _) => Err(SealerError::NoKey),
+            (None, Some(path)) => Err(SealerError::Missing { path: path.to_owned() }),
+            (None, None) => Err(SealerError::NoKey),
         }
     }
 
