@@ -118,7 +118,7 @@ impl Addresses {
             while let Err(error) = bind(address, udp).await {
                 if error.kind() != std::io::ErrorKind::AddrInUse {
                     return Err(Failure::failed(format!("{address} cannot be used: {error}"))
-                        .next(format!("quickstart {flag} ANOTHER")));
+                        .next(super::again(&[(flag, "ANOTHER".to_owned())])));
                 }
                 if clock::now() >= end {
                     taken.push((address, flag));
@@ -134,12 +134,13 @@ impl Addresses {
         let mut flags: Vec<&str> = taken.iter().map(|&(_, flag)| flag).collect();
         flags.sort_unstable();
         flags.dedup();
-        let mut next = "quickstart".to_owned();
+        let mut changed = Vec::new();
         for flag in flags {
             let port =
                 self.free_port(flag).await.map_or_else(|| "ANOTHER".to_owned(), |port| port.to_string());
-            next = format!("{next} {flag} {port}");
+            changed.push((flag, port));
         }
+        let next = super::again(&changed);
         let addresses: Vec<String> = taken.iter().map(|(address, _)| address.to_string()).collect();
         let text = format!("in use by another process, perhaps another quickstart: {}", addresses.join(", "));
         Failure::failed(text).next(next)

@@ -40,7 +40,7 @@ impl Folder {
                 "{} holds files that are not the quickstart's",
                 path.display()
             ))
-            .next("quickstart --dir ANOTHER_FOLDER"));
+            .next(super::again(&[("--dir", "ANOTHER_FOLDER".to_owned())])));
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(about)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(about)?;
@@ -52,9 +52,10 @@ impl Folder {
             .open(&lock_path)
             .map_err(about)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Failure::failed(format!("a quickstart is running in {} already", path.display())).next(
-                "quickstart --dir ANOTHER_FOLDER   (and other ports), or end the running one with Ctrl-C",
-            )
+            Failure::failed(format!("a quickstart is running in {} already", path.display())).next(format!(
+                "{}   (and other ports), or end the running one with Ctrl-C",
+                super::again(&[("--dir", "ANOTHER_FOLDER".to_owned())])
+            ))
         })?;
         empty(&path).map_err(about)?;
         std::fs::create_dir(path.join("logs")).map_err(about)?;

@@ -142,10 +142,55 @@ async fn interrupted() -> Outcome {
     Ok(())
 }
 
+/// The quickstart's command line as it was given, with these flags added or put in the place of what was given: all else stays
+/// as the user wants it.
+fn again(changed: &[(&str, String)]) -> String {
+    changed_line(std::env::args().skip_while(|word| word != "quickstart").skip(1), changed)
+}
+
+fn changed_line(given: impl IntoIterator<Item = String>, changed: &[(&str, String)]) -> String {
+    let mut words = given.into_iter();
+    let mut line = "quickstart".to_owned();
+    while let Some(word) = words.next() {
+        let (name, value) = word.split_once('=').map_or((&*word, None), |(name, value)| (name, Some(value)));
+        if changed.iter().all(|(flag, _)| *flag != name) {
+            line = format!("{line} {}", shell_word(&word));
+        } else if value.is_none() {
+            words.next();
+        }
+    }
+    for (flag, value) in changed {
+        line = format!("{line} {flag} {value}");
+    }
+    line
+}
+
 /// `path` as a word of a shell command, relative to the working folder where that is shorter.
 fn shell_path(path: &Path) -> String {
     let relative =
         std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
     let path = relative.unwrap_or_else(|| path.to_owned());
     shell_word(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::changed_line;
+
+    #[test]
+    fn a_printed_next_line_keeps_what_the_user_gave() {
+        let given =
+            "--dir my-trial --edges=127.0.0.31 --script --api-port 7070".split(' ').map(str::to_owned);
+        let line =
+            changed_line(given, &[("--api-port", "7170".to_owned()), ("--ca-port", "14100".to_owned())]);
+        assert_eq!(
+            line,
+            "quickstart --dir my-trial --edges=127.0.0.31 --script --api-port 7170 --ca-port 14100"
+        );
+        let given = ["--dir=q x".to_owned(), "--script".to_owned()];
+        assert_eq!(
+            changed_line(given, &[("--dir", "ANOTHER".to_owned())]),
+            "quickstart --script --dir ANOTHER"
+        );
+    }
 }

@@ -53,8 +53,10 @@ pub(super) async fn run(lines: &[Line], folder: &Folder, addresses: &Addresses, 
     if faults.is_empty() {
         return Ok(());
     }
-    Err(Failure::failed(format!("{} checks failed: {}", faults.len(), faults.join("; ")))
-        .next(format!("quickstart --dir {}   (without --script, to look around)", folder.path().display())))
+    Err(Failure::failed(format!("{} checks failed: {}", faults.len(), faults.join("; "))).next(format!(
+        "quickstart --dir {}   (without --script, to look around)",
+        super::shell_path(folder.path())
+    )))
 }
 
 async fn run_line(each: &Line, folder: &Folder, addresses: &Addresses, has_curl: bool) -> Result<(), String> {
