@@ -20,6 +20,11 @@ pub(crate) fn line(text: impl AsRef<str>) {
     let _reader_may_be_gone = writeln!(std::io::stdout().lock(), "{}", harmless(text.as_ref()));
 }
 
+/// Says something beside the answer, on standard error: the answer may be going into a file or a program.
+pub(crate) fn remark(text: impl AsRef<str>) {
+    let _nobody_listens = writeln!(std::io::stderr().lock(), "note: {}", harmless(text.as_ref()));
+}
+
 /// Without what steers a terminal, apart from the colours of [`paint`]: names in a certificate, a redirect's target, a CA's
 /// words and a tenant's texts are other people's.
 pub(crate) fn harmless(text: &str) -> Cow<'_, str> {

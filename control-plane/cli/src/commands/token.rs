@@ -79,7 +79,8 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
         return output::json(&made);
     }
     line(&made.token);
-    line("# shown this once and kept nowhere; give it as PORTICO_TOKEN or in a --token-file");
+    // Not with the token: standard output may be the token's file.
+    output::remark("shown this once and kept nowhere; give it as PORTICO_TOKEN or in a --token-file");
     Ok(())
 }
 
