@@ -1,9 +1,13 @@
 //! `portico edge list|show|join|rm|default`: the edges as the control plane knows them.
 
-use portico_api::v1::{DefaultCertificate, DefaultCertificateRequest, Edge, JoinTokenRequest};
+use portico_api::v1::client::{CertificateQuery, Client};
+use portico_api::v1::{
+    CertificateState, DefaultCertificate, DefaultCertificateRequest, Edge, JoinTokenRequest,
+};
 use portico_cert_store::{CellId, EdgeId};
 
 use crate::failure::{Failure, Outcome};
+use crate::listing::Listing;
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 use crate::shell::shell_word;
@@ -19,10 +23,14 @@ pub(crate) enum FleetCommand {
     },
     /// Make a token with which one new edge joins a cell, once
     Join(JoinArgs),
-    /// Forget an edge; its cell's keys are replaced
+    /// Forget an edge; its cell gets a new key, and all certificates of the cell are ordered anew
     Rm {
         /// Its id (edge_...)
         id: EdgeId,
+        /// How many certificates are ordered anew by that, as the command says without it; with another number by now nothing is
+        /// done
+        #[arg(long, value_name = "COUNT")]
+        replaces: Option<usize>,
     },
     /// Show or choose the certificate that answers for names that nobody brought
     Default(DefaultArgs),
@@ -55,16 +63,40 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
             show(settings, &edge.map_err(|error| not_found(error, id))?)
         }
         FleetCommand::Join(args) => join(settings, args).await,
-        FleetCommand::Rm { id } => {
-            let client = settings.client()?;
-            // Deleting is idempotent: it would not say that the id is wrong.
-            client.edge(id).await.map_err(|error| not_found(error, id))?;
-            client.delete_edge(id).await.map_err(|error| not_found(error, id))?;
-            let document = serde_json::json!({ "removed": id.to_string() });
-            output::done(settings.format, format!("{id} is forgotten"), &document)
-        }
+        FleetCommand::Rm { id, replaces } => remove(settings, id, replaces).await,
         FleetCommand::Default(args) => default(settings, args).await,
     }
+}
+
+async fn remove(settings: &Settings, id: EdgeId, agreed: Option<usize>) -> Outcome {
+    let client = settings.client()?;
+    // Deleting is idempotent: it would not say that the id is wrong.
+    let edge = client.edge(id).await.map_err(|error| not_found(error, id))?;
+    let replaced = certificates_of(&client, &edge.cell).await?;
+    if agreed.unwrap_or(0) != replaced {
+        let text = format!(
+            "{id} could read the keys of cell {}, so {replaced} certificates would be ordered anew; nothing was done",
+            edge.cell
+        );
+        return Err(Failure::usage(text).next(format!("edge rm {id} --replaces {replaced}")));
+    }
+    client.delete_edge(id).await.map_err(|error| not_found(error, id))?;
+    let document = serde_json::json!({ "removed": id.to_string(), "cell": edge.cell, "replaces": replaced });
+    let text = format!("{id} is forgotten; {replaced} certificates of cell {} are ordered anew", edge.cell);
+    output::done(settings.format, text, &document)
+}
+
+/// How many certificates of a cell are in use, whose keys its edges can read.
+async fn certificates_of(client: &Client, cell: &CellId) -> Outcome<usize> {
+    let mut query = CertificateQuery::default();
+    let all = Listing::read(0, async |cursor, items| {
+        (query.cursor, query.limit) = (cursor, Some(items));
+        client.certificates(&query).await
+    });
+    let of_cell = all.await?.items.into_iter().filter(|certificate| {
+        certificate.summary.cell == *cell && certificate.state == CertificateState::Live
+    });
+    Ok(of_cell.count())
 }
 
 async fn default(settings: &Settings, args: DefaultArgs) -> Outcome {
@@ -127,6 +159,9 @@ async fn list(settings: &Settings) -> Outcome {
         ]);
     }
     table.print();
+    if !edges.is_empty() {
+        line("names as each edge last reported them, which it does every 5 s; the generations are of now");
+    }
     if edges.is_empty() {
         line(format!("no edge has joined yet; `{} edge join` makes a token for one", crate::invocation()));
     }
@@ -149,8 +184,8 @@ fn show(settings: &Settings, edge: &Edge) -> Outcome {
     line(format!("  cell         {}", edge.cell));
     line(format!("  build        {}, I/O by {}", edge.build, edge.io_backend));
     line(format!("  generation   {} of {}", edge.applied_generation, edge.published_generation));
-    line(format!("  names        {}", edge.names));
-    line(format!("  connections  {}", edge.connections));
+    line(format!("  names        {}, as of its last report (one in 5 s)", edge.names));
+    line(format!("  connections  {}, likewise", edge.connections));
     line(format!("  joined       {}", edge.joined_at));
     line(format!("  last seen    {}", output::or_dash(edge.last_seen_at.clone())));
     line(format!("  identity     until {}; it renews by itself", edge.identity_not_after));
