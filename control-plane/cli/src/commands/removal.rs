@@ -37,7 +37,10 @@ pub(crate) async fn run(settings: &Settings, command: RemovalCommand) -> Outcome
             }
             line(match signed_off.released {
                 0 => "no removal was held".to_owned(),
-                released => format!("{released} removals were let go"),
+                1 => "1 removal was let go; the edges stop serving the name now".to_owned(),
+                released => {
+                    format!("{released} removals were let go; the edges stop serving these names now")
+                }
             });
             Ok(())
         }
@@ -70,8 +73,13 @@ async fn list(settings: &Settings, client: &Client) -> Outcome {
         line(format!("... and {} more; -o json has them all", held.len() - ROWS_MAX));
     }
     let count = held.len();
+    let what = if count == 1 {
+        "1 name is removed and still"
+    } else {
+        &*format!("{count} names are removed and still")
+    };
     line(format!(
-        "{count} are held and still served; to let them go: {} removal sign-off --held {count}",
+        "{what} served; to take all of this off the edges: {} removal sign-off --held {count}",
         crate::invocation()
     ));
     Ok(())
