@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use csv::StringRecord;
 use portico_api::v1::{Action, Sharing};
-use portico_cert_store::NamePattern;
+use portico_cert_store::{NamePattern, TenantId};
 use serde::Serialize;
 use url::Url;
 
@@ -50,20 +51,31 @@ pub(super) fn read(file: &Path) -> Outcome<Rows> {
     parse(open).map_err(|failure| failure.about(file.display()))
 }
 
-fn parse(input: impl std::io::Read) -> Outcome<Rows> {
+fn parse(input: impl Read + Seek) -> Outcome<Rows> {
     let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(input);
     let header = reader.headers().map_err(|error| Failure::failed(error.to_string()))?;
     let columns = Columns::of(header)?;
     let bar = progress::bar("reading", 0);
     let mut rows = Rows::default();
     let mut seen = HashMap::new();
-    for record in reader.records() {
+    let mut last = csv::Position::new();
+    let mut record = StringRecord::new();
+    loop {
+        let record = match reader.read_record(&mut record) {
+            Ok(false) => break,
+            Ok(true) => Ok(&record),
+            Err(error) => Err(error),
+        };
+        if let Some(start) = record.as_ref().map_or_else(|error| error.position(), |record| record.position())
+        {
+            last = start.clone();
+        }
         if rows.rows.len() + rows.errors.len() >= ROWS_MAX {
             return Err(Failure::failed(format!("more than {ROWS_MAX} rows; split the file")));
         }
         bar.inc(1);
         match record {
-            Ok(record) => match columns.row(&record, &mut seen) {
+            Ok(record) => match columns.row(record, &mut seen) {
                 Ok(row) => rows.rows.push(row),
                 Err(error) => rows.errors.push(error),
             },
@@ -76,7 +88,34 @@ fn parse(input: impl std::io::Read) -> Outcome<Rows> {
         }
     }
     bar.finish_and_clear();
+    if let Some(error) = unclosed_quote(reader.into_inner(), &last)? {
+        rows.rows.retain(|row| row.line < error.line);
+        rows.errors.retain(|other| other.line < error.line);
+        rows.errors.push(error);
+    }
     Ok(rows)
+}
+
+/// The fault of the last row when a quote in it is not closed: the reader takes all that follows into one cell and says
+/// nothing. It begins at `last`.
+fn unclosed_quote(mut input: impl Read + Seek, last: &csv::Position) -> Outcome<Option<RowError>> {
+    let fault = |error: std::io::Error| Failure::failed(error.to_string());
+    input.seek(SeekFrom::Start(last.byte())).map_err(fault)?;
+    let (mut is_quoted, mut quotes, mut before) = (false, 0_u64, b'\n');
+    for byte in BufReader::new(input).bytes() {
+        let byte = byte.map_err(fault)?;
+        if byte == b'"' {
+            quotes += 1;
+            is_quoted |= matches!(before, b'\n' | b',' | b' ' | b'\t');
+        }
+        before = byte;
+    }
+    let open = is_quoted && quotes % 2 == 1;
+    Ok(open.then(|| RowError {
+        line: last.line(),
+        hostname: String::new(),
+        text: "a quote is opened here and never closed, so all lines that follow are in one cell".to_owned(),
+    }))
 }
 
 /// Where each column stands.
@@ -130,9 +169,14 @@ impl Columns {
 }
 
 fn tenant(text: &str) -> Result<String, String> {
+    if text.parse::<TenantId>().is_ok() {
+        return Ok(text.to_owned());
+    }
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if text.is_empty() || text.len() > TENANT_BYTES_MAX || !text.bytes().all(plain) {
-        return Err(format!("tenant {text:?}: a name is 1 to {TENANT_BYTES_MAX} of a-z, 0-9 and -"));
+        return Err(format!(
+            "tenant {text:?}: a name is 1 to {TENANT_BYTES_MAX} of a-z, 0-9 and -; or give its id"
+        ));
     }
     Ok(text.to_owned())
 }
@@ -190,10 +234,12 @@ fn sharing(text: &str) -> Result<Option<Sharing>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use super::*;
 
     fn read(text: &str) -> Rows {
-        parse(text.as_bytes()).unwrap()
+        parse(Cursor::new(text)).unwrap()
     }
 
     #[test]
@@ -226,11 +272,25 @@ mod tests {
     }
 
     #[test]
+    fn a_quote_that_is_never_closed_does_not_swallow_the_rows_behind_it_in_silence() {
+        let rows = read(
+            "tenant,hostname,action,target\na,one.test,static,x\na,two.test,static,\"hello\na,three.test,static,x\n",
+        );
+        assert_eq!(rows.rows.len(), 1, "{rows:?}");
+        assert_eq!((rows.errors.len(), rows.errors[0].line), (1, 3), "{rows:?}");
+        assert!(rows.errors[0].text.contains("never closed"), "{rows:?}");
+        for good in ["\"two\nlines\"", "\"a \"\"word\"\"\"", "5\" pipe", "plain"] {
+            let rows = read(&format!("tenant,hostname,action,target\na,one.test,static,{good}\n"));
+            assert_eq!((rows.rows.len(), rows.errors.len()), (1, 0), "{good}: {rows:?}");
+        }
+    }
+
+    #[test]
     fn bytes_that_are_no_text_cost_one_row() {
         let mut text = b"tenant,hostname,action,target\na,one.test,static,x\na,two".to_vec();
         text.extend_from_slice(&[0xff, 0xfe]);
         text.extend_from_slice(b".test,static,x\na,three.test,static,x\n");
-        let rows = parse(text.as_slice()).unwrap();
+        let rows = parse(Cursor::new(text)).unwrap();
         assert_eq!((rows.rows.len(), rows.errors.len()), (2, 1));
         assert_eq!(rows.errors[0].line, 3);
     }
@@ -244,7 +304,7 @@ mod tests {
             "tenant,hostname,action,target,colour",
             "tenant,tenant,hostname,action",
         ] {
-            let failure = parse(header.as_bytes()).unwrap_err();
+            let failure = parse(Cursor::new(header)).unwrap_err();
             assert!(failure.text.starts_with("line 1: "), "{}", failure.text);
         }
     }
