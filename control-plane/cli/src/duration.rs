@@ -20,6 +20,15 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(total))
 }
 
+/// As [`parse`], for what cannot be done in no time.
+///
+/// # Errors
+/// As [`parse`], and for zero.
+pub(crate) fn parse_some(text: &str) -> Result<Duration, String> {
+    parse(text)
+        .and_then(|some| if some.is_zero() { Err("it must be 1s or more".to_owned()) } else { Ok(some) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -169,7 +169,7 @@ impl From<ClientError> for Failure {
 /// The problem's text with the flags of this program in the place of pointers into a body that nobody has seen.
 fn with_flags(problem: &Problem) -> String {
     /// Ends of pointers.
-    const FLAGS: [(&str, &str); 18] = [
+    const FLAGS: [(&str, &str); 20] = [
         ("/action/status", "--status"),
         ("/action/content_type", "--content-type"),
         ("/replace_prefix", "--replace-prefix"),
@@ -188,6 +188,8 @@ fn with_flags(problem: &Problem) -> String {
         ("/domains_max", "--domains-max"),
         ("/ttl_seconds", "--ttl"),
         ("/cells", "--cell"),
+        ("/cidr", "--egress-grant"),
+        ("/ports", "--egress-grant"),
     ];
     /// Of options that are repeated: what stands before the number or the name.
     const REPEATED: [(&str, &str); 6] = [
@@ -226,6 +228,7 @@ impl From<std::io::Error> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::failed(format!("{error:#}"))
+        // A cause whose text its consequence quotes is said once.
+        Self::failed(chain_text(error.as_ref()))
     }
 }

@@ -9,7 +9,8 @@ use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
 
 use crate::distribution::{Distribution, JoinError};
 use crate::http::fault::{Answered, Fault, field};
-use crate::store::WriteTx;
+use crate::store::publication::{self, WaitingRemoval};
+use crate::store::{Store, WriteTx};
 
 /// The way to the edges.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,18 @@ impl FleetLink {
         if let Some(distribution) = &self.0 {
             distribution.removals_signed_off();
         }
+    }
+
+    /// Publishes what is committed, and answers the removal of `domain` when it is held back: its name is still served.
+    pub(crate) async fn held_removal(
+        &self,
+        store: &Store,
+        domain: DomainId,
+    ) -> Answered<Option<WaitingRemoval>> {
+        if let Some(distribution) = &self.0 {
+            distribution.publish_now().await?;
+        }
+        Ok(publication::waiting_removal(&mut *store.read().await?, domain).await?)
     }
 
     /// Makes a join token, as a part of the caller's transaction.

@@ -22,6 +22,7 @@ use crate::dns::lookup::Lookup;
 use crate::http::pace::Pace;
 use crate::http::waits::Waits;
 use fleet::FleetLink;
+use spec::OwnAddresses;
 
 /// What every handler and reconciler of the API shares. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct App {
     pub(crate) lookup: Lookup,
     /// Which addresses a tenant's origins, and fetches of its proofs, may have.
     pub(crate) egress: Arc<EgressPolicy>,
+    /// What no operator grants to a tenant.
+    pub(crate) own_addresses: Arc<OwnAddresses>,
     /// Wakes the checks of ownership: a claim was made or changed.
     pub(crate) claims_changed: Arc<Notify>,
     /// Long polls under way.
@@ -44,7 +47,7 @@ impl App {
     /// The resolver cannot be set up.
     pub fn new(parts: &Parts, fleet: FleetLink) -> anyhow::Result<Self> {
         let config = &parts.config;
-        let public = config.fleet.public_addresses.iter().copied().map(IpNet::from).collect();
+        let public: Vec<IpNet> = config.fleet.public_addresses.iter().copied().map(IpNet::from).collect();
         let own: Vec<SocketAddr> = [Some(config.api), Some(config.distribution), config.dns.responder]
             .into_iter()
             .flatten()
@@ -53,7 +56,8 @@ impl App {
             parts: parts.clone(),
             fleet,
             lookup: Lookup::new(&config.dns)?,
-            egress: Arc::new(EgressPolicy::new(public, own)),
+            egress: Arc::new(EgressPolicy::new(public.clone(), own.clone())),
+            own_addresses: Arc::new(OwnAddresses { networks: public, sockets: own }),
             claims_changed: Arc::default(),
             waits: Waits::default(),
             pace: Pace::default(),

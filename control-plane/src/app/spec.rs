@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use axum::http::Uri;
 use axum::http::uri::Authority;
-use ipnet::IpNet;
 use portico_api::rule::{HstsWish, ROUTES_MAX};
 use portico_api::v1::{DomainSpec, EgressGrant, FieldError, Maintenance, Suspension, TenantSpec};
 use portico_cert_store::{CellId, NamePattern};
@@ -15,8 +14,11 @@ use crate::clock::parse_rfc3339;
 use crate::http::fault::field;
 use crate::store::cell::DEFAULT_CELL;
 
+mod grants;
 pub(crate) mod proxy;
 mod route;
+
+pub(crate) use grants::OwnAddresses;
 
 /// A health check's path.
 const PATH_BYTES_MAX: usize = 1024;
@@ -28,7 +30,6 @@ const CELLS_MAX: usize = 8;
 /// Cells that a refusal lists.
 const CELLS_SHOWN_MAX: usize = 20;
 const GRANTS_MAX: usize = 64;
-const PORTS_MAX: usize = 64;
 const DOMAINS_MAX: u32 = 1_000_000;
 const REASON_BYTES_MAX: usize = 500;
 const RETRY_AFTER_SECONDS_MAX: u32 = 7 * 24 * 3600;
@@ -154,8 +155,8 @@ pub(crate) fn unknown_cell(unknown: &CellId, known: &[CellId]) -> FieldError {
     field("/cells", "unknown_cell", message)
 }
 
-/// Everything of a tenant.
-pub(crate) fn tenant(spec: &TenantSpec) -> Vec<FieldError> {
+/// Everything of a tenant. Grants that are `known` already are not judged anew: a later rule would forbid every other change.
+pub(crate) fn tenant(spec: &TenantSpec, own: &OwnAddresses, known: &[EgressGrant]) -> Vec<FieldError> {
     let mut errors = cells("/cells", &spec.cells);
     let plain = spec.name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     if !plain || !(1..=63).contains(&spec.name.len()) {
@@ -167,16 +168,8 @@ pub(crate) fn tenant(spec: &TenantSpec) -> Vec<FieldError> {
     if spec.egress_grants.len() > GRANTS_MAX {
         errors.push(field("/egress_grants", "too_many", format!("at most {GRANTS_MAX} grants")));
     }
-    for (index, grant) in spec.egress_grants.iter().enumerate() {
-        let at = format!("/egress_grants/{index}");
-        if grant.cidr.parse::<IpNet>().is_err() {
-            let message = "must be an address range such as 10.1.0.0/16 or fd00:1::/32";
-            errors.push(field(format!("{at}/cidr"), "invalid_cidr", message));
-        }
-        if !(1..=PORTS_MAX).contains(&grant.ports.len()) || grant.ports.contains(&0) {
-            let message = "must name 1 to 64 ports from 1 to 65535";
-            errors.push(field(format!("{at}/ports"), "invalid_ports", message));
-        }
+    for (index, grant) in spec.egress_grants.iter().enumerate().filter(|(_, grant)| !known.contains(grant)) {
+        errors.extend(grants::check(&format!("/egress_grants/{index}"), grant, own));
     }
     errors
 }

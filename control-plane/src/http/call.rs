@@ -3,17 +3,19 @@
 //! A token is `ptk_<id>_<secret>`. The store has the SHA-256 of the secret only, and the comparison takes the same time
 //! wherever the first difference is. A token of a tenant sees that tenant; everything else does not exist for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
-use axum::extract::{FromRequestParts, MatchedPath};
+use axum::extract::{FromRequestParts, MatchedPath, Path};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use portico_cert_store::TenantId;
 
 use super::fault::{Answered, Fault};
 use super::request_id::RequestId;
+use super::{domains, tenants};
 use crate::app::App;
 use crate::store::token;
 
@@ -122,15 +124,35 @@ impl FromRequestParts<App> for OperatorCall {
         if call.caller.tenant.is_none() {
             return Ok(Self(call));
         }
-        // What is about one object answers as if the object were not there.
-        let one_object =
-            parts.extensions.get::<MatchedPath>().is_some_and(|path| path.as_str().contains('{'));
-        Err(if one_object {
-            Fault::not_found("object")
-        } else {
-            Fault::new(StatusCode::FORBIDDEN, "operator_only", "this call needs an operator's token")
-        })
+        // What is about one object of another's answers as if the object were not there.
+        let is_own = is_about_own(parts, app, &call).await?;
+        Err(if is_own { operators_only() } else { Fault::not_found("object") })
     }
+}
+
+/// Whether what a path is about is the calling tenant's own, or no single object at all.
+async fn is_about_own(parts: &mut Parts, app: &App, call: &Call) -> Answered<bool> {
+    let Some(path) = parts.extensions.get::<MatchedPath>().cloned() else { return Ok(true) };
+    let Ok(Path(values)) = Path::<HashMap<String, String>>::from_request_parts(parts, app).await else {
+        return Ok(false);
+    };
+    let value = |name: &str| values.get(name).map(String::as_str).unwrap_or_default();
+    if path.as_str().starts_with("/v1/tenants/{id}") {
+        return Ok(tenants::visible(call, value("id")).is_ok());
+    }
+    if path.as_str().starts_with("/v1/domains/{domain}") {
+        let mut read = app.parts.store.read().await?;
+        return match domains::find(&mut read, call, value("domain")).await {
+            Ok(_) => Ok(true),
+            Err(fault) if fault.status.is_server_error() => Err(fault),
+            Err(_) => Ok(false),
+        };
+    }
+    Ok(!path.as_str().contains('{'))
+}
+
+fn operators_only() -> Fault {
+    Fault::new(StatusCode::FORBIDDEN, "operator_only", "this call needs an operator's token")
 }
 
 async fn authenticate(headers: &HeaderMap, app: &App) -> Answered<Caller> {

@@ -17,10 +17,13 @@ use portico_cert_store::{DomainId, NamePattern};
 use super::call::Call;
 use super::fault::{Answered, Fault};
 use crate::store::domain::{self, DomainRow};
-use crate::store::{Connection, StoreError};
+use crate::store::{Connection, tenant};
+
+/// Claims of a name that are told when a name alone does not say which is meant.
+const CLAIMS_SHOWN_MAX: usize = 10;
 
 /// The domain of a path, by id or hostname, when the caller may see it.
-async fn find(connection: &mut Connection, call: &Call, text: &str) -> Answered<DomainRow> {
+pub(super) async fn find(connection: &mut Connection, call: &Call, text: &str) -> Answered<DomainRow> {
     let found = match text.parse::<DomainId>() {
         Ok(id) => domain::find(connection, id).await?,
         Err(_) => find_by_name(connection, call, text).await?,
@@ -28,20 +31,33 @@ async fn find(connection: &mut Connection, call: &Call, text: &str) -> Answered<
     found.filter(|row| call.caller.sees(row.tenant_id)).ok_or_else(missing)
 }
 
-/// A tenant means its own claim; an operator the served one, else the oldest claim.
-async fn find_by_name(
-    connection: &mut Connection,
-    call: &Call,
-    text: &str,
-) -> Result<Option<DomainRow>, StoreError> {
+/// A tenant means its own claim. An operator sees the claims of all: where there are several, one of them may be served, but
+/// whoever deletes or suspends by name need not mean that one.
+async fn find_by_name(connection: &mut Connection, call: &Call, text: &str) -> Answered<Option<DomainRow>> {
     let Ok(name) = NamePattern::parse(text) else { return Ok(None) };
     if let Some(tenant) = call.caller.tenant {
-        return domain::find_of_tenant(connection, tenant, &name).await;
+        return Ok(domain::find_of_tenant(connection, tenant, &name).await?);
     }
-    match domain::find_served(connection, &name).await? {
-        Some(served) => Ok(Some(served)),
-        None => Ok(domain::claims(connection, &name).await?.into_iter().next()),
+    let mut claims = domain::claims(connection, &name).await?;
+    if claims.len() > 1 {
+        return Err(ambiguous(connection, &name, &claims).await?);
     }
+    Ok(claims.pop())
+}
+
+async fn ambiguous(connection: &mut Connection, name: &NamePattern, claims: &[DomainRow]) -> Answered<Fault> {
+    let mut listed = Vec::new();
+    for row in claims.iter().take(CLAIMS_SHOWN_MAX) {
+        let tenant = tenant::find(connection, row.tenant_id).await?;
+        let tenant = tenant.map_or_else(|| row.tenant_id.to_string(), |tenant| tenant.spec.name);
+        listed.push(format!("{tenant}: {}{}", row.id, if row.served { " (served)" } else { "" }));
+    }
+    let detail = format!(
+        "{} tenants claim {name}, so a name does not say which domain is meant; use an id: {}",
+        claims.len(),
+        listed.join(", ")
+    );
+    Ok(Fault::conflict("ambiguous_hostname", detail))
 }
 
 fn missing() -> Fault {

@@ -73,8 +73,14 @@ impl Fault {
 
 /// The codes of single fields that also stand as the code of the whole problem.
 fn stable(code: &str) -> &'static str {
-    const CODES: &[&str] =
-        &["domain_name_invalid", "name_reserved", "unknown_field", "missing_field", "origin_denied"];
+    const CODES: &[&str] = &[
+        "domain_name_invalid",
+        "name_reserved",
+        "unknown_field",
+        "missing_field",
+        "origin_denied",
+        "origin_own",
+    ];
     CODES.iter().find(|&&known| known == code).copied().unwrap_or("invalid_fields")
 }
 

@@ -9,7 +9,7 @@ use portico_api::v1::{
     TenantSpec,
 };
 
-use super::call::{Call, OperatorCall};
+use super::call::Call;
 use super::domains::{done, refused};
 use super::fault::{Answered, Fault, field};
 use super::json_body::JsonBody;
@@ -19,14 +19,11 @@ use crate::app::claim::{Claimed, Quota, claim};
 use crate::app::{App, spec};
 use crate::store::tenant::{self, TenantRow};
 
-/// Adds up to 5,000 domains of any number of tenants, and the tenants that are not there yet: all or nothing.
+/// Adds up to 5,000 domains of any number of tenants, and the tenants that are not there yet: all or nothing. With a tenant's
+/// token its own domains only.
 #[utoipa::path(post, path = "/v1/imports", tag = "domains", request_body = Import,
     responses((status = 200, body = ImportAnswer), (status = 413), (status = 422)))]
-pub(super) async fn create(
-    State(app): State<App>,
-    OperatorCall(call): OperatorCall,
-    body: JsonBody<Import>,
-) -> Answered<Response> {
+pub(super) async fn create(State(app): State<App>, call: Call, body: JsonBody<Import>) -> Answered<Response> {
     let wanted = body.value.tenants;
     let count: usize = wanted.iter().map(|part| part.domains.len()).sum();
     if !(1..=IMPORT_ITEMS_MAX).contains(&count) {
@@ -62,7 +59,7 @@ async fn import_tenant(
     call: &Call,
     part: ImportTenant,
 ) -> Answered<ImportedTenant> {
-    let (row, created) = match take_tenant(write, part.tenant).await {
+    let (row, created) = match take_tenant(app, write, call, part.tenant).await {
         Ok(taken) => taken,
         Err(fault) if fault.status.is_server_error() => return Err(fault),
         Err(fault) => {
@@ -71,7 +68,7 @@ async fn import_tenant(
             return Ok(ImportedTenant { id: None, created: false, problem, results });
         }
     };
-    let mut quota = Quota::count(write, &row, true).await?;
+    let mut quota = Quota::count(write, &row, call.caller.tenant.is_none()).await?;
     let mut results = Vec::with_capacity(part.domains.len());
     for item in part.domains {
         results.push(one(app, write, call, &row, item, &mut quota).await?);
@@ -79,11 +76,21 @@ async fn import_tenant(
     Ok(ImportedTenant { id: Some(row.id), created, problem: None, results })
 }
 
-async fn take_tenant(write: &mut Write, wanted: TenantSpec) -> Answered<(TenantRow, bool)> {
-    if let Some(row) = tenant::find_by_name(&mut write.tx, &wanted.name).await? {
+async fn take_tenant(
+    app: &App,
+    write: &mut Write,
+    call: &Call,
+    wanted: TenantSpec,
+) -> Answered<(TenantRow, bool)> {
+    let found = tenant::find_by_name(&mut write.tx, &wanted.name).await?;
+    if let Some(row) = found.filter(|row| call.caller.sees(row.id)) {
         return Ok((row, false));
     }
-    let errors = spec::tenant(&wanted);
+    if call.caller.tenant.is_some() {
+        // Whether there is one of that name is not this caller's to know.
+        return Err(tenants::missing());
+    }
+    let errors = spec::tenant(&wanted, &app.own_addresses, &[]);
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }

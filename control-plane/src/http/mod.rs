@@ -17,6 +17,7 @@ mod list;
 pub(crate) mod pace;
 mod plan;
 mod query;
+mod refusals;
 mod removals;
 mod request_id;
 mod tenants;
@@ -95,7 +96,9 @@ pub fn router(app: App) -> Router {
 
 /// The OpenAPI document.
 pub fn openapi() -> OpenApi {
-    documented().split_for_parts().1
+    let mut document = documented().split_for_parts().1;
+    refusals::describe(&mut document);
+    document
 }
 
 #[derive(utoipa::OpenApi)]

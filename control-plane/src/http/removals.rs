@@ -69,7 +69,7 @@ pub(super) async fn sign_off(
     Ok(response)
 }
 
-fn shown(row: WaitingRemoval) -> HeldRemoval {
+pub(super) fn shown(row: WaitingRemoval) -> HeldRemoval {
     HeldRemoval {
         domain_id: row.domain,
         hostname: row.hostname,

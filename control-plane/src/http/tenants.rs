@@ -35,7 +35,7 @@ pub(super) async fn create(
     OperatorCall(call): OperatorCall,
     body: JsonBody<TenantSpec>,
 ) -> Answered<Response> {
-    let errors = spec::tenant(&body.value);
+    let errors = spec::tenant(&body.value, &app.own_addresses, &[]);
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
@@ -80,20 +80,27 @@ async fn known_cells(write: &mut Write, wanted: &TenantSpec) -> Answered<()> {
     }
 }
 
-/// Lists tenants; with `name`, the one of that name.
+/// Lists tenants; with `name`, the one of that name. A tenant's token sees its own.
 #[utoipa::path(get, path = "/v1/tenants", tag = "tenants",
     params(("cursor" = Option<String>, Query), ("limit" = Option<u32>, Query), ("name" = Option<String>, Query)),
     responses((status = 200, body = Page<Tenant>)))]
 pub(super) async fn list(
     State(app): State<App>,
-    _call: OperatorCall,
+    call: Call,
     Query(query): Query<ListQuery>,
 ) -> Answered<axum::Json<Page<Tenant>>> {
     let (limit, after) = (limit(query.limit)?, read_cursor(query.cursor.as_deref())?);
     let mut read = app.parts.store.read().await?;
-    let mut rows = match &query.name {
-        Some(name) => tenant::find_by_name(&mut read, name).await?.into_iter().collect(),
-        None => tenant::list(&mut read, &after, limit + 1).await?,
+    let mut rows: Vec<TenantRow> = match (call.caller.tenant, &query.name) {
+        (None, None) => tenant::list(&mut read, &after, limit + 1).await?,
+        (None, Some(name)) => tenant::find_by_name(&mut read, name).await?.into_iter().collect(),
+        (Some(own), name) => {
+            let own = tenant::find(&mut read, own).await?;
+            let is_asked_for = |row: &TenantRow| {
+                name.as_ref().is_none_or(|name| row.spec.name == *name) && row.id.to_string() > after
+            };
+            own.filter(is_asked_for).into_iter().collect()
+        }
     };
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
@@ -105,7 +112,7 @@ pub(super) async fn list(
     Ok(axum::Json(Page { items, next_cursor }))
 }
 
-/// Shows a tenant.
+/// Shows a tenant; `self` is the one whose token asks.
 #[utoipa::path(get, path = "/v1/tenants/{id}", tag = "tenants", params(("id" = String, Path)),
     responses((status = 200, body = Tenant), (status = 404)))]
 pub(super) async fn show(State(app): State<App>, call: Call, Path(id): Path<String>) -> Answered<Response> {
@@ -133,7 +140,7 @@ pub(super) async fn patch(
     call.check_revision(row.revision)?;
     let before = row.spec.clone();
     row.spec = patched(&before, &body.value)?;
-    let errors = spec::tenant(&row.spec);
+    let errors = spec::tenant(&row.spec, &app.own_addresses, &before.egress_grants);
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
@@ -256,8 +263,20 @@ fn merge(target: &mut serde_json::Value, patch: &serde_json::Value) {
     }
 }
 
+/// In the place of an id: the tenant whose token it is.
+const SELF: &str = "self";
+
 /// The tenant of a path, when the caller may see it.
 pub(super) fn visible(call: &Call, id: &str) -> Answered<TenantId> {
+    if id == SELF {
+        return call.caller.tenant.ok_or_else(|| {
+            Fault::new(
+                StatusCode::NOT_FOUND,
+                "no_tenant_of_its_own",
+                "an operator's token is no tenant's: give a tenant's id",
+            )
+        });
+    }
     id.parse().ok().filter(|&id| call.caller.sees(id)).ok_or_else(missing)
 }
 

@@ -55,6 +55,8 @@ pub struct DomainFilter {
     pub tenant: Option<TenantId>,
     /// Part of the name.
     pub part: Option<String>,
+    /// The whole name: its claims.
+    pub name: Option<NamePattern>,
     /// The id after which the list goes on.
     pub after: String,
     pub limit: u32,
@@ -269,6 +271,9 @@ pub async fn list(
     query.push_bind(&filter.after);
     if let Some(tenant) = filter.tenant {
         query.push(" AND tenant_id = ").push_bind(tenant.to_string());
+    }
+    if let Some(name) = &filter.name {
+        query.push(" AND name = ").push_bind(name.to_string());
     }
     if let Some(part) = &filter.part {
         let part = part.to_ascii_lowercase().replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");

@@ -3,7 +3,7 @@
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{DomainId, TenantId};
 use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{StoreError, WriteTx, change, from_id, meta};
 
@@ -120,17 +120,37 @@ pub async fn waiting_removals(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(WaitingRemoval {
-                domain: from_id(row.try_get("id")?, "held_removals")?,
-                hostname: row.try_get("name")?,
-                tenant: from_id(row.try_get("tenant_id")?, "domains")?,
-                tenant_name: row.try_get("tenant_name")?,
-                held_at_ms: row.try_get("held_at")?,
-            })
-        })
-        .collect()
+    rows.iter().map(read_waiting).collect()
+}
+
+/// The removal of that domain, when it waits for an operator's word.
+///
+/// # Errors
+/// The database's.
+pub async fn waiting_removal(
+    connection: &mut SqliteConnection,
+    domain: DomainId,
+) -> Result<Option<WaitingRemoval>, StoreError> {
+    let row = sqlx::query(
+        "SELECT h.id, h.held_at, d.name, d.tenant_id, t.name AS tenant_name FROM held_removals h \
+         JOIN domains d ON d.id = h.id JOIN tenants t ON t.id = d.tenant_id \
+         WHERE h.kind = ? AND h.signed_off_at IS NULL AND h.id = ?",
+    )
+    .bind(ResourceKind::Domain as i32)
+    .bind(domain.to_string())
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(read_waiting).transpose()
+}
+
+fn read_waiting(row: &SqliteRow) -> Result<WaitingRemoval, StoreError> {
+    Ok(WaitingRemoval {
+        domain: from_id(row.try_get("id")?, "held_removals")?,
+        hostname: row.try_get("name")?,
+        tenant: from_id(row.try_get("tenant_id")?, "domains")?,
+        tenant_name: row.try_get("tenant_name")?,
+        held_at_ms: row.try_get("held_at")?,
+    })
 }
 
 /// How many [`waiting_removals`] there are.

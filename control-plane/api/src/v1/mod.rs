@@ -6,16 +6,16 @@
 //!
 //! | call | body -> answer | who |
 //! |---|---|---|
-//! | `POST /v1/tenants`, `GET /v1/tenants?cursor=&limit=&name=` | `TenantSpec` -> 201 `Tenant` (200 when it exists equal) / `Page<Tenant>` | operator |
-//! | `GET, PATCH /v1/tenants/{id}` | merge patch of `TenantSpec` -> `Tenant` | operator; GET also the tenant |
+//! | `POST /v1/tenants`, `GET /v1/tenants?cursor=&limit=&name=` | `TenantSpec` -> 201 `Tenant` (200 when it exists equal) / `Page<Tenant>` | operator; GET also the tenant (own) |
+//! | `GET, PATCH /v1/tenants/{id}` | merge patch of `TenantSpec` -> `Tenant`; `self`: the token's own | operator; GET also the tenant |
 //! | `POST /v1/tenants/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
 //! | `POST /v1/tokens`, `GET /v1/tokens`, `DELETE /v1/tokens/{id}` | `TokenRequest` -> 201 `NewToken` / `Page<Token>` / 204 | operator |
 //! | `POST /v1/tenants/{id}/domains` | `DomainSpec` -> 201 `Domain`; the same again -> 200 | tenant, operator |
 //! | `POST /v1/tenants/{id}/domains/batch` | `DomainBatch` -> 200 `DomainBatchAnswer` | tenant, operator |
-//! | `POST /v1/imports` | `Import` -> 200 `ImportAnswer`: tenants and domains, all or nothing | operator |
-//! | `GET /v1/domains?tenant=&status=&q=&cursor=&limit=`, `GET /v1/domains?ids=` | `Page<Domain>` | tenant (own), operator |
+//! | `POST /v1/imports` | `Import` -> 200 `ImportAnswer`: tenants and domains, all or nothing | operator; tenant (own domains) |
+//! | `GET /v1/domains?tenant=&status=&q=&hostname=&cursor=&limit=`, `GET /v1/domains?ids=` | `Page<Domain>` | tenant (own), operator |
 //! | `GET /v1/domains/{id or hostname}?wait=active&timeout=60s` | `Domain` | tenant (own), operator |
-//! | `PATCH, DELETE /v1/domains/{id}` | merge patch of `DomainSpec` -> `Domain` / 204, also when gone | tenant (own), operator |
+//! | `PATCH, DELETE /v1/domains/{id}` | merge patch of `DomainSpec` -> `Domain` / 204, also when gone; 202 `HeldRemoval` while the edges serve it still | tenant (own), operator |
 //! | `POST /v1/domains/{id}/check` | - -> `Domain` after looking at DNS and proofs now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/retry` | - -> `Domain`; a failed certificate is tried again now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
@@ -32,7 +32,8 @@
 //! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |
 //!
 //! `Authorization: Bearer <token>`; `Idempotency-Key` (kept 24 h; another body under the same key is 409) on every
-//! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never 403.
+//! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never
+//! 403; an operator's call on a tenant's own object is 403 with that tenant's token.
 
 mod certificate;
 pub mod client;

@@ -4,7 +4,7 @@ use portico_api::v1::client::{CertificateQuery, Client};
 use portico_api::v1::{Certificate, Domain};
 use portico_cert_store::CredentialId;
 
-use crate::commands::domain::find;
+use crate::commands::named_domain::find;
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
@@ -20,6 +20,9 @@ pub(crate) enum CertCommand {
         /// Its credential id (crd_...), or a hostname; of a hostname -o json prints an array, one for each cell
         #[arg(value_name = "ID|HOSTNAME")]
         which: String,
+        /// Whose, when several tenants claim the hostname: the tenant's name or id
+        #[arg(long, value_name = "TENANT")]
+        tenant: Option<String>,
     },
 }
 
@@ -28,6 +31,9 @@ pub(crate) struct ListArgs {
     /// Of this domain only: hostname or id
     #[arg(long)]
     domain: Option<String>,
+    /// Whose domain, when several tenants claim the name: the tenant's name or id
+    #[arg(long, value_name = "TENANT", requires = "domain")]
+    tenant: Option<String>,
     /// That expire before this time, RFC 3339
     #[arg(long, value_name = "TIME")]
     expires_before: Option<String>,
@@ -38,7 +44,7 @@ pub(crate) struct ListArgs {
 pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
     match command {
         CertCommand::List(args) => list(settings, args).await,
-        CertCommand::Show { which } => show(settings, &which).await,
+        CertCommand::Show { which, tenant } => show(settings, &which, tenant.as_deref()).await,
     }
 }
 
@@ -46,7 +52,7 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     let client = settings.client()?;
     let domain = match &args.domain {
         // A name that is no domain would be an empty list.
-        Some(domain) => Some(find(&client, domain).await?.id.to_string()),
+        Some(domain) => Some(find(&client, domain, args.tenant.as_deref()).await?.id.to_string()),
         None => None,
     };
     let mut query =
@@ -77,7 +83,7 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     Ok(())
 }
 
-async fn show(settings: &Settings, which: &str) -> Outcome {
+async fn show(settings: &Settings, which: &str, tenant: Option<&str>) -> Outcome {
     let client = settings.client()?;
     if let Ok(id) = which.parse::<CredentialId>() {
         let certificate = one(&client, id).await?;
@@ -87,7 +93,11 @@ async fn show(settings: &Settings, which: &str) -> Outcome {
         print(&certificate);
         return Ok(());
     }
-    let domain = serving(&client, which).await?;
+    if which.starts_with("crd_") {
+        let text = format!("{which} is no id of a certificate; it is crd_ with 26 letters and digits");
+        return Err(Failure::not_found(text).next("cert list"));
+    }
+    let domain = serving(&client, which, tenant).await?;
     let mut certificates = Vec::with_capacity(domain.certificates.len());
     for summary in &domain.certificates {
         certificates.push(one(&client, summary.credential_id).await?);
@@ -113,18 +123,17 @@ async fn one(client: &Client, id: CredentialId) -> Outcome<Certificate> {
 }
 
 /// The domain of a name, or the wildcard that covers it.
-async fn serving(client: &Client, name: &str) -> Outcome<Domain> {
-    let missing = match find(client, name).await {
+async fn serving(client: &Client, name: &str, tenant: Option<&str>) -> Outcome<Domain> {
+    let missing = match find(client, name, tenant).await {
         Err(failure) if failure.code == 3 => failure,
         found => return found,
     };
     let Some((_, base)) = name.split_once('.').filter(|(label, _)| *label != "*") else {
         return Err(missing);
     };
-    match client.domain(&format!("*.{base}")).await {
-        Ok(domain) => Ok(domain),
-        Err(error) if error.status() == Some(404) => Err(missing),
-        Err(error) => Err(error.into()),
+    match find(client, &format!("*.{base}"), tenant).await {
+        Err(failure) if failure.code == 3 => Err(missing),
+        found => found,
     }
 }
 

@@ -15,6 +15,7 @@ use portico_prober::{Alpn, Check, CheckOptions, Method, Prober, Report, Roots};
 use serde::Serialize;
 
 use crate::commands::cert::names_text;
+use crate::commands::named_domain::claims;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Colour, Format, Table, line};
 use crate::progress;
@@ -37,7 +38,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "ADDR")]
     connect: Vec<String>,
     /// Path of the request
-    #[arg(long, default_value = "/")]
+    #[arg(long, default_value = "/", value_parser = path)]
     path: String,
     /// Ask for the head only
     #[arg(long)]
@@ -46,10 +47,10 @@ pub(crate) struct CheckArgs {
     #[arg(long)]
     http1: bool,
     /// Checks under way at once
-    #[arg(long, default_value_t = 200)]
-    concurrency: usize,
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    concurrency: u16,
     /// How long one check may take
-    #[arg(long, default_value = "10s", value_parser = crate::duration::parse)]
+    #[arg(long, default_value = "10s", value_parser = crate::duration::parse_some)]
     timeout: Duration,
     /// Show every row, also when there are many
     #[arg(long)]
@@ -206,14 +207,18 @@ fn prober(settings: &Settings, args: &CheckArgs) -> Outcome<Prober> {
     };
     let options = CheckOptions {
         method: if args.head { Method::Head } else { Method::Get },
-        path: if args.path.starts_with('/') { args.path.clone() } else { format!("/{}", args.path) },
+        path: args.path.clone(),
         alpn: if args.http1 { Alpn::Http1 } else { Alpn::H2AndHttp1 },
         step_deadline: args.timeout.min(CheckOptions::default().step_deadline),
         deadline: args.timeout,
-        concurrency: args.concurrency,
+        concurrency: args.concurrency.into(),
         ..CheckOptions::default()
     };
     Prober::new(&roots, options).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("it begins with a slash: /{text}")) }
 }
 
 fn system_roots() -> Outcome<Roots> {
@@ -270,19 +275,20 @@ async fn resolve(text: &str) -> Outcome<Vec<SocketAddr>> {
 async fn expected(client: &Client, names: &[DomainName]) -> Outcome<HashMap<DomainName, HashSet<String>>> {
     const CONCURRENCY: usize = 16;
     let mut answers = futures_util::stream::iter(names)
-        .map(|name| async move { (name, client.domain(name.as_str()).await) })
+        .map(|name| async move { (name, claims(client, name.as_str(), None).await) })
         .buffer_unordered(CONCURRENCY);
     let mut expected = HashMap::new();
-    while let Some((name, answer)) = answers.next().await {
-        match answer {
-            Ok(domain) => {
-                let fingerprints =
-                    domain.certificates.into_iter().map(|certificate| certificate.fingerprint_sha256);
-                expected.insert(name.clone(), fingerprints.collect());
-            }
-            Err(error) if error.status() == Some(404) => {}
-            Err(error) => return Err(error.into()),
+    while let Some((name, claims)) = answers.next().await {
+        let claims = claims?;
+        if claims.is_empty() {
+            continue;
         }
+        // Of several claims at most one is served, and one that was displaced may still have its certificates.
+        let served = claims.iter().any(|claim| claim.proof.is_some());
+        let meant = claims.into_iter().filter(|claim| !served || claim.proof.is_some());
+        let certificates = meant.flat_map(|claim| claim.certificates);
+        let fingerprints = certificates.map(|certificate| certificate.fingerprint_sha256);
+        expected.insert(name.clone(), fingerprints.collect());
     }
     Ok(expected)
 }

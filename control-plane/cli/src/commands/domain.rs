@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::commands::cert::names_text;
 use crate::commands::import::{self, ImportArgs};
+use crate::commands::named_domain::{DomainArgs, find, whose};
 use crate::commands::policy::{self, MaintenanceArgs, PolicyArgs, SetArgs};
 use crate::commands::route::{self, ActionArgs, RouteArgs, action_text};
 use crate::commands::rule::{AnswerArgs, RuleArgs, changes_text, rule_text};
@@ -40,48 +41,33 @@ pub(crate) enum DomainCommand {
     /// List domains
     List(ListArgs),
     /// Show one domain: status, what is missing, records, certificates
-    Show {
-        /// Hostname or id
-        domain: String,
-    },
+    Show(DomainArgs),
     /// Add the domains of a CSV file (tenant,hostname,action,target[,sharing])
     Import(ImportArgs),
     /// Take a domain out of service for a while; its certificate stays alive
     Suspend {
-        /// Hostname or id
-        domain: String,
+        #[command(flatten)]
+        which: DomainArgs,
         #[command(flatten)]
         suspension: SuspendArgs,
     },
     /// End a suspension
-    Resume {
-        /// Hostname or id
-        domain: String,
-    },
+    Resume(DomainArgs),
     /// Remove a domain
-    Rm {
-        /// Hostname or id
-        domain: String,
-    },
+    Rm(DomainArgs),
     /// Have a failed certificate tried again now, not after its back-off
-    Retry {
-        /// Hostname or id
-        domain: String,
-    },
+    Retry(DomainArgs),
     /// Have its DNS and proofs looked at now
-    Check {
-        /// Hostname or id
-        domain: String,
-    },
+    Check(DomainArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AddArgs {
     /// shop.example or *.shop.example
     hostname: String,
-    /// The tenant's name or id
+    /// The tenant's name or id [with a tenant's token: that tenant]
     #[arg(long)]
-    tenant: String,
+    tenant: Option<String>,
     #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
@@ -183,66 +169,72 @@ pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome 
         DomainCommand::Set(args) => policy::set(settings, &client, args).await,
         DomainCommand::Maintenance(args) => policy::maintenance(settings, &client, args).await,
         DomainCommand::List(args) => list(settings, &client, args).await,
-        DomainCommand::Show { domain } => show(settings, &find(&client, &domain).await?),
+        DomainCommand::Show(which) => show(settings, &which.find(&client).await?),
         DomainCommand::Import(args) => import::run(settings, &client, args).await,
-        DomainCommand::Suspend { domain, suspension } => {
-            let id = find(&client, &domain).await?.id;
-            print_answer(settings, &domain, &client.suspend_domain(id, &suspension.into()).await?)
+        DomainCommand::Suspend { which, suspension } => {
+            let domain = which.find(&client).await?;
+            let answer = client.suspend_domain(domain.id, &suspension.into()).await?;
+            print_answer(settings, &whose(&domain), &answer)
         }
-        DomainCommand::Resume { domain } => {
-            let id = find(&client, &domain).await?.id;
-            print_answer(settings, &domain, &client.resume_domain(id).await?)
+        DomainCommand::Resume(which) => {
+            let domain = which.find(&client).await?;
+            print_answer(settings, &whose(&domain), &client.resume_domain(domain.id).await?)
         }
-        DomainCommand::Rm { domain } => {
-            remove(&client, &domain).await?;
-            output::done(settings.format, format!("{domain} is removed"), &json!({ "removed": domain }))
-        }
-        DomainCommand::Retry { domain } => {
-            let id = find(&client, &domain).await?.id;
-            let tried = client.retry_domain(id).await;
+        DomainCommand::Rm(which) => remove(settings, &client, &which).await,
+        DomainCommand::Retry(which) => {
+            let domain = which.find(&client).await?;
+            let tried = client.retry_domain(domain.id).await;
             show(
                 settings,
-                &tried.map_err(|error| {
-                    Failure::from(error).next(format!("domain show {}", shell_word(&domain)))
-                })?,
+                &tried.map_err(|error| Failure::from(error).next(format!("domain show {}", domain.id)))?,
             )
         }
-        DomainCommand::Check { domain } => {
-            let id = find(&client, &domain).await?.id;
+        DomainCommand::Check(which) => {
+            let id = which.find(&client).await?.id;
             show(settings, &client.check_domain(id).await?)
         }
     }
 }
 
-async fn remove(client: &Client, domain: &str) -> Outcome {
-    on_newest(async || {
-        let found = find(client, domain).await?;
-        let removed = client.delete_domain(found.id, Some(found.revision)).await;
-        removed.map_err(|error| Failure::from(error).about(format!("domain {domain}")))
+async fn remove(settings: &Settings, client: &Client, which: &DomainArgs) -> Outcome {
+    let (removed, is_default, held) = on_newest(async || {
+        let found = which.find(client).await?;
+        let is_default = is_default(client, &found).await;
+        let held = client.delete_domain(found.id, Some(found.revision)).await;
+        let held = held.map_err(|error| Failure::from(error).about(whose(&found)))?;
+        Ok((found, is_default, held.is_some()))
     })
-    .await
+    .await?;
+    let document = json!({
+        "removed": removed.spec.hostname, "id": removed.id, "tenant_name": removed.tenant_name,
+        "still_served": held, "was_default_certificate": is_default,
+    });
+    let whose = whose(&removed);
+    let mut text = if held {
+        format!(
+            "{whose} is removed here; still served by the edges until an operator signs off: {} removal list",
+            crate::invocation()
+        )
+    } else {
+        format!("{whose} is removed")
+    };
+    if is_default {
+        text += "\nits certificate was the default one: names that nobody brought are refused from now on";
+    }
+    output::done(settings.format, text, &document)
 }
 
-/// The domain of that hostname or id.
-pub(crate) async fn find(client: &Client, domain: &str) -> Outcome<Domain> {
-    client.domain(domain).await.map_err(|error| {
-        let failure = Failure::from(error);
-        if failure.code == 3 {
-            return Failure::not_found(format!("no domain {domain}")).next("domain list");
-        }
-        failure.about(format!("domain {domain}"))
-    })
+/// Whether the domain's certificate answers for names that nobody brought. Only an operator is told, and only it needs to know.
+async fn is_default(client: &Client, domain: &Domain) -> bool {
+    client.default_certificate().await.is_ok_and(|default| default.domain_id == domain.id)
 }
 
 async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
     let hostname = NamePattern::parse(&args.hostname).map_err(|error| Failure::usage(error.to_string()))?;
-    let tenant = tenant::find(client, &args.tenant).await.map_err(|failure| {
-        if failure.code == 3 {
-            failure.next(format!("tenant add {}", shell_word(&args.tenant)))
-        } else {
-            failure
-        }
-    })?;
+    let tenant = match &args.tenant {
+        Some(tenant) => tenant::find(client, tenant).await?,
+        None => tenant::own(client).await?,
+    };
     let action = args.answer.of(args.action.action());
     let mut spec = spec(&hostname, action, args.cells, args.alone);
     spec.routes = vec![args.rule.route(spec.routes.remove(0).action)];
@@ -252,9 +244,19 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
         None => client.create_domain(tenant.id, &spec).await.map_err(Failure::from),
         Some(twin) => create_both(client, tenant.id, &spec, twin).await,
     };
-    let domain = created.map_err(|failure| with_grant(failure.about(&hostname), &tenant.spec.name))?;
+    let domain = created.map_err(|failure| {
+        let failure = failure.about(&hostname);
+        if failure.problem_code() == Some("domain_exists") {
+            let (name, tenant) = (shell_word(&hostname.to_string()), shell_word(&tenant.spec.name));
+            let next = format!(
+                "domain route {name} --tenant {tenant} --proxy URL   (or look first: domain show {name})"
+            );
+            return failure.next(next);
+        }
+        with_grant(failure, &tenant.spec.name)
+    })?;
     let twin = match twin {
-        Some(twin) => Some(find(client, &twin.hostname).await?),
+        Some(twin) => Some(find(client, &twin.hostname, Some(&tenant.id.to_string())).await?),
         None => None,
     };
     if args.publish.is_wanted() {
@@ -299,7 +301,7 @@ async fn create_both(
         Some((problem, hostname)) => {
             Err(Failure::from(ClientError::Problem(Box::new(problem))).about(hostname))
         }
-        None => find(client, &spec.hostname).await,
+        None => find(client, &spec.hostname, Some(&tenant.to_string())).await,
     }
 }
 
@@ -334,11 +336,12 @@ async fn list(settings: &Settings, client: &Client, args: ListArgs) -> Outcome {
     if settings.format == Format::Json {
         return output::json(&domains.items);
     }
-    let mut table = Table::new(&["HOSTNAME", "STATUS", "CERTIFICATE", "EXPIRES", "NEXT"]);
+    let mut table = Table::new(&["HOSTNAME", "TENANT", "STATUS", "CERTIFICATE", "EXPIRES", "NEXT"]);
     for domain in &domains.items {
         let certificate = domain.certificates.first();
         table.row([
             domain.hostname_unicode.clone(),
+            domain.tenant_name.clone(),
             output::status(domain.status),
             output::or_dash(certificate.map(|certificate| names_text(&certificate.names))),
             output::or_dash(certificate.map(|certificate| output::date(&certificate.not_after))),
@@ -402,6 +405,10 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
             output::fact("", &format!("looked at again at {}", output::time(at)));
         }
         print_records(&next.records);
+        if domain.proof.is_none() && next.actor == Actor::Tenant {
+            let again = format!("{} domain check {}", crate::invocation(), domain.id);
+            output::fact("then", &format!("{again}   (looks at once, not at the next turn)"));
+        }
     } else if domain.proof.is_none() {
         print_records(&domain.dns.records);
     }

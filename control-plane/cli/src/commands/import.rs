@@ -81,6 +81,9 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
     report.refused.extend(sent.refused);
     report.refused.sort_by_key(|error| error.line);
     report.tenants_created = sent.tenants_created;
+    if args.tenant.is_given() && !sent.tenants_existing.is_empty() {
+        output::remark(existing_text(sent.tenants_existing));
+    }
     if args.atomic && !report.refused.is_empty() {
         return finish(settings, &args, &report);
     }
@@ -104,6 +107,20 @@ pub(crate) async fn run(settings: &Settings, client: &Client, args: ImportArgs) 
         report.wait = Some(wait::until_settled(client, &ids, start, args.timeout).await?);
     }
     finish(settings, &args, &report)
+}
+
+/// What became of the flags for new tenants, for tenants that were there.
+fn existing_text(mut names: Vec<String>) -> String {
+    const SHOWN_MAX: usize = 5;
+    names.sort();
+    let count = names.len();
+    names.truncate(SHOWN_MAX);
+    let more = if count > SHOWN_MAX { format!(" and {} more", count - SHOWN_MAX) } else { String::new() };
+    format!(
+        "--sharing, --cell, --egress-grant and --domains-max are for new tenants; as they were stay {}{more} (`tenant set` \
+         changes them)",
+        names.join(", ")
+    )
 }
 
 /// The imported domains as the control plane shows them.

@@ -6,7 +6,8 @@ use portico_api::v1::DomainSpec;
 use portico_api::v1::client::Client;
 use serde_json::{Map, Value, json};
 
-use crate::commands::domain::{WaitArgs, find};
+use crate::commands::domain::WaitArgs;
+use crate::commands::named_domain::{DomainArgs, whose};
 use crate::failure::{Failure, Outcome};
 use crate::revision::on_newest;
 use crate::settings::Settings;
@@ -30,8 +31,8 @@ pub(crate) struct PolicyArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetArgs {
-    /// Hostname or id
-    domain: String,
+    #[command(flatten)]
+    which: DomainArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
@@ -40,8 +41,8 @@ pub(crate) struct SetArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct MaintenanceArgs {
-    /// Hostname or id
-    domain: String,
+    #[command(flatten)]
+    which: DomainArgs,
     /// Serve again
     #[arg(long, conflicts_with_all = ["text", "retry_after"])]
     end: bool,
@@ -81,7 +82,7 @@ pub(crate) async fn set(settings: &Settings, client: &Client, args: SetArgs) -> 
     if patch.is_empty() {
         return Err(Failure::usage("nothing to change; name an option, such as --hsts-max-age 365d"));
     }
-    patched(settings, client, &args.domain, &Value::Object(patch), args.wait).await
+    patched(settings, client, &args.which, &Value::Object(patch), args.wait).await
 }
 
 pub(crate) async fn maintenance(settings: &Settings, client: &Client, args: MaintenanceArgs) -> Outcome {
@@ -89,20 +90,20 @@ pub(crate) async fn maintenance(settings: &Settings, client: &Client, args: Main
         true => Value::Null,
         false => json!({ "text": args.text, "retry_after_seconds": args.retry_after.as_secs() }),
     };
-    patched(settings, client, &args.domain, &json!({ "maintenance": wish }), args.wait).await
+    patched(settings, client, &args.which, &json!({ "maintenance": wish }), args.wait).await
 }
 
 async fn patched(
     settings: &Settings,
     client: &Client,
-    domain: &str,
+    which: &DomainArgs,
     patch: &Value,
     wait: WaitArgs,
 ) -> Outcome {
     let changed = on_newest(async || {
-        let found = find(client, domain).await?;
+        let found = which.find(client).await?;
         let patched = client.patch_domain(found.id, patch, Some(found.revision)).await;
-        patched.map_err(|error| Failure::from(error).about(format!("domain {domain}")))
+        patched.map_err(|error| Failure::from(error).about(whose(&found)))
     });
     wait.show(settings, client, changed.await?).await
 }

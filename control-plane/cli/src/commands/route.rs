@@ -4,17 +4,18 @@ use portico_api::v1::client::Client;
 use portico_api::v1::{Action, Proxy, Route, WeightedOrigin};
 use serde_json::json;
 
-use crate::commands::domain::{WaitArgs, find, with_grant};
+use crate::commands::domain::{WaitArgs, with_grant};
+use crate::commands::named_domain::{DomainArgs, whose};
 use crate::commands::rule::{AnswerArgs, RuleArgs, narrowness, rule_text, same_rule};
 use crate::failure::{Failure, Outcome};
+use crate::output;
 use crate::revision::on_newest;
 use crate::settings::Settings;
-use crate::shell::shell_word;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RouteArgs {
-    /// Hostname or id
-    domain: String,
+    #[command(flatten)]
+    which: DomainArgs,
     #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
@@ -33,10 +34,10 @@ pub(crate) struct RouteArgs {
 #[group(required = true, multiple = false)]
 pub(crate) struct ActionArgs {
     /// Pass requests to this origin: http://host[:port] or https://host[:port]; several times: to one of these
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = url)]
     proxy: Vec<String>,
     /// Redirect (308) to this URL
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = url)]
     redirect: Option<String>,
     /// Answer with this text
     #[arg(long = "static", value_name = "TEXT")]
@@ -62,22 +63,33 @@ impl ActionArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { domain, action, answer, remove, rule, wait } = args;
+    let RouteArgs { which, action, answer, remove, rule, wait } = args;
     if remove {
         rule.only_chooses()?;
     }
     let route = rule.route(answer.of(action.action()));
     let changed = on_newest(async || {
-        let found = find(client, &domain).await?;
-        let tenant = found.tenant_name.clone();
+        let found = which.find(client).await?;
+        let (tenant, whose) = (found.tenant_name.clone(), whose(&found));
         let routes = changed(found.spec.routes, route.clone(), remove).map_err(|text| {
-            Failure::not_found(format!("domain {domain}: {text}"))
-                .next(format!("domain show {}", shell_word(&domain)))
+            Failure::not_found(format!("{whose}: {text}")).next(format!("domain show {}", found.id))
         })?;
         let patched = client.patch_domain(found.id, &json!({ "routes": routes }), Some(found.revision)).await;
-        patched.map_err(|error| with_grant(Failure::from(error).about(format!("domain {domain}")), &tenant))
+        patched.map_err(|error| with_grant(Failure::from(error).about(whose), &tenant))
     });
-    wait.show(settings, client, changed.await?).await
+    let changed = changed.await?;
+    if remove && changed.spec.routes.is_empty() {
+        output::remark(format!("{} has no route left: visitors get 404", whose(&changed)));
+    }
+    wait.show(settings, client, changed).await
+}
+
+/// A URL, as far as that it has a scheme; the rest is the API's to judge.
+fn url(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Ok(text.to_owned());
+    }
+    Err(format!("it does not say how to talk there; write http://{text} or https://{text}"))
 }
 
 /// The routes with this one in the place of that for the same requests, or without that. The first that matches is taken, so

@@ -13,7 +13,7 @@ use portico_api::v1::client::Client;
 use portico_cert_store::{DomainName, NamePattern};
 use serde::Serialize;
 
-use crate::commands::domain::find;
+use crate::commands::named_domain::find;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, line};
 use crate::settings::Settings;
@@ -22,6 +22,9 @@ use crate::settings::Settings;
 pub(crate) struct ShadowArgs {
     /// Hostname of the domain
     name: String,
+    /// Whose domain, when several tenants claim the name: the tenant's name or id
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
     /// The present server's software
     #[arg(long, value_enum, value_name = "SERVER")]
     print: Server,
@@ -72,7 +75,7 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
         .next(format!("domain show '{pattern}'   (its CNAME record delegates the DNS challenge)")));
     };
     // Lines for a name that is no domain would lead nowhere: no edge answers its challenge.
-    let domain = domain(&settings.client()?, name).await?;
+    let domain = domain(&settings.client()?, name, args.tenant.as_deref()).await?;
     let (http, https) = edge(settings, &args, &domain).await?;
     let roots = settings.roots_file().unwrap_or_else(|| Path::new("/etc/ssl/certs/ca-certificates.crt"));
     // The server that reads the lines works in another folder.
@@ -109,8 +112,8 @@ async fn edge(settings: &Settings, args: &ShadowArgs, domain: &Domain) -> Outcom
     Ok((args.edge_http.unwrap_or(http), args.edge_https.unwrap_or(https)))
 }
 
-async fn domain(client: &Client, name: &DomainName) -> Outcome<Domain> {
-    find(client, name.as_str()).await.map_err(|failure| match failure.code {
+async fn domain(client: &Client, name: &DomainName, tenant: Option<&str>) -> Outcome<Domain> {
+    find(client, name.as_str(), tenant).await.map_err(|failure| match failure.code {
         3 => failure.next(format!("domain add {name} --tenant TENANT --proxy URL")),
         _ => failure,
     })

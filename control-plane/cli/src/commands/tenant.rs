@@ -11,6 +11,9 @@ use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::revision::on_newest;
 use crate::settings::Settings;
+use crate::shell::shell_word;
+
+const DOMAINS_MAX: u32 = 10_000;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TenantCommand {
@@ -61,11 +64,18 @@ pub(crate) struct TenantArgs {
     #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
     egress_grants: Vec<EgressGrant>,
     /// The most domains that it may have
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = DOMAINS_MAX)]
     domains_max: u32,
 }
 
 impl TenantArgs {
+    /// Whether it says anything that is not the default.
+    pub(crate) fn is_given(&self) -> bool {
+        let is_default =
+            matches!(self.sharing, SharingArg::RegisteredDomain) && self.domains_max == DOMAINS_MAX;
+        !(is_default && self.cells.is_empty() && self.egress_grants.is_empty())
+    }
+
     pub(crate) fn spec(&self, name: String, sharing: Option<Sharing>) -> TenantSpec {
         TenantSpec {
             name,
@@ -161,8 +171,15 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
     match command {
         TenantCommand::Add(args) => {
             let tenant = client.create_tenant(&args.spec.spec(args.name.clone(), None)).await;
-            let tenant =
-                tenant.map_err(|error| Failure::from(error).about(format!("tenant {}", args.name)))?;
+            let tenant = tenant.map_err(|error| {
+                let failure = Failure::from(error).about(format!("tenant {}", args.name));
+                if failure.problem_code() == Some("tenant_exists") {
+                    let name = shell_word(&args.name);
+                    return failure
+                        .next(format!("tenant set {name} ...   (or look first: tenant show {name})"));
+                }
+                failure
+            })?;
             show(settings, &tenant)
         }
         TenantCommand::Set(args) => set(settings, &client, &args).await,
@@ -188,22 +205,54 @@ async fn set(settings: &Settings, client: &Client, args: &SetArgs) -> Outcome {
     show(settings, &changed.await?)
 }
 
-/// The tenant of that name or id.
+/// The tenant of that name or id; with a tenant's token only its own can be found.
 pub(crate) async fn find(client: &Client, tenant: &str) -> Outcome<Tenant> {
-    if let Ok(id) = tenant.parse::<TenantId>() {
-        return client
-            .tenant(id)
-            .await
-            .map_err(|error| Failure::from(error).about(format!("tenant {tenant}")));
-    }
-    find_by_name(client, tenant)
-        .await?
-        .ok_or_else(|| Failure::not_found(format!("no tenant is called {tenant:?}")).next("tenant list"))
+    find_or_free(client, tenant).await?.ok_or_else(|| {
+        Failure::not_found(format!("no tenant is called {tenant:?}"))
+            .next(format!("tenant add {}   (or: tenant list)", shell_word(tenant)))
+    })
 }
 
-pub(crate) async fn find_by_name(client: &Client, name: &str) -> Outcome<Option<Tenant>> {
-    let page = client.tenants(Some(name), None, Some(1)).await?;
-    Ok(page.items.into_iter().find(|tenant| tenant.spec.name == name))
+/// The tenant of that name or id; `None`: none has the name, and one may be made.
+///
+/// # Errors
+/// There is none of that id, or the token is another tenant's; the API's.
+pub(crate) async fn find_or_free(client: &Client, tenant: &str) -> Outcome<Option<Tenant>> {
+    if let Some(found) = find_any(client, tenant).await? {
+        return Ok(Some(found));
+    }
+    if let Ok(own) = client.own_tenant().await {
+        let text = format!("this token is of tenant {}, not of {tenant}", own.spec.name);
+        return Err(Failure::not_found(text).next_text("leave --tenant out, or give an operator's token"));
+    }
+    if tenant.parse::<TenantId>().is_ok() {
+        return Err(Failure::not_found(format!("no tenant {tenant}")).next("tenant list"));
+    }
+    Ok(None)
+}
+
+/// The tenant whose token this is.
+pub(crate) async fn own(client: &Client) -> Outcome<Tenant> {
+    client.own_tenant().await.map_err(|error| match error.code() {
+        Some("no_tenant_of_its_own") => {
+            Failure::usage("--tenant is missing: an operator's token does not say whose it is")
+                .next("tenant list")
+        }
+        _ => error.into(),
+    })
+}
+
+/// The tenant of that name or id, where there is one that the token may see.
+async fn find_any(client: &Client, tenant: &str) -> Outcome<Option<Tenant>> {
+    let Ok(id) = tenant.parse::<TenantId>() else {
+        let page = client.tenants(Some(tenant), None, Some(1)).await?;
+        return Ok(page.items.into_iter().find(|found| found.spec.name == tenant));
+    };
+    match client.tenant(id).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.status() == Some(404) => Ok(None),
+        Err(error) => Err(Failure::from(error).about(format!("tenant {tenant}"))),
+    }
 }
 
 async fn list(settings: &Settings, client: &Client, limit: LimitArgs) -> Outcome {

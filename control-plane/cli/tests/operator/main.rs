@@ -8,3 +8,4 @@ mod plane;
 mod services;
 mod tokens;
 mod trail;
+mod whose;

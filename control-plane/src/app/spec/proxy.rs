@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use portico_api::v1::{
     CircuitBreaker, EgressGrant, FieldError, HealthCheck, OriginTls, Proxy, ProxyTimeouts,
 };
-use portico_prober::egress::{EgressPolicy, Grant};
+use portico_prober::egress::{EgressPolicy, EgressRefused, Grant};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -104,9 +104,11 @@ fn origin(at: &str, text: &str, policy: &EgressPolicy, grants: &[EgressGrant]) -
     };
     let grants: Vec<(IpNet, &[u16])> =
         grants.iter().filter_map(|grant| Some((grant.cidr.parse().ok()?, grant.ports.as_slice()))).collect();
-    policy
-        .check(address, grants.iter().map(|&(net, ports)| Grant { net, ports }))
-        .map_err(|refused| field(at, "origin_denied", refused.to_string()))
+    policy.check(address, grants.iter().map(|&(net, ports)| Grant { net, ports })).map_err(|refused| {
+        // The one that an operator cannot grant has a code of its own.
+        let is_own = matches!(refused, EgressRefused::Own { .. });
+        field(at, if is_own { "origin_own" } else { "origin_denied" }, refused.to_string())
+    })
 }
 
 fn tls(at: &str, tls: &OriginTls) -> Vec<FieldError> {

@@ -73,7 +73,7 @@ fn origins_that_are_wrong_or_denied_point_at_their_field() {
     for denied in own {
         assert_eq!(
             first_fault(proxy(denied), &grants),
-            Some((origin.clone(), "origin_denied".into())),
+            Some((origin.clone(), "origin_own".into())),
             "{denied}"
         );
     }
@@ -345,7 +345,10 @@ fn hostnames_that_cannot_be_a_tenants_are_refused_and_the_rest_is_normalised() {
 fn tenants_and_suspensions_are_checked() {
     let read = |value: serde_json::Value| {
         let spec: TenantSpec = serde_json::from_value(value).unwrap();
-        tenant(&spec).into_iter().map(|error| error.pointer).collect::<Vec<_>>()
+        tenant(&spec, &OwnAddresses::default(), &[])
+            .into_iter()
+            .map(|error| error.pointer)
+            .collect::<Vec<_>>()
     };
     assert_eq!(read(json!({ "name": "acme-1" })), Vec::<String>::new());
     assert_eq!(read(json!({ "name": "Acme" })), ["/name"]);

@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{ConditionKind, ConditionStatus, Domain, DomainStatus, IDS_MAX, Page, Preview};
-use portico_cert_store::{DomainId, TenantId};
+use portico_cert_store::{DomainId, NamePattern, TenantId};
 use serde::Deserialize;
 
 use super::{find, missing};
@@ -36,6 +36,7 @@ pub(in crate::http) struct ListQuery {
     tenant: Option<String>,
     status: Option<String>,
     q: Option<String>,
+    hostname: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
 }
@@ -53,6 +54,7 @@ pub(in crate::http) struct ShowQuery {
     params(("ids" = Option<String>, Query, description = "up to 200 ids, with commas between"),
         ("tenant" = Option<String>, Query), ("status" = Option<DomainStatus>, Query),
         ("q" = Option<String>, Query, description = "part of the hostname"),
+        ("hostname" = Option<String>, Query, description = "the whole hostname: each tenant's claim of it"),
         ("cursor" = Option<String>, Query), ("limit" = Option<u32>, Query)),
     responses((status = 200, body = Page<Domain>)))]
 pub(in crate::http) async fn list(
@@ -75,10 +77,15 @@ pub(in crate::http) async fn list(
     if part.as_ref().is_some_and(|part| part.len() > FILTER_BYTES_MAX) {
         return Ok(empty());
     }
+    let name = match query.hostname.as_deref().map(NamePattern::parse) {
+        Some(Err(_)) => return Ok(empty()),
+        Some(Ok(name)) => Some(name),
+        None => None,
+    };
     let after = read_cursor(query.cursor.as_deref())?;
     // With a status, most rows may not match: take larger steps, bounded as a whole.
     let step = if status.is_some() { SCAN_STEP } else { u32::try_from(limit).unwrap_or(SCAN_STEP) + 1 };
-    let mut filter = DomainFilter { tenant: wanted, part, after, limit: step };
+    let mut filter = DomainFilter { tenant: wanted, part, name, after, limit: step };
     let mut read = app.parts.store.read().await?;
     let (mut items, mut scanned) = (Vec::new(), 0);
     loop {
@@ -106,7 +113,7 @@ pub(in crate::http) async fn list(
 }
 
 async fn list_ids(app: &App, call: &Call, query: &ListQuery) -> Answered<axum::Json<Page<Domain>>> {
-    let others = [&query.tenant, &query.status, &query.q, &query.cursor];
+    let others = [&query.tenant, &query.status, &query.q, &query.hostname, &query.cursor];
     let ids = query.ids.as_deref().unwrap_or_default().split(',').map(str::parse);
     let ids: Option<Vec<DomainId>> = ids.collect::<Result<_, _>>().ok();
     let ids = ids.filter(|ids| ids.len() <= IDS_MAX && others.iter().all(|other| other.is_none()));

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{
     Attestation, BATCH_ITEMS_MAX, Domain, DomainBatch, DomainBatchAnswer, DomainBatchResult, DomainSpec,
-    FieldError, ProofMethod,
+    FieldError, HeldRemoval, ProofMethod,
 };
 use portico_cert_store::{DomainId, NamePattern};
 
@@ -16,6 +16,7 @@ use crate::clock::rfc3339;
 use crate::http::call::{Call, OperatorCall};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::json_body::{JsonBody, RawBody};
+use crate::http::removals;
 use crate::http::tenants::{self, patched};
 use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
@@ -145,11 +146,13 @@ pub(in crate::http) async fn patch(
     write.finish(Answer::json(StatusCode::OK, &shown).revision(row.revision)).await
 }
 
-/// Deletes a domain; 204 also when it is gone. Whoever claims the name next, this tenant too, proves anew. A suspended
-/// one is an operator's to delete.
+/// Deletes a domain; 204 also when it is gone, 202 when the edges still serve it, because so many names left at once that an
+/// operator has to sign their removal off. Whoever claims the name next, this tenant too, proves anew. A suspended one is an
+/// operator's to delete.
 #[utoipa::path(delete, path = "/v1/domains/{domain}", tag = "domains",
     params(("domain" = String, Path), ("If-Match" = String, Header)),
-    responses((status = 204), (status = 404), (status = 409), (status = 412), (status = 428)))]
+    responses((status = 204), (status = 202, body = HeldRemoval), (status = 404), (status = 409), (status = 412),
+        (status = 428)))]
 pub(in crate::http) async fn delete(
     State(app): State<App>,
     call: Call,
@@ -166,7 +169,10 @@ pub(in crate::http) async fn delete(
             let Ok(id) = text.parse::<DomainId>() else { return Err(fault) };
             let before = domain::find_any(&mut write.tx, id).await?;
             return match before.filter(|row| call.caller.sees(row.tenant_id) && row.deleted_at.is_some()) {
-                Some(_) => write.finish(Answer::no_content()).await,
+                Some(_) => {
+                    let response = write.finish(Answer::no_content()).await?;
+                    Ok(still_served(&app, id).await.unwrap_or(response))
+                }
                 None => Err(fault),
             };
         }
@@ -188,7 +194,20 @@ pub(in crate::http) async fn delete(
     domain::publish(&mut write.tx, &row).await?;
     write.audit("domain.delete", &id, &before, &()).await?;
     write.event("domain.deleted", Some(row.tenant_id), &id, &format!("{} was deleted", row.name)).await?;
-    write.finish(Answer::no_content()).await
+    let response = write.finish(Answer::no_content()).await?;
+    Ok(still_served(&app, row.id).await.unwrap_or(response))
+}
+
+/// The answer about a deleted domain that the edges still serve: its removal waits for an operator's word.
+async fn still_served(app: &App, id: DomainId) -> Option<Response> {
+    match app.fleet.held_removal(&app.parts.store, id).await {
+        Ok(held) => Some(Answer::json(StatusCode::ACCEPTED, &removals::shown(held?)).into_response()),
+        // The deletion is done and stays acknowledged; the publisher tries again by itself.
+        Err(fault) => {
+            tracing::warn!(%id, detail = fault.detail, "cannot tell whether the removal is held");
+            None
+        }
+    }
 }
 
 /// Looks at DNS and proofs now, and lets a failed order be tried again.

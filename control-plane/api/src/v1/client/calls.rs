@@ -22,6 +22,8 @@ pub struct DomainQuery {
     pub status: Option<DomainStatus>,
     /// Part of the hostname.
     pub q: Option<String>,
+    /// The whole hostname: each tenant's claim of it.
+    pub hostname: Option<String>,
     pub cursor: Option<String>,
     pub limit: Option<u32>,
 }
@@ -57,6 +59,11 @@ impl Client {
 
     pub async fn tenant(&self, id: TenantId) -> Result<Tenant, ClientError> {
         self.get(&format!("/v1/tenants/{id}")).await
+    }
+
+    /// The tenant whose token this is; 404 `no_tenant_of_its_own` with an operator's.
+    pub async fn own_tenant(&self) -> Result<Tenant, ClientError> {
+        self.get("/v1/tenants/self").await
     }
 
     /// `patch` is a merge patch (RFC 7396) of [`TenantSpec`]; `revision` guards against a change in between.
@@ -125,6 +132,7 @@ impl Client {
             .text("tenant", query.tenant.map(|id| id.to_string()).as_deref())
             .text("status", status.as_ref().and_then(Value::as_str))
             .text("q", query.q.as_deref())
+            .text("hostname", query.hostname.as_deref())
             .text("cursor", query.cursor.as_deref())
             .number("limit", query.limit);
         self.get(&query.0).await
@@ -158,8 +166,15 @@ impl Client {
         self.patch(&format!("/v1/domains/{id}"), patch, revision).await
     }
 
-    pub async fn delete_domain(&self, id: DomainId, revision: Option<u64>) -> Result<(), ClientError> {
-        self.delete(&format!("/v1/domains/{id}"), revision).await
+    /// The removal, when it is held back: the edges serve the name until an operator signs it off.
+    pub async fn delete_domain(
+        &self,
+        id: DomainId,
+        revision: Option<u64>,
+    ) -> Result<Option<HeldRemoval>, ClientError> {
+        let path = format!("/v1/domains/{id}");
+        let answer = self.send(Call { if_match: revision, ..Call::new(Method::DELETE, &path) }).await?;
+        if answer.is_empty() { Ok(None) } else { decode(&answer).map(Some) }
     }
 
     /// Has DNS and proofs looked at now.

@@ -12,7 +12,7 @@ use portico_cert_store::{DomainId, TenantId};
 
 use super::rows::{Row, RowError};
 use crate::commands::domain;
-use crate::commands::tenant::{TenantArgs, find_by_name};
+use crate::commands::tenant::{self, TenantArgs};
 use crate::failure::{Failure, Outcome};
 use crate::progress;
 
@@ -25,6 +25,8 @@ const CONCURRENCY: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     pub(super) tenants_created: usize,
+    /// Were there already, with settings of their own.
+    pub(super) tenants_existing: Vec<String>,
     pub(super) created: Vec<DomainId>,
     pub(super) existing: Vec<DomainId>,
     pub(super) refused: Vec<RowError>,
@@ -43,6 +45,7 @@ pub(super) async fn send(client: &Client, rows: Vec<Row>, new_tenant: &TenantArg
         let part = part?;
         bar.inc((part.created.len() + part.existing.len() + part.refused.len()) as u64);
         sent.tenants_created += part.tenants_created;
+        sent.tenants_existing.extend(part.tenants_existing);
         sent.created.extend(part.created);
         sent.existing.extend(part.existing);
         sent.refused.extend(part.refused);
@@ -65,8 +68,8 @@ pub(super) async fn send_atomic(client: &Client, rows: Vec<Row>, new_tenant: &Te
     let mut tenants = Vec::with_capacity(groups.len());
     for (name, rows) in &groups {
         match sharing_wish(client, name, rows).await {
-            Ok((_, sharing)) => tenants.push(ImportTenant {
-                tenant: new_tenant.spec(name.clone(), sharing),
+            Ok((found, sharing)) => tenants.push(ImportTenant {
+                tenant: new_tenant.spec(found.map_or_else(|| name.clone(), |found| found.spec.name), sharing),
                 domains: rows.iter().map(wanted).collect(),
             }),
             Err(failure) => sent.refuse_all(name, rows, &failure.text),
@@ -82,6 +85,9 @@ pub(super) async fn send_atomic(client: &Client, rows: Vec<Row>, new_tenant: &Te
             None => sort_results(&mut sent, rows, DomainBatchAnswer { results: part.results })?,
         }
         sent.tenants_created += usize::from(part.created);
+        if part.id.is_some() && !part.created {
+            sent.tenants_existing.push(name.clone());
+        }
     }
     Ok(sent)
 }
@@ -120,7 +126,7 @@ async fn send_tenant(
     new_tenant: &TenantArgs,
 ) -> Outcome<Sent> {
     let mut sent = Sent::default();
-    let tenant = match tenant(client, &name, &rows, new_tenant, &mut sent).await {
+    let tenant = match tenant_of(client, &name, &rows, new_tenant, &mut sent).await {
         Ok(tenant) => tenant,
         Err(failure) => {
             sent.refuse_all(&name, &rows, &failure.text);
@@ -145,7 +151,7 @@ async fn send_tenant(
 }
 
 /// The tenant's id; made when there is none of that name.
-async fn tenant(
+async fn tenant_of(
     client: &Client,
     name: &str,
     rows: &[Row],
@@ -154,6 +160,7 @@ async fn tenant(
 ) -> Outcome<TenantId> {
     let (found, sharing) = sharing_wish(client, name, rows).await?;
     if let Some(tenant) = found {
+        sent.tenants_existing.push(tenant.spec.name);
         return Ok(tenant.id);
     }
     let tenant = client.create_tenant(&new_tenant.spec(name.to_owned(), sharing)).await?;
@@ -180,7 +187,7 @@ async fn sharing_wish(
         return Err(Failure::failed(text));
     }
     let sharing = wish.map(|(_, sharing)| sharing);
-    let found = find_by_name(client, name).await?;
+    let found = tenant::find_or_free(client, name).await?;
     if let Some(tenant) =
         found.as_ref().filter(|tenant| sharing.is_some_and(|sharing| sharing != tenant.spec.sharing))
     {
