@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::acme::ChallengeMethod;
 use crate::sealer::KeyEncryptionKey;
+use crate::store::DATABASE_FILE;
 
 /// What the control plane was told, checked.
 #[derive(Clone, Debug, Deserialize)]
@@ -187,6 +188,13 @@ impl Config {
     /// What works, and is hardly what somebody wants of a control plane in earnest.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        let key = self.key_encryption_key_file.as_deref().filter(|_| !KeyEncryptionKey::is_credential());
+        if let Some(key) = key.filter(|key| !key.exists()) {
+            warnings.push(format!(
+                "{} is not there yet: the first start makes it with --create-kek",
+                key.display()
+            ));
+        }
         if self.issuers.is_empty() {
             warnings.push(
                 "no [[issuer]]: no certificate will be ordered, so no name gets served over https".to_owned(),
@@ -218,7 +226,9 @@ impl Config {
 
     fn check_files(&self, makes_key: bool) -> Result<(), Fault> {
         let key = self.key_encryption_key_file.as_deref();
-        let is_made = makes_key && key.is_some_and(|key| !key.exists());
+        // Before the first start there is neither; what was sealed needs its key.
+        let is_first = makes_key || !self.data.join(DATABASE_FILE).exists();
+        let is_made = is_first && key.is_some_and(|key| !key.exists());
         if let Some(key) = key.filter(|_| !is_made && !KeyEncryptionKey::is_credential()) {
             KeyEncryptionKey::load(Some(key), &self.data).map_err(|error| {
                 let cause =
@@ -521,12 +531,17 @@ mod tests {
         let error = Config::read_with_files(&path, false).unwrap_err().to_string();
         assert!(error.contains("cp.toml:7:13: issuer \"a\": roots_pem"), "{error}");
 
-        let key = folder.path().join("kek");
-        std::fs::write(&path, format!("{SMALL}key_encryption_key_file = \"{}\"\n", key.display())).unwrap();
+        let (key, data) = (folder.path().join("kek"), folder.path().join("data"));
+        let text = SMALL.replace("/d\"", &format!("{}\"", data.display()));
+        std::fs::write(&path, format!("{text}key_encryption_key_file = \"{}\"\n", key.display())).unwrap();
+        let config = Config::read_with_files(&path, false).unwrap();
+        let warnings = config.warnings().join("\n");
+        assert!(warnings.contains(key.to_str().unwrap()) && warnings.contains("--create-kek"), "{warnings}");
+        assert!(warnings.contains("[[issuer]]") && warnings.contains("public_addresses"), "{warnings}");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join(DATABASE_FILE), "sealed").unwrap();
         let error = Config::read_with_files(&path, false).unwrap_err().to_string();
         assert!(error.contains("cp.toml:4:27: ") && error.contains(key.to_str().unwrap()), "{error}");
-        let config = Config::read_with_files(&path, true).unwrap();
-        assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
         KeyEncryptionKey::create(&key, &config.data).unwrap();
         Config::read_with_files(&path, false).unwrap();
     }

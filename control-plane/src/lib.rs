@@ -87,11 +87,11 @@ async fn run_until_signal(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::read(&args.config)?;
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
     if args.create_kek {
         create_kek(&config)?;
+    }
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
     }
     let distribution = config.distribution;
     let mut running = start(config).await?;
