@@ -113,7 +113,7 @@ impl Syncer {
                 "this edge's identity has expired and it is no longer known to the control plane: it goes on serving; give it a new join token"
             );
         } else {
-            tracing::warn!(%ended, retry_in_ms = wait.as_millis(), "no stream to the control plane; serving the last good state");
+            tracing::warn!(%ended, retry_in_ms = wait.as_millis(), "no stream to the control plane; what was applied last stays");
         }
     }
 
