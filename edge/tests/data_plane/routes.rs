@@ -80,7 +80,8 @@ fn the_first_rule_that_matches_by_path_method_and_headers_is_taken() {
                 fleet::fixed("rest"),
             ];
         });
-        let table: [(&str, &str, &[(&str, &str)], &str); 12] = [
+        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+        let table: [Case<'_>; 12] = [
             ("GET", "/a", &[], "exact"),
             ("GET", "/a?x=y", &[], "exact"),
             ("POST", "/a/", &[], "post"),
