@@ -375,15 +375,7 @@ fn unknown_kinds_are_accepted_and_ignored() {
 }
 
 #[test]
-fn routes_that_could_not_be_answered_are_nacked() {
-    let redirect = |location: &str, status| {
-        wire::route::Action::Redirect(wire::Redirect {
-            location: location.into(),
-            status,
-            keep_path: true,
-            keep_query: None,
-        })
-    };
+fn proxies_that_could_not_be_followed_are_nacked() {
     let proxy = |origin: &str, host_header: &str| {
         wire::route::Action::Proxy(wire::Proxy {
             origin: origin.into(),
@@ -396,14 +388,7 @@ fn routes_that_could_not_be_answered_are_nacked() {
         change(&mut proxy);
         wire::route::Action::Proxy(proxy)
     };
-    let answer = |status, content_type: &str, bytes| {
-        wire::route::Action::StaticAnswer(wire::StaticAnswer {
-            status,
-            content_type: content_type.into(),
-            body: vec![b'x'; bytes].into(),
-        })
-    };
-    let cases = [
+    nacked([
         ("BadOrigin", proxy("ftp://a.example", "")),
         ("BadOrigin", proxy("http://a.example/path", "")),
         ("BadOrigin", proxy("http://user:pw@a.example", "")),
@@ -425,6 +410,20 @@ fn routes_that_could_not_be_answered_are_nacked() {
         ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("x", 5, 1)))),
         ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 5, 0)))),
         ("BadHealthCheck", more(|proxy| proxy.health_check = Some(check("/", 5, 11)))),
+    ]);
+}
+
+#[test]
+fn redirects_and_answers_that_could_not_be_given_are_nacked() {
+    let redirect = |location: &str, status| {
+        wire::route::Action::Redirect(wire::Redirect {
+            location: location.into(),
+            status,
+            keep_path: true,
+            keep_query: None,
+        })
+    };
+    nacked([
         ("BadRedirect", redirect("https://a.example/", 200)),
         ("BadRedirect", redirect("/relative", 302)),
         ("BadRedirect", redirect("javascript:alert(1)", 302)),
@@ -437,16 +436,14 @@ fn routes_that_could_not_be_answered_are_nacked() {
         ("BadStaticAnswer", answer(204, "text/plain", 1)),
         ("BadStaticAnswer", answer(200, "text/plain\r\nx: y", 1)),
         ("BadStaticAnswer", answer(200, "text/plain", 64 * 1024 + 1)),
-    ];
+    ]);
+}
+
+#[test]
+fn routes_without_bounds_or_action_are_nacked() {
     let shop = Shop::new("www.shop.example");
     let mut bench = Bench::new();
     bench.snapshot(shop.resources(1));
-    for (code, action) in cases {
-        let shown = format!("{action:?}");
-        let route = wire::Route { path_prefix: "/".into(), action: Some(action), rule: None };
-        let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
-        assert_eq!(codes(&published), [code], "{shown:.200}");
-    }
     let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![fixed("x"); 101])]);
     assert_eq!(codes(&published), ["TooManyRoutes"]);
     let without_action = wire::Route { path_prefix: "/".into(), action: None, rule: None };
@@ -459,6 +456,27 @@ fn routes_that_could_not_be_answered_are_nacked() {
             7
         ];
     assert_eq!(codes(&bench.delta(vec![shop.domain(2, |body| body.routes.clone_from(&most))])), [""; 0]);
+}
+
+/// Each action alone in a route, with the code that it is refused with.
+fn nacked<const N: usize>(cases: [(&str, wire::route::Action); N]) {
+    let shop = Shop::new("www.shop.example");
+    let mut bench = Bench::new();
+    bench.snapshot(shop.resources(1));
+    for (code, action) in cases {
+        let shown = format!("{action:?}");
+        let route = wire::Route { path_prefix: "/".into(), action: Some(action), rule: None };
+        let published = bench.delta(vec![shop.domain(2, |body| body.routes = vec![route])]);
+        assert_eq!(codes(&published), [code], "{shown:.200}");
+    }
+}
+
+fn answer(status: u32, content_type: &str, bytes: usize) -> wire::route::Action {
+    wire::route::Action::StaticAnswer(wire::StaticAnswer {
+        status,
+        content_type: content_type.into(),
+        body: vec![b'x'; bytes].into(),
+    })
 }
 
 fn several(count: usize, weight: u32) -> Vec<wire::WeightedOrigin> {

@@ -31,11 +31,11 @@ use crate::shell::shell_word;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DomainCommand {
     /// Add a domain for a tenant; the same again is no error
-    Add(AddArgs),
+    Add(Box<AddArgs>),
     /// Change what is done with its requests: proxy, redirect or a text, for all or below a path
-    Route(RouteArgs),
+    Route(Box<RouteArgs>),
     /// Change what holds for all its requests: HSTS, the redirect to https
-    Set(SetArgs),
+    Set(Box<SetArgs>),
     /// Answer every request with 503 and a text for a while; its certificate and challenges go on
     Maintenance(MaintenanceArgs),
     /// List domains
@@ -164,9 +164,9 @@ pub(crate) struct ListArgs {
 pub(crate) async fn run(settings: &Settings, command: DomainCommand) -> Outcome {
     let client = settings.client()?;
     match command {
-        DomainCommand::Add(args) => add(settings, &client, args).await,
-        DomainCommand::Route(args) => route::run(settings, &client, args).await,
-        DomainCommand::Set(args) => policy::set(settings, &client, args).await,
+        DomainCommand::Add(args) => add(settings, &client, *args).await,
+        DomainCommand::Route(args) => route::run(settings, &client, *args).await,
+        DomainCommand::Set(args) => policy::set(settings, &client, *args).await,
         DomainCommand::Maintenance(args) => policy::maintenance(settings, &client, args).await,
         DomainCommand::List(args) => list(settings, &client, args).await,
         DomainCommand::Show(which) => show(settings, &which.find(&client).await?),
