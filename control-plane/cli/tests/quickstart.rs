@@ -230,7 +230,7 @@ fn a_running_quickstart_is_left_alone_and_a_taken_port_is_named_with_its_flag() 
     assert_eq!(output.status.code(), Some(1));
     let printed = text(&output);
     // All that are taken at once, not one a try.
-    for part in ["quickstart --api-port ", " --ca-port ", " --origin-port "] {
+    for part in ["quickstart --dir ", " --api-port ", " --ca-port ", " --origin-port "] {
         assert!(printed.contains(part), "no {part:?} in {printed}");
     }
     assert!(started.children.iter().all(|pid| is_running(*pid)));

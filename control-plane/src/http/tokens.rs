@@ -96,7 +96,7 @@ pub(super) async fn list(
 
 /// Ends a token at once; 204 also when there is none.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)),
-    responses((status = 204)))]
+    responses((status = 204), (status = 404)))]
 pub(super) async fn delete(
     State(app): State<App>,
     OperatorCall(call): OperatorCall,

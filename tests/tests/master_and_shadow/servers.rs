@@ -122,7 +122,7 @@ impl Server {
     /// A folder with a certificate that nobody trusts.
     fn folder(self, lab: &Lab, name: &str) -> Result<PathBuf> {
         let folder = lab.folder.path().join(self.word());
-        fs::create_dir(&folder)?;
+        fs::create_dir_all(folder.join("nothing"))?;
         let key = rcgen::KeyPair::generate()?;
         let certificate = rcgen::CertificateParams::new(vec![name.to_owned()])?.self_signed(&key)?;
         fs::write(folder.join("master.pem"), certificate.pem())?;
