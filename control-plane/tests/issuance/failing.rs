@@ -323,7 +323,7 @@ async fn a_tenant_whose_name_servers_do_not_answer_holds_up_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_ledger_stops_before_the_cas_limit_does() {
-    let issuer = "[issuer.limits]\norders_3h = 2";
+    let issuer = "[issuer.limits]\norders_3h = 2\ntenant_1h = 0";
     let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
     let tenant = lab.tenant(&[], "alone").await;
     let ids = lab.domains(tenant, &["a.test", "b.test", "c.test"]).await;
