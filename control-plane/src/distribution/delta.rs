@@ -60,6 +60,16 @@ impl Backlog {
         self.items.is_empty()
     }
 
+    /// Takes more along where all of it is still one part. These are older than the base, and a part that ended at one of
+    /// them would lead back.
+    pub(super) fn take_along(&mut self, more: Vec<Pending>, limits: PartLimits) {
+        let own = self.items.len();
+        self.items.extend(more);
+        if !self.fits(limits) {
+            self.items.truncate(own);
+        }
+    }
+
     /// Takes the next part off.
     pub(super) fn next_part(&mut self, limits: PartLimits) -> Result<Part, NeedsSnapshot> {
         if let Some(part) = self.take_all(limits) {
@@ -91,9 +101,11 @@ impl Backlog {
 impl Backlog {
     /// The usual case: all of it fits into one part.
     fn take_all(&mut self, limits: PartLimits) -> Option<Part> {
-        let fits = self.items.len() <= limits.items
-            && self.items.iter().map(bytes_of).sum::<usize>() <= limits.bytes;
-        fits.then(|| Part { items: std::mem::take(&mut self.items), generation: self.target })
+        self.fits(limits).then(|| Part { items: std::mem::take(&mut self.items), generation: self.target })
+    }
+
+    fn fits(&self, limits: PartLimits) -> bool {
+        self.items.len() <= limits.items && self.items.iter().map(bytes_of).sum::<usize>() <= limits.bytes
     }
 }
 
@@ -263,6 +275,18 @@ mod tests {
         let mut items = vec![gone(lin(), 1)];
         items.extend((2..40).map(|sequence| new(dom(), sequence, &[])));
         assert_eq!(parts(backlog(items), FEW), Err(NeedsSnapshot));
+    }
+
+    #[test]
+    fn what_was_refused_goes_along_only_where_no_part_can_end_at_it() {
+        let along = |count: u64| {
+            let mut backlog = backlog((11..=10 + count).map(|sequence| new(dom(), sequence, &[])).collect());
+            backlog.take_along(vec![new(dom(), 2, &[])], FEW);
+            parts(backlog, FEW).unwrap()
+        };
+        assert_eq!(along(2), [(17, vec![11, 12, 2])]);
+        assert_eq!(along(3), [(18, vec![11, 12, 13])]);
+        assert_eq!(along(4), [(13, vec![11, 12, 13]), (19, vec![14])]);
     }
 
     #[test]

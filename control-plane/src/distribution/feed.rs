@@ -121,20 +121,18 @@ impl<'a> Feed<'a> {
                 return Ok(());
             }
         }
-        let items = self.with_refused(items);
-        self.send_deltas(member, base, Backlog::new(items, target)).await
+        let again = self.refused_again(&items);
+        let mut backlog = Backlog::new(items, target);
+        backlog.take_along(again, PartLimits::default());
+        self.send_deltas(member, base, backlog).await
     }
 
     /// What the edge refused before goes along with what is new: the reason may have lain in something else that has
     /// changed since, such as a domain that still pointed to the certificate.
-    fn with_refused(&mut self, mut items: Vec<Pending>) -> Vec<Pending> {
+    fn refused_again(&mut self, items: &[Pending]) -> Vec<Pending> {
         let refused = self.refusals.next(REFUSED_AGAIN_MAX).into_iter();
         let new: HashSet<_> = items.iter().map(|item| item.key).collect();
-        let again = refused.filter(|key| !new.contains(key));
-        items.extend(self.context.publisher.pending(&self.cell, again));
-        // What the part ends at is the sequence of its last item.
-        items.sort_by_key(|item| item.sequence);
-        items
+        self.context.publisher.pending(&self.cell, refused.filter(|key| !new.contains(key)))
     }
 
     /// Ends when something was published that this edge lacks.

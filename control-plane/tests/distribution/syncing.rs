@@ -2,7 +2,7 @@
 
 use portico_api::distribution::{Credential, Domain, Fleet, ResourceKind};
 use portico_api::v1::{Actor, ConditionKind, ConditionStatus, DomainStatus};
-use portico_cert_store::{DomainId, Generation, SealContext, SealedKey};
+use portico_cert_store::{DomainId, Generation, SealContext, SealedKey, TenantId};
 use portico_control_plane::store::change;
 use prost::Message;
 use std::time::Duration;
@@ -255,14 +255,28 @@ async fn an_absurd_generation_is_refused_and_moves_no_epoch() {
     plane.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken() {
+/// A domain whose newest version the only edge refuses.
+struct Refused {
+    plane: Plane,
+    tenant: TenantId,
+    domain: DomainId,
+    version: u64,
+    edge: TestEdge,
+}
+
+async fn refused() -> Refused {
     let plane = Plane::start().await;
     let tenant = plane.tenant(&[]).await;
-    let (bad, _) = plane.domain(tenant, "bad.example").await;
+    let (domain, _) = plane.domain(tenant, "bad.example").await;
     let edge = plane.edge("default").await;
-    edge.with(|state| state.behaviour.nacks = [bad.to_string()].into());
-    let version = plane.touch(bad, 1).await;
+    edge.with(|state| state.behaviour.nacks = [domain.to_string()].into());
+    let version = plane.touch(domain, 1).await;
+    Refused { plane, tenant, domain, version, edge }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken() {
+    let Refused { plane, tenant, domain: bad, version, edge } = refused().await;
     let (good, _) = plane.domain(tenant, "good.example").await;
     edge.wait("the rest", |state| state.resource(ResourceKind::Domain, good).is_some()).await;
     let nacks = async || plane.distribution().edge(edge.identity.edge).await.unwrap().unwrap().nacks;
@@ -280,12 +294,7 @@ async fn a_nacked_resource_is_named_with_its_reason_until_a_newer_one_is_taken()
 /// The reason of a refusal may have lain in something else, such as a domain that was held and then let go.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_resource_goes_along_with_the_next_change_and_is_told_once() {
-    let plane = Plane::start().await;
-    let tenant = plane.tenant(&[]).await;
-    let (bad, _) = plane.domain(tenant, "bad.example").await;
-    let edge = plane.edge("default").await;
-    edge.with(|state| state.behaviour.nacks = [bad.to_string()].into());
-    let version = plane.touch(bad, 1).await;
+    let Refused { plane, tenant, domain: bad, version, edge } = refused().await;
     let nacks = async || plane.distribution().edge(edge.identity.edge).await.unwrap().unwrap().nacks;
     until("the nack", async || !nacks().await.is_empty()).await;
     for name in ["one.example", "two.example"] {
