@@ -231,36 +231,8 @@ fn wire_changes(from: &v1::HeaderChanges) -> Option<wire::HeaderChanges> {
 }
 
 fn wire_proxy(from: &v1::Proxy) -> wire::Proxy {
-    let weighted =
-        |origin: &v1::WeightedOrigin| wire::WeightedOrigin { url: origin.url.clone(), weight: origin.weight };
-    let first = from.origin.as_ref().or_else(|| from.origins.first().map(|origin| &origin.url));
-    let tls = from.tls.clone().unwrap_or_default();
-    let timeouts = from.timeouts.clone().unwrap_or_default();
-    let breaker = from.breaker.as_ref();
-    wire::Proxy {
-        origin: first.cloned().unwrap_or_default(),
-        host_header: from.host_header.clone().unwrap_or_default(),
-        origins: from.origins.iter().map(weighted).collect(),
-        protocol: match from.protocol {
-            v1::OriginProtocol::Auto => wire::OriginProtocol::Auto,
-            v1::OriginProtocol::Http1 => wire::OriginProtocol::Http1,
-            v1::OriginProtocol::Http2 => wire::OriginProtocol::Http2,
-        }
-        .into(),
-        tls_server_name: tls.server_name.unwrap_or_default(),
-        tls_ca_der: tls.ca_pem.as_deref().map(spec::proxy::certificates).unwrap_or_default(),
-        health_check: from.health_check.as_ref().map(|check| wire::HealthCheck {
-            path: check.path.clone(),
-            interval_seconds: check.interval_seconds,
-            healthy_after: check.healthy_after,
-            unhealthy_after: check.unhealthy_after,
-        }),
-        connect_timeout_ms: timeouts.connect_ms.unwrap_or_default(),
-        first_byte_timeout_ms: timeouts.first_byte_ms.unwrap_or_default(),
-        idle_timeout_ms: timeouts.idle_ms.unwrap_or_default(),
-        in_flight_max: breaker.map(|breaker| breaker.in_flight_max).unwrap_or_default(),
-        pending_max: breaker.map(|breaker| breaker.pending_max).unwrap_or_default(),
-    }
+    let ca_pem = from.tls.as_ref().and_then(|tls| tls.ca_pem.as_deref());
+    wire::Proxy { tls_ca_der: ca_pem.map(spec::proxy::certificates).unwrap_or_default(), ..from.into() }
 }
 
 fn minimum_version(minimum: v1::MinimumTls) -> TlsVersion {

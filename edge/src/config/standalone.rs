@@ -312,47 +312,26 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, Con
 
 /// The route as the control plane would send it, so that there is one reader of what it may say.
 fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wire::Proxy, ConfigError> {
-    let weighted = |url: &String, weight| wire::WeightedOrigin { url: url.clone(), weight };
-    let origins = match proxy {
-        RawProxy::One(url) => vec![weighted(url, 1)],
-        RawProxy::Several(list) => list
-            .iter()
-            .map(|origin| match origin {
-                RawOrigin::Url(url) => weighted(url, 1),
-                RawOrigin::Weighted(origin) => weighted(&origin.url, origin.weight),
-            })
-            .collect(),
+    let weighted = |origin: &RawOrigin| match origin {
+        RawOrigin::Url(url) => v1::WeightedOrigin { url: url.clone(), weight: 1 },
+        RawOrigin::Weighted(origin) => origin.clone(),
     };
-    let timeouts = raw.timeouts.clone().unwrap_or_default();
-    Ok(wire::Proxy {
-        origin: origins.first().map(|origin| origin.url.clone()).unwrap_or_default(),
-        host_header: raw.host_header.clone().unwrap_or_default(),
+    let (origin, origins) = match proxy {
+        RawProxy::One(url) => (Some(url.clone()), Vec::new()),
+        RawProxy::Several(list) => (None, list.iter().map(weighted).collect()),
+    };
+    let proxy = v1::Proxy {
+        origin,
         origins,
-        protocol: match raw.protocol {
-            v1::OriginProtocol::Auto => wire::OriginProtocol::Auto,
-            v1::OriginProtocol::Http1 => wire::OriginProtocol::Http1,
-            v1::OriginProtocol::Http2 => wire::OriginProtocol::Http2,
-        }
-        .into(),
-        tls_server_name: raw.server_name.clone().unwrap_or_default(),
-        tls_ca_der: raw
-            .ca_file
-            .as_ref()
-            .map(|file| authorities(source, file))
-            .transpose()?
-            .unwrap_or_default(),
-        health_check: raw.health_check.as_ref().map(|check| wire::HealthCheck {
-            path: check.path.clone(),
-            interval_seconds: check.interval_seconds,
-            healthy_after: check.healthy_after,
-            unhealthy_after: check.unhealthy_after,
-        }),
-        connect_timeout_ms: timeouts.connect_ms.unwrap_or_default(),
-        first_byte_timeout_ms: timeouts.first_byte_ms.unwrap_or_default(),
-        idle_timeout_ms: timeouts.idle_ms.unwrap_or_default(),
-        in_flight_max: raw.breaker.as_ref().map(|breaker| breaker.in_flight_max).unwrap_or_default(),
-        pending_max: raw.breaker.as_ref().map(|breaker| breaker.pending_max).unwrap_or_default(),
-    })
+        host_header: raw.host_header.clone(),
+        protocol: raw.protocol,
+        tls: Some(v1::OriginTls { server_name: raw.server_name.clone(), ca_pem: None }),
+        health_check: raw.health_check.clone(),
+        timeouts: raw.timeouts.clone(),
+        breaker: raw.breaker.clone(),
+    };
+    let authorities = raw.ca_file.as_ref().map(|file| authorities(source, file)).transpose()?;
+    Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })
 }
 
 fn authorities(source: Source<'_>, file: &Spanned<PathBuf>) -> Result<Vec<bytes::Bytes>, ConfigError> {

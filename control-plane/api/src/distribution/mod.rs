@@ -14,6 +14,8 @@ mod generated;
 
 pub use generated::*;
 
+use crate::v1;
+
 /// The protocol version that this release speaks. Neighbouring versions work together.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -43,5 +45,42 @@ impl From<portico_cert_store::Generation> for Generation {
 impl From<Generation> for portico_cert_store::Generation {
     fn from(from: Generation) -> Self {
         Self { epoch: from.epoch, sequence: from.sequence }
+    }
+}
+
+/// All but `tls_ca_der`: reading PEM is the affair of those who have a place to say what is wrong with it.
+impl From<&v1::Proxy> for Proxy {
+    fn from(from: &v1::Proxy) -> Self {
+        let first = from.origin.as_ref().or_else(|| from.origins.first().map(|origin| &origin.url));
+        let weighted =
+            |origin: &v1::WeightedOrigin| WeightedOrigin { url: origin.url.clone(), weight: origin.weight };
+        let timeouts = from.timeouts.as_ref();
+        let milliseconds =
+            |of: fn(&v1::ProxyTimeouts) -> Option<u32>| timeouts.and_then(of).unwrap_or_default();
+        let breaker = from.breaker.as_ref();
+        Self {
+            origin: first.cloned().unwrap_or_default(),
+            host_header: from.host_header.clone().unwrap_or_default(),
+            origins: from.origins.iter().map(weighted).collect(),
+            protocol: match from.protocol {
+                v1::OriginProtocol::Auto => OriginProtocol::Auto,
+                v1::OriginProtocol::Http1 => OriginProtocol::Http1,
+                v1::OriginProtocol::Http2 => OriginProtocol::Http2,
+            }
+            .into(),
+            tls_server_name: from.tls.as_ref().and_then(|tls| tls.server_name.clone()).unwrap_or_default(),
+            tls_ca_der: Vec::new(),
+            health_check: from.health_check.as_ref().map(|check| HealthCheck {
+                path: check.path.clone(),
+                interval_seconds: check.interval_seconds,
+                healthy_after: check.healthy_after,
+                unhealthy_after: check.unhealthy_after,
+            }),
+            connect_timeout_ms: milliseconds(|timeouts| timeouts.connect_ms),
+            first_byte_timeout_ms: milliseconds(|timeouts| timeouts.first_byte_ms),
+            idle_timeout_ms: milliseconds(|timeouts| timeouts.idle_ms),
+            in_flight_max: breaker.map(|breaker| breaker.in_flight_max).unwrap_or_default(),
+            pending_max: breaker.map(|breaker| breaker.pending_max).unwrap_or_default(),
+        }
     }
 }
