@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::client::{collect, http2, http2_get, https, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
+use crate::origin::tls_config;
 use crate::upstreams::proxy;
 
 const HOST: &str = "shop.example";
@@ -229,16 +230,7 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.pem).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
+        let mut config = tls_config(certificate.der().clone(), &key);
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         config
     }

@@ -231,3 +231,18 @@ fn more(stream: &mut TcpStream, unread: &mut Vec<u8>) -> bool {
         }
     }
 }
+
+/// What an https origin shows: this certificate, to everybody.
+pub fn tls_config(
+    certificate: rustls::pki_types::CertificateDer<'static>,
+    key: &rcgen::KeyPair,
+) -> rustls::ServerConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap()
+}

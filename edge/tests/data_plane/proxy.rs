@@ -10,7 +10,7 @@ use portico_edge::limits::Deadlines;
 
 use crate::client::{collect, http2, http2_get, https, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, wait_until};
-use crate::origin::{Origin, Reply, ok};
+use crate::origin::{Origin, Reply, ok, tls_config};
 
 const HOST: &str = "shop.example";
 
@@ -350,16 +350,7 @@ fn https_origins_are_verified() {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate =
             rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
+        let config = tls_config(certificate.der().clone(), &key);
         let config = std::sync::Arc::new(config);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -158,15 +158,30 @@ fn repeated_pseudo_headers_are_malformed_and_once_each_is_fine_in_any_coding() {
     });
 }
 
-/// The code that a request of these bytes is reset with.
-async fn reset_code(edge: &TestEdge, bytes: &[u8]) -> Option<u64> {
+/// A connection of its own that has begun to speak HTTP/3, and a request stream on it.
+struct Raw {
+    connection: quinn::Connection,
+    /// Its end would be the connection's.
+    _control: quinn::SendStream,
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+}
+
+async fn raw(edge: &TestEdge) -> Raw {
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connecting =
         endpoint.connect_with(client_config(&edge.roots), edge.address, "proxied.example").unwrap();
     let connection = within(connecting).await.unwrap();
+    // Control stream, empty SETTINGS.
     let mut control = connection.open_uni().await.unwrap();
     control.write_all(&[0, 4, 0]).await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let (send, recv) = connection.open_bi().await.unwrap();
+    Raw { connection, _control: control, send, recv }
+}
+
+/// The code that a request of these bytes is reset with.
+async fn reset_code(edge: &TestEdge, bytes: &[u8]) -> Option<u64> {
+    let Raw { connection, mut send, mut recv, _control } = raw(edge).await;
     send.write_all(bytes).await.unwrap();
     send.finish().unwrap();
     let ended = within(recv.read_to_end(1 << 20)).await;
@@ -180,14 +195,7 @@ async fn reset_code(edge: &TestEdge, bytes: &[u8]) -> Option<u64> {
 
 /// A connection of its own: some of these bytes end it.
 async fn send_raw(edge: &TestEdge, bytes: &[u8]) {
-    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let connecting =
-        endpoint.connect_with(client_config(&edge.roots), edge.address, "proxied.example").unwrap();
-    let connection = within(connecting).await.unwrap();
-    // Control stream, empty SETTINGS.
-    let mut control = connection.open_uni().await.unwrap();
-    control.write_all(&[0, 4, 0]).await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let Raw { connection, mut send, mut recv, _control } = raw(edge).await;
     let _ = send.write_all(bytes).await;
     // Not in the packet of the last bytes: the edge has read them before it sees the end.
     tokio::time::sleep(Duration::from_millis(1)).await;
