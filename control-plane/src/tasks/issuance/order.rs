@@ -573,18 +573,14 @@ async fn end(
     let failed = order::failed_in_a_row(&mut tx, row.lineage).await?;
     let retry_at = now + timing::after_failures(failed + 1, timing::seed_of(row.lineage));
     order::fail(&mut tx, row.id, retry_at, text, now).await?;
-    let records = close(&mut tx, row).await?;
     for domain in &row.domains {
         observe_certificate(&mut tx, *domain, reason, text, Some(retry_at), now).await?;
     }
     let kind = if row.renewal { "certificate.renewal_failed" } else { "certificate.order_failed" };
     let text = format!("{}: {text}", row.names.join(", "));
     event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
-    tx.commit().await?;
-    issuance.forget_records(&records);
-    crate::metrics::order_failed(reason);
     tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
-    Ok(Ran::Over)
+    over(issuance, tx, row, reason).await
 }
 
 /// One or more of the names are bad, and nobody says which: the order is over, each half of them is ordered at once.
@@ -599,18 +595,14 @@ async fn split(
     let text =
         format!("{text}; the CA does not say which of {} names, so each half is ordered", row.names.len());
     order::fail(&mut tx, row.id, now, &text, now).await?;
-    let records = close(&mut tx, row).await?;
     for (index, domain) in row.domains.iter().enumerate() {
         let mut state = group::name_state(&mut tx, *domain).await?.unwrap_or_default();
         state.part = part_of(row.id, index >= row.domains.len() / 2);
         group::put_name_state(&mut tx, *domain, &state, now).await?;
         observe_certificate(&mut tx, *domain, reason, &text, Some(now), now).await?;
     }
-    tx.commit().await?;
-    issuance.forget_records(&records);
-    crate::metrics::order_failed(reason);
     tracing::info!(order = %row.id, names = ?row.names, reason, text, "order refused as a whole; each half is ordered");
-    Ok(Ran::Over)
+    over(issuance, tx, row, reason).await
 }
 
 /// A number for one half of an order's names that no other part has; never 0, within an SQLite integer.
@@ -660,11 +652,21 @@ async fn eject(
     let retry_at = if ejected < row.names.len() { now } else { last_retry };
     let names: Vec<_> = failed.iter().map(|(name, _)| name.as_str()).collect();
     order::fail(&mut tx, row.id, retry_at, &format!("failed: {}", names.join(", ")), now).await?;
+    tracing::info!(order = %row.id, ?failed, "names ejected");
+    over(issuance, tx, row, "ValidationFailed").await
+}
+
+/// Commits the end of an order that has failed: what it had put up is taken down, and it is counted.
+async fn over(
+    issuance: &Arc<Issuance>,
+    mut tx: WriteTx,
+    row: &OrderRow,
+    reason: &'static str,
+) -> Result<Ran, StoreError> {
     let records = close(&mut tx, row).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
-    crate::metrics::order_failed("ValidationFailed");
-    tracing::info!(order = %row.id, ?failed, "names ejected");
+    crate::metrics::order_failed(reason);
     Ok(Ran::Over)
 }
 
