@@ -58,6 +58,21 @@ async fn a_master_with_the_printed_lines_lets_the_edge_get_its_certificate_befor
     Ok(())
 }
 
+// Two threads: the origin is a task of this process and answers while the test waits for curl.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_with_the_lines_for_the_whole_site_passes_all_of_it_on() -> Result<()> {
+    for server in Server::installed() {
+        let lab = Lab::start(LabOptions::default()).await?;
+        let (domain, at) = claimed(&lab).await?;
+        let mut master = server.start(&lab, NAME, at, &server.printed(&lab, NAME, true)?)?;
+        listening(&mut master, at.https).await;
+        certificate_on_shadow(&lab, &domain).await?;
+        let page = curl("https", NAME, at.https, "/deep/path?q=1")?;
+        assert!(page.contains(" path /deep/path\n"), "{server:?}: {page}\n{}", master.last_words());
+    }
+    Ok(())
+}
+
 /// As most sites are: port 80 leads to https, here with a certificate that nobody trusts. A CA follows, and so do we.
 #[tokio::test]
 async fn a_master_that_redirects_everything_to_https_is_no_obstacle() -> Result<()> {
