@@ -244,7 +244,7 @@ mod tests {
             let filter = filter(chosen, LevelFilter::INFO);
             assert!(!filter.would_enable(question, &Level::INFO), "{chosen:?}");
             assert!(filter.would_enable(question, &Level::WARN), "{chosen:?}");
-            assert!(filter.would_enable("portico_control_plane", &Level::INFO), "{chosen:?}");
+            assert!(filter.would_enable(module_path!(), &Level::INFO), "{chosen:?}");
         }
         assert!(!filter(Some("error"), LevelFilter::INFO).would_enable(question, &Level::WARN));
         assert!(

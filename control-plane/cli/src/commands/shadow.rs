@@ -148,6 +148,10 @@ fn lines(server: Server, site: &Site<'_>, whole_site: bool) -> Lines {
     Lines { server, http, https: whole_site.then_some(https) }
 }
 
+/// How many certificates may stand above the site's own. The servers' own default is 1, which a cross-signed
+/// intermediate exceeds.
+const CHAIN_DEPTH: u8 = 5;
+
 fn nginx(site: &Site<'_>, whole_site: bool) -> (String, String) {
     let Site { http, https, roots, .. } = site;
     let path = if whole_site { "/" } else { "^~ /.well-known/acme-challenge/" };
@@ -157,7 +161,7 @@ fn nginx(site: &Site<'_>, whole_site: bool) -> (String, String) {
     );
     let secure = format!(
         "location / {{\n    proxy_pass https://{https};\n    proxy_ssl_server_name on;\n    proxy_ssl_name $host;\n    \
-         proxy_ssl_verify on;\n    proxy_ssl_trusted_certificate {};\n    proxy_http_version 1.1;\n    \
+         proxy_ssl_verify on;\n    proxy_ssl_verify_depth {CHAIN_DEPTH};\n    proxy_ssl_trusted_certificate {};\n    proxy_http_version 1.1;\n    \
          proxy_set_header Host $host;\n    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n}}\n",
         roots.display()
     );
@@ -168,10 +172,11 @@ fn apache(site: &Site<'_>, whole_site: bool) -> (String, String) {
     let Site { http, https, roots, .. } = site;
     let path = if whole_site { "/" } else { "/.well-known/acme-challenge/" };
     let plain = format!("ProxyPreserveHost On\nProxyPass \"{path}\" \"http://{http}{path}\"\n");
-    // Apache sends the preserved host in SNI and compares the certificate with it.
+    // Apache sends the preserved host in SNI and compares the certificate with it. Unless told it takes no chain with an
+    // intermediate certificate.
     let secure = format!(
-        "ProxyPreserveHost On\nSSLProxyEngine On\nSSLProxyVerify require\nSSLProxyCACertificateFile {}\n\
-         ProxyPass \"/\" \"https://{https}/\"\n",
+        "ProxyPreserveHost On\nSSLProxyEngine On\nSSLProxyVerify require\nSSLProxyVerifyDepth {CHAIN_DEPTH}\n\
+         SSLProxyCACertificateFile {}\nProxyPass \"/\" \"https://{https}/\"\n",
         roots.display()
     );
     (plain, secure)
