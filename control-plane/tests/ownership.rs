@@ -161,9 +161,34 @@ async fn a_resolver_that_is_down_takes_nothing_away_and_a_missing_record_only_co
     let complained = |shown: &Value| condition(shown, "OwnershipProved")["reason"] == "RecheckFailed";
     let after = until(|| stage.show(&proved), complained).await;
     assert!(!after["proof"].is_null(), "a failed re-check ended service");
+    // A record that is back is seen within the day.
+    stage.dns.set_txt("_portico.shop.example", &[&record(&proved, "proof")]);
+    stage.clock.advance(Duration::from_secs(86_400));
+    until(|| stage.show(&proved), |shown: &Value| !complained(shown)).await;
     // The claim that nobody proved is no longer looked at.
     let after = until(|| stage.show(&pending), |shown: &Value| shown["status"] == "failed").await;
     assert!(after["next_action"]["text"].as_str().unwrap().contains("ask for a check"), "{after}");
+}
+
+/// The look that began before the record was set ends after the one that found it.
+#[tokio::test]
+async fn a_look_that_ends_late_takes_no_newer_proof_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let stage = Stage::start_with(|_, _| http_config(port, true)).await;
+    let (one, _) = stage.tenant("one").await;
+    stage.dns.set_a("shop.example", &["127.0.0.1"]);
+    let domain = stage.domain(&one, "shop.example").await;
+    // It has found no record and now waits for the file.
+    let (held, _) = listener.accept().await.unwrap();
+    stage.dns.set_txt("_portico.shop.example", &[&record(&domain, "proof")]);
+    assert_eq!(stage.check(&domain).await["proof"]["method"], "txt");
+    drop((held, listener));
+    // The reconciler has written the late one before it takes up another claim.
+    let next = stage.domain(&one, "next.example").await;
+    stage.dns.set_txt("_portico.next.example", &[&record(&next, "proof")]);
+    until(|| stage.show(&next), |shown: &Value| !shown["proof"].is_null()).await;
+    assert_eq!(condition(&stage.show(&domain).await, "OwnershipProved")["reason"], "Proved");
 }
 
 /// An HTTP server that answers every path with one text, and counts connections.

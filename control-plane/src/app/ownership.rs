@@ -25,11 +25,15 @@ const RECHECK_MS: i64 = 30 * 24 * 3600 * 1000;
 /// The first waiting time of an unproved claim; it doubles with each check, up to the second figure.
 const BACKOFF_FIRST_MS: i64 = 2_000;
 const BACKOFF_MAX_MS: i64 = 3_600_000;
+/// The same for a served domain whose record is gone: many take the record away once it has served, and mean it.
+const GONE_BACKOFF_MAX_MS: i64 = 24 * 3600 * 1000;
 
 /// What a look found.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     domain: DomainId,
+    /// When the look began.
+    since_ms: i64,
     /// The texts that were looked for.
     labels: Labels,
     /// A proof that holds, with what was seen.
@@ -45,7 +49,7 @@ pub(crate) enum Checked {
     /// The domain is served from now on.
     Served,
     Unchanged,
-    /// The domain was deleted or changed meanwhile.
+    /// The domain was deleted, changed or proved meanwhile.
     Stale,
 }
 
@@ -62,6 +66,7 @@ impl Checked {
 
 /// Looks for proofs of a claim and where its name points. Takes seconds; never fails, it says what is not known.
 pub(crate) async fn look(app: &App, row: &DomainRow) -> Seen {
+    let since_ms = app.parts.clock.now_ms();
     let dns = &app.parts.config.dns;
     let target = proof::cname_target(&row.name, &row.labels.proof_label, dns.cname_zone.as_deref());
     let txt_name = proof::txt_name(&row.name);
@@ -84,7 +89,7 @@ pub(crate) async fn look(app: &App, row: &DomainRow) -> Seen {
         proof = fetch::http_proof(app, row, addresses.records()).await;
     }
     let lacking = lacking(app, row, [&txt, &cname]);
-    Seen { domain: row.id, labels: row.labels.clone(), proof, lacking, points_here }
+    Seen { domain: row.id, since_ms, labels: row.labels.clone(), proof, lacking, points_here }
 }
 
 /// Writes what follows from a look. `actor` caused it: a token's id, or `system`.
@@ -99,6 +104,12 @@ pub(crate) async fn apply(
 ) -> Result<Checked, StoreError> {
     let Some(row) = domain::find(tx, seen.domain).await? else { return Ok(Checked::Stale) };
     if row.labels != seen.labels {
+        return Ok(Checked::Stale);
+    }
+    // Looks overlap (the reconciler's and one that was asked for); what an older one missed, a newer one has found.
+    if seen.proof.is_none()
+        && proofs::standing(tx, row.id).await?.is_some_and(|proof| proof.checked_at >= seen.since_ms)
+    {
         return Ok(Checked::Stale);
     }
     condition::set(tx, row.id, &seen.points_here, now_ms).await?;
@@ -121,7 +132,7 @@ pub(crate) async fn apply(
         Some(refusal) => observation(ConditionStatus::False, "OwnedByAnother", refusal.to_string()),
     };
     condition::set(tx, row.id, &observed, now_ms).await?;
-    schedule(tx, &row, seen, now_ms).await?;
+    schedule(tx, &row, seen, &observed, now_ms).await?;
     Ok(if row.served && !was_served { Checked::Served } else { Checked::Unchanged })
 }
 
@@ -224,20 +235,28 @@ async fn without_proof(
         event::append(tx, "domain.recheck_failed", Some(row.tenant_id), &row.id.to_string(), &text, now_ms)
             .await?;
     }
-    schedule(tx, row, seen, now_ms).await?;
+    schedule(tx, row, seen, &observed, now_ms).await?;
     Ok(Checked::Unchanged)
 }
 
-/// When the claim is looked at next: a served one that points here in 30 days (spread over three more), others soon and
+/// When the claim is looked at next: a served one with nothing amiss in 30 days (spread over three more), others soon and
 /// then less and less often, an unproved one no longer after 7 days.
-async fn schedule(tx: &mut WriteTx, row: &DomainRow, seen: &Seen, now_ms: i64) -> Result<(), StoreError> {
-    let settled = row.served && seen.points_here.status != ConditionStatus::False;
+async fn schedule(
+    tx: &mut WriteTx,
+    row: &DomainRow,
+    seen: &Seen,
+    ownership: &Observation,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let gone = ownership.reason == RECHECK_FAILED;
+    let settled = row.served && !gone && seen.points_here.status != ConditionStatus::False;
     if settled {
         let spread = i64::try_from(row.id.ulid().0 % (RECHECK_MS as u128 / 10)).unwrap_or(0);
         return domain::schedule(tx, row.id, Some(now_ms + RECHECK_MS + spread), 0).await;
     }
     let failures = row.check_failures.saturating_add(1);
-    let wait = BACKOFF_FIRST_MS.saturating_mul(1 << row.check_failures.min(20)).min(BACKOFF_MAX_MS);
+    let longest = if gone { GONE_BACKOFF_MAX_MS } else { BACKOFF_MAX_MS };
+    let wait = BACKOFF_FIRST_MS.saturating_mul(1 << row.check_failures.min(20)).min(longest);
     let given_up = !row.served && now_ms - row.created_at >= CLAIM_LASTS_MS;
     domain::schedule(tx, row.id, (!given_up).then_some(now_ms + wait), failures).await
 }
