@@ -3,7 +3,7 @@
 //! The key is made and stored (sealed) before the CA hears of it. Registering the same key again finds the same account
 //! (RFC 8555 section 7.3.1), so a crash at any point leaves one account.
 
-use instant_acme::{Key, Problem};
+use instant_acme::Key;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -128,10 +128,4 @@ impl NonceTries {
         self.0 += 1;
         if error.is_bad_nonce() && self.0 < NONCE_TRIES { Ok(()) } else { Err(error) }
     }
-}
-
-/// Reads a problem that came inside an otherwise good answer (an order's or a challenge's `error`).
-pub(super) fn problem_text(problem: &Problem) -> String {
-    let detail = problem.detail.as_deref().unwrap_or("no detail");
-    super::error::cut(detail)
 }

@@ -189,14 +189,24 @@ impl AcmeError {
         error
     }
 
+    /// What stands in a challenge that has failed.
+    pub(super) fn validation(problem: &Problem) -> Self {
+        Self::from_problem(problem, Some(403))
+    }
+
+    /// The CA's own trouble, not that of what was asked.
+    pub fn is_of_ca(&self) -> bool {
+        self.kind == AcmeErrorKind::Unavailable
+    }
+
     /// The CA will not issue as asked; asked for fewer names it may.
     pub fn is_refusal(&self) -> bool {
         matches!(self.kind, AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused)
     }
 
-    /// The order ended without a word about a name.
-    pub fn order_ended() -> Self {
-        Self::plain(AcmeErrorKind::OrderGone, "the order became invalid")
+    /// The order ended by no fault of its names.
+    pub fn order_ended(words: &str) -> Self {
+        Self::plain(AcmeErrorKind::OrderGone, &format!("the order became invalid: {words}"))
     }
 }
 

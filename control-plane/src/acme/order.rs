@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use instant_acme::{ChallengeType, Identifier, NewOrder};
 
-use super::account::{Account, NonceTries, problem_text};
+use super::account::{Account, NonceTries};
 use super::error::{AcmeError, AcmeErrorKind};
 use super::http::observe;
 
@@ -40,8 +40,8 @@ pub struct CaAuthorization {
     pub name: String,
     pub status: AuthorizationStatus,
     pub challenges: Vec<CaChallenge>,
-    /// The CA's words on a failed validation.
-    pub error: Option<String>,
+    /// What the CA says of a failed validation.
+    pub error: Option<AcmeError>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,7 +291,7 @@ fn view(handle: &instant_acme::AuthorizationHandle<'_>, thumbprint: &str) -> CaA
         | instant_acme::AuthorizationStatus::Expired
         | instant_acme::AuthorizationStatus::Deactivated => AuthorizationStatus::Failed,
     };
-    let error = handle.challenges.iter().find_map(|c| c.error.as_ref()).map(problem_text);
+    let error = handle.challenges.iter().find_map(|c| c.error.as_ref()).map(AcmeError::validation);
     let challenges = handle.challenges.iter().filter_map(|c| challenge(c, thumbprint)).collect();
     CaAuthorization { name, status, challenges, error }
 }

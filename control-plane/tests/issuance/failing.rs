@@ -117,6 +117,26 @@ async fn a_dead_name_does_not_hold_up_its_group() {
     }
 }
 
+/// The authorization is lost with it, so another order follows; the names stay together, and no pre-flight is due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_validation_that_the_ca_could_not_carry_out_is_no_names_fault() {
+    let lab = Lab::start(&Options::default()).await;
+    lab.world.faults(json!({ "kind": "validation-trouble" })).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &["shop.test", "www.shop.test"]).await;
+    let condition = lab.until_condition(ids[0], "CertificateReady", "false").await;
+    assert_eq!(condition[1], "CaOrderGone", "{condition:?}");
+    assert!(condition[2].contains("could not be carried out"), "{condition:?}");
+    for id in &ids {
+        let events = events_of(&lab, &id.to_string()).await;
+        assert!(!events.iter().any(|event| event[0] == "domain.failed"), "{events:?}");
+        retry_now(&lab, *id).await;
+    }
+    lab.until_covered(2).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["certificates"]["issued"], 1, "the names were taken apart: {stats}");
+}
+
 /// Refused at newOrder already: no authorization was made, so only the CA's words say which name it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_the_ca_refuses_to_order_do_not_hold_up_their_group() {

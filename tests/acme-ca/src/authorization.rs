@@ -10,10 +10,11 @@ use serde::Deserialize;
 
 use crate::book::{Authorization, AuthorizationState, Book, ChallengeKind, ChallengeState};
 use crate::ca::Ca;
+use crate::faults::{Endpoint, FaultKind};
 use crate::identifier::base_name;
 use crate::limits::LimitName;
 use crate::order::failure_subject;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::request::Signed;
 use crate::validate::Target;
 
@@ -90,7 +91,10 @@ struct Validation {
 }
 
 async fn validate(ca: Arc<Ca>, job: Validation) {
-    let outcome = ca.validator.validate(&job.target).await;
+    let outcome = match ca.take_fault(Endpoint::Challenge, &[FaultKind::ValidationTrouble]) {
+        Some(_) => Err(Problem::new(Kind::ServerInternal, "the validation could not be carried out")),
+        None => ca.validator.validate(&job.target).await,
+    };
     if let Err(problem) = &outcome {
         tracing::info!(
             name = job.name,

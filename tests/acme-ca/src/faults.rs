@@ -50,6 +50,8 @@ pub(crate) enum FaultKind {
     Close,
     /// The finalized order stays `processing` for some polls.
     Processing,
+    /// A validation ends with `serverInternal`: the CA's own trouble, not that of the name.
+    ValidationTrouble,
     /// The chain's intermediate is not the one that signed the leaf.
     WrongChain,
     /// The leaf holds another public key than the CSR.
@@ -171,6 +173,7 @@ impl FaultKind {
             Self::Slow => "slow",
             Self::Close => "close",
             Self::Processing => "processing",
+            Self::ValidationTrouble => "validation-trouble",
             Self::WrongChain => "wrong-chain",
             Self::WrongKey => "wrong-key",
             Self::WrongNames => "wrong-names",

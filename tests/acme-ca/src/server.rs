@@ -231,6 +231,7 @@ fn instead_of_answer(ca: &Ca, fault: &Fault) -> Option<Response> {
         FaultKind::BadNonce
         | FaultKind::Slow
         | FaultKind::Processing
+        | FaultKind::ValidationTrouble
         | FaultKind::WrongChain
         | FaultKind::WrongKey
         | FaultKind::WrongNames

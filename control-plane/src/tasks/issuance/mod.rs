@@ -16,6 +16,7 @@ mod order;
 mod preflight;
 mod publish;
 mod self_fetch;
+mod stopped;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;

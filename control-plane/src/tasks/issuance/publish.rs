@@ -13,7 +13,7 @@ use rustls::RootCertStore;
 
 use super::Issuance;
 use super::issuer::Issuer;
-use super::order::close;
+use super::stopped::close;
 use crate::clock;
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
