@@ -114,6 +114,11 @@ impl Connector {
         }
     }
 
+    /// The guard's word as of now; a refusal that follows from it is counted by whoever then tries to connect.
+    pub(super) fn may_reach(&self, tenant: &TenantState, address: SocketAddr) -> bool {
+        self.guard.check(tenant, address).is_ok()
+    }
+
     pub(super) async fn resolve(&self, name: &str) -> Result<Resolved, OriginError> {
         self.names.resolve(name).await.map_err(OriginError::Resolve)
     }

@@ -1,6 +1,6 @@
 //! One worker's way to origins: which one, and a connection to it.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -108,16 +108,11 @@ impl Origins {
         deadline: Duration,
     ) -> Result<Lease, OriginError> {
         let endpoint = Rc::clone(&turn.endpoint);
-        if freshness == Freshness::Any {
-            if let Some((sender, address)) = endpoint.take_http1() {
-                self.metrics.origin_reuses.increment(1);
-                return Ok(Lease::new(Line::Http1(sender), address, true, turn));
-            }
-            if let Some(stream) = endpoint.join_http2() {
-                self.metrics.origin_reuses.increment(1);
-                let address = stream.connection().address;
-                return Ok(Lease::new(Line::Http2(stream), address, true, turn));
-            }
+        if freshness == Freshness::Any
+            && let Some((line, address)) = self.kept(tenant, &endpoint)
+        {
+            self.metrics.origin_reuses.increment(1);
+            return Ok(Lease::new(line, address, true, turn));
         }
         let offer = Offer::of(&endpoint);
         if offer == Offer::Http1 || endpoint.chose_http2.get() == Some(false) {
@@ -137,6 +132,26 @@ impl Origins {
             self.line(opened, turn).await
         });
         tokio::time::timeout(deadline, making).await.unwrap_or(Err(OriginError::ConnectTimeout))
+    }
+
+    /// A connection that is there already. The guard is asked again, since a grant may have been taken back meanwhile: then
+    /// the connection takes no further exchange.
+    fn kept(&self, tenant: &TenantState, endpoint: &Endpoint) -> Option<(Line, SocketAddr)> {
+        let (line, address) = match endpoint.take_http1() {
+            Some((sender, address)) => (Line::Http1(sender), address),
+            None => {
+                let stream = endpoint.join_http2()?;
+                let address = stream.connection().address;
+                (Line::Http2(stream), address)
+            }
+        };
+        if self.connector.may_reach(tenant, address) {
+            return Some((line, address));
+        }
+        if let Line::Http2(stream) = &line {
+            stream.connection().retire();
+        }
+        None
     }
 
     async fn line(&self, opened: Opened, turn: Turn) -> Result<Lease, OriginError> {

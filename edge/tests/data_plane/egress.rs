@@ -9,7 +9,7 @@ use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType, rdata};
 
 use crate::client::https;
-use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to};
+use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, tenant_with};
 use crate::origin::{Origin, Reply, ok};
 
 /// Counts connections; nobody should come.
@@ -98,6 +98,24 @@ fn loopback_private_and_metadata_addresses_see_no_connect() {
             502
         );
         assert_eq!(canary.seen(), 1, "the canary does see who is let through");
+    });
+}
+
+#[test]
+fn a_grant_that_is_taken_back_holds_for_kept_connections_too() {
+    on_each_backend(|backend| {
+        let origin = Origin::start(|_| Reply::Keep(ok("granted")));
+        let mut edge = TestEdge::start(backend);
+        let name = "granted.example";
+        let served = edge
+            .serve_with(&[name], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&origin.url())]);
+        let mut client = https(edge.https, name);
+        assert_eq!(client.get(name, "/").status, 200);
+        assert_eq!(client.get(name, "/").status, 200);
+        assert_eq!(origin.connections(), 1, "the second came over the kept connection");
+        edge.apply(vec![tenant_with(served.tenant, 2, &[], None)]);
+        assert_eq!(client.get(name, "/").status, 502);
+        assert_eq!(origin.messages().len(), 2, "nothing reached the origin any more");
     });
 }
 
