@@ -50,6 +50,9 @@ pub struct Args {
     /// Make the key-encryption key file when it does not exist yet.
     #[arg(long)]
     pub create_kek: bool,
+    /// Make one more operator's token, for when all are lost; it goes to operator_token_file, which must be gone.
+    #[arg(long)]
+    pub new_operator_token: bool,
     /// Check the file and end.
     #[arg(long)]
     pub check: bool,
@@ -94,7 +97,7 @@ async fn run_until_signal(args: Args) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let distribution = config.distribution;
-    let mut running = start(config).await?;
+    let mut running = Box::pin(assemble(config, Clock::default(), args.new_operator_token)).await?;
     tracing::info!(api = %running.api, %distribution, "ready");
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let ended = tokio::select! {
@@ -119,12 +122,12 @@ pub fn start(config: Config) -> BoxFuture<'static, anyhow::Result<Running>> {
 /// # Errors
 /// As [`start`].
 pub fn start_at(config: Config, clock: Clock) -> BoxFuture<'static, anyhow::Result<Running>> {
-    Box::pin(assemble(config, clock))
+    Box::pin(assemble(config, clock, false))
 }
 
-async fn assemble(config: Config, clock: Clock) -> anyhow::Result<Running> {
+async fn assemble(config: Config, clock: Clock, new_operator_token: bool) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
-    http::ensure_operator_token(&parts).await?;
+    http::ensure_operator_token(&parts, new_operator_token).await?;
     let mut tasks = JoinSet::new();
     let distribution = distribution::start(&parts, &mut tasks).await?;
     let app = App::new(&parts, FleetLink::to(&distribution))?;

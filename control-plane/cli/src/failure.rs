@@ -151,7 +151,7 @@ impl From<ClientError> for Failure {
         match (error.status(), &error) {
             (Some(401), _) => failure.next_text(
                 "give a token: --token-file FILE, PORTICO_TOKEN, or --context DIR; the control plane's first start \
-                 writes the operator's token into its operator_token_file",
+                 writes the operator's token into its operator_token_file, and one more with --new-operator-token",
             ),
             (Some(403), _) => failure.next_text("use the operator's token: --token-file FILE or PORTICO_TOKEN"),
             (Some(404), _) => Self { code: 3, ..failure },

@@ -130,14 +130,15 @@ fn new_secret() -> (String, String) {
     (ulid::Ulid::new().to_string(), hex(&secret))
 }
 
-/// Makes the operator's first token when no operator has one, and writes it to the configured file (0600). A file that
-/// already holds a token is taken over, so that a start that was killed in between goes on.
+/// Makes the operator's first token when no operator has one, or one more when `another` is asked for (the first was
+/// lost), and writes it to the configured file (0600). A file that already holds a token is taken over, so that a start
+/// that was killed in between goes on.
 ///
 /// # Errors
 /// The file cannot be written, or others can read it; the store's.
-pub async fn ensure_operator_token(parts: &Parts) -> anyhow::Result<()> {
+pub async fn ensure_operator_token(parts: &Parts, another: bool) -> anyhow::Result<()> {
     let mut tx = parts.store.begin().await?;
-    if token::count_operators(&mut tx).await? > 0 {
+    if token::count_operators(&mut tx).await? > 0 && !another {
         return Ok(());
     }
     let Some(file) = &parts.config.operator_token_file else {
@@ -150,6 +151,10 @@ pub async fn ensure_operator_token(parts: &Parts) -> anyhow::Result<()> {
     };
     let (id, secret) =
         split_token(text.trim()).context("the text of a token that was just made or checked")?;
+    if token::find(&mut tx, id).await?.is_some() {
+        tracing::warn!(file = %file.display(), "this file holds a token that is good already; move it away to get another");
+        return Ok(());
+    }
     let row = TokenRow {
         id: id.to_owned(),
         secret_sha256: secret_sha256(secret),
