@@ -50,7 +50,7 @@ pub enum Mode {
 pub struct ControlConfig {
     /// host:port of the control plane's distribution endpoint.
     pub address: String,
-    pub join_token_file: Option<PathBuf>,
+    pub join_token_file: Option<NamedPath>,
 }
 
 #[derive(Debug, Clone)]
@@ -74,6 +74,14 @@ pub enum AccessLogTarget {
     Off,
     StandardOutput,
     File(PathBuf),
+}
+
+/// A path that the file names, with its place there: what is wrong with it shows only when it is read.
+#[derive(Debug, Clone)]
+pub struct NamedPath {
+    path: PathBuf,
+    file: PathBuf,
+    position: (usize, usize),
 }
 
 /// What is wrong with the file, where, and what to do.
@@ -121,7 +129,7 @@ struct RawListener {
 #[serde(deny_unknown_fields)]
 struct RawControl {
     address: Spanned<String>,
-    join_token_file: Option<PathBuf>,
+    join_token_file: Option<Spanned<PathBuf>>,
 }
 
 impl Config {
@@ -147,6 +155,18 @@ impl Config {
         let raw: RawConfig = toml::from_str(text)
             .map_err(|error| source.error(error.span(), error.message().trim().to_owned()))?;
         source.check(raw)
+    }
+}
+
+impl NamedPath {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A fault of what stands at the path, told at the place that names it.
+    pub fn fault(&self, problem: &dyn fmt::Display) -> ConfigError {
+        let problem = format!("{}: {problem}", self.path.display());
+        ConfigError { path: self.file.clone(), position: Some(self.position), problem }
     }
 }
 
@@ -222,7 +242,7 @@ impl Source<'_> {
         }
         Ok(ControlConfig {
             address: address.clone(),
-            join_token_file: raw.join_token_file.as_deref().map(|path| self.resolve(path)),
+            join_token_file: raw.join_token_file.as_ref().map(|path| self.named_path(path)),
         })
     }
 
@@ -314,6 +334,14 @@ impl Source<'_> {
     /// A path of the file, seen from the file's folder.
     fn resolve(self, path: &Path) -> PathBuf {
         self.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn named_path(self, raw: &Spanned<PathBuf>) -> NamedPath {
+        NamedPath {
+            path: self.resolve(raw.get_ref()),
+            file: self.path.to_owned(),
+            position: self.place(raw.span()),
+        }
     }
 
     fn error(self, span: Option<Range<usize>>, problem: String) -> ConfigError {

@@ -2,7 +2,7 @@
 //! service, drain.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
@@ -127,10 +127,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Reads what the start would read, so that `--check` refuses what the start refuses, and warns of what it leaves out.
 fn check_files(config: &Config) -> anyhow::Result<()> {
-    if let Mode::Standalone(standalone) = &config.mode {
-        let names = standalone::count_files(standalone).max(1024);
-        let (_live, publisher) = Live::new(names, limits::KEY_CACHE_BYTES, CellKeys::new());
-        standalone::load(standalone, publisher)?;
+    match &config.mode {
+        Mode::Standalone(standalone) => {
+            let names = standalone::count_files(standalone).max(1024);
+            let (_live, publisher) = Live::new(names, limits::KEY_CACHE_BYTES, CellKeys::new());
+            standalone::load(standalone, publisher)?;
+        }
+        Mode::Fleet(control) => {
+            join_token(control, None)?;
+        }
     }
     Ok(())
 }
@@ -159,16 +164,21 @@ fn tables(config: &Config, token: Option<&str>, service: &Service) -> anyhow::Re
     }
 }
 
-/// From the command line or its file; an edge that has an identity needs none, so a missing file is no error by itself.
+/// From the command line or its file. An edge that has an identity needs none, so a missing file is told and is no error
+/// by itself.
 fn join_token(control: &ControlConfig, given: Option<&str>) -> anyhow::Result<Option<JoinToken>> {
-    let text = match (given, &control.join_token_file) {
-        (Some(text), _) => Some(text.to_owned()),
-        (None, Some(path)) if path.exists() => Some(
-            std::fs::read_to_string(path).with_context(|| format!("join token file {}", path.display()))?,
-        ),
-        (None, _) => None,
-    };
-    Ok(text.map(|text| JoinToken::parse(text.trim())).transpose()?)
+    match (given, &control.join_token_file) {
+        (Some(text), _) => Ok(Some(JoinToken::parse(text)?)),
+        (None, Some(named)) => match std::fs::read_to_string(named.path()) {
+            Ok(text) => JoinToken::parse(&text).map(Some).map_err(|error| named.fault(&error).into()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::info!(file = %named.path().display(), "no join token file; an edge that has joined needs none");
+                Ok(None)
+            }
+            Err(error) => Err(named.fault(&error).into()),
+        },
+        (None, None) => Ok(None),
+    }
 }
 
 fn configure(args: &Args) -> anyhow::Result<Config> {

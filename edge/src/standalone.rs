@@ -4,7 +4,7 @@
 //! (one bad certificate never stops an edge). Keys are sealed in memory at once, as in fleet mode.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -14,12 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use portico_cert_store::{CertificateChain, NamePattern, PrivateKey, TlsPolicy};
 
 use crate::{
     clock,
-    config::{CertificateFiles, RouteConfig, StandaloneConfig, UnknownSniChoice},
+    config::{CertificateFiles, ConfigError, NamedPath, RouteConfig, StandaloneConfig, UnknownSniChoice},
     limits,
     live::{
         EgressGrant, FleetPolicy, Hsts, LivePublisher, Maintenance, Route, SealedCertificate, Sealing, Site,
@@ -37,7 +36,7 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
         grants.map(|allow| EgressGrant { net: allow.net, ports: allow.ports.clone().into() }).collect();
     let mut sites = Sites::new(publisher, grants);
     // A default that cannot be used ends the start, so it is read before the many.
-    let default = config.certificates.default.as_deref().map(read_default).transpose()?;
+    let default = config.certificates.default.as_ref().map(read_default).transpose()?;
     let mut sealed = Vec::new();
     for (path, result) in seal_all(&paths(&config.certificates)?, &sites.sealing()) {
         match result {
@@ -50,10 +49,15 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
         UnknownSniChoice::Default => UnknownSni::Default,
     };
     let certificates = sealed.len();
+    warn_of_bare_hosts(&config.routes, &sealed);
     let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names));
     sites.load(sealed, by_host, clock::unix_time())?;
     let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
-    let default = default.transpose().context("default certificate")?;
+    let named = config.certificates.default.as_ref();
+    let default = default.transpose().map_err(|fault| match named {
+        Some(named) => anyhow::Error::new(named.fault(&fault)),
+        None => anyhow::Error::new(fault),
+    })?;
     sites.set_fleet(FleetPolicy { unknown_sni, ..FleetPolicy::default() }, default);
     tracing::info!(certificates, routes = config.routes.len(), "standalone files read");
     Ok(sites)
@@ -74,10 +78,22 @@ pub fn parse_pair(pem: &[u8]) -> Result<(CertificateChain, PrivateKey), String> 
     Ok((chain, key))
 }
 
-fn read_default(path: &Path) -> anyhow::Result<(CertificateChain, PrivateKey)> {
-    read_pair(&CertificatePath::of(path))
-        .map_err(anyhow::Error::msg)
-        .with_context(|| format!("default certificate {}", path.display()))
+fn read_default(named: &NamedPath) -> Result<(CertificateChain, PrivateKey), ConfigError> {
+    read_pair(&CertificatePath::of(named.path()))
+        .map_err(|problem| named.fault(&format!("the default certificate: {problem}")))
+}
+
+/// A certificate may still come by the admin socket, so this ends no start.
+fn warn_of_bare_hosts(routes: &[RouteConfig], sealed: &[SealedCertificate]) {
+    let names: HashSet<&NamePattern> = sealed.iter().flat_map(SealedCertificate::names).collect();
+    let wildcards: Vec<&NamePattern> = names.iter().copied().filter(|name| name.is_wildcard()).collect();
+    let is_bare = |host: &&NamePattern| {
+        !names.contains(host) && !wildcards.iter().any(|wildcard| wildcard.covers(host))
+    };
+    let hosts: BTreeSet<&NamePattern> = routes.iter().filter_map(|route| route.host.as_ref()).collect();
+    for host in hosts.into_iter().filter(is_bare) {
+        tracing::warn!(%host, "a route's host has no certificate; its https clients are refused until one is added");
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -96,9 +112,9 @@ impl CertificatePath {
 
 fn paths(files: &CertificateFiles) -> anyhow::Result<Vec<CertificatePath>> {
     let mut found = Vec::new();
-    if let Some(folder) = &files.folder {
+    if let Some(named) = &files.folder {
         let entries =
-            fs::read_dir(folder).with_context(|| format!("certificate folder {}", folder.display()))?;
+            fs::read_dir(named.path()).map_err(|error| named.fault(&format!("the folder: {error}")))?;
         for entry in entries {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "pem" || extension == "crt") {
@@ -108,9 +124,9 @@ fn paths(files: &CertificateFiles) -> anyhow::Result<Vec<CertificatePath>> {
         found.sort(); // the same order at each start
     }
     let mut found: Vec<_> = found.iter().map(|path| CertificatePath::of(path)).collect();
-    if let Some(list) = &files.list_file {
-        let text =
-            fs::read_to_string(list).with_context(|| format!("certificate list {}", list.display()))?;
+    if let Some(named) = &files.list_file {
+        let list = named.path();
+        let text = fs::read_to_string(list).map_err(|error| named.fault(&format!("the list: {error}")))?;
         let folder = list.parent().unwrap_or(Path::new("."));
         for (number, line) in text.lines().enumerate() {
             found.extend(

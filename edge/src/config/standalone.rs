@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ConfigError, RawConfig, Source};
+use super::{ConfigError, NamedPath, RawConfig, Source};
 use crate::{
     limits,
     live::{Action, Hsts, Maintenance, Redirect, Route, Upstream},
@@ -42,10 +42,10 @@ pub enum UnknownSniChoice {
 /// Where PEM files are: each holds a chain, and its key in the same file or beside it as `<stem>.key`.
 #[derive(Debug, Clone, Default)]
 pub struct CertificateFiles {
-    pub folder: Option<PathBuf>,
+    pub folder: Option<NamedPath>,
     /// One path a line, or two: chain and key. `#` begins a comment.
-    pub list_file: Option<PathBuf>,
-    pub default: Option<PathBuf>,
+    pub list_file: Option<NamedPath>,
+    pub default: Option<NamedPath>,
 }
 
 #[derive(Debug, Clone)]
@@ -77,9 +77,9 @@ pub(super) struct RawStandalone {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCertificates {
-    folder: Option<PathBuf>,
-    list_file: Option<PathBuf>,
-    default: Option<PathBuf>,
+    folder: Option<Spanned<PathBuf>>,
+    list_file: Option<Spanned<PathBuf>>,
+    default: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,7 +150,7 @@ struct RawAllow {
 
 pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneConfig, ConfigError> {
     let files = raw.certificates.as_ref().map(Spanned::get_ref);
-    let path = |path: Option<&PathBuf>| path.map(|path| source.resolve(path));
+    let path = |path: Option<&Spanned<PathBuf>>| path.map(|path| source.named_path(path));
     let certificates = CertificateFiles {
         folder: path(files.and_then(|files| files.folder.as_ref())),
         list_file: path(files.and_then(|files| files.list_file.as_ref())),
@@ -415,7 +415,7 @@ fn egress(source: Source<'_>, raw: &RawAllow) -> Result<EgressAllow, ConfigError
 mod tests {
     use std::path::Path;
 
-    use super::super::{Config, Mode};
+    use super::super::{Config, Mode, NamedPath};
 
     fn parse(sections: &str) -> Result<Config, String> {
         let text = format!("[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n{sections}");
@@ -431,7 +431,10 @@ mod tests {
         )
         .expect("the file is right");
         let Mode::Standalone(standalone) = config.mode else { panic!("not standalone") };
-        assert_eq!(standalone.certificates.folder.as_deref(), Some(Path::new("/srv/certs")));
+        assert_eq!(
+            standalone.certificates.folder.as_ref().map(NamedPath::path),
+            Some(Path::new("/srv/certs"))
+        );
         assert_eq!(standalone.routes.len(), 2);
         assert!(standalone.routes[1].host.is_none());
     }

@@ -13,7 +13,7 @@ pub struct JoinToken {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the join token has not the form pjt_<id>_<secret>_<fingerprint>; copy the whole line that `portico edge join` printed"
+    "the join token has not the form pjt_<id>_<secret>_<fingerprint>; it is the word behind --token of the line that `portico edge join` printed"
 )]
 pub struct TokenError;
 
