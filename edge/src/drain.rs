@@ -4,9 +4,11 @@
 //! serves on, new connections too: whoever watches `/readyz` moves the address meanwhile. Then the drain begins; each
 //! worker passes it to its own connections, so that a connection waits on a flag of its own thread.
 
-use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
+use std::{cell::Cell, future::Future, rc::Rc, sync::Arc, time::Instant};
 
 use tokio::sync::{Notify, watch};
+
+use crate::clock;
 
 /// Begins the end, once.
 #[derive(Debug, Clone)]
@@ -36,7 +38,7 @@ pub struct LocalDrain {
 
 #[derive(Debug, Default)]
 struct Local {
-    begun: Cell<bool>,
+    begun: Cell<Option<Instant>>,
     notify: Notify,
 }
 
@@ -81,11 +83,15 @@ impl DrainWatch {
 
 impl LocalDrain {
     pub fn is_begun(&self) -> bool {
+        self.inner.begun.get().is_some()
+    }
+
+    pub fn begun_at(&self) -> Option<Instant> {
         self.inner.begun.get()
     }
 
     pub fn begin(&self) {
-        self.inner.begun.set(true);
+        self.inner.begun.set(Some(clock::now()));
         self.inner.notify.notify_waiters();
     }
 
@@ -94,7 +100,7 @@ impl LocalDrain {
         let inner = Rc::clone(&self.inner);
         async move {
             let notified = inner.notify.notified();
-            if !inner.begun.get() {
+            if inner.begun.get().is_none() {
                 notified.await;
             }
         }

@@ -200,6 +200,9 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Concurrent request streams of one HTTP/3 connection, and streams of a client's own (control, QPACK, reserved).
 pub const H3_STREAMS_MAX: u32 = 100;
 pub const H3_CONTROL_STREAMS_MAX: u32 = 8;
+/// Between the first GOAWAY and the last: three round trips, within these bounds.
+pub const H3_GOAWAY_WAIT_MIN: Duration = Duration::from_millis(100);
+pub const H3_GOAWAY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// After the last answer of a connection that is to end: the client's time to close it first.
 pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(1);
 /// Answer bytes that one connection's client has not acknowledged.
@@ -212,5 +215,18 @@ pub const QUIC_RETRY_TOKEN_LIFE: Duration = Duration::from_secs(15);
 pub const QUIC_INCOMING_MAX: usize = 1024;
 pub const QUIC_INCOMING_BYTES: u64 = 64 * 1024;
 pub const QUIC_INCOMING_BYTES_TOTAL: u64 = 16 * 1024 * 1024;
+/// Packets that may wait in a socket, bytes (net.core.rmem_max and wmem_max may allow less): while a successor takes over,
+/// nobody reads for a few milliseconds.
+pub const QUIC_SOCKET_BYTES: usize = 4 * 1024 * 1024;
 /// CRYPTO bytes that may come out of order in a handshake.
 pub const QUIC_CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Predecessors that may still drain when the next successor comes.
+pub const PREDECESSORS_MAX: usize = 8;
+/// How long a successor may take to read its files, from the hand-over of the sockets on.
+pub const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(300);
+/// For each answer in the last steps of a hand-over.
+pub const TAKE_OVER_STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of one message of a hand-over, and descriptors of one offer: both far above what 256 workers need.
+pub const TAKE_OVER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+pub const TAKE_OVER_DESCRIPTORS_MAX: usize = 8192;

@@ -114,6 +114,12 @@ impl ConnectionClock {
         self.idle_since.set(clock::now());
     }
 
+    /// Since when nothing is under way, not even a head.
+    pub fn quiet_since(&self) -> Option<Instant> {
+        let is_quiet = self.open_exchanges.get() == 0 && self.head_since.get().is_none();
+        is_quiet.then(|| self.idle_since.get())
+    }
+
     pub fn deadlines(&self) -> Deadlines {
         self.deadlines
     }

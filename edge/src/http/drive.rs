@@ -21,16 +21,25 @@ pub enum Ended {
     Expired(Expired),
 }
 
+/// How a connection can be told that it is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// Only with an answer (`Connection: close`). One that ends without may cross the client's next request.
+    WithAnswer,
+    /// At any time, and nothing is lost: GOAWAY.
+    AnyTime,
+}
+
 /// Polls a hyper connection; asks it to finish on drain, and gives up on it when a limit in time runs out.
 pub(super) async fn drive<C, E: fmt::Display>(
     mut connection: Pin<&mut C>,
     clock: &ConnectionClock,
-    drain: &LocalDrain,
+    (drain, farewell): (&LocalDrain, Farewell),
     mut poll: impl FnMut(Pin<&mut C>, &mut Context<'_>) -> Poll<Result<(), E>>,
     mut finish: impl FnMut(Pin<&mut C>),
 ) -> Ended {
     let mut draining = pin!(drain.begun());
-    let mut drained_at = None;
+    let mut drained = false;
     let mut asked = false;
     let mut armed: Instant = clock::now() + clock.deadlines().header;
     let mut timer = pin!(tokio::time::sleep_until(armed.into()));
@@ -48,19 +57,22 @@ pub(super) async fn drive<C, E: fmt::Display>(
                 finish(connection.as_mut());
                 continue;
             }
-            if drained_at.is_none() && draining.as_mut().poll(context).is_ready() {
-                drained_at = Some(clock::now());
-            }
-            let Some(drained_at) = drained_at.filter(|_| !asked) else { break };
-            // A new connection is about to bring its first request; an answer to that will say `close` by itself.
-            let fresh = clock.exchanges() == 0;
-            let patience_ends = drained_at + limits::DRAIN_PATIENCE;
-            if fresh && clock::now() < patience_ends {
-                if armed > patience_ends {
-                    armed = patience_ends;
-                    timer.as_mut().reset(armed.into());
-                }
+            drained = drained || draining.as_mut().poll(context).is_ready();
+            if !drained || asked {
                 break;
+            }
+            // The next answer will say `close` by itself.
+            if clock.exchanges() == 0 || farewell == Farewell::WithAnswer {
+                let Some(quiet_since) = clock.quiet_since() else { break };
+                let patience_ends =
+                    drain.begun_at().unwrap_or(quiet_since).max(quiet_since) + limits::DRAIN_PATIENCE;
+                if clock::now() < patience_ends {
+                    if armed > patience_ends {
+                        armed = patience_ends;
+                        timer.as_mut().reset(armed.into());
+                    }
+                    break;
+                }
             }
             asked = true;
             finish(connection.as_mut());
@@ -80,7 +92,7 @@ pub(super) async fn drive<C, E: fmt::Display>(
             };
             armed = wanted;
             timer.as_mut().reset(wanted.into());
-            if drained_at.is_some() && !asked {
+            if drained && !asked {
                 context.waker().wake_by_ref(); // the patience of a drain may be over
                 return Poll::Pending;
             }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{
     body::{RequestBody, ResponseBody},
     clock::Expired,
-    drive::{Ended, drive},
+    drive::{Ended, Farewell, drive},
     guarded_io::GuardedIo,
 };
 use crate::{
@@ -96,7 +96,7 @@ where
     let ended = drive(
         connection.as_mut(),
         &context.clock,
-        &context.worker.drain,
+        (&context.worker.drain, Farewell::WithAnswer),
         |connection, task| {
             let connection = connection.get_mut().as_mut().expect("taken only after the loop");
             connection.poll_without_shutdown(task)
@@ -122,7 +122,7 @@ where
     let ended = drive(
         Pin::new(&mut *io),
         &context.clock,
-        &context.worker.drain,
+        (&context.worker.drain, Farewell::WithAnswer),
         |io, task| if closing.get() { Poll::Ready(Ok(())) } else { io.get_mut().poll_ahead(task) },
         |_| closing.set(true),
     )

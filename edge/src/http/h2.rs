@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     body::{BodyError, RequestBody},
-    drive::{Ended, drive},
+    drive::{Ended, Farewell, drive},
     gathered_io::GatheredIo,
     guarded_io::GuardedIo,
 };
@@ -54,7 +54,7 @@ where
     drive(
         connection,
         &context.clock,
-        &context.worker.drain,
+        (&context.worker.drain, Farewell::AnyTime),
         |connection, task| {
             let polled = connection.poll(task).map_err(BodyError::from);
             match gathered.poll_send(task) {

@@ -113,6 +113,11 @@ impl Accepting {
         self.rejected_from.set(Some(self.next_id.get()));
     }
 
+    /// Whether any request stream was accepted.
+    pub fn has_accepted(&self) -> bool {
+        self.next_id.get() > 0
+    }
+
     pub fn take_last(&self) -> Option<Accepted> {
         self.last.take()
     }

@@ -53,7 +53,7 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
     let exchanges = Rc::new(Exchanges::default());
     let ended = accept(&mut h3, &shared, &exchanges, &context).await;
     let ended = match ended {
-        Next::Finish => finish(&mut h3, &connection, &shared, &exchanges).await,
+        Next::Finish => finish(&mut h3, &connection, &shared, &exchanges, &context).await,
         Next::Expired(expired) => {
             // Politely: a client that was only quiet opens another connection.
             let _gone = h3.shutdown(1).await;
@@ -82,13 +82,22 @@ async fn accept(
     exchanges: &Rc<Exchanges>,
     context: &Rc<ConnectionContext>,
 ) -> Next {
-    let mut draining = std::pin::pin!(context.worker.drain.begun());
+    let drain = &context.worker.drain;
     loop {
         let look_at =
             context.clock.earliest().unwrap_or_else(|| clock::now() + context.clock.deadlines().idle);
+        // A connection without an exchange yet is about to bring its first one.
+        let patience_ends = drain.begun_at().filter(|_| context.clock.exchanges() == 0).map(|begun_at| {
+            context.clock.quiet_since().map_or(begun_at, |since| begun_at.max(since)) + limits::DRAIN_PATIENCE
+        });
+        let draining = async {
+            match patience_ends {
+                Some(ends) => tokio::time::sleep_until(ends.into()).await,
+                None => drain.begun().await,
+            }
+        };
         tokio::select! {
             biased;
-            () = &mut draining => return Next::Finish,
             accepted = h3.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     let Some(accepted) = shared.take_last() else { return Next::Ended(Ended::Failed) };
@@ -107,6 +116,9 @@ async fn accept(
                     return Next::Ended(ended);
                 }
             },
+            () = draining => if patience_ends.is_some() || context.clock.exchanges() > 0 {
+                return Next::Finish;
+            },
             () = exchanges.ended.notified() => if context.clock.is_abusive() {
                 return Next::Ended(Ended::Failed);
             },
@@ -119,13 +131,39 @@ async fn accept(
     }
 }
 
-/// Says GOAWAY, waits for what is under way, and gives the client a moment to close first.
+/// Says GOAWAY twice (RFC 9114 section 5.2): first that the end is near, so that what the client has sent by then is still
+/// served; then, when that has had time to arrive, where the end is. Waits for what is under way, and gives the client a
+/// moment to close first.
 async fn finish(
     h3: &mut H3Connection,
     connection: &quinn::Connection,
-    shared: &Accepting,
-    exchanges: &Exchanges,
+    shared: &Rc<Accepting>,
+    exchanges: &Rc<Exchanges>,
+    context: &Rc<ConnectionContext>,
 ) -> Ended {
+    if !shared.has_accepted() {
+        // h3 has no number to name then but that of the first request.
+        shared.reject_the_rest();
+    }
+    if h3.shutdown(REQUESTS_UNDER_WAY_MAX).await.is_err() {
+        return Ended::Failed;
+    }
+    let round_trips = (3 * connection.rtt()).clamp(limits::H3_GOAWAY_WAIT_MIN, limits::H3_GOAWAY_WAIT_MAX);
+    let ends = clock::now() + round_trips;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = h3.accept() => match accepted {
+                Ok(Some(resolver)) => {
+                    let Some(accepted) = shared.take_last() else { return Ended::Failed };
+                    exchange::start(resolver, accepted, exchanges, context);
+                }
+                // The client says GOAWAY too, or is gone.
+                Ok(None) | Err(_) => break,
+            },
+            () = tokio::time::sleep_until(ends.into()) => break,
+        }
+    }
     shared.reject_the_rest();
     if h3.shutdown(1).await.is_err() {
         return Ended::Failed;
@@ -149,6 +187,9 @@ async fn finish(
     }
     Ended::Done
 }
+
+/// Beyond what a client can have sent before it hears of the end.
+const REQUESTS_UNDER_WAY_MAX: usize = 1 << 20;
 
 fn close_code(context: &ConnectionContext) -> u32 {
     let code = if context.clock.is_abusive() { Code::H3_EXCESSIVE_LOAD } else { Code::H3_NO_ERROR };
