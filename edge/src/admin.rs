@@ -72,7 +72,7 @@ pub async fn serve(listener: UnixListener, admin: Rc<Admin>) {
     }
 }
 
-fn is_allowed(stream: &UnixStream) -> bool {
+pub(crate) fn is_allowed(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
@@ -130,6 +130,7 @@ fn status(admin: &Admin) -> Value {
     let operations = crate::io::operation_counts();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "process": std::process::id(),
         "mode": match *admin.source.borrow() { Source::Standalone(_) => "standalone", Source::Fleet(_) => "fleet" },
         "io_backend": edge.backend.as_str(),
         "io_operations": { "direct": operations.direct, "ring": operations.ring, "epoll": operations.epoll },

@@ -13,6 +13,7 @@ pub mod control;
 pub mod drain;
 pub mod egress;
 pub mod exchange;
+pub mod handover;
 pub mod http;
 pub mod io;
 pub mod limits;

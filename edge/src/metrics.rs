@@ -25,6 +25,7 @@ pub mod names {
     pub const CONNECTIONS_EXPIRED: &str = "portico_edge_connections_expired_total";
     pub const CONNECTIONS_ABUSIVE: &str = "portico_edge_connections_abusive_total";
     pub const QUIC_RETRIES: &str = "portico_edge_quic_retries_total";
+    pub const QUIC_FORWARDED: &str = "portico_edge_quic_forwarded_packets_total";
     pub const STREAMS_STALLED: &str = "portico_edge_streams_stalled_total";
     pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
     pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
@@ -77,6 +78,8 @@ pub struct Metrics {
     pub connections_abusive: Counter,
     pub streams_stalled: Counter,
     pub quic_retries: Counter,
+    pub quic_forwarded: Counter,
+    pub quic_not_forwarded: Counter,
     handshakes: [Counter; 7],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],
@@ -116,6 +119,8 @@ impl Metrics {
             connections_expired: counter!(names::CONNECTIONS_EXPIRED),
             connections_abusive: counter!(names::CONNECTIONS_ABUSIVE),
             quic_retries: counter!(names::QUIC_RETRIES),
+            quic_forwarded: counter!(names::QUIC_FORWARDED, "result" => "sent"),
+            quic_not_forwarded: counter!(names::QUIC_FORWARDED, "result" => "dropped"),
             streams_stalled: counter!(names::STREAMS_STALLED),
             handshakes: HANDSHAKE_ENDS.map(|end| counter!(names::HANDSHAKES, "result" => end)),
             handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
@@ -237,6 +242,10 @@ fn describe() {
     describe_counter!(
         names::QUIC_RETRIES,
         "QUIC clients that had to show their address first, because many handshakes were under way"
+    );
+    describe_counter!(
+        names::QUIC_FORWARDED,
+        "QUIC packets of a draining predecessor's connections, passed on to it or dropped because it was too slow"
     );
     describe_counter!(
         names::STREAMS_STALLED,

@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
@@ -21,13 +21,14 @@ use crate::{
     config::{Config, ControlConfig, Mode},
     control::{Control, ControlOptions, JoinToken},
     drain::{DrainSwitch, DrainWatch},
-    io::{Backend, IoChoice},
+    handover::{self, Conversation, Relaunch, Shared, Surfaces, Taken},
+    io::{Backend, IoChoice, sockets_of_the_service_manager},
     limits::{self, Deadlines},
-    listen::{self, BoundListener},
+    listen::{self, BoundListener, Inherited, Kept, quic::QuicProcess},
     live::Live,
     metrics::Metrics,
     process,
-    service::Service,
+    service::{Beside, Service},
     standalone,
     tls::TlsConfigs,
     upstream::{self, OriginTls, OriginWatch},
@@ -56,6 +57,10 @@ pub struct Args {
     /// Check the file and end.
     #[arg(long)]
     pub check: bool,
+    /// Take the sockets of the running edge with the same admin socket, or of the one that hands over at PATH, and let it
+    /// drain: no connection is refused and no request is lost.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    pub take_over: Option<Option<PathBuf>>,
 }
 
 /// What all threads share.
@@ -67,6 +72,8 @@ pub struct Edge {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub drain: DrainWatch,
+    /// Set before the drain begins: what a successor serves on.
+    pub successor: OnceLock<Kept>,
     pub origin_tls: OriginTls,
     pub origin_watch: Arc<OriginWatch>,
     pub resolvers: Vec<SocketAddr>,
@@ -97,16 +104,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     process::forbid_dumps();
+    let relaunch = Relaunch::of_this_process().context("how this program was started")?;
     let descriptors = process::raise_descriptor_limit();
     let metrics = Arc::new(Metrics::register());
     let backend = choose_backend(config.io, &metrics)?;
-    let listeners = listen::bind_all(&config.listeners, config.workers)?;
-    let surface = config.metrics.map(bind_metrics).transpose()?;
-    let own_sockets = own_sockets(&listeners, surface.as_ref())?;
+    let (conversation, mut sockets) = Sockets::find(&config, args.take_over.as_ref())?;
+    let listeners = listen::bind_or_adopt_all(
+        &config.listeners,
+        config.workers,
+        &mut sockets.inherited,
+        &sockets.process,
+    )?;
+    let surface = sockets.metrics(config.metrics)?;
+    let surfaces = Surfaces::bind(&config.admin_socket, surface, conversation.is_some())?;
+    let own_sockets = own_sockets(&listeners, surfaces.metrics.as_ref())?;
     let (access_log, log_writer) = AccessLog::open(&config.access_log, Arc::clone(&metrics))?;
     let (switch, drain) = DrainSwitch::new();
     let service = Service::new()?;
     let (live, source) = tables(&config, args.token.as_deref(), &service)?;
+    let shared = Shared::of(&listeners, &sockets.process, surfaces.metrics.as_ref())?;
     let edge = Arc::new(Edge {
         backend,
         live,
@@ -114,6 +130,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         metrics,
         access_log,
         drain,
+        successor: OnceLock::new(),
         origin_tls: OriginTls::from_system(),
         origin_watch: Arc::default(),
         resolvers: resolvers(&config),
@@ -122,7 +139,51 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
-    serve(&config, edge, (listeners, surface), source, (&service, &switch), log_writer)
+    let beside = Beside { surfaces, shared, relaunch, kept: sockets.inherited.kept, conversation };
+    serve(&config, edge, listeners, source, (&service, &switch), beside, log_writer)
+}
+
+/// What others have bound for us.
+struct Sockets {
+    inherited: Inherited,
+    metrics: Option<TcpListener>,
+    process: Arc<QuicProcess>,
+}
+
+impl Sockets {
+    /// From a predecessor, or from the service manager, or none.
+    fn find(
+        config: &Config,
+        take_over: Option<&Option<PathBuf>>,
+    ) -> anyhow::Result<(Option<Conversation>, Self)> {
+        let Some(path) = take_over else {
+            let descriptors = sockets_of_the_service_manager().context("sockets of the service manager")?;
+            let inherited =
+                Inherited::from_service_manager(descriptors).context("sockets of the service manager")?;
+            return Ok((
+                None,
+                Self { inherited, metrics: None, process: Arc::new(QuicProcess::generate()?) },
+            ));
+        };
+        let path = path.clone().unwrap_or_else(|| handover::socket_of(&config.admin_socket));
+        let (conversation, Taken { inherited, metrics, process }) = handover::take_over(&path)?;
+        Ok((Some(conversation), Self { inherited, metrics, process: Arc::new(process) }))
+    }
+
+    /// The predecessor's, where the file still says the same.
+    fn metrics(&mut self, address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+        let Some(address) = address else { return Ok(None) };
+        let fits = |listener: &TcpListener| {
+            listener.local_addr().is_ok_and(|bound| match address.port() {
+                0 => bound.ip() == address.ip(),
+                _ => bound == address,
+            })
+        };
+        match self.metrics.take().filter(fits) {
+            Some(listener) => Ok(Some(listener)),
+            None => bind_metrics(address).map(Some),
+        }
+    }
 }
 
 /// Reads what the start would read, so that `--check` refuses what the start refuses, and warns of what it leaves out.
@@ -215,21 +276,29 @@ fn choose_backend(choice: IoChoice, metrics: &Metrics) -> anyhow::Result<Backend
 fn serve(
     config: &Config,
     edge: Arc<Edge>,
-    (listeners, surface): (Vec<Vec<BoundListener>>, Option<TcpListener>),
+    listeners: Vec<Vec<BoundListener>>,
     source: Source,
     (service, switch): (&Service, &DrainSwitch),
+    mut beside: Beside,
     log_writer: AccessLogWriter,
 ) -> anyhow::Result<()> {
-    let addresses: Vec<_> =
-        listeners.first().into_iter().flatten().map(|bound| bound.config.address).collect();
+    let mut addresses = Vec::new();
+    for bound in listeners.iter().flatten().map(|bound| bound.config.address) {
+        if !addresses.contains(&bound) {
+            addresses.push(bound);
+        }
+    }
+    if let Some(conversation) = &mut beside.conversation {
+        conversation.ready(&beside.kept)?;
+    }
+    beside.surfaces.publish().context("admin socket")?;
     let workers = start_workers(&edge, listeners)?;
     edge.metrics.workers(workers.len());
     edge.readiness.listening.store(true, Ordering::Release);
     for address in &addresses {
         tracing::info!(%address, "listening");
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let drained = service.run(config, &edge, source, switch, workers, surface);
+    let drained = service.run(config, &edge, source, switch, workers, beside);
     // A worker that was cut still holds its end of the log; then the last lines are not waited for.
     if Arc::into_inner(edge).is_some() {
         log_writer.finish();

@@ -2,10 +2,10 @@
 //! mode the control stream. Nothing here is on the way of a request.
 
 use std::{
-    cell::RefCell, convert::Infallible, io, path::Path, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration,
+    cell::RefCell, convert::Infallible, io, path::PathBuf, rc::Rc, sync::Arc, thread::JoinHandle,
+    time::Duration,
 };
 
-use anyhow::Context;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -14,7 +14,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
-    task::LocalSet,
+    sync::Mutex,
+    task::{AbortHandle, LocalSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +23,11 @@ use crate::{
     admin::{self, Source},
     clock,
     config::{Config, Mode},
-    control::EdgeStatus,
+    control::{ControlSwitch, EdgeStatus},
     drain::DrainSwitch,
+    handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
     limits,
+    listen::Kept,
     server::Edge,
     tls::TICKET_KEY_SECONDS,
     upstream,
@@ -35,6 +38,18 @@ use crate::{
 pub struct Service {
     runtime: tokio::runtime::Runtime,
     local: LocalSet,
+}
+
+/// What this thread serves and hands over, beside the workers' listeners.
+#[derive(Debug)]
+pub struct Beside {
+    pub surfaces: Surfaces,
+    pub shared: Shared,
+    pub relaunch: Relaunch,
+    /// Addresses that a predecessor had.
+    pub kept: Kept,
+    /// With a predecessor that waits for us to serve.
+    pub conversation: Option<Conversation>,
 }
 
 impl Service {
@@ -53,7 +68,7 @@ impl Service {
     /// order, then at most `config.drain` for the workers.
     ///
     /// # Errors
-    /// When the admin socket cannot be bound; the edge then does not start.
+    /// When the operating system refuses a descriptor; the edge then does not start.
     pub fn run(
         &self,
         config: &Config,
@@ -61,17 +76,19 @@ impl Service {
         source: Source,
         switch: &DrainSwitch,
         workers: Vec<JoinHandle<()>>,
-        metrics: Option<std::net::TcpListener>,
+        beside: Beside,
     ) -> anyhow::Result<()> {
         self.block_on(async {
             let mut drain = edge.drain.clone();
             let shutdown = CancellationToken::new();
-            let started = start(config, edge, source, switch, &shutdown, metrics).await;
+            let started = start(config, edge, source, switch, &shutdown, beside);
             match &started {
-                Ok(()) => {
+                Ok(_) => {
                     drain.ordered().await;
                     edge.metrics.draining.set(1.0);
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    if edge.successor.get().is_none() {
+                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    }
                     let _ = tokio::time::timeout(config.withdraw, drain.begun()).await;
                     switch.begin();
                 }
@@ -80,37 +97,32 @@ impl Service {
             let allowed = if started.is_ok() { config.drain } else { Duration::ZERO };
             wait_for(workers, allowed).await;
             shutdown.cancel();
-            if started.is_ok() {
-                let _ = std::fs::remove_file(&config.admin_socket);
-            }
-            started
+            started.map(drop)
         })
     }
 }
 
-async fn start(
+/// The sockets' paths, which go with the process.
+type Paths = Vec<handover::OwnSocket>;
+
+fn start(
     config: &Config,
     edge: &Arc<Edge>,
     mut source: Source,
     switch: &DrainSwitch,
     shutdown: &CancellationToken,
-    metrics: Option<std::net::TcpListener>,
-) -> anyhow::Result<()> {
+    beside: Beside,
+) -> anyhow::Result<Paths> {
     let mode = Rc::new(config.mode.clone());
-    let socket = bind_admin(&config.admin_socket)
-        .with_context(|| format!("admin socket {}", config.admin_socket.display()))?;
-    if let Some(listener) = metrics {
+    let Beside { surfaces, shared, relaunch, conversation, .. } = beside;
+    let mut metrics = None;
+    if let Some(listener) = surfaces.metrics {
         let listener = TcpListener::from_std(listener)?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
-        tokio::task::spawn_local(serve_metrics(listener, Arc::clone(edge), Rc::clone(&mode)));
+        let serving = serve_metrics(listener, Arc::clone(edge), Rc::clone(&mode));
+        metrics = Some(tokio::task::spawn_local(serving).abort_handle());
     }
-    if let Source::Fleet(control) = &mut source
-        && let Some(control) = control.take()
-    {
-        let reporting = Arc::clone(edge);
-        let status = move || status_of(&reporting);
-        tokio::task::spawn_local(control.run(status, shutdown.clone()));
-    }
+    let control = start_control(&mut source, edge, shutdown);
     let admin = Rc::new(admin::Admin {
         edge: Arc::clone(edge),
         source: RefCell::new(source),
@@ -118,12 +130,60 @@ async fn start(
         workers: config.workers,
         mode,
     });
+    let socket = UnixListener::from_std(surfaces.admin.listener.try_clone()?)?;
     tokio::task::spawn_local(admin::serve(socket, admin));
+    let mut paths = vec![surfaces.admin];
+    let last_steps = Rc::default();
+    if let Some(hand_over) = surfaces.hand_over {
+        let giver = giver(edge, switch, shared, control, metrics, &last_steps);
+        let socket = UnixListener::from_std(hand_over.listener.try_clone()?)?;
+        tokio::task::spawn_local(handover::serve(socket, giver));
+        let relaunching =
+            relaunch_on_signal(relaunch, hand_over.path().to_owned(), switch.clone(), Arc::clone(edge))?;
+        tokio::task::spawn_local(relaunching);
+        paths.push(hand_over);
+    }
     tokio::task::spawn_local(rotate_tickets(Arc::clone(edge)));
     tokio::task::spawn_local(upkeep(Arc::clone(edge)));
     tokio::task::spawn_local(check_origins(Arc::clone(edge)));
-    tokio::task::spawn_local(drain_on_signal(switch.clone())?);
-    Ok(())
+    tokio::task::spawn_local(drain_on_signal(switch.clone(), last_steps)?);
+    if let Some(conversation) = conversation {
+        conversation.serving()?;
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    Ok(paths)
+}
+
+fn start_control(
+    source: &mut Source,
+    edge: &Arc<Edge>,
+    shutdown: &CancellationToken,
+) -> Option<ControlSwitch> {
+    let Source::Fleet(control) = source else { return None };
+    let control = control.take()?;
+    let orders = control.switch();
+    let reporting = Arc::clone(edge);
+    let status = move || status_of(&reporting);
+    tokio::task::spawn_local(control.run(status, shutdown.clone()));
+    Some(orders)
+}
+
+fn giver(
+    edge: &Arc<Edge>,
+    switch: &DrainSwitch,
+    shared: Shared,
+    control: Option<ControlSwitch>,
+    metrics: Option<AbortHandle>,
+    last_steps: &Rc<Mutex<()>>,
+) -> Rc<Giver> {
+    Rc::new(Giver {
+        edge: Arc::clone(edge),
+        shared,
+        control,
+        switch: switch.clone(),
+        metrics: RefCell::new(metrics),
+        last_steps: Rc::clone(last_steps),
+    })
 }
 
 fn status_of(edge: &Edge) -> EdgeStatus {
@@ -134,23 +194,7 @@ fn status_of(edge: &Edge) -> EdgeStatus {
     }
 }
 
-/// The folder is made private, an old socket file is removed, the new one is for this user alone.
-fn bind_admin(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let text = "another edge answers there; set another admin_socket";
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-    }
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-fn drain_on_signal(switch: DrainSwitch) -> io::Result<impl Future<Output = ()>> {
+fn drain_on_signal(switch: DrainSwitch, last_steps: Rc<Mutex<()>>) -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
@@ -160,9 +204,60 @@ fn drain_on_signal(switch: DrainSwitch) -> io::Result<impl Future<Output = ()>> 
                 _ = interrupt.recv() => "SIGINT",
             };
             tracing::info!(signal = name, "ordered to end");
+            // Not between two owners of the sockets.
+            let _clear = last_steps.lock().await;
             switch.order();
         }
     })
+}
+
+/// SIGUSR2 starts a successor, and so does SIGHUP where it does not say that our terminal is gone.
+fn relaunch_on_signal(
+    relaunch: Relaunch,
+    hand_over: PathBuf,
+    switch: DrainSwitch,
+    edge: Arc<Edge>,
+) -> io::Result<impl Future<Output = ()>> {
+    let mut asked = signal(SignalKind::user_defined2())?;
+    let mut hung_up = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            let by_hangup = tokio::select! {
+                _ = asked.recv() => false,
+                _ = hung_up.recv() => true,
+            };
+            if by_hangup && std::fs::File::open("/dev/tty").is_ok() {
+                tracing::info!("the terminal is gone; ordered to end");
+                switch.order();
+                continue;
+            }
+            if edge.drain.is_ordered() {
+                tracing::warn!("asked for a successor while ending; not started");
+                continue;
+            }
+            watch_successor(&relaunch, &hand_over, &edge).await;
+        }
+    })
+}
+
+/// Until it has taken over or has ended; a second one would find nothing to take.
+async fn watch_successor(relaunch: &Relaunch, hand_over: &std::path::Path, edge: &Edge) {
+    let mut child = match relaunch.start(hand_over) {
+        Ok(child) => child,
+        Err(error) => {
+            tracing::error!(%error, "a successor could not be started; this edge serves on");
+            return;
+        }
+    };
+    tracing::info!(process = child.id(), "started a successor");
+    let mut drain = edge.drain.clone();
+    tokio::select! {
+        () = drain.begun() => {}
+        ended = child.wait() => {
+            let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::error!(status, "the successor ended before it served, its own message is above; this edge serves on");
+        }
+    }
 }
 
 async fn rotate_tickets(edge: Arc<Edge>) {

@@ -83,9 +83,9 @@ impl Worker {
         let mut accepting = Vec::new();
         for mut bound in listeners {
             let listener = Listener::new(bound.socket.try_clone()?, self.backend)?;
-            let quic = bound.quic.take();
+            let slots = std::mem::take(&mut bound.quic);
             let bound = Rc::new(bound);
-            if let Some(quic) = quic {
+            for quic in slots {
                 let serving = listen::quic::serve(Rc::clone(self), quic, Rc::clone(&bound));
                 accepting.push(tokio::task::spawn_local(serving));
             }
@@ -110,7 +110,7 @@ impl Worker {
                 let accepted = tokio::select! {
                     biased;
                     accepted = listener.accept() => accepted,
-                    () = &mut draining => return self.accept_the_rest(listener, &bound).await,
+                    () = &mut draining => return self.stop_accepting(listener, &bound).await,
                 };
                 self.take(accepted, &bound).await;
             }
@@ -118,8 +118,18 @@ impl Worker {
         }
     }
 
+    /// A socket that somebody else goes on with is left alone, its queue too.
+    async fn stop_accepting(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
+        let successor = self.edge.successor.get();
+        let is_kept = successor.is_some_and(|kept| kept.tcp.contains(&bound.config.address));
+        if !is_kept && !bound.of_service_manager {
+            self.accept_the_rest(&mut listener, bound).await;
+            listener.close();
+        }
+    }
+
     /// Connections that the kernel has completed already belong to this socket alone; closing it would reset them.
-    async fn accept_the_rest(self: &Rc<Self>, mut listener: Listener, bound: &Rc<BoundListener>) {
+    async fn accept_the_rest(self: &Rc<Self>, listener: &mut Listener, bound: &Rc<BoundListener>) {
         for _ in 0..limits::ACCEPT_SETTLE_ROUNDS {
             let mut taken = 0;
             // A failure is no empty queue: descriptors may be short until some connection ends.

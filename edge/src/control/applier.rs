@@ -30,6 +30,8 @@ pub(super) struct Applier {
     unsaved: VecDeque<Saving>,
     /// A change is missing on disk: only a snapshot can be written next.
     gap: bool,
+    /// A successor reads the files: nothing is written meanwhile.
+    held: bool,
     work: Option<Work>,
     metrics: ControlMetrics,
 }
@@ -62,6 +64,7 @@ impl Applier {
             last_good: Some(last_good),
             unsaved: VecDeque::new(),
             gap: false,
+            held: false,
             work: None,
             metrics,
         }
@@ -178,9 +181,26 @@ impl Applier {
         self.work = None;
     }
 
+    /// Writes nothing more, once what is under way is written; gives the acks of that. Batches are served and acknowledged
+    /// all the same.
+    pub(super) async fn hold(&mut self) -> Vec<Ack> {
+        self.held = true;
+        let mut acks = Vec::new();
+        while matches!(self.work, Some(Work::Saving { .. })) {
+            acks.extend(self.step().await);
+        }
+        acks
+    }
+
+    /// Writes again, first what came meanwhile.
+    pub(super) fn release(&mut self) {
+        self.held = false;
+        self.retry_saving();
+    }
+
     /// Tries again to write what the disk refused.
     pub(super) fn retry_saving(&mut self) {
-        if !self.is_busy() && !self.unsaved.is_empty() {
+        if !self.held && !self.is_busy() && !self.unsaved.is_empty() {
             self.save(None);
         }
     }
@@ -240,6 +260,9 @@ impl Applier {
 
     /// Writes all that is unsaved. The ack comes when that was tried; it is given back if nothing can be tried.
     fn save(&mut self, ack: Option<Ack>) -> Option<Ack> {
+        if self.held {
+            return ack;
+        }
         let Some(mut last_good) = self.last_good.take() else { return ack };
         let mut rest = std::mem::take(&mut self.unsaved);
         let saved = spawn_blocking(move || {

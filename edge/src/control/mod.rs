@@ -17,6 +17,7 @@ mod join;
 pub mod limits;
 pub mod metrics;
 mod saving;
+mod switch;
 mod sync;
 mod tls;
 mod token;
@@ -35,11 +36,13 @@ use applier::Applier;
 use backoff::Backoff;
 use cell_keys::CellKeyFiles;
 use metrics::ControlMetrics;
+use switch::Orders;
 use sync::Syncer;
 
 pub use files::FileError;
 pub use identity::{Identity, IdentityError};
 pub use join::JoinError;
+pub use switch::ControlSwitch;
 pub use tls::SERVER_NAME;
 pub use token::{JoinToken, TokenError};
 
@@ -73,6 +76,8 @@ pub struct EdgeStatus {
 /// The control side of a running edge.
 pub struct Control {
     syncer: Syncer,
+    switch: ControlSwitch,
+    orders: Orders,
     live: Arc<Live>,
 }
 
@@ -123,6 +128,7 @@ impl Control {
         let mut applier =
             Applier::new(publisher, cell_keys, identity.cell.clone(), last_good, metrics.clone());
         applier.boot()?;
+        let (switch, orders) = switch::switch();
         let syncer = Syncer {
             address: options.address,
             build: options.build,
@@ -134,12 +140,17 @@ impl Control {
             metrics,
             renew_not_before: None,
         };
-        Ok(Self { syncer, live })
+        Ok(Self { syncer, switch, orders, live })
     }
 
     /// The tables, for workers.
     pub fn live(&self) -> Arc<Live> {
         Arc::clone(&self.live)
+    }
+
+    /// For handing over to a successor.
+    pub fn switch(&self) -> ControlSwitch {
+        self.switch.clone()
     }
 
     pub fn identity(&self) -> &Identity {
@@ -153,7 +164,7 @@ impl Control {
         shutdown: CancellationToken,
     ) {
         self.syncer.status = Box::new(status);
-        self.syncer.run(&shutdown).await;
+        self.syncer.run(&mut self.orders, &shutdown).await;
     }
 }
 

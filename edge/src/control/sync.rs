@@ -10,7 +10,7 @@ use portico_api::distribution::{
     Ack, ControlMessage, Delta, EdgeMessage, Hello, PROTOCOL_VERSION, RenewRequest, RenewResponse, Status,
     control_message, edge_message,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use super::cell_keys::CellKeyFiles;
 use super::identity::{Identity, IdentityCertificate, IdentityError, Request};
 use super::incoming::Incoming;
 use super::metrics::ControlMetrics;
+use super::switch::{Order, Orders};
 use super::{EdgeStatus, limits, tls, urgent};
 use crate::clock;
 use crate::live::{Batch, BatchKind, full_text};
@@ -77,21 +78,27 @@ enum Ended {
     Stuck,
     #[error("the control plane broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error("a successor takes over")]
+    Rest(oneshot::Sender<()>),
 }
 
 impl Syncer {
     /// Connects again and again, until `shutdown`.
-    pub(super) async fn run(&mut self, shutdown: &CancellationToken) {
+    pub(super) async fn run(&mut self, orders: &mut Orders, shutdown: &CancellationToken) {
         let mut backoff = Backoff::default();
         while !shutdown.is_cancelled() {
             let began = clock::now();
             let ended = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                ended = self.converse() => ended,
+                ended = self.converse(orders) => ended,
             };
             self.metrics.connected.set(0.0);
             self.applier.settle().await;
+            if let Ended::Rest(done) = ended {
+                self.rest(done, orders, shutdown).await;
+                continue;
+            }
             if clock::now().duration_since(began) >= limits::GOOD_STREAM {
                 backoff.reset();
             }
@@ -99,10 +106,51 @@ impl Syncer {
             self.report(&ended, wait);
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = self.pass_time(wait) => {}
+                rest = self.pass_time(wait, orders) => if let Some(done) = rest {
+                    self.rest(done, orders, shutdown).await;
+                }
             }
         }
         self.applier.settle().await;
+    }
+
+    /// Neither stream nor writes until the order to go on.
+    async fn rest(&mut self, done: oneshot::Sender<()>, orders: &mut Orders, shutdown: &CancellationToken) {
+        let _ = self.applier.hold().await;
+        let mut done = Some(done);
+        loop {
+            if let Some(done) = done.take() {
+                let _ = done.send(());
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                (order, obeyed) = orders.next() => {
+                    done = Some(obeyed);
+                    if order == Order::GoOn {
+                        self.applier.release();
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }
+
+    /// Follows an order that leaves the stream as it is; gives acks that are due.
+    async fn obey(&mut self, order: Order, done: oneshot::Sender<()>) -> Result<Vec<Ack>, Ended> {
+        let acks = match order {
+            Order::Rest => return Err(Ended::Rest(done)),
+            Order::Hold => self.applier.hold().await,
+            Order::GoOn => {
+                self.applier.release();
+                Vec::new()
+            }
+        };
+        let _ = done.send(());
+        Ok(acks)
     }
 
     fn report(&self, ended: &Ended, wait: Duration) {
@@ -117,22 +165,33 @@ impl Syncer {
         }
     }
 
-    /// Challenges end, and the disk may recover, while nobody is connected too.
-    async fn pass_time(&mut self, wait: Duration) {
-        let sweeping = async {
-            let mut tick = interval(limits::SWEEP_EVERY);
-            loop {
-                tick.tick().await;
-                self.applier.publisher.challenges().sweep(clock::unix_ms());
+    /// Challenges end, and the disk may recover, while nobody is connected too. Ends early with the order to rest.
+    async fn pass_time(&mut self, wait: Duration, orders: &mut Orders) -> Option<oneshot::Sender<()>> {
+        let ends = tokio::time::sleep(wait);
+        let mut ends = std::pin::pin!(ends);
+        let mut tick = interval(limits::SWEEP_EVERY);
+        loop {
+            tokio::select! {
+                () = &mut ends => return None,
+                _ = tick.tick() => self.applier.publisher.challenges().sweep(clock::unix_ms()),
+                (order, done) = orders.next() => if let Err(Ended::Rest(done)) = self.obey(order, done).await {
+                    return Some(done);
+                },
             }
-        };
-        // The sweep never ends; the wait does.
-        let _waited = tokio::time::timeout(wait, sweeping).await;
+        }
     }
 
     /// One stream; it never ends well.
-    async fn converse(&mut self) -> Ended {
-        let mut stream = match self.open().await {
+    async fn converse(&mut self, orders: &mut Orders) -> Ended {
+        let opened = loop {
+            tokio::select! {
+                opened = self.open() => break opened,
+                (order, done) = orders.next() => if let Err(ended) = self.obey(order, done).await {
+                    return ended;
+                },
+            }
+        };
+        let mut stream = match opened {
             Ok(stream) => stream,
             Err(ended) => {
                 self.metrics.connects_failed.increment(1);
@@ -159,6 +218,10 @@ impl Syncer {
                     self.begin_renewal(&mut stream);
                     Ok(())
                 }
+                (order, done) = orders.next() => match self.obey(order, done).await {
+                    Ok(acks) => acks.into_iter().try_for_each(|ack| self.worked(&mut stream, Some(ack))),
+                    Err(ended) => Err(ended),
+                },
                 renewed = next_renewal(&mut stream.renewal) => {
                     stream.renewal = None;
                     self.renewed(renewed);

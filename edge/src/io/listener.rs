@@ -125,6 +125,16 @@ impl Listener {
         Ok(Some((stream, peer)))
     }
 
+    /// Ends the socket itself, whoever else holds it: from now on connecting is refused. Merely dropping a listener leaves
+    /// the socket to its other holders: a worker that starts again, a successor, the service manager.
+    pub fn close(self) {
+        let _ = match &self.inner {
+            // A poll in flight completes by it, and lets its share of the descriptor go.
+            Inner::Ring(listener) => rustix::net::shutdown(&listener.fd, Shutdown::Both),
+            Inner::Epoll(listener) => rustix::net::shutdown(listener, Shutdown::Both),
+        };
+    }
+
     fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Stream, SocketAddr)>> {
         match &mut self.inner {
             Inner::Ring(listener) => listener.poll_accept(context),
@@ -172,15 +182,6 @@ fn accept_from(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
             }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
             Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-/// As for a stream: a poll in flight keeps the descriptor, so end it.
-impl Drop for RingListener {
-    fn drop(&mut self) {
-        if self.readable.is_some() {
-            let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
         }
     }
 }

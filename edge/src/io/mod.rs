@@ -12,9 +12,10 @@
 //! with more than one completion), and DEFER_TASKRUN (its ring descriptor never becomes readable, so the runtime hangs).
 #![expect(
     unsafe_code,
-    reason = "uninitialised read buffers and raw ring operations; nowhere else in the workspace"
+    reason = "uninitialised read buffers, raw ring operations and inherited descriptors; nowhere else in the workspace"
 )]
 
+mod activation;
 mod backend;
 mod connect;
 mod counts;
@@ -23,6 +24,7 @@ mod reuseport_bpf;
 mod ring;
 mod stream;
 
+pub use activation::sockets_of_the_service_manager;
 pub use backend::{Backend, IoChoice, Refused, Runtime, choose, probe};
 pub use connect::connect;
 pub use counts::{OperationCounts, operation_counts, publish_counts};

@@ -3,13 +3,16 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    sync::Arc,
 };
 
 use http::HeaderValue;
 
+mod inherited;
 pub mod quic;
 
-use self::quic::QuicSocket;
+pub use self::inherited::{Inherited, InheritedListener, Kept};
+use self::quic::{QuicProcess, QuicSocket};
 
 use crate::{config::ListenerConfig, io as sockets, limits};
 
@@ -17,11 +20,16 @@ use crate::{config::ListenerConfig, io as sockets, limits};
 #[derive(Debug)]
 pub struct BoundListener {
     pub socket: TcpListener,
+    /// With the address as bound.
     pub config: ListenerConfig,
+    /// The address as the file has it: with port 0, perhaps.
+    pub configured: SocketAddr,
     /// What tells clients of HTTP/1.1 and 2 about HTTP/3 here: at the same port, as they see it (RFC 7838).
     pub alt_svc: Option<HeaderValue>,
     /// The same address over UDP, where HTTP/3 is on.
-    pub quic: Option<QuicSocket>,
+    pub quic: Vec<QuicSocket>,
+    /// The service manager keeps the socket for whoever comes after us.
+    pub of_service_manager: bool,
 }
 
 /// A listener that could not be bound; says which and what to do.
@@ -38,39 +46,61 @@ pub struct ListenError {
 /// # Errors
 /// [`ListenError`] for the first address that cannot be bound.
 pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<BoundListener>>, ListenError> {
+    let first = configs.first().map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |config| config.address);
+    let process = QuicProcess::generate().map_err(|error| named(first, error))?;
+    bind_or_adopt_all(configs, workers, &mut Inherited::default(), &Arc::new(process))
+}
+
+/// The same, with the sockets that others have bound wherever there are some for an address.
+///
+/// # Errors
+/// As [`bind_all`].
+pub fn bind_or_adopt_all(
+    configs: &[ListenerConfig],
+    workers: usize,
+    inherited: &mut Inherited,
+    process: &Arc<QuicProcess>,
+) -> Result<Vec<Vec<BoundListener>>, ListenError> {
     let mut per_worker: Vec<Vec<BoundListener>> = (0..workers).map(|_| Vec::new()).collect();
     for config in configs {
-        let mut config = config.clone();
-        if config.http3 && config.address.port() == 0 {
-            config.address =
-                quic::free_address(config.address).map_err(|error| named(config.address, error))?;
-            config.public_https_port = match config.public_https_port {
-                0 => config.address.port(),
-                port => port,
-            };
-        }
-        if config.address.port() != 0 {
-            wait_until_free(config.address).map_err(|error| named(config.address, error))?;
-        }
-        let mut group = match config.http3 {
-            true => {
-                quic::bind_group(config.address, workers).map_err(|error| named(config.address, error))?
-            }
-            false => Vec::new(),
-        }
-        .into_iter();
-        for listeners in &mut per_worker {
-            let socket = sockets::bind(config.address).map_err(|error| named(config.address, error))?;
-            let bound = socket.local_addr().map_err(|error| named(config.address, error))?;
-            if config.address.port() == 0 && config.public_https_port == 0 {
-                config.public_https_port = bound.port();
-            }
-            config.address = bound;
-            let alt_svc = config.http3.then(|| alt_svc(config.public_https_port));
-            listeners.push(BoundListener { socket, config: config.clone(), alt_svc, quic: group.next() });
+        let bound = match inherited.take(config) {
+            Some(listener) => inherited::adopt(config, workers, listener, inherited, process),
+            None => bind(config, workers, process),
+        };
+        let bound = bound.map_err(|error| named(config.address, error))?;
+        for (worker, listener) in bound {
+            per_worker[worker].push(listener);
         }
     }
     Ok(per_worker)
+}
+
+/// One socket a worker; each with the worker that it is for.
+fn bind(
+    config: &ListenerConfig,
+    workers: usize,
+    process: &Arc<QuicProcess>,
+) -> io::Result<Vec<(usize, BoundListener)>> {
+    let configured = config.address;
+    let mut config = config.clone();
+    if config.http3 && config.address.port() == 0 {
+        config.address = quic::free_address(config.address)?;
+    } else if config.address.port() != 0 {
+        wait_until_free(config.address)?;
+    }
+    let group = match config.http3 {
+        true => quic::bind_group(config.address, workers, process)?,
+        false => Vec::new(),
+    };
+    let mut group = group.into_iter();
+    (0..workers)
+        .map(|worker| {
+            let socket = sockets::bind(config.address)?;
+            config.address = socket.local_addr()?;
+            let quic = group.next().into_iter().collect();
+            Ok((worker, BoundListener::new(socket, config.clone(), configured, quic)))
+        })
+        .collect()
 }
 
 /// Waits a moment for a predecessor that was killed: the kernel takes its rings apart after the process is gone, and until
@@ -94,7 +124,10 @@ fn named(address: SocketAddr, source: io::Error) -> ListenError {
     let port = address.port();
     let kind = source.kind();
     let advice = if kind == io::ErrorKind::AddrInUse {
-        format!("port {port} is taken by another process; stop it, or change `address` in [[listen]]")
+        format!(
+            "port {port} is taken by another process; stop it, or change `address` in [[listen]]; from a running edge \
+             of ours --take-over takes it without a pause"
+        )
     } else if kind == io::ErrorKind::PermissionDenied {
         format!("port {port} needs the capability CAP_NET_BIND_SERVICE, or choose a port from 1024 on")
     } else if kind == io::ErrorKind::AddrNotAvailable {
@@ -106,7 +139,21 @@ fn named(address: SocketAddr, source: io::Error) -> ListenError {
 }
 
 impl BoundListener {
-    /// Another handle of the same socket, for a worker that starts again.
+    /// `config` with the address as bound.
+    fn new(
+        socket: TcpListener,
+        mut config: ListenerConfig,
+        configured: SocketAddr,
+        quic: Vec<QuicSocket>,
+    ) -> Self {
+        if config.public_https_port == 0 {
+            config.public_https_port = config.address.port();
+        }
+        let alt_svc = config.http3.then(|| alt_svc(config.public_https_port));
+        Self { socket, config, configured, alt_svc, quic, of_service_manager: false }
+    }
+
+    /// Another handle of the same socket, for a worker that starts again or a process that takes over.
     ///
     /// # Errors
     /// When no descriptor is left.
@@ -114,8 +161,10 @@ impl BoundListener {
         Ok(Self {
             socket: self.socket.try_clone()?,
             config: self.config.clone(),
+            configured: self.configured,
             alt_svc: self.alt_svc.clone(),
-            quic: self.quic.as_ref().map(QuicSocket::try_clone).transpose()?,
+            quic: self.quic.iter().map(QuicSocket::try_clone).collect::<io::Result<_>>()?,
+            of_service_manager: self.of_service_manager,
         })
     }
 }

@@ -110,6 +110,7 @@ impl TestEdge {
             metrics,
             access_log,
             drain,
+            successor: std::sync::OnceLock::new(),
             origin_tls: OriginTls::with_roots(setup.origin_roots),
             origin_watch: Arc::default(),
             resolvers: setup.resolvers,

@@ -32,42 +32,70 @@ async fn exchange(
     sni: Option<&str>,
     request: http::Request<()>,
 ) -> Result<Answer, String> {
-    let crypto = QuicClientConfig::try_from(any_version(&["h3"])).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
-    let endpoint =
-        quinn::Endpoint::client(if address.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }.parse().unwrap())
-            .unwrap();
-    // An address is never sent as a server name (RFC 6066 section 3).
-    let connecting = endpoint.connect_with(config, address, sni.unwrap_or("127.0.0.1")).unwrap();
-    let connection = connecting.await.map_err(|error| match error {
-        quinn::ConnectionError::ConnectionClosed(close) => {
-            let code = u64::from(close.error_code);
-            // RFC 9001 section 4.8: 0x100 and the alert.
-            if code & !0xff == 0x100 { format!("alert:{}", code & 0xff) } else { close.to_string() }
-        }
-        other => other.to_string(),
-    })?;
-    let adapter = Connection::new(connection.clone(), Rc::new(Accepting::default()));
-    let (mut driver, mut sender) = h3::client::new(adapter).await.map_err(|error| error.to_string())?;
-    tokio::task::spawn_local(async move {
-        // Its end is seen on the stream.
-        let _ended = std::future::poll_fn(|context| driver.poll_close(context)).await;
-    });
-    let answering = async {
-        let mut stream: h3::client::RequestStream<_, Bytes> = sender.send_request(request).await?;
-        stream.finish().await?;
-        let head = stream.recv_response().await?;
-        let mut body = Vec::new();
-        while let Some(mut data) = stream.recv_data().await? {
-            body.extend_from_slice(&data.copy_to_bytes(data.remaining()));
-        }
-        Ok((head, body))
-    };
-    let (head, body) = answering.await.map_err(|error: h3::error::StreamError| error.to_string())?;
-    connection.close(0x100_u32.into(), b"");
-    endpoint.wait_idle().await;
-    let headers = head.headers().iter();
-    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers = headers.map(|(name, value)| (name.to_string(), text(value))).collect();
-    Ok(Answer { status: head.status().as_u16(), headers, body })
+    let mut client = Http3::connect(address, sni).await?;
+    let answer = client.ask(request).await?.ok_or("GOAWAY")?;
+    client.close();
+    client.endpoint.wait_idle().await;
+    Ok(answer)
+}
+
+/// A connection; its driver runs on the current thread.
+pub struct Http3 {
+    pub endpoint: quinn::Endpoint,
+    pub connection: quinn::Connection,
+    sender: h3::client::SendRequest<portico_edge::http::h3::adapter::Opener, Bytes>,
+}
+
+impl Http3 {
+    /// An alert is told as `alert:N`.
+    pub async fn connect(address: SocketAddr, sni: Option<&str>) -> Result<Self, String> {
+        let crypto = QuicClientConfig::try_from(any_version(&["h3"])).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let own = if address.is_ipv6() { "[::1]:0" } else { "127.0.0.1:0" };
+        let endpoint = quinn::Endpoint::client(own.parse().unwrap()).unwrap();
+        // An address is never sent as a server name (RFC 6066 section 3).
+        let connecting = endpoint.connect_with(config, address, sni.unwrap_or("127.0.0.1")).unwrap();
+        let connection = connecting.await.map_err(|error| match error {
+            quinn::ConnectionError::ConnectionClosed(close) => {
+                let code = u64::from(close.error_code);
+                // RFC 9001 section 4.8: 0x100 and the alert.
+                if code & !0xff == 0x100 { format!("alert:{}", code & 0xff) } else { close.to_string() }
+            }
+            other => other.to_string(),
+        })?;
+        let adapter = Connection::new(connection.clone(), Rc::new(Accepting::default()));
+        let (mut driver, sender) = h3::client::new(adapter).await.map_err(|error| error.to_string())?;
+        tokio::task::spawn_local(async move {
+            // Its end is seen on the stream.
+            let _ended = std::future::poll_fn(|context| driver.poll_close(context)).await;
+        });
+        Ok(Self { endpoint, connection, sender })
+    }
+
+    /// `None`: the server has said GOAWAY before, and the request was not sent.
+    pub async fn ask(&mut self, request: http::Request<()>) -> Result<Option<Answer>, String> {
+        let mut stream: h3::client::RequestStream<_, Bytes> = match self.sender.send_request(request).await {
+            Ok(stream) => stream,
+            Err(h3::error::StreamError::RemoteClosing) => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        let answering = async {
+            stream.finish().await?;
+            let head = stream.recv_response().await?;
+            let mut body = Vec::new();
+            while let Some(mut data) = stream.recv_data().await? {
+                body.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+            }
+            Ok((head, body))
+        };
+        let (head, body) = answering.await.map_err(|error: h3::error::StreamError| error.to_string())?;
+        let headers = head.headers().iter();
+        let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = headers.map(|(name, value)| (name.to_string(), text(value))).collect();
+        Ok(Some(Answer { status: head.status().as_u16(), headers, body }))
+    }
+
+    pub fn close(&self) {
+        self.connection.close(0x100_u32.into(), b"");
+    }
 }

@@ -31,6 +31,7 @@ mod proxy;
 mod quic_load;
 mod quiet;
 mod resources;
+mod restart;
 mod routes;
 mod smuggling;
 mod stalled;

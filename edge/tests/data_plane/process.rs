@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ pub struct Running {
     pub child: Child,
     pub addresses: Vec<SocketAddr>,
     pub log: Vec<String>,
+    /// What was logged afterwards, by successors too.
+    pub later: mpsc::Receiver<String>,
     pub folder: tempfile::TempDir,
 }
 
@@ -68,8 +71,9 @@ impl Running {
             log.push(line);
         }
         // Keep the pipe empty, or the edge would wait for us.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, addresses, log, folder }
+        let (sender, later) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        Self { child, addresses, log, later, folder }
     }
 
     pub fn https(&self) -> SocketAddr {
@@ -104,7 +108,7 @@ impl Drop for Running {
     }
 }
 
-fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(socket).unwrap();
     let length = body.len();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();

@@ -1,13 +1,15 @@
-//! QUIC: one quinn endpoint per worker, all on one address.
+//! QUIC: one quinn endpoint per slot, all on one address.
 //!
-//! The kernel deals packets to the sockets of the group by connection id: the first byte of each id that we give out says
-//! whose connection it is, and a small program in the kernel reads it. So a client whose address changes still reaches
-//! the worker that has its keys. Initial packets carry an id of the client's choice and spread evenly.
+//! A slot is one socket of the address's group. The kernel deals packets to slots by connection id: the first byte of each
+//! id that we give out says which slot its connection has, and a small program in the kernel reads it. So a client whose
+//! address changes still reaches the worker that has its keys. Initial packets carry an id of the client's choice and
+//! spread evenly. A process that takes over takes the slots as they are, their number too ([`steering`]).
 //!
 //! Deliberately absent: QUIC on the ring. quinn wants sockets that are Send, and batches system calls by GSO already.
 
 mod connection_id;
 mod crypto;
+mod steering;
 
 use std::cell::Cell;
 use std::io;
@@ -16,11 +18,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, Runtime as _, ServerConfig, TokioRuntime, TransportConfig, VarInt};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
+use zeroize::Zeroizing;
 
-use self::connection_id::WorkerIds;
+use self::connection_id::SlotIds;
 use self::crypto::{Finished, SelectingCrypto};
+use self::steering::{SteeredSocket, SteeringCounts};
 use super::BoundListener;
 use crate::exchange::{ConnectionContext, Protocol};
 use crate::http::clock::ConnectionClock;
@@ -31,45 +35,83 @@ use crate::metrics::HandshakeEnd;
 use crate::worker::{Place, Worker};
 use crate::{clock, limits};
 
-/// One worker's member of a group.
+pub use self::connection_id::ProcessTag;
+pub use self::steering::{Channel, Gate, Predecessor, Predecessors};
+
+/// One slot of a group.
 #[derive(Debug)]
 pub struct QuicSocket {
     socket: UdpSocket,
-    index: usize,
-    workers: usize,
-    keys: Arc<QuicKeys>,
+    pub slot: usize,
+    slots: usize,
+    process: Arc<QuicProcess>,
+    gate: Arc<Gate>,
+    predecessors: Arc<Predecessors>,
 }
 
-/// Secrets that all workers have in common: a token or a reset of one is good at another, as after a restart.
-struct QuicKeys {
+/// What the QUIC sockets of one process have in common.
+pub struct QuicProcess {
+    pub tag: ProcessTag,
     reset: aws_lc_rs::hmac::Key,
     token: Arc<dyn quinn::crypto::HandshakeTokenKey>,
+    token_secret: Zeroizing<[u8; 32]>,
 }
 
-/// Most workers that an id's first byte can tell apart.
-pub const WORKERS_MAX: usize = 256;
+/// Most slots that an id's first byte can tell apart.
+pub const SLOTS_MAX: usize = 256;
 
-/// Binds one member for each worker, in the order of workers: their place in the group is their index.
+/// Binds a group of one slot for each worker: their place in the group is the order of binding.
 ///
 /// # Errors
 /// When the address is taken, or the kernel refuses the program.
-pub fn bind_group(address: SocketAddr, workers: usize) -> io::Result<Vec<QuicSocket>> {
-    if workers > WORKERS_MAX {
-        let text = format!("{workers} workers; HTTP/3 knows at most {WORKERS_MAX} apart");
+pub fn bind_group(
+    address: SocketAddr,
+    workers: usize,
+    process: &Arc<QuicProcess>,
+) -> io::Result<Vec<QuicSocket>> {
+    if workers > SLOTS_MAX {
+        let text = format!("{workers} workers; HTTP/3 knows at most {SLOTS_MAX} apart");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     // A second edge of the same user would join the group in silence and take its packets.
     plain_socket(address)?.bind(&address.into())?;
-    let keys = Arc::new(QuicKeys::generate()?);
-    let mut sockets = Vec::with_capacity(workers);
-    for index in 0..workers {
-        let socket = bind(address)?;
-        sockets.push(QuicSocket { socket, index, workers, keys: Arc::clone(&keys) });
-    }
+    let sockets = (0..workers).map(|_| bind(address)).collect::<io::Result<Vec<_>>>()?;
     if let (Some(first), true) = (sockets.first(), workers > 1) {
-        steer_by_connection_id(&first.socket, workers)?;
+        steer_by_connection_id(first, workers)?;
     }
-    Ok(sockets)
+    Ok(group(sockets, process, Predecessors::default()))
+}
+
+/// Takes the group of a predecessor or of the service manager as it is.
+///
+/// # Errors
+/// When the kernel refuses the program.
+pub fn adopt_group(
+    sockets: Vec<UdpSocket>,
+    process: &Arc<QuicProcess>,
+    predecessors: Predecessors,
+) -> io::Result<Vec<QuicSocket>> {
+    for socket in &sockets {
+        socket.set_nonblocking(true)?;
+    }
+    // The kernel's program is that of the group and stands; a service manager's group has none yet.
+    if let (Some(first), true) = (sockets.first(), sockets.len() > 1) {
+        steer_by_connection_id(first, sockets.len())?;
+    }
+    Ok(group(sockets, process, predecessors))
+}
+
+fn group(sockets: Vec<UdpSocket>, process: &Arc<QuicProcess>, predecessors: Predecessors) -> Vec<QuicSocket> {
+    let (slots, predecessors) = (sockets.len(), Arc::new(predecessors));
+    let slot = |(slot, socket)| QuicSocket {
+        socket,
+        slot,
+        slots,
+        process: Arc::clone(process),
+        gate: Arc::default(),
+        predecessors: Arc::clone(&predecessors),
+    };
+    sockets.into_iter().enumerate().map(slot).collect()
 }
 
 /// An address whose port is free over TCP and UDP alike.
@@ -90,6 +132,8 @@ pub(super) fn free_address(address: SocketAddr) -> io::Result<SocketAddr> {
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = plain_socket(address)?;
+    let _ = socket.set_recv_buffer_size(limits::QUIC_SOCKET_BYTES);
+    let _ = socket.set_send_buffer_size(limits::QUIC_SOCKET_BYTES);
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -104,7 +148,7 @@ fn plain_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Takes connections until the drain, then waits for the last one.
+/// Takes connections until the drain, then those that still come for a moment, and waits for the last one.
 pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundListener>) {
     let endpoint = match endpoint(&worker, quic) {
         Ok(endpoint) => endpoint,
@@ -122,28 +166,58 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        let must_show_address = half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
-        if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
-            // It may retry: that was asked.
-            let _retried = incoming.retry();
-            worker.edge.metrics.quic_retries.increment(1);
-            continue;
+        take(&worker, incoming, &bound, &half_open);
+    }
+    // A client may have had a Retry from us, or a packet of ours that it has not answered yet. Refusing it would be a lost
+    // connection; with a successor only such clients still come here.
+    let patience = match worker.edge.successor.get() {
+        Some(_) => limits::QUIC_RETRY_TOKEN_LIFE,
+        None => limits::ACCEPT_SETTLE * limits::ACCEPT_SETTLE_ROUNDS,
+    };
+    let settled = tokio::time::timeout(patience, async {
+        while let Some(incoming) = endpoint.accept().await {
+            take(&worker, incoming, &bound, &half_open);
         }
-        let Some(place) = worker.place() else {
-            incoming.refuse();
-            continue;
-        };
-        tokio::task::spawn_local(accept(
-            Rc::clone(&worker),
-            incoming,
-            Rc::clone(&bound),
-            place,
-            // Counted now: a burst is taken before the first of its tasks runs.
-            HalfOpen::begun(&half_open),
-        ));
+    });
+    tokio::select! {
+        biased;
+        _ = settled => {}
+        // Nothing is open, and nothing new has come for a while.
+        () = quiet(&endpoint) => {}
     }
     endpoint.set_server_config(None);
     endpoint.wait_idle().await;
+}
+
+/// Ends when no connection has been open for some time.
+async fn quiet(endpoint: &quinn::Endpoint) {
+    let mut rounds = 0;
+    while rounds < limits::ACCEPT_SETTLE_ROUNDS {
+        tokio::time::sleep(limits::ACCEPT_SETTLE).await;
+        rounds = if endpoint.open_connections() == 0 { rounds + 1 } else { 0 };
+    }
+}
+
+fn take(
+    worker: &Rc<Worker>,
+    incoming: quinn::Incoming,
+    bound: &Rc<BoundListener>,
+    half_open: &Rc<Cell<usize>>,
+) {
+    let must_show_address = half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
+    if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
+        // It may retry: that was asked.
+        let _retried = incoming.retry();
+        worker.edge.metrics.quic_retries.increment(1);
+        return;
+    }
+    let Some(place) = worker.place() else {
+        incoming.refuse();
+        return;
+    };
+    // Counted now: a burst is taken before the first of its tasks runs.
+    let half_open = HalfOpen::begun(half_open);
+    tokio::task::spawn_local(accept(Rc::clone(worker), incoming, Rc::clone(bound), place, half_open));
 }
 
 async fn accept(
@@ -228,18 +302,26 @@ async fn handshake(
 }
 
 fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint> {
-    let QuicSocket { socket, index, workers, keys } = quic;
-    let mut config = EndpointConfig::new(Arc::new(keys.reset.clone()));
-    config.cid_generator(move || Box::new(WorkerIds::new(index, workers)));
+    let QuicSocket { socket, slot, slots, process, gate, predecessors } = quic;
+    let mut config = EndpointConfig::new(Arc::new(process.reset.clone()));
+    let tag = process.tag;
+    config.cid_generator(move || Box::new(SlotIds::new(slot, slots, tag)));
     let crypto = SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?;
-    let mut server = ServerConfig::new(Arc::new(crypto), Arc::clone(&keys.token));
+    let mut server = ServerConfig::new(Arc::new(crypto), Arc::clone(&process.token));
     server
         .transport_config(Arc::new(transport(worker.edge.deadlines.idle)))
         .retry_token_lifetime(limits::QUIC_RETRY_TOKEN_LIFE)
         .max_incoming(limits::QUIC_INCOMING_MAX)
         .incoming_buffer_size(limits::QUIC_INCOMING_BYTES)
         .incoming_buffer_size_total(limits::QUIC_INCOMING_BYTES_TOTAL);
-    quinn::Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))
+    let metrics = &worker.edge.metrics;
+    let counts = SteeringCounts {
+        forwarded: metrics.quic_forwarded.clone(),
+        dropped: metrics.quic_not_forwarded.clone(),
+    };
+    let kernel = TokioRuntime.wrap_udp_socket(socket)?;
+    let socket = SteeredSocket::new(kernel, gate, predecessors, counts);
+    quinn::Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), Arc::new(TokioRuntime))
 }
 
 fn transport(idle: Duration) -> TransportConfig {
@@ -263,29 +345,71 @@ fn idle_timeout(idle: Duration) -> Option<IdleTimeout> {
 }
 
 impl QuicSocket {
-    /// Another handle of the same socket, for a worker that starts again.
+    /// Another handle of the same socket, for a worker that starts again or a process that takes over.
     ///
     /// # Errors
     /// When no descriptor is left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let keys = Arc::clone(&self.keys);
-        Ok(Self { socket: self.socket.try_clone()?, index: self.index, workers: self.workers, keys })
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            slot: self.slot,
+            slots: self.slots,
+            process: Arc::clone(&self.process),
+            gate: Arc::clone(&self.gate),
+            predecessors: Arc::clone(&self.predecessors),
+        })
+    }
+
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    pub fn predecessors(&self) -> &Arc<Predecessors> {
+        &self.predecessors
     }
 }
 
-impl QuicKeys {
-    fn generate() -> io::Result<Self> {
-        let mut secret = zeroize::Zeroizing::new([0; 64]);
-        aws_lc_rs::rand::fill(secret.as_mut_slice())
-            .map_err(|_| io::Error::other("the operating system gives no random bytes"))?;
-        let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &secret[..32]);
-        let token = aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&secret[32..]);
-        Ok(Self { reset, token: Arc::new(token) })
+impl QuicProcess {
+    /// # Errors
+    /// When the operating system gives no random bytes.
+    pub fn generate() -> io::Result<Self> {
+        let mut secret = Zeroizing::new([0; 32]);
+        fill(secret.as_mut_slice())?;
+        Self::succeeding(secret, &[])
+    }
+
+    /// Takes the secret of Retry tokens over: a client that has one from a predecessor may come to us with it.
+    ///
+    /// # Errors
+    /// As [`QuicProcess::generate`].
+    pub fn succeeding(token_secret: Zeroizing<[u8; 32]>, predecessors: &[ProcessTag]) -> io::Result<Self> {
+        let mut reset = Zeroizing::new([0; 32]);
+        fill(reset.as_mut_slice())?;
+        let token =
+            aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(token_secret.as_slice());
+        Ok(Self {
+            tag: ProcessTag::generate(predecessors)?,
+            reset: aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset.as_slice()),
+            token: Arc::new(token),
+            token_secret,
+        })
+    }
+
+    pub fn token_secret(&self) -> &[u8; 32] {
+        &self.token_secret
     }
 }
 
-impl std::fmt::Debug for QuicKeys {
+fn fill(bytes: &mut [u8]) -> io::Result<()> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| io::Error::other("the operating system gives no random bytes"))
+}
+
+impl std::fmt::Debug for QuicProcess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("QuicKeys")
+        f.debug_struct("QuicProcess").field("tag", &self.tag).finish_non_exhaustive()
     }
 }

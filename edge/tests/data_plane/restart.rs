@@ -1,0 +1,299 @@
+//! A new process takes over from a running one, and no client notices.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::client::{any_version, http2, https, runtime, try_https};
+use crate::harness::wait_until;
+use crate::http3_client::Http3;
+use crate::process::{FILE, Running, admin, prepare, uring_works};
+
+const HOST: &str = "shop.example";
+const BODY: &str = "a body from a file";
+
+/// A chain of edges, each the successor of the one before; the last one ends with the test.
+struct Chain {
+    first: Running,
+}
+
+impl Chain {
+    fn start(io: &str, change: impl Fn(String) -> String) -> Self {
+        let folder = prepare();
+        let file = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
+        std::fs::write(folder.path().join("edge.toml"), change(file)).unwrap();
+        Self { first: Running::start(folder, io) }
+    }
+
+    fn folder(&self) -> &Path {
+        self.first.folder.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder().join("admin.sock")
+    }
+
+    fn https(&self) -> SocketAddr {
+        self.first.https()
+    }
+
+    /// Of the process that has the admin socket now.
+    fn process(&self) -> u64 {
+        admin(&self.socket(), "GET", "/v1/status", "").1["process"].as_u64().unwrap()
+    }
+
+    fn signal(&self, name: &str, process: u64) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Orders a restart and waits until the successor serves.
+    fn restart(&self) -> u64 {
+        let before = self.process();
+        self.signal("USR2", before);
+        wait_until("a successor has the admin socket", || self.process() != before);
+        let now = self.process();
+        wait_until("it is ready", || {
+            admin(&self.socket(), "GET", "/v1/status", "").1["ready"].as_bool() == Some(true)
+        });
+        now
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        if let Ok(process) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.process())) {
+            let _ = Command::new("kill").arg("-KILL").arg(process.to_string()).status();
+        }
+    }
+}
+
+fn has_ended(process: u64) -> bool {
+    // A zombie is one that its parent, a test or an edge that has ended itself, did not ask for yet.
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    status.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('Z'))
+}
+
+/// How many were answered, and what was lost.
+type Outcome = (u64, Vec<String>);
+type Client = fn(SocketAddr, &AtomicBool) -> Outcome;
+
+/// Requests without a pause, until told to stop. What is lost is told with the reason.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<(&'static str, std::thread::JoinHandle<Outcome>)>,
+}
+
+impl Load {
+    fn start(address: SocketAddr) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let mut threads = Vec::new();
+        let kinds: [(&str, Client); 5] = [
+            ("h1, kept", http1_kept),
+            ("h1, a connection each", http1_fresh),
+            ("h2", http2_kept),
+            ("h3", http3_kept),
+            ("h3, a connection each", http3_fresh),
+        ];
+        for (kind, run) in kinds {
+            let stop = Arc::clone(&stop);
+            threads.push((kind, std::thread::spawn(move || run(address, &stop))));
+        }
+        Self { stop, threads }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for (kind, thread) in self.threads {
+            let (answered, lost) = thread.join().unwrap();
+            eprintln!("{kind}: {answered} answered, {} lost", lost.len());
+            assert!(lost.is_empty(), "{kind}: {answered} answered, lost: {lost:?}");
+            assert!(answered > 20, "{kind}: only {answered}");
+        }
+    }
+}
+
+fn http1_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+    let (mut answered, mut lost) = (0, Vec::new());
+    while !stop.load(Ordering::SeqCst) {
+        let mut client = match try_https(address, Some(HOST), any_version(&["http/1.1"])) {
+            Ok(client) => client,
+            Err(error) => {
+                lost.push(format!("connect: {error}"));
+                continue;
+            }
+        };
+        loop {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+            match client.answer_to("GET") {
+                Ok(answer) if answer.text() == BODY => {
+                    answered += 1;
+                    if answer.header("connection") == Some("close") || stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                }
+                Ok(answer) => lost.push(format!("{answer:?}")),
+                Err(error) => {
+                    lost.push(error.to_string());
+                    break;
+                }
+            }
+        }
+    }
+    (answered, lost)
+}
+
+fn http1_fresh(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+    let (mut answered, mut lost) = (0, Vec::new());
+    while !stop.load(Ordering::SeqCst) {
+        let asked = try_https(address, Some(HOST), any_version(&["http/1.1"])).and_then(|mut client| {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"));
+            client.answer_to("GET")
+        });
+        match asked {
+            Ok(answer) if answer.text() == BODY => answered += 1,
+            other => lost.push(format!("{other:?}")),
+        }
+    }
+    (answered, lost)
+}
+
+fn http2_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+    type Empty = http_body_util::Empty<bytes::Bytes>;
+    runtime().block_on(async {
+        let (mut answered, mut lost) = (0, Vec::new());
+        while !stop.load(Ordering::SeqCst) {
+            let mut sender = match http2::<Empty>(address, Some(HOST)).await {
+                Ok(sender) => sender,
+                Err(error) => {
+                    lost.push(format!("connect: {error}"));
+                    continue;
+                }
+            };
+            while sender.ready().await.is_ok() && !stop.load(Ordering::SeqCst) {
+                let request = http::Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+                match sender.try_send_request(request).await {
+                    Ok(response) => match crate::client::collect(response).await {
+                        Ok(answer) if answer.text() == BODY => answered += 1,
+                        other => lost.push(format!("{other:?}")),
+                    },
+                    Err(mut error) => {
+                        // It never left: the client has had GOAWAY meanwhile.
+                        if error.take_message().is_none() {
+                            lost.push(format!("{:?}", error.into_error()));
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        (answered, lost)
+    })
+}
+
+fn http3_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+    http3_load(address, stop, usize::MAX)
+}
+
+fn http3_fresh(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+    http3_load(address, stop, 1)
+}
+
+fn http3_load(address: SocketAddr, stop: &AtomicBool, per_connection: usize) -> Outcome {
+    tokio::task::LocalSet::new().block_on(&runtime(), async {
+        let (mut answered, mut lost) = (0, Vec::new());
+        while !stop.load(Ordering::SeqCst) {
+            let mut client = match Http3::connect(address, Some(HOST)).await {
+                Ok(client) => client,
+                Err(error) => {
+                    lost.push(format!("connect: {error}"));
+                    continue;
+                }
+            };
+            for _ in 0..per_connection {
+                let request = http::Request::get(format!("https://{HOST}/")).body(()).unwrap();
+                match client.ask(request).await {
+                    Ok(Some(answer)) if answer.text() == BODY => answered += 1,
+                    // GOAWAY came before the request could leave.
+                    Ok(None) => break,
+                    other => {
+                        lost.push(format!("{other:?}"));
+                        break;
+                    }
+                }
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+            client.close();
+        }
+        (answered, lost)
+    })
+}
+
+#[test]
+fn restart_after_restart_loses_no_request() {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            eprintln!("not run on io_uring: this kernel refuses it");
+            continue;
+        }
+        let chain = Chain::start(io, |file| file);
+        let load = Load::start(chain.https());
+        let mut processes = vec![chain.process()];
+        for _ in 0..5 {
+            processes.push(chain.restart());
+        }
+        load.end();
+        for process in &processes[..5] {
+            wait_until("each predecessor ends", || has_ended(*process));
+        }
+        // The paths and ports went along.
+        assert_eq!(chain.first.metrics("/readyz").0, 200);
+        assert_eq!(https(chain.https(), HOST).get(HOST, "/").text(), BODY);
+        assert!(!has_ended(processes[5]));
+    }
+}
+
+#[test]
+fn a_successor_that_fails_leaves_the_edge_serving() {
+    let chain = Chain::start("auto", |file| file);
+    let before = chain.process();
+    let file = chain.folder().join("edge.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let load = Load::start(chain.https());
+    std::fs::write(&file, good.replace("workers = 2", "workers = 2\nwrokers = 3")).unwrap();
+    chain.signal("HUP", before);
+    let said = RefCell::new(Vec::new());
+    let hears = |what: &str| {
+        wait_until(what, || {
+            said.borrow_mut().extend(chain.first.later.try_iter());
+            said.borrow().iter().any(|line: &String| line.contains(what))
+        });
+    };
+    hears("wrokers");
+    hears("ended before it served");
+    // One that goes so far as to take the sockets, and then finds no certificates.
+    std::fs::write(&file, good.replace("folder = \"certificates\"", "folder = \"nowhere\"")).unwrap();
+    chain.signal("HUP", before);
+    hears("nowhere");
+    hears("this edge serves on");
+    assert_eq!(chain.process(), before);
+    // And with the good file again it is a restart like any other.
+    std::fs::write(&file, good).unwrap();
+    assert_ne!(chain.restart(), before);
+    load.end();
+    wait_until("the predecessor ends", || has_ended(before));
+}
+
+#[test]
+fn taking_over_from_nobody_is_an_error_that_says_so() {
+    let folder = prepare();
+    let output = crate::process::command(folder.path(), "epoll").arg("--take-over").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(text.contains("admin.sock.take-over") && text.contains("start without --take-over"), "{text}");
+}
