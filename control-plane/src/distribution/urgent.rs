@@ -236,7 +236,8 @@ impl Urgents {
                 return;
             }
             // Carried by a resource as well, so an edge that connects learns it anyway.
-            Some(urgent::Action::Suspend(_)) | None => return,
+            // A purge stands in the store, until every edge is beyond it.
+            Some(urgent::Action::Suspend(_) | urgent::Action::Purge(_)) | None => return,
         };
         if self.standing.len() >= STANDING_MAX {
             self.drop_expired(now_ms);

@@ -111,6 +111,7 @@ impl Identity {
             applied: Some(applied.into()),
             hpke_public_key: self.hpke_public.to_vec().into(),
             cell_key_epochs: vec![],
+            ..Hello::default()
         }
     }
 }

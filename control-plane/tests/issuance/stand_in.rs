@@ -81,9 +81,11 @@ fn http01(actions: &[Action], host: &str, token: &str) -> Option<String> {
             Some(Some(set.key_authorization.clone()))
         }
         Action::ClearChallenge(clear) if clear.host == host && clear.token == token => Some(None),
-        Action::SetHttp01(_) | Action::SetTlsAlpn01(_) | Action::ClearChallenge(_) | Action::Suspend(_) => {
-            None
-        }
+        Action::SetHttp01(_)
+        | Action::SetTlsAlpn01(_)
+        | Action::ClearChallenge(_)
+        | Action::Suspend(_)
+        | Action::Purge(_) => None,
     })?
 }
 
@@ -91,9 +93,11 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
     actions.iter().rev().find_map(|action| match action {
         Action::SetTlsAlpn01(set) if set.host == host => Some(Some(set.digest.to_vec())),
         Action::ClearChallenge(clear) if clear.host == host && clear.token.is_empty() => Some(None),
-        Action::SetHttp01(_) | Action::SetTlsAlpn01(_) | Action::ClearChallenge(_) | Action::Suspend(_) => {
-            None
-        }
+        Action::SetHttp01(_)
+        | Action::SetTlsAlpn01(_)
+        | Action::ClearChallenge(_)
+        | Action::Suspend(_)
+        | Action::Purge(_) => None,
     })?
 }
 

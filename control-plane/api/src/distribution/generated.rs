@@ -83,6 +83,12 @@ pub struct Hello {
     /// Cell-key epochs that the edge can already open.
     #[prost(uint32, repeated, tag = "7")]
     pub cell_key_epochs: ::prost::alloc::vec::Vec<u32>,
+    /// The last purge that this process has done (Purge.number; 0: none yet), and since when it keeps answers: what was
+    /// purged later than either is told again. An edge without a cache leaves the second 0.
+    #[prost(uint64, tag = "8")]
+    pub purged: u64,
+    #[prost(uint64, tag = "9")]
+    pub cache_since_unix_ms: u64,
 }
 /// Says that a batch (snapshot or delta) was applied, except for the resources in `nacks`; or, with `rejected`, that the
 /// whole batch was refused and `generation` is still the applied one.
@@ -226,7 +232,7 @@ pub struct SealedCellKey {
     pub ciphertext: ::prost::bytes::Bytes,
 }
 /// Out of band of the generations: lives in memory only, forgotten at restart and at its deadline.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Urgent {
     /// per control-plane process, rising
     #[prost(uint64, tag = "1")]
@@ -234,12 +240,12 @@ pub struct Urgent {
     /// the edge forgets it then
     #[prost(uint64, tag = "2")]
     pub expires_unix_ms: u64,
-    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6")]
+    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6, 7")]
     pub action: ::core::option::Option<urgent::Action>,
 }
 /// Nested message and enum types in `Urgent`.
 pub mod urgent {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Action {
         #[prost(message, tag = "3")]
         SetHttp01(super::SetHttp01),
@@ -249,6 +255,8 @@ pub mod urgent {
         ClearChallenge(super::ClearChallenge),
         #[prost(message, tag = "6")]
         Suspend(super::Suspend),
+        #[prost(message, tag = "7")]
+        Purge(super::Purge),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -291,6 +299,47 @@ pub struct Suspend {
     /// of the resource that carries the same change; a lower one is ignored
     #[prost(uint64, tag = "4")]
     pub version: u64,
+}
+/// Answers of one tenant that the cache gives no more; what is being fetched meanwhile is not kept either. Its deadline is
+/// not looked at. Purges are told in the order of their numbers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Purge {
+    /// durable at the control plane, rising
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// empty: of all tenants, where the control plane no longer knows what an edge has missed
+    #[prost(string, tag = "2")]
+    pub tenant_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<PurgeTarget>,
+    /// kept, but stale: asked of the origin before the next use, or after it where policy allows
+    #[prost(bool, tag = "4")]
+    pub soft: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeTarget {
+    #[prost(oneof = "purge_target::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<purge_target::Kind>,
+}
+/// Nested message and enum types in `PurgeTarget`.
+pub mod purge_target {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// absolute; as the route's query options see it
+        #[prost(string, tag = "1")]
+        Url(::prost::alloc::string::String),
+        /// absolute, without query: what begins with it
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        /// on any port and scheme
+        #[prost(string, tag = "3")]
+        Host(::prost::alloc::string::String),
+        /// of Cache-Tag or Surrogate-Key
+        #[prost(string, tag = "4")]
+        Tag(::prost::alloc::string::String),
+        #[prost(bool, tag = "5")]
+        Everything(bool),
+    }
 }
 /// `body` is the encoded message of that kind. It is bytes, not a oneof, so that an edge of an older release keeps, acks
 /// and ignores a kind that it does not know, byte for byte.
@@ -496,6 +545,27 @@ pub struct Proxy {
     pub in_flight_max: u32,
     #[prost(uint32, tag = "12")]
     pub pending_max: u32,
+    /// absent: nothing is kept
+    #[prost(message, optional, tag = "13")]
+    pub cache: ::core::option::Option<CachePolicy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CachePolicy {
+    #[prost(uint32, tag = "1")]
+    pub default_ttl_seconds: u32,
+    #[prost(uint32, tag = "2")]
+    pub error_ttl_seconds: u32,
+    #[prost(uint32, tag = "3")]
+    pub stale_while_revalidate_seconds: u32,
+    #[prost(uint32, tag = "4")]
+    pub stale_if_error_seconds: u32,
+    /// 0: the edge's own
+    #[prost(uint64, tag = "5")]
+    pub max_object_bytes: u64,
+    #[prost(bool, tag = "6")]
+    pub query_sort: bool,
+    #[prost(string, repeated, tag = "7")]
+    pub query_ignore: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightedOrigin {

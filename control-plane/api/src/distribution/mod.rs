@@ -81,6 +81,34 @@ impl From<&v1::Proxy> for Proxy {
             idle_timeout_ms: milliseconds(|timeouts| timeouts.idle_ms),
             in_flight_max: breaker.map(|breaker| breaker.in_flight_max).unwrap_or_default(),
             pending_max: breaker.map(|breaker| breaker.pending_max).unwrap_or_default(),
+            cache: from.cache.as_ref().map(CachePolicy::from),
+        }
+    }
+}
+
+impl From<&v1::CachePolicy> for CachePolicy {
+    fn from(from: &v1::CachePolicy) -> Self {
+        Self {
+            default_ttl_seconds: from.default_ttl_seconds,
+            error_ttl_seconds: from.error_ttl_seconds,
+            stale_while_revalidate_seconds: from.stale_while_revalidate_seconds,
+            stale_if_error_seconds: from.stale_if_error_seconds,
+            max_object_bytes: from.max_object_bytes.unwrap_or_default(),
+            query_sort: from.query.sort,
+            query_ignore: from.query.ignore.clone(),
+        }
+    }
+}
+
+impl From<&CachePolicy> for v1::CachePolicy {
+    fn from(from: &CachePolicy) -> Self {
+        Self {
+            default_ttl_seconds: from.default_ttl_seconds,
+            error_ttl_seconds: from.error_ttl_seconds,
+            stale_while_revalidate_seconds: from.stale_while_revalidate_seconds,
+            stale_if_error_seconds: from.stale_if_error_seconds,
+            max_object_bytes: (from.max_object_bytes > 0).then_some(from.max_object_bytes),
+            query: v1::QueryKey { sort: from.query_sort, ignore: from.query_ignore.clone() },
         }
     }
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::{ChangesText, Part, RuleFault};
 
 /// A header that a request has to have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition {
     name: HeaderName,
     /// One of the header's values; None: it is there.
@@ -16,7 +16,7 @@ pub struct Condition {
 }
 
 /// Headers to take away and to set, in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Changes {
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, HeaderValue)]>,

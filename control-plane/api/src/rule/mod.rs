@@ -5,12 +5,14 @@
 //!
 //! Deliberately absent: what a route then does. The action's own fields are read where they are used.
 
+mod cache;
 mod headers;
 mod hsts;
 mod path;
 
 use http::{HeaderMap, Method};
 
+pub use cache::{CacheFault, CacheRule, QueryRule};
 pub use headers::{
     CHANGES_BYTES_MAX, CHANGES_MAX, Changes, Condition, EQUALS_BYTES_MAX, NAME_BYTES_MAX, Side,
 };
@@ -27,14 +29,14 @@ pub const CONDITIONS_MAX: usize = 8;
 pub const ROUTES_MAX: usize = 100;
 
 /// What a rule matches and changes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     pub path: PathMatch,
     /// Most rules are a path alone, and there may be a million of them.
     more: Option<Box<More>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct More {
     /// Empty: all.
     methods: Box<[Method]>,

@@ -6,7 +6,7 @@
 //! never put behind a new prefix. What is sent on keeps its spelling.
 
 /// A path, or a path and all below it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathMatch {
     /// Of a prefix, without a trailing slash, unless it is `/`.
     text: Box<str>,
@@ -22,7 +22,7 @@ pub struct RequestPath<'a> {
 }
 
 /// What a rule's path becomes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replacement(Box<str>);
 
 /// The path could lead out of the new prefix.

@@ -35,6 +35,7 @@
 //! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never
 //! 403; an operator's call on a tenant's own object is 403 with that tenant's token.
 
+mod cache;
 mod certificate;
 pub mod client;
 mod domain;
@@ -50,6 +51,7 @@ mod route;
 mod tenant;
 mod token;
 
+pub use cache::*;
 pub use certificate::*;
 pub use domain::*;
 pub use edge::*;

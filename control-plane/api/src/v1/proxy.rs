@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::CachePolicy;
+
 /// Passes requests on. Exactly one of `origin` and `origins` is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +30,9 @@ pub struct Proxy {
     pub timeouts: Option<ProxyTimeouts>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breaker: Option<CircuitBreaker>,
+    /// Without it nothing of the route is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CachePolicy>,
 }
 
 /// One of several origins.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use portico_api::rule::{CacheFault, CacheRule};
 use portico_api::v1::{
     CircuitBreaker, EgressGrant, FieldError, HealthCheck, OriginTls, Proxy, ProxyTimeouts,
 };
@@ -54,6 +55,10 @@ pub(super) fn check(
     }
     if let Some(given) = &proxy.breaker {
         errors.extend(breaker(&format!("{at}/breaker"), given));
+    }
+    if let Some(Err(faults)) = proxy.cache.as_ref().map(CacheRule::parse) {
+        let at = |fault: &CacheFault| format!("{at}/cache{}", fault.below);
+        errors.extend(faults.into_iter().map(|fault| field(at(&fault), fault.code, fault.message)));
     }
     errors
 }
