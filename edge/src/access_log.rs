@@ -20,7 +20,9 @@ use std::{
 use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
-use crate::{clock, config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics};
+use crate::{
+    cache::Outcome, clock, config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics,
+};
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
 pub struct AccessRecord {
@@ -40,6 +42,8 @@ pub struct AccessRecord {
     pub request_id: RequestId,
     pub user_agent: Option<HeaderValue>,
     pub origin: Option<SocketAddr>,
+    /// What the cache did; absent where it was not asked.
+    pub cache: Option<Outcome>,
     /// Why the edge itself answered or gave up, in one word.
     pub reason: Option<&'static str>,
     /// All bytes of the answer were taken.
@@ -167,6 +171,7 @@ struct Line<'a> {
     request_id: String,
     user_agent: Option<Text<'a>>,
     origin: Option<SocketAddr>,
+    cache: Option<&'static str>,
     reason: Option<&'static str>,
     complete: bool,
 }
@@ -191,6 +196,7 @@ fn write_line(output: &mut impl Write, text: &mut Vec<u8>, record: &AccessRecord
         request_id: record.request_id.to_string(),
         user_agent: record.user_agent.as_ref().map(|value| Text(value.as_bytes())),
         origin: record.origin,
+        cache: record.cache.map(Outcome::as_str),
         reason: record.reason,
         complete: record.complete,
     };
@@ -275,6 +281,7 @@ mod tests {
             request_id: RequestId { worker: 1, number: 2 },
             user_agent: HeaderValue::from_bytes(user_agent).ok(),
             origin: None,
+            cache: None,
             reason: None,
             complete: true,
         }

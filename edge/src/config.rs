@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::io::IoChoice;
+use crate::{io::IoChoice, limits};
 
 mod standalone;
 
@@ -35,6 +35,8 @@ pub struct Config {
     pub drain: Duration,
     /// Name servers for origins; empty: those of /etc/resolv.conf.
     pub resolvers: Vec<SocketAddr>,
+    /// Memory for kept answers; 0: none are kept.
+    pub cache_bytes: u64,
     pub listeners: Vec<ListenerConfig>,
     pub mode: Mode,
 }
@@ -104,6 +106,7 @@ struct RawConfig {
     access_log: Option<String>,
     withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
+    cache_bytes: Option<u64>,
     #[serde(default)]
     resolvers: Vec<Spanned<String>>,
     #[serde(default)]
@@ -200,6 +203,7 @@ impl Source<'_> {
             withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
+            cache_bytes: raw.cache_bytes.unwrap_or(limits::CACHE_BYTES),
             mode: self.mode(&raw)?,
             listeners,
             state,

@@ -20,7 +20,7 @@ mod rewrite;
 pub use end::ExchangeEnd;
 
 use crate::{
-    clock,
+    cache, clock,
     http::{
         authority::{Authority, Entrance, is_misdirected},
         body::{RequestBody, ResponseBody, ResponseSource},
@@ -29,7 +29,6 @@ use crate::{
     limits,
     live::{Action, Host, Maintenance, Suspension, SuspensionMode},
     tls::Shown,
-    upstream,
     worker::Worker,
 };
 
@@ -69,6 +68,8 @@ pub(crate) struct Answer {
     /// Why we answered ourselves, in one word; absent for a tenant's own answer.
     pub reason: Option<&'static str>,
     pub origin: Option<SocketAddr>,
+    /// None: no cache was asked.
+    pub cache: Option<cache::Outcome>,
 }
 
 /// Answers one request.
@@ -90,8 +91,8 @@ pub async fn serve_exchange(
             Answer::page(StatusCode::INTERNAL_SERVER_ERROR, "panic")
         }
     };
-    let Answer { mut response, reason, origin } = answer;
-    end.answered(response.status(), reason, origin);
+    let Answer { mut response, reason, origin, cache } = answer;
+    end.answered(response.status(), reason, origin, cache);
     finish_headers(&mut response, context, &end);
     if is_head {
         without_body(&mut response);
@@ -203,10 +204,11 @@ async fn follow_route(
     };
     let mut answer = match &route.action {
         Action::Proxy(upstream) => {
+            let asked = parts.uri.clone();
             rewrite::request(&mut parts, &route.rule, target);
-            let forwarding =
-                upstream::Forwarding { context, host, authority, upstream, id: end.request_id() };
-            Box::pin(upstream::forward(parts, body, forwarding)).await?
+            let (path, id) = (asked.path(), end.request_id());
+            let asking = cache::Asking { context, host, authority, route, upstream, id, path };
+            Box::pin(cache::serve(parts, body, asking)).await?
         }
         Action::Redirect(redirect) => {
             let path = target.as_ref().map_or_else(|| parts.uri.path(), |target| target.path());
@@ -315,7 +317,7 @@ impl Answer {
         let mut response = Response::new(ResponseSource::Full(body));
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        Self { response, reason, origin: None }
+        Self { response, reason, origin: None, cache: None }
     }
 
     fn of_route(status: StatusCode, content_type: &HeaderValue, body: &Bytes) -> Self {

@@ -161,6 +161,18 @@ pub const DNS_DEADLINE: Duration = Duration::from_secs(5);
 /// Addresses of one name that are remembered; the first ones are tried.
 pub const DNS_ADDRESSES_MAX: usize = 64;
 
+/// Memory for kept answers, where the edge's file does not say it.
+pub const CACHE_BYTES: u64 = 256 * 1024 * 1024;
+/// No answer takes more than this share of it.
+pub const CACHE_OBJECT_SHARE: u64 = 8;
+/// How often, and how long each time, a request waits for another one for the same thing before it goes alone.
+pub const CACHE_WAITS_MAX: u32 = 3;
+pub const CACHE_WAIT: Duration = Duration::from_secs(5);
+/// An origin that has failed is not asked again so soon where a stale answer may stand in.
+pub const CACHE_SPARE: Duration = Duration::from_secs(5);
+/// Revalidations that no client waits for, over all workers.
+pub const CACHE_BACKGROUND_MAX: usize = 1024;
+
 /// Times that a request may already have passed through a CDN of our name (RFC 8586) before we refuse it.
 pub const CDN_LOOP_DEPTH_MAX: usize = 3;
 

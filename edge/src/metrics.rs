@@ -11,7 +11,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::{exchange::Protocol, io};
+use crate::{cache::Outcome, exchange::Protocol, io};
 
 /// Metric names; dashboards and tests may use these and no others.
 pub mod names {
@@ -42,6 +42,11 @@ pub mod names {
     pub const ORIGINS_ALL_OUT: &str = "portico_edge_origins_all_out_total";
     pub const ORIGIN_HEALTH_CHECKS: &str = "portico_edge_origin_health_checks_total";
     pub const ORIGIN_ERRORS: &str = "portico_edge_origin_errors_total";
+    pub const CACHE_REQUESTS: &str = "portico_edge_cache_requests_total";
+    pub const CACHE_BYTES: &str = "portico_edge_cache_bytes";
+    pub const CACHE_ENTRIES: &str = "portico_edge_cache_entries";
+    pub const CACHE_EVICTIONS: &str = "portico_edge_cache_evictions_total";
+    pub const CACHE_PURGED: &str = "portico_edge_cache_purged_total";
     pub const EGRESS_REFUSED: &str = "portico_edge_egress_refused_total";
     pub const ACCESS_LOG_LINES: &str = "portico_edge_access_log_lines_total";
     pub const ACCESS_LOG_DROPPED: &str = "portico_edge_access_log_dropped_total";
@@ -94,6 +99,11 @@ pub struct Metrics {
     pub origin_ejections: Counter,
     pub origins_all_out: Counter,
     origin_health_checks: [Counter; 2],
+    cache_requests: [Counter; 7],
+    pub cache_bytes: Gauge,
+    pub cache_entries: Gauge,
+    pub cache_evictions: Counter,
+    pub cache_purged: Counter,
     pub egress_refused: Counter,
     pub access_log_lines: Counter,
     pub access_log_dropped: Counter,
@@ -141,6 +151,12 @@ impl Metrics {
             origins_all_out: counter!(names::ORIGINS_ALL_OUT),
             origin_health_checks: ["unwell", "well"]
                 .map(|result| counter!(names::ORIGIN_HEALTH_CHECKS, "result" => result)),
+            cache_requests: Outcome::ALL
+                .map(|outcome| counter!(names::CACHE_REQUESTS, "result" => outcome.as_str())),
+            cache_bytes: gauge!(names::CACHE_BYTES),
+            cache_entries: gauge!(names::CACHE_ENTRIES),
+            cache_evictions: counter!(names::CACHE_EVICTIONS),
+            cache_purged: counter!(names::CACHE_PURGED),
             egress_refused: counter!(names::EGRESS_REFUSED),
             access_log_lines: counter!(names::ACCESS_LOG_LINES),
             access_log_dropped: counter!(names::ACCESS_LOG_DROPPED),
@@ -160,6 +176,11 @@ impl Metrics {
     pub fn exchange(&self, protocol: Protocol, status: http::StatusCode) {
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
         self.exchanges[protocol as usize][class].increment(1);
+    }
+
+    /// Counts a request that came to the cache.
+    pub fn cache(&self, outcome: Outcome) {
+        self.cache_requests[outcome as usize].increment(1);
     }
 
     /// Counts an origin's failure; `reason` is one of our own words.
@@ -272,6 +293,14 @@ fn describe() {
     describe_counter!(names::ORIGINS_ALL_OUT, "requests for which no origin was well, so that any was tried");
     describe_counter!(names::ORIGIN_HEALTH_CHECKS, "health checks of origins, by result");
     describe_counter!(names::ORIGIN_ERRORS, "origin failures, by reason");
+    describe_counter!(names::CACHE_REQUESTS, "requests of routes with a cache, by what it did");
+    describe_gauge!(
+        names::CACHE_BYTES,
+        "bytes that kept answers take, those included that are still being read"
+    );
+    describe_gauge!(names::CACHE_ENTRIES, "kept answers");
+    describe_counter!(names::CACHE_EVICTIONS, "kept answers that others have pushed out");
+    describe_counter!(names::CACHE_PURGED, "kept answers that were purged, or made stale by a soft purge");
     describe_counter!(names::EGRESS_REFUSED, "connects refused by the egress guard");
     describe_counter!(names::ACCESS_LOG_LINES, "access-log lines written");
     describe_counter!(names::ACCESS_LOG_DROPPED, "access-log lines dropped because the writer was behind");

@@ -18,6 +18,7 @@ use portico_cert_store::{CellKeys, Generation};
 use crate::{
     access_log::{AccessLog, AccessLogWriter},
     admin::Source,
+    cache::Cache,
     config::{Config, ControlConfig, Mode},
     control::{Control, ControlOptions, JoinToken},
     drain::{DrainSwitch, DrainWatch},
@@ -76,6 +77,7 @@ pub struct Edge {
     pub successor: OnceLock<Kept>,
     pub origin_tls: OriginTls,
     pub origin_watch: Arc<OriginWatch>,
+    pub cache: Arc<Cache>,
     pub resolvers: Vec<SocketAddr>,
     /// Where the edge itself listens: never an origin.
     pub own_sockets: Vec<SocketAddr>,
@@ -133,6 +135,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         successor: OnceLock::new(),
         origin_tls: OriginTls::from_system(),
         origin_watch: Arc::default(),
+        cache: Cache::new(config.cache_bytes),
         resolvers: resolvers(&config),
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),

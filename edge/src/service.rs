@@ -332,6 +332,7 @@ fn answer_metrics(request: &Request<Incoming>, edge: &Edge, mode: &Mode) -> Resp
         _ if !is_read => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()),
         "/metrics" => {
             edge.metrics.names.set(u32::try_from(edge.live.sni.len()).map_or(f64::MAX, f64::from));
+            edge.cache.show(&edge.metrics);
             text(StatusCode::OK, edge.metrics.render())
         }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),

@@ -103,6 +103,7 @@ pub(super) struct RawRoute {
     health_check: Option<v1::HealthCheck>,
     timeouts: Option<v1::ProxyTimeouts>,
     breaker: Option<v1::CircuitBreaker>,
+    cache: Option<v1::CachePolicy>,
     redirect: Option<Spanned<String>>,
     status: Option<Spanned<u16>>,
     #[serde(default)]
@@ -329,6 +330,7 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         health_check: raw.health_check.clone(),
         timeouts: raw.timeouts.clone(),
         breaker: raw.breaker.clone(),
+        cache: raw.cache.clone(),
     };
     let authorities = raw.ca_file.as_ref().map(|file| authorities(source, file)).transpose()?;
     Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })

@@ -247,6 +247,7 @@ impl Syncer {
             applied: Some(self.applier.publisher.applied().into()),
             hpke_public_key: self.identity.hpke_public.to_vec().into(),
             cell_key_epochs: self.applier.cell_keys.held().into_iter().map(|(_, epoch)| epoch).collect(),
+            ..Hello::default()
         };
         // The queue is empty: there is room.
         let _queued = outgoing.try_send(wrap(edge_message::Kind::Hello(hello)));

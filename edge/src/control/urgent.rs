@@ -27,8 +27,10 @@ fn act(urgent: &Urgent, publisher: &mut LivePublisher, now: i64) -> Result<(), F
             publisher.challenges().clear(&clear.host, &clear.token, now)
         }
         Some(urgent::Action::Suspend(order)) => suspend(order, publisher),
-        // Of a newer release.
-        None => Err(Fault::new("UnknownAction", "an urgent message that this edge does not know")),
+        // The second: of a newer release.
+        Some(urgent::Action::Purge(_)) | None => {
+            Err(Fault::new("UnknownAction", "an urgent message that this edge does not know"))
+        }
     }
 }
 

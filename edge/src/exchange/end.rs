@@ -7,6 +7,7 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use super::{ConnectionContext, Noted};
 use crate::{
     access_log::{AccessRecord, RequestId},
+    cache::Outcome,
     clock,
     live::Host,
 };
@@ -23,6 +24,7 @@ pub struct ExchangeEnd {
     status: StatusCode,
     reason: Option<&'static str>,
     origin: Option<SocketAddr>,
+    cache: Option<Outcome>,
     response_bytes: u64,
     complete: bool,
     is_last: bool,
@@ -48,6 +50,7 @@ impl ExchangeEnd {
             status: StatusCode::from_u16(499).expect("499 is a status code"),
             reason: Some("no_answer"),
             origin: None,
+            cache: None,
             response_bytes: 0,
             complete: false,
             is_last,
@@ -63,10 +66,12 @@ impl ExchangeEnd {
         status: StatusCode,
         reason: Option<&'static str>,
         origin: Option<SocketAddr>,
+        cache: Option<Outcome>,
     ) {
         self.status = status;
         self.reason = reason;
         self.origin = origin;
+        self.cache = cache;
     }
 
     pub(super) fn started_unix_ms(&self) -> i64 {
@@ -109,6 +114,9 @@ impl Drop for ExchangeEnd {
         }
         let duration = clock::now().duration_since(self.noted.started);
         edge.metrics.exchange(self.context.protocol, self.status);
+        if let Some(outcome) = self.cache {
+            edge.metrics.cache(outcome);
+        }
         edge.metrics.exchange_seconds.record(duration.as_secs_f64());
         if !edge.access_log.is_on() {
             return;
@@ -128,6 +136,7 @@ impl Drop for ExchangeEnd {
             request_id: self.request_id,
             user_agent: self.user_agent.take(),
             origin: self.origin,
+            cache: self.cache,
             reason: self.reason,
             complete: self.complete,
         });

@@ -16,7 +16,14 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::h2::SendWatch;
-use crate::{clock, exchange::ExchangeEnd, limits, live::Suspension, upstream::Lease};
+use crate::{
+    cache::{FillingReader, StoredReader},
+    clock,
+    exchange::ExchangeEnd,
+    limits,
+    live::Suspension,
+    upstream::Lease,
+};
 
 /// What a body fails with, on either side.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -154,6 +161,10 @@ pub enum ResponseSource {
     Empty,
     Full(Bytes),
     Origin(Box<OriginBody>),
+    /// Kept.
+    Stored(StoredReader),
+    /// On its way into the cache.
+    Filling(Box<FillingReader>),
 }
 
 impl ResponseBody {
@@ -189,6 +200,8 @@ impl Body for ResponseBody {
                 (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
             }
             ResponseSource::Origin(body) => ready!(body.poll_frame(context)),
+            ResponseSource::Stored(body) => ready!(body.poll_frame(context)),
+            ResponseSource::Filling(body) => ready!(body.poll_frame(context)),
         };
         if let Some(end) = &mut this.end {
             match &frame {
@@ -208,6 +221,8 @@ impl Body for ResponseBody {
             ResponseSource::Empty => true,
             ResponseSource::Full(bytes) => bytes.is_empty(),
             ResponseSource::Origin(body) => body.incoming.is_end_stream(),
+            ResponseSource::Stored(body) => body.left() == 0,
+            ResponseSource::Filling(body) => body.is_end_stream(),
         }
     }
 
@@ -216,6 +231,8 @@ impl Body for ResponseBody {
             ResponseSource::Empty => SizeHint::with_exact(0),
             ResponseSource::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             ResponseSource::Origin(body) => body.incoming.size_hint(),
+            ResponseSource::Stored(body) => SizeHint::with_exact(body.left()),
+            ResponseSource::Filling(body) => body.size_hint(),
         }
     }
 }
@@ -242,6 +259,8 @@ pub struct OriginBody {
     incoming: Incoming,
     lease: Option<Lease>,
     stall: Stall,
+    /// Its end is said by its framing, and not by the connection's.
+    framed: bool,
     /// Resolves when the host is suspended while the answer is under way.
     cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
 }
@@ -252,11 +271,26 @@ impl OriginBody {
         lease: Lease,
         cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
         stall: Duration,
+        framed: bool,
     ) -> Self {
-        Self { incoming, lease: Some(lease), stall: Stall::new(stall), cut }
+        Self { incoming, lease: Some(lease), stall: Stall::new(stall), framed, cut }
     }
 
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn is_framed(&self) -> bool {
+        self.framed
+    }
+
+    /// Ends an answer whose body nobody reads; its connection serves on if there is none.
+    pub(crate) fn release(mut self) {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.cut.as_mut().poll(context).is_ready() {
             self.lease = None;
             return Poll::Ready(Some(Err("suspended".into())));
@@ -330,6 +364,8 @@ impl fmt::Debug for ResponseSource {
             Self::Empty => "Empty",
             Self::Full(_) => "Full",
             Self::Origin(_) => "Origin",
+            Self::Stored(_) => "Stored",
+            Self::Filling(_) => "Filling",
         })
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::uri::{Authority, PathAndQuery};
 use portico_api::distribution as wire;
+use portico_api::rule::CacheRule;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, ServerName};
 
@@ -25,6 +26,10 @@ pub struct Upstream {
     /// 1 to [`limits::ORIGINS_MAX`].
     pub origins: Box<[WeightedOrigin]>,
     pub deadlines: UpstreamDeadlines,
+    /// None: nothing is kept.
+    pub cache: Option<CacheRule>,
+    /// Tells the answers of this upstream from those of any other in the cache.
+    pub fingerprint: u64,
 }
 
 /// One of the origins of a route and its share of the requests, from 1 to [`limits::ORIGIN_WEIGHT_MAX`].
@@ -128,7 +133,8 @@ impl Upstream {
     /// To one origin, all else as it is without being said.
     pub fn to(origin: Origin) -> Self {
         let only = WeightedOrigin { origin: Arc::new(origin), weight: 1 };
-        Self { origins: [only].into(), deadlines: UpstreamDeadlines::default() }
+        let (deadlines, cache) = (UpstreamDeadlines::default(), None);
+        Self { origins: [only].into(), deadlines, cache, fingerprint: 0 }
     }
 
     /// # Errors
@@ -174,8 +180,26 @@ impl Upstream {
             }
             origins.push(WeightedOrigin { origin: Arc::new(origin), weight: target.weight });
         }
-        Ok(Self { origins: origins.into(), deadlines: UpstreamDeadlines::parse(from) })
+        let cache = from.cache.as_ref().map(parse_cache).transpose()?;
+        let deadlines = UpstreamDeadlines::parse(from);
+        Ok(Self { origins: origins.into(), deadlines, cache, fingerprint: fingerprint(from) })
     }
+}
+
+fn parse_cache(from: &wire::CachePolicy) -> Result<CacheRule, Fault> {
+    CacheRule::parse(&from.into()).map_err(|faults| {
+        let text = faults.first().map(|fault| format!("cache{}: {}", fault.below, fault.message));
+        Fault::new("BadCachePolicy", text.unwrap_or_default())
+    })
+}
+
+/// Of all that decides which content an answer has: where requests go, and as whom.
+fn fingerprint(from: &wire::Proxy) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut origins: Vec<&str> = from.origins.iter().map(|origin| origin.url.as_str()).collect();
+    origins.sort_unstable();
+    (&from.origin, origins, &from.host_header, &from.tls_server_name).hash(&mut hasher);
+    hasher.finish()
 }
 
 impl UpstreamDeadlines {

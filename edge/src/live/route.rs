@@ -3,12 +3,13 @@
 //! Everything that later goes into a header or a connect is refused here if it could not go there: a route that is in
 //! force cannot fail for its own text.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use portico_api::distribution as wire;
-use portico_api::rule::{ActionKind, ChangesText, Part, Rule, RuleFault, RuleText};
+use portico_api::rule::{ActionKind, CacheRule, ChangesText, Part, Rule, RuleFault, RuleText};
 use url::Url;
 
 use super::origin::Upstream;
@@ -65,6 +66,24 @@ impl Route {
         match &from.rule {
             None => Self::new(&RuleText::prefix(&from.path_prefix), action),
             Some(rule) => Self::new(&rule_text(rule)?, action),
+        }
+    }
+
+    /// Tells the answers that come by this route from those of any other in the cache.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.rule.hash(&mut hasher);
+        if let Action::Proxy(upstream) = &self.action {
+            upstream.fingerprint.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// None: nothing of it is kept.
+    pub fn cache_rule(&self) -> Option<&CacheRule> {
+        match &self.action {
+            Action::Proxy(upstream) => upstream.cache.as_ref(),
+            Action::Redirect(_) | Action::Static { .. } => None,
         }
     }
 

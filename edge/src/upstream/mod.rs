@@ -244,6 +244,10 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
     let origin = lease.address();
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
+    let framed = lease.is_http2()
+        || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+            .iter()
+            .any(|name| head.headers.contains_key(name));
     forwarding::clean_response(
         &mut head.headers,
         if lease.is_http2() { Protocol::Http2 } else { Protocol::Http1 },
@@ -251,9 +255,9 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
     let host = Arc::clone(to.host);
     let cut = Box::pin(async move { host.cut(crate::clock::unix_ms()).await });
     let stall = to.upstream.deadlines.idle.unwrap_or(to.context.worker.edge.deadlines.origin_body_stall);
-    let body = OriginBody::new(incoming, lease, cut, stall);
+    let body = OriginBody::new(incoming, lease, cut, stall, framed);
     let response = Response::from_parts(head, ResponseSource::Origin(Box::new(body)));
-    Ok(Answer { response, reason: None, origin: Some(origin) })
+    Ok(Answer { response, reason: None, origin: Some(origin), cache: None })
 }
 
 /// The request as the origin is to see it.

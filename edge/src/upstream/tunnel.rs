@@ -112,6 +112,7 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
         response: Response::from_parts(head, ResponseSource::Empty),
         reason: None,
         origin: Some(address),
+        cache: None,
     })
 }
 
@@ -135,6 +136,7 @@ async fn refused(
         response: Response::from_parts(head, ResponseSource::Full(bytes)),
         reason: None,
         origin: Some(address),
+        cache: None,
     })
 }
 

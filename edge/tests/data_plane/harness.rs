@@ -9,6 +9,7 @@ use std::time::Duration;
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId, TenantId, UnixTime};
 use portico_edge::access_log::AccessLog;
+use portico_edge::cache::Cache;
 use portico_edge::config::{AccessLogTarget, ListenerConfig, ListenerKind};
 use portico_edge::drain::DrainSwitch;
 use portico_edge::io::{Backend, IoChoice, choose, probe};
@@ -27,6 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Setup {
     pub workers: usize,
     pub connections_max: usize,
+    pub cache_bytes: u64,
     pub deadlines: Deadlines,
     pub resolvers: Vec<SocketAddr>,
     pub origin_roots: rustls::RootCertStore,
@@ -47,6 +49,7 @@ impl Default for Setup {
         Self {
             workers: 1,
             connections_max: 1000,
+            cache_bytes: 16 << 20,
             deadlines: Deadlines::default(),
             resolvers: Vec::new(),
             origin_roots: rustls::RootCertStore::empty(),
@@ -113,6 +116,7 @@ impl TestEdge {
             successor: std::sync::OnceLock::new(),
             origin_tls: OriginTls::with_roots(setup.origin_roots),
             origin_watch: Arc::default(),
+            cache: Cache::new(setup.cache_bytes),
             resolvers: setup.resolvers,
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,

@@ -13,6 +13,7 @@
 mod fleet;
 
 mod authority;
+mod cache;
 mod client;
 mod drain;
 mod egress;

@@ -1,0 +1,53 @@
+//! What an answer is found by.
+//!
+//! The tenant comes first and cannot be left out; the fields are compared one by one, so that no two resources share a key
+//! (THREATS G3). The path is spelt as the client spelt it, because so the origin sees it. What a route adds that decides the
+//! content (its origins, its rule) tells answers of one key apart, as the fields of `Vary` do: see `stored`.
+
+use portico_cert_store::TenantId;
+
+use crate::http::authority::Authority;
+
+/// A resource as clients see it, for one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CacheKey {
+    tenant: TenantId,
+    tls: bool,
+    host: Box<str>,
+    port: u16,
+    path: Box<str>,
+    query: Option<Box<str>>,
+}
+
+impl CacheKey {
+    /// `query` as the route's policy has made it.
+    pub fn new(tenant: TenantId, tls: bool, authority: &Authority, path: &str, query: Option<&str>) -> Self {
+        Self {
+            tenant,
+            tls,
+            host: authority.name.as_str().into(),
+            port: authority.port.unwrap_or(if tls { 443 } else { 80 }),
+            path: path.into(),
+            query: query.map(Into::into),
+        }
+    }
+
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn is_below(&self, tls: bool, host: &str, port: u16, path: &str) -> bool {
+        self.tls == tls && *self.host == *host && self.port == port && self.path.starts_with(path)
+    }
+
+    pub(super) fn weight(&self) -> usize {
+        size_of::<Self>()
+            + self.host.len()
+            + self.path.len()
+            + self.query.as_ref().map_or(0, |query| query.len())
+    }
+}

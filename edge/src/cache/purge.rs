@@ -1,0 +1,165 @@
+//! Taking answers out before their time: by URL, prefix, host, tag, or everything of a tenant.
+//!
+//! A purge first dooms what is being fetched for the tenant, so that nothing asked for before it is kept after it; then it
+//! walks the index. When it returns, no client gets what it named.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use portico_api::distribution::{self as wire, purge_target::Kind};
+use portico_cert_store::{DomainName, TenantId};
+use url::Url;
+
+use super::{Cache, key::CacheKey, stored::Stored};
+use crate::{
+    clock,
+    http::authority::Authority,
+    live::{Fault, Live},
+};
+
+/// Targets of one purge.
+const TARGETS_MAX: usize = 100;
+const TARGET_BYTES_MAX: usize = 4096;
+
+/// One thing to forget.
+enum Target {
+    Keys(Vec<CacheKey>),
+    Prefix { tls: bool, host: Box<str>, port: u16, path: Box<str> },
+    Host(Box<str>),
+    Tag(Box<str>),
+    Everything,
+}
+
+impl Cache {
+    /// Does a purge and answers how many entries it met.
+    ///
+    /// # Errors
+    /// A [`Fault`] if a target cannot be read; then nothing is done.
+    pub fn purge(&self, purge: &wire::Purge, live: &Live) -> Result<usize, Fault> {
+        let tenant = match purge.tenant_id.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| bad("the tenant's id is none"))?),
+        };
+        if purge.targets.len() > TARGETS_MAX {
+            return Err(bad("too many targets"));
+        }
+        let targets: Vec<Target> = match tenant {
+            // Without a tenant there is only one thing that can be meant.
+            None => vec![Target::Everything],
+            Some(tenant) => {
+                let read = |target| Target::parse(target, tenant, live);
+                purge.targets.iter().map(read).collect::<Result<_, _>>()?
+            }
+        };
+        let met = self.purge_targets(tenant, &targets, purge.soft);
+        self.purged.fetch_max(purge.number, Ordering::Relaxed);
+        self.purged_entries.fetch_add(met as u64, Ordering::Relaxed);
+        Ok(met)
+    }
+
+    /// The number of the last purge that was done; 0: none.
+    pub fn last_purge(&self) -> u64 {
+        self.purged.load(Ordering::Relaxed)
+    }
+
+    fn purge_targets(&self, tenant: Option<TenantId>, targets: &[Target], soft: bool) -> usize {
+        self.flights.doom_all(tenant);
+        self.store.settle();
+        let walks = targets.iter().any(|target| !matches!(target, Target::Keys(_)));
+        let mut met: Vec<Arc<Stored>> = Vec::new();
+        if walks {
+            met = self.store.all(|key, stored| {
+                tenant.is_none_or(|tenant| key.tenant() == tenant)
+                    && targets.iter().any(|target| target.meets(key, stored))
+            });
+        }
+        for key in targets.iter().flat_map(Target::keys) {
+            met.extend(self.store.of_key(key));
+        }
+        let now = clock::now();
+        for stored in &met {
+            if soft {
+                stored.make_stale(now);
+            } else {
+                self.store.remove(stored);
+            }
+        }
+        met.len()
+    }
+}
+
+impl Target {
+    fn parse(from: &wire::PurgeTarget, tenant: TenantId, live: &Live) -> Result<Self, Fault> {
+        match &from.kind {
+            Some(Kind::Url(text)) => Ok(Self::Keys(keys(&url(text)?, tenant, live)?)),
+            Some(Kind::Prefix(text)) => {
+                let url = url(text)?;
+                if url.query().is_some() {
+                    return Err(bad("a prefix has no query"));
+                }
+                let authority = authority(&url)?;
+                let port = authority.port.unwrap_or_default();
+                let host = authority.name.as_str().into();
+                Ok(Self::Prefix { tls: url.scheme() == "https", host, port, path: url.path().into() })
+            }
+            Some(Kind::Host(text)) => {
+                let name = DomainName::parse(text).map_err(|_| bad("not a host"))?;
+                Ok(Self::Host(name.as_str().into()))
+            }
+            Some(Kind::Tag(text)) if (1..=TARGET_BYTES_MAX).contains(&text.len()) => {
+                Ok(Self::Tag(text.as_str().into()))
+            }
+            Some(Kind::Everything(true)) => Ok(Self::Everything),
+            Some(Kind::Tag(_) | Kind::Everything(false)) | None => {
+                Err(bad("a target that this edge does not know"))
+            }
+        }
+    }
+
+    fn meets(&self, key: &CacheKey, stored: &Stored) -> bool {
+        match self {
+            Self::Keys(_) => false,
+            Self::Prefix { tls, host, port, path } => key.is_below(*tls, host, *port, path),
+            Self::Host(host) => key.host() == &**host,
+            Self::Tag(tag) => stored.head.has_tag(tag),
+            Self::Everything => true,
+        }
+    }
+
+    fn keys(&self) -> &[CacheKey] {
+        match self {
+            Self::Keys(keys) => keys,
+            Self::Prefix { .. } | Self::Host(_) | Self::Tag(_) | Self::Everything => &[],
+        }
+    }
+}
+
+/// As each of the host's routes would have it, since each has its own idea of a query.
+fn keys(url: &Url, tenant: TenantId, live: &Live) -> Result<Vec<CacheKey>, Fault> {
+    let authority = authority(url)?;
+    let mut queries = vec![url.query().map(ToOwned::to_owned)];
+    if let Some(host) = live.host(&authority.name).filter(|host| host.tenant.id == tenant) {
+        let rules = host.routes.iter().filter_map(|route| route.cache_rule());
+        queries
+            .extend(rules.map(|rule| rule.query.normalised(url.query()).map(std::borrow::Cow::into_owned)));
+    }
+    queries.sort();
+    queries.dedup();
+    let tls = url.scheme() == "https";
+    let key = |query: &Option<String>| CacheKey::new(tenant, tls, &authority, url.path(), query.as_deref());
+    Ok(queries.iter().map(key).collect())
+}
+
+fn url(text: &str) -> Result<Url, Fault> {
+    let url = Url::parse(text).ok().filter(|url| text.len() <= TARGET_BYTES_MAX && url.has_host());
+    url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| bad("not an http or https URL"))
+}
+
+fn authority(url: &Url) -> Result<Authority, Fault> {
+    let name =
+        url.host_str().and_then(|host| DomainName::parse(host).ok()).ok_or_else(|| bad("not a host"))?;
+    Ok(Authority { name, port: url.port_or_known_default() })
+}
+
+fn bad(why: &str) -> Fault {
+    Fault::new("BadPurge", why)
+}

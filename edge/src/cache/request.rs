@@ -1,0 +1,227 @@
+//! A request as the cache sees it: what may be asked for under one key is made the same, and what only one visitor wants of
+//! it (a range, a condition) is set apart.
+//!
+//! What an origin may answer by and no key holds is not passed on where its answer could be kept (THREATS G4): such an answer
+//! would be one visitor's doing and everybody's page.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::PathAndQuery};
+
+use super::directives::{contains_token, members};
+use crate::http::body::RequestBody;
+use http_body::Body as _;
+
+/// Fields that frameworks and proxies take a request's address, method or client from, beside those that no request keeps
+/// (`http::forwarding`). Seen in published cache-poisoning gadgets.
+const UNKEYED: [&str; 44] = [
+    "base-url",
+    "cf-connecting-ip",
+    "cf-visitor",
+    "client-ip",
+    "cluster-client-ip",
+    "destination",
+    "fastly-client-ip",
+    "front-end-https",
+    "http-host",
+    "origin-host",
+    "profile",
+    "proxy",
+    "proxy-host",
+    "request-uri",
+    "true-client-ip",
+    "uri",
+    "url",
+    "wap-connection",
+    "x-amz-website-redirect-location",
+    "x-backend-host",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-custom-ip-authorization",
+    "x-forward-for",
+    "x-forwarded",
+    "x-forwarded-by",
+    "x-forwarded-path",
+    "x-forwarded-protocol",
+    "x-forwarded-ssl",
+    "x-forwarder-for",
+    "x-host",
+    "x-http-destinationurl",
+    "x-http-host-override",
+    "x-http-method",
+    "x-http-path-override",
+    "x-method-override",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-original-remote-addr",
+    "x-originating-ip",
+    "x-proxy-url",
+    "x-proxyuser-ip",
+    "x-remote-addr",
+    "x-wap-profile",
+];
+
+/// Codings that clients differ in; others are not asked for.
+const CODINGS: [&str; 4] = ["br", "gzip", "zstd", "deflate"];
+
+/// What of a request one visitor wants, and no key holds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wishes {
+    pub if_none_match: Option<HeaderValue>,
+    pub if_modified_since: Option<HeaderValue>,
+    pub range: Option<HeaderValue>,
+    pub if_range: Option<HeaderValue>,
+    pub only_if_cached: bool,
+}
+
+/// Why a request goes past the cache; None: it does not.
+pub(super) fn bypass_reason(parts: &Parts, body: &RequestBody) -> Option<&'static str> {
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Some("method");
+    }
+    let headers = &parts.headers;
+    if !body.is_end_stream() || headers.contains_key(header::TRANSFER_ENCODING) {
+        return Some("request_body");
+    }
+    if headers.contains_key(header::UPGRADE) {
+        return Some("upgrade");
+    }
+    // A cache cannot answer them (RFC 9111 section 4.3.2).
+    if headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_UNMODIFIED_SINCE) {
+        return Some("precondition");
+    }
+    None
+}
+
+/// Makes requests for one thing one request, in place. A client's `Cache-Control` is advice (RFC 9111 section 5.2.1): it
+/// could make any visitor's request one to the origin, so it is not taken.
+pub(super) fn normalise(parts: &mut Parts, query: Option<&str>) -> Wishes {
+    for name in UNKEYED {
+        parts.headers.remove(name);
+    }
+    let control = parts.headers.get_all(header::CACHE_CONTROL);
+    let only_if_cached = control.iter().any(|value| contains_token(value, "only-if-cached"));
+    parts.headers.remove(header::CACHE_CONTROL);
+    parts.headers.remove(header::PRAGMA);
+    normalise_codings(&mut parts.headers);
+    if parts.uri.query() != query {
+        set_query(parts, query);
+    }
+    let of = |name: HeaderName| parts.headers.get(name).cloned();
+    Wishes {
+        if_none_match: joined(&parts.headers, &header::IF_NONE_MATCH),
+        if_modified_since: of(header::IF_MODIFIED_SINCE),
+        range: of(header::RANGE),
+        if_range: of(header::IF_RANGE),
+        only_if_cached,
+    }
+}
+
+/// The request for the whole, whatever its client wants of it.
+pub(super) fn whole(parts: &Parts) -> Parts {
+    let mut whole = parts.clone();
+    whole.method = Method::GET;
+    for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE, header::IF_RANGE] {
+        whole.headers.remove(name);
+    }
+    whole
+}
+
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    match values[..] {
+        [] => None,
+        _ => HeaderValue::from_bytes(&values.join(&b", "[..])).ok(),
+    }
+}
+
+/// To the codings that there are, in one order: without it each browser's spelling would be a variant of its own.
+fn normalise_codings(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::ACCEPT_ENCODING) {
+        return;
+    }
+    let asked: Vec<&HeaderValue> = headers.get_all(header::ACCEPT_ENCODING).iter().collect();
+    let wanted = |coding: &str| {
+        let texts = asked.iter().filter_map(|value| value.to_str().ok());
+        texts.flat_map(|text| members(text, b',')).any(|member| {
+            let mut pieces = member.split(';').map(str::trim);
+            let named = pieces.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
+            named && !pieces.any(is_zero)
+        })
+    };
+    let found: Vec<&str> = CODINGS.into_iter().filter(|coding| wanted(coding)).collect();
+    headers.remove(header::ACCEPT_ENCODING);
+    if let Some(value) = HeaderValue::try_from(found.join(", ")).ok().filter(|value| !value.is_empty()) {
+        headers.insert(header::ACCEPT_ENCODING, value);
+    }
+}
+
+fn is_zero(parameter: &str) -> bool {
+    let quality = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="));
+    quality.is_some_and(|quality| quality.trim().parse().is_ok_and(|quality: f32| quality == 0.0))
+}
+
+fn set_query(parts: &mut Parts, query: Option<&str>) {
+    let path = parts.uri.path();
+    let text = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    // A part of what was a target is one.
+    if let Ok(target) = PathAndQuery::try_from(text) {
+        let mut uri = parts.uri.clone().into_parts();
+        uri.path_and_query = Some(target);
+        if let Ok(uri) = http::Uri::from_parts(uri) {
+            parts.uri = uri;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(pairs: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = http::Request::get("/a?b=1&utm_x=2");
+        for (name, value) in pairs {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn codings_are_spelt_in_one_way() {
+        for (asked, wanted) in [
+            ("gzip, deflate, br, zstd", Some("br, gzip, zstd, deflate")),
+            ("BR;q=0.5,gzip;q=1.0", Some("br, gzip")),
+            ("gzip;q=0, br", Some("br")),
+            ("gzip;q=0.000", None),
+            ("identity, x-odd, *", None),
+        ] {
+            let mut parts = parts(&[("accept-encoding", asked)]);
+            let query = parts.uri.query().map(ToOwned::to_owned);
+            normalise(&mut parts, query.as_deref());
+            let found = parts.headers.get("accept-encoding").map(|value| value.to_str().unwrap());
+            assert_eq!(found, wanted, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_no_key_holds_goes_no_further() {
+        let mut parts = parts(&[
+            ("x-host", "evil.example"),
+            ("x-http-method", "DELETE"),
+            ("x-forwarded-ssl", "off"),
+            ("pragma", "no-cache"),
+            ("cache-control", "no-cache, only-if-cached"),
+            ("if-none-match", "\"a\""),
+            ("if-none-match", "\"b\""),
+            ("range", "bytes=0-1"),
+            ("cookie", "a=b"),
+        ]);
+        let wishes = normalise(&mut parts, Some("b=1"));
+        for gone in ["x-host", "x-http-method", "x-forwarded-ssl", "pragma", "cache-control"] {
+            assert!(!parts.headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(parts.uri, "/a?b=1");
+        assert!(wishes.only_if_cached && wishes.range.is_some());
+        assert_eq!(wishes.if_none_match.unwrap(), "\"a\", \"b\"");
+        let whole = whole(&parts);
+        assert_eq!(whole.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["cookie"]);
+    }
+}

@@ -1,0 +1,351 @@
+//! Where answers are kept: one index for all workers, and a ledger of who holds how many bytes.
+//!
+//! A hit reads one of [`SHARDS`] tables under its lock for the time of a look-up and touches nothing else that is shared. All
+//! changes go through the ledger's lock: they come with an exchange with an origin, which costs a thousand times as much.
+//!
+//! Who is evicted: the tenant that holds the most, so that nobody's answers go for somebody who holds more than they do. A
+//! tenant with no more than (the cache's bytes / tenants) therefore keeps what it has, whatever others do, and one alone may
+//! use all of it. Within the tenant it is the oldest that was not asked for since it was looked at last (CLOCK).
+//!
+//! Bytes are counted where they are freed, not where they are forgotten: a [`Held`] goes back when the last reader of a body
+//! is gone, so the bound holds for slow readers too. moka, which this project uses elsewhere, knows no tenants, and frees
+//! what it has forgotten at some later time.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    fmt,
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use portico_cert_store::TenantId;
+
+use super::{key::CacheKey, stored::Stored};
+
+/// Enough that workers seldom meet.
+const SHARDS: usize = 256;
+/// Variants of one resource; the oldest goes.
+pub(super) const VARIANTS_MAX: usize = 16;
+/// Answers on their way into the cache, or out of it but still being read, of one tenant: this share of it.
+const LOOSE_SHARE: u64 = 4;
+/// Evictions for one reservation; a large object may have to push out many small ones, but not without end.
+const EVICTIONS_MAX: usize = 16_384;
+
+type Shard = RwLock<HashMap<Arc<CacheKey>, Vec<Arc<Stored>>, foldhash::fast::RandomState>>;
+
+/// Answers of all tenants, within a bound in bytes.
+pub(super) struct Store {
+    hasher: foldhash::fast::RandomState,
+    shards: Box<[Shard]>,
+    ledger: Mutex<Ledger>,
+    totals: Arc<Totals>,
+}
+
+/// Bytes in use, by all.
+#[derive(Debug)]
+pub(super) struct Totals {
+    capacity: u64,
+    held: AtomicU64,
+    evicted: AtomicU64,
+}
+
+/// Bytes that are taken until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    totals: Arc<Totals>,
+    of_tenant: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Ledger {
+    tenants: HashMap<TenantId, Shelf>,
+    /// By the bytes of their entries.
+    by_bytes: BTreeSet<(u64, TenantId)>,
+    entries: u64,
+}
+
+/// One tenant's entries.
+#[derive(Default)]
+struct Shelf {
+    /// Of what is in the index.
+    bytes: u64,
+    entries: u64,
+    /// Of all that is held for it.
+    held: Arc<AtomicU64>,
+    /// Oldest first; what is gone otherwise stays as a dead reference until it is met or swept.
+    queue: VecDeque<Weak<Stored>>,
+}
+
+impl Store {
+    pub(super) fn new(capacity: u64) -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        let shard = || RwLock::new(HashMap::with_hasher(hasher.clone()));
+        let totals = Totals { capacity, held: AtomicU64::new(0), evicted: AtomicU64::new(0) };
+        Self {
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+            ledger: Mutex::default(),
+            totals: Arc::new(totals),
+            hasher,
+        }
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.totals.capacity
+    }
+
+    pub(super) fn held(&self) -> u64 {
+        self.totals.held.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn evicted(&self) -> u64 {
+        self.totals.evicted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn entries(&self) -> u64 {
+        self.ledger().entries
+    }
+
+    /// Bytes of a tenant's entries.
+    pub(super) fn bytes_of(&self, tenant: TenantId) -> u64 {
+        self.ledger().tenants.get(&tenant).map_or(0, |shelf| shelf.bytes)
+    }
+
+    /// The newest answer for `key` that `fits`.
+    pub(super) fn find(&self, key: &CacheKey, fits: impl Fn(&Stored) -> bool) -> Option<Arc<Stored>> {
+        let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        let found = shard.get(key)?.iter().find(|stored| fits(stored))?;
+        found.touch();
+        Some(Arc::clone(found))
+    }
+
+    /// All answers that `wanted` picks; for purges.
+    pub(super) fn all(&self, wanted: impl Fn(&CacheKey, &Stored) -> bool) -> Vec<Arc<Stored>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            let stored =
+                shard.iter().flat_map(|(key, variants)| variants.iter().map(move |stored| (key, stored)));
+            found.extend(
+                stored.filter(|(key, stored)| wanted(key, stored)).map(|(_, stored)| Arc::clone(stored)),
+            );
+        }
+        found
+    }
+
+    /// All answers for one key.
+    pub(super) fn of_key(&self, key: &CacheKey) -> Vec<Arc<Stored>> {
+        self.shard(key).read().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default()
+    }
+
+    /// Takes bytes for `tenant`, from others or from itself. None: there is no room now.
+    pub(super) fn take(&self, tenant: TenantId, bytes: u64) -> Option<Held> {
+        let mut ledger = self.ledger();
+        let of_tenant = Arc::clone(&ledger.shelf(tenant).held);
+        self.make_room(&mut ledger, tenant, bytes).then(|| {
+            of_tenant.fetch_add(bytes, Ordering::Relaxed);
+            Held { totals: Arc::clone(&self.totals), of_tenant, bytes }
+        })
+    }
+
+    /// Adds to what is held; false: there is no room now.
+    pub(super) fn grow(&self, tenant: TenantId, held: &mut Held, bytes: u64) -> bool {
+        let taken = self.take(tenant, bytes);
+        let Some(mut taken) = taken else { return false };
+        held.bytes += std::mem::take(&mut taken.bytes);
+        true
+    }
+
+    /// Puts an answer in the place of those that it supersedes, unless `is_doomed` says that it is out of date already:
+    /// asked under the lock, so that whoever dooms and then calls [`Store::settle`] finds it or has prevented it.
+    pub(super) fn put(&self, stored: &Arc<Stored>, is_doomed: impl FnOnce() -> bool) -> bool {
+        let mut ledger = self.ledger();
+        if is_doomed() {
+            return false;
+        }
+        let key = Arc::clone(&stored.key);
+        let mut gone = Vec::new();
+        {
+            let mut shard = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner);
+            let variants = shard.entry(key).or_default();
+            variants.retain(|old| {
+                let superseded = stored.supersedes(old);
+                if superseded {
+                    gone.push(Arc::clone(old));
+                }
+                !superseded
+            });
+            variants.insert(0, Arc::clone(stored));
+            if variants.len() > VARIANTS_MAX {
+                gone.extend(variants.pop());
+            }
+        }
+        for old in &gone {
+            ledger.subtract(old);
+        }
+        ledger.add(stored);
+        true
+    }
+
+    /// Forgets one answer; false: it was gone.
+    pub(super) fn remove(&self, stored: &Arc<Stored>) -> bool {
+        let mut ledger = self.ledger();
+        let removed = self.unlink(stored);
+        if removed {
+            ledger.subtract(stored);
+        }
+        removed
+    }
+
+    /// Forgets all answers for a key.
+    pub(super) fn remove_key(&self, key: &CacheKey) -> usize {
+        let mut ledger = self.ledger();
+        let gone = self.shard(key).write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let gone = gone.unwrap_or_default();
+        for old in &gone {
+            ledger.subtract(old);
+        }
+        gone.len()
+    }
+
+    /// Returns when every [`Store::put`] that had looked at its doom before is done.
+    pub(super) fn settle(&self) {
+        drop(self.ledger());
+    }
+
+    /// For what has to be told apart by chance, such as a key in a table without keys.
+    pub(super) fn hash_of(&self, key: &CacheKey) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    fn make_room(&self, ledger: &mut Ledger, tenant: TenantId, bytes: u64) -> bool {
+        let capacity = self.totals.capacity;
+        let shelf = ledger.shelf(tenant);
+        let loose = shelf.held.load(Ordering::Relaxed).saturating_sub(shelf.bytes);
+        if loose.saturating_add(bytes) > capacity / LOOSE_SHARE {
+            return false;
+        }
+        for _ in 0..EVICTIONS_MAX {
+            let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= capacity);
+            if self.totals.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
+                return true;
+            }
+            let Some(&(_, largest)) = ledger.by_bytes.last() else { return false };
+            let Some(stored) = ledger.shelf(largest).next_to_go() else { return false };
+            if self.unlink(&stored) {
+                ledger.subtract(&stored);
+                self.totals.evicted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        false
+    }
+
+    /// Out of the index; the caller holds the ledger.
+    fn unlink(&self, stored: &Arc<Stored>) -> bool {
+        let mut shard = self.shard(&stored.key).write().unwrap_or_else(PoisonError::into_inner);
+        let Some(variants) = shard.get_mut(&stored.key) else { return false };
+        let before = variants.len();
+        variants.retain(|other| !Arc::ptr_eq(other, stored));
+        let removed = variants.len() < before;
+        if variants.is_empty() {
+            shard.remove(&stored.key);
+        }
+        removed
+    }
+
+    fn shard(&self, key: &CacheKey) -> &Shard {
+        let hash = self.hasher.hash_one(key);
+        // The tables use the low bits and the high ones.
+        let index =
+            usize::try_from((hash >> 24) % (SHARDS as u64)).expect("fewer shards than usize has values");
+        &self.shards[index]
+    }
+
+    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ledger {
+    fn shelf(&mut self, tenant: TenantId) -> &mut Shelf {
+        self.tenants.entry(tenant).or_default()
+    }
+
+    fn add(&mut self, stored: &Arc<Stored>) {
+        let tenant = stored.key.tenant();
+        let shelf = self.tenants.entry(tenant).or_default();
+        let before = shelf.bytes;
+        shelf.bytes += stored.weight;
+        shelf.entries += 1;
+        shelf.queue.push_back(Arc::downgrade(stored));
+        if shelf.queue.len() as u64 > 2 * shelf.entries + 64 {
+            shelf.queue.retain(|stored| stored.strong_count() > 0);
+        }
+        self.by_bytes.remove(&(before, tenant));
+        self.by_bytes.insert((shelf.bytes, tenant));
+        self.entries += 1;
+    }
+
+    fn subtract(&mut self, stored: &Stored) {
+        let tenant = stored.key.tenant();
+        let Some(shelf) = self.tenants.get_mut(&tenant) else { return };
+        let before = shelf.bytes;
+        shelf.bytes = shelf.bytes.saturating_sub(stored.weight);
+        shelf.entries = shelf.entries.saturating_sub(1);
+        self.by_bytes.remove(&(before, tenant));
+        if shelf.entries > 0 {
+            self.by_bytes.insert((shelf.bytes, tenant));
+        } else if shelf.held.load(Ordering::Relaxed) == 0 {
+            self.tenants.remove(&tenant);
+        }
+        self.entries = self.entries.saturating_sub(1);
+    }
+}
+
+impl Shelf {
+    /// Each has one more round if it was asked for since the last.
+    fn next_to_go(&mut self) -> Option<Arc<Stored>> {
+        for _ in 0..=2 * self.queue.len() {
+            let oldest = self.queue.pop_front()?;
+            let Some(stored) = oldest.upgrade() else { continue };
+            if !stored.untouch() {
+                return Some(stored);
+            }
+            self.queue.push_back(oldest);
+        }
+        None
+    }
+}
+
+impl Held {
+    /// Gives back what was taken beyond `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
+        let beyond = self.bytes.saturating_sub(bytes);
+        self.give_back(beyond);
+        self.bytes -= beyond;
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.totals.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.of_tenant.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Store").field("totals", &self.totals).finish_non_exhaustive()
+    }
+}
