@@ -170,6 +170,21 @@ async fn a_resolver_that_is_down_takes_nothing_away_and_a_missing_record_only_co
     assert!(after["next_action"]["text"].as_str().unwrap().contains("ask for a check"), "{after}");
 }
 
+#[tokio::test]
+async fn many_unproved_claims_of_one_tenant_hold_up_nobody_elses_proof() {
+    let stage = Stage::start().await;
+    let (one, _) = stage.tenant("one").await;
+    let (two, _) = stage.tenant("two").await;
+    for n in 0..20 {
+        stage.domain(&one, &format!("n{n}.shop.example")).await;
+    }
+    let last = stage.domain(&two, "last.example").await;
+    let mut read = stage.running.parts.store.read().await.unwrap();
+    let due = portico_control_plane::store::domain::due(&mut read, i64::MAX, 2).await.unwrap();
+    let names: Vec<_> = due.iter().map(|row| row.id.to_string()).collect();
+    assert!(names.contains(&last["id"].as_str().unwrap().to_owned()), "{due:?}");
+}
+
 /// The look that began before the record was set ends after the one that found it.
 #[tokio::test]
 async fn a_look_that_ends_late_takes_no_newer_proof_back() {

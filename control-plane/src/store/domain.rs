@@ -298,7 +298,8 @@ pub async fn find_many(
     rows.iter().map(read).collect()
 }
 
-/// Domains whose proof is to be looked at by `now_ms`, the longest overdue first.
+/// Domains whose proof is to be looked at by `now_ms`: the longest overdue of each tenant first, so that the many claims of
+/// one hold up nobody's.
 ///
 /// # Errors
 /// The database's.
@@ -308,8 +309,9 @@ pub async fn due(
     limit: u32,
 ) -> Result<Vec<DomainRow>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM domains WHERE check_at IS NOT NULL AND check_at <= ? AND deleted_at IS NULL \
-         ORDER BY check_at LIMIT ?",
+        "SELECT domains.* FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY tenant_id ORDER BY check_at) AS turn FROM domains \
+         WHERE check_at IS NOT NULL AND check_at <= ? AND deleted_at IS NULL) AS due JOIN domains ON domains.id = due.id \
+         ORDER BY turn, check_at LIMIT ?",
     )
     .bind(now_ms)
     .bind(limit)

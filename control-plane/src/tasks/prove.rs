@@ -11,8 +11,8 @@ use crate::store::{StoreError, audit, domain, event, idempotency};
 
 /// Claims looked at side by side. Each takes up to four DNS questions, which `Lookup` bounds again.
 const CONCURRENCY: usize = 32;
-/// Claims taken up in one round.
-const ROUND: u32 = 256;
+/// Claims taken up in one round: few, so that what becomes due meanwhile has its turn after one or two slow look-ups.
+const ROUND: u32 = 64;
 /// Results written in one transaction.
 const WRITES_TOGETHER: usize = 32;
 const INTERVAL: Duration = Duration::from_secs(1);
