@@ -83,8 +83,9 @@ pub const H2_STREAMS_MAX: u32 = 100;
 pub const H2_PENDING_RESETS_MAX: usize = 20;
 /// Resets that the client's own errors make us send (made-you-reset, CVE-2025-8671); hyper's default is 1,024.
 pub const H2_LOCAL_RESETS_MAX: usize = 50;
-/// Unsent answer bytes held for one stream; h2's default is 400 KiB.
-pub const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Unsent answer bytes that h2 holds for one stream (its default is 400 KiB). Behind it wait up to three pieces of the
+/// origin's answer, each as long as [`ORIGIN_HEADER_BYTES_MAX`] and 8 KiB: an answer that nobody reads takes about 240 KiB.
+pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Receive windows: what a client may send before we have passed it on.
 pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -147,7 +148,7 @@ pub const ORIGIN_IDLE_PER_KEY_MAX: usize = 32;
 pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
 /// Shorter than the 60-75 s that common servers keep a connection, so that we close first.
 pub const ORIGIN_IDLE_DEADLINE: Duration = Duration::from_secs(30);
-pub const ORIGIN_HEADER_BYTES_MAX: usize = 64 * 1024;
+pub const ORIGIN_HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
 /// An upgraded connection may be silent in both directions for this long.
 pub const TUNNEL_IDLE_DEADLINE: Duration = Duration::from_secs(300);

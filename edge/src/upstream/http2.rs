@@ -70,7 +70,7 @@ fn builder() -> Builder<Local> {
         .initial_max_send_streams(limits::ORIGIN_H2_STREAMS_BEFORE_SETTINGS)
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(stream_window * streams)
-        .max_header_list_size(u32::try_from(limits::ORIGIN_HEADER_BYTES_MAX).expect("64 KiB fits"))
+        .max_header_list_size(u32::try_from(limits::ORIGIN_HEADER_BYTES_MAX).expect("32 KiB fits"))
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .header_table_size(limits::H2_HEADER_TABLE_BYTES)
         .keep_alive_interval(limits::ORIGIN_H2_PING_INTERVAL)
