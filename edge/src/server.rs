@@ -142,7 +142,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
-    let beside = Beside { surfaces, shared, relaunch, kept: sockets.inherited.kept, conversation };
+    let beside =
+        Beside { surfaces, shared, relaunch, kept: sockets.inherited.kept, conversation, control: None };
     serve(&config, edge, listeners, source, (&service, &switch), beside, log_writer)
 }
 
@@ -280,7 +281,7 @@ fn serve(
     config: &Config,
     edge: Arc<Edge>,
     listeners: Vec<Vec<BoundListener>>,
-    source: Source,
+    mut source: Source,
     (service, switch): (&Service, &DrainSwitch),
     mut beside: Beside,
     log_writer: AccessLogWriter,
@@ -292,7 +293,12 @@ fn serve(
         }
     }
     if let Some(conversation) = &mut beside.conversation {
-        conversation.ready(&beside.kept)?;
+        conversation.ready()?;
+    }
+    beside.control = service.start_control(&mut source, &edge);
+    if let Some(conversation) = &mut beside.conversation {
+        service.catch_up(beside.control.as_ref());
+        conversation.begin(&beside.kept)?;
     }
     beside.surfaces.publish().context("admin socket")?;
     let workers = start_workers(&edge, listeners)?;

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
-    sync::Mutex,
+    sync::{Mutex, watch},
     task::{AbortHandle, LocalSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use crate::{
     admin::{self, Source},
     clock,
     config::{Config, Mode},
-    control::{ControlSwitch, EdgeStatus},
+    control::{ControlSwitch, EdgeStatus, limits::CATCH_UP_DEADLINE},
     drain::DrainSwitch,
     handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
     limits,
@@ -50,6 +50,15 @@ pub struct Beside {
     pub kept: Kept,
     /// With a predecessor that waits for us to serve.
     pub conversation: Option<Conversation>,
+    pub control: Option<RunningControl>,
+}
+
+/// The control side, on its way.
+#[derive(Debug)]
+pub struct RunningControl {
+    switch: ControlSwitch,
+    caught_up: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 }
 
 impl Service {
@@ -62,6 +71,29 @@ impl Service {
 
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(self.local.run_until(future))
+    }
+
+    /// Opens the stream of an edge of a fleet.
+    pub fn start_control(&self, source: &mut Source, edge: &Arc<Edge>) -> Option<RunningControl> {
+        let Source::Fleet(control) = source else { return None };
+        let control = control.take()?;
+        let (switch, caught_up, shutdown) = (control.switch(), control.caught_up(), CancellationToken::new());
+        let reporting = Arc::clone(edge);
+        let status = move || status_of(&reporting);
+        self.local.spawn_local(control.run(status, shutdown.clone()));
+        Some(RunningControl { switch, caught_up, shutdown })
+    }
+
+    /// Waits a moment until what changed since the last good state has come.
+    pub fn catch_up(&self, control: Option<&RunningControl>) {
+        let Some(control) = control else { return };
+        let mut caught_up = control.caught_up.clone();
+        self.block_on(async {
+            let waiting = caught_up.wait_for(|caught_up| *caught_up);
+            if tokio::time::timeout(CATCH_UP_DEADLINE, waiting).await.is_err() {
+                tracing::warn!("the control plane is slow; serving what was there");
+            }
+        });
     }
 
     /// Runs until the drain has ended: ordered by a signal or by the admin call, begun after `config.withdraw` or a second
@@ -80,8 +112,9 @@ impl Service {
     ) -> anyhow::Result<()> {
         self.block_on(async {
             let mut drain = edge.drain.clone();
-            let shutdown = CancellationToken::new();
-            let started = start(config, edge, source, switch, &shutdown, beside);
+            let shutdown =
+                beside.control.as_ref().map(|control| control.shutdown.clone()).unwrap_or_default();
+            let started = start(config, edge, source, switch, beside);
             match &started {
                 Ok(_) => {
                     drain.ordered().await;
@@ -108,13 +141,12 @@ type Paths = Vec<handover::OwnSocket>;
 fn start(
     config: &Config,
     edge: &Arc<Edge>,
-    mut source: Source,
+    source: Source,
     switch: &DrainSwitch,
-    shutdown: &CancellationToken,
     beside: Beside,
 ) -> anyhow::Result<Paths> {
     let mode = Rc::new(config.mode.clone());
-    let Beside { surfaces, shared, relaunch, conversation, .. } = beside;
+    let Beside { surfaces, shared, relaunch, conversation, control, .. } = beside;
     let mut metrics = None;
     if let Some(listener) = surfaces.metrics {
         let listener = TcpListener::from_std(listener)?;
@@ -122,7 +154,6 @@ fn start(
         let serving = serve_metrics(listener, Arc::clone(edge), Rc::clone(&mode));
         metrics = Some(tokio::task::spawn_local(serving).abort_handle());
     }
-    let control = start_control(&mut source, edge, shutdown);
     let admin = Rc::new(admin::Admin {
         edge: Arc::clone(edge),
         source: RefCell::new(source),
@@ -135,7 +166,7 @@ fn start(
     let mut paths = vec![surfaces.admin];
     let last_steps = Rc::default();
     if let Some(hand_over) = surfaces.hand_over {
-        let giver = giver(edge, switch, shared, control, metrics, &last_steps);
+        let giver = giver(edge, switch, shared, control.map(|control| control.switch), metrics, &last_steps);
         let socket = UnixListener::from_std(hand_over.listener.try_clone()?)?;
         tokio::task::spawn_local(handover::serve(socket, giver));
         let relaunching =
@@ -152,20 +183,6 @@ fn start(
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     Ok(paths)
-}
-
-fn start_control(
-    source: &mut Source,
-    edge: &Arc<Edge>,
-    shutdown: &CancellationToken,
-) -> Option<ControlSwitch> {
-    let Source::Fleet(control) = source else { return None };
-    let control = control.take()?;
-    let orders = control.switch();
-    let reporting = Arc::clone(edge);
-    let status = move || status_of(&reporting);
-    tokio::task::spawn_local(control.run(status, shutdown.clone()));
-    Some(orders)
 }
 
 fn giver(

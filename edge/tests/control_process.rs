@@ -193,3 +193,56 @@ fn quic_config(roots: rustls::RootCertStore) -> quinn::ClientConfig {
     tls.alpn_protocols = vec![b"h3".to_vec()];
     quinn::ClientConfig::new(Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap()))
 }
+
+/// Two processes with one identity: the fleet sees one stream, which moves, and the state folder one writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_the_stream_and_what_the_disk_did_not_have_yet() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let edge = EdgeProcess::start(&config(folder.path(), &control), "epoll");
+    let shops = [shop("one.shop.example"), shop("two.shop.example")];
+    let mut first = control.conversation().await;
+    feed(&mut first, &shops).await;
+    edge.signal(rustix::process::Signal::USR2);
+    let mut second = control.conversation().await;
+    assert_eq!(second.hello.edge_id, first.hello.edge_id);
+    assert_eq!(second.hello.applied, Some(FIRST.into()), "the successor began from the disk");
+    // The predecessor's stream has ended before, and it opens no other.
+    while within(first.from_edge.recv()).await.is_some() {}
+    let next = Generation { epoch: 1, sequence: 2 };
+    let change = shops[0].domain(2, |body| body.routes[0] = fixed("by the successor"));
+    second.send_delta(FIRST, next, vec![change]).await;
+    assert_eq!(second.ack().await.generation, Some(next.into()));
+    within(async { while !get(&edge, &shops[0]).await.unwrap().ends_with("by the successor") {} }).await;
+    assert_serves(&edge, &shops[1], "two.shop.example").await;
+
+    // Another one boots from what the first successor has written.
+    edge.signal_holder(folder.path(), rustix::process::Signal::USR2);
+    let third = control.conversation().await;
+    assert_eq!(third.hello.applied, Some(next.into()));
+    while within(second.from_edge.recv()).await.is_some() {}
+    assert_serves(&edge, &shops[0], "by the successor").await;
+    edge.signal_holder(folder.path(), rustix::process::Signal::KILL);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_serves_although_the_control_plane_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let edge = EdgeProcess::start(&config(folder.path(), &control), "epoll");
+    let shops = [shop("one.shop.example")];
+    let mut conversation = control.conversation().await;
+    feed(&mut conversation, &shops).await;
+    drop(conversation);
+    control.stop().await;
+    let before = edge.holder(folder.path());
+    edge.signal(rustix::process::Signal::USR2);
+    within(async {
+        while edge.holder(folder.path()) == before {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_serves(&edge, &shops[0], "one.shop.example").await;
+    edge.signal_holder(folder.path(), rustix::process::Signal::KILL);
+}

@@ -38,3 +38,8 @@ pub const IDENTITY_FILE_BYTES_MAX: u64 = 256 * 1024;
 pub const IDENTITY_CHAIN_MAX: usize = 4;
 /// Batches that were published but could not be written, bytes.
 pub const UNSAVED_BYTES_MAX: usize = 64 << 20;
+
+/// A stream that brings nothing for this long has told all that there was when it began; and how long a successor waits for
+/// that before it serves.
+pub const CAUGHT_UP_AFTER: Duration = Duration::from_millis(50);
+pub const CATCH_UP_DEADLINE: Duration = Duration::from_secs(2);

@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use portico_cert_store::{CellKeys, LastGood, LastGoodError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -139,6 +140,7 @@ impl Control {
             status: Box::new(EdgeStatus::default),
             metrics,
             renew_not_before: None,
+            caught_up: watch::Sender::new(false),
         };
         Ok(Self { syncer, switch, orders, live })
     }
@@ -146,6 +148,12 @@ impl Control {
     /// The tables, for workers.
     pub fn live(&self) -> Arc<Live> {
         Arc::clone(&self.live)
+    }
+
+    /// Becomes true when the first stream has told what is new since the last good state, challenges too, or when there is
+    /// no stream to be had.
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.syncer.caught_up.subscribe()
     }
 
     /// For handing over to a successor.

@@ -10,7 +10,7 @@ use portico_api::distribution::{
     Ack, ControlMessage, Delta, EdgeMessage, Hello, PROTOCOL_VERSION, RenewRequest, RenewResponse, Status,
     control_message, edge_message,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,8 @@ pub(super) struct Syncer {
     pub(super) status: Box<dyn Fn() -> EdgeStatus + Send + Sync>,
     pub(super) metrics: ControlMetrics,
     pub(super) renew_not_before: Option<Instant>,
+    /// Set once the first stream has told what there was, or could not be had.
+    pub(super) caught_up: watch::Sender<bool>,
 }
 
 /// One stream.
@@ -195,6 +197,7 @@ impl Syncer {
             Ok(stream) => stream,
             Err(ended) => {
                 self.metrics.connects_failed.increment(1);
+                self.caught_up.send_replace(true);
                 return ended;
             }
         };
@@ -206,7 +209,12 @@ impl Syncer {
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let is_behind = !*self.caught_up.borrow() && !self.applier.is_busy();
             let step = tokio::select! {
+                () = tokio::time::sleep(limits::CAUGHT_UP_AFTER), if is_behind => {
+                    self.caught_up.send_replace(true);
+                    Ok(())
+                }
                 message = stream.incoming.message() => self.take(&mut stream, message),
                 ack = self.applier.step() => self.worked(&mut stream, ack),
                 _ = status.tick() => {

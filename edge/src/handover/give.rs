@@ -149,14 +149,18 @@ impl Giver {
 
     async fn give_sockets(&self, stream: &mut UnixStream) -> Result<(), Failed> {
         let ends = self.offer(stream).await?;
-        let Wish::Ready(kept) = wire::read_async(stream, limits::TAKE_OVER_DEADLINE).await? else {
+        let Wish::Ready = wire::read_async(stream, limits::TAKE_OVER_DEADLINE).await? else {
+            return Err(Failed::Protocol);
+        };
+        if let Some(control) = &self.control {
+            control.rest().await;
+        }
+        wire::write_async(stream, &Answer::Yours).await?;
+        let Wish::Begin(kept) = wire::read_async(stream, limits::TAKE_OVER_STEP_DEADLINE).await? else {
             return Err(Failed::Protocol);
         };
         let _steps = self.last_steps.lock().await;
         self.check_still_ours()?;
-        if let Some(control) = &self.control {
-            control.rest().await;
-        }
         for socket in self.kept_slots(&kept) {
             socket.gate().close();
         }

@@ -2,9 +2,9 @@
 //!
 //! The successor connects to the running edge's hand-over socket (0600, beside the admin socket) and gets its listening
 //! sockets, whose queues stay as they are. While it reads its files the other one serves on. Then, in this order: the
-//! successor says that it is ready; the predecessor ends its control stream and leaves the UDP sockets unread; the
-//! successor begins; the predecessor drains (GOAWAY, `Connection: close`) and ends. QUIC packets of its connections reach
-//! it by way of the successor ([`crate::listen::quic`]). Until the successor serves, a step that fails or a successor that
+//! successor is ready, and the predecessor ends its control stream; the successor opens its own and catches up, challenges
+//! too; the predecessor leaves the UDP sockets unread; the successor begins; the predecessor drains (GOAWAY,
+//! `Connection: close`) and ends. QUIC packets of its connections reach it by way of the successor ([`crate::listen::quic`]). Until the successor serves, a step that fails or a successor that
 //! dies leaves everything as it was.
 //!
 //! Who owns what: the state folder is written by one process at a time (the predecessor holds its changes in memory from
@@ -55,8 +55,10 @@ enum Wish {
         version: u32,
         build: String,
     },
-    /// All files are read, and these addresses will be served on.
-    Ready(Kept),
+    /// All files are read.
+    Ready,
+    /// Only the sockets are missing, and these addresses will be served on.
+    Begin(Kept),
     Serving,
 }
 
@@ -65,6 +67,8 @@ enum Wish {
 enum Answer {
     /// Descriptors follow.
     Offer(Box<Offer>),
+    /// The state folder and the place in the fleet.
+    Yours,
     Go,
     Refused(String),
 }

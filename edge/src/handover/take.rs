@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use zeroize::Zeroizing;
 
 use super::{Answer, Offer, OfferedListener, VERSION, Wish, wire};
@@ -48,8 +48,7 @@ pub fn take_over(socket: &Path) -> anyhow::Result<(Conversation, Taken)> {
     conversation.say(&Wish::TakeOver { version: VERSION, build })?;
     let offer = match conversation.hear(limits::TAKE_OVER_STEP_DEADLINE)? {
         Answer::Offer(offer) => offer,
-        Answer::Go => bail!("the running edge did not answer with an offer"),
-        Answer::Refused(text) => bail!("the running edge does not hand over: {text}"),
+        answer @ (Answer::Yours | Answer::Go | Answer::Refused(_)) => return Err(unexpected(answer)),
     };
     let descriptors = wire::receive_descriptors(&conversation.stream, offer.descriptors())
         .context("the sockets of the running edge")?;
@@ -58,16 +57,27 @@ pub fn take_over(socket: &Path) -> anyhow::Result<(Conversation, Taken)> {
 }
 
 impl Conversation {
-    /// Says that only the sockets are missing, and returns when they are ours: the predecessor reads no more packets.
+    /// Says that all files are read, and returns when the state folder and the stream are ours.
     ///
     /// # Errors
     /// When the predecessor does not agree; it serves on.
-    pub fn ready(&mut self, kept: &Kept) -> anyhow::Result<()> {
-        self.say(&Wish::Ready(kept.clone()))?;
+    pub fn ready(&mut self) -> anyhow::Result<()> {
+        self.say(&Wish::Ready)?;
+        match self.hear(limits::TAKE_OVER_STEP_DEADLINE)? {
+            Answer::Yours => Ok(()),
+            answer @ (Answer::Offer(_) | Answer::Go | Answer::Refused(_)) => Err(unexpected(answer)),
+        }
+    }
+
+    /// Says that only the sockets are missing, and returns when they are ours: the predecessor reads no more packets.
+    ///
+    /// # Errors
+    /// As [`Conversation::ready`].
+    pub fn begin(&mut self, kept: &Kept) -> anyhow::Result<()> {
+        self.say(&Wish::Begin(kept.clone()))?;
         match self.hear(limits::TAKE_OVER_STEP_DEADLINE)? {
             Answer::Go => Ok(()),
-            Answer::Refused(text) => Err(anyhow!("the running edge does not hand over: {text}")),
-            Answer::Offer(_) => Err(anyhow!("the running edge offers its sockets twice")),
+            answer @ (Answer::Offer(_) | Answer::Yours | Answer::Refused(_)) => Err(unexpected(answer)),
         }
     }
 
@@ -85,6 +95,13 @@ impl Conversation {
 
     fn hear(&mut self, within: Duration) -> anyhow::Result<Answer> {
         wire::read(&mut self.stream, within).context("hand-over: the running edge does not answer")
+    }
+}
+
+fn unexpected(answer: Answer) -> anyhow::Error {
+    match answer {
+        Answer::Refused(text) => anyhow!("the running edge does not hand over: {text}"),
+        Answer::Offer(_) | Answer::Yours | Answer::Go => anyhow!("the running edge answers out of turn"),
     }
 }
 

@@ -43,7 +43,7 @@ async fn exchange(
 pub struct Http3 {
     pub endpoint: quinn::Endpoint,
     pub connection: quinn::Connection,
-    sender: h3::client::SendRequest<portico_edge::http::h3::adapter::Opener, Bytes>,
+    pub sender: h3::client::SendRequest<portico_edge::http::h3::adapter::Opener, Bytes>,
 }
 
 impl Http3 {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::client::{https, plain};
 use crate::harness::wait_until;
 
-const EDGE: &str = env!("CARGO_BIN_EXE_portico-edge");
+pub const EDGE: &str = env!("CARGO_BIN_EXE_portico-edge");
 
 /// A certificate with its key as one PEM text.
 pub fn pem(names: &[&str]) -> String {

@@ -1,15 +1,22 @@
 //! A new process takes over from a running one, and no client notices.
 
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Buf as _;
 
 use crate::client::{any_version, http2, https, runtime, try_https};
-use crate::harness::wait_until;
-use crate::http3_client::Http3;
+use crate::harness::{PATIENCE, wait_until};
+use crate::http3_client::{Http3, http3_get};
+use crate::origin::{Origin, Reply};
 use crate::process::{FILE, Running, admin, prepare, uring_works};
 
 const HOST: &str = "shop.example";
@@ -18,6 +25,11 @@ const BODY: &str = "a body from a file";
 /// A chain of edges, each the successor of the one before; the last one ends with the test.
 struct Chain {
     first: Running,
+}
+
+/// What is known of the chain on any thread.
+struct Handle {
+    socket: PathBuf,
 }
 
 impl Chain {
@@ -32,35 +44,44 @@ impl Chain {
         self.first.folder.path()
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder().join("admin.sock")
-    }
-
     fn https(&self) -> SocketAddr {
         self.first.https()
     }
 
-    /// Of the process that has the admin socket now.
-    fn process(&self) -> u64 {
-        admin(&self.socket(), "GET", "/v1/status", "").1["process"].as_u64().unwrap()
+    fn handle(&self) -> Handle {
+        Handle { socket: self.folder().join("admin.sock") }
     }
 
-    fn signal(&self, name: &str, process: u64) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().unwrap();
-        assert!(status.success());
+    fn process(&self) -> u64 {
+        self.handle().process()
+    }
+
+    fn restart(&self) -> u64 {
+        self.handle().restart()
+    }
+}
+
+impl Handle {
+    /// The process that has the admin socket now.
+    fn process(&self) -> u64 {
+        admin(&self.socket, "GET", "/v1/status", "").1["process"].as_u64().unwrap()
     }
 
     /// Orders a restart and waits until the successor serves.
     fn restart(&self) -> u64 {
         let before = self.process();
-        self.signal("USR2", before);
+        signal("USR2", before);
         wait_until("a successor has the admin socket", || self.process() != before);
-        let now = self.process();
         wait_until("it is ready", || {
-            admin(&self.socket(), "GET", "/v1/status", "").1["ready"].as_bool() == Some(true)
+            admin(&self.socket, "GET", "/v1/status", "").1["ready"].as_bool() == Some(true)
         });
-        now
+        self.process()
     }
+}
+
+fn signal(name: &str, process: u64) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().unwrap();
+    assert!(status.success());
 }
 
 impl Drop for Chain {
@@ -258,6 +279,88 @@ fn restart_after_restart_loses_no_request() {
     }
 }
 
+/// An origin whose answer goes on until the test says stop.
+fn endless_origin() -> (Origin, Arc<AtomicBool>) {
+    let stop = Arc::<AtomicBool>::default();
+    let stopped = Arc::clone(&stop);
+    let origin = Origin::start(move |_| {
+        let stopped = Arc::clone(&stopped);
+        Reply::Take(Box::new(move |mut stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            while !stopped.load(Ordering::SeqCst) {
+                if stream.write_all(format!("400\r\n{}\r\n", "x".repeat(0x400)).as_bytes()).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = stream.write_all(b"4\r\nlast\r\n0\r\n\r\n");
+        }))
+    });
+    (origin, stop)
+}
+
+/// Its packets reach the process that has its keys by way of the youngest one, also from another port, and although two
+/// generations have come since.
+#[test]
+fn an_http3_exchange_under_way_survives_two_restarts_and_a_new_address() {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            eprintln!("not run on io_uring: this kernel refuses it");
+            continue;
+        }
+        let (origin, stop) = endless_origin();
+        let (address, port) = (origin.address, origin.address.port());
+        let chain = Chain::start(io, |file| {
+            format!(
+                "{}[[route]]\nhost = \"{HOST}\"\npath = \"/endless\"\nproxy = \"http://{address}\"\n\
+                 [egress]\nallow = [{{ cidr = \"127.0.0.1/32\", ports = [{port}] }}]\n",
+                file.replace("drain_seconds = 5", "drain_seconds = 60")
+            )
+        });
+        let first = chain.process();
+        tokio::task::LocalSet::new().block_on(&runtime(), async {
+            let mut client = Http3::connect(chain.https(), Some(HOST)).await.unwrap();
+            let request = http::Request::get(format!("https://{HOST}/endless")).body(()).unwrap();
+            let mut stream: h3::client::RequestStream<_, bytes::Bytes> =
+                client.sender.send_request(request).await.unwrap();
+            stream.finish().await.unwrap();
+            assert_eq!(stream.recv_response().await.unwrap().status(), 200);
+            let (mut got, mut last) = (0, Vec::new());
+            // The restarts are waited for on another thread: this one has to acknowledge packets meanwhile.
+            let done = Arc::<AtomicBool>::default();
+            let (restarting, told) = (chain.handle(), Arc::clone(&done));
+            let restarting = std::thread::spawn(move || {
+                restarting.restart();
+                restarting.restart();
+                told.store(true, Ordering::SeqCst);
+            });
+            let (mut rebound, mut after) = (false, 0);
+            while let Some(mut data) = within(stream.recv_data()).await.unwrap() {
+                got += data.remaining();
+                last = data.copy_to_bytes(data.remaining()).to_vec();
+                if rebound {
+                    after += last.len();
+                    // More than the windows hold: acknowledgements came from the new port.
+                    if after > 3 << 20 {
+                        stop.store(true, Ordering::SeqCst);
+                    }
+                } else if done.load(Ordering::SeqCst) {
+                    rebound = true;
+                    client.endpoint.rebind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+                }
+            }
+            restarting.join().unwrap();
+            assert!(last.ends_with(b"last"), "{got} bytes, and then the end was cut off");
+            client.close();
+            client.endpoint.wait_idle().await;
+        });
+        let forwarded = chain.first.metric("portico_edge_quic_forwarded_packets_total{result=\"sent\"}");
+        assert!(forwarded > 0.0, "the youngest passes packets on");
+        wait_until("the first process ends once its exchange has", || has_ended(first));
+        assert_eq!(https(chain.https(), HOST).get(HOST, "/").text(), BODY);
+    }
+}
+
 #[test]
 fn a_successor_that_fails_leaves_the_edge_serving() {
     let chain = Chain::start("auto", |file| file);
@@ -266,7 +369,7 @@ fn a_successor_that_fails_leaves_the_edge_serving() {
     let good = std::fs::read_to_string(&file).unwrap();
     let load = Load::start(chain.https());
     std::fs::write(&file, good.replace("workers = 2", "workers = 2\nwrokers = 3")).unwrap();
-    chain.signal("HUP", before);
+    signal("HUP", before);
     let said = RefCell::new(Vec::new());
     let hears = |what: &str| {
         wait_until(what, || {
@@ -278,7 +381,7 @@ fn a_successor_that_fails_leaves_the_edge_serving() {
     hears("ended before it served");
     // One that goes so far as to take the sockets, and then finds no certificates.
     std::fs::write(&file, good.replace("folder = \"certificates\"", "folder = \"nowhere\"")).unwrap();
-    chain.signal("HUP", before);
+    signal("HUP", before);
     hears("nowhere");
     hears("this edge serves on");
     assert_eq!(chain.process(), before);
@@ -296,4 +399,69 @@ fn taking_over_from_nobody_is_an_error_that_says_so() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert!(text.contains("admin.sock.take-over") && text.contains("start without --take-over"), "{text}");
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+#[test]
+fn more_or_fewer_workers_take_over_all_sockets() {
+    let chain = Chain::start("auto", |file| file);
+    let load = Load::start(chain.https());
+    let file = chain.folder().join("edge.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    for workers in [3, 1, 2] {
+        std::fs::write(&file, text.replace("workers = 2", &format!("workers = {workers}"))).unwrap();
+        chain.restart();
+        // A socket that nobody accepts from would hold some of these for ever.
+        for _ in 0..20 {
+            assert_eq!(https(chain.https(), HOST).get(HOST, "/").text(), BODY);
+            assert_eq!(http3_get(chain.https(), Some(HOST), HOST, "/"), Ok(200));
+        }
+    }
+    load.end();
+}
+
+#[test]
+fn sockets_of_the_service_manager_are_served_and_outlive_the_edge() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let udp = UdpSocket::bind(address).unwrap();
+    let folder = prepare();
+    let text = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
+    std::fs::write(
+        folder.path().join("edge.toml"),
+        text.replacen("127.0.0.1:0\"\nkind", &format!("{address}\"\nkind"), 1),
+    )
+    .unwrap();
+    let start = |folder: tempfile::TempDir| {
+        // As systemd does it: from descriptor 3 on, with the id of the process that is to take them.
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "exec 3<&0 4>&1 </dev/null >&2; LISTEN_FDS=2 LISTEN_PID=$$ exec \"$0\" \"$@\"",
+            crate::process::EDGE,
+        ]);
+        command.arg("--config").arg(folder.path().join("edge.toml")).stderr(Stdio::piped());
+        command.stdin(Stdio::from(OwnedFd::from(tcp.try_clone().unwrap())));
+        command.stdout(Stdio::from(OwnedFd::from(udp.try_clone().unwrap())));
+        Running::watch(command.spawn().unwrap(), folder)
+    };
+    let mut edge = start(folder);
+    assert_eq!(edge.https(), address);
+    for _ in 0..20 {
+        assert_eq!(https(address, HOST).get(HOST, "/").text(), BODY);
+        assert_eq!(http3_get(address, Some(HOST), HOST, "/"), Ok(200));
+    }
+    edge.terminate();
+    let child = RefCell::new(&mut edge.child);
+    wait_until("it has ended", || child.borrow_mut().try_wait().is_ok_and(|status| status.is_some()));
+    // Whoever comes meanwhile waits for the next one.
+    let waiting = std::thread::spawn(move || https(address, HOST).get(HOST, "/").text());
+    wait_until("it is connected", || std::net::TcpStream::connect(address).is_ok());
+    let folder = std::mem::replace(&mut edge.folder, tempfile::tempdir().unwrap());
+    let next = start(folder);
+    assert_eq!(waiting.join().unwrap(), BODY);
+    drop(next);
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
+
 /// Nothing in these tests takes long; what does is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,8 +33,29 @@ impl EdgeProcess {
 
     /// SIGTERM, as an operator's stop.
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The process that has the admin socket in `folder`: this one, or a successor.
+    pub fn holder(&self, folder: &Path) -> i32 {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::os::unix::net::UnixStream::connect(folder.join("state/admin.sock")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status: serde_json::Value = serde_json::from_str(body).unwrap();
+        status["process"].as_i64().unwrap().try_into().unwrap()
+    }
+
+    pub fn signal_holder(&self, folder: &Path, signal: Signal) {
+        let holder = Pid::from_raw(self.holder(folder)).unwrap();
+        rustix::process::kill_process(holder, signal).unwrap();
     }
 
     /// SIGKILL: nothing is finished.
