@@ -14,6 +14,7 @@ mod engine;
 mod idle;
 mod names;
 mod report;
+mod restarts;
 mod server_cpu;
 mod verify;
 
@@ -46,6 +47,8 @@ enum Command {
     Boot(boot::BootArgs),
     /// Resident memory of an edge per idle TLS connection.
     Idle(idle::IdleArgs),
+    /// Requests and failures while an edge is restarted again and again: HTTP/1.1, 2 and 3.
+    Restarts(restarts::RestartsArgs),
     /// A CSV of heavy-tailed tenants for `portico domain import`.
     Tenants(csv_tenants::TenantsArgs),
     /// Asks every name of a CSV on every edge and checks certificate, chain and the tenant's own body.
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Command::Compare(args) => compare::run(&args),
         Command::Boot(args) => boot::run(&args),
         Command::Idle(args) => idle::run(&args),
+        Command::Restarts(args) => restarts::run(&args),
         Command::Tenants(args) => csv_tenants::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

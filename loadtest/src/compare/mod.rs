@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::engine::{self, LoadArgs, Work};
 use crate::names::NamesArgs;
 use crate::report::Report;
-pub(crate) use material::Material;
+pub(crate) use material::{BODY_BYTES, Material};
 pub(crate) use servers::{Server, start_edge};
 
 const NAMES_MAX: usize = 100_000;
@@ -157,7 +157,7 @@ fn load(args: &CompareArgs, material: &Material, server: &Server, question: Ques
         streams: 10,
         classical: true,
         path: "/".to_owned(),
-        body_bytes: question.get.then_some(material::BODY_BYTES),
+        body_bytes: question.get.then_some(BODY_BYTES),
         server_pid: Some(server.pid()),
         cpu: Some(args.client_cpu),
         json: false,
