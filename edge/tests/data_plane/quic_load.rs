@@ -10,7 +10,7 @@ use portico_edge::io::Backend;
 use portico_edge::limits;
 use quinn::crypto::rustls::QuicClientConfig;
 
-use crate::client::{any_version, runtime};
+use crate::client::{any_version, https, plain, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::http3_client::http3_get;
 
@@ -128,5 +128,28 @@ fn under_many_half_open_handshakes_clients_show_their_address_and_nobody_is_floo
         assert_eq!(silent.sources.lock().unwrap().len(), 1);
         stop.send(()).unwrap();
         repeating.join().unwrap();
+    });
+}
+
+#[test]
+fn http3_is_advertised_over_tls_at_the_public_port_and_nowhere_else() {
+    on_each_backend(|backend| {
+        for http3 in [true, false] {
+            let setup = Setup { http3, public_https_port: 8443, ..Setup::default() };
+            let mut edge = TestEdge::with(backend, setup);
+            edge.serve_with(&[HOST, "plain.example"], &[], |domain| {
+                domain.https_redirect_off = domain.name == "plain.example";
+            });
+            let over_tls = https(edge.https, HOST).get(HOST, "/");
+            assert_eq!(over_tls.status, 200);
+            assert_eq!(over_tls.header("alt-svc"), http3.then_some("h3=\":8443\"; ma=86400"));
+            // An answer for a name that this connection's certificate is not for says nothing of that name.
+            let misdirected = https(edge.https, HOST).get("stranger.example", "/");
+            assert_eq!((misdirected.status, misdirected.header("alt-svc")), (421, None));
+            for (host, status) in [(HOST, 301), ("plain.example", 200)] {
+                let over_tcp = plain(edge.http).get(host, "/");
+                assert_eq!((over_tcp.status, over_tcp.header("alt-svc")), (status, None), "{host}");
+            }
+        }
     });
 }

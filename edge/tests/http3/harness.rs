@@ -116,14 +116,29 @@ pub struct Answer {
 }
 
 pub fn client_config(roots: &Arc<RootCertStore>) -> quinn::ClientConfig {
+    quic(tls_config(roots, b"h3"))
+}
+
+/// One that sends data before the handshake if its ticket allows it.
+pub fn early_client_config(roots: &Arc<RootCertStore>) -> quinn::ClientConfig {
+    let mut tls = tls_config(roots, b"h3");
+    tls.enable_early_data = true;
+    quic(tls)
+}
+
+fn quic(tls: rustls::ClientConfig) -> quinn::ClientConfig {
+    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+}
+
+pub fn tls_config(roots: &Arc<RootCertStore>, alpn: &[u8]) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_root_certificates(Arc::clone(roots))
         .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls
 }
 
 impl Client {

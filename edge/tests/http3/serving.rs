@@ -224,6 +224,47 @@ fn a_drain_finishes_what_is_under_way_and_takes_no_more() {
     });
 }
 
+/// Data before the handshake could be replayed by whoever saw it (RFC 8446 section 8), so no ticket allows any.
+#[test]
+fn a_resumed_client_may_not_send_before_the_handshake_over_quic_nor_tcp() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let config = super::harness::early_client_config(&edge.roots);
+        for round in 0..3 {
+            let connecting = endpoint.connect_with(config.clone(), edge.address, "one.example").unwrap();
+            // quinn gives the handshake back where its ticket does not allow early data.
+            let connecting = connecting.into_0rtt().err().expect("no early data is allowed");
+            let connection = within(connecting).await.unwrap();
+            // The edge's control stream: its ticket has come by then.
+            let mut control = within(connection.accept_uni()).await.unwrap();
+            within(control.read_exact(&mut [0; 1])).await.unwrap();
+            connection.close(0x100_u32.into(), b"");
+            let resumed = edge.process.metric("portico_edge_handshakes_total{result=\"resumed\"}").await;
+            assert_eq!(resumed, f64::from(round), "there was a ticket");
+        }
+        let mut tls = super::harness::tls_config(&edge.roots, b"http/1.1");
+        tls.enable_early_data = true;
+        let tls = std::sync::Arc::new(tls);
+        for _ in 0..2 {
+            use std::io::{Read as _, Write as _};
+            let name = "one.example".try_into().unwrap();
+            let mut client = rustls::ClientConnection::new(std::sync::Arc::clone(&tls), name).unwrap();
+            assert!(client.early_data().is_none(), "no early data is allowed");
+            let stream = std::net::TcpStream::connect(edge.address).unwrap();
+            stream.set_read_timeout(Some(super::harness::PATIENCE)).unwrap();
+            let mut stream = rustls::StreamOwned::new(client, stream);
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: one.example\r\nconnection: close\r\n\r\n").unwrap();
+            let mut text = Vec::new();
+            let _ = stream.read_to_end(&mut text);
+            assert!(text.starts_with(b"HTTP/1.1 200"));
+        }
+        // All but the first of each.
+        let resumed = edge.process.metric("portico_edge_handshakes_total{result=\"resumed\"}").await;
+        assert_eq!(resumed, 3.0);
+    });
+}
+
 #[test]
 fn a_resumed_handshake_is_counted_as_one() {
     on_each_backend(async |backend| {
