@@ -56,6 +56,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tokens") => json!({ "label": "x", "tenant_id": tenant }),
         (_, "/v1/tenants/{id}/domains") => spec("new.example"),
         (_, "/v1/tenants/{id}/domains/batch") => json!({ "items": [spec("new.example")] }),
+        (_, "/v1/tenants/{id}/purges") => json!({ "everything": true }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
         (_, "/v1/imports") => {
             json!({ "tenants": [{ "tenant": { "name": "third" }, "domains": [spec("new.example")] }] })
@@ -84,6 +85,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(domain_id || method || coalesce(ended_at, '')) FROM proofs",
         "SELECT group_concat(id) FROM edges",
         "SELECT group_concat(id) FROM join_tokens",
+        "SELECT group_concat(number || tenant_id) FROM purges",
     ] {
         let row: Option<String> = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
         all += &row.unwrap_or_default();
@@ -484,6 +486,81 @@ async fn suspensions_are_durable_end_by_themselves_and_are_seen_in_the_status() 
     assert_eq!(stage.show(&domain).await["suspension"]["mode"], "page");
     stage.clock.advance(Duration::from_secs(80 * 366 * 86_400));
     assert_eq!(stage.show(&domain).await["suspension"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (two, stranger) = stage.tenant("two").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let with = |cache: Value| json!({ "routes": [{ "action": { "type": "proxy", "origin": "http://origin.example", "cache": cache } }] });
+    let patch =
+        async |cache: Value| stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], with(cache)).await;
+    let policy = json!({ "default_ttl_seconds": 60, "query": { "ignore": ["utm_*"] } });
+    let kept = patch(policy.clone()).await;
+    assert_eq!((kept.status, &kept.body["routes"][0]["action"]["cache"]), (200, &policy), "{}", kept.text);
+    for (cache, pointer) in [
+        (json!({ "default_ttl_seconds": 31_536_001 }), "default_ttl_seconds"),
+        (json!({ "error_ttl_seconds": 3_601 }), "error_ttl_seconds"),
+        (json!({ "stale_if_error_seconds": 31_536_001 }), "stale_if_error_seconds"),
+        (json!({ "max_object_bytes": 1 }), "max_object_bytes"),
+        (json!({ "query": { "ignore": ["a", "b="] } }), "query/ignore/1"),
+    ] {
+        let refused = patch(cache.clone()).await;
+        let wanted = format!("/routes/0/action/cache/{pointer}");
+        assert_eq!(
+            (refused.status, &refused.body["errors"][0]["pointer"]),
+            (422, &json!(wanted)),
+            "{cache}: {}",
+            refused.text
+        );
+    }
+
+    let purges = format!("/v1/tenants/{one}/purges");
+    let purge = async |token: &str, body: Value| stage.call("POST", &purges, Some(token), &[], body).await;
+    let done =
+        purge(&own, json!({ "urls": ["https://shop.example/a?b"], "tags": ["x"], "soft": true })).await;
+    assert_eq!((done.status, done.body), (200, json!({ "number": 1, "done": [], "pending": [] })));
+    assert_eq!(purge(&stage.operator, json!({ "everything": true })).await.body["number"], 2);
+    assert_eq!(purge(&stranger, json!({ "everything": true })).await.status, 404);
+    assert_eq!(
+        stage
+            .call(
+                "POST",
+                &format!("/v1/tenants/{two}/purges"),
+                Some(&own),
+                &[],
+                json!({ "everything": true })
+            )
+            .await
+            .status,
+        404
+    );
+    for (body, pointer) in [
+        (json!({}), ""),
+        (json!({ "urls": vec!["https://shop.example/"; 101] }), ""),
+        (json!({ "urls": ["/a"] }), "/urls/0"),
+        (json!({ "urls": ["https://shop.example/#a"] }), "/urls/0"),
+        (json!({ "prefixes": ["https://shop.example/a", "https://shop.example/?b"] }), "/prefixes/1"),
+        (json!({ "hosts": ["a b"] }), "/hosts/0"),
+        (json!({ "tags": ["a,b"] }), "/tags/0"),
+        (json!({ "everything": true, "more": 1 }), "/more"),
+    ] {
+        let refused = purge(&own, body.clone()).await;
+        assert_eq!(
+            (refused.status, &refused.body["errors"][0]["pointer"]),
+            (422, &json!(pointer)),
+            "{body}: {}",
+            refused.text
+        );
+    }
+    assert_eq!(
+        purge(&own, json!({ "everything": true })).await.body["number"],
+        3,
+        "what was refused has no number"
+    );
 }
 
 #[tokio::test]

@@ -123,7 +123,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (access_log, log_writer) = AccessLog::open(&config.access_log, Arc::clone(&metrics))?;
     let (switch, drain) = DrainSwitch::new();
     let service = Service::new()?;
-    let (live, source) = tables(&config, args.token.as_deref(), &service)?;
+    let cache = Cache::new(config.cache_bytes);
+    let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
     let shared = Shared::of(&listeners, &sockets.process, surfaces.metrics.as_ref())?;
     let edge = Arc::new(Edge {
         backend,
@@ -135,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         successor: OnceLock::new(),
         origin_tls: OriginTls::from_system(),
         origin_watch: Arc::default(),
-        cache: Cache::new(config.cache_bytes),
+        cache,
         resolvers: resolvers(&config),
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
@@ -206,7 +207,12 @@ fn check_files(config: &Config) -> anyhow::Result<()> {
 }
 
 /// What is served from the first moment on: the standalone files, or the last good state of a fleet's edge.
-fn tables(config: &Config, token: Option<&str>, service: &Service) -> anyhow::Result<(Arc<Live>, Source)> {
+fn tables(
+    config: &Config,
+    token: Option<&str>,
+    service: &Service,
+    cache: &Arc<Cache>,
+) -> anyhow::Result<(Arc<Live>, Source)> {
     match &config.mode {
         Mode::Standalone(standalone) => {
             let names = standalone::count_files(standalone).max(1024);
@@ -222,6 +228,7 @@ fn tables(config: &Config, token: Option<&str>, service: &Service) -> anyhow::Re
                 build: env!("CARGO_PKG_VERSION").to_owned(),
                 expected_names: 100_000,
                 key_cache_bytes: limits::KEY_CACHE_BYTES,
+                cache: Arc::clone(cache),
             };
             let control = service.block_on(Control::open(options))?;
             Ok((control.live(), Source::Fleet(Some(Box::new(control)))))

@@ -30,7 +30,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use commands::{audit, backup, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token};
+use commands::{
+    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token,
+};
 use failure::{Failure, Outcome};
 use output::Format;
 use settings::{Settings, SettingsArgs};
@@ -109,6 +111,11 @@ enum ApiCommand {
     Cert {
         #[command(subcommand)]
         command: cert::CertCommand,
+    },
+    /// What edges keep of origins' answers
+    Cache {
+        #[command(subcommand)]
+        command: cache::CacheCommand,
     },
     /// Removals that are held back because too many names would have left at once
     Removal {
@@ -218,6 +225,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Tenant { command } => tenant::run(settings, command).await,
         ApiCommand::Token { command } => token::run(settings, command).await,
         ApiCommand::Domain { command } => domain::run(settings, command).await,
+        ApiCommand::Cache { command } => cache::run(settings, command).await,
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Audit { command } => audit::run(settings, command).await,

@@ -4,10 +4,10 @@
 //! edges: nothing is deployed, nobody acknowledges a suspension, and calls about edges say so.
 
 use axum::http::StatusCode;
-use portico_api::v1::{Edge, JoinToken, Suspension, SuspensionAnswer};
+use portico_api::v1::{Edge, JoinToken, Purge, PurgeRequest, Suspension, SuspensionAnswer};
 use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
 
-use crate::distribution::{Distribution, JoinError};
+use crate::distribution::{Distribution, JoinError, UrgentOutcome};
 use crate::http::fault::{Answered, Fault, field};
 use crate::store::publication::{self, WaitingRemoval};
 use crate::store::{Store, WriteTx};
@@ -55,6 +55,30 @@ impl FleetLink {
         };
         let outcome = distribution.fleet.suspend(tenant, domain, suspension, version).await;
         SuspensionAnswer { acked: outcome.acked, not_acked: outcome.not_acked }
+    }
+
+    /// A place in the order of purges; to be taken before a purge's transaction begins.
+    pub(crate) async fn purge_turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match &self.0 {
+            Some(distribution) => Some(distribution.fleet.purge_turn().await),
+            None => None,
+        }
+    }
+
+    /// Tells all edges of a purge that is stored.
+    pub(crate) async fn purge(
+        &self,
+        turn: Option<tokio::sync::MutexGuard<'_, ()>>,
+        number: u64,
+        tenant: TenantId,
+        request: &PurgeRequest,
+    ) -> Purge {
+        let outcome = match (&self.0, turn) {
+            (Some(distribution), Some(turn)) => distribution.fleet.purge(turn, number, tenant, request).await,
+            _ => UrgentOutcome::default(),
+        };
+        let names = |edges: Vec<EdgeId>| edges.iter().map(ToString::to_string).collect();
+        Purge { number, done: names(outcome.acked), pending: names(outcome.not_acked) }
     }
 
     /// Lets held removals go, as a part of the caller's transaction; [`Self::removals_signed_off`] follows its commit.

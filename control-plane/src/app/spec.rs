@@ -16,9 +16,11 @@ use crate::store::cell::DEFAULT_CELL;
 
 mod grants;
 pub(crate) mod proxy;
+mod purge;
 mod route;
 
 pub(crate) use grants::OwnAddresses;
+pub(crate) use purge::purge;
 
 /// A health check's path.
 const PATH_BYTES_MAX: usize = 1024;

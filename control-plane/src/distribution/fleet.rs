@@ -61,6 +61,8 @@ pub struct Facts {
 pub(super) struct Members {
     pub(super) clock: Clock,
     pub(super) table: Mutex<Table>,
+    /// Held from a purge's number to its message.
+    pub(super) purges: tokio::sync::Mutex<()>,
     /// Wakes whoever waits for an edge to apply something.
     applied: watch::Sender<()>,
     listeners: watch::Sender<()>,
@@ -91,7 +93,7 @@ pub(super) struct Member {
 pub(super) struct Stream {
     number: u64,
     pub(super) urgents: mpsc::Sender<ControlMessage>,
-    closed: CancellationToken,
+    pub(super) closed: CancellationToken,
 }
 
 /// A stream's place in the fleet; the edge has left when it is dropped.
@@ -112,6 +114,7 @@ impl Fleet {
         Self(Arc::new(Members {
             clock,
             table: Mutex::new(Table { edges, urgents, streams: 0 }),
+            purges: tokio::sync::Mutex::default(),
             applied: watch::Sender::new(()),
             listeners: watch::Sender::new(()),
         }))

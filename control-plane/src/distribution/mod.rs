@@ -17,6 +17,7 @@ mod join;
 mod metrics;
 mod projection;
 mod publisher;
+mod purge;
 mod refusals;
 mod resource;
 mod server;

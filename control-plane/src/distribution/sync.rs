@@ -17,6 +17,7 @@ use super::context::Context;
 use super::feed::Feed;
 use super::fleet::Membership;
 use super::join::BUILD_CHARS_MAX;
+use super::purge;
 use crate::store::edge::{self, EdgeRow};
 use crate::store::{StoreError, event, meta};
 
@@ -62,7 +63,8 @@ async fn serve(
     let hello = read_hello(&mut incoming).await?;
     let edge = check_hello(context, edge, &hello).await?;
     let base = check_base(context, edge.id, hello.applied.unwrap_or_default().into()).await?;
-    let (member, standing, urgents) = context.fleet.connect(&edge, &hello);
+    let (member, mut standing, urgents) = context.fleet.connect(&edge, &hello);
+    standing.extend(purge::missed(context, &hello).await.map_err(unavailable)?);
     // The stream is polled by the transport; if it is gone, the halves below end at once.
     let _gone = outgoing.urgents.send((standing, urgents));
     let (acks, acked) = mpsc::channel(ACKS_QUEUE);

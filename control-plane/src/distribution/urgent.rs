@@ -134,6 +134,25 @@ impl Fleet {
         self.push(action, expires, None, SUSPEND_DEADLINE).await
     }
 
+    /// Lets `turn` go when the message is in every stream's queue. A stream that has lost it is ended: its edge is told when
+    /// it is back.
+    pub(super) async fn push_in_order(
+        &self,
+        action: urgent::Action,
+        deadline: Duration,
+        turn: tokio::sync::MutexGuard<'_, ()>,
+    ) -> UrgentOutcome {
+        let expires = self.0.clock.now_ms() + LIFETIME_MS;
+        let sent = self.send_urgent(action, expires, None);
+        for edge in &sent.2 {
+            if let Some(stream) = self.table().edges.get(edge).and_then(|member| member.stream.as_ref()) {
+                stream.closed.cancel();
+            }
+        }
+        drop(turn);
+        self.outcome(sent, deadline).await
+    }
+
     async fn push(
         &self,
         action: urgent::Action,
@@ -141,7 +160,15 @@ impl Fleet {
         cells: Option<&[CellId]>,
         deadline: Duration,
     ) -> UrgentOutcome {
-        let (sequence, done, absent) = self.send_urgent(action, expires_ms, cells);
+        let sent = self.send_urgent(action, expires_ms, cells);
+        self.outcome(sent, deadline).await
+    }
+
+    async fn outcome(
+        &self,
+        (sequence, done, absent): (u64, oneshot::Receiver<()>, Vec<EdgeId>),
+        deadline: Duration,
+    ) -> UrgentOutcome {
         let wait = Wait { fleet: self, sequence };
         // Both ends of the wait are outcomes: all have answered, or the time is over.
         drop(tokio::time::timeout(deadline, done).await);

@@ -16,6 +16,7 @@ pub(crate) mod json_body;
 mod list;
 pub(crate) mod pace;
 mod plan;
+mod purges;
 mod query;
 mod refusals;
 mod removals;
@@ -135,6 +136,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tenants::show, tenants::patch))
         .routes(routes!(tenants::suspend))
         .routes(routes!(tenants::resume))
+        .routes(routes!(purges::create))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::delete))
         .routes(routes!(domains::create))

@@ -40,6 +40,7 @@ pub mod order;
 pub mod projection_rows;
 pub mod proof;
 pub mod publication;
+pub mod purge;
 pub mod retry;
 pub mod sealing_key;
 pub mod tenant;

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use portico_api::distribution::urgent::Action;
-use portico_api::v1::{Suspension, SuspensionMode};
+use portico_api::distribution::{Hello, PurgeTarget, Urgent, purge_target};
+use portico_api::v1::{PurgeRequest, Suspension, SuspensionMode};
+use portico_cert_store::Generation;
 use portico_control_plane::clock::instant;
 
-use crate::edge::TestEdge;
+use crate::edge::{State, TestEdge};
 use crate::plane::{Plane, cell_id, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,4 +123,62 @@ async fn an_edge_that_is_silent_for_ten_seconds_is_named_and_not_waited_for() {
     quiet.say_status(&[]).await;
     until("it to be live again", async || fleet.live_edges(None).len() == 2).await;
     plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_every_edge_and_one_that_was_away_when_it_is_back() {
+    let plane = Plane::start().await;
+    let tenant = plane.tenant(&[]).await;
+    let (one, gone) = (plane.edge("default").await, plane.edge("default").await);
+    let api = plane.api();
+    let of_tag = |tag: &str| PurgeRequest { tags: vec![tag.to_owned()], ..PurgeRequest::default() };
+    let first = api.purge(tenant, &of_tag("first")).await.unwrap();
+    assert_eq!((first.number, first.done.len(), first.pending.len()), (1, 2, 0));
+    let (identity, mut state) = gone.disconnect().await;
+    let second = api.purge(tenant, &PurgeRequest { soft: true, ..of_tag("second") }).await.unwrap();
+    assert_eq!(
+        (second.done, second.pending),
+        (vec![one.identity.edge.to_string()], vec![identity.edge.to_string()])
+    );
+    assert_eq!(tags(&one.with(|state| state.urgents.clone())), ["first", "second"]);
+
+    // The control plane has been started again meanwhile: what it has acknowledged is not forgotten.
+    state.urgents.clear();
+    drop(one);
+    let plane = plane.restart(|_| ()).await;
+    let address = plane.distribution().address;
+    let back = async |purged: u64, cache_since_unix_ms: u64| {
+        let hello = Hello { purged, cache_since_unix_ms, ..identity.hello(Generation::default()) };
+        let edge = TestEdge::resume_as(address, identity.clone(), State::default(), hello).await;
+        // Told before anything else.
+        edge.wait("a snapshot", |state| state.snapshots == 1).await;
+        let urgents = edge.with(|state| state.urgents.clone());
+        let _left = edge.disconnect().await;
+        urgents
+    };
+    let now = plane.clock.now_ms().unsigned_abs();
+    let missed = back(1, now).await;
+    assert_eq!(tags(&missed), ["second"]);
+    assert!(matches!(&missed[0].action, Some(Action::Purge(purge)) if purge.soft && purge.number == 2));
+    assert_eq!(tags(&back(2, now).await), Vec::<String>::new());
+    assert_eq!(tags(&back(0, now).await), ["first", "second"], "it may have kept something since");
+    assert_eq!(back(0, now + 3_600_000).await, [], "it has begun after them");
+    assert_eq!(back(0, 0).await, [], "it keeps nothing");
+    // It knows more than this database does, which has been restored: nothing less than everything is enough.
+    let [all] = &back(7, now).await[..] else { panic!("not one message") };
+    let Some(Action::Purge(purge)) = &all.action else { panic!("not a purge") };
+    assert_eq!((purge.tenant_id.as_str(), purge.targets.len()), ("", 1));
+    plane.shutdown().await;
+}
+
+fn tags(urgents: &[Urgent]) -> Vec<String> {
+    let targets = urgents.iter().flat_map(|urgent| match &urgent.action {
+        Some(Action::Purge(purge)) => purge.targets.clone(),
+        _ => Vec::new(),
+    });
+    let tag = |target: PurgeTarget| match target.kind {
+        Some(purge_target::Kind::Tag(tag)) => tag,
+        other => panic!("{other:?}"),
+    };
+    targets.map(tag).collect()
 }

@@ -12,7 +12,7 @@ use http_body::Frame;
 
 use super::{
     conditions::{self, OF_A_BODY, Part},
-    filling::FillingReader,
+    filling::{Filling, FillingReader},
     outcome::Told,
     request::Wishes,
     stored::{Head, Stored, StoredBody},
@@ -77,14 +77,19 @@ pub(super) fn from_stored(
 
 /// The answer to one client, of a body that is still coming. Ranges are not cut from it.
 pub(super) fn from_filling(
-    head: &Head,
+    filling: &Filling,
     reader: FillingReader,
     (method, wishes): (&Method, &Wishes),
     told: Told,
 ) -> Answer {
+    let head = &filling.head;
     let mut response = Response::new(ResponseSource::Empty);
     *response.status_mut() = head.status;
     response.headers_mut().clone_from(&head.headers);
+    let age = filling.life.initial_age.as_secs();
+    if age > 0 {
+        response.headers_mut().insert(header::AGE, HeaderValue::from(age));
+    }
     told.tell(response.headers_mut());
     if conditions::part(wishes, method, head, None) == Part::NotModified {
         return not_modified(response, told);

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     flight::Leading,
+    freshness::Life,
     store::{Held, Store},
     stored::{Head, StoredBody, Variant},
 };
@@ -33,8 +34,7 @@ pub(super) struct Filling {
     pub head: Head,
     /// As the origin said; then it fits, and anybody may read along.
     pub length: Option<u64>,
-    /// Also for requests with `Authorization`.
-    pub shared: bool,
+    pub life: Life,
     state: Mutex<State>,
 }
 
@@ -68,9 +68,9 @@ enum Rest {
 }
 
 impl Filling {
-    pub(super) fn new(variant: Variant, head: Head, length: Option<u64>, shared: bool) -> Arc<Self> {
+    pub(super) fn new(variant: Variant, head: Head, length: Option<u64>, life: Life) -> Arc<Self> {
         let state = State { pieces: Vec::new(), end: None, wakers: Vec::new() };
-        Arc::new(Self { variant, head, length, shared, state: Mutex::new(state) })
+        Arc::new(Self { variant, head, length, life, state: Mutex::new(state) })
     }
 
     /// For a client that came while the body was on its way.

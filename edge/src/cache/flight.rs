@@ -90,6 +90,11 @@ impl Flights {
         });
     }
 
+    /// Requests that wait for another's answer now.
+    pub(super) fn waiting(&self) -> usize {
+        self.by_key().values().map(|flight| flight.progress.receiver_count()).sum()
+    }
+
     fn by_key(&self) -> MutexGuard<'_, HashMap<Arc<CacheKey>, Arc<Flight>>> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }

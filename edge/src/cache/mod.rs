@@ -56,6 +56,7 @@ pub struct Cache {
     /// The last purge that was done.
     purged: AtomicU64,
     purged_entries: AtomicU64,
+    since_unix_ms: u64,
 }
 
 impl Cache {
@@ -68,6 +69,7 @@ impl Cache {
             background: AtomicUsize::new(0),
             purged: AtomicU64::new(0),
             purged_entries: AtomicU64::new(0),
+            since_unix_ms: clock::unix_ms().unsigned_abs(),
         })
     }
 
@@ -88,6 +90,16 @@ impl Cache {
     /// Bytes of one tenant's entries.
     pub fn bytes_of(&self, tenant: portico_cert_store::TenantId) -> u64 {
         self.store.bytes_of(tenant)
+    }
+
+    /// Requests that wait for another's answer now.
+    pub fn waiting(&self) -> usize {
+        self.flights.waiting()
+    }
+
+    /// Since when something may be kept: the start, Unix milliseconds; 0: nothing is.
+    pub fn since_unix_ms(&self) -> u64 {
+        if self.is_on() { self.since_unix_ms } else { 0 }
     }
 
     /// Brings the metrics up to date.

@@ -51,7 +51,8 @@ impl Cache {
             }
         };
         let met = self.purge_targets(tenant, &targets, purge.soft);
-        self.purged.fetch_max(purge.number, Ordering::Relaxed);
+        // Also where it falls: a control plane that was restored from a backup counts from there.
+        self.purged.store(purge.number, Ordering::Relaxed);
         self.purged_entries.fetch_add(met as u64, Ordering::Relaxed);
         Ok(met)
     }

@@ -59,6 +59,9 @@ const UNKEYED: [&str; 44] = [
     "x-wap-profile",
 ];
 
+/// Asked for once, by those who have just put something there.
+const PASSING: [&str; 2] = ["/.well-known/acme-challenge/", "/.well-known/portico/"];
+
 /// Codings that clients differ in; others are not asked for.
 const CODINGS: [&str; 4] = ["br", "gzip", "zstd", "deflate"];
 
@@ -73,9 +76,13 @@ pub(super) struct Wishes {
 }
 
 /// Why a request goes past the cache; None: it does not.
-pub(super) fn bypass_reason(parts: &Parts, body: &RequestBody) -> Option<&'static str> {
+pub(super) fn bypass_reason(path: &str, parts: &Parts, body: &RequestBody) -> Option<&'static str> {
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Some("method");
+    }
+    // Of an origin's own ACME client, or of a proof: a kept 404 would fail what comes a moment later.
+    if PASSING.iter().any(|prefix| path.starts_with(prefix)) {
+        return Some("challenge");
     }
     let headers = &parts.headers;
     if !body.is_end_stream() || headers.contains_key(header::TRANSFER_ENCODING) {

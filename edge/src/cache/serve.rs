@@ -56,7 +56,7 @@ pub(crate) async fn serve(
     let Some(rule) = asking.upstream.cache.as_ref().filter(|_| cache.is_on()) else {
         return forward(parts, body, &asking).await;
     };
-    if let Some(why) = request::bypass_reason(&parts, &body) {
+    if let Some(why) = request::bypass_reason(asking.path, &parts, &body) {
         let told = Told::detailed(Outcome::Bypass, why);
         return Ok(labelled(forward(parts, body, &asking).await?, told));
     }
@@ -285,10 +285,10 @@ impl Exchange {
 
     fn read_along(&self, filling: &Arc<Filling>) -> Option<Answer> {
         let fits = filling.variant.fits(self.route, &self.parts.headers)
-            && (filling.shared || !self.facts.authorization);
+            && (filling.life.shared || !self.facts.authorization);
         fits.then(|| {
             let asked = (&self.parts.method, &self.wishes);
-            answer::from_filling(&filling.head, filling.read(), asked, Told::of(Outcome::Collapsed))
+            answer::from_filling(filling, filling.read(), asked, Told::of(Outcome::Collapsed))
         })
     }
 
@@ -361,6 +361,9 @@ impl Exchange {
     ) -> Result<Arc<Stored>, Head> {
         let Some(rule) = &self.upstream.cache else { return Err(stale.head.clone()) };
         let mut head = stale.head.freshened(said);
+        if !said.contains_key(header::DATE) {
+            head.headers.remove(header::DATE); // the old one is not when it was validated
+        }
         date(&mut head.headers);
         let mut aged = head.headers.clone();
         if let Some(age) = said.get(header::AGE) {
@@ -413,20 +416,20 @@ impl Exchange {
             }
         };
         let Plan { head, variant, life, length, head_held, body_held, bytes_max } = wanted;
-        let filling = Filling::new(variant, head, length, life.shared);
+        let filling = Filling::new(variant, head, length, life);
         if length.is_some() {
             leading.filling(&filling);
         }
         let (cache, key, filled) = (Arc::clone(&self.cache), Arc::clone(&self.key), Arc::clone(&filling));
         let keep = move |leading: Leading, body: Arc<StoredBody>| {
-            let (variant, head) = (filled.variant.clone(), filled.head.clone());
+            let (variant, head, life) = (filled.variant.clone(), filled.head.clone(), filled.life);
             put(&cache, leading, &Arc::new(Stored::new(key, variant, head, life, body, head_held)));
         };
         let store = Arc::clone(&self.cache.store);
         let job = FillJob { store, filling: Arc::clone(&filling), held: body_held, bytes_max, leading };
         let reader = filling::begin(job, body, keep);
         let asked = (&self.parts.method, &self.wishes);
-        let kept = answer::from_filling(&filling.head, reader, asked, Told::of(Outcome::Miss));
+        let kept = answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss));
         Answer { origin: answer.origin, ..kept }
     }
 

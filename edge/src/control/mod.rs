@@ -31,6 +31,7 @@ use portico_cert_store::{CellKeys, LastGood, LastGoodError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::Cache;
 use crate::clock;
 use crate::live::Live;
 use applier::Applier;
@@ -62,6 +63,8 @@ pub struct ControlOptions {
     pub expected_names: usize,
     /// Parsed keys held ready, bytes.
     pub key_cache_bytes: u64,
+    /// What purges are done to.
+    pub cache: Arc<Cache>,
 }
 
 /// What the edge reports of itself every five seconds.
@@ -137,6 +140,8 @@ impl Control {
             identity_folder,
             cell_key_files,
             applier,
+            cache: options.cache,
+            live: Arc::clone(&live),
             status: Box::new(EdgeStatus::default),
             metrics,
             renew_not_before: None,

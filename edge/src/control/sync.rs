@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portico_api::distribution::distribution_client::DistributionClient;
@@ -25,8 +26,9 @@ use super::incoming::Incoming;
 use super::metrics::ControlMetrics;
 use super::switch::{Order, Orders};
 use super::{EdgeStatus, limits, tls, urgent};
+use crate::cache::Cache;
 use crate::clock;
-use crate::live::{Batch, BatchKind, full_text};
+use crate::live::{Batch, BatchKind, Live, full_text};
 
 /// All that outlives a stream.
 pub(super) struct Syncer {
@@ -36,6 +38,9 @@ pub(super) struct Syncer {
     pub(super) identity_folder: PathBuf,
     pub(super) cell_key_files: CellKeyFiles,
     pub(super) applier: Applier,
+    /// What purges are done to, and the tables that say whose routes a URL meets.
+    pub(super) cache: Arc<Cache>,
+    pub(super) live: Arc<Live>,
     pub(super) status: Box<dyn Fn() -> EdgeStatus + Send + Sync>,
     pub(super) metrics: ControlMetrics,
     pub(super) renew_not_before: Option<Instant>,
@@ -255,7 +260,8 @@ impl Syncer {
             applied: Some(self.applier.publisher.applied().into()),
             hpke_public_key: self.identity.hpke_public.to_vec().into(),
             cell_key_epochs: self.applier.cell_keys.held().into_iter().map(|(_, epoch)| epoch).collect(),
-            ..Hello::default()
+            purged: self.cache.last_purge(),
+            cache_since_unix_ms: self.cache.since_unix_ms(),
         };
         // The queue is empty: there is room.
         let _queued = outgoing.try_send(wrap(edge_message::Kind::Hello(hello)));
@@ -306,7 +312,11 @@ impl Syncer {
                 Ok(())
             }
             Some(control_message::Kind::Urgent(urgent)) => {
-                let ack = urgent::handle(&urgent, &mut self.applier.publisher, clock::unix_ms());
+                let ack = urgent::handle(
+                    &urgent,
+                    (&mut self.applier.publisher, &self.cache, &self.live),
+                    clock::unix_ms(),
+                );
                 if ack.error_code.is_empty() {
                     self.metrics.urgents_done.increment(1);
                 } else {

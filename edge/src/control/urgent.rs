@@ -2,11 +2,23 @@
 
 use portico_api::distribution::{Suspend, Urgent, UrgentAck, urgent};
 
-use crate::live::{Fault, LivePublisher, Suspension};
+use crate::cache::Cache;
+use crate::live::{Fault, Live, LivePublisher, Suspension};
 
 /// Does what an urgent message asks.
-pub(super) fn handle(urgent: &Urgent, publisher: &mut LivePublisher, now_unix_ms: i64) -> UrgentAck {
-    match act(urgent, publisher, now_unix_ms) {
+pub(super) fn handle(
+    urgent: &Urgent,
+    (publisher, cache, live): (&mut LivePublisher, &Cache, &Live),
+    now_unix_ms: i64,
+) -> UrgentAck {
+    if let Some(urgent::Action::Purge(purge)) = &urgent.action {
+        return ack(urgent, cache.purge(purge, live).map(|_met| ()));
+    }
+    ack(urgent, act(urgent, publisher, now_unix_ms))
+}
+
+fn ack(urgent: &Urgent, done: Result<(), Fault>) -> UrgentAck {
+    match done {
         Ok(()) => UrgentAck { sequence: urgent.sequence, ..UrgentAck::default() },
         Err(fault) => {
             UrgentAck { sequence: urgent.sequence, error_code: fault.code.to_owned(), error_text: fault.text }

@@ -19,6 +19,7 @@
 //! | `POST /v1/domains/{id}/check` | - -> `Domain` after looking at DNS and proofs now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/retry` | - -> `Domain`; a failed certificate is tried again now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
+//! | `POST /v1/tenants/{id}/purges` | `PurgeRequest` -> `Purge`: the edges forget what they keep | tenant (own), operator |
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |

@@ -1,7 +1,9 @@
 //! `portico domain route NAME`: what happens to a domain's requests, changed while it is served.
 
+use std::time::Duration;
+
 use portico_api::v1::client::Client;
-use portico_api::v1::{Action, Proxy, Route, WeightedOrigin};
+use portico_api::v1::{Action, CachePolicy, Proxy, QueryKey, Route, WeightedOrigin};
 use serde_json::json;
 
 use crate::commands::domain::{WaitArgs, with_grant};
@@ -18,6 +20,8 @@ pub(crate) struct RouteArgs {
     which: DomainArgs,
     #[command(flatten)]
     action: ActionArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     #[command(flatten)]
     answer: AnswerArgs,
     /// Take the route of these requests away; they go by another one then
@@ -44,6 +48,36 @@ pub(crate) struct ActionArgs {
     fixed: Option<String>,
 }
 
+/// What edges keep of a proxy route's answers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// Keep answers that say how long they are good (with --proxy)
+    #[arg(long, conflicts_with = "remove")]
+    cache: bool,
+    /// And for so long those that do not say it, such as 10m
+    #[arg(long, value_name = "TIME", requires = "cache", value_parser = crate::duration::parse)]
+    cache_ttl: Option<Duration>,
+    /// Parameters of the query that do not count, such as utm_*; several times
+    #[arg(long, value_name = "NAME", requires = "cache")]
+    cache_ignore: Vec<String>,
+}
+
+impl CacheArgs {
+    fn of(self, action: Action) -> Outcome<Action> {
+        if !self.cache {
+            return Ok(action);
+        }
+        let Action::Proxy(mut proxy) = action else {
+            return Err(Failure::usage("--cache is for --proxy: nothing else has answers to keep"));
+        };
+        let query = QueryKey { ignore: self.cache_ignore, ..QueryKey::default() };
+        let ttl = self.cache_ttl.unwrap_or_default().as_secs();
+        let default_ttl_seconds = u32::try_from(ttl).unwrap_or(u32::MAX);
+        proxy.cache = Some(CachePolicy { default_ttl_seconds, query, ..CachePolicy::default() });
+        Ok(Action::Proxy(proxy))
+    }
+}
+
 impl ActionArgs {
     pub(crate) fn action(self) -> Action {
         match (&*self.proxy, self.redirect, self.fixed) {
@@ -63,11 +97,11 @@ impl ActionArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { which, action, answer, remove, rule, wait } = args;
+    let RouteArgs { which, action, cache, answer, remove, rule, wait } = args;
     if remove {
         rule.only_chooses()?;
     }
-    let route = rule.route(answer.of(action.action()));
+    let route = rule.route(answer.of(cache.of(action.action())?));
     let changed = on_newest(async || {
         let found = which.find(client).await?;
         let (tenant, whose) = (found.tenant_name.clone(), whose(&found));
@@ -134,7 +168,8 @@ fn proxy_text(proxy: &Proxy) -> String {
         .map(|WeightedOrigin { url, weight }| if equal { url } else { format!("{url} (weight {weight})") })
         .collect();
     let host = proxy.host_header.as_ref().map_or(String::new(), |host| format!(" as {host}"));
-    format!("proxy to {}{host}", texts.join(", "))
+    let cache = if proxy.cache.is_some() { ", with a cache" } else { "" };
+    format!("proxy to {}{host}{cache}", texts.join(", "))
 }
 
 #[cfg(test)]

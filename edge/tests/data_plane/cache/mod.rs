@@ -1,7 +1,10 @@
 //! What the cache keeps, for whom, and what it never does.
 
+mod asking;
 mod keeping;
 mod never;
+mod purging;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;

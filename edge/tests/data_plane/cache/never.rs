@@ -234,6 +234,21 @@ fn a_clients_wish_for_something_new_is_not_a_way_to_the_origin() {
     });
 }
 
+/// An origin behind us may be a customer's server with an ACME client of its own.
+#[test]
+fn a_challenge_that_was_not_there_yet_is_asked_for_again() {
+    on_each_backend(|backend| {
+        let policy = wire::CachePolicy {
+            default_ttl_seconds: 60,
+            error_ttl_seconds: 60,
+            ..wire::CachePolicy::default()
+        };
+        let shop = Shop::with(backend, policy, Setup::default(), |_| reply(404, &[FRESH], "not yet"));
+        assert_not_kept(&shop, "/.well-known/acme-challenge/aaaaaaaaaaaaaaaaaaaaaaaa", &[]);
+        assert_not_kept(&shop, "/.well-known/portico/proof", &[]);
+    });
+}
+
 #[test]
 fn the_same_path_on_fifty_hosts_is_fifty_pages() {
     on_each_backend(|backend| {

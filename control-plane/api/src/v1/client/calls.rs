@@ -11,8 +11,9 @@ use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     Attestation, AuditEntry, AuditVerdict, Certificate, DefaultCertificate, DefaultCertificateRequest,
     Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import,
-    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, PlanReport, Preview, RemovalSignOff,
-    RemovalsSignedOff, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest,
+    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, PlanReport, Preview, Purge, PurgeRequest,
+    RemovalSignOff, RemovalsSignedOff, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token,
+    TokenRequest,
 };
 
 /// Which domains to list; all when empty.
@@ -86,6 +87,10 @@ impl Client {
 
     pub async fn resume_tenant(&self, id: TenantId) -> Result<SuspensionAnswer, ClientError> {
         self.act(&format!("/v1/tenants/{id}/resume")).await
+    }
+
+    pub async fn purge(&self, id: TenantId, request: &PurgeRequest) -> Result<Purge, ClientError> {
+        self.post(&format!("/v1/tenants/{id}/purges"), request).await
     }
 }
 

@@ -1,0 +1,165 @@
+//! What is purged is given to nobody from then on, and nothing else is lost.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+
+use portico_api::distribution::{self as wire, purge_target::Kind};
+
+use super::{Shop, is_hit, method, reply, status, target};
+use crate::harness::{Setup, on_each_backend, wait_until};
+
+const FRESH: &str = "Cache-Control: max-age=600";
+
+fn purge(shop: &Shop, soft: bool, targets: &[Kind]) -> usize {
+    let targets = targets.iter().map(|kind| wire::PurgeTarget { kind: Some(kind.clone()) }).collect();
+    let tenant_id = shop.served.tenant.to_string();
+    let purge = wire::Purge { number: 1, tenant_id, targets, soft };
+    shop.edge.edge.cache.purge(&purge, &shop.edge.bench.live).unwrap()
+}
+
+fn shop(backend: portico_edge::io::Backend) -> Shop {
+    let policy = wire::CachePolicy { query_ignore: vec!["utm_*".into()], ..wire::CachePolicy::default() };
+    Shop::with(backend, policy, Setup::default(), |message| {
+        let tags = format!("Cache-Tag: all, of{}", target(message).replace('/', "-"));
+        reply(200, &[FRESH, &tags, "Surrogate-Key: one two", "ETag: \"a\""], target(message))
+    })
+}
+
+#[test]
+fn each_kind_takes_what_it_names_and_no_more() {
+    on_each_backend(|backend| {
+        let shop = shop(backend);
+        let all = ["/", "/a", "/a/b", "/ab", "/a?x=1"];
+        let table: &[(Kind, &[&str])] = &[
+            (Kind::Url("https://shop.example/a".into()), &["/a"]),
+            (Kind::Url("https://shop.example:443/a?utm_x=2".into()), &["/a"]),
+            (Kind::Url("https://shop.example/a?x=1&utm_y=1".into()), &["/a?x=1"]),
+            (Kind::Url("http://shop.example/a".into()), &[]),
+            (Kind::Url("https://other.example/a".into()), &[]),
+            (Kind::Url("https://SHOP.example".into()), &["/"]),
+            (Kind::Prefix("https://shop.example/a".into()), &["/a", "/a/b", "/ab", "/a?x=1"]),
+            (Kind::Prefix("https://shop.example/a/".into()), &["/a/b"]),
+            (Kind::Tag("of-a".into()), &["/a"]),
+            (Kind::Tag("two".into()), &all),
+            (Kind::Tag("of".into()), &[]),
+            (Kind::Host("shop.example".into()), &all),
+            (Kind::Host("other.example".into()), &[]),
+            (Kind::Everything(true), &all),
+        ];
+        for (kind, gone) in table {
+            for path in all {
+                shop.get(path);
+                wait_until("it is kept", || is_hit(&shop.get(path)));
+            }
+            assert_eq!(purge(&shop, false, std::slice::from_ref(kind)), gone.len(), "{kind:?}");
+            for path in all {
+                assert_eq!(is_hit(&shop.get(path)), !gone.contains(&path), "{kind:?} {path}");
+            }
+        }
+        let answer = shop.get("/");
+        assert_eq!((answer.header("cache-tag"), answer.header("surrogate-key")), (None, None));
+        purge(&shop, false, &[Kind::Everything(true)]);
+        wait_until("all of it is free", || shop.edge.edge.cache.bytes() == 0);
+    });
+}
+
+#[test]
+fn a_tenant_purges_nothing_of_anothers() {
+    on_each_backend(|backend| {
+        let shop = shop(backend);
+        shop.get("/");
+        let stranger = wire::Purge {
+            number: 1,
+            tenant_id: portico_cert_store::TenantId::generate().to_string(),
+            targets: [
+                Kind::Url("https://shop.example/".into()),
+                Kind::Prefix("https://shop.example/".into()),
+                Kind::Host("shop.example".into()),
+                Kind::Tag("all".into()),
+                Kind::Everything(true),
+            ]
+            .map(|kind| wire::PurgeTarget { kind: Some(kind) })
+            .to_vec(),
+            soft: false,
+        };
+        assert_eq!(shop.edge.edge.cache.purge(&stranger, &shop.edge.bench.live).unwrap(), 0);
+        assert!(is_hit(&shop.get("/")));
+        // The operator's, where it is not known what an edge has missed.
+        let of_all = wire::Purge { tenant_id: String::new(), ..stranger };
+        assert_eq!(shop.edge.edge.cache.purge(&of_all, &shop.edge.bench.live).unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_soft_purge_asks_before_the_next_use() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| match message.header("if-none-match") {
+            None => reply(200, &[FRESH, "ETag: \"a\"", "Cache-Tag: t"], "page"),
+            Some(_) => crate::origin::Reply::Keep(
+                format!("HTTP/1.1 304 X\r\n{FRESH}\r\nETag: \"a\"\r\n\r\n").into_bytes(),
+            ),
+        });
+        shop.get("/");
+        assert_eq!(purge(&shop, true, &[Kind::Tag("t".into())]), 1);
+        let answer = shop.get("/");
+        assert!(status(&answer).contains("fwd-status=304"), "{answer:?}");
+        assert_eq!(answer.text(), "page");
+        assert!(is_hit(&shop.get("/")), "it was asked about");
+        assert_eq!(purge(&shop, false, &[Kind::Tag("t".into())]), 1, "a 304 without tags leaves them");
+    });
+}
+
+#[test]
+fn what_was_asked_for_before_a_purge_is_not_kept_after_it() {
+    on_each_backend(|backend| {
+        for by_request in [false, true] {
+            let (open, gate) = channel::<()>();
+            let gate = Arc::new(Mutex::new(gate));
+            let shop = Shop::new(backend, move |message| {
+                if method(message) == "GET" && message.number == 0 && !by_request
+                    || (by_request && message.header("x-slow").is_some())
+                {
+                    let _open = gate.lock().unwrap().recv();
+                    return reply(200, &[FRESH], "old");
+                }
+                reply(200, &[FRESH], "new")
+            });
+            let mut early = shop.connect();
+            early.send("GET / HTTP/1.1\r\nHost: shop.example\r\nX-Slow: 1\r\n\r\n");
+            wait_until("the origin is asked", || shop.origin.messages().len() == 1);
+            if by_request {
+                shop.ask("POST", "/", &[("content-length", "0")]);
+            } else {
+                purge(&shop, false, &[Kind::Host("shop.example".into())]);
+            }
+            open.send(()).unwrap();
+            assert_eq!(early.answer().text(), "old");
+            let answer = shop.get("/");
+            assert_eq!((is_hit(&answer), answer.text().as_str()), (false, "new"), "{by_request}");
+        }
+    });
+}
+
+#[test]
+fn a_purge_that_cannot_be_read_does_nothing() {
+    on_each_backend(|backend| {
+        let shop = shop(backend);
+        shop.get("/");
+        let tenant_id = shop.served.tenant.to_string();
+        for kind in [
+            Some(Kind::Url("/".into())),
+            Some(Kind::Url("ftp://shop.example/".into())),
+            Some(Kind::Prefix("https://shop.example/?a".into())),
+            Some(Kind::Host("not a host".into())),
+            Some(Kind::Tag(String::new())),
+            Some(Kind::Everything(false)),
+            None,
+        ] {
+            let targets =
+                [Some(Kind::Everything(true)), kind].map(|kind| wire::PurgeTarget { kind }).to_vec();
+            let purge = wire::Purge { number: 1, tenant_id: tenant_id.clone(), targets, soft: false };
+            assert!(shop.edge.edge.cache.purge(&purge, &shop.edge.bench.live).is_err(), "{purge:?}");
+        }
+        assert!(is_hit(&shop.get("/")));
+    });
+}
