@@ -20,6 +20,8 @@ pub(super) struct FrameBudget {
     skip: usize,
     head: [u8; FRAME_HEAD_BYTES],
     head_filled: usize,
+    /// Where an answer to a PING stands whole in the bytes that came last.
+    pong_at: Option<usize>,
 }
 
 /// More frames than the client has credit for.
@@ -33,6 +35,10 @@ const FRAME_HEAD_BYTES: usize = 9;
 const PREFACE_BYTES: usize = 24;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+/// RFC 9113 section 6.7.
+const PING: u8 = 6;
+const PING_BYTES: usize = 8;
+const ACK: u8 = 1;
 
 impl FrameBudget {
     pub(super) fn new(now: Instant) -> Self {
@@ -43,7 +49,17 @@ impl FrameBudget {
             skip: PREFACE_BYTES,
             head: [0; FRAME_HEAD_BYTES],
             head_filled: 0,
+            pong_at: None,
         }
+    }
+
+    /// Whether the bytes so far end with a whole frame.
+    pub(super) fn is_between_frames(&self) -> bool {
+        self.skip == 0 && self.head_filled == 0
+    }
+
+    pub(super) fn pong_at(&self) -> Option<usize> {
+        self.pong_at
     }
 
     /// Answer bytes went out.
@@ -59,6 +75,8 @@ impl FrameBudget {
     /// # Errors
     /// [`Flood`]: the connection is to end.
     pub(super) fn feed(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        let all = bytes.len();
+        self.pong_at = None;
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -70,6 +88,10 @@ impl FrameBudget {
             if self.head_filled == FRAME_HEAD_BYTES {
                 self.head_filled = 0;
                 self.frame(now)?;
+                let is_pong = self.head[3] == PING && self.head[4] & ACK != 0 && self.skip == PING_BYTES;
+                if is_pong && taken == FRAME_HEAD_BYTES && bytes.len() >= PING_BYTES {
+                    self.pong_at = Some(all - bytes.len() - FRAME_HEAD_BYTES);
+                }
             }
         }
         Ok(())
@@ -108,7 +130,7 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const PING_FRAME: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
     fn begun(now: Instant) -> FrameBudget {
         let mut budget = FrameBudget::new(now);
@@ -121,9 +143,9 @@ mod tests {
         let now = clock::now();
         for piece in [1, 7, 17, 1000] {
             let mut budget = begun(now);
-            let bytes = PING.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
+            let bytes = PING_FRAME.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
             assert!(bytes.chunks(piece).all(|bytes| budget.feed(bytes, now).is_ok()), "{piece}");
-            assert_eq!(budget.feed(&PING, now), Err(Flood), "{piece}");
+            assert_eq!(budget.feed(&PING_FRAME, now), Err(Flood), "{piece}");
         }
     }
 
@@ -131,20 +153,24 @@ mod tests {
     fn time_requests_and_answers_pay() {
         let now = clock::now();
         let mut budget = begun(now);
-        let bytes = PING.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
+        let bytes = PING_FRAME.repeat(limits::H2_CONTROL_FRAMES_BURST as usize);
         assert!(budget.feed(&bytes, now).is_ok());
         let later = now + Duration::from_secs(1);
-        assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_SECOND as usize), later).is_ok());
-        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
+        assert!(
+            budget.feed(&PING_FRAME.repeat(limits::H2_CONTROL_FRAMES_PER_SECOND as usize), later).is_ok()
+        );
+        assert_eq!(budget.clone().feed(&PING_FRAME, later), Err(Flood));
 
         let headers = [0, 0, 2, HEADERS, 5, 0, 0, 0, 1, 0x82, 0x84];
         assert!(budget.feed(&headers, later).is_ok());
-        assert!(budget.feed(&PING.repeat(limits::H2_CONTROL_FRAMES_PER_REQUEST as usize), later).is_ok());
+        assert!(
+            budget.feed(&PING_FRAME.repeat(limits::H2_CONTROL_FRAMES_PER_REQUEST as usize), later).is_ok()
+        );
         budget.wrote(limits::H2_BYTES_PER_CONTROL_FRAME as usize - 1);
-        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
+        assert_eq!(budget.clone().feed(&PING_FRAME, later), Err(Flood));
         budget.wrote(1);
-        assert!(budget.feed(&PING, later).is_ok());
-        assert_eq!(budget.clone().feed(&PING, later), Err(Flood));
+        assert!(budget.feed(&PING_FRAME, later).is_ok());
+        assert_eq!(budget.clone().feed(&PING_FRAME, later), Err(Flood));
     }
 
     #[test]

@@ -12,8 +12,10 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{clock::ConnectionClock, frame_budget::FrameBudget, framing::RequestFraming};
-use crate::clock;
+use super::{
+    clock::ConnectionClock, frame_budget::FrameBudget, framing::RequestFraming, late_pong::LatePong,
+};
+use crate::{clock, drain::LocalDrain};
 
 /// Bytes that no HTTP/1 parser takes, wherever they come in a head: hyper answers 400 and closes.
 const POISON: &[u8] = b"\0\0\r\n\r\n";
@@ -34,7 +36,7 @@ pub struct GuardedIo<S> {
 enum Framing {
     Http1(RequestFraming),
     /// Frames have lengths; what is watched is their number.
-    Http2(FrameBudget),
+    Http2(FrameBudget, LatePong),
 }
 
 impl<S> GuardedIo<S> {
@@ -42,8 +44,8 @@ impl<S> GuardedIo<S> {
         Self::new(inner, clock, Framing::Http1(RequestFraming::default()))
     }
 
-    pub fn http2(inner: S, clock: Rc<ConnectionClock>) -> Self {
-        Self::new(inner, clock, Framing::Http2(FrameBudget::new(clock::now())))
+    pub fn http2(inner: S, clock: Rc<ConnectionClock>, drain: LocalDrain) -> Self {
+        Self::new(inner, clock, Framing::Http2(FrameBudget::new(clock::now()), LatePong::new(drain)))
     }
 
     fn new(inner: S, clock: Rc<ConnectionClock>, framing: Framing) -> Self {
@@ -67,7 +69,7 @@ impl<S> GuardedIo<S> {
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         self.clock.wrote(result.is_pending());
         self.clock.unflushed(true);
-        if let (Framing::Http2(budget), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
+        if let (Framing::Http2(budget, _), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
             budget.wrote(*count);
         }
     }
@@ -75,12 +77,14 @@ impl<S> GuardedIo<S> {
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
         let framing = match &mut self.framing {
             Framing::Http1(framing) => framing,
-            Framing::Http2(budget) => {
+            Framing::Http2(budget, pong) => {
                 let new = &buffer.filled()[before..];
-                return budget.feed(new, clock::now()).map_err(|flood| {
+                budget.feed(new, clock::now()).map_err(|flood| {
                     self.clock.abuse();
                     io::Error::new(io::ErrorKind::InvalidData, flood)
-                });
+                })?;
+                pong.take_out(buffer, before, budget);
+                return Ok(());
             }
         };
         if let Some(accepted) = self.clock.take_upgrade_decision() {
@@ -147,12 +151,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
+        loop {
+            if let Framing::Http2(budget, pong) = &mut this.framing
+                && pong.put_back(context, buffer, budget)
+            {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
+            if buffer.filled().len() == before {
+                return Poll::Ready(Ok(())); // the stream's end
+            }
             this.clock.bytes_read();
             this.follow(buffer, before)?;
+            // Nothing may be left of what came, and that would look like the end.
+            if buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 

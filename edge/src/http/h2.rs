@@ -33,7 +33,8 @@ pub async fn serve<S>(stream: S, context: Rc<ConnectionContext>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let gathered = GatheredIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock)));
+    let gathered =
+        GatheredIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock), context.worker.drain.clone()));
     let io = TokioIo::new(gathered.share());
     let streams = Streams { context: Rc::clone(&context), newest: Rc::default() };
     let newest = Rc::clone(&streams.newest);

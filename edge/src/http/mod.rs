@@ -13,3 +13,4 @@ pub mod guarded_io;
 pub mod h1;
 pub mod h2;
 pub mod h3;
+mod late_pong;

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::client::{any_version, collect, http2, https, plain, runtime, try_https};
+use crate::flood;
 use crate::harness::{TestEdge, on_each_backend, proxy_to, wait_until};
 use crate::origin::{Origin, Reply, ok};
 
@@ -105,5 +106,33 @@ fn a_panic_free_worker_serves_through_many_short_connections() {
         }
         assert_eq!(https(edge.https, HOST).get(HOST, "/").status, 200);
         wait_until("all are closed", || edge.edge.open_connections() <= 1);
+    });
+}
+
+/// Clients answer a PING before they send what they have queued.
+#[test]
+fn an_http2_request_behind_the_answer_to_the_last_ping_is_served() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&[HOST]);
+        let mut client = flood::begun(&edge);
+        client.send(flood::headers(1));
+        let until = |client: &mut crate::client::Https, is_it: &dyn Fn(&[u8], &[u8]) -> bool| loop {
+            let head = client.exactly(9).unwrap();
+            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+            let payload = client.exactly(length).unwrap();
+            assert!(head[3] != 7 || payload[..4] == [0x7f, 0xff, 0xff, 0xff], "the last GOAWAY came first");
+            if is_it(&head, &payload) {
+                return payload;
+            }
+        };
+        let ends =
+            |stream: u8| move |head: &[u8], _: &[u8]| head[3] == 0 && head[4] & 1 == 1 && head[8] == stream;
+        until(&mut client, &ends(1));
+        edge.switch.begin();
+        let ping = until(&mut client, &|head, _| head[3] == 6 && head[4] & 1 == 0);
+        client.send([flood::frame(6, 1, 0, &ping), flood::headers(3)].concat());
+        until(&mut client, &ends(3));
+        wait_until("the worker has ended", || edge.workers.iter().all(std::thread::JoinHandle::is_finished));
     });
 }

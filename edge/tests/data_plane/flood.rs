@@ -12,19 +12,19 @@ use crate::origin::{Origin, Reply};
 const HOST: &str = "shop.example";
 const SERIES: &str = "portico_edge_connections_abusive_total";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// GET https://shop.example/ by the static table of RFC 7541.
-fn headers(stream: u32) -> Vec<u8> {
+pub fn headers(stream: u32) -> Vec<u8> {
     let mut block = vec![0x82, 0x87, 0x84, 0x41, u8::try_from(HOST.len()).unwrap()];
     block.extend(HOST.as_bytes());
     frame(1, 5, stream, &block)
 }
 
-fn begun(edge: &TestEdge) -> Https {
+pub fn begun(edge: &TestEdge) -> Https {
     let mut client = try_https(edge.https, Some(HOST), any_version(&["h2"])).unwrap();
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").send(frame(4, 0, 0, &[]));
     client
