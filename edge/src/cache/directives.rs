@@ -94,6 +94,9 @@ fn targeted(headers: &HeaderMap) -> Option<Directives> {
             if !begins || !is_key || value.is_some_and(|value| !is_item(value)) {
                 return None;
             }
+            if COUNTS.contains(&name) && !value.is_some_and(is_integer) {
+                return None;
+            }
             any = true;
             match value {
                 Some("?0") => {}
@@ -103,6 +106,14 @@ fn targeted(headers: &HeaderMap) -> Option<Directives> {
         }
     }
     any.then_some(directives)
+}
+
+/// Directives whose value is a number of seconds.
+const COUNTS: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
+
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// An item as far as it occurs: a boolean, a number, a token or a string.
@@ -210,7 +221,9 @@ mod tests {
         let read = both("max-age=60;ext, stale-while-revalidate=5");
         assert!(!read.no_store && read.targeted);
         assert_eq!((read.max_age, read.stale_while_revalidate), (Some(60), Some(5)));
-        for broken in ["", "max-age=60,&", "Max-Age=60", "max-age=@", "max-age = 60"] {
+        for broken in
+            ["", "max-age=60,&", "Max-Age=60", "max-age=@", "max-age = 60", "max-age=\"60\"", "max-age"]
+        {
             assert!(both(broken).no_store, "{broken}");
         }
         assert!(of(&[("cache-control", "max-age=60"), ("cdn-cache-control", "private")]).private);

@@ -185,7 +185,9 @@ fn initial_age(headers: &HeaderMap, timing: Timing) -> Duration {
         .unwrap_or_default();
     // `Date` has no fractions: less than a second is none.
     let apparent = seconds(u32::try_from(apparent.as_secs()).unwrap_or(u32::MAX));
-    let said = text(&header::AGE).and_then(|text| text.trim().parse::<u32>().ok());
+    // Of several, the first (RFC 9111 section 5.1).
+    let first = text(&header::AGE).and_then(|text| text.split(',').next());
+    let said = first.and_then(|text| text.trim().parse::<u32>().ok());
     let delay = timing.received.saturating_duration_since(timing.sent);
     apparent.max(said.map_or(Duration::ZERO, |said| seconds(said) + delay))
 }
@@ -270,6 +272,7 @@ mod tests {
             (&[("cache-control", "max-age=60")][..], 60),
             (&[("cache-control", "max-age=60, s-maxage=30")], 30),
             (&[("cache-control", "max-age=60"), ("age", "20")], 40),
+            (&[("cache-control", "max-age=60"), ("age", "20, 0")], 40),
             (&[("cache-control", "max-age=60"), ("age", "x")], 60),
             (&[("cache-control", "max-age=60"), ("date", "Sun, 09 Sep 2001 01:46:30 GMT")], 50),
             (&[("date", NOW), ("expires", "Sun, 09 Sep 2001 01:47:40 GMT")], 60),

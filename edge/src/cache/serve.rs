@@ -166,7 +166,7 @@ struct Exchange {
 enum Waited {
     LookAgain,
     Alone,
-    Answer(Answer),
+    Answer(Box<Answer>),
 }
 
 impl Exchange {
@@ -195,7 +195,7 @@ impl Exchange {
                 Turn::Wait(waiting) => match self.wait(waiting).await {
                     Waited::LookAgain => {}
                     Waited::Alone => return self.alone(self.find()).await,
-                    Waited::Answer(answer) => return Ok(answer),
+                    Waited::Answer(answer) => return Ok(*answer),
                 },
             }
         }
@@ -275,7 +275,7 @@ impl Exchange {
         let progress = tokio::time::timeout(limits::CACHE_WAIT, waiting.outcome()).await;
         match progress {
             Ok(Progress::Filling(filling)) => match self.read_along(&filling) {
-                Some(answer) => Waited::Answer(answer),
+                Some(answer) => Waited::Answer(Box::new(answer)),
                 None => Waited::Alone,
             },
             Ok(Progress::Kept | Progress::Abandoned) => Waited::LookAgain,

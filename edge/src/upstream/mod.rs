@@ -245,6 +245,7 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
     let framed = lease.is_http2()
+        || incoming.is_end_stream()
         || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
             .iter()
             .any(|name| head.headers.contains_key(name));

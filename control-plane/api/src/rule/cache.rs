@@ -110,7 +110,7 @@ impl QueryRule {
             query.split('&').filter(|parameter| !self.ignores(name_of(parameter))).collect();
         if self.sort {
             kept.retain(|parameter| !parameter.is_empty());
-            kept.sort_by_key(|parameter| name_of(parameter));
+            kept.sort_by_key(name_of);
         }
         (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
     }
