@@ -409,7 +409,10 @@ impl Exchange {
         };
         let body = match std::mem::replace(answer.response.body_mut(), ResponseSource::Empty) {
             ResponseSource::Origin(body) => *body,
-            other => {
+            other @ (ResponseSource::Empty
+            | ResponseSource::Full(_)
+            | ResponseSource::Stored(_)
+            | ResponseSource::Filling(_)) => {
                 *answer.response.body_mut() = other;
                 leading.uncacheable();
                 return labelled(answer, Told::detailed(Outcome::NotKept, "body"));
