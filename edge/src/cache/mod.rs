@@ -3,7 +3,7 @@
 //! One cache for the process, read by all workers: with one for each, an edge of n workers would ask an origin n times for the
 //! same page, hold n copies of it, and a purge would have n ends. Memory alone; a new process begins with nothing.
 //!
-//! An exchange comes in by [`serve`], whatever its protocol. `request` makes requests for one thing the same, [`CacheKey`] says
+//! An exchange comes in by [`serve()`], whatever its protocol. `request` makes requests for one thing the same, [`CacheKey`] says
 //! whose and which it is, `freshness` decides what is kept and how long it is good, `flight` lets one of many ask, `filling`
 //! brings a body in while clients read it, `store` holds it within bounds, `conditions` and `answer` give each client what it
 //! asked for, `purge` takes it out.
