@@ -81,7 +81,7 @@ async fn send(
 }
 
 async fn wait_ready(http: &Http, api: SocketAddr) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let answer = http.get(format!("http://{api}/readyz").parse().unwrap()).await;
         if answer.is_ok_and(|answer| answer.status().is_success()) {

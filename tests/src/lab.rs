@@ -478,7 +478,7 @@ pub(crate) async fn plain_http(
         let _closed = driver.await;
         anyhow::Ok((parts.status, body))
     };
-    tokio::time::timeout(Duration::from_secs(5), exchange).await.context("no answer in 5 s")?
+    tokio::time::timeout(Duration::from_secs(30), exchange).await.context("no answer in 30 s")?
 }
 
 fn write_secret(path: &Path, text: &str) -> Result<()> {

@@ -53,7 +53,7 @@ pub(crate) async fn start(addresses: &Addresses, folder: &Path, dns: std::net::S
             .env("PEBBLE_WFE_NONCEREJECT", "5"),
     );
     let issuing_root = folder.join("pebble-issuing-root.pem");
-    let root = wait_until("Pebble's issuing root", Duration::from_secs(20), async || {
+    let root = wait_until("Pebble's issuing root", Duration::from_secs(60), async || {
         Command::new("curl")
             .args(["-sf", "--cacert"])
             .arg(&api_root)

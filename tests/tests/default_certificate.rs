@@ -40,7 +40,7 @@ async fn unknown_names_get_the_certificate_that_the_operator_chose() -> Result<(
 
     let chosen = portico(&lab, &["edge", "default", "home.test"]);
     assert!(chosen.status.success(), "{chosen:?}");
-    wait_until("the default certificate on the edge", Duration::from_secs(10), async || {
+    wait_until("the default certificate on the edge", Duration::from_secs(60), async || {
         (names(&check(&lab, "stranger.test")) == ["home.test"]).then_some(())
     })
     .await;
@@ -57,7 +57,7 @@ async fn unknown_names_get_the_certificate_that_the_operator_chose() -> Result<(
     let listed: Value = serde_json::from_slice(&listed.stdout)?;
     assert_eq!((&listed["hostname"], &listed["cells"][0]), (&"home.test".into(), &"default".into()));
     assert!(portico(&lab, &["edge", "default", "--none"]).status.success());
-    wait_until("the refusal of unknown names", Duration::from_secs(10), async || {
+    wait_until("the refusal of unknown names", Duration::from_secs(60), async || {
         names(&check(&lab, "stranger.test")).is_empty().then_some(())
     })
     .await;

@@ -57,7 +57,7 @@ async fn one_dead_name_does_not_hold_up_the_group() -> Result<()> {
         lab.active(name).await?;
         ask(lab.edges[1].https, name, "/", &lab.issuing_root).await?;
     }
-    let dead = wait_until("the dead name's own condition", Duration::from_secs(30), async || {
+    let dead = wait_until("the dead name's own condition", Duration::from_secs(60), async || {
         let domain = lab.client.domain("elsewhere.test").await.ok()?;
         domain.next_action.is_some().then_some(domain)
     })

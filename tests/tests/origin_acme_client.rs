@@ -57,7 +57,7 @@ async fn certbot_and_our_own_order_validate_one_name_at_once() -> Result<()> {
     lab.ca_faults(&json!({ "kind": "slow", "endpoint": "challenge", "delay_ms": 25_000 })).await?;
     let site = Site::start(&lab, "both.test", Plugin::Webroot).await?;
     let lab = &lab;
-    wait_until("our request for a validation", Duration::from_secs(30), async || {
+    wait_until("our request for a validation", Duration::from_secs(60), async || {
         let stats = lab.ca_stats().await.ok()?;
         (stats["faults"]["slow"] == 1).then_some(())
     })
@@ -91,7 +91,7 @@ async fn certbot_issues_while_our_own_order_is_held_up() -> Result<()> {
     lab.ca_faults(&hour).await?;
     let site = Site::start(&lab, "held.test", Plugin::Webroot).await?;
     let lab = &lab;
-    wait_until("our order to be refused", Duration::from_secs(30), async || {
+    wait_until("our order to be refused", Duration::from_secs(60), async || {
         let stats = lab.ca_stats().await.ok()?;
         (stats["faults"]["rate-limited"] == 1).then_some(())
     })
@@ -161,7 +161,7 @@ impl Site {
             Running::start("web-server", &folder, &mut command)
         });
         if server.is_some() {
-            wait_until("the origin's web server", Duration::from_secs(30), async || {
+            wait_until("the origin's web server", Duration::from_secs(60), async || {
                 tokio::net::TcpStream::connect(origin).await.ok()
             })
             .await;

@@ -220,7 +220,7 @@ impl TestEdge {
     /// Waits until the state is as wanted; panics after 20 s.
     pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&State) -> bool) {
         let mut changed = self.changed.clone();
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             changed.mark_unchanged();
             if self.with(|state| holds(state)) {

@@ -228,7 +228,7 @@ impl Plane {
 
 /// Waits for something of this process to come true.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "waited 20 s for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

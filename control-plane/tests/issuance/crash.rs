@@ -61,7 +61,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
         .unwrap();
     let stdin = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    let line = tokio::time::timeout(Duration::from_secs(20), async {
+    let line = tokio::time::timeout(Duration::from_secs(60), async {
         loop {
             let line = output.next_line().await.unwrap().expect("the child ended before it was ready");
             if let Some(rest) = line.strip_prefix("ready ") {
@@ -102,7 +102,7 @@ async fn crash_at(fail_point: &'static str) {
 
     let mut doomed = start(&config, fail_point).await;
     let edge = connect(&world, &doomed, identity.clone()).await;
-    let ended = tokio::time::timeout(Duration::from_secs(30), doomed.child.wait()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), doomed.child.wait()).await;
     let status = ended.unwrap_or_else(|_| panic!("{fail_point} was never reached")).unwrap();
     assert!(!status.success(), "{fail_point}: ended by itself");
     drop(edge);
@@ -137,7 +137,7 @@ async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<T
 
 async fn stop(mut plane: Plane) {
     drop(plane.stdin);
-    let ended = tokio::time::timeout(Duration::from_secs(10), plane.child.wait()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), plane.child.wait()).await;
     assert!(ended.expect("the child did not end").unwrap().success());
 }
 

@@ -216,7 +216,7 @@ pub async fn retry_now(lab: &Lab, domain: DomainId) {
 }
 
 pub async fn until_renewed(lab: &Lab, old: &Live) -> Live {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let live = lab.live_credentials().await;
         if let Some(new) = live.into_iter().find(|live| live.lineage == old.lineage && live.id != old.id) {

@@ -159,7 +159,7 @@ nonces_per_second = 5000
 
     /// Waits until the DNS stub was asked that often.
     pub async fn until_dns_asked(&self, least: u64) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             let (_, text) = http(self.dns.addresses.management, "GET", "/stats", &Value::Null).await;
             let stats: Value = serde_json::from_str(&text).unwrap();
@@ -332,7 +332,7 @@ impl Lab {
     }
 
     pub async fn until_condition(&self, domain: DomainId, kind: &str, status: &str) -> Vec<String> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             let found = self.condition(domain, kind).await;
             match found {

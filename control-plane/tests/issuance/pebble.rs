@@ -51,7 +51,7 @@ impl Pebble {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let root = loop {
             match fetch_root(folder, management).await {
                 Some(root) => break root,

@@ -172,7 +172,7 @@ pub fn set_mode(path: &Path, mode: u32) {
 
 /// Looks again until `holds`, for at most 20 s.
 pub async fn until<T, F: Future<Output = T>>(mut look: impl FnMut() -> F, holds: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let seen = look().await;
         if holds(&seen) {

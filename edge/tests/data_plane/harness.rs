@@ -23,7 +23,7 @@ use portico_edge::upstream::OriginTls;
 use crate::fleet::{self, Bench};
 
 /// Longest time that anything in these tests may take; reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Setup {
     pub workers: usize,

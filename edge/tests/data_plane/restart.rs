@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Buf as _;
@@ -98,20 +98,37 @@ fn has_ended(process: u64) -> bool {
     status.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('Z'))
 }
 
-/// How many were answered, and what was lost.
-type Outcome = (u64, Vec<String>);
-type Client = fn(SocketAddr, &AtomicBool) -> Outcome;
+/// One kind of load: what it has done, and whether it is to stop.
+#[derive(Default)]
+struct Progress {
+    stop: AtomicBool,
+    answered: AtomicU64,
+}
 
-/// Requests without a pause, until told to stop. What is lost is told with the reason.
+impl Progress {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::SeqCst)
+    }
+
+    fn add(&self) {
+        self.answered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn answered(&self) -> u64 {
+        self.answered.load(Ordering::SeqCst)
+    }
+}
+
+/// Returns what was lost, with the reasons.
+type Client = fn(SocketAddr, &Progress) -> Vec<String>;
+
+/// Requests without a pause, until told to stop.
 struct Load {
-    stop: Arc<AtomicBool>,
-    threads: Vec<(&'static str, std::thread::JoinHandle<Outcome>)>,
+    kinds: Vec<(&'static str, Arc<Progress>, std::thread::JoinHandle<Vec<String>>)>,
 }
 
 impl Load {
     fn start(address: SocketAddr) -> Self {
-        let stop = Arc::<AtomicBool>::default();
-        let mut threads = Vec::new();
         let kinds: [(&str, Client); 5] = [
             ("h1, kept", http1_kept),
             ("h1, a connection each", http1_fresh),
@@ -119,27 +136,35 @@ impl Load {
             ("h3", http3_kept),
             ("h3, a connection each", http3_fresh),
         ];
-        for (kind, run) in kinds {
-            let stop = Arc::clone(&stop);
-            threads.push((kind, std::thread::spawn(move || run(address, &stop))));
-        }
-        Self { stop, threads }
+        let start = |(kind, run): (&'static str, Client)| {
+            let progress = Arc::<Progress>::default();
+            let told = Arc::clone(&progress);
+            (kind, progress, std::thread::spawn(move || run(address, &told)))
+        };
+        Self { kinds: kinds.map(start).into() }
     }
 
+    /// Goes on until each kind has had enough answers from whoever serves now, however slow the machine is.
     fn end(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        for (kind, thread) in self.threads {
-            let (answered, lost) = thread.join().unwrap();
+        let before: Vec<u64> = self.kinds.iter().map(|(_, progress, _)| progress.answered()).collect();
+        for ((kind, progress, thread), before) in self.kinds.iter().zip(before) {
+            wait_until(kind, || progress.answered() >= before + 20 || thread.is_finished());
+        }
+        for (_, progress, _) in &self.kinds {
+            progress.stop.store(true, Ordering::SeqCst);
+        }
+        for (kind, progress, thread) in self.kinds {
+            let lost = thread.join().unwrap();
+            let answered = progress.answered();
             eprintln!("{kind}: {answered} answered, {} lost", lost.len());
             assert!(lost.is_empty(), "{kind}: {answered} answered, lost: {lost:?}");
-            assert!(answered > 20, "{kind}: only {answered}");
         }
     }
 }
 
-fn http1_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
-    let (mut answered, mut lost) = (0, Vec::new());
-    while !stop.load(Ordering::SeqCst) {
+fn http1_kept(address: SocketAddr, progress: &Progress) -> Vec<String> {
+    let mut lost = Vec::new();
+    while progress.goes_on() {
         let mut client = match try_https(address, Some(HOST), any_version(&["http/1.1"])) {
             Ok(client) => client,
             Err(error) => {
@@ -151,8 +176,8 @@ fn http1_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
             client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
             match client.answer_to("GET") {
                 Ok(answer) if answer.text() == BODY => {
-                    answered += 1;
-                    if answer.header("connection") == Some("close") || stop.load(Ordering::SeqCst) {
+                    progress.add();
+                    if answer.header("connection") == Some("close") || !progress.goes_on() {
                         break;
                     }
                 }
@@ -164,29 +189,29 @@ fn http1_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
             }
         }
     }
-    (answered, lost)
+    lost
 }
 
-fn http1_fresh(address: SocketAddr, stop: &AtomicBool) -> Outcome {
-    let (mut answered, mut lost) = (0, Vec::new());
-    while !stop.load(Ordering::SeqCst) {
+fn http1_fresh(address: SocketAddr, progress: &Progress) -> Vec<String> {
+    let mut lost = Vec::new();
+    while progress.goes_on() {
         let asked = try_https(address, Some(HOST), any_version(&["http/1.1"])).and_then(|mut client| {
             client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"));
             client.answer_to("GET")
         });
         match asked {
-            Ok(answer) if answer.text() == BODY => answered += 1,
+            Ok(answer) if answer.text() == BODY => progress.add(),
             other => lost.push(format!("{other:?}")),
         }
     }
-    (answered, lost)
+    lost
 }
 
-fn http2_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
+fn http2_kept(address: SocketAddr, progress: &Progress) -> Vec<String> {
     type Empty = http_body_util::Empty<bytes::Bytes>;
     runtime().block_on(async {
-        let (mut answered, mut lost) = (0, Vec::new());
-        while !stop.load(Ordering::SeqCst) {
+        let mut lost = Vec::new();
+        while progress.goes_on() {
             let mut sender = match http2::<Empty>(address, Some(HOST)).await {
                 Ok(sender) => sender,
                 Err(error) => {
@@ -194,11 +219,11 @@ fn http2_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
                     continue;
                 }
             };
-            while sender.ready().await.is_ok() && !stop.load(Ordering::SeqCst) {
+            while sender.ready().await.is_ok() && progress.goes_on() {
                 let request = http::Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
                 match sender.try_send_request(request).await {
                     Ok(response) => match crate::client::collect(response).await {
-                        Ok(answer) if answer.text() == BODY => answered += 1,
+                        Ok(answer) if answer.text() == BODY => progress.add(),
                         other => lost.push(format!("{other:?}")),
                     },
                     Err(mut error) => {
@@ -211,22 +236,22 @@ fn http2_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
                 }
             }
         }
-        (answered, lost)
+        lost
     })
 }
 
-fn http3_kept(address: SocketAddr, stop: &AtomicBool) -> Outcome {
-    http3_load(address, stop, usize::MAX)
+fn http3_kept(address: SocketAddr, progress: &Progress) -> Vec<String> {
+    http3_load(address, progress, usize::MAX)
 }
 
-fn http3_fresh(address: SocketAddr, stop: &AtomicBool) -> Outcome {
-    http3_load(address, stop, 1)
+fn http3_fresh(address: SocketAddr, progress: &Progress) -> Vec<String> {
+    http3_load(address, progress, 1)
 }
 
-fn http3_load(address: SocketAddr, stop: &AtomicBool, per_connection: usize) -> Outcome {
+fn http3_load(address: SocketAddr, progress: &Progress, per_connection: usize) -> Vec<String> {
     tokio::task::LocalSet::new().block_on(&runtime(), async {
-        let (mut answered, mut lost) = (0, Vec::new());
-        while !stop.load(Ordering::SeqCst) {
+        let mut lost = Vec::new();
+        while progress.goes_on() {
             let mut client = match Http3::connect(address, Some(HOST)).await {
                 Ok(client) => client,
                 Err(error) => {
@@ -237,7 +262,7 @@ fn http3_load(address: SocketAddr, stop: &AtomicBool, per_connection: usize) -> 
             for _ in 0..per_connection {
                 let request = http::Request::get(format!("https://{HOST}/")).body(()).unwrap();
                 match client.ask(request).await {
-                    Ok(Some(answer)) if answer.text() == BODY => answered += 1,
+                    Ok(Some(answer)) if answer.text() == BODY => progress.add(),
                     // GOAWAY came before the request could leave.
                     Ok(None) => break,
                     other => {
@@ -245,13 +270,13 @@ fn http3_load(address: SocketAddr, stop: &AtomicBool, per_connection: usize) -> 
                         break;
                     }
                 }
-                if stop.load(Ordering::SeqCst) {
+                if !progress.goes_on() {
                     break;
                 }
             }
             client.close();
         }
-        (answered, lost)
+        lost
     })
 }
 

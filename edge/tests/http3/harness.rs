@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use crate::fleet::process::EdgeProcess;
 
 /// Nothing in these tests takes long; what does is stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names of the one certificate; each answers with its own name.
 pub const NAMES: [&str; 3] = ["one.example", "two.example", "proxied.example"];

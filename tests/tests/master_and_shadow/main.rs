@@ -25,7 +25,7 @@ async fn claimed(lab: &Lab) -> Result<(portico_api::v1::Domain, Addresses)> {
 
 /// Waits until MASTER listens; its last words otherwise.
 async fn listening(master: &mut Running, address: SocketAddr) {
-    wait_until("MASTER", Duration::from_secs(20), async || {
+    wait_until("MASTER", Duration::from_secs(60), async || {
         master.assert_alive();
         tokio::net::TcpStream::connect(address).await.ok()
     })
