@@ -123,8 +123,12 @@ impl Progress {
 type Client = fn(SocketAddr, &Progress) -> Vec<String>;
 
 /// Requests without a pause, until told to stop.
-struct Load {
-    kinds: Vec<(&'static str, Arc<Progress>, std::thread::JoinHandle<Vec<String>>)>,
+struct Load(Vec<Kind>);
+
+struct Kind {
+    name: &'static str,
+    progress: Arc<Progress>,
+    thread: std::thread::JoinHandle<Vec<String>>,
 }
 
 impl Load {
@@ -136,28 +140,29 @@ impl Load {
             ("h3", http3_kept),
             ("h3, a connection each", http3_fresh),
         ];
-        let start = |(kind, run): (&'static str, Client)| {
+        let start = |(name, run): (&'static str, Client)| {
             let progress = Arc::<Progress>::default();
             let told = Arc::clone(&progress);
-            (kind, progress, std::thread::spawn(move || run(address, &told)))
+            Kind { name, progress, thread: std::thread::spawn(move || run(address, &told)) }
         };
-        Self { kinds: kinds.map(start).into() }
+        Self(kinds.map(start).into())
     }
 
     /// Goes on until each kind has had enough answers from whoever serves now, however slow the machine is.
     fn end(self) {
-        let before: Vec<u64> = self.kinds.iter().map(|(_, progress, _)| progress.answered()).collect();
-        for ((kind, progress, thread), before) in self.kinds.iter().zip(before) {
-            wait_until(kind, || progress.answered() >= before + 20 || thread.is_finished());
+        let before: Vec<u64> = self.0.iter().map(|kind| kind.progress.answered()).collect();
+        for (kind, before) in self.0.iter().zip(before) {
+            let enough = || kind.progress.answered() >= before + 20 || kind.thread.is_finished();
+            wait_until(kind.name, enough);
         }
-        for (_, progress, _) in &self.kinds {
-            progress.stop.store(true, Ordering::SeqCst);
+        for kind in &self.0 {
+            kind.progress.stop.store(true, Ordering::SeqCst);
         }
-        for (kind, progress, thread) in self.kinds {
+        for Kind { name, progress, thread } in self.0 {
             let lost = thread.join().unwrap();
             let answered = progress.answered();
-            eprintln!("{kind}: {answered} answered, {} lost", lost.len());
-            assert!(lost.is_empty(), "{kind}: {answered} answered, lost: {lost:?}");
+            eprintln!("{name}: {answered} answered, {} lost", lost.len());
+            assert!(lost.is_empty(), "{name}: {answered} answered, lost: {lost:?}");
         }
     }
 }
