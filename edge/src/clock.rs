@@ -1,5 +1,6 @@
 //! The edge's only reader of time. Everything else asks here, so that a clippy rule can hold the line.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::UnixTime;
@@ -25,4 +26,10 @@ pub fn unix_time() -> UnixTime {
 /// Wall time in milliseconds, as suspensions and the distribution protocol count it.
 pub fn unix_ms() -> i64 {
     i64::try_from(unix_elapsed().as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Since this process first asked, for counts that live in one word.
+pub fn uptime() -> Duration {
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    now().duration_since(*BEGUN.get_or_init(now))
 }

@@ -14,8 +14,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::{io::IoChoice, limits};
+use crate::{io::IoChoice, limits, sources::SourceLimits};
 
+mod sources;
 mod standalone;
 
 pub use standalone::{CertificateFiles, EgressAllow, RouteConfig, StandaloneConfig, UnknownSniChoice};
@@ -37,6 +38,7 @@ pub struct Config {
     pub resolvers: Vec<SocketAddr>,
     /// Memory for kept answers; 0: none are kept.
     pub cache_bytes: u64,
+    pub sources: SourceLimits,
     pub listeners: Vec<ListenerConfig>,
     pub mode: Mode,
 }
@@ -107,6 +109,7 @@ struct RawConfig {
     withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
     cache_bytes: Option<u64>,
+    client_limits: Option<sources::RawClientLimits>,
     #[serde(default)]
     resolvers: Vec<Spanned<String>>,
     #[serde(default)]
@@ -204,6 +207,7 @@ impl Source<'_> {
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
             cache_bytes: raw.cache_bytes.unwrap_or(limits::CACHE_BYTES),
+            sources: sources::check(self, raw.client_limits.as_ref())?,
             mode: self.mode(&raw)?,
             listeners,
             state,

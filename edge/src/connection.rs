@@ -8,6 +8,7 @@ use crate::{
     http::{clock::ConnectionClock, drive::Ended, h1, h2},
     io::Stream,
     listen::BoundListener,
+    sources::Source,
     tls::{self, Shown},
     worker::Worker,
 };
@@ -15,19 +16,26 @@ use crate::{
 /// Serves a connection to its end. Each phase is boxed, so that an idle connection holds no room for a handshake.
 pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: &BoundListener) {
     let Ok(local) = stream.local_address() else { return };
+    // Dropped where there is none: closed before a byte was read.
+    let Ok(source) = worker.edge.sources.connect(peer.ip()) else { return };
     let ended = match bound.config.kind {
         ListenerKind::Http => {
-            let context = context(&worker, (peer, local), Protocol::Http1, None, bound);
+            let context = context(&worker, (peer, local), source, (Protocol::Http1, None), bound);
             Box::pin(h1::serve(stream, context)).await
         }
         ListenerKind::Https => {
-            let edge = &worker.edge;
-            let accepting = tls::accept(stream, edge);
+            if source.take_handshake().is_err() {
+                return;
+            }
+            let accepting = tls::accept(stream, &worker.edge);
             let Some(accepted) = Box::pin(accepting).await else { return };
-            let tls::Accepted { stream, shown } = *accepted;
+            let tls::Accepted { stream, shown, resumed } = *accepted;
+            if resumed {
+                source.handshake_was_resumed();
+            }
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };
-            let context = context(&worker, (peer, local), protocol, Some(shown), bound);
+            let context = context(&worker, (peer, local), source, (protocol, Some(shown)), bound);
             if h2 {
                 let clock = Rc::clone(&context.clock);
                 let ended = Box::pin(h2::serve(stream, context)).await;
@@ -48,8 +56,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: 
 fn context(
     worker: &Rc<Worker>,
     (peer, local): (SocketAddr, SocketAddr),
-    protocol: Protocol,
-    shown: Option<Shown>,
+    source: Source,
+    (protocol, shown): (Protocol, Option<Shown>),
     bound: &BoundListener,
 ) -> Rc<ConnectionContext> {
     Rc::new(ConnectionContext {
@@ -61,5 +69,6 @@ fn context(
         public_https_port: bound.config.public_https_port,
         alt_svc: bound.alt_svc.clone(),
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
+        source,
     })
 }

@@ -4,7 +4,7 @@
 //! ACME challenges, suspension, the redirect to https, maintenance, the route. It always has an answer; a panic inside costs one
 //! exchange (500) and is counted. The end, whole or broken off, is logged and counted by [`ExchangeEnd`].
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Instant};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::{Duration, Instant}};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -28,6 +28,8 @@ use crate::{
     },
     limits,
     live::{Action, Host, Maintenance, Suspension, SuspensionMode},
+    metrics::Limited,
+    sources::Source,
     tls::Shown,
     worker::Worker,
 };
@@ -54,6 +56,8 @@ pub struct ConnectionContext {
     /// Advertised to clients of HTTP/1.1 and 2 whose name may use HTTP/3.
     pub alt_svc: Option<HeaderValue>,
     pub clock: Rc<ConnectionClock>,
+    /// The client's address, and what it has taken.
+    pub source: Source,
 }
 
 /// There is to be no answer: the connection (HTTP/1.1) or the stream (HTTP/2, 3) is closed.
@@ -106,6 +110,9 @@ async fn answer(
     context: &Rc<ConnectionContext>,
     end: &mut ExchangeEnd,
 ) -> Result<Answer, Dropped> {
+    if let Err(wait) = context.source.take_request() {
+        return Ok(too_many(Limited::SourceRequests, wait));
+    }
     let authority = match check_request(&parts, context) {
         Ok(authority) => authority,
         Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
@@ -249,6 +256,11 @@ pub(crate) fn suspended(suspension: &Suspension) -> Result<Answer, Dropped> {
     Ok(Answer::fixed(status, page::CONTENT_TYPE, body, Some(reason)).uncached())
 }
 
+/// RFC 6585 section 4. `wait` is for how long it will be so.
+fn too_many(limit: Limited, wait: Duration) -> Answer {
+    Answer::page(StatusCode::TOO_MANY_REQUESTS, limit.as_str()).after(wait)
+}
+
 fn in_maintenance(maintenance: &Maintenance) -> Answer {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     let body = page::of(status, &maintenance.text);
@@ -337,6 +349,13 @@ impl Answer {
 
     fn uncached(mut self) -> Self {
         self.response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self
+    }
+
+    /// Says when to come again, in whole seconds.
+    fn after(mut self, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         self
     }
 

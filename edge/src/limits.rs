@@ -203,6 +203,22 @@ pub const LISTEN_PAUSE: Duration = Duration::from_millis(50);
 pub const ACCEPT_SETTLE: Duration = Duration::from_millis(20);
 pub const ACCEPT_SETTLE_ROUNDS: u32 = 10;
 
+/// What one client address (IPv4, or an IPv6 /64) may take where the edge's file does not say it. Thousands of people may
+/// share one address behind a carrier's NAT; a browser opens 2 to 6 connections to a site and asks for some hundred things.
+pub const SOURCE_HANDSHAKES_PER_SECOND: u64 = 200;
+pub const SOURCE_HANDSHAKES_BURST: u64 = 2000;
+pub const SOURCE_REQUESTS_PER_SECOND: u64 = 2000;
+pub const SOURCE_REQUESTS_BURST: u64 = 10_000;
+pub const SOURCE_CONNECTIONS_MAX: u32 = 4000;
+/// What a resumed handshake gets back of the price of a full one: it signs nothing, and still costs a key exchange.
+pub const SOURCE_RESUMED_BACK: (u64, u64) = (3, 4);
+/// Addresses that are known at a time, 32 bytes each.
+pub const SOURCES_MAX: usize = 65_536;
+/// Between two lines of the log about addresses that are refused.
+pub const SOURCE_LOG_PAUSE: Duration = Duration::from_secs(10);
+/// What the file may ask for.
+pub const SOURCE_RATE_MAX: u64 = 1_000_000;
+
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of a configured static body.

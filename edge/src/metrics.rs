@@ -32,6 +32,7 @@ pub mod names {
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
     pub const EXCHANGE_SECONDS: &str = "portico_edge_exchange_seconds";
     pub const REQUESTS_REFUSED: &str = "portico_edge_requests_refused_total";
+    pub const LIMITED: &str = "portico_edge_limited_total";
     pub const MISDIRECTED: &str = "portico_edge_misdirected_total";
     pub const CHALLENGES_ANSWERED: &str = "portico_edge_challenges_answered_total";
     pub const ORIGIN_CONNECTS: &str = "portico_edge_origin_connects_total";
@@ -68,6 +69,27 @@ pub enum HandshakeEnd {
     TimedOut,
 }
 
+/// What was refused because somebody takes more than their share, and whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limited {
+    SourceHandshakes,
+    SourceConnections,
+    SourceRequests,
+}
+
+impl Limited {
+    const ALL: [Self; 3] = [Self::SourceHandshakes, Self::SourceConnections, Self::SourceRequests];
+
+    /// As the access log, the edge's log and the metrics call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceHandshakes => "source_handshakes",
+            Self::SourceConnections => "source_connections",
+            Self::SourceRequests => "source_requests",
+        }
+    }
+}
+
 const HANDSHAKE_ENDS: [&str; 7] =
     ["full", "resumed", "challenge", "unknown_name", "no_key", "failed", "timed_out"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
@@ -90,6 +112,7 @@ pub struct Metrics {
     exchanges: [[Counter; 5]; 3],
     pub exchange_seconds: Histogram,
     pub requests_refused: Counter,
+    limited: [Counter; Limited::ALL.len()],
     pub misdirected: Counter,
     pub challenges_http01: Counter,
     pub origin_connects: Counter,
@@ -141,6 +164,7 @@ impl Metrics {
             }),
             exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
             requests_refused: counter!(names::REQUESTS_REFUSED),
+            limited: Limited::ALL.map(|limit| counter!(names::LIMITED, "reason" => limit.as_str())),
             misdirected: counter!(names::MISDIRECTED),
             challenges_http01: counter!(names::CHALLENGES_ANSWERED, "kind" => "http-01"),
             origin_connects: counter!(names::ORIGIN_CONNECTS),
@@ -171,6 +195,11 @@ impl Metrics {
 
     pub fn handshake(&self, end: HandshakeEnd) {
         self.handshakes[end as usize].increment(1);
+    }
+
+    /// Counts a refusal.
+    pub fn limited(&self, limit: Limited) {
+        self.limited[limit as usize].increment(1);
     }
 
     pub fn exchange(&self, protocol: Protocol, status: http::StatusCode) {
@@ -277,6 +306,10 @@ fn describe() {
     describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
     describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");
     describe_counter!(names::REQUESTS_REFUSED, "HTTP/1 messages refused for their framing");
+    describe_counter!(
+        names::LIMITED,
+        "connections and requests refused because a client address takes more than its share, by what of"
+    );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
     describe_counter!(names::ORIGIN_CONNECTS, "connections made to origins");

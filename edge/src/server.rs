@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     process,
     service::{Beside, Service},
+    sources::Sources,
     standalone,
     tls::TlsConfigs,
     upstream::{self, OriginTls, OriginWatch},
@@ -82,6 +83,7 @@ pub struct Edge {
     /// Where the edge itself listens: never an origin.
     pub own_sockets: Vec<SocketAddr>,
     pub connections_per_worker_max: usize,
+    pub sources: Arc<Sources>,
     pub deadlines: Deadlines,
     pub readiness: Readiness,
 }
@@ -130,6 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         backend,
         live,
         tls: TlsConfigs::new()?,
+        sources: Sources::new(config.sources.clone(), Arc::clone(&metrics)),
         metrics,
         access_log,
         drain,

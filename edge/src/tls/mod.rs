@@ -137,6 +137,7 @@ pub struct Accepted {
     /// Boxed: it is large, and each phase of a connection takes it over.
     pub stream: Box<TlsStream<Stream>>,
     pub shown: Shown,
+    pub resumed: bool,
 }
 
 /// Does the handshake of one connection, within its deadline. `None`: nothing to serve; the client got
@@ -151,8 +152,7 @@ pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
     };
     match result {
         Ok(accepted) => {
-            let resumed = accepted.stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
-            metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
+            metrics.handshake(if accepted.resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
             metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
             Some(accepted)
         }
@@ -187,7 +187,8 @@ async fn handshake(
         }
     };
     let stream = start.into_stream(config).await.map_err(failed)?;
-    Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown }))
+    let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown, resumed }))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]

@@ -86,6 +86,17 @@ pub fn tcp(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// From an address of the test's choice: all of 127.0.0.0/8 is this machine.
+pub fn tcp_from(own: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((own, 0)).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
 /// HTTP/1.1 over TLS or plain TCP, byte by byte as told.
 pub struct Http1<S> {
     pub stream: S,
@@ -117,7 +128,11 @@ pub fn https(address: SocketAddr, sni: &str) -> Https {
 }
 
 pub fn try_https(address: SocketAddr, sni: Option<&str>, config: ClientConfig) -> io::Result<Https> {
-    let mut stream = StreamOwned::new(connection(config, sni), tcp(address));
+    https_over(tcp(address), sni, config)
+}
+
+pub fn https_over(tcp: TcpStream, sni: Option<&str>, config: ClientConfig) -> io::Result<Https> {
+    let mut stream = StreamOwned::new(connection(config, sni), tcp);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
@@ -125,7 +140,11 @@ pub fn try_https(address: SocketAddr, sni: Option<&str>, config: ClientConfig) -
 }
 
 pub fn plain(address: SocketAddr) -> Http1<TcpStream> {
-    Http1 { stream: tcp(address), unread: Vec::new() }
+    plain_over(tcp(address))
+}
+
+pub fn plain_over(stream: TcpStream) -> Http1<TcpStream> {
+    Http1 { stream, unread: Vec::new() }
 }
 
 impl<S: Read + Write> Http1<S> {

@@ -17,6 +17,7 @@ use portico_edge::limits::Deadlines;
 use portico_edge::listen;
 use portico_edge::metrics::Metrics;
 use portico_edge::server::{Edge, Readiness, start_workers};
+use portico_edge::sources::{SourceLimits, Sources};
 use portico_edge::tls::TlsConfigs;
 use portico_edge::upstream::OriginTls;
 
@@ -29,6 +30,7 @@ pub struct Setup {
     pub workers: usize,
     pub connections_max: usize,
     pub cache_bytes: u64,
+    pub sources: SourceLimits,
     pub deadlines: Deadlines,
     pub resolvers: Vec<SocketAddr>,
     pub origin_roots: rustls::RootCertStore,
@@ -50,6 +52,7 @@ impl Default for Setup {
             workers: 1,
             connections_max: 1000,
             cache_bytes: 16 << 20,
+            sources: SourceLimits::default(),
             deadlines: Deadlines::default(),
             resolvers: Vec::new(),
             origin_roots: rustls::RootCertStore::empty(),
@@ -110,6 +113,7 @@ impl TestEdge {
             backend,
             live: Arc::clone(&bench.live),
             tls: TlsConfigs::new().unwrap(),
+            sources: Sources::new(setup.sources, Arc::clone(&metrics)),
             metrics,
             access_log,
             drain,

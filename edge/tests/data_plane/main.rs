@@ -35,6 +35,7 @@ mod resources;
 mod restart;
 mod routes;
 mod smuggling;
+mod sources;
 mod stalled;
 mod suspension;
 mod upstreams;

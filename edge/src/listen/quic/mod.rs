@@ -13,7 +13,7 @@ mod steering;
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ use crate::http::drive::Ended;
 use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
 use crate::metrics::HandshakeEnd;
+use crate::sources::{Refused, Source};
 use crate::worker::{Place, Worker};
 use crate::{clock, limits};
 
@@ -204,30 +205,46 @@ fn take(
     bound: &Rc<BoundListener>,
     half_open: &Rc<Cell<usize>>,
 ) {
-    let must_show_address = half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
+    let client = incoming.remote_address().ip();
+    let has_room = worker.edge.sources.has_room(client);
+    let must_show_address = !has_room || half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
     if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
         // It may retry: that was asked.
         let _retried = incoming.retry();
         worker.edge.metrics.quic_retries.increment(1);
         return;
     }
-    let Some(place) = worker.place() else {
+    // Nothing is charged to an address that may be forged: whoever sent it would spend somebody else's share. It pays when
+    // its handshake has ended.
+    let source = match incoming.remote_address_validated() {
+        true => begun(worker, client).map(Some),
+        false => Ok(None),
+    };
+    let (Ok(source), Some(place)) = (source, worker.place()) else {
         incoming.refuse();
         return;
     };
     // Counted now: a burst is taken before the first of its tasks runs.
     let half_open = HalfOpen::begun(half_open);
-    tokio::task::spawn_local(accept(Rc::clone(worker), incoming, Rc::clone(bound), place, half_open));
+    let accepting = accept(Rc::clone(worker), incoming, Rc::clone(bound), (place, source), half_open);
+    tokio::task::spawn_local(accepting);
+}
+
+/// A client whose address is its own, with the handshake that it has paid for.
+fn begun(worker: &Worker, client: IpAddr) -> Result<Source, Refused> {
+    let source = worker.edge.sources.connect(client)?;
+    source.take_handshake()?;
+    Ok(source)
 }
 
 async fn accept(
     worker: Rc<Worker>,
     incoming: quinn::Incoming,
     bound: Rc<BoundListener>,
-    place: Place,
+    (place, source): (Place, Option<Source>),
     half_open: HalfOpen,
 ) {
-    let handshake = handshake(&worker, incoming, &bound);
+    let handshake = handshake(&worker, incoming, &bound, source);
     let accepted = Box::pin(handshake).await;
     drop(half_open);
     if let Some((connection, context)) = accepted {
@@ -259,6 +276,7 @@ async fn handshake(
     worker: &Rc<Worker>,
     incoming: quinn::Incoming,
     bound: &BoundListener,
+    source: Option<Source>,
 ) -> Option<(quinn::Connection, Rc<ConnectionContext>)> {
     let metrics = &worker.edge.metrics;
     let started = clock::now();
@@ -288,18 +306,30 @@ async fn handshake(
     let Finished { shown, resumed } = *finished;
     metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
     metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
+    let peer = connection.remote_address();
+    let Ok(source) = source.map_or_else(|| begun(worker, peer.ip()), Ok) else {
+        connection.close(VarInt::from_u32(H3_EXCESSIVE_LOAD), b"");
+        return None;
+    };
+    if resumed {
+        source.handshake_was_resumed();
+    }
     let context = Rc::new(ConnectionContext {
         worker: Rc::clone(worker),
-        peer: connection.remote_address(),
+        peer,
         local,
         protocol: Protocol::Http3,
         shown: Some(shown),
         public_https_port: bound.config.public_https_port,
         alt_svc: None,
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
+        source,
     });
     Some((connection, context))
 }
+
+/// RFC 9114 section 8.1.
+const H3_EXCESSIVE_LOAD: u32 = 0x107;
 
 fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint> {
     let QuicSocket { socket, slot, slots, process, gate, predecessors } = quic;
