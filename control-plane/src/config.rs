@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use portico_api::v1::TenantLimits;
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -69,6 +70,8 @@ pub struct FleetConfig {
     pub public_addresses: Vec<std::net::IpAddr>,
     pub http_port: u16,
     pub https_port: u16,
+    /// What a tenant may take of each edge that has no limits of its own.
+    pub tenant_limits: TenantLimits,
 }
 
 /// Ranges that the control plane's own checks (pre-flight, proof file) may reach for every tenant although the guard
@@ -268,6 +271,10 @@ impl Config {
             let message = format!("audit.keep_days = {} must be from 30 to 36500", self.audit.keep_days);
             return Err(Fault::new("audit.keep_days", message));
         }
+        if let Some((field, message)) = self.fleet.tenant_limits.faults().into_iter().next() {
+            let key = format!("fleet.tenant_limits.{field}");
+            return Err(Fault::new(&key, format!("{key} {message}")));
+        }
         self.dns.check()?;
         for (index, issuer) in self.issuers.iter().enumerate() {
             if self.issuers[..index].iter().any(|earlier| earlier.name == issuer.name) {
@@ -355,7 +362,12 @@ impl IssuerConfig {
 
 impl Default for FleetConfig {
     fn default() -> Self {
-        Self { public_addresses: Vec::new(), http_port: 80, https_port: 443 }
+        Self {
+            public_addresses: Vec::new(),
+            http_port: 80,
+            https_port: 443,
+            tenant_limits: TenantLimits::default(),
+        }
     }
 }
 
@@ -501,6 +513,8 @@ mod tests {
             ("renewal = { share = 1.5 }\n", "4:21", "renewal.share"),
             ("renewal.share = 1.5\n", "4:17", "renewal.share"),
             ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
+            ("[fleet]\ntenant_limits = { exchanges = 0 }\n", "5:31", "fleet.tenant_limits.exchanges must be"),
+            ("[fleet.tenant_limits]\nrequests = 1\n", "5:1", "unknown field"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "5:14", "dns.cname_zone"),
             ("[dns]\nchallenge_zone = \"a.test\"\ncname_zone = \"a.test\"\n", "6:14", "two zones"),

@@ -469,6 +469,41 @@ async fn a_tenant_has_only_so_many_claims() {
 }
 
 #[tokio::test]
+async fn an_operator_limits_what_a_tenant_takes_of_each_edge_and_a_tenant_does_not() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let at = format!("/v1/tenants/{one}");
+    let patch = async |token: &str, limits: Value| {
+        stage.call("PATCH", &at, Some(token), &[("if-match", "*")], json!({ "limits": limits })).await
+    };
+    let set =
+        patch(&stage.operator, json!({ "requests_per_second": 100, "bytes_per_second": 1_000_000 })).await;
+    assert_eq!(set.status, 200, "{}", set.text);
+    assert_eq!(set.body["limits"], json!({ "requests_per_second": 100, "bytes_per_second": 1_000_000 }));
+    let taken_back = patch(&stage.operator, json!({ "requests_per_second": null, "exchanges": 7 })).await;
+    assert_eq!(taken_back.body["limits"], json!({ "bytes_per_second": 1_000_000, "exchanges": 7 }));
+    for (limits, pointer) in [
+        (json!({ "exchanges": 0 }), "/limits/exchanges"),
+        (json!({ "bytes_per_second": 1000 }), "/limits/bytes_per_second"),
+        (json!({ "request_body_bytes": 1_u64 << 41 }), "/limits/request_body_bytes"),
+        (json!({ "requests_per_second": "many" }), "/limits/requests_per_second"),
+        (json!({ "requests": 1 }), "/limits/requests"),
+    ] {
+        let refused = patch(&stage.operator, limits).await;
+        assert_eq!(refused.status, 422, "{}", refused.text);
+        assert_eq!(refused.body["errors"][0]["pointer"], pointer, "{}", refused.text);
+    }
+    assert_eq!(patch(&own, json!({ "exchanges": 1_000_000 })).await.status, 403);
+    let shown = stage.call("GET", &at, Some(&own), &[], Value::Null).await;
+    assert_eq!(shown.body["limits"], json!({ "bytes_per_second": 1_000_000, "exchanges": 7 }), "unchanged");
+    let none = patch(&stage.operator, Value::Null).await;
+    assert_eq!((none.status, none.body.get("limits")), (200, None));
+    let spec = json!({ "name": "two", "limits": { "exchanges": 0 } });
+    let refused = stage.operator("POST", "/v1/tenants", spec).await;
+    assert_eq!((refused.status, &refused.body["errors"][0]["pointer"]), (422, &json!("/limits/exchanges")));
+}
+
+#[tokio::test]
 async fn suspensions_are_durable_end_by_themselves_and_are_seen_in_the_status() {
     let stage = Stage::start().await;
     let (one, _) = stage.tenant("one").await;

@@ -4,7 +4,13 @@
 //! ACME challenges, suspension, the redirect to https, maintenance, the route. It always has an answer; a panic inside costs one
 //! exchange (500) and is counted. The end, whole or broken off, is logged and counted by [`ExchangeEnd`].
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::{Duration, Instant}};
+use std::{
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -27,7 +33,7 @@ use crate::{
         clock::ConnectionClock,
     },
     limits,
-    live::{Action, Host, Maintenance, Suspension, SuspensionMode},
+    live::{Action, Host, Maintenance, OverShare, Suspension, SuspensionMode},
     metrics::Limited,
     sources::Source,
     tls::Shown,
@@ -106,12 +112,13 @@ pub async fn serve_exchange(
 
 async fn answer(
     parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     context: &Rc<ConnectionContext>,
     end: &mut ExchangeEnd,
 ) -> Result<Answer, Dropped> {
     if let Err(wait) = context.source.take_request() {
-        return Ok(too_many(Limited::SourceRequests, wait));
+        let reason = Limited::SourceRequests.as_str();
+        return Ok(Answer::page(StatusCode::TOO_MANY_REQUESTS, reason).after(wait));
     }
     let authority = match check_request(&parts, context) {
         Ok(authority) => authority,
@@ -141,6 +148,13 @@ async fn answer(
     }
     if !host.served {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "not_served"));
+    }
+    match host.tenant.begin_exchange(&live.fleet.load().tenant_limits) {
+        Ok(share) => {
+            body.set_most(share.request_body_bytes_max);
+            end.takes(share);
+        }
+        Err(over) => return Ok(over_share(over, context)),
     }
     // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80.
     if context.shown.is_none() && host.https_redirect && challenge.is_none() {
@@ -256,9 +270,12 @@ pub(crate) fn suspended(suspension: &Suspension) -> Result<Answer, Dropped> {
     Ok(Answer::fixed(status, page::CONTENT_TYPE, body, Some(reason)).uncached())
 }
 
-/// RFC 6585 section 4. `wait` is for how long it will be so.
-fn too_many(limit: Limited, wait: Duration) -> Answer {
-    Answer::page(StatusCode::TOO_MANY_REQUESTS, limit.as_str()).after(wait)
+/// 429 is for a rate (RFC 6585 section 4), 503 for what is full at the moment.
+fn over_share(over: OverShare, context: &ConnectionContext) -> Answer {
+    context.worker.edge.metrics.limited(over.limit);
+    let is_a_rate = over.limit == Limited::TenantRequests;
+    let status = if is_a_rate { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::SERVICE_UNAVAILABLE };
+    Answer::page(status, over.limit.as_str()).after(over.wait)
 }
 
 fn in_maintenance(maintenance: &Maintenance) -> Answer {

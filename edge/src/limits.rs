@@ -216,8 +216,15 @@ pub const SOURCE_RESUMED_BACK: (u64, u64) = (3, 4);
 pub const SOURCES_MAX: usize = 65_536;
 /// Between two lines of the log about addresses that are refused.
 pub const SOURCE_LOG_PAUSE: Duration = Duration::from_secs(10);
-/// What the file may ask for.
+/// What the edge's file may ask for.
 pub const SOURCE_RATE_MAX: u64 = 1_000_000;
+
+/// What a tenant whose requests or bandwidth are limited may take at once after a pause: so many seconds of its requests,
+/// a quarter of a second of its bytes and not less than one small page.
+pub const TENANT_REQUESTS_BURST_SECONDS: u64 = 2;
+pub const TENANT_BANDWIDTH_BURST_MIN: u64 = 16 * 1024;
+/// Whose first byte would come later than this gets a refusal now.
+pub const TENANT_BANDWIDTH_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -75,10 +75,22 @@ pub enum Limited {
     SourceHandshakes,
     SourceConnections,
     SourceRequests,
+    TenantRequests,
+    TenantExchanges,
+    TenantBandwidth,
+    RequestBody,
 }
 
 impl Limited {
-    const ALL: [Self; 3] = [Self::SourceHandshakes, Self::SourceConnections, Self::SourceRequests];
+    const ALL: [Self; 7] = [
+        Self::SourceHandshakes,
+        Self::SourceConnections,
+        Self::SourceRequests,
+        Self::TenantRequests,
+        Self::TenantExchanges,
+        Self::TenantBandwidth,
+        Self::RequestBody,
+    ];
 
     /// As the access log, the edge's log and the metrics call it.
     pub fn as_str(self) -> &'static str {
@@ -86,6 +98,10 @@ impl Limited {
             Self::SourceHandshakes => "source_handshakes",
             Self::SourceConnections => "source_connections",
             Self::SourceRequests => "source_requests",
+            Self::TenantRequests => "tenant_requests",
+            Self::TenantExchanges => "tenant_exchanges",
+            Self::TenantBandwidth => "tenant_bandwidth",
+            Self::RequestBody => "request_body_too_large",
         }
     }
 }
@@ -308,7 +324,7 @@ fn describe() {
     describe_counter!(names::REQUESTS_REFUSED, "HTTP/1 messages refused for their framing");
     describe_counter!(
         names::LIMITED,
-        "connections and requests refused because a client address takes more than its share, by what of"
+        "connections and requests refused because a client address or a tenant takes more than its share, by what of"
     );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");

@@ -77,6 +77,12 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
     let tenant_body = wire::Tenant {
         egress_grants: vec![wire::EgressGrant { cidr: "10.0.0.0/8".into(), ports: vec![80] }],
         suspension: suspension.clone(),
+        limits: Some(wire::TenantLimits {
+            requests_per_second: 5,
+            exchanges: 6,
+            bytes_per_second: 1 << 20,
+            request_body_bytes: 7,
+        }),
     };
     let route = |action| wire::Route { path_prefix: "/a".into(), action: Some(action), rule: None };
     let mut domain_body = domain_body(&shop.name, &[shop.lineage]);
@@ -118,6 +124,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
         default_domain_id: shop.domain.to_string(),
         denied_cidrs: vec!["10.0.0.0/8".into()],
         denied_sockets: vec!["192.0.2.1:7443".into()],
+        tenant_limits: tenant_body.limits,
     };
     vec![
         resource(ResourceKind::Tenant, &shop.tenant.to_string(), 2, shop.tenant, &tenant_body),

@@ -650,6 +650,7 @@ fn the_default_certificate_is_the_one_that_serves_the_chosen_domain() {
         default_domain_id: shop.domain.to_string(),
         denied_cidrs: vec!["10.1.2.3".into(), "2001:db8::/32".into()],
         denied_sockets: vec!["192.0.2.1:7443".into()],
+        ..wire::Fleet::default()
     };
     bench.snapshot(vec![fleet(1, &body)]);
     assert!(bench.live.sni.default_credential().is_none());

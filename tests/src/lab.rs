@@ -227,6 +227,7 @@ impl Lab {
                 cidr: format!("{}/32", self.origin.ip()),
                 ports: vec![self.origin.port(), 9001, 9002, 9003],
             }],
+            limits: v1::TenantLimits::default(),
             domains_max: 10_000,
         };
         Ok(self.client.create_tenant(&spec).await?)

@@ -167,6 +167,8 @@ pub(crate) fn tenant(spec: &TenantSpec, own: &OwnAddresses, known: &[EgressGrant
     if !(1..=DOMAINS_MAX).contains(&spec.domains_max) {
         errors.push(field("/domains_max", "out_of_range", format!("must be from 1 to {DOMAINS_MAX}")));
     }
+    let limits = spec.limits.faults().into_iter();
+    errors.extend(limits.map(|(name, message)| field(format!("/limits/{name}"), "out_of_range", message)));
     if spec.egress_grants.len() > GRANTS_MAX {
         errors.push(field("/egress_grants", "too_many", format!("at most {GRANTS_MAX} grants")));
     }

@@ -225,7 +225,7 @@ pub(super) async fn refresh_fleet_policy(
     // Its sockets, not its addresses: a small provider's origin may well run beside the control plane.
     let advertised = config.distribution_advertised.as_deref().and_then(|text| text.parse().ok());
     let own = [Some(config.api), Some(distribution), advertised, config.dns.responder];
-    let policy = FleetPolicy::new(addresses, own.into_iter().flatten());
+    let policy = FleetPolicy::new(addresses, own.into_iter().flatten(), config.fleet.tenant_limits);
     let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
     if publication::put_fleet_policy(&mut tx, &json).await? {
         tx.commit().await?;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use portico_api::distribution::{
     self as wire, RESOURCE_BYTES_MAX, Route, StaticAnswer, TlsVersion, route, suspension,
 };
-use portico_api::v1;
+use portico_api::v1::{self, TenantLimits};
 use portico_cert_store::{CellId, DomainId};
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub(super) struct FleetPolicy {
     /// Sorted; the control plane's own sockets, whose addresses may carry origins on other ports.
     #[serde(default)]
     pub(super) denied_sockets: Vec<SocketAddr>,
+    /// What a tenant may take that has no limits of its own.
+    #[serde(default, skip_serializing_if = "TenantLimits::is_empty")]
+    pub(super) tenant_limits: TenantLimits,
 }
 
 impl FleetPolicy {
@@ -47,6 +50,7 @@ impl FleetPolicy {
     pub(super) fn new(
         addresses: impl IntoIterator<Item = IpAddr>,
         sockets: impl IntoIterator<Item = SocketAddr>,
+        tenant_limits: TenantLimits,
     ) -> Self {
         let named = addresses.into_iter().filter(|address| !address.is_unspecified());
         let mut denied: Vec<_> = named.map(IpNet::from).collect();
@@ -55,7 +59,7 @@ impl FleetPolicy {
         let mut denied_sockets: Vec<_> = sockets.into_iter().filter(|socket| socket.port() != 0).collect();
         denied_sockets.sort();
         denied_sockets.dedup();
-        Self { denied, denied_sockets }
+        Self { denied, denied_sockets, tenant_limits }
     }
 }
 
@@ -72,8 +76,13 @@ pub(super) fn tenant(row: &TenantRow, version: u64) -> Result<Published, Project
     let body = wire::Tenant {
         egress_grants: grants.collect(),
         suspension: row.suspension.as_ref().map(wire_suspension),
+        limits: wire_limits(row.spec.limits),
     };
     publish(ResourceKey::tenant(row.id), version, Cells::All, row.id.to_string(), &body)
+}
+
+fn wire_limits(limits: TenantLimits) -> Option<wire::TenantLimits> {
+    (!limits.is_empty()).then(|| limits.into())
 }
 
 pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, ProjectionError> {
@@ -144,6 +153,7 @@ pub(super) fn fleet(
         denied_cidrs: policy.denied.iter().map(ToString::to_string).collect(),
         denied_sockets: policy.denied_sockets.iter().map(ToString::to_string).collect(),
         default_domain_id: default.map(|domain| domain.to_string()).unwrap_or_default(),
+        tenant_limits: wire_limits(policy.tenant_limits),
     };
     publish(ResourceKey::FLEET, version, Cells::All, String::new(), &body)
 }
@@ -412,12 +422,14 @@ mod tests {
     fn fleet_policy_denies_the_control_planes_sockets_and_names_the_default() {
         let addresses = ["10.0.0.2", "0.0.0.0", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         let sockets = ["192.0.2.9:7443", "0.0.0.0:5354", "127.0.0.1:0"].map(|text| text.parse().unwrap());
-        let policy = FleetPolicy::new(addresses, sockets);
+        let limits = TenantLimits { exchanges: Some(7), ..TenantLimits::default() };
+        let policy = FleetPolicy::new(addresses, sockets, limits);
         let of = |default| body::<wire::Fleet>(&fleet(&policy, default, 3).unwrap());
         let none = of(None);
         assert_eq!((none.unknown_sni(), none.default_domain_id.as_str()), (wire::UnknownSni::Refuse, ""));
         assert_eq!(none.denied_cidrs, ["10.0.0.1/32", "10.0.0.2/32"]);
         assert_eq!(none.denied_sockets, ["0.0.0.0:5354", "192.0.2.9:7443"]);
+        assert_eq!(none.tenant_limits.map(TenantLimits::from), Some(limits));
         let domain = DomainId::generate();
         let some = of(Some(domain));
         assert_eq!(

@@ -1,6 +1,6 @@
 //! Snapshots, deltas, cells, refusals, epochs.
 
-use portico_api::distribution::{Credential, Domain, Fleet, ResourceKind};
+use portico_api::distribution::{Credential, Domain, Fleet, ResourceKind, Tenant};
 use portico_api::v1::{Actor, ConditionKind, ConditionStatus, DomainStatus};
 use portico_cert_store::{DomainId, Generation, SealContext, SealedKey, TenantId};
 use portico_control_plane::store::change;
@@ -456,6 +456,27 @@ async fn what_edges_listen_on_and_the_control_planes_sockets_are_denied_to_tenan
             && !has("0.0.0.0/32")
             && !has("127.0.0.1/32")
             && policy.denied_sockets.contains(&distribution)
+    })
+    .await;
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_limits_and_those_of_the_fleet_are_on_every_edge() {
+    let plane = Plane::start_with("[fleet]\ntenant_limits = { exchanges = 1000 }").await;
+    let edge = plane.edge("default").await;
+    let fleet = edge.with(|state| {
+        let fleet = state.resource(ResourceKind::Fleet, "fleet").unwrap();
+        Fleet::decode(fleet.body.clone()).unwrap().tenant_limits
+    });
+    assert_eq!(fleet.map(|limits| limits.exchanges), Some(1000));
+    let tenant = plane.tenant(&[]).await;
+    let patch = serde_json::json!({ "name": "limited", "limits": { "requests_per_second": 100 } });
+    plane.api().patch_tenant(tenant, &patch, Some(1)).await.unwrap();
+    edge.wait("the limit", |state| {
+        let Some(resource) = state.resource(ResourceKind::Tenant, tenant) else { return false };
+        let limits = Tenant::decode(resource.body.clone()).unwrap().limits;
+        limits.is_some_and(|limits| limits.requests_per_second == 100 && limits.exchanges == 0)
     })
     .await;
     plane.shutdown().await;

@@ -236,6 +236,13 @@ impl FillingReader {
         }
     }
 
+    /// Nobody has asked for more for a while, and that was not the origin's doing.
+    pub(crate) fn go_on(&mut self) {
+        if let Rest::Here(body) = &mut self.rest {
+            body.go_on();
+        }
+    }
+
     pub(crate) fn is_end_stream(&self) -> bool {
         let state = self.filling.state();
         state.end == Some(End::Whole) && state.pieces.len() == self.next

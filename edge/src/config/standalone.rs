@@ -17,12 +17,14 @@ use toml::Spanned;
 use super::{ConfigError, NamedPath, RawConfig, Source};
 use crate::{
     limits,
-    live::{Action, Hsts, Maintenance, Redirect, Route, Upstream},
+    live::{Action, Hsts, Maintenance, Redirect, Route, TenantLimits, Upstream},
 };
 
 #[derive(Debug, Clone, Default)]
 pub struct StandaloneConfig {
     pub unknown_sni: UnknownSniChoice,
+    /// Of all sites together.
+    pub limits: TenantLimits,
     pub certificates: CertificateFiles,
     pub routes: Vec<RouteConfig>,
     pub egress: Vec<EgressAllow>,
@@ -72,6 +74,7 @@ pub struct EgressAllow {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawStandalone {
     unknown_sni: Option<UnknownSniChoice>,
+    limits: Option<Spanned<v1::TenantLimits>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -166,9 +169,15 @@ pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneCon
                 .into(),
         ));
     }
+    let limits = raw.standalone.as_ref().and_then(|section| section.get_ref().limits.as_ref());
+    let limits = limits.map(|limits| {
+        TenantLimits::new(*limits.get_ref())
+            .map_err(|fault| source.error(Some(limits.span()), format!("limits: {}", fault.text)))
+    });
     let allow = raw.egress.as_ref().map_or(&[][..], |section| &section.get_ref().allow);
     Ok(StandaloneConfig {
         unknown_sni,
+        limits: limits.transpose()?.unwrap_or_default(),
         certificates,
         routes: routes(source, raw)?,
         egress: allow.iter().map(|raw| egress(source, raw)).collect::<Result<_, _>>()?,
@@ -465,6 +474,12 @@ mod tests {
             ("[egress]\nallow = [{ cidr = \"ten\", ports = [1] }]\n", "5:19", "10.0.0.0/8"),
             ("[egress]\nallow = [{ cidr = \"10.0.0.0/8\", ports = [] }]\n", "5:19", "grants nothing"),
             ("[standalone]\nunknown_sni = \"default\"\n", "4:1", "default certificate"),
+            (
+                "[standalone]\nlimits = { bytes_per_second = 1 }\n",
+                "5:10",
+                "bytes_per_second must be from 16384",
+            ),
+            ("[standalone]\nlimits = { requests = 1 }\n", "5:12", "unknown field"),
         ];
         points_at(&table);
     }

@@ -1,6 +1,6 @@
 //! The end of an exchange, however it comes: counted, logged, and told to the connection's clock.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode, header, request::Parts};
 
@@ -9,7 +9,7 @@ use crate::{
     access_log::{AccessRecord, RequestId},
     cache::Outcome,
     clock,
-    live::Host,
+    live::{Host, TenantShare},
 };
 
 /// Travels with an answer's body and does its work when dropped.
@@ -20,6 +20,7 @@ pub struct ExchangeEnd {
     authority: Option<Box<str>>,
     user_agent: Option<HeaderValue>,
     host: Option<Arc<Host>>,
+    share: Option<TenantShare>,
     request_id: RequestId,
     status: StatusCode,
     reason: Option<&'static str>,
@@ -45,6 +46,7 @@ impl ExchangeEnd {
             authority: if logged { authority() } else { None },
             user_agent: parts.headers.get(header::USER_AGENT).filter(|_| logged).cloned(),
             host: None,
+            share: None,
             request_id: context.worker.next_request_id(),
             // What is logged when there is never an answer: the client went away (the number is a custom of nginx).
             status: StatusCode::from_u16(499).expect("499 is a status code"),
@@ -59,6 +61,10 @@ impl ExchangeEnd {
 
     pub(super) fn of_host(&mut self, host: &Arc<Host>) {
         self.host = Some(Arc::clone(host));
+    }
+
+    pub(super) fn takes(&mut self, share: TenantShare) {
+        self.share = Some(share);
     }
 
     pub(super) fn answered(
@@ -85,6 +91,11 @@ impl ExchangeEnd {
     /// The connection has had its share of exchanges or of time.
     pub(super) fn is_last(&self) -> bool {
         self.is_last
+    }
+
+    /// How long a piece of the answer has to wait for its turn among all of the tenant's.
+    pub(crate) fn queue(&self, bytes: usize) -> Duration {
+        self.share.as_ref().map_or(Duration::ZERO, |share| share.queue(bytes))
     }
 
     pub(crate) fn sent(&mut self, bytes: usize) {

@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::h2::SendWatch;
+use super::{h2::SendWatch, pacing::Held};
 use crate::{
     cache::{FillingReader, StoredReader},
     clock,
@@ -77,6 +77,16 @@ impl RequestBody {
             stall: Stall::new(limits::BODY_STALL_DEADLINE),
             fault: Rc::default(),
         }
+    }
+
+    /// The longest that the body may be.
+    pub fn set_most(&mut self, bytes: u64) {
+        self.bytes_left = bytes;
+    }
+
+    /// How much of it may still come.
+    pub fn most(&self) -> u64 {
+        self.bytes_left
     }
 
     /// How long the client may pause.
@@ -152,6 +162,8 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: ResponseSource,
     end: Option<Box<ExchangeEnd>>,
+    /// Came from the source, and waits for its turn.
+    held: Option<Held>,
     /// On HTTP/2, where the client takes each answer at its own pace.
     watch: Option<Rc<SendWatch>>,
 }
@@ -169,12 +181,34 @@ pub enum ResponseSource {
 
 impl ResponseBody {
     pub(crate) fn new(source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
-        Self { source, end: Some(end), watch: None }
+        Self { source, end: Some(end), held: None, watch: None }
     }
 
     /// Tells `watch` when pieces are wanted and given.
     pub(super) fn watch(&mut self, watch: Rc<SendWatch>) {
         self.watch = Some(watch);
+    }
+
+    /// The next piece, when it is its turn.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.held.is_none() {
+            let frame = match ready!(self.source.poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                ended => return Poll::Ready(ended),
+            };
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            let wait = self.end.as_ref().map_or(Duration::ZERO, |end| end.queue(bytes));
+            match frame.into_data() {
+                Ok(data) if !wait.is_zero() => self.held = Some(Held::new(data, wait)),
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let Some(held) = &mut self.held else { return Poll::Ready(None) };
+        let frame = ready!(held.poll(context));
+        self.held = None;
+        self.source.go_on();
+        Poll::Ready(Some(Ok(frame)))
     }
 }
 
@@ -190,19 +224,7 @@ impl Body for ResponseBody {
         if let Some(watch) = &this.watch {
             watch.wanted();
         }
-        let frame = match &mut this.source {
-            ResponseSource::Empty => None,
-            ResponseSource::Full(_) => {
-                let ResponseSource::Full(bytes) = std::mem::replace(&mut this.source, ResponseSource::Empty)
-                else {
-                    return Poll::Ready(None);
-                };
-                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
-            }
-            ResponseSource::Origin(body) => ready!(body.poll_frame(context)),
-            ResponseSource::Stored(body) => ready!(body.poll_frame(context)),
-            ResponseSource::Filling(body) => ready!(body.poll_frame(context)),
-        };
+        let frame = ready!(this.poll_turn(context));
         if let Some(end) = &mut this.end {
             match &frame {
                 Some(Ok(frame)) => end.sent(frame.data_ref().map_or(0, Bytes::len)),
@@ -217,22 +239,59 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            ResponseSource::Empty => true,
-            ResponseSource::Full(bytes) => bytes.is_empty(),
-            ResponseSource::Origin(body) => body.incoming.is_end_stream(),
-            ResponseSource::Stored(body) => body.left() == 0,
-            ResponseSource::Filling(body) => body.is_end_stream(),
+        self.held.is_none() && self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.source.size_hint();
+        match &self.held {
+            Some(held) => held.before(&rest),
+            None => rest,
+        }
+    }
+}
+
+impl ResponseSource {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Origin(body) => body.poll_frame(context),
+            Self::Stored(body) => body.poll_frame(context),
+            Self::Filling(body) => body.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Origin(body) => body.incoming.is_end_stream(),
+            Self::Stored(body) => body.left() == 0,
+            Self::Filling(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            ResponseSource::Empty => SizeHint::with_exact(0),
-            ResponseSource::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            ResponseSource::Origin(body) => body.incoming.size_hint(),
-            ResponseSource::Stored(body) => SizeHint::with_exact(body.left()),
-            ResponseSource::Filling(body) => body.size_hint(),
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Origin(body) => body.incoming.size_hint(),
+            Self::Stored(body) => SizeHint::with_exact(body.left()),
+            Self::Filling(body) => body.size_hint(),
+        }
+    }
+
+    /// Nobody has asked for more for a while, and that was not the origin's doing.
+    fn go_on(&mut self) {
+        match self {
+            Self::Origin(body) => body.go_on(),
+            Self::Filling(body) => body.go_on(),
+            Self::Empty | Self::Full(_) | Self::Stored(_) => {}
         }
     }
 }
@@ -278,6 +337,11 @@ impl OriginBody {
 
     pub(crate) fn is_framed(&self) -> bool {
         self.framed
+    }
+
+    /// See [`ResponseSource::go_on`].
+    pub(crate) fn go_on(&mut self) {
+        self.stall.progress();
     }
 
     /// Ends an answer whose body nobody reads; its connection serves on if there is none.

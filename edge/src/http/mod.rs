@@ -14,3 +14,4 @@ pub mod h1;
 pub mod h2;
 pub mod h3;
 mod late_pong;
+mod pacing;

@@ -2,7 +2,7 @@
 //!
 //! A [`Host`] is immutable, except for its suspension: that has to reach exchanges which hold an older version of the
 //! host, so all versions of one domain share the cell. The same holds for a [`TenantState`]: there is one for each
-//! tenant, all hosts of the tenant point to it, and grants and suspension change inside it.
+//! tenant, all hosts of the tenant point to it, and grants, limits and suspension change inside it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::Fault;
 use super::limits;
 use super::route::Route;
+use super::tenant_limits::{TenantLimits, TenantUsage};
 
 /// All that decides what happens to a request for one name.
 pub struct Host {
@@ -45,6 +46,8 @@ pub struct Host {
 pub struct TenantState {
     pub id: TenantId,
     egress: ArcSwap<Box<[EgressGrant]>>,
+    pub(super) limits: ArcSwap<TenantLimits>,
+    pub(super) usage: TenantUsage,
     suspension: ArcSwapOption<Suspension>,
     /// Told at each suspension of the tenant or of one of its domains.
     suspended: Notify,
@@ -140,6 +143,8 @@ impl TenantState {
         Self {
             id,
             egress: ArcSwap::from_pointee(egress.into()),
+            limits: ArcSwap::default(),
+            usage: TenantUsage::default(),
             suspension: ArcSwapOption::empty(),
             suspended: Notify::new(),
         }
@@ -151,6 +156,10 @@ impl TenantState {
 
     pub(super) fn set_egress(&self, egress: Vec<EgressGrant>) {
         self.egress.store(Arc::new(egress.into()));
+    }
+
+    pub(super) fn set_limits(&self, limits: TenantLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
     pub(super) fn set_suspension(&self, suspension: Option<Suspension>) {

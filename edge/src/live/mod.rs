@@ -16,6 +16,7 @@ mod publisher;
 mod route;
 mod sites;
 mod stage;
+mod tenant_limits;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ pub use publisher::{LivePublisher, Published};
 pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};
 pub use stage::{Checks, Staged, StagingContext, stage};
+pub use tenant_limits::{OverShare, TenantLimits, TenantShare};
 
 /// The published tables.
 pub struct Live {
@@ -60,6 +62,8 @@ pub struct FleetPolicy {
     pub denied_networks: Box<[IpNet]>,
     /// The control plane's sockets: other ports of its addresses may carry origins.
     pub denied_sockets: Box<[SocketAddr]>,
+    /// Where a tenant's own limits say nothing.
+    pub tenant_limits: TenantLimits,
 }
 
 /// What a client gets that names a host nobody brought, or none.

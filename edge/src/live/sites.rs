@@ -17,6 +17,7 @@ use super::books::{HashMap, TenantRecord};
 use super::host::{EgressGrant, Hsts, Maintenance, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
+use super::tenant_limits::TenantLimits;
 use super::{DefaultCertificate, Fault, FleetPolicy, Route, limits};
 
 /// The writer of a standalone edge.
@@ -58,6 +59,13 @@ impl Sites {
             version: 1,
             sites: BTreeMap::new(),
             holders: HashMap::default(),
+        }
+    }
+
+    /// What all sites together may take.
+    pub fn set_limits(&self, limits: TenantLimits) {
+        if let Some(record) = self.publisher.held.tenants.get(&self.sealing.tenant) {
+            record.state.set_limits(limits);
         }
     }
 

@@ -23,6 +23,7 @@ use super::host::{
 };
 use super::publisher::OPERATOR;
 use super::route::Route;
+use super::tenant_limits::TenantLimits;
 use super::{DefaultCertificate, Fault, FleetPolicy, UnknownSni, full_text, limits};
 
 /// What staging needs beside the batch.
@@ -59,6 +60,7 @@ pub(super) enum Item {
         id: TenantId,
         egress: Vec<EgressGrant>,
         suspension: Option<Suspension>,
+        limits: TenantLimits,
     },
     Domain(Box<DomainItem>),
     Credential {
@@ -204,6 +206,7 @@ fn parse_tenant(resource: &wire::Resource) -> Result<Item, Fault> {
         id: parse_id(&resource.id)?,
         egress: parse_grants(&body.egress_grants)?,
         suspension: body.suspension.as_ref().map(Suspension::parse).transpose()?,
+        limits: TenantLimits::parse(body.limits)?,
     })
 }
 
@@ -416,7 +419,9 @@ fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
         "" => None,
         id => Some(DefaultCertificate::Domain(parse_id(id)?)),
     };
-    Ok(Item::Fleet { policy: FleetPolicy { unknown_sni, denied_networks, denied_sockets }, default })
+    let tenant_limits = TenantLimits::parse(body.tenant_limits)?;
+    let policy = FleetPolicy { unknown_sni, denied_networks, denied_sockets, tenant_limits };
+    Ok(Item::Fleet { policy, default })
 }
 
 fn decode<M: prost::Message + Default>(resource: &wire::Resource) -> Result<M, Fault> {

@@ -4,7 +4,7 @@
 //! exactly one message (promise P11). An exchange is tried at most twice, and only where that cannot do a thing twice: when
 //! nothing of the request had left, or when it is idempotent, has no body and its connection died before the first byte
 //! of an answer. The second try goes to another origin where there is one; retries are paid from a budget that requests
-//! earn ([`limits::RETRY_COST`]), so that they never multiply an outage.
+//! earn ([`crate::limits::RETRY_COST`]), so that they never multiply an outage.
 //!
 //! Deliberately absent: a retry for a status or for a timeout (an origin that is slow is not helped by more requests), and
 //! client certificates to origins (their keys would need a way of their own to the edges).
@@ -51,8 +51,8 @@ use crate::{
         body::{BodyFault, OriginBody, RequestBody, ResponseSource},
         forwarding::{self, ForwardedFacts},
     },
-    limits,
     live::{Host, Origin, OriginScheme, Upstream},
+    metrics::Limited,
 };
 
 /// Where a request goes, and for whom.
@@ -78,8 +78,9 @@ pub(crate) async fn forward(
             .to_str()
             .ok()
             .and_then(|text| text.parse().ok())
-            .is_none_or(|length: u64| length > limits::REQUEST_BODY_BYTES_MAX)
+            .is_none_or(|length: u64| length > body.most())
     {
+        forwarding.context.worker.edge.metrics.limited(Limited::RequestBody);
         return Ok(Answer::page(StatusCode::PAYLOAD_TOO_LARGE, "request_body_too_large"));
     }
     let now_ms = crate::clock::unix_ms();
@@ -100,6 +101,9 @@ pub(crate) async fn forward(
         None => error,
     };
     let metrics = &forwarding.context.worker.edge.metrics;
+    if body_fault.get() == Some(BodyFault::TooLarge) {
+        metrics.limited(Limited::RequestBody);
+    }
     metrics.origin_error(error.reason());
     tracing::debug!(host = %forwarding.host.name, %error, "no answer from an origin");
     Ok(Answer::page(error.status(), error.reason()))

@@ -27,7 +27,7 @@ use crate::{
         forwarding,
     },
     limits,
-    live::Host,
+    live::{Host, TenantShare},
     worker::Worker,
 };
 
@@ -44,6 +44,7 @@ pub struct OriginHalf {
     host: std::sync::Arc<Host>,
     /// For as long as the tunnel is open.
     _turn: Turn,
+    share: TenantShare,
 }
 
 /// A request that we may pass on as an upgrade.
@@ -106,7 +107,8 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
     forwarding::clean_response(&mut head.headers, Protocol::Http1);
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host), _turn: turn };
+    let share = to.host.tenant.go_on(&worker.edge.live.fleet.load().tenant_limits);
+    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host), _turn: turn, share };
     head.extensions.insert(TunnelOffer { ticket: worker.keep_half(half) });
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Empty),
@@ -162,7 +164,14 @@ where
             _ = &mut cut => break,
             () = tokio::time::sleep(limits::TUNNEL_IDLE_DEADLINE) => break,
             read = client.read_buf(&mut from_client) => pass(read, &mut from_client, Pin::new(&mut origin)).await,
-            read = origin.read_buf(&mut from_origin) => pass(read, &mut from_origin, Pin::new(&mut client)).await,
+            read = origin.read_buf(&mut from_origin) => {
+                // As the answer to a request would: no faster than the tenant's bandwidth.
+                let wait = half.share.queue(from_origin.len());
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+                pass(read, &mut from_origin, Pin::new(&mut client)).await
+            }
         };
         if !step {
             break;

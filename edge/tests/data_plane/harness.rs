@@ -217,7 +217,7 @@ pub fn tenant_with(
         .iter()
         .map(|(cidr, port)| wire::EgressGrant { cidr: (*cidr).to_owned(), ports: vec![u32::from(*port)] })
         .collect();
-    let body = wire::Tenant { egress_grants, suspension };
+    let body = wire::Tenant { egress_grants, suspension, ..wire::Tenant::default() };
     fleet::resource(wire::ResourceKind::Tenant, &id.to_string(), version, id, &body)
 }
 

@@ -38,4 +38,5 @@ mod smuggling;
 mod sources;
 mod stalled;
 mod suspension;
+mod tenants;
 mod upstreams;

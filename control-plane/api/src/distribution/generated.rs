@@ -364,6 +364,24 @@ pub struct Tenant {
     pub egress_grants: ::prost::alloc::vec::Vec<EgressGrant>,
     #[prost(message, optional, tag = "2")]
     pub suspension: ::core::option::Option<Suspension>,
+    /// what it does not say is as in Fleet.tenant_limits
+    #[prost(message, optional, tag = "3")]
+    pub limits: ::core::option::Option<TenantLimits>,
+}
+/// What one tenant may take of each edge; 0: not said.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TenantLimits {
+    #[prost(uint32, tag = "1")]
+    pub requests_per_second: u32,
+    /// under way at once
+    #[prost(uint32, tag = "2")]
+    pub exchanges: u32,
+    /// of answers' bodies
+    #[prost(uint64, tag = "3")]
+    pub bytes_per_second: u64,
+    /// of one request
+    #[prost(uint64, tag = "4")]
+    pub request_body_bytes: u64,
 }
 /// The operator's permission for a tenant to reach an address range that the egress guard refuses otherwise.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -710,6 +728,9 @@ pub struct Fleet {
     /// the special ranges and on mutual TLS.
     #[prost(string, repeated, tag = "4")]
     pub denied_sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// where a tenant's own say nothing
+    #[prost(message, optional, tag = "20")]
+    pub tenant_limits: ::core::option::Option<TenantLimits>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -48,6 +48,28 @@ impl From<Generation> for portico_cert_store::Generation {
     }
 }
 
+impl From<v1::TenantLimits> for TenantLimits {
+    fn from(from: v1::TenantLimits) -> Self {
+        Self {
+            requests_per_second: from.requests_per_second.unwrap_or_default(),
+            exchanges: from.exchanges.unwrap_or_default(),
+            bytes_per_second: from.bytes_per_second.unwrap_or_default(),
+            request_body_bytes: from.request_body_bytes.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<TenantLimits> for v1::TenantLimits {
+    fn from(from: TenantLimits) -> Self {
+        Self {
+            requests_per_second: Some(from.requests_per_second).filter(|said| *said > 0),
+            exchanges: Some(from.exchanges).filter(|said| *said > 0),
+            bytes_per_second: Some(from.bytes_per_second).filter(|said| *said > 0),
+            request_body_bytes: Some(from.request_body_bytes).filter(|said| *said > 0),
+        }
+    }
+}
+
 /// All but `tls_ca_der`: reading PEM is the affair of those who have a place to say what is wrong with it.
 impl From<&v1::Proxy> for Proxy {
     fn from(from: &v1::Proxy) -> Self {

@@ -50,6 +50,7 @@ mod proxy;
 mod removal;
 mod route;
 mod tenant;
+mod tenant_limits;
 mod token;
 
 pub use cache::*;
@@ -65,4 +66,5 @@ pub use proxy::*;
 pub use removal::*;
 pub use route::*;
 pub use tenant::*;
+pub use tenant_limits::*;
 pub use token::*;

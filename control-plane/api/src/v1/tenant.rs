@@ -4,7 +4,7 @@ use portico_cert_store::{CellId, TenantId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Suspension;
+use super::{Suspension, TenantLimits};
 
 /// A customer of the hosting provider.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -39,6 +39,9 @@ pub struct TenantSpec {
     /// egress guard refuses them to others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub egress_grants: Vec<EgressGrant>,
+    /// Only an operator may set it.
+    #[serde(default, skip_serializing_if = "TenantLimits::is_empty")]
+    pub limits: TenantLimits,
     /// The most domains that the tenant may have.
     #[serde(default = "domains_max_default")]
     pub domains_max: u32,

@@ -18,4 +18,5 @@ pub(crate) mod rule;
 pub(crate) mod shadow;
 pub(crate) mod suspension;
 pub(crate) mod tenant;
+pub(crate) mod tenant_limits;
 pub(crate) mod token;

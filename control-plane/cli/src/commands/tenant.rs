@@ -6,6 +6,7 @@ use portico_cert_store::{CellId, TenantId};
 use serde_json::{Value, json};
 
 use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
+use crate::commands::tenant_limits::{self, TenantLimitArgs};
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
@@ -66,6 +67,8 @@ pub(crate) struct TenantArgs {
     /// The most domains that it may have
     #[arg(long, default_value_t = DOMAINS_MAX)]
     domains_max: u32,
+    #[command(flatten)]
+    limits: TenantLimitArgs,
 }
 
 impl TenantArgs {
@@ -73,7 +76,8 @@ impl TenantArgs {
     pub(crate) fn is_given(&self) -> bool {
         let is_default =
             matches!(self.sharing, SharingArg::RegisteredDomain) && self.domains_max == DOMAINS_MAX;
-        !(is_default && self.cells.is_empty() && self.egress_grants.is_empty())
+        let no_limits = self.limits.limits().is_empty();
+        !(is_default && no_limits && self.cells.is_empty() && self.egress_grants.is_empty())
     }
 
     pub(crate) fn spec(&self, name: String, sharing: Option<Sharing>) -> TenantSpec {
@@ -82,6 +86,7 @@ impl TenantArgs {
             sharing: sharing.unwrap_or_else(|| self.sharing.into()),
             cells: self.cells.clone(),
             egress_grants: self.egress_grants.clone(),
+            limits: self.limits.limits(),
             domains_max: self.domains_max,
         }
     }
@@ -106,6 +111,8 @@ pub(crate) struct SetArgs {
     /// The most domains that it may have
     #[arg(long)]
     domains_max: Option<u32>,
+    #[command(flatten)]
+    limits: TenantLimitArgs,
 }
 
 impl SetArgs {
@@ -120,6 +127,9 @@ impl SetArgs {
         }
         if let Some(domains_max) = self.domains_max {
             patch.insert("domains_max".to_owned(), json!(domains_max));
+        }
+        if let Some(limits) = self.limits.patch() {
+            patch.insert("limits".to_owned(), limits);
         }
         if !(self.egress_grants.is_empty() && self.withdrawn.is_empty()) {
             let has = |cidr: &String| spec.egress_grants.iter().any(|grant| grant.cidr == *cidr);
@@ -287,6 +297,9 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
     line(format!("  domains   {} of at most {}", tenant.domains, tenant.spec.domains_max));
     line(format!("  sharing   {}", output::word(&tenant.spec.sharing)));
     line(format!("  cells     {}", cells_text(&tenant.spec.cells)));
+    if let Some(limits) = tenant_limits::text(&tenant.spec.limits) {
+        line(format!("  limits    {limits}; on each edge"));
+    }
     for grant in &tenant.spec.egress_grants {
         let ports: Vec<String> = grant.ports.iter().map(u16::to_string).collect();
         line(format!("  egress    {} ports {}", grant.cidr, ports.join(",")));

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_api::v1::{
     Action, ConditionStatus, Domain, DomainBatch, DomainSpec, DomainStatus, EgressGrant, Sharing, Tenant,
-    TenantSpec,
+    TenantLimits, TenantSpec,
 };
 use portico_cert_store::{DomainId, NamePattern};
 
@@ -77,6 +77,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
         sharing,
         cells: Vec::new(),
         egress_grants: vec![grant],
+        limits: TenantLimits::default(),
         domains_max: 1000,
     };
     client
