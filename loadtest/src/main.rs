@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "it measures real time and nothing else")]
 
+mod attacks;
 mod boot;
 mod client;
 mod compare;
@@ -49,6 +50,8 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Requests and failures while an edge is restarted again and again: HTTP/1.1, 2 and 3.
     Restarts(restarts::RestartsArgs),
+    /// What the attacks on HTTP servers that have names cost an edge, and its visitors meanwhile.
+    Attacks(attacks::AttacksArgs),
     /// A CSV of heavy-tailed tenants for `portico domain import`.
     Tenants(csv_tenants::TenantsArgs),
     /// Asks every name of a CSV on every edge and checks certificate, chain and the tenant's own body.
@@ -63,6 +66,7 @@ fn main() -> Result<()> {
         Command::Boot(args) => boot::run(&args),
         Command::Idle(args) => idle::run(&args),
         Command::Restarts(args) => restarts::run(&args),
+        Command::Attacks(args) => attacks::run(&args),
         Command::Tenants(args) => csv_tenants::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

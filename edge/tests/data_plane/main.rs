@@ -12,6 +12,7 @@
 #[path = "../fleet/mod.rs"]
 mod fleet;
 
+mod attacks;
 mod authority;
 mod cache;
 mod client;
@@ -21,6 +22,7 @@ mod exchange;
 mod flood;
 mod handshake;
 mod harness;
+mod http2_bounds;
 mod http2_origin;
 mod http3_client;
 mod ipv6;

@@ -1,0 +1,201 @@
+//! The attacks of `portico-attacker`, many connections at once, beside visitors of another site: the visitors are all
+//! answered, the attackers cost the origin little and the edge a bounded amount of memory, and they are cut.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use portico_attacker::{Attack, End, Target};
+use portico_edge::{clock, limits};
+
+use crate::client::https;
+use crate::harness::PATIENCE;
+use crate::origin::{Origin, Reply, ok};
+use crate::process::{FILE, Running, pem, prepare, uring_works};
+
+const ATTACKED: &str = "attacked.example";
+const GOOD: &str = "good.example";
+
+/// Attacking at once.
+const CONNECTIONS: u64 = 32;
+/// What one attacking connection may bring about at the origin before it ends.
+const ORIGIN_REQUESTS_MAX: u64 = 200;
+/// Of an attacking connection; of each answer that it does not take, where it has asked for many.
+const BYTES_MAX: u64 = 256 * 1024;
+/// Of a connection with as many requests open as it may have, each with a head as long as it may be.
+const HEADS_BYTES_MAX: u64 = limits::H2_STREAMS_MAX as u64 * limits::HEADER_BYTES_MAX as u64;
+/// What memory may differ by without any attack: the allocator's pages, the visitors' own connections.
+const BYTES_TOLERATED: u64 = 24 * 1024 * 1024;
+/// Longer than the edge's longest deadline for a client that does nothing.
+const ATTACK_TIME: Duration = Duration::from_secs(limits::WRITE_STALL_DEADLINE.as_secs() + 30);
+
+/// An edge in a process of its own, so that its memory is its own.
+struct Stage {
+    edge: Running,
+    attacked: Origin,
+    _good: Origin,
+}
+
+impl Stage {
+    fn new(io: &str) -> Self {
+        let attacked = Origin::start(|_| Reply::Take(Box::new(pour)));
+        let good = Origin::start(|_| Reply::Keep(ok("good")));
+        let folder = prepare();
+        std::fs::write(folder.path().join("certificates/attacks.pem"), pem(&[ATTACKED, GOOD])).unwrap();
+        let mut file = FILE.to_owned();
+        for (host, origin) in [(ATTACKED, &attacked), (GOOD, &good)] {
+            file += &format!("[[route]]\nhost = \"{host}\"\nproxy = \"{}\"\n", origin.url());
+        }
+        let ports = [attacked.address.port(), good.address.port()];
+        file += &format!("[egress]\nallow = [{{ cidr = \"127.0.0.0/8\", ports = {ports:?} }}]\n");
+        std::fs::write(folder.path().join("edge.toml"), file).unwrap();
+        Self { edge: Running::start(folder, io), attacked, _good: good }
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        resident_bytes(self.edge.child.id())
+    }
+
+    /// Runs the attack beside visitors; says how many of those were answered.
+    fn run(&self, attack: Attack) -> u64 {
+        let (address, process) = (self.edge.https(), self.edge.child.id());
+        let target = Target { address, host: ATTACKED.to_owned() };
+        let (over, answered, peak) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let (before, asked) = (self.resident_bytes(), self.attacked.messages().len() as u64);
+        let outcomes = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    peak.fetch_max(resident_bytes(process), Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let mut visitor = https(address, GOOD);
+                    for _ in 0..20 {
+                        assert_eq!(visitor.get(GOOD, "/").text(), "good", "beside {attack:?}");
+                        answered.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+            let attacking: Vec<_> =
+                (0..CONNECTIONS).map(|_| scope.spawn(|| attack.run(&target, ATTACK_TIME))).collect();
+            let outcomes: Vec<_> = attacking.into_iter().map(|attacking| attacking.join().unwrap()).collect();
+            over.store(true, Ordering::SeqCst);
+            outcomes
+        });
+        let outcomes: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
+        let ended = outcomes.iter().filter(|outcome| outcome.ended).count() as u64;
+        assert_eq!(ended, CONNECTIONS, "{attack:?}: {:?} is what they are to see", attack.end());
+        let asked = self.attacked.messages().len() as u64 - asked;
+        assert!(asked <= CONNECTIONS * ORIGIN_REQUESTS_MAX, "{attack:?}: {asked} requests at the origin");
+        let requests: u64 = outcomes.iter().map(|outcome| outcome.requests).sum();
+        let allowed = match attack.end() {
+            End::Cut => CONNECTIONS * BYTES_MAX,
+            End::Reset => requests * BYTES_MAX,
+            End::Refused => CONNECTIONS * HEADS_BYTES_MAX,
+        };
+        let grown = peak.load(Ordering::SeqCst).saturating_sub(before);
+        eprintln!("{attack:?}: {requests} requests, {asked} at the origin, {} KiB more memory", grown / 1024);
+        assert!(grown <= allowed + BYTES_TOLERATED, "{attack:?}: {} KiB", grown / 1024);
+        answered.load(Ordering::SeqCst)
+    }
+
+    /// Memory and connections come back when it is over.
+    fn recovers(&self, before: u64) {
+        let begun = clock::now();
+        let connections = || self.edge.metric("portico_edge_connections ");
+        let is_back = || self.resident_bytes() <= before + before / 20 + BYTES_TOLERATED;
+        while !is_back() || connections() > 0.0 {
+            let (now, open) = (self.resident_bytes() / 1024, connections());
+            assert!(begun.elapsed() < PATIENCE, "{now} KiB after {} KiB, {open} connections", before / 1024);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(self.edge.metric("portico_edge_panics_total"), 0.0);
+    }
+}
+
+/// Answers more than all buffers between here and a client hold, until nobody wants it.
+fn pour(mut stream: TcpStream) {
+    static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+    const PIECES: usize = 1024;
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", PIECES * PIECE.len());
+    let mut sent = stream.write_all(head.as_bytes());
+    for _ in 0..PIECES {
+        sent = sent.and_then(|()| stream.write_all(&PIECE));
+    }
+}
+
+fn resident_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+fn withstands(attacks: &[Attack]) {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            eprintln!("not run on io_uring: this kernel refuses it");
+            continue;
+        }
+        let stage = Stage::new(io);
+        assert_eq!(https(stage.edge.https(), GOOD).get(GOOD, "/").status, 200);
+        let before = stage.resident_bytes();
+        for attack in attacks {
+            assert!(stage.run(*attack) > 0, "no visitor came while {attack:?} went on");
+        }
+        stage.recovers(before);
+    }
+}
+
+#[test]
+fn rapid_reset() {
+    withstands(&[Attack::RapidReset]);
+}
+
+#[test]
+fn made_you_reset() {
+    withstands(&[
+        Attack::WindowIncrementZero,
+        Attack::WindowOverflow,
+        Attack::PriorityLength,
+        Attack::PriorityOnItself,
+        Attack::HeadersAfterEnd,
+        Attack::DataAfterEnd,
+    ]);
+}
+
+#[test]
+fn frames_for_nothing() {
+    withstands(&[
+        Attack::Continuations,
+        Attack::EmptyContinuations,
+        Attack::Settings,
+        Attack::Pings,
+        Attack::Priorities,
+        Attack::WindowUpdates,
+        Attack::EmptyData,
+        Attack::KeyUpdates,
+    ]);
+}
+
+#[test]
+fn header_bombs() {
+    withstands(&[Attack::HpackBomb, Attack::CookieCrumbs]);
+}
+
+#[test]
+fn answers_that_nobody_takes_over_http2() {
+    withstands(&[Attack::ZeroWindow]);
+}
+
+#[test]
+fn answers_that_nobody_takes_over_http1() {
+    withstands(&[Attack::SlowRead]);
+}
+
+#[test]
+fn requests_that_do_not_go_on() {
+    withstands(&[Attack::SlowHead, Attack::StalledBody, Attack::HalfOpen]);
+}

@@ -1,0 +1,203 @@
+//! One connection over TLS that sends what it is told and looks only at what ends it.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
+
+use crate::frame;
+
+/// Whom to attack.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub address: SocketAddr,
+    /// Asked for in the handshake and in requests.
+    pub host: String,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Client {
+    tls: ClientConnection,
+    socket: TcpStream,
+    /// Bytes of frames that have come in part.
+    unread: Vec<u8>,
+    pub seen: Seen,
+}
+
+/// What the server has said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// RST_STREAM frames.
+    pub resets: u64,
+    pub bytes: u64,
+    /// The connection has ended, by GOAWAY with an error, close or reset.
+    pub ended: bool,
+}
+
+/// Between two looks at what the server says, while there is nothing to send.
+const LOOK: Duration = Duration::from_millis(20);
+
+impl Client {
+    /// Connects and shakes hands; `alpn` is "h2" or "http/1.1".
+    ///
+    /// # Errors
+    /// What the connection or the handshake fails with.
+    pub fn connect(target: &Target, alpn: &str) -> io::Result<Self> {
+        let mut socket = TcpStream::connect(target.address)?;
+        socket.set_nodelay(true)?;
+        let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+        let mut tls = ClientConnection::new(Arc::new(config(alpn)?), name).map_err(io::Error::other)?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket)?;
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self { tls, socket, unread: Vec::new(), seen: Seen::default() })
+    }
+
+    /// The same over HTTP/2, with the preface and `settings` sent.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn http2(target: &Target, settings: &[u8]) -> io::Result<Self> {
+        let mut client = Self::connect(target, "h2")?;
+        client.send(&[frame::PREFACE, settings].concat());
+        Ok(client)
+    }
+
+    /// Sends all of it, reading meanwhile, unless the server ends the connection.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let mut left = bytes;
+        while !left.is_empty() && !self.seen.ended {
+            match self.tls.writer().write(left) {
+                Ok(count) => left = &left[count..],
+                Err(_) => self.seen.ended = true,
+            }
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        while self.tls.wants_write() && !self.seen.ended {
+            match self.tls.write_tls(&mut self.socket) {
+                Ok(_) => {}
+                // Its window is full: whoever does not read here would wait for ever.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.receive();
+                    std::thread::yield_now();
+                }
+                Err(_) => self.seen.ended = true,
+            }
+        }
+        self.receive();
+    }
+
+    /// Begins to use another key for what is sent, and asks the server to do the same.
+    pub fn update_key(&mut self) {
+        self.seen.ended |= self.tls.refresh_traffic_keys().is_err();
+        self.flush();
+    }
+
+    /// Takes what has come.
+    pub fn receive(&mut self) {
+        loop {
+            match self.tls.read_tls(&mut self.socket) {
+                Ok(0) => self.seen.ended = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.seen.ended = true,
+            }
+            if self.tls.process_new_packets().is_err() {
+                self.seen.ended = true;
+            }
+            let mut buffer = [0; 16 * 1024];
+            while let Ok(count @ 1..) = self.tls.reader().read(&mut buffer) {
+                self.seen.bytes += count as u64;
+                self.unread.extend_from_slice(&buffer[..count]);
+            }
+            if self.seen.ended {
+                return;
+            }
+        }
+    }
+
+    /// Reads nothing: the kernel's buffers fill.
+    pub fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    /// Waits a moment for what the server says.
+    pub fn look(&mut self) {
+        std::thread::sleep(LOOK);
+        self.receive();
+    }
+
+    /// Counts the frames that have come; for connections of HTTP/2 alone.
+    pub fn read_frames(&mut self) {
+        while let Some([high, middle, low, kind, _, ..]) = self.unread.get(..9) {
+            let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+            let kind = *kind;
+            if self.unread.len() < 9 + length {
+                return;
+            }
+            let payload: Vec<u8> = self.unread.drain(..9 + length).skip(9).collect();
+            self.seen.resets += u64::from(kind == frame::RST_STREAM);
+            // The last stream's number, then the code; 0 is a polite end.
+            self.seen.ended |= kind == frame::GOAWAY && payload.get(4..8).is_some_and(|code| code != [0; 4]);
+        }
+    }
+}
+
+fn config(alpn: &str) -> io::Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let mut config =
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAll)).with_no_client_auth();
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    Ok(config)
+}
+
+/// An attacker does not care whom it attacks.
+#[derive(Debug)]
+struct TrustAll;
+
+impl ServerCertVerifier for TrustAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,14 @@
+//! Clients that do what they should not: the attacks on HTTP servers that have names, one connection each.
+//!
+//! Frames are made by hand, so that no well-behaved library stands between an attack and the wire. An attack goes on until
+//! the server ends it or its time is over; what is expected of the server is said by [`Attack::end`], and judged by the
+//! tests of the edge and by the load test, which both run the same attacks.
+//!
+//! Deliberately absent: attacks on QUIC, whose packets need keys; they stand beside the tests of the edge's QUIC.
+
+mod attack;
+mod client;
+pub mod frame;
+
+pub use attack::{Attack, End, Outcome};
+pub use client::{Client, Target};
