@@ -76,6 +76,7 @@ fn an_oversized_hello_is_cut_at_its_bound() {
         // A handshake message of 60 KiB in records of 16 KiB: ClientHello, by its type, and never complete.
         let mut message = vec![1, 0, 0xf0, 0];
         message.resize(60 * 1024, 0);
+        assert!(message.len() > 3 * portico_edge::limits::CLIENT_HELLO_BYTES_MAX);
         for piece in message.chunks(16 * 1024 - 1) {
             let length = u16::try_from(piece.len()).unwrap().to_be_bytes();
             let record = [&[22, 3, 1, length[0], length[1]], piece].concat();

@@ -287,7 +287,7 @@ fn certificates_change_on_the_admin_socket_without_a_reload() {
         assert_eq!(got, status, "{method} {path}: {answer}");
         assert!(answer["detail"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
     }
-    let large = "x".repeat(2 * 1024 * 1024);
+    let large = "x".repeat(portico_edge::limits::ADMIN_BODY_BYTES_MAX + 1);
     let mut stream = UnixStream::connect(&socket).unwrap();
     let _ = write!(
         stream,

@@ -113,7 +113,7 @@ fn a_log_that_nobody_reads_slows_no_request_and_its_drops_are_counted() {
             while let Ok(count @ 1..) = reader.read(&mut buffer) {
                 bytes.extend_from_slice(&buffer[..count]);
             }
-            bytes.iter().filter(|byte| **byte == b'\n').count() > 8000
+            bytes.iter().filter(|byte| **byte == b'\n').count() >= portico_edge::limits::ACCESS_LOG_QUEUE
         });
         let whole = bytes.rsplitn(2, |byte| *byte == b'\n').nth(1).unwrap();
         for line in whole.split(|byte| *byte == b'\n') {

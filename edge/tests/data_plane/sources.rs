@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portico_edge::io::Backend;
+use portico_edge::limits::SOURCE_RESUMED_BACK;
 use portico_edge::rate::Rate;
 use portico_edge::sources::SourceLimits;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -81,6 +82,7 @@ fn an_address_has_a_share_of_the_handshakes_and_a_larger_one_of_resumed_ones() {
             client.is_ok_and(|mut client| client.get(HOST, "/").status == 200)
         });
         // 7 of 8 are left, each costs a quarter, and a whole one has to fit.
+        assert_eq!(SOURCE_RESUMED_BACK, (3, 4));
         assert_eq!(resumed.count(), 1 + 7 * 4 - 3);
     });
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use portico_api::distribution as wire;
 use portico_edge::clock;
 use portico_edge::io::Backend;
-use portico_edge::limits::{Deadlines, TENANT_REQUESTS_BURST_SECONDS};
+use portico_edge::limits::{
+    Deadlines, ORIGIN_HEADER_BYTES_MAX, TENANT_BANDWIDTH_BURST_MIN, TENANT_REQUESTS_BURST_SECONDS,
+};
 
 use crate::client::{Answer, http2_get, https};
 use crate::fleet;
@@ -185,9 +187,10 @@ fn answers_come_whole_and_no_faster_than_the_tenants_bandwidth() {
             downloads.into_iter().map(|download| download.join().unwrap()).sum()
         });
         assert_eq!(sent, 2 * BODY, "nothing is cut");
-        // All but the burst (16 KiB here) and the last piece has waited for its turn.
-        let least =
-            Duration::from_secs_f64((2 * BODY - 16 * 1024 - 48 * 1024) as f64 / bytes_per_second as f64);
+        // All but the burst and the last piece has waited for its turn.
+        let burst = usize::try_from(TENANT_BANDWIDTH_BURST_MIN).unwrap();
+        let waited = 2 * BODY - burst - (ORIGIN_HEADER_BYTES_MAX + 8 * 1024);
+        let least = Duration::from_secs_f64(waited as f64 / bytes_per_second as f64);
         assert!(begun.elapsed() >= least, "{:?}, and {least:?} is the least", begun.elapsed());
     });
 }
