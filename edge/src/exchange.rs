@@ -26,7 +26,7 @@ mod rewrite;
 pub use end::ExchangeEnd;
 
 use crate::{
-    cache, clock,
+    cache, clock, coding,
     http::{
         authority::{Authority, Entrance, is_misdirected},
         body::{RequestBody, ResponseBody, ResponseSource},
@@ -223,6 +223,7 @@ async fn follow_route(
         Ok(target) => target,
         Err((status, reason)) => return Ok(Answer::page(status, reason)),
     };
+    let client = route.compression().map(|rule| (coding::Client::of(&mut parts, rule), rule));
     let mut answer = match &route.action {
         Action::Proxy(upstream) => {
             let asked = parts.uri.clone();
@@ -254,6 +255,9 @@ async fn follow_route(
     // A page of our own is not the tenant's to change.
     if let Some(changes) = route.rule.response_headers().filter(|_| answer.reason.is_none()) {
         changes.apply(answer.response.headers_mut());
+    }
+    if let Some((client, rule)) = client {
+        client.encode(&mut answer, rule, &context.worker);
     }
     Ok(answer)
 }

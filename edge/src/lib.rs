@@ -8,6 +8,7 @@ pub mod admin;
 pub mod cache;
 pub mod challenge;
 pub mod clock;
+pub mod coding;
 pub mod config;
 pub mod connection;
 pub mod control;

@@ -176,6 +176,11 @@ pub const CACHE_SPARE: Duration = Duration::from_secs(5);
 /// Revalidations that no client waits for, over all workers.
 pub const CACHE_BACKGROUND_MAX: usize = 1024;
 
+/// Answers that one worker compresses at a time; beyond that they go as they are. What one of them holds is at most 700 KiB.
+pub const CODINGS_PER_WORKER_MAX: usize = 256;
+/// An origin that sends nothing for so long pauses: what was compressed so far is sent.
+pub const CODING_FLUSH_AFTER: Duration = Duration::from_millis(10);
+
 /// Times that a request may already have passed through a CDN of our name (RFC 8586) before we refuse it.
 pub const CDN_LOOP_DEPTH_MAX: usize = 3;
 

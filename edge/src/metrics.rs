@@ -11,7 +11,9 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::{cache::Outcome, exchange::Protocol, io};
+use portico_api::v1::ContentCoding;
+
+use crate::{cache::Outcome, coding, exchange::Protocol, io};
 
 /// Metric names; dashboards and tests may use these and no others.
 pub mod names {
@@ -48,6 +50,7 @@ pub mod names {
     pub const CACHE_ENTRIES: &str = "portico_edge_cache_entries";
     pub const CACHE_EVICTIONS: &str = "portico_edge_cache_evictions_total";
     pub const CACHE_PURGED: &str = "portico_edge_cache_purged_total";
+    pub const COMPRESSIONS: &str = "portico_edge_compressions_total";
     pub const EGRESS_REFUSED: &str = "portico_edge_egress_refused_total";
     pub const ACCESS_LOG_LINES: &str = "portico_edge_access_log_lines_total";
     pub const ACCESS_LOG_DROPPED: &str = "portico_edge_access_log_dropped_total";
@@ -143,6 +146,8 @@ pub struct Metrics {
     pub cache_entries: Gauge,
     pub cache_evictions: Counter,
     pub cache_purged: Counter,
+    compressions: [Counter; 3],
+    pub compressions_refused: Counter,
     pub egress_refused: Counter,
     pub access_log_lines: Counter,
     pub access_log_dropped: Counter,
@@ -197,6 +202,9 @@ impl Metrics {
             cache_entries: gauge!(names::CACHE_ENTRIES),
             cache_evictions: counter!(names::CACHE_EVICTIONS),
             cache_purged: counter!(names::CACHE_PURGED),
+            compressions: [ContentCoding::Br, ContentCoding::Zstd, ContentCoding::Gzip]
+                .map(|coding| counter!(names::COMPRESSIONS, "result" => coding::name(coding))),
+            compressions_refused: counter!(names::COMPRESSIONS, "result" => "full"),
             egress_refused: counter!(names::EGRESS_REFUSED),
             access_log_lines: counter!(names::ACCESS_LOG_LINES),
             access_log_dropped: counter!(names::ACCESS_LOG_DROPPED),
@@ -226,6 +234,11 @@ impl Metrics {
     /// Counts a request that came to the cache.
     pub fn cache(&self, outcome: Outcome) {
         self.cache_requests[outcome as usize].increment(1);
+    }
+
+    /// Counts a body that is compressed.
+    pub fn compression(&self, coding: ContentCoding) {
+        self.compressions[coding as usize].increment(1);
     }
 
     /// Counts an origin's failure; `reason` is one of our own words.
@@ -350,6 +363,10 @@ fn describe() {
     describe_gauge!(names::CACHE_ENTRIES, "kept answers");
     describe_counter!(names::CACHE_EVICTIONS, "kept answers that others have pushed out");
     describe_counter!(names::CACHE_PURGED, "kept answers that were purged, or made stale by a soft purge");
+    describe_counter!(
+        names::COMPRESSIONS,
+        "bodies that were compressed, by coding; full: sent plain because too many were under way"
+    );
     describe_counter!(names::EGRESS_REFUSED, "connects refused by the egress guard");
     describe_counter!(names::ACCESS_LOG_LINES, "access-log lines written");
     describe_counter!(names::ACCESS_LOG_DROPPED, "access-log lines dropped because the writer was behind");

@@ -34,6 +34,7 @@ pub struct Worker {
     request_prefix: u64,
     request_number: Cell<u64>,
     halves: RefCell<HashMap<u64, OriginHalf>>,
+    codings: Rc<Cell<usize>>,
 }
 
 /// How often a worker does its housekeeping.
@@ -74,6 +75,7 @@ impl Worker {
             request_prefix: random_u64()?,
             request_number: Cell::new(0),
             halves: RefCell::default(),
+            codings: Rc::default(),
             edge,
             index,
         })
@@ -199,6 +201,16 @@ impl Worker {
         }
     }
 
+    /// Room to compress one more body; counted where there is none.
+    pub(crate) fn coding_place(&self) -> Option<CodingPlace> {
+        if self.codings.get() >= limits::CODINGS_PER_WORKER_MAX {
+            self.edge.metrics.compressions_refused.increment(1);
+            return None;
+        }
+        self.codings.set(self.codings.get() + 1);
+        Some(CodingPlace(Rc::clone(&self.codings)))
+    }
+
     /// A number that no other exchange of this edge's life has.
     pub(crate) fn next_request_id(&self) -> RequestId {
         let number = self.request_number.get() + 1;
@@ -215,6 +227,15 @@ impl Worker {
 
     pub(crate) fn take_half(&self, ticket: u64) -> Option<OriginHalf> {
         self.halves.borrow_mut().remove(&ticket)
+    }
+}
+
+/// One body that is being compressed, counted while it lives.
+pub(crate) struct CodingPlace(Rc<Cell<usize>>);
+
+impl Drop for CodingPlace {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -12,7 +12,9 @@ use http_body::Frame;
 
 use super::{
     conditions::{self, OF_A_BODY, Part},
-    filling::{Filling, FillingReader},
+    filling::Filling,
+    growing::GrowingReader,
+    key::CacheKey,
     outcome::Told,
     request::Wishes,
     stored::{Head, Stored, StoredBody},
@@ -26,6 +28,7 @@ use crate::{
 
 /// One client's way through a kept body.
 pub struct StoredReader {
+    key: Arc<CacheKey>,
     body: Arc<StoredBody>,
     piece: usize,
     /// Of the next piece, bytes that are before the range.
@@ -69,7 +72,7 @@ pub(super) fn from_stored(
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(range.1 - range.0));
     }
     if *method != Method::HEAD && range.1 > range.0 {
-        let reader = StoredReader::new(Arc::clone(&stored.body), range, Arc::clone(host));
+        let reader = StoredReader::new(stored, range, host);
         *response.body_mut() = ResponseSource::Stored(reader);
     }
     answer(response, told)
@@ -78,7 +81,7 @@ pub(super) fn from_stored(
 /// The answer to one client, of a body that is still coming. Ranges are not cut from it.
 pub(super) fn from_filling(
     filling: &Filling,
-    reader: FillingReader,
+    reader: GrowingReader,
     (method, wishes): (&Method, &Wishes),
     told: Told,
 ) -> Answer {
@@ -94,14 +97,14 @@ pub(super) fn from_filling(
     if conditions::part(wishes, method, head, None) == Part::NotModified {
         return not_modified(response, told);
     }
-    *response.body_mut() = ResponseSource::Filling(Box::new(reader));
+    *response.body_mut() = ResponseSource::Growing(Box::new(reader));
     answer(response, told)
 }
 
 /// The answer to one client who has revalidated what is no longer to be kept.
 pub(super) fn from_body(
     head: &Head,
-    body: &Arc<StoredBody>,
+    stale: &Stored,
     (method, wishes, host): (&Method, &Wishes, &Arc<Host>),
     told: Told,
 ) -> Answer {
@@ -112,7 +115,7 @@ pub(super) fn from_body(
     if conditions::part(wishes, method, head, None) == Part::NotModified {
         return not_modified(response, told);
     }
-    let reader = StoredReader::new(Arc::clone(body), (0, body.length), Arc::clone(host));
+    let reader = StoredReader::new(stale, (0, stale.body.length), host);
     *response.body_mut() = ResponseSource::Stored(reader);
     answer(response, told)
 }
@@ -136,13 +139,37 @@ fn set(response: &mut Response<ResponseSource>, name: http::HeaderName, value: S
 }
 
 impl StoredReader {
-    fn new(body: Arc<StoredBody>, (from, to): (u64, u64), host: Arc<Host>) -> Self {
+    fn new(of: &Stored, (from, to): (u64, u64), host: &Arc<Host>) -> Self {
+        let (key, body, host) = (Arc::clone(&of.key), Arc::clone(&of.body), Arc::clone(host));
         let (mut piece, mut skip) = (0, from);
         while let Some(bytes) = body.pieces.get(piece).filter(|bytes| bytes.len() as u64 <= skip) {
             skip -= bytes.len() as u64;
             piece += 1;
         }
-        Self { body, piece, skip, left: to - from, host }
+        Self { key, body, piece, skip, left: to - from, host }
+    }
+
+    /// The same client's way through a form of the whole.
+    pub(super) fn of_form(&self, form: &Arc<StoredBody>) -> Self {
+        let (key, host) = (Arc::clone(&self.key), Arc::clone(&self.host));
+        Self { key, body: Arc::clone(form), piece: 0, skip: 0, left: form.length, host }
+    }
+
+    /// Nothing has been read, and nothing is to be left out.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.piece == 0 && self.skip == 0 && self.left == self.body.length
+    }
+
+    pub(super) fn key(&self) -> &Arc<CacheKey> {
+        &self.key
+    }
+
+    pub(super) fn body(&self) -> &Arc<StoredBody> {
+        &self.body
+    }
+
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
     pub(crate) fn poll_frame(

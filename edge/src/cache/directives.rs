@@ -162,7 +162,7 @@ pub(super) fn members(text: &str, separator: u8) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a list of directives has one, whatever its case.
-pub(super) fn contains_token(value: &HeaderValue, token: &str) -> bool {
+pub(crate) fn contains_token(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|text| members(text, b',').any(|member| member.eq_ignore_ascii_case(token)))
 }
 

@@ -4,23 +4,19 @@
 //! live as long. One task pulls them as fast as the origin sends, whatever the clients' pace, within what the ledger gives.
 //! Where the body turns out not to fit, the rest is handed to the leader's reader and comes at that client's pace.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker, ready},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use super::{
     flight::Leading,
     freshness::Life,
+    growing::{End, Growing, GrowingReader, Unfinished},
     store::{Held, Store},
     stored::{Head, StoredBody, Variant},
 };
-use crate::http::body::{BodyError, OriginBody};
+use crate::{http::body::OriginBody, live::Host};
 
 /// A body of unknown length takes room in steps of this.
 const STEP_BYTES: u64 = 64 * 1024;
@@ -35,70 +31,17 @@ pub(super) struct Filling {
     /// As the origin said; then it fits, and anybody may read along.
     pub length: Option<u64>,
     pub life: Life,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    pieces: Vec<Bytes>,
-    end: Option<End>,
-    wakers: Vec<Waker>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Whole,
-    Broken,
-    /// It does not fit: the leader has the rest.
-    HandedOver,
-}
-
-/// One client's place in a body that grows.
-pub struct FillingReader {
-    filling: Arc<Filling>,
-    next: usize,
-    rest: Rest,
-}
-
-enum Rest {
-    /// Reads along.
-    None,
-    Awaited(oneshot::Receiver<OriginBody>),
-    Here(Box<OriginBody>),
+    body: Arc<Growing>,
 }
 
 impl Filling {
     pub(super) fn new(variant: Variant, head: Head, length: Option<u64>, life: Life) -> Arc<Self> {
-        let state = State { pieces: Vec::new(), end: None, wakers: Vec::new() };
-        Arc::new(Self { variant, head, length, life, state: Mutex::new(state) })
+        Arc::new(Self { variant, head, length, life, body: Arc::default() })
     }
 
     /// For a client that came while the body was on its way.
-    pub(super) fn read(self: &Arc<Self>) -> FillingReader {
-        FillingReader { filling: Arc::clone(self), next: 0, rest: Rest::None }
-    }
-
-    fn push(&self, piece: Bytes) {
-        self.change(|state| state.pieces.push(piece));
-    }
-
-    fn finish(&self, end: End) {
-        self.change(|state| state.end = Some(end));
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let wakers = {
-            let mut state = self.state();
-            change(&mut state);
-            std::mem::take(&mut state.wakers)
-        };
-        for waker in wakers {
-            waker.wake();
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn read(&self, host: &Arc<Host>) -> GrowingReader {
+        self.body.read(self.length, host)
     }
 }
 
@@ -116,24 +59,14 @@ pub(super) struct FillJob {
 pub(super) fn begin(
     job: FillJob,
     body: OriginBody,
+    host: &Arc<Host>,
     keep: impl FnOnce(Leading, Arc<StoredBody>) + 'static,
-) -> FillingReader {
+) -> GrowingReader {
     let (rest, receiver) = oneshot::channel();
-    let reader = FillingReader { filling: Arc::clone(&job.filling), next: 0, rest: Rest::Awaited(receiver) };
-    let unfinished = Unfinished(Some(Arc::clone(&job.filling)));
+    let reader = job.filling.read(host).with_rest(receiver);
+    let unfinished = Unfinished(Some(Arc::clone(&job.filling.body)));
     tokio::task::spawn_local(async move { fill(job, body, rest, unfinished, keep).await });
     reader
-}
-
-/// However the task ends, nobody goes on waiting for it.
-struct Unfinished(Option<Arc<Filling>>);
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(filling) = self.0.take() {
-            filling.finish(End::Broken);
-        }
-    }
 }
 
 async fn fill(
@@ -162,11 +95,11 @@ async fn fill(
         }
         bytes += data.len() as u64;
         let fits = bytes <= job.bytes_max && make_room(&mut job, bytes);
-        job.filling.push(Bytes::copy_from_slice(&data));
+        job.filling.body.push(Bytes::copy_from_slice(&data));
         if !fits {
             unfinished.0 = None;
             let _gone = rest.send(body);
-            job.filling.finish(End::HandedOver);
+            job.filling.body.finish(End::HandedOver);
             job.leading.uncacheable();
             return;
         }
@@ -177,10 +110,10 @@ async fn fill(
     }
     unfinished.0 = None;
     job.held.shrink_to(bytes);
-    let pieces = job.filling.state().pieces.clone();
+    let pieces = job.filling.body.pieces();
     // Before those are told who wait for the kept answer, so that they find it.
     keep(job.leading, Arc::new(StoredBody::new(gathered(pieces, bytes), job.held)));
-    job.filling.finish(End::Whole);
+    job.filling.body.finish(End::Whole);
 }
 
 fn make_room(job: &mut FillJob, bytes: u64) -> bool {
@@ -198,64 +131,4 @@ fn gathered(pieces: Vec<Bytes>, bytes: u64) -> Vec<Bytes> {
         return pieces;
     }
     vec![pieces.concat().into()]
-}
-
-impl FillingReader {
-    pub(crate) fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Rest::Here(body) = &mut self.rest {
-            return body.poll_frame(context);
-        }
-        let end = {
-            let mut state = self.filling.state();
-            if let Some(piece) = state.pieces.get(self.next) {
-                self.next += 1;
-                return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
-            }
-            let Some(end) = state.end else {
-                if !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                    state.wakers.push(context.waker().clone());
-                }
-                return Poll::Pending;
-            };
-            end
-        };
-        let broken = || Poll::Ready(Some(Err("the origin's answer broke off".into())));
-        match (end, &mut self.rest) {
-            (End::Whole, _) => Poll::Ready(None),
-            (End::HandedOver, Rest::Awaited(rest)) => match ready!(Pin::new(rest).poll(context)) {
-                Ok(body) => {
-                    self.rest = Rest::Here(Box::new(body));
-                    self.poll_frame(context)
-                }
-                Err(_) => broken(),
-            },
-            (End::HandedOver | End::Broken, _) => broken(),
-        }
-    }
-
-    /// Nobody has asked for more for a while, and that was not the origin's doing.
-    pub(crate) fn go_on(&mut self) {
-        if let Rest::Here(body) = &mut self.rest {
-            body.go_on();
-        }
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        let state = self.filling.state();
-        state.end == Some(End::Whole) && state.pieces.len() == self.next
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        let whole = self.filling.length.filter(|_| self.next == 0);
-        whole.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-impl std::fmt::Debug for FillingReader {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("FillingReader").field("next", &self.next).finish_non_exhaustive()
-    }
 }

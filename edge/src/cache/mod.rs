@@ -6,17 +6,18 @@
 //! An exchange comes in by [`serve()`], whatever its protocol. `request` makes requests for one thing the same, [`CacheKey`] says
 //! whose and which it is, `freshness` decides what is kept and how long it is good, `flight` lets one of many ask, `filling`
 //! brings a body in while clients read it, `store` holds it within bounds, `conditions` and `answer` give each client what it
-//! asked for, `purge` takes it out.
+//! asked for, `coded` holds the compressed forms of it, `purge` takes it out.
 //!
-//! Deliberately absent: heuristic lifetimes, answers to anything but GET, parts (206) of what is not here as a whole,
-//! compression, a disk.
+//! Deliberately absent: heuristic lifetimes, answers to anything but GET, parts (206) of what is not here as a whole, a disk.
 
 mod answer;
+mod coded;
 mod conditions;
 mod directives;
 mod filling;
 mod flight;
 mod freshness;
+mod growing;
 mod key;
 mod outcome;
 mod passes;
@@ -35,7 +36,9 @@ use std::{
 };
 
 pub use answer::StoredReader;
-pub use filling::FillingReader;
+pub(crate) use coded::Coded;
+pub(crate) use directives::contains_token;
+pub use growing::GrowingReader;
 pub use key::CacheKey;
 pub use outcome::Outcome;
 pub(crate) use serve::{Asking, serve};
@@ -56,6 +59,7 @@ pub struct Cache {
     /// The last purge that was done.
     purged: AtomicU64,
     purged_entries: AtomicU64,
+    forms_made: AtomicU64,
     since_unix_ms: u64,
 }
 
@@ -69,6 +73,7 @@ impl Cache {
             background: AtomicUsize::new(0),
             purged: AtomicU64::new(0),
             purged_entries: AtomicU64::new(0),
+            forms_made: AtomicU64::new(0),
             since_unix_ms: clock::unix_ms().unsigned_abs(),
         })
     }
@@ -90,6 +95,11 @@ impl Cache {
     /// Bytes of one tenant's entries.
     pub fn bytes_of(&self, tenant: portico_cert_store::TenantId) -> u64 {
         self.store.bytes_of(tenant)
+    }
+
+    /// Compressed forms that were begun.
+    pub fn forms_made(&self) -> u64 {
+        self.forms_made.load(Ordering::Relaxed)
     }
 
     /// Requests that wait for another's answer now.

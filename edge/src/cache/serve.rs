@@ -288,7 +288,8 @@ impl Exchange {
             && (filling.life.shared || !self.facts.authorization);
         fits.then(|| {
             let asked = (&self.parts.method, &self.wishes);
-            answer::from_filling(filling, filling.read(), asked, Told::of(Outcome::Collapsed))
+            let reader = filling.read(&self.host);
+            answer::from_filling(filling, reader, asked, Told::of(Outcome::Collapsed))
         })
     }
 
@@ -327,7 +328,7 @@ impl Exchange {
             Ok(stored) => self.answer(&stored, now, told),
             Err(head) => {
                 // Good for this client, who has asked, and no more.
-                answer::from_body(&head, &stale.body, (&self.parts.method, &self.wishes, &self.host), told)
+                answer::from_body(&head, &stale, (&self.parts.method, &self.wishes, &self.host), told)
             }
         };
         Ok(Answer { origin, ..answer })
@@ -412,7 +413,8 @@ impl Exchange {
             other @ (ResponseSource::Empty
             | ResponseSource::Full(_)
             | ResponseSource::Stored(_)
-            | ResponseSource::Filling(_)) => {
+            | ResponseSource::Growing(_)
+            | ResponseSource::Coded(_)) => {
                 *answer.response.body_mut() = other;
                 leading.uncacheable();
                 return labelled(answer, Told::detailed(Outcome::NotKept, "body"));
@@ -430,7 +432,7 @@ impl Exchange {
         };
         let store = Arc::clone(&self.cache.store);
         let job = FillJob { store, filling: Arc::clone(&filling), held: body_held, bytes_max, leading };
-        let reader = filling::begin(job, body, keep);
+        let reader = filling::begin(job, body, &self.host, keep);
         let asked = (&self.parts.method, &self.wishes);
         let kept = answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss));
         Answer { origin: answer.origin, ..kept }

@@ -23,7 +23,10 @@ use std::{
 
 use portico_cert_store::TenantId;
 
-use super::{key::CacheKey, stored::Stored};
+use super::{
+    key::CacheKey,
+    stored::{Stored, StoredBody},
+};
 
 /// Enough that workers seldom meet.
 const SHARDS: usize = 256;
@@ -190,6 +193,19 @@ impl Store {
         true
     }
 
+    /// Adds to a kept body what `add` adds, of `bytes` that are taken already. Nothing is done if the body is not kept.
+    pub(super) fn widen(&self, key: &CacheKey, body: &Arc<StoredBody>, bytes: u64, add: impl FnOnce()) {
+        let mut ledger = self.ledger();
+        let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        let of_body = |stored: &&Arc<Stored>| Arc::ptr_eq(&stored.body, body);
+        let Some(stored) = shard.get(key).and_then(|variants| variants.iter().find(of_body)) else {
+            return;
+        };
+        add();
+        stored.weight.fetch_add(bytes, Ordering::Relaxed);
+        ledger.widen(key.tenant(), bytes);
+    }
+
     /// Forgets one answer; false: it was gone.
     pub(super) fn remove(&self, stored: &Arc<Stored>) -> bool {
         let mut ledger = self.ledger();
@@ -276,9 +292,12 @@ impl Ledger {
 
     fn add(&mut self, stored: &Arc<Stored>) {
         let tenant = stored.key.tenant();
+        // Under the ledger's lock: a form may have come since the entry was made.
+        let weight = stored.body.weight() + stored.head_bytes();
+        stored.weight.store(weight, Ordering::Relaxed);
         let shelf = self.tenants.entry(tenant).or_default();
         let before = shelf.bytes;
-        shelf.bytes += stored.weight;
+        shelf.bytes += weight;
         shelf.entries += 1;
         shelf.queue.push_back(Arc::downgrade(stored));
         if shelf.queue.len() as u64 > 2 * shelf.entries + 64 {
@@ -289,11 +308,19 @@ impl Ledger {
         self.entries += 1;
     }
 
+    fn widen(&mut self, tenant: TenantId, bytes: u64) {
+        let shelf = self.tenants.entry(tenant).or_default();
+        let before = shelf.bytes;
+        shelf.bytes += bytes;
+        self.by_bytes.remove(&(before, tenant));
+        self.by_bytes.insert((shelf.bytes, tenant));
+    }
+
     fn subtract(&mut self, stored: &Stored) {
         let tenant = stored.key.tenant();
         let Some(shelf) = self.tenants.get_mut(&tenant) else { return };
         let before = shelf.bytes;
-        shelf.bytes = shelf.bytes.saturating_sub(stored.weight);
+        shelf.bytes = shelf.bytes.saturating_sub(stored.weight.load(Ordering::Relaxed));
         shelf.entries = shelf.entries.saturating_sub(1);
         self.by_bytes.remove(&(before, tenant));
         if shelf.entries > 0 {

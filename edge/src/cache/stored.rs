@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::{directives::members, freshness::Life, key::CacheKey, store::Held};
+use super::{coded::Forms, directives::members, freshness::Life, key::CacheKey, store::Held};
 
 /// Bytes of one entry beyond its text: tables, references, maps.
 const OVERHEAD_BYTES: usize = 1024;
@@ -33,15 +33,15 @@ pub(super) struct Stored {
     pub head: Head,
     pub life: Life,
     pub body: Arc<StoredBody>,
-    /// What it counts for, in bytes.
-    pub weight: u64,
+    /// What it counts for while it is in the store, in bytes, forms of the body included; the store's to change.
+    pub weight: AtomicU64,
     /// Asked for since the eviction looked at it last.
     touched: AtomicBool,
     /// Since when it is to be taken for stale, whatever its life says.
     stale_since: ArcSwapOption<Instant>,
     /// The origin has failed: until then it is not asked again while this one may stand in.
     retry_at: ArcSwapOption<Instant>,
-    _held: Held,
+    held: Held,
 }
 
 /// Which requests for a key an answer is for.
@@ -66,6 +66,7 @@ pub(super) struct Head {
 pub(super) struct StoredBody {
     pub pieces: Box<[Bytes]>,
     pub length: u64,
+    pub forms: Forms,
     _held: Held,
 }
 
@@ -78,19 +79,22 @@ impl Stored {
         body: Arc<StoredBody>,
         held: Held,
     ) -> Self {
-        let weight = body.length + held.bytes();
         Self {
             key,
             variant,
             head,
             life,
             body,
-            weight,
+            weight: AtomicU64::new(0),
             touched: AtomicBool::new(false),
             stale_since: ArcSwapOption::empty(),
             retry_at: ArcSwapOption::empty(),
-            _held: held,
+            held,
         }
+    }
+
+    pub(super) fn head_bytes(&self) -> u64 {
+        self.held.bytes()
     }
 
     /// Bytes that all of it but the body takes.
@@ -282,7 +286,12 @@ pub(super) fn take_tags(headers: &mut HeaderMap) -> Arc<[Box<str>]> {
 impl StoredBody {
     pub(super) fn new(pieces: Vec<Bytes>, held: Held) -> Self {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces: pieces.into(), length, _held: held }
+        Self { pieces: pieces.into(), length, forms: Forms::default(), _held: held }
+    }
+
+    /// Its forms included.
+    pub(super) fn weight(&self) -> u64 {
+        self.length + self.forms.bytes()
     }
 }
 

@@ -107,6 +107,7 @@ pub(super) struct RawRoute {
     timeouts: Option<v1::ProxyTimeouts>,
     breaker: Option<v1::CircuitBreaker>,
     cache: Option<v1::CachePolicy>,
+    compression: Option<v1::CompressionPolicy>,
     redirect: Option<Spanned<String>>,
     status: Option<Spanned<u16>>,
     #[serde(default)]
@@ -340,6 +341,7 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         timeouts: raw.timeouts.clone(),
         breaker: raw.breaker.clone(),
         cache: raw.cache.clone(),
+        compression: raw.compression.clone(),
     };
     let authorities = raw.ca_file.as_ref().map(|file| authorities(source, file)).transpose()?;
     Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })

@@ -17,8 +17,9 @@ use tokio::time::Sleep;
 
 use super::{h2::SendWatch, pacing::Held};
 use crate::{
-    cache::{FillingReader, StoredReader},
+    cache::{GrowingReader, StoredReader},
     clock,
+    coding::CodedBody,
     exchange::ExchangeEnd,
     limits,
     live::Suspension,
@@ -176,7 +177,9 @@ pub enum ResponseSource {
     /// Kept.
     Stored(StoredReader),
     /// On its way into the cache.
-    Filling(Box<FillingReader>),
+    Growing(Box<GrowingReader>),
+    /// One of these, compressed.
+    Coded(Box<CodedBody>),
 }
 
 impl ResponseBody {
@@ -252,7 +255,10 @@ impl Body for ResponseBody {
 }
 
 impl ResponseSource {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => {
@@ -262,17 +268,19 @@ impl ResponseSource {
             }
             Self::Origin(body) => body.poll_frame(context),
             Self::Stored(body) => body.poll_frame(context),
-            Self::Filling(body) => body.poll_frame(context),
+            Self::Growing(body) => body.poll_frame(context),
+            Self::Coded(body) => body.poll_frame(context),
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    pub(crate) fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Origin(body) => body.incoming.is_end_stream(),
             Self::Stored(body) => body.left() == 0,
-            Self::Filling(body) => body.is_end_stream(),
+            Self::Growing(body) => body.is_end_stream(),
+            Self::Coded(body) => body.is_end_stream(),
         }
     }
 
@@ -282,15 +290,17 @@ impl ResponseSource {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Origin(body) => body.incoming.size_hint(),
             Self::Stored(body) => SizeHint::with_exact(body.left()),
-            Self::Filling(body) => body.size_hint(),
+            Self::Growing(body) => body.size_hint(),
+            Self::Coded(_) => SizeHint::default(),
         }
     }
 
     /// Nobody has asked for more for a while, and that was not the origin's doing.
-    fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         match self {
             Self::Origin(body) => body.go_on(),
-            Self::Filling(body) => body.go_on(),
+            Self::Growing(body) => body.go_on(),
+            Self::Coded(body) => body.go_on(),
             Self::Empty | Self::Full(_) | Self::Stored(_) => {}
         }
     }
@@ -429,7 +439,8 @@ impl fmt::Debug for ResponseSource {
             Self::Full(_) => "Full",
             Self::Origin(_) => "Origin",
             Self::Stored(_) => "Stored",
-            Self::Filling(_) => "Filling",
+            Self::Growing(_) => "Growing",
+            Self::Coded(_) => "Coded",
         })
     }
 }

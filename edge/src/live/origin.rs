@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::uri::{Authority, PathAndQuery};
 use portico_api::distribution as wire;
-use portico_api::rule::CacheRule;
+use portico_api::rule::{CacheRule, CompressionRule, PolicyFault};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, ServerName};
 
@@ -28,6 +28,8 @@ pub struct Upstream {
     pub deadlines: UpstreamDeadlines,
     /// None: nothing is kept.
     pub cache: Option<CacheRule>,
+    /// None: nothing is compressed.
+    pub compression: Option<CompressionRule>,
     /// Tells the answers of this upstream from those of any other in the cache.
     pub fingerprint: u64,
 }
@@ -133,8 +135,8 @@ impl Upstream {
     /// To one origin, all else as it is without being said.
     pub fn to(origin: Origin) -> Self {
         let only = WeightedOrigin { origin: Arc::new(origin), weight: 1 };
-        let (deadlines, cache) = (UpstreamDeadlines::default(), None);
-        Self { origins: [only].into(), deadlines, cache, fingerprint: 0 }
+        let (deadlines, cache, compression) = (UpstreamDeadlines::default(), None, None);
+        Self { origins: [only].into(), deadlines, cache, compression, fingerprint: 0 }
     }
 
     /// # Errors
@@ -180,17 +182,22 @@ impl Upstream {
             }
             origins.push(WeightedOrigin { origin: Arc::new(origin), weight: target.weight });
         }
-        let cache = from.cache.as_ref().map(parse_cache).transpose()?;
-        let deadlines = UpstreamDeadlines::parse(from);
-        Ok(Self { origins: origins.into(), deadlines, cache, fingerprint: fingerprint(from) })
+        let cache = from.cache.as_ref().map(|from| CacheRule::parse(&from.into())).transpose();
+        let compression = from.compression.as_ref().map(|from| CompressionRule::parse(&from.into())).transpose();
+        Ok(Self {
+            origins: origins.into(),
+            deadlines: UpstreamDeadlines::parse(from),
+            cache: cache.map_err(|faults| bad_policy("BadCachePolicy", "cache", &faults))?,
+            compression: compression
+                .map_err(|faults| bad_policy("BadCompressionPolicy", "compression", &faults))?,
+            fingerprint: fingerprint(from),
+        })
     }
 }
 
-fn parse_cache(from: &wire::CachePolicy) -> Result<CacheRule, Fault> {
-    CacheRule::parse(&from.into()).map_err(|faults| {
-        let text = faults.first().map(|fault| format!("cache{}: {}", fault.below, fault.message));
-        Fault::new("BadCachePolicy", text.unwrap_or_default())
-    })
+fn bad_policy(code: &'static str, name: &str, faults: &[PolicyFault]) -> Fault {
+    let text = faults.first().map(|fault| format!("{name}{}: {}", fault.below, fault.message));
+    Fault::new(code, text.unwrap_or_default())
 }
 
 /// Of all that decides which content an answer has: where requests go, and as whom.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use portico_api::distribution as wire;
-use portico_api::rule::{ActionKind, CacheRule, ChangesText, Part, Rule, RuleFault, RuleText};
+use portico_api::rule::{ActionKind, CacheRule, ChangesText, CompressionRule, Part, Rule, RuleFault, RuleText};
 use url::Url;
 
 use super::origin::Upstream;
@@ -83,6 +83,14 @@ impl Route {
     pub fn cache_rule(&self) -> Option<&CacheRule> {
         match &self.action {
             Action::Proxy(upstream) => upstream.cache.as_ref(),
+            Action::Redirect(_) | Action::Static { .. } => None,
+        }
+    }
+
+    /// None: nothing of it is compressed.
+    pub fn compression(&self) -> Option<&CompressionRule> {
+        match &self.action {
+            Action::Proxy(upstream) => upstream.compression.as_ref(),
             Action::Redirect(_) | Action::Static { .. } => None,
         }
     }

@@ -16,6 +16,7 @@ mod attacks;
 mod authority;
 mod cache;
 mod client;
+mod compression;
 mod drain;
 mod egress;
 mod exchange;

@@ -566,6 +566,11 @@ pub struct Proxy {
     /// absent: nothing is kept
     #[prost(message, optional, tag = "13")]
     pub cache: ::core::option::Option<CachePolicy>,
+    /// absent: nothing is compressed
+    #[prost(message, optional, tag = "15")]
+    pub compression: ::core::option::Option<CompressionPolicy>,
+    #[prost(enumeration = "ProxyProtocol", tag = "16")]
+    pub proxy_protocol: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CachePolicy {
@@ -584,6 +589,18 @@ pub struct CachePolicy {
     pub query_sort: bool,
     #[prost(string, repeated, tag = "7")]
     pub query_ignore: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompressionPolicy {
+    /// in order of preference; none: the edge's own order
+    #[prost(enumeration = "ContentCoding", repeated, tag = "1")]
+    pub codings: ::prost::alloc::vec::Vec<i32>,
+    /// 0: the edge's own
+    #[prost(uint32, tag = "2")]
+    pub min_bytes: u32,
+    /// none: the edge's own
+    #[prost(string, repeated, tag = "3")]
+    pub content_types: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightedOrigin {
@@ -793,6 +810,68 @@ impl TlsVersion {
             "TLS_VERSION_DEFAULT" => Some(Self::Default),
             "TLS_VERSION_1_2" => Some(Self::TlsVersion12),
             "TLS_VERSION_1_3" => Some(Self::TlsVersion13),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ProxyProtocol {
+    None = 0,
+    V1 = 1,
+    V2 = 2,
+}
+impl ProxyProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::None => "PROXY_PROTOCOL_NONE",
+            Self::V1 => "PROXY_PROTOCOL_V1",
+            Self::V2 => "PROXY_PROTOCOL_V2",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROXY_PROTOCOL_NONE" => Some(Self::None),
+            "PROXY_PROTOCOL_V1" => Some(Self::V1),
+            "PROXY_PROTOCOL_V2" => Some(Self::V2),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ContentCoding {
+    /// and what an edge does not know: left out
+    Unspecified = 0,
+    Br = 1,
+    Zstd = 2,
+    Gzip = 3,
+}
+impl ContentCoding {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONTENT_CODING_UNSPECIFIED",
+            Self::Br => "CONTENT_CODING_BR",
+            Self::Zstd => "CONTENT_CODING_ZSTD",
+            Self::Gzip => "CONTENT_CODING_GZIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONTENT_CODING_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONTENT_CODING_BR" => Some(Self::Br),
+            "CONTENT_CODING_ZSTD" => Some(Self::Zstd),
+            "CONTENT_CODING_GZIP" => Some(Self::Gzip),
             _ => None,
         }
     }

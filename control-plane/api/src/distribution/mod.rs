@@ -104,6 +104,7 @@ impl From<&v1::Proxy> for Proxy {
             in_flight_max: breaker.map(|breaker| breaker.in_flight_max).unwrap_or_default(),
             pending_max: breaker.map(|breaker| breaker.pending_max).unwrap_or_default(),
             cache: from.cache.as_ref().map(CachePolicy::from),
+            compression: from.compression.as_ref().map(CompressionPolicy::from),
         }
     }
 }
@@ -118,6 +119,37 @@ impl From<&v1::CachePolicy> for CachePolicy {
             max_object_bytes: from.max_object_bytes.unwrap_or_default(),
             query_sort: from.query.sort,
             query_ignore: from.query.ignore.clone(),
+        }
+    }
+}
+
+impl From<&v1::CompressionPolicy> for CompressionPolicy {
+    fn from(from: &v1::CompressionPolicy) -> Self {
+        let coding = |coding: &v1::ContentCoding| match coding {
+            v1::ContentCoding::Br => ContentCoding::Br.into(),
+            v1::ContentCoding::Zstd => ContentCoding::Zstd.into(),
+            v1::ContentCoding::Gzip => ContentCoding::Gzip.into(),
+        };
+        Self {
+            codings: from.codings.iter().map(coding).collect(),
+            min_bytes: from.min_bytes.unwrap_or_default(),
+            content_types: from.content_types.clone(),
+        }
+    }
+}
+
+impl From<&CompressionPolicy> for v1::CompressionPolicy {
+    fn from(from: &CompressionPolicy) -> Self {
+        let coding = |coding| match coding {
+            ContentCoding::Br => Some(v1::ContentCoding::Br),
+            ContentCoding::Zstd => Some(v1::ContentCoding::Zstd),
+            ContentCoding::Gzip => Some(v1::ContentCoding::Gzip),
+            ContentCoding::Unspecified => None,
+        };
+        Self {
+            codings: from.codings().filter_map(coding).collect(),
+            min_bytes: (from.min_bytes > 0).then_some(from.min_bytes),
+            content_types: from.content_types.clone(),
         }
     }
 }

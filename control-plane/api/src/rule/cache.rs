@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::PolicyFault;
 use crate::v1;
 
 const TTL_SECONDS_MAX: u32 = 31_536_000;
@@ -31,23 +32,12 @@ pub struct QueryRule {
     ignored: Box<[Box<str>]>,
 }
 
-/// What is wrong with a cache policy.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct CacheFault {
-    /// A JSON pointer into the policy.
-    pub below: String,
-    /// Stable.
-    pub code: &'static str,
-    pub message: String,
-}
-
 impl CacheRule {
     /// Reads a policy.
     ///
     /// # Errors
     /// Everything that is wrong with it; at least one fault.
-    pub fn parse(from: &v1::CachePolicy) -> Result<Self, Vec<CacheFault>> {
+    pub fn parse(from: &v1::CachePolicy) -> Result<Self, Vec<PolicyFault>> {
         let mut faults = Vec::new();
         let seconds = [
             ("default_ttl_seconds", from.default_ttl_seconds, TTL_SECONDS_MAX),
@@ -57,13 +47,13 @@ impl CacheRule {
         ];
         for (name, value, max) in seconds {
             if value > max {
-                faults.push(CacheFault::at(format!("/{name}"), "out_of_range", format!("at most {max}")));
+                faults.push(PolicyFault::at(format!("/{name}"), "out_of_range", format!("at most {max}")));
             }
         }
         let max_object_bytes = from.max_object_bytes.unwrap_or(OBJECT_BYTES_DEFAULT);
         if !(OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&max_object_bytes) {
             let message = format!("must be from {OBJECT_BYTES_MIN} to {OBJECT_BYTES_MAX}");
-            faults.push(CacheFault::at("/max_object_bytes".into(), "out_of_range", message));
+            faults.push(PolicyFault::at("/max_object_bytes".into(), "out_of_range", message));
         }
         let query = QueryRule::parse(&from.query, &mut faults);
         if !faults.is_empty() {
@@ -81,10 +71,10 @@ impl CacheRule {
 }
 
 impl QueryRule {
-    fn parse(from: &v1::QueryKey, faults: &mut Vec<CacheFault>) -> Self {
+    fn parse(from: &v1::QueryKey, faults: &mut Vec<PolicyFault>) -> Self {
         if from.ignore.len() > IGNORED_MAX {
             let message = format!("at most {IGNORED_MAX} names");
-            faults.push(CacheFault::at("/query/ignore".into(), "too_many", message));
+            faults.push(PolicyFault::at("/query/ignore".into(), "too_many", message));
         }
         for (index, name) in from.ignore.iter().enumerate().take(IGNORED_MAX) {
             let stem = name.strip_suffix('*').unwrap_or(name);
@@ -94,7 +84,7 @@ impl QueryRule {
                     "must be a parameter's name of at most {IGNORED_BYTES_MAX} visible characters without & = # + % ?, \
                      or its beginning and `*`"
                 );
-                faults.push(CacheFault::at(format!("/query/ignore/{index}"), "invalid_name", message));
+                faults.push(PolicyFault::at(format!("/query/ignore/{index}"), "invalid_name", message));
             }
         }
         Self { sort: from.sort, ignored: from.ignore.iter().map(|name| name.as_str().into()).collect() }
@@ -120,12 +110,6 @@ impl QueryRule {
             Some(beginning) => name.starts_with(beginning),
             None => name == &**ignored,
         })
-    }
-}
-
-impl CacheFault {
-    fn at(below: String, code: &'static str, message: String) -> Self {
-        Self { below, code, message }
     }
 }
 

@@ -6,13 +6,15 @@
 //! Deliberately absent: what a route then does. The action's own fields are read where they are used.
 
 mod cache;
+mod compression;
 mod headers;
 mod hsts;
 mod path;
 
 use http::{HeaderMap, Method};
 
-pub use cache::{CacheFault, CacheRule, QueryRule};
+pub use cache::{CacheRule, QueryRule};
+pub use compression::CompressionRule;
 pub use headers::{
     CHANGES_BYTES_MAX, CHANGES_MAX, Changes, Condition, EQUALS_BYTES_MAX, NAME_BYTES_MAX, Side,
 };
@@ -80,6 +82,17 @@ pub enum ActionKind {
 pub struct RuleFault {
     pub part: Part,
     /// A JSON pointer into the part; empty: the part itself.
+    pub below: String,
+    /// Stable.
+    pub code: &'static str,
+    pub message: String,
+}
+
+/// What is wrong with a policy of a proxy action.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PolicyFault {
+    /// A JSON pointer into the policy.
     pub below: String,
     /// Stable.
     pub code: &'static str,
@@ -227,6 +240,12 @@ impl Part {
 
     fn fault_below(self, below: String, code: &'static str, message: impl Into<String>) -> RuleFault {
         RuleFault { part: self, below, code, message: message.into() }
+    }
+}
+
+impl PolicyFault {
+    fn at(below: String, code: &'static str, message: String) -> Self {
+        Self { below, code, message }
     }
 }
 

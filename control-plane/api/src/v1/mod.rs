@@ -39,6 +39,7 @@
 mod cache;
 mod certificate;
 pub mod client;
+mod compression;
 mod domain;
 mod edge;
 mod event;
@@ -55,6 +56,7 @@ mod token;
 
 pub use cache::*;
 pub use certificate::*;
+pub use compression::*;
 pub use domain::*;
 pub use edge::*;
 pub use event::*;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::CachePolicy;
+use super::{CachePolicy, CompressionPolicy};
 
 /// Passes requests on. Exactly one of `origin` and `origins` is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -33,6 +33,9 @@ pub struct Proxy {
     /// Without it nothing of the route is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CachePolicy>,
+    /// Without it edges compress nothing of the route; what its origin has compressed passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionPolicy>,
 }
 
 /// One of several origins.

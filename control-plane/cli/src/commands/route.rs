@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{Action, CachePolicy, Proxy, QueryKey, Route, WeightedOrigin};
+use portico_api::v1::{Action, CachePolicy, CompressionPolicy, Proxy, QueryKey, Route, WeightedOrigin};
 use serde_json::json;
 
 use crate::commands::domain::{WaitArgs, with_grant};
@@ -22,6 +22,8 @@ pub(crate) struct RouteArgs {
     action: ActionArgs,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    compression: CompressionArgs,
     #[command(flatten)]
     answer: AnswerArgs,
     /// Take the route of these requests away; they go by another one then
@@ -78,6 +80,37 @@ impl CacheArgs {
     }
 }
 
+/// What edges compress of a proxy route's answers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompressionArgs {
+    /// Compress answers that the origin sends plain, for clients that take it (with --proxy)
+    #[arg(long, conflicts_with = "remove")]
+    compress: bool,
+    /// Only these media types, such as text/* or application/*+json; several times
+    #[arg(long, value_name = "TYPE", requires = "compress")]
+    compress_type: Vec<String>,
+    /// And only from so many bytes on; 1024 when absent
+    #[arg(long, value_name = "BYTES", requires = "compress")]
+    compress_min: Option<u32>,
+}
+
+impl CompressionArgs {
+    fn of(self, action: Action) -> Outcome<Action> {
+        if !self.compress {
+            return Ok(action);
+        }
+        let Action::Proxy(mut proxy) = action else {
+            return Err(Failure::usage("--compress is for --proxy: other answers are short"));
+        };
+        proxy.compression = Some(CompressionPolicy {
+            min_bytes: self.compress_min,
+            content_types: self.compress_type,
+            ..CompressionPolicy::default()
+        });
+        Ok(Action::Proxy(proxy))
+    }
+}
+
 impl ActionArgs {
     pub(crate) fn action(self) -> Action {
         match (&*self.proxy, self.redirect, self.fixed) {
@@ -97,11 +130,11 @@ impl ActionArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { which, action, cache, answer, remove, rule, wait } = args;
+    let RouteArgs { which, action, cache, compression, answer, remove, rule, wait } = args;
     if remove {
         rule.only_chooses()?;
     }
-    let route = rule.route(answer.of(cache.of(action.action())?));
+    let route = rule.route(answer.of(compression.of(cache.of(action.action())?)?));
     let changed = on_newest(async || {
         let found = which.find(client).await?;
         let (tenant, whose) = (found.tenant_name.clone(), whose(&found));
@@ -169,7 +202,8 @@ fn proxy_text(proxy: &Proxy) -> String {
         .collect();
     let host = proxy.host_header.as_ref().map_or(String::new(), |host| format!(" as {host}"));
     let cache = if proxy.cache.is_some() { ", with a cache" } else { "" };
-    format!("proxy to {}{host}{cache}", texts.join(", "))
+    let compression = if proxy.compression.is_some() { ", compressed" } else { "" };
+    format!("proxy to {}{host}{cache}{compression}", texts.join(", "))
 }
 
 #[cfg(test)]

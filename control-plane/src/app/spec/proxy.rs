@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use portico_api::rule::{CacheFault, CacheRule};
+use portico_api::rule::{CacheRule, CompressionRule, PolicyFault};
 use portico_api::v1::{
     CircuitBreaker, EgressGrant, FieldError, HealthCheck, OriginTls, Proxy, ProxyTimeouts,
 };
@@ -56,9 +56,15 @@ pub(super) fn check(
     if let Some(given) = &proxy.breaker {
         errors.extend(breaker(&format!("{at}/breaker"), given));
     }
-    if let Some(Err(faults)) = proxy.cache.as_ref().map(CacheRule::parse) {
-        let at = |fault: &CacheFault| format!("{at}/cache{}", fault.below);
+    let mut policy = |name: &str, faults: Vec<PolicyFault>| {
+        let at = |fault: &PolicyFault| format!("{at}/{name}{}", fault.below);
         errors.extend(faults.into_iter().map(|fault| field(at(&fault), fault.code, fault.message)));
+    };
+    if let Some(Err(faults)) = proxy.cache.as_ref().map(CacheRule::parse) {
+        policy("cache", faults);
+    }
+    if let Some(Err(faults)) = proxy.compression.as_ref().map(CompressionRule::parse) {
+        policy("compression", faults);
     }
     errors
 }
