@@ -524,6 +524,39 @@ async fn suspensions_are_durable_end_by_themselves_and_are_seen_in_the_status() 
 }
 
 #[tokio::test]
+async fn a_proxy_route_says_what_is_compressed_and_who_its_origin_is_told_of() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
+    let patch = async |field: &str, value: Value| {
+        let mut action = json!({ "type": "proxy", "origin": "http://origin.example" });
+        action[field] = value;
+        let body = json!({ "routes": [{ "action": action }] });
+        stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], body).await
+    };
+    let policy = json!({ "codings": ["br", "gzip"], "min_bytes": 200, "content_types": ["text/*"] });
+    let taken = patch("compression", policy.clone()).await;
+    let action = &taken.body["routes"][0]["action"];
+    assert_eq!((taken.status, &action["compression"]), (200, &policy), "{}", taken.text);
+    let taken = patch("proxy_protocol", json!("v2")).await;
+    let action = &taken.body["routes"][0]["action"];
+    assert_eq!((taken.status, &action["proxy_protocol"]), (200, &json!("v2")), "{}", taken.text);
+    for (policy, pointer) in [
+        (json!({ "codings": ["br", "br"] }), "codings/1"),
+        (json!({ "min_bytes": 1_048_577 }), "min_bytes"),
+        (json!({ "content_types": ["text/html", "text"] }), "content_types/1"),
+    ] {
+        let refused = patch("compression", policy.clone()).await;
+        let wanted = json!(format!("/routes/0/action/compression/{pointer}"));
+        assert_eq!((refused.status, &refused.body["errors"][0]["pointer"]), (422, &wanted), "{policy}");
+    }
+    for (field, value) in [("compression", json!({ "level": 9 })), ("proxy_protocol", json!("v3"))] {
+        assert_eq!(patch(field, value.clone()).await.status, 422, "{value}");
+    }
+}
+
+#[tokio::test]
 async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
     let stage = Stage::start().await;
     let (one, own) = stage.tenant("one").await;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -64,6 +65,8 @@ pub struct ListenerConfig {
     /// The port that clients use for https, in redirects and in the authority of requests.
     pub public_https_port: u16,
     pub http3: bool,
+    /// Every connection begins with a PROXY header, and comes from one of these networks.
+    pub proxy_protocol: Option<Vec<IpNet>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +132,7 @@ struct RawListener {
     kind: ListenerKind,
     public_https_port: Option<u16>,
     http3: Option<Spanned<bool>>,
+    proxy_protocol: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -276,6 +280,12 @@ impl Source<'_> {
             let span = raw.http3.as_ref().map(Spanned::span);
             return Err(self.error(span, "http3 needs kind = \"https\"; move it there or remove it".into()));
         }
+        let proxy_protocol = raw.proxy_protocol.as_ref().map(|list| self.networks(list)).transpose()?;
+        if http3 && proxy_protocol.is_some() {
+            let span = raw.http3.as_ref().map(Spanned::span);
+            let problem = "http3 beside proxy_protocol: there is no PROXY header over QUIC; remove one of them";
+            return Err(self.error(span, problem.into()));
+        }
         let default_port = match raw.kind {
             ListenerKind::Https => address.port(),
             ListenerKind::Http => 443,
@@ -285,6 +295,25 @@ impl Source<'_> {
             kind: raw.kind,
             public_https_port: raw.public_https_port.unwrap_or(default_port),
             http3,
+            proxy_protocol,
+        })
+    }
+
+    /// At least one: a list of none would refuse everybody.
+    fn networks(self, list: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<IpNet>, ConfigError> {
+        let networks = list.get_ref().iter().map(|text| self.network(text)).collect::<Result<Vec<_>, _>>()?;
+        if networks.is_empty() {
+            let problem = "names no network; list those of your load balancers, such as [\"10.0.0.0/8\"]";
+            return Err(self.error(Some(list.span()), problem.into()));
+        }
+        Ok(networks)
+    }
+
+    fn network(self, text: &Spanned<String>) -> Result<IpNet, ConfigError> {
+        let parsed = text.get_ref().parse().or_else(|_| text.get_ref().parse::<IpAddr>().map(IpNet::from));
+        parsed.map_err(|_| {
+            let problem = format!("{:?} is not an address range such as \"10.0.0.0/8\"", text.get_ref());
+            self.error(Some(text.span()), problem)
         })
     }
 
@@ -408,6 +437,13 @@ mod tests {
                 LISTEN.replace(":0", ":443").repeat(2) + "[standalone]\n",
                 "/etc/edge.toml:5:11: ",
                 "already; remove one",
+            ),
+            (LISTEN.to_owned() + "proxy_protocol = []\n", "/etc/edge.toml:4:18: ", "names no network"),
+            (LISTEN.to_owned() + "proxy_protocol = [\"::1\", \"ten\"]\n", "/etc/edge.toml:4:26: ", "10.0.0.0/8"),
+            (
+                LISTEN.to_owned() + "http3 = true\nproxy_protocol = [\"::1\"]\n",
+                "/etc/edge.toml:4:9: ",
+                "over QUIC",
             ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
         ];

@@ -8,14 +8,23 @@ use crate::{
     http::{clock::ConnectionClock, drive::Ended, h1, h2},
     io::Stream,
     listen::BoundListener,
+    proxy_protocol,
     sources::Source,
     tls::{self, Shown},
     worker::Worker,
 };
 
 /// Serves a connection to its end. Each phase is boxed, so that an idle connection holds no room for a handshake.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, bound: &BoundListener) {
+pub async fn serve(worker: Rc<Worker>, mut stream: Stream, peer: SocketAddr, bound: &BoundListener) {
     let Ok(local) = stream.local_address() else { return };
+    let peer = match &bound.config.proxy_protocol {
+        None => peer,
+        Some(sources) => {
+            let accepting = Box::pin(proxy_protocol::accept(&mut stream, peer, sources, &worker.edge));
+            let Some(client) = accepting.await else { return };
+            client
+        }
+    };
     // Dropped where there is none: closed before a byte was read.
     let Ok(source) = worker.edge.sources.connect(peer.ip()) else { return };
     let ended = match bound.config.kind {

@@ -23,6 +23,7 @@ pub mod listen;
 pub mod live;
 pub mod metrics;
 pub mod process;
+pub mod proxy_protocol;
 pub mod rate;
 pub mod server;
 pub mod service;

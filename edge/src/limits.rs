@@ -42,6 +42,10 @@ pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024 + 5;
 /// From accept to the end of the handshake, ClientHello included.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Bytes behind the fixed part of a PROXY header of version 2: addresses, and values that are read over. The longest that
+/// balancers send carry a client certificate's names.
+pub const PROXY_HEADER_BYTES_MAX: usize = 2048;
+
 /// Bytes of one request head on HTTP/1 and of a decoded header list on HTTP/2.
 pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Fields in one request head.

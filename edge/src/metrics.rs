@@ -31,6 +31,7 @@ pub mod names {
     pub const STREAMS_STALLED: &str = "portico_edge_streams_stalled_total";
     pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
     pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
+    pub const PROXY_HEADERS: &str = "portico_edge_proxy_headers_total";
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
     pub const EXCHANGE_SECONDS: &str = "portico_edge_exchange_seconds";
     pub const REQUESTS_REFUSED: &str = "portico_edge_requests_refused_total";
@@ -109,6 +110,20 @@ impl Limited {
     }
 }
 
+/// What became of a PROXY header.
+#[derive(Debug, Clone, Copy)]
+pub enum ProxyHeader {
+    /// It named the client.
+    Read,
+    /// The balancer's own connection.
+    Local,
+    /// From a network that is not listed.
+    Untrusted,
+    Malformed,
+    TimedOut,
+}
+
+const PROXY_HEADERS: [&str; 5] = ["read", "local", "untrusted", "malformed", "timed_out"];
 const HANDSHAKE_ENDS: [&str; 7] =
     ["full", "resumed", "challenge", "unknown_name", "no_key", "failed", "timed_out"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
@@ -127,6 +142,7 @@ pub struct Metrics {
     pub quic_forwarded: Counter,
     pub quic_not_forwarded: Counter,
     handshakes: [Counter; 7],
+    proxy_headers: [Counter; 5],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],
     pub exchange_seconds: Histogram,
@@ -177,6 +193,7 @@ impl Metrics {
             quic_not_forwarded: counter!(names::QUIC_FORWARDED, "result" => "dropped"),
             streams_stalled: counter!(names::STREAMS_STALLED),
             handshakes: HANDSHAKE_ENDS.map(|end| counter!(names::HANDSHAKES, "result" => end)),
+            proxy_headers: PROXY_HEADERS.map(|result| counter!(names::PROXY_HEADERS, "result" => result)),
             handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
             exchanges: PROTOCOLS.map(|protocol| {
                 STATUS_CLASSES.map(
@@ -224,6 +241,10 @@ impl Metrics {
     /// Counts a refusal.
     pub fn limited(&self, limit: Limited) {
         self.limited[limit as usize].increment(1);
+    }
+
+    pub fn proxy_header(&self, result: ProxyHeader) {
+        self.proxy_headers[result as usize].increment(1);
     }
 
     pub fn exchange(&self, protocol: Protocol, status: http::StatusCode) {
@@ -331,6 +352,10 @@ fn describe() {
         "HTTP/2 and HTTP/3 streams reset because the client took no byte of the answer"
     );
     describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP and QUIC, by how they ended");
+    describe_counter!(
+        names::PROXY_HEADERS,
+        "connections to listeners with proxy_protocol, by what became of their header; all but read and local are refused"
+    );
     describe_histogram!(names::HANDSHAKE_SECONDS, "from accept to the end of a TLS handshake");
     describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
     describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");
@@ -341,6 +366,10 @@ fn describe() {
     );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
+    describe_origins_and_cache();
+}
+
+fn describe_origins_and_cache() {
     describe_counter!(names::ORIGIN_CONNECTS, "connections made to origins");
     describe_counter!(names::ORIGIN_REUSES, "requests sent on a kept origin connection");
     describe_counter!(

@@ -101,6 +101,7 @@ pub(super) struct RawRoute {
     host_header: Option<String>,
     #[serde(default)]
     protocol: v1::OriginProtocol,
+    proxy_protocol: Option<v1::ProxyProtocol>,
     server_name: Option<String>,
     ca_file: Option<Spanned<PathBuf>>,
     health_check: Option<v1::HealthCheck>,
@@ -336,6 +337,7 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         origins,
         host_header: raw.host_header.clone(),
         protocol: raw.protocol,
+        proxy_protocol: raw.proxy_protocol,
         tls: Some(v1::OriginTls { server_name: raw.server_name.clone(), ca_pem: None }),
         health_check: raw.health_check.clone(),
         timeouts: raw.timeouts.clone(),
@@ -406,15 +408,7 @@ fn status(
 }
 
 fn egress(source: Source<'_>, raw: &RawAllow) -> Result<EgressAllow, ConfigError> {
-    let text = raw.cidr.get_ref();
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(
-        |_| {
-            source.error(
-                Some(raw.cidr.span()),
-                format!("{text:?} is not an address range such as \"10.0.0.0/8\""),
-            )
-        },
-    )?;
+    let net = source.network(&raw.cidr)?;
     if raw.ports.is_empty() {
         return Err(source.error(
             Some(raw.cidr.span()),

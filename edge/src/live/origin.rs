@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::route::parse_url;
 use super::{Fault, limits};
+use crate::proxy_protocol;
 use crate::upstream::ClientConfigs;
 
 /// All that a proxy route says.
@@ -61,6 +62,8 @@ pub struct Origin {
     /// Sent as Host; absent: the request's own authority.
     pub host_header: Option<HeaderValue>,
     pub protocol: OriginProtocol,
+    /// Each connection is one client's then.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     /// In the TLS handshake and on the certificate; absent: the host.
     pub server_name: Option<ServerName<'static>>,
     /// Absent: the system's.
@@ -154,6 +157,11 @@ impl Upstream {
             wire::OriginProtocol::Http1 => OriginProtocol::Http1,
             wire::OriginProtocol::Http2 => OriginProtocol::Http2,
         };
+        let proxy_protocol = match from.proxy_protocol() {
+            wire::ProxyProtocol::None => None,
+            wire::ProxyProtocol::V1 => Some(proxy_protocol::Version::V1),
+            wire::ProxyProtocol::V2 => Some(proxy_protocol::Version::V2),
+        };
         let server_name = parse_server_name(&from.tls_server_name)?;
         let roots = OriginRoots::parse(&from.tls_ca_der)?.map(Arc::new);
         let health_check = from.health_check.as_ref().map(HealthCheck::parse).transpose()?.map(Arc::new);
@@ -164,6 +172,7 @@ impl Upstream {
             let plain = Origin::parse(&target.url, host_header)?;
             let origin = Origin {
                 protocol,
+                proxy_protocol,
                 server_name: server_name.clone(),
                 roots: roots.clone(),
                 health_check: health_check.clone(),
@@ -183,7 +192,8 @@ impl Upstream {
             origins.push(WeightedOrigin { origin: Arc::new(origin), weight: target.weight });
         }
         let cache = from.cache.as_ref().map(|from| CacheRule::parse(&from.into())).transpose();
-        let compression = from.compression.as_ref().map(|from| CompressionRule::parse(&from.into())).transpose();
+        let compression =
+            from.compression.as_ref().map(|from| CompressionRule::parse(&from.into())).transpose();
         Ok(Self {
             origins: origins.into(),
             deadlines: UpstreamDeadlines::parse(from),
@@ -332,9 +342,20 @@ impl Origin {
             }
             None => None,
         };
-        let protocol = OriginProtocol::Auto;
+        let (protocol, proxy_protocol) = (OriginProtocol::Auto, None);
         let (server_name, roots, health_check, breaker) = (None, None, None, None);
-        Ok(Self { scheme, host, port, host_header, protocol, server_name, roots, health_check, breaker })
+        Ok(Self {
+            scheme,
+            host,
+            port,
+            host_header,
+            protocol,
+            proxy_protocol,
+            server_name,
+            roots,
+            health_check,
+            breaker,
+        })
     }
 }
 

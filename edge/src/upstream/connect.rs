@@ -7,7 +7,7 @@ use std::{
 };
 
 use portico_prober::egress::EgressRefused;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -20,6 +20,7 @@ use crate::{
     limits,
     live::{Origin, OriginHost, OriginScheme, TenantState},
     metrics::Metrics,
+    proxy_protocol::{self, Ends},
 };
 
 /// One thread's way to open connections.
@@ -66,15 +67,15 @@ impl Connector {
         Self { names, guard, tls, backend, metrics }
     }
 
-    /// A connected stream over which what `offer` allows can be spoken.
+    /// A connected stream over which what `offer` allows can be spoken; for this client where origins are told of clients.
     pub(super) async fn open(
         &self,
         tenant: &TenantState,
-        origin: &Origin,
+        (origin, client): (&Origin, Option<Ends>),
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
-        let opening = Box::pin(self.open_unbounded(tenant, origin, offer, deadline));
+        let opening = Box::pin(self.open_unbounded(tenant, (origin, client), offer, deadline));
         let opened = tokio::time::timeout(deadline, opening).await;
         opened.unwrap_or(Err(OriginError::ConnectTimeout))
     }
@@ -82,7 +83,7 @@ impl Connector {
     async fn open_unbounded(
         &self,
         tenant: &TenantState,
-        origin: &Origin,
+        (origin, client): (&Origin, Option<Ends>),
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
@@ -94,8 +95,11 @@ impl Connector {
             (OriginHost::Address(ip), _) => std::slice::from_ref(ip),
             (OriginHost::Name(_), resolved) => resolved.as_ref().map_or(&[][..], |found| &found.addresses),
         };
-        let (stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
+        let (mut stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
         self.metrics.origin_connects.increment(1);
+        if let Some(version) = origin.proxy_protocol {
+            stream.write_all(&proxy_protocol::header(version, client)).await.map_err(OriginError::Connect)?;
+        }
         match origin.scheme {
             OriginScheme::Http => {
                 let http2 = offer == Offer::Http2;

@@ -84,6 +84,11 @@ impl Endpoint {
         }
     }
 
+    /// Its connections are each for one client, whom it is told of, and serve no other exchange.
+    pub(super) fn is_clients_own(&self) -> bool {
+        self.origin.proxy_protocol.is_some()
+    }
+
     /// Takes a place; where the circuit breaker is open, waits for one, if there is room to wait, at most `patience`.
     ///
     /// # Errors

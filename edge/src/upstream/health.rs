@@ -125,7 +125,7 @@ async fn ask(
     let asking = Box::pin(async {
         let origin = &watched.origin;
         let offer = Offer::for_check(origin.protocol);
-        let opened = connector.open(&watched.tenant, origin, offer, deadline).await?;
+        let opened = connector.open(&watched.tenant, (origin, None), offer, deadline).await?;
         status_of(opened, origin, check).await
     });
     tokio::time::timeout(deadline, asking).await.unwrap_or(Err(OriginError::FirstByteTimeout))

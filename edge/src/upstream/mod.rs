@@ -53,6 +53,7 @@ use crate::{
     },
     live::{Host, Origin, OriginScheme, Upstream},
     metrics::Limited,
+    proxy_protocol::Ends,
 };
 
 /// Where a request goes, and for whom.
@@ -63,6 +64,13 @@ pub(crate) struct Forwarding<'a> {
     pub authority: &'a Authority,
     pub upstream: &'a Upstream,
     pub id: RequestId,
+}
+
+impl Forwarding<'_> {
+    /// Of the client's connection, for an origin that is told of them.
+    fn ends(&self) -> Ends {
+        Ends { source: self.context.peer, destination: self.context.local }
+    }
 }
 
 /// Sends a request to its origin and brings the answer, or a page that says 502, 503 or 504 and no more.
@@ -194,7 +202,8 @@ async fn attempt(
     if tunnel::is_websocket(message.parts) {
         return tunnel::open(message.parts, turn, connect, to).await;
     }
-    let mut lease = worker.origins.lease(&to.host.tenant, turn, freshness, connect).await.map_err(unsent)?;
+    let leasing = worker.origins.lease(&to.host.tenant, turn, freshness, to.ends(), connect);
+    let mut lease = leasing.await.map_err(unsent)?;
     let never = |error| Failure { error, repeat: Repeat::Never, stale: false };
     let head = origin_request(message.parts, to, &endpoint.origin, lease.is_http2()).map_err(never)?;
     let mut request = head.map(|()| message.body.take().unwrap_or_else(RequestBody::empty));

@@ -19,6 +19,7 @@ use crate::{
     limits::{self, Deadlines},
     live::{OriginHost, OriginProtocol, OriginScheme, TenantState, Upstream},
     metrics::Metrics,
+    proxy_protocol::Ends,
 };
 
 #[derive(Debug)]
@@ -105,18 +106,22 @@ impl Origins {
         tenant: &TenantState,
         turn: Turn,
         freshness: Freshness,
+        client: Ends,
         deadline: Duration,
     ) -> Result<Lease, OriginError> {
         let endpoint = Rc::clone(&turn.endpoint);
+        let origin = (&*endpoint.origin, Some(client));
+        let is_clients_own = endpoint.is_clients_own();
         if freshness == Freshness::Any
+            && !is_clients_own
             && let Some((line, address)) = self.kept(tenant, &endpoint)
         {
             self.metrics.origin_reuses.increment(1);
             return Ok(Lease::new(line, address, true, turn));
         }
         let offer = Offer::of(&endpoint);
-        if offer == Offer::Http1 || endpoint.chose_http2.get() == Some(false) {
-            let opened = self.connector.open(tenant, &endpoint.origin, offer, deadline).await?;
+        if offer == Offer::Http1 || endpoint.chose_http2.get() == Some(false) || is_clients_own {
+            let opened = self.connector.open(tenant, origin, offer, deadline).await?;
             return self.line(opened, turn).await;
         }
         // One connection for all who come meanwhile.
@@ -128,7 +133,7 @@ impl Origins {
                 let address = stream.connection().address;
                 return Ok(Lease::new(Line::Http2(stream), address, true, turn));
             }
-            let opened = self.connector.open(tenant, &endpoint.origin, offer, deadline).await?;
+            let opened = self.connector.open(tenant, origin, offer, deadline).await?;
             self.line(opened, turn).await
         });
         tokio::time::timeout(deadline, making).await.unwrap_or(Err(OriginError::ConnectTimeout))
@@ -162,7 +167,11 @@ impl Origins {
             endpoint.set_resolved(resolved);
         }
         if http2 {
-            let stream = endpoint.keep_http2(http2::handshake(stream, address).await?);
+            let connection = http2::handshake(stream, address).await?;
+            let stream = match endpoint.is_clients_own() {
+                true => http2::Http2Stream::begin(&connection),
+                false => endpoint.keep_http2(connection),
+            };
             return Ok(Lease::new(Line::Http2(stream), address, false, turn));
         }
         let (sender, connection) =
@@ -180,9 +189,10 @@ impl Origins {
         &self,
         tenant: &TenantState,
         turn: &Turn,
+        client: Ends,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
-        self.connector.open(tenant, &turn.endpoint.origin, Offer::Http1, deadline).await
+        self.connector.open(tenant, (&turn.endpoint.origin, Some(client)), Offer::Http1, deadline).await
     }
 
     /// Counts a failure of an origin; with `alone` it has no other beside it that could take its requests.

@@ -134,6 +134,7 @@ impl Lease {
     pub(crate) fn give_back(self) {
         if let Line::Http1(sender) = self.line
             && !sender.is_closed()
+            && !self.turn.endpoint.is_clients_own()
         {
             self.turn.endpoint.keep_http1(sender, self.address);
         }

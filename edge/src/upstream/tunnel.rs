@@ -72,7 +72,7 @@ pub(super) async fn open(
     deadline: Duration,
     to: Forwarding<'_>,
 ) -> Result<Answer, Failure> {
-    let opened = to.context.worker.origins.open_http1(&to.host.tenant, &turn, deadline).await;
+    let opened = to.context.worker.origins.open_http1(&to.host.tenant, &turn, to.ends(), deadline).await;
     let opened = opened.map_err(|error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false })?;
     let asked = ask(parts, opened, turn, to).await;
     asked.map_err(|error| Failure { error, repeat: Repeat::Never, stale: false })

@@ -144,10 +144,14 @@ pub fn plain(address: SocketAddr) -> Http1<TcpStream> {
 }
 
 pub fn plain_over(stream: TcpStream) -> Http1<TcpStream> {
-    Http1 { stream, unread: Vec::new() }
+    Http1::over(stream)
 }
 
 impl<S: Read + Write> Http1<S> {
+    pub fn over(stream: S) -> Self {
+        Self { stream, unread: Vec::new() }
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         self.stream.write_all(bytes.as_ref()).unwrap();
         self.stream.flush().unwrap();

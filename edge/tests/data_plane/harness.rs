@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId, TenantId, UnixTime};
 use portico_edge::access_log::AccessLog;
@@ -36,6 +37,8 @@ pub struct Setup {
     pub origin_roots: rustls::RootCertStore,
     pub public_https_port: u16,
     pub http3: bool,
+    /// On both listeners.
+    pub proxy_protocol: Option<Vec<IpNet>>,
     /// As the service thread does; for as long as the test binary runs.
     pub health_checks: bool,
     /// Where it listens.
@@ -58,6 +61,7 @@ impl Default for Setup {
             origin_roots: rustls::RootCertStore::empty(),
             public_https_port: 443,
             http3: false,
+            proxy_protocol: None,
             health_checks: false,
             ip: Ipv4Addr::LOCALHOST.into(),
             log: None,
@@ -104,6 +108,7 @@ impl TestEdge {
             kind,
             public_https_port: setup.public_https_port,
             http3: setup.http3 && kind == ListenerKind::Https,
+            proxy_protocol: setup.proxy_protocol.clone(),
         };
         let configs = [listener(ListenerKind::Https), listener(ListenerKind::Http)];
         let bound = listen::bind_all(&configs, setup.workers).unwrap();

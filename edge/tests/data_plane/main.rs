@@ -32,6 +32,7 @@ mod origin;
 mod panics;
 mod process;
 mod proxy;
+mod proxy_protocol;
 mod quic_load;
 mod quiet;
 mod resources;

@@ -90,6 +90,12 @@ impl From<&v1::Proxy> for Proxy {
                 v1::OriginProtocol::Http2 => OriginProtocol::Http2,
             }
             .into(),
+            proxy_protocol: match from.proxy_protocol {
+                None => ProxyProtocol::None,
+                Some(v1::ProxyProtocol::V1) => ProxyProtocol::V1,
+                Some(v1::ProxyProtocol::V2) => ProxyProtocol::V2,
+            }
+            .into(),
             tls_server_name: from.tls.as_ref().and_then(|tls| tls.server_name.clone()).unwrap_or_default(),
             tls_ca_der: Vec::new(),
             health_check: from.health_check.as_ref().map(|check| HealthCheck {

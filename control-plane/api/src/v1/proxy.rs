@@ -20,6 +20,9 @@ pub struct Proxy {
     pub host_header: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: OriginProtocol,
+    /// Begins each connection to an origin with the client's address; then none is kept for another request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// For https origins; without it they are verified for their own host by the edge's system roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<OriginTls>,
@@ -59,6 +62,15 @@ pub enum OriginProtocol {
     Http1,
     /// Also without TLS, by prior knowledge; for gRPC.
     Http2,
+}
+
+/// Tells who the client is before anything else is said, TLS included; the origin must expect it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// As a line of text.
+    V1,
+    V2,
 }
 
 /// How https origins are verified; that they are cannot be turned off.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{Action, CachePolicy, CompressionPolicy, Proxy, QueryKey, Route, WeightedOrigin};
+use portico_api::v1::{
+    Action, CachePolicy, CompressionPolicy, Proxy, ProxyProtocol, QueryKey, Route, WeightedOrigin,
+};
 use serde_json::json;
 
 use crate::commands::domain::{WaitArgs, with_grant};
@@ -24,6 +26,8 @@ pub(crate) struct RouteArgs {
     cache: CacheArgs,
     #[command(flatten)]
     compression: CompressionArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
     #[command(flatten)]
     answer: AnswerArgs,
     /// Take the route of these requests away; they go by another one then
@@ -111,6 +115,35 @@ impl CompressionArgs {
     }
 }
 
+/// How a proxy route's origin is spoken to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConnectionArgs {
+    /// Tell the origin each client's address by the PROXY protocol, v1 or v2 (with --proxy)
+    #[arg(long, value_name = "VERSION", value_parser = version, conflicts_with = "remove")]
+    proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl ConnectionArgs {
+    fn of(self, action: Action) -> Outcome<Action> {
+        if self.proxy_protocol.is_none() {
+            return Ok(action);
+        }
+        let Action::Proxy(mut proxy) = action else {
+            return Err(Failure::usage("--proxy-protocol is for --proxy: nothing else has an origin"));
+        };
+        proxy.proxy_protocol = self.proxy_protocol;
+        Ok(Action::Proxy(proxy))
+    }
+}
+
+fn version(text: &str) -> Result<ProxyProtocol, String> {
+    match text {
+        "v1" => Ok(ProxyProtocol::V1),
+        "v2" => Ok(ProxyProtocol::V2),
+        _ => Err("v1 or v2".to_owned()),
+    }
+}
+
 impl ActionArgs {
     pub(crate) fn action(self) -> Action {
         match (&*self.proxy, self.redirect, self.fixed) {
@@ -130,11 +163,12 @@ impl ActionArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { which, action, cache, compression, answer, remove, rule, wait } = args;
+    let RouteArgs { which, action, cache, compression, connection, answer, remove, rule, wait } = args;
     if remove {
         rule.only_chooses()?;
     }
-    let route = rule.route(answer.of(compression.of(cache.of(action.action())?)?));
+    let action = connection.of(compression.of(cache.of(action.action())?)?)?;
+    let route = rule.route(answer.of(action));
     let changed = on_newest(async || {
         let found = which.find(client).await?;
         let (tenant, whose) = (found.tenant_name.clone(), whose(&found));
