@@ -21,7 +21,8 @@ use http::{HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
 
 use crate::{
-    cache::Outcome, clock, config::AccessLogTarget, exchange::Protocol, limits, live::Host, metrics::Metrics,
+    cache::Outcome, clock, config::AccessLogTarget, exchange::Protocol, http::visitor::Visitor, limits,
+    live::Host, metrics::Metrics,
 };
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
@@ -30,6 +31,7 @@ pub struct AccessRecord {
     pub started_unix_ms: i64,
     pub duration_us: u64,
     pub peer: SocketAddr,
+    pub visitor: Arc<Visitor>,
     pub protocol: Protocol,
     pub tls: bool,
     pub method: Method,
@@ -39,7 +41,6 @@ pub struct AccessRecord {
     pub host: Option<Arc<Host>>,
     pub status: StatusCode,
     pub response_bytes: u64,
-    pub request_id: RequestId,
     pub user_agent: Option<HeaderValue>,
     pub origin: Option<SocketAddr>,
     /// What the cache did; absent where it was not asked.
@@ -48,13 +49,6 @@ pub struct AccessRecord {
     pub reason: Option<&'static str>,
     /// All bytes of the answer were taken.
     pub complete: bool,
-}
-
-/// Names one exchange towards the origin and in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestId {
-    pub worker: u64,
-    pub number: u64,
 }
 
 /// A worker's end of the log.
@@ -158,6 +152,7 @@ struct Line<'a> {
     time: String,
     peer: std::net::IpAddr,
     peer_port: u16,
+    client: std::net::IpAddr,
     protocol: &'static str,
     tls: bool,
     method: Text<'a>,
@@ -168,7 +163,7 @@ struct Line<'a> {
     status: u16,
     response_bytes: u64,
     duration_us: u64,
-    request_id: String,
+    request_id: Text<'a>,
     user_agent: Option<Text<'a>>,
     origin: Option<SocketAddr>,
     cache: Option<&'static str>,
@@ -183,6 +178,7 @@ fn write_line(output: &mut impl Write, text: &mut Vec<u8>, record: &AccessRecord
         time: rfc3339(record.started_unix_ms),
         peer: record.peer.ip(),
         peer_port: record.peer.port(),
+        client: record.visitor.client,
         protocol: record.protocol.as_str(),
         tls: record.tls,
         method: Text(record.method.as_str().as_bytes()),
@@ -193,7 +189,7 @@ fn write_line(output: &mut impl Write, text: &mut Vec<u8>, record: &AccessRecord
         status: record.status.as_u16(),
         response_bytes: record.response_bytes,
         duration_us: record.duration_us,
-        request_id: record.request_id.to_string(),
+        request_id: Text(record.visitor.request_id.as_bytes()),
         user_agent: record.user_agent.as_ref().map(|value| Text(value.as_bytes())),
         origin: record.origin,
         cache: record.cache.map(Outcome::as_str),
@@ -237,12 +233,6 @@ fn rfc3339(unix_ms: i64) -> String {
         .unwrap_or_default()
 }
 
-impl fmt::Display for RequestId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:016x}{:016x}", self.worker, self.number)
-    }
-}
-
 impl fmt::Debug for AccessLog {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("AccessLog").field("on", &self.is_on()).finish_non_exhaustive()
@@ -253,7 +243,7 @@ impl fmt::Debug for AccessRecord {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("AccessRecord")
-            .field("request_id", &self.request_id)
+            .field("request_id", &self.visitor.request_id)
             .field("status", &self.status)
             .finish_non_exhaustive()
     }
@@ -264,12 +254,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::visitor::Unique;
 
     fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
         AccessRecord {
             started_unix_ms: 1_764_000_000_123,
             duration_us: 42,
             peer: "[::1]:5000".parse().unwrap(),
+            visitor: Visitor::alone("[::1]:5000".parse().unwrap(), true, Unique { worker: 1, number: 2 })
+                .into(),
             protocol: Protocol::Http1,
             tls: true,
             method: Method::GET,
@@ -278,7 +271,6 @@ mod tests {
             host: None,
             status: StatusCode::OK,
             response_bytes: 7,
-            request_id: RequestId { worker: 1, number: 2 },
             user_agent: HeaderValue::from_bytes(user_agent).ok(),
             origin: None,
             cache: None,

@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::{io::IoChoice, limits, sources::SourceLimits};
+use crate::{
+    http::visitor::{TrustedField, TrustedProxies},
+    io::IoChoice,
+    limits,
+    sources::SourceLimits,
+};
 
 mod sources;
 mod standalone;
@@ -67,6 +73,8 @@ pub struct ListenerConfig {
     pub http3: bool,
     /// Every connection begins with a PROXY header, and comes from one of these networks.
     pub proxy_protocol: Option<Vec<IpNet>>,
+    /// Whose word counts on who asks; none: nobody's.
+    pub trusted_proxies: Option<Arc<TrustedProxies>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +141,8 @@ struct RawListener {
     public_https_port: Option<u16>,
     http3: Option<Spanned<bool>>,
     proxy_protocol: Option<Spanned<Vec<Spanned<String>>>>,
+    trusted_proxies: Option<Spanned<Vec<Spanned<String>>>>,
+    trusted_field: Option<Spanned<TrustedField>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -283,9 +293,11 @@ impl Source<'_> {
         let proxy_protocol = raw.proxy_protocol.as_ref().map(|list| self.networks(list)).transpose()?;
         if http3 && proxy_protocol.is_some() {
             let span = raw.http3.as_ref().map(Spanned::span);
-            let problem = "http3 beside proxy_protocol: there is no PROXY header over QUIC; remove one of them";
+            let problem =
+                "http3 beside proxy_protocol: there is no PROXY header over QUIC; remove one of them";
             return Err(self.error(span, problem.into()));
         }
+        let trusted_proxies = self.trusted_proxies(raw)?;
         let default_port = match raw.kind {
             ListenerKind::Https => address.port(),
             ListenerKind::Http => 443,
@@ -296,7 +308,20 @@ impl Source<'_> {
             public_https_port: raw.public_https_port.unwrap_or(default_port),
             http3,
             proxy_protocol,
+            trusted_proxies,
         })
+    }
+
+    fn trusted_proxies(self, raw: &RawListener) -> Result<Option<Arc<TrustedProxies>>, ConfigError> {
+        let field = raw.trusted_field.as_ref();
+        let Some(list) = &raw.trusted_proxies else {
+            let problem =
+                "says where trusted proxies name the client, but there are none: add trusted_proxies";
+            return field.map_or(Ok(None), |field| Err(self.error(Some(field.span()), problem.into())));
+        };
+        let networks = self.networks(list)?.into();
+        let field = field.map(|field| *field.get_ref()).unwrap_or_default();
+        Ok(Some(Arc::new(TrustedProxies { networks, field })))
     }
 
     /// At least one: a list of none would refuse everybody.
@@ -439,11 +464,25 @@ mod tests {
                 "already; remove one",
             ),
             (LISTEN.to_owned() + "proxy_protocol = []\n", "/etc/edge.toml:4:18: ", "names no network"),
-            (LISTEN.to_owned() + "proxy_protocol = [\"::1\", \"ten\"]\n", "/etc/edge.toml:4:26: ", "10.0.0.0/8"),
+            (
+                LISTEN.to_owned() + "proxy_protocol = [\"::1\", \"ten\"]\n",
+                "/etc/edge.toml:4:26: ",
+                "10.0.0.0/8",
+            ),
             (
                 LISTEN.to_owned() + "http3 = true\nproxy_protocol = [\"::1\"]\n",
                 "/etc/edge.toml:4:9: ",
                 "over QUIC",
+            ),
+            (
+                LISTEN.to_owned() + "trusted_field = \"forwarded\"\n",
+                "/etc/edge.toml:4:17: ",
+                "add trusted_proxies",
+            ),
+            (
+                LISTEN.to_owned() + "trusted_proxies = [\"::1\"]\ntrusted_field = \"via\"\n",
+                "/etc/edge.toml:5:17: ",
+                "x-forwarded-for",
             ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
         ];

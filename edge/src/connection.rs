@@ -79,5 +79,6 @@ fn context(
         alt_svc: bound.alt_svc.clone(),
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
         source,
+        trusted: bound.config.trusted_proxies.clone(),
     })
 }

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
 
 mod challenge;
 mod end;
@@ -31,6 +31,7 @@ use crate::{
         authority::{Authority, Entrance, is_misdirected},
         body::{RequestBody, ResponseBody, ResponseSource},
         clock::ConnectionClock,
+        visitor::{TrustedProxies, Visitor},
     },
     limits,
     live::{Action, Host, Maintenance, OverShare, Suspension, SuspensionMode},
@@ -39,6 +40,8 @@ use crate::{
     tls::Shown,
     worker::Worker,
 };
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What a client speaks to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,15 @@ pub struct ConnectionContext {
     pub clock: Rc<ConnectionClock>,
     /// The client's address, and what it has taken.
     pub source: Source,
+    /// Whose word counts on who asks.
+    pub trusted: Option<Arc<TrustedProxies>>,
+}
+
+impl ConnectionContext {
+    fn visitor(&self, parts: &Parts) -> Visitor {
+        let unique = self.worker.next_unique();
+        Visitor::of(&parts.headers, (self.peer, self.shown.is_some()), self.trusted.as_deref(), unique)
+    }
 }
 
 /// There is to be no answer: the connection (HTTP/1.1) or the stream (HTTP/2, 3) is closed.
@@ -120,7 +132,8 @@ async fn answer(
         let reason = Limited::SourceRequests.as_str();
         return Ok(Answer::page(StatusCode::TOO_MANY_REQUESTS, reason).after(wait));
     }
-    let authority = match check_request(&parts, context) {
+    let visitor = Arc::clone(end.visitor());
+    let authority = match check_request(&parts, context, &visitor) {
         Ok(authority) => authority,
         Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
     };
@@ -157,20 +170,20 @@ async fn answer(
         Err(over) => return Ok(over_share(over, context)),
     }
     // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80.
-    if context.shown.is_none() && host.https_redirect && challenge.is_none() {
+    if !visitor.tls && host.https_redirect && challenge.is_none() {
         return Ok(to_https(&parts, &authority, context.public_https_port));
     }
     // The same for the origin's own certificate while the tenant works on the site.
     if let Some(maintenance) = host.maintenance.as_deref().filter(|_| challenge.is_none()) {
         let mut answer = in_maintenance(maintenance);
-        add_policy_headers(&mut answer, context, &host);
+        add_policy_headers(&mut answer, context, &visitor, &host);
         return Ok(answer);
     }
     if proof::comes_through_us(&parts) {
         return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
     }
-    let mut answer = follow_route(parts, body, context, &host, &authority, end).await?;
-    add_policy_headers(&mut answer, context, &host);
+    let mut answer = follow_route(parts, body, context, &host, &authority, &visitor).await?;
+    add_policy_headers(&mut answer, context, &visitor, &host);
     Ok(answer)
 }
 
@@ -178,9 +191,11 @@ async fn answer(
 fn check_request(
     parts: &Parts,
     context: &ConnectionContext,
+    visitor: &Visitor,
 ) -> Result<Authority, (StatusCode, &'static str)> {
     let entrance = Entrance {
         tls: context.shown.is_some(),
+        client_tls: visitor.tls,
         local_port: context.local.port(),
         public_https_port: context.public_https_port,
     };
@@ -214,7 +229,7 @@ async fn follow_route(
     context: &Rc<ConnectionContext>,
     host: &Arc<Host>,
     authority: &Authority,
-    end: &ExchangeEnd,
+    visitor: &Arc<Visitor>,
 ) -> Result<Answer, Dropped> {
     let Some((route, rest)) = host.route(&parts.method, parts.uri.path(), &parts.headers) else {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
@@ -228,8 +243,8 @@ async fn follow_route(
         Action::Proxy(upstream) => {
             let asked = parts.uri.clone();
             rewrite::request(&mut parts, &route.rule, target);
-            let (path, id) = (asked.path(), end.request_id());
-            let asking = cache::Asking { context, host, authority, route, upstream, id, path };
+            let path = asked.path();
+            let asking = cache::Asking { context, host, authority, route, upstream, visitor, path };
             Box::pin(cache::serve(parts, body, asking)).await?
         }
         Action::Redirect(redirect) => {
@@ -309,18 +324,20 @@ fn to_https(parts: &Parts, authority: &Authority, public_https_port: u16) -> Ans
     }
 }
 
-fn add_policy_headers(answer: &mut Answer, context: &ConnectionContext, host: &Host) {
-    let Some(shown) = &context.shown else { return };
+fn add_policy_headers(answer: &mut Answer, context: &ConnectionContext, visitor: &Visitor, host: &Host) {
     let headers = answer.response.headers_mut();
-    if let Some(hsts) = &host.hsts {
+    if let Some(hsts) = host.hsts.as_ref().filter(|_| visitor.tls) {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::clone(hsts));
     }
+    let Some(shown) = &context.shown else { return };
     if let Some(alt_svc) = context.alt_svc.as_ref().filter(|_| shown.policy.http3 && host.policy.http3) {
         headers.insert(header::ALT_SVC, alt_svc.clone());
     }
 }
 
 fn finish_headers(response: &mut Response<ResponseSource>, context: &ConnectionContext, end: &ExchangeEnd) {
+    // The origin's own may be that of another request, whose answer was kept.
+    response.headers_mut().insert(X_REQUEST_ID, end.visitor().request_id.clone());
     if context.protocol == Protocol::Http1 && (end.is_last() || context.worker.drain.is_begun()) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -12,10 +12,10 @@ use std::{
 };
 
 use crate::{
-    access_log::RequestId,
     connection,
     drain::LocalDrain,
     egress::EgressGuard,
+    http::visitor::Unique,
     io::{Backend, Listener, Runtime, Stream, publish_counts},
     limits,
     listen::{self, BoundListener},
@@ -212,15 +212,15 @@ impl Worker {
     }
 
     /// A number that no other exchange of this edge's life has.
-    pub(crate) fn next_request_id(&self) -> RequestId {
+    pub(crate) fn next_unique(&self) -> Unique {
         let number = self.request_number.get() + 1;
         self.request_number.set(number);
-        RequestId { worker: self.request_prefix, number }
+        Unique { worker: self.request_prefix, number }
     }
 
     /// Keeps an origin's half of a tunnel until its client has had its 101.
     pub(crate) fn keep_half(&self, half: OriginHalf) -> u64 {
-        let ticket = self.next_request_id().number;
+        let ticket = self.next_unique().number;
         self.halves.borrow_mut().insert(ticket, half);
         ticket
     }

@@ -19,12 +19,12 @@ use super::{
     stored::{Head, Stored, StoredBody, Variant},
 };
 use crate::{
-    access_log::RequestId,
     clock,
     exchange::{Answer, ConnectionContext, Dropped},
     http::{
         authority::Authority,
         body::{OriginBody, RequestBody, ResponseSource},
+        visitor::Visitor,
     },
     limits,
     live::{Host, Route, Upstream},
@@ -38,7 +38,7 @@ pub(crate) struct Asking<'a> {
     pub authority: &'a Authority,
     pub route: &'a Route,
     pub upstream: &'a Arc<Upstream>,
-    pub id: RequestId,
+    pub visitor: &'a Arc<Visitor>,
     /// As the client asked for it, before the route has changed it.
     pub path: &'a str,
 }
@@ -62,7 +62,7 @@ pub(crate) async fn serve(
     }
     let query = rule.query.normalised(parts.uri.query()).map(std::borrow::Cow::into_owned);
     let wishes = request::normalise(&mut parts, query.as_deref());
-    let tls = asking.context.shown.is_some();
+    let tls = asking.visitor.tls;
     let key = CacheKey::new(asking.host.tenant.id, tls, asking.authority, asking.path, query.as_deref());
     let exchange = Rc::new(Exchange {
         cache,
@@ -75,18 +75,18 @@ pub(crate) async fn serve(
         host: Arc::clone(asking.host),
         authority: asking.authority.clone(),
         upstream: Arc::clone(asking.upstream),
-        id: asking.id,
+        visitor: Arc::clone(asking.visitor),
     });
     exchange.run().await
 }
 
 /// Sends a request on; what an unsafe one changes is forgotten (RFC 9111 section 4.4).
 async fn forward(parts: Parts, body: RequestBody, asking: &Asking<'_>) -> Result<Answer, Dropped> {
-    let Asking { context, host, authority, upstream, id, .. } = *asking;
+    let Asking { context, host, authority, upstream, visitor, .. } = *asking;
     let changes = !parts.method.is_safe();
     let query = parts.uri.query().map(ToOwned::to_owned);
     let answer =
-        upstream::forward(parts, body, Forwarding { context, host, authority, upstream, id }).await?;
+        upstream::forward(parts, body, Forwarding { context, host, authority, upstream, visitor }).await?;
     let done = answer.response.status().is_success() || answer.response.status().is_redirection();
     if changes && done && answer.reason.is_none() {
         context.worker.edge.cache.invalidate(asking, query.as_deref(), answer.response.headers());
@@ -137,7 +137,7 @@ impl Cache {
 
 /// Path and query of a reference within the same host.
 fn path_here(text: &str, asking: &Asking<'_>) -> Option<(String, Option<String>)> {
-    let scheme = if asking.context.shown.is_some() { "https" } else { "http" };
+    let scheme = if asking.visitor.tls { "https" } else { "http" };
     let name = asking.authority.name.as_str();
     let authority = asking.authority.port.map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
     let base = url::Url::parse(&format!("{scheme}://{authority}{}", asking.path)).ok()?;
@@ -159,7 +159,7 @@ struct Exchange {
     host: Arc<Host>,
     authority: Authority,
     upstream: Arc<Upstream>,
-    id: RequestId,
+    visitor: Arc<Visitor>,
 }
 
 /// What came of waiting.
@@ -340,7 +340,7 @@ impl Exchange {
             host: &self.host,
             authority: &self.authority,
             upstream: &self.upstream,
-            id: self.id,
+            visitor: &self.visitor,
         };
         upstream::forward(parts, RequestBody::empty(), forwarding).await
     }

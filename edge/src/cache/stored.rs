@@ -200,7 +200,15 @@ fn is_keyed(name: &HeaderName) -> bool {
 fn is_ours(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "x-forwarded-for" | "forwarded" | "x-request-id" | "x-real-ip" | "via" | "cdn-loop" | "connection"
+        "x-forwarded-for"
+            | "forwarded"
+            | "x-request-id"
+            | "x-real-ip"
+            | "via"
+            | "cdn-loop"
+            | "connection"
+            | "traceparent"
+            | "tracestate"
     )
 }
 

@@ -460,6 +460,16 @@ mod tests {
             ),
             ("[[route]]\nhost = \"a.example\"\nstatic_file = \"nowhere\"\n", "6:15", "nowhere"),
             ("[[route]]\nhost = \"a.example\"\nproxy = \"nowhere\"\n", "6:9", "not a URL"),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = \"http://b.example\"\ncompression = { content_types = [\"x\"] }\n",
+                "6:9",
+                "compression/content_types/0",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = \"http://b.example\"\nproxy_protocol = \"v3\"\n",
+                "7:18",
+                "v3",
+            ),
             ("[[route]]\nhost = \"a.example\"\nredirect = \"nowhere\"\n", "6:12", "absolute URL"),
             (
                 "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\n[[route]]\nhost = \"A.example\"\n\

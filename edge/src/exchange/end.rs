@@ -6,9 +6,10 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 
 use super::{ConnectionContext, Noted};
 use crate::{
-    access_log::{AccessRecord, RequestId},
+    access_log::AccessRecord,
     cache::Outcome,
     clock,
+    http::visitor::Visitor,
     live::{Host, TenantShare},
 };
 
@@ -21,7 +22,7 @@ pub struct ExchangeEnd {
     user_agent: Option<HeaderValue>,
     host: Option<Arc<Host>>,
     share: Option<TenantShare>,
-    request_id: RequestId,
+    visitor: Arc<Visitor>,
     status: StatusCode,
     reason: Option<&'static str>,
     origin: Option<SocketAddr>,
@@ -47,7 +48,7 @@ impl ExchangeEnd {
             user_agent: parts.headers.get(header::USER_AGENT).filter(|_| logged).cloned(),
             host: None,
             share: None,
-            request_id: context.worker.next_request_id(),
+            visitor: Arc::new(context.visitor(parts)),
             // What is logged when there is never an answer: the client went away (the number is a custom of nginx).
             status: StatusCode::from_u16(499).expect("499 is a status code"),
             reason: Some("no_answer"),
@@ -84,8 +85,8 @@ impl ExchangeEnd {
         self.noted.started_unix_ms
     }
 
-    pub(super) fn request_id(&self) -> RequestId {
-        self.request_id
+    pub(super) fn visitor(&self) -> &Arc<Visitor> {
+        &self.visitor
     }
 
     /// The connection has had its share of exchanges or of time.
@@ -136,6 +137,7 @@ impl Drop for ExchangeEnd {
             started_unix_ms: self.noted.started_unix_ms,
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             peer: self.context.peer,
+            visitor: Arc::clone(&self.visitor),
             protocol: self.context.protocol,
             tls: self.context.shown.is_some(),
             method: self.noted.method.clone(),
@@ -144,7 +146,6 @@ impl Drop for ExchangeEnd {
             host: self.host.take(),
             status: self.status,
             response_bytes: self.response_bytes,
-            request_id: self.request_id,
             user_agent: self.user_agent.take(),
             origin: self.origin,
             cache: self.cache,

@@ -48,6 +48,8 @@ impl AuthorityFault {
 #[derive(Debug, Clone, Copy)]
 pub struct Entrance {
     pub tls: bool,
+    /// The client's own connection, perhaps to a proxy before us.
+    pub client_tls: bool,
     pub local_port: u16,
     pub public_https_port: u16,
 }
@@ -109,8 +111,8 @@ pub fn is_misdirected(shown: &Shown, name: &DomainName, host: Option<&Host>) -> 
 
 impl Entrance {
     fn knows_port(self, port: u16) -> bool {
-        let default = if self.tls { 443 } else { 80 };
-        port == self.local_port || port == default || (self.tls && port == self.public_https_port)
+        let default = if self.client_tls { 443 } else { 80 };
+        port == self.local_port || port == default || (self.client_tls && port == self.public_https_port)
     }
 }
 
@@ -136,7 +138,8 @@ fn host_header(headers: &HeaderMap) -> Result<Option<&str>, AuthorityFault> {
 mod tests {
     use super::*;
 
-    const HTTPS: Entrance = Entrance { tls: true, local_port: 8443, public_https_port: 9443 };
+    const HTTPS: Entrance =
+        Entrance { tls: true, client_tls: true, local_port: 8443, public_https_port: 9443 };
 
     fn read(target: &str, hosts: &[&str]) -> Result<String, AuthorityFault> {
         let mut request = http::Request::builder().uri(target);

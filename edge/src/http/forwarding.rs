@@ -1,20 +1,19 @@
 //! Headers of a message on its way through: what is ours to remove, to replace and to add.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::{access_log::RequestId, exchange::Protocol, limits};
+use super::visitor::{Unique, Visitor};
+use crate::{exchange::Protocol, limits};
 
 /// What an origin is told about a request.
 #[derive(Debug)]
 pub struct ForwardedFacts<'a> {
-    pub peer: SocketAddr,
-    pub tls: bool,
+    pub visitor: &'a Visitor,
     pub protocol: Protocol,
     /// The authority as the client may use it again, with a port that is not the scheme's own.
     pub host: &'a HeaderValue,
-    pub id: RequestId,
 }
 
 /// A request has come through a Portico too often (RFC 8586).
@@ -60,6 +59,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The headers for the origin; `host` is the Host that it is to see.
 ///
@@ -88,6 +89,7 @@ pub fn request_headers(
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     add_forwarded(&mut headers, facts);
+    keep_or_make_trace(&mut headers, facts.visitor.unique);
     Ok(headers)
 }
 
@@ -201,22 +203,57 @@ fn append_via(headers: &mut HeaderMap, protocol: Protocol) {
 }
 
 fn add_forwarded(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
-    let proto = if facts.tls { "https" } else { "http" };
-    let ip = facts.peer.ip();
+    let visitor = facts.visitor;
+    let proto = if visitor.tls { "https" } else { "http" };
     let text = |text: String| HeaderValue::try_from(text).ok();
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     headers.insert(X_FORWARDED_HOST, facts.host.clone());
-    headers.extend(text(ip.to_string()).map(|value| (X_FORWARDED_FOR, value)));
-    headers.extend(text(facts.id.to_string()).map(|value| (X_REQUEST_ID, value)));
-    // RFC 7239 section 6: an IPv6 address is bracketed and quoted, and so is a host with a port.
-    let node = match ip {
+    headers.insert(X_REQUEST_ID, visitor.request_id.clone());
+    let mut plain = visitor.client.to_string();
+    let Ok(host) = facts.host.to_str() else { return };
+    let mut forwarded = format!("for={};host=\"{host}\";proto={proto}", node(visitor.client));
+    for proxy in &visitor.proxies {
+        plain.push_str(&format!(", {proxy}"));
+        forwarded.push_str(&format!(", for={}", node(*proxy)));
+    }
+    headers.extend(text(plain).map(|value| (X_FORWARDED_FOR, value)));
+    headers.extend(text(forwarded).map(|value| (header::FORWARDED, value)));
+}
+
+/// RFC 7239 section 6: an IPv6 address is bracketed and quoted, and so is a host with a port.
+fn node(address: IpAddr) -> String {
+    match address {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("\"[{ip}]\""),
-    };
-    if let Ok(host) = facts.host.to_str() {
-        let forwarded = format!("for={node};host=\"{host}\";proto={proto}");
-        headers.extend(text(forwarded).map(|value| (header::FORWARDED, value)));
     }
+}
+
+/// Passes a trace on (W3C Trace Context, 3.2); one that is none is begun anew, named as the request is, and not recorded.
+fn keep_or_make_trace(headers: &mut HeaderMap, unique: Unique) {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    if let (Some(one), None) = (values.next(), values.next())
+        && is_traceparent(one.as_bytes())
+    {
+        return;
+    }
+    headers.remove(TRACESTATE);
+    let parent = unique.number.max(1);
+    if let Ok(value) = HeaderValue::try_from(format!("00-{unique}-{parent:016x}-00")) {
+        headers.insert(TRACEPARENT, value);
+    }
+}
+
+/// `00-<32 digits>-<16 digits>-<2 digits>`; later versions may have more behind it.
+fn is_traceparent(value: &[u8]) -> bool {
+    let is_hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
+    let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
+    let Some((known, rest)) = value.split_at_checked(55) else { return false };
+    let (version, trace, parent, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
+    let dashes = [2, 35, 52].iter().all(|at| known[*at] == b'-');
+    let hex = [version, trace, parent, flags].iter().all(|part| is_hex(part));
+    let whole =
+        if version == b"00" { rest.is_empty() } else { rest.first().is_none_or(|byte| *byte == b'-') };
+    dashes && hex && whole && version != b"ff" && !is_zero(trace) && !is_zero(parent)
 }
 
 #[cfg(test)]
@@ -233,13 +270,9 @@ mod tests {
 
     fn forwarded(pairs: &[(&str, &str)]) -> Result<HeaderMap, Looping> {
         let host = HeaderValue::from_static("shop.example");
-        let facts = ForwardedFacts {
-            peer: "[2001:db8::7]:5000".parse().unwrap(),
-            tls: true,
-            protocol: Protocol::Http2,
-            host: &host,
-            id: RequestId { worker: 1, number: 2 },
-        };
+        let unique = Unique { worker: 1, number: 2 };
+        let visitor = Visitor::alone("[2001:db8::7]:5000".parse().unwrap(), true, unique);
+        let facts = ForwardedFacts { visitor: &visitor, protocol: Protocol::Http2, host: &host };
         request_headers(&headers(pairs), &facts, &host)
     }
 
@@ -302,6 +335,52 @@ mod tests {
         assert_eq!(out["x-request-id"], "00000000000000010000000000000002");
         assert!(!out.contains_key("x-original-url") && !out.contains_key("x-http-method-override"));
         assert_eq!(out["via"], "2 portico");
+    }
+
+    #[test]
+    fn the_way_from_the_client_is_told_from_its_far_end() {
+        let host = HeaderValue::from_static("shop.example:8443");
+        let unique = Unique { worker: 1, number: 2 };
+        let mut visitor = Visitor::alone("198.51.100.1:1".parse().unwrap(), true, unique);
+        visitor.proxies = vec!["2001:db8::2".parse().unwrap(), "10.0.0.1".parse().unwrap()];
+        let facts = ForwardedFacts { visitor: &visitor, protocol: Protocol::Http1, host: &host };
+        let of_client =
+            headers(&[("x-forwarded-for", "1.2.3.4, 198.51.100.1"), ("forwarded", "for=1.2.3.4")]);
+        let out = request_headers(&of_client, &facts, &host).unwrap();
+        assert_eq!(out["x-forwarded-for"], "198.51.100.1, 2001:db8::2, 10.0.0.1");
+        let forwarded =
+            "for=198.51.100.1;host=\"shop.example:8443\";proto=https, for=\"[2001:db8::2]\", for=10.0.0.1";
+        assert_eq!(out["forwarded"], forwarded);
+    }
+
+    #[test]
+    fn a_trace_is_kept_or_begun() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let own = "00-00000000000000010000000000000002-0000000000000002-00";
+        let later = "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
+        for kept in [good, later] {
+            let out = forwarded(&[("traceparent", kept), ("tracestate", "a=b")]).unwrap();
+            assert_eq!(
+                (&out["traceparent"], &out["tracestate"]),
+                (&kept.parse().unwrap(), &"a=b".parse().unwrap())
+            );
+        }
+        for wrong in [
+            "",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
+            let out = forwarded(&[("traceparent", wrong), ("tracestate", "a=b")]).unwrap();
+            assert_eq!(out["traceparent"], own, "{wrong}");
+            assert!(!out.contains_key("tracestate"));
+        }
+        assert_eq!(forwarded(&[]).unwrap()["traceparent"], own);
+        let twice = forwarded(&[("traceparent", good), ("traceparent", good)]).unwrap();
+        assert_eq!(twice.get_all("traceparent").iter().collect::<Vec<_>>(), [own]);
     }
 
     #[test]

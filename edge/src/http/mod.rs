@@ -15,3 +15,4 @@ pub mod h2;
 pub mod h3;
 mod late_pong;
 mod pacing;
+pub mod visitor;

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use portico_api::distribution as wire;
-use portico_api::rule::{ActionKind, CacheRule, ChangesText, CompressionRule, Part, Rule, RuleFault, RuleText};
+use portico_api::rule::{
+    ActionKind, CacheRule, ChangesText, CompressionRule, Part, Rule, RuleFault, RuleText,
+};
 use url::Url;
 
 use super::origin::Upstream;

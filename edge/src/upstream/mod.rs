@@ -22,7 +22,7 @@ mod trust;
 pub mod tunnel;
 mod watch;
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
@@ -44,12 +44,12 @@ use origins::Freshness;
 use pool::Unanswered;
 
 use crate::{
-    access_log::RequestId,
     exchange::{Answer, ConnectionContext, Dropped, Protocol, suspended},
     http::{
         authority::Authority,
         body::{BodyFault, OriginBody, RequestBody, ResponseSource},
         forwarding::{self, ForwardedFacts},
+        visitor::Visitor,
     },
     live::{Host, Origin, OriginScheme, Upstream},
     metrics::Limited,
@@ -63,13 +63,15 @@ pub(crate) struct Forwarding<'a> {
     pub host: &'a Arc<Host>,
     pub authority: &'a Authority,
     pub upstream: &'a Upstream,
-    pub id: RequestId,
+    pub visitor: &'a Arc<Visitor>,
 }
 
 impl Forwarding<'_> {
     /// Of the client's connection, for an origin that is told of them.
     fn ends(&self) -> Ends {
-        Ends { source: self.context.peer, destination: self.context.local }
+        let peer = self.context.peer;
+        let port = if self.visitor.proxies.is_empty() { peer.port() } else { 0 };
+        Ends { source: SocketAddr::new(self.visitor.client, port), destination: self.context.local }
     }
 }
 
@@ -282,13 +284,7 @@ fn origin_request(
     http2: bool,
 ) -> Result<Request<()>, OriginError> {
     let public = public_host(to)?;
-    let facts = ForwardedFacts {
-        peer: to.context.peer,
-        tls: to.context.shown.is_some(),
-        protocol: to.context.protocol,
-        host: &public,
-        id: to.id,
-    };
+    let facts = ForwardedFacts { visitor: to.visitor, protocol: to.context.protocol, host: &public };
     let host = origin.host_header.as_ref().unwrap_or(&public);
     let headers =
         forwarding::request_headers(&parts.headers, &facts, host).map_err(|_| OriginError::Looping)?;
@@ -342,7 +338,7 @@ fn origin_form(parts: &Parts) -> Uri {
 /// Name and port as the client reaches us; the scheme's own port is left out.
 fn public_host(to: Forwarding<'_>) -> Result<HeaderValue, OriginError> {
     let name = to.authority.name.as_str();
-    let default = if to.context.shown.is_some() { 443 } else { 80 };
+    let default = if to.visitor.tls { 443 } else { 80 };
     let value = match to.authority.port {
         Some(port) if port != default => HeaderValue::try_from(format!("{name}:{port}")),
         _ => HeaderValue::from_str(name),

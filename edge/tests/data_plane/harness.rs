@@ -13,6 +13,7 @@ use portico_edge::access_log::AccessLog;
 use portico_edge::cache::Cache;
 use portico_edge::config::{AccessLogTarget, ListenerConfig, ListenerKind};
 use portico_edge::drain::DrainSwitch;
+use portico_edge::http::visitor::TrustedProxies;
 use portico_edge::io::{Backend, IoChoice, choose, probe};
 use portico_edge::limits::Deadlines;
 use portico_edge::listen;
@@ -39,6 +40,7 @@ pub struct Setup {
     pub http3: bool,
     /// On both listeners.
     pub proxy_protocol: Option<Vec<IpNet>>,
+    pub trusted_proxies: Option<Arc<TrustedProxies>>,
     /// As the service thread does; for as long as the test binary runs.
     pub health_checks: bool,
     /// Where it listens.
@@ -62,6 +64,7 @@ impl Default for Setup {
             public_https_port: 443,
             http3: false,
             proxy_protocol: None,
+            trusted_proxies: None,
             health_checks: false,
             ip: Ipv4Addr::LOCALHOST.into(),
             log: None,
@@ -109,6 +112,7 @@ impl TestEdge {
             public_https_port: setup.public_https_port,
             http3: setup.http3 && kind == ListenerKind::Https,
             proxy_protocol: setup.proxy_protocol.clone(),
+            trusted_proxies: setup.trusted_proxies.clone(),
         };
         let configs = [listener(ListenerKind::Https), listener(ListenerKind::Http)];
         let bound = listen::bind_all(&configs, setup.workers).unwrap();

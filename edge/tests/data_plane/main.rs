@@ -43,4 +43,5 @@ mod sources;
 mod stalled;
 mod suspension;
 mod tenants;
+mod trusted;
 mod upstreams;

@@ -324,6 +324,7 @@ async fn handshake(
         alt_svc: None,
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
         source,
+        trusted: bound.config.trusted_proxies.clone(),
     });
     Some((connection, context))
 }
