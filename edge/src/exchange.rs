@@ -31,6 +31,7 @@ use crate::{
         authority::{Authority, Entrance, is_misdirected},
         body::{RequestBody, ResponseBody, ResponseSource},
         clock::ConnectionClock,
+        extended_connect::ExtendedConnect,
         visitor::{TrustedProxies, Visitor},
     },
     limits,
@@ -200,6 +201,10 @@ fn check_request(
         public_https_port: context.public_https_port,
     };
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    let is_tunnel = parts.extensions.get::<ExtendedConnect>().is_some();
+    if is_tunnel && context.clock.tunnels() > limits::H2_TUNNELS_MAX {
+        return Err((StatusCode::TOO_MANY_REQUESTS, "too_many_tunnels"));
+    }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
     }

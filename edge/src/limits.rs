@@ -103,6 +103,8 @@ pub const H2_CONTROL_FRAMES_PER_SECOND: u32 = 50;
 pub const H2_CONTROL_FRAMES_PER_REQUEST: u32 = 4;
 /// Answer bytes that pay for one frame; clients widen a window after 4 KiB at the earliest.
 pub const H2_BYTES_PER_CONTROL_FRAME: u32 = 1024;
+/// Streams of one HTTP/2 connection that are tunnels (RFC 8441), each with a connection to its origin and 32 KiB.
+pub const H2_TUNNELS_MAX: u32 = 16;
 /// How long a drain waits for requests of HTTP/2 that have crossed its GOAWAY.
 pub const H2_LATE_REQUESTS: Duration = Duration::from_millis(50);
 /// Requests that a client of HTTP/2 or 3 may give up within the window before its connection is closed.

@@ -16,6 +16,7 @@ pub struct ConnectionClock {
     opened: Instant,
     exchanges: Cell<u64>,
     open_exchanges: Cell<u32>,
+    tunnels: Cell<u32>,
     /// The end of the last exchange, or the start of the connection.
     idle_since: Cell<Instant>,
     /// A request head has begun and not ended.
@@ -58,6 +59,7 @@ impl ConnectionClock {
             opened: now,
             exchanges: Cell::new(0),
             open_exchanges: Cell::new(0),
+            tunnels: Cell::new(0),
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
@@ -107,6 +109,21 @@ impl ConnectionClock {
     /// Whether the client makes us work for nothing; then its connection ends.
     pub fn is_abusive(&self) -> bool {
         self.abusive.get()
+    }
+
+    /// A stream of the connection may become a tunnel.
+    pub fn tunnel_begins(&self) {
+        self.tunnels.set(self.tunnels.get() + 1);
+        self.open_exchanges.set(self.open_exchanges.get() + 1);
+    }
+
+    pub fn tunnel_ends(&self) {
+        self.tunnels.set(self.tunnels.get().saturating_sub(1));
+        self.exchange_ends();
+    }
+
+    pub fn tunnels(&self) -> u32 {
+        self.tunnels.get()
     }
 
     pub fn exchange_ends(&self) {

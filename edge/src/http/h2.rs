@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     body::{BodyError, RequestBody},
     drive::{Ended, Farewell, drive},
+    extended_connect,
     gathered_io::GatheredIo,
     guarded_io::GuardedIo,
 };
@@ -44,9 +45,13 @@ where
         *newest.borrow_mut() = Some(Rc::clone(&watch));
         // Boxed: hyper and the task queue move a stream's future several times, and this one is large.
         Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let request = Request::from_parts(parts, RequestBody::hyper(body));
-            let mut answer = serve_exchange(request, &context).await?;
+            let (mut parts, body) = request.into_parts();
+            let tunnel = extended_connect::translate(&mut parts, &context);
+            let body = if tunnel.is_some() { RequestBody::empty() } else { RequestBody::hyper(body) };
+            let mut answer = serve_exchange(Request::from_parts(parts, body), &context).await?;
+            if let Some(client) = tunnel {
+                client.conclude(&mut answer, &context);
+            }
             answer.body_mut().watch(watch);
             Ok::<_, crate::exchange::Dropped>(answer)
         })
@@ -80,6 +85,7 @@ fn builder(streams: Streams) -> http2::Builder<Streams> {
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .max_frame_size(limits::H2_FRAME_BYTES_MAX)
         .header_table_size(limits::H2_HEADER_TABLE_BYTES)
+        .enable_connect_protocol()
         .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES);
     builder

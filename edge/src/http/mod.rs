@@ -5,6 +5,7 @@ pub mod authority;
 pub mod body;
 pub mod clock;
 pub mod drive;
+pub(crate) mod extended_connect;
 pub mod forwarding;
 mod frame_budget;
 pub mod framing;

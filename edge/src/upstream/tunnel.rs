@@ -5,6 +5,7 @@
 
 use std::{net::SocketAddr, pin::Pin, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use hyper_util::rt::TokioIo;
@@ -24,6 +25,7 @@ use crate::{
     exchange::{Answer, Protocol},
     http::{
         body::{RequestBody, ResponseSource},
+        extended_connect::ExtendedConnect,
         forwarding,
     },
     limits,
@@ -36,6 +38,13 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct TunnelOffer {
     ticket: u64,
+}
+
+impl TunnelOffer {
+    /// Nobody is there to take it: the origin's half goes.
+    pub(crate) fn decline(self, worker: &Worker) {
+        drop(worker.take_half(self.ticket));
+    }
 }
 
 /// What waits on the worker for its client.
@@ -100,10 +109,16 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
     let response = tokio::time::timeout(first_byte, sending).await;
     let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
     turn.endpoint.succeeded();
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS || to.context.protocol != Protocol::Http1 {
+    let extended = parts.extensions.get::<ExtendedConnect>().is_some();
+    let may_tunnel = extended || to.context.protocol == Protocol::Http1;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS || !may_tunnel {
         return refused(response, address).await;
     }
     let (mut head, _) = response.into_parts();
+    // The key was ours, and the client cannot look.
+    if extended && !accepts(&head.headers, &parts.headers) {
+        return Err(OriginError::BadAnswer);
+    }
     forwarding::clean_response(&mut head.headers, Protocol::Http1);
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -116,6 +131,14 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
         origin: Some(address),
         cache: None,
     })
+}
+
+/// RFC 6455 section 4.2.2: the key and a constant, hashed.
+fn accepts(answer: &HeaderMap, request: &HeaderMap) -> bool {
+    let Some(key) = request.get(header::SEC_WEBSOCKET_KEY) else { return false };
+    let text = [key.as_bytes(), b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
+    answer.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == BASE64_STANDARD.encode(hash))
 }
 
 /// The origin does not want to: its answer is passed on, if it is short; the connection is not kept.

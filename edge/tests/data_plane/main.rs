@@ -45,3 +45,4 @@ mod suspension;
 mod tenants;
 mod trusted;
 mod upstreams;
+mod websocket;

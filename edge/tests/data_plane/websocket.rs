@@ -1,0 +1,243 @@
+//! WebSocket over HTTP/2, and with a client that others have written.
+
+use std::io::{Read as _, Write as _};
+use std::process::Command;
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use portico_edge::io::Backend;
+use portico_edge::limits;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::client::{Http2Sender, http2, https, runtime};
+use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, wait_until};
+use crate::origin::{Message, Origin, Reply, ok};
+
+const HOST: &str = "shop.example";
+
+fn accept_of(message: &Message) -> String {
+    let text =
+        format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", message.header("sec-websocket-key").unwrap());
+    BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+}
+
+/// Sends everything back in capitals, without a look at frames.
+fn shouting() -> Origin {
+    Origin::start(|message| {
+        let path = message.request_line.split(' ').nth(1).unwrap_or_default().to_owned();
+        if path == "/plain" || message.header("upgrade") != Some("websocket") {
+            return Reply::Keep(ok("plain"));
+        }
+        if path == "/refuse" {
+            return Reply::Close(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno".to_vec());
+        }
+        let accept = if path == "/lie" { "bm9ib2R5".to_owned() } else { accept_of(message) };
+        Reply::Take(Box::new(move |mut stream| {
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: chat\r\n\r\nhello"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(&buffer[..count].to_ascii_uppercase()).is_err() {
+                    return;
+                }
+            }
+        }))
+    })
+}
+
+fn edge_to(backend: Backend, origin: &Origin) -> TestEdge {
+    let mut edge = TestEdge::with(backend, Setup::default());
+    let route = proxy_to(&origin.url());
+    edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+    edge
+}
+
+async fn connect(
+    sender: &mut Http2Sender<Empty<Bytes>>,
+    path: &str,
+    protocol: &'static str,
+) -> Response<Incoming> {
+    let request = Request::builder().method(Method::CONNECT).uri(format!("https://{HOST}{path}"));
+    let request = request.header("sec-websocket-version", "13").header("sec-websocket-protocol", "chat");
+    let mut request = request.body(Empty::new()).unwrap();
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+    sender.ready().await.unwrap();
+    sender.send_request(request).await.unwrap()
+}
+
+#[test]
+fn a_stream_of_http2_becomes_a_tunnel() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        runtime().block_on(async {
+            let mut sender = http2::<Empty<Bytes>>(edge.https, Some(HOST)).await.unwrap();
+            // The server's settings say that it may be asked; an exchange brings them for sure.
+            let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+            assert_eq!(sender.send_request(get).await.unwrap().status(), 200);
+            let answer = connect(&mut sender, "/", "websocket").await;
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+            for gone in ["upgrade", "connection", "sec-websocket-accept"] {
+                assert!(!answer.headers().contains_key(gone), "{gone}");
+            }
+            let mut tunnel = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+            let mut buffer = [0; 5];
+            tunnel.read_exact(&mut buffer).await.unwrap();
+            assert_eq!(&buffer, b"hello", "what the origin sent behind its 101");
+            for word in ["about", "other"] {
+                tunnel.write_all(word.as_bytes()).await.unwrap();
+                tunnel.flush().await.unwrap();
+                tunnel.read_exact(&mut buffer).await.unwrap();
+                assert_eq!(buffer, word.to_ascii_uppercase().as_bytes());
+            }
+            let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+            assert_eq!(sender.send_request(get).await.unwrap().status(), 200, "beside the tunnel");
+            tunnel.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            tunnel.read_to_end(&mut rest).await.unwrap();
+            assert!(rest.is_empty());
+        });
+        let message = &origin.messages()[1];
+        assert_eq!(message.request_line, "GET / HTTP/1.1");
+        assert_eq!(message.header("upgrade"), Some("websocket"));
+        assert_eq!(message.header("x-forwarded-proto"), Some("https"));
+    });
+}
+
+#[test]
+fn what_is_no_tunnel_is_told_so() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        runtime().block_on(async {
+            let mut sender = http2::<Empty<Bytes>>(edge.https, Some(HOST)).await.unwrap();
+            let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+            assert_eq!(sender.send_request(get).await.unwrap().status(), 200);
+            for (path, protocol, status) in [
+                ("/refuse", "websocket", 403),
+                // An answer to GET is none to CONNECT: 2xx would say that there is a tunnel.
+                ("/plain", "websocket", 502),
+                ("/lie", "websocket", 502),
+                ("/", "connect-udp", 405),
+            ] {
+                assert_eq!(connect(&mut sender, path, protocol).await.status(), status, "{path} {protocol}");
+            }
+        });
+    });
+}
+
+#[test]
+fn tunnels_of_one_connection_are_bounded_and_give_their_place_back() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        runtime().block_on(async {
+            let mut sender = http2::<Empty<Bytes>>(edge.https, Some(HOST)).await.unwrap();
+            let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+            assert_eq!(sender.send_request(get).await.unwrap().status(), 200);
+            let mut tunnels = Vec::new();
+            for _ in 0..limits::H2_TUNNELS_MAX {
+                let answer = connect(&mut sender, "/", "websocket").await;
+                assert_eq!(answer.status(), 200);
+                tunnels.push(hyper::upgrade::on(answer).await.unwrap());
+            }
+            assert_eq!(connect(&mut sender, "/", "websocket").await.status(), 429);
+            drop(tunnels);
+            let deadline = portico_edge::clock::now() + crate::harness::PATIENCE;
+            while connect(&mut sender, "/", "websocket").await.status() != 200 {
+                assert!(portico_edge::clock::now() < deadline, "never is there room again");
+            }
+        });
+        wait_until("the refused ones are logged", || {
+            edge.log_lines(1).iter().any(|line| line["reason"] == "too_many_tunnels")
+        });
+    });
+}
+
+const CLIENT: &str = r#"
+import asyncio, ssl, sys, websockets
+async def main():
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    async with websockets.connect("wss://shop.example/chat", host="127.0.0.1", port=int(sys.argv[1]), ssl=context) as socket:
+        for word in ["one", "two" * 5000]:
+            await socket.send(word)
+            assert await socket.recv() == word
+asyncio.run(main())
+print("done")
+"#;
+
+/// Echoes one client's frames, unmasked: RFC 6455 section 5.2.
+fn echo_frames(mut stream: std::net::TcpStream) -> std::io::Result<()> {
+    loop {
+        let mut start = [0; 2];
+        stream.read_exact(&mut start)?;
+        let length = match start[1] & 0x7f {
+            126 => {
+                let mut bytes = [0; 2];
+                stream.read_exact(&mut bytes)?;
+                usize::from(u16::from_be_bytes(bytes))
+            }
+            length => usize::from(length),
+        };
+        let mut mask = [0; 4];
+        stream.read_exact(&mut mask)?;
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload)?;
+        for (byte, key) in payload.iter_mut().zip(mask.iter().cycle()) {
+            *byte ^= key;
+        }
+        let mut frame = vec![start[0]];
+        match u8::try_from(length) {
+            Ok(short @ ..126) => frame.push(short),
+            _ => {
+                frame.push(126);
+                frame.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+        }
+        frame.extend(payload);
+        stream.write_all(&frame)?;
+    }
+}
+
+#[test]
+fn a_client_that_others_have_written_talks_through_the_edge() {
+    let has_client = Command::new("python3").args(["-c", "import websockets"]).output();
+    if !has_client.is_ok_and(|output| output.status.success()) {
+        eprintln!("not run: python3 has no websockets");
+        return;
+    }
+    on_each_backend(|backend| {
+        let origin = Origin::start(|message| {
+            let accept = accept_of(message);
+            Reply::Take(Box::new(move |mut stream| {
+                let head = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: {accept}\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).unwrap();
+                let _ = echo_frames(stream);
+            }))
+        });
+        let edge = edge_to(backend, &origin);
+        assert_eq!(https(edge.https, HOST).get("nobody.example", "/").status, 421);
+        let port = edge.https.port().to_string();
+        let output = Command::new("python3").args(["-c", CLIENT, &port]).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).trim(),
+            "done",
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+}
