@@ -18,6 +18,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, 
 
 mod challenge;
 mod end;
+mod grpc;
 mod page;
 mod path;
 mod proof;
@@ -106,6 +107,7 @@ pub async fn serve_exchange(
     let (parts, body) = request.into_parts();
     let mut end = Box::new(ExchangeEnd::begin(context, &parts));
     let is_head = parts.method == Method::HEAD;
+    let is_grpc = grpc::is_call(&parts.headers);
     let answering = AssertUnwindSafe(answer(parts, body, context, &mut end));
     let answer = match answering.catch_unwind().await {
         Ok(answer) => answer?,
@@ -116,6 +118,9 @@ pub async fn serve_exchange(
     };
     let Answer { mut response, reason, origin, cache } = answer;
     end.answered(response.status(), reason, origin, cache);
+    if is_grpc && reason.is_some() {
+        grpc::translate(&mut response); // the log and the metrics have the status
+    }
     finish_headers(&mut response, context, &end);
     if is_head {
         without_body(&mut response);

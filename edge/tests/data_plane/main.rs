@@ -21,6 +21,7 @@ mod drain;
 mod egress;
 mod exchange;
 mod flood;
+mod grpc;
 mod handshake;
 mod harness;
 mod http2_bounds;
