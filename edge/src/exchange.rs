@@ -188,9 +188,17 @@ async fn answer(
     if proof::comes_through_us(&parts) {
         return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
     }
+    if context.protocol != Protocol::Http1 && says_empty(&parts) && !body.turns_out_empty().await {
+        return Ok(Answer::page(StatusCode::BAD_REQUEST, "body_beyond_length"));
+    }
     let mut answer = follow_route(parts, body, context, &host, &authority, &visitor).await?;
     add_policy_headers(&mut answer, context, &visitor, &host);
     Ok(answer)
+}
+
+/// Such a body is taken for none by those who read the length; frames that are there all the same would be dropped.
+fn says_empty(parts: &Parts) -> bool {
+    parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0")
 }
 
 /// What can be refused without knowing the host.

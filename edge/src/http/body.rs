@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
@@ -98,6 +99,17 @@ impl RequestBody {
     /// Where a fault of this body will be found.
     pub fn fault(&self) -> Rc<Cell<Option<BodyFault>>> {
         Rc::clone(&self.fault)
+    }
+
+    /// Whether nothing comes, up to the end.
+    pub(crate) async fn turns_out_empty(&mut self) -> bool {
+        loop {
+            match self.frame().await {
+                None => return true,
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+                Some(_) => return false,
+            }
+        }
     }
 
     fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -3,7 +3,7 @@
 
 use std::io::Write as _;
 
-use crate::client::https;
+use crate::client::{any_version, https, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to};
 use crate::origin::Origin;
 
@@ -224,6 +224,36 @@ fn sound_messages_arrive_as_exactly_one() {
             assert_eq!(message.request_line.split(' ').nth(1), Some("/case"), "{case:?}");
         }
         assert!(origin.faults().is_empty(), "{:?}", origin.faults());
+    });
+}
+
+/// One says that there is no body, the other reads one: the frames would be lost on the way (HTTP/2, 8.1.1).
+#[test]
+fn frames_beyond_a_length_of_nothing_are_refused() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin);
+        runtime().block_on(async {
+            let tcp = tokio::net::TcpStream::connect(edge.https).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(any_version(&["h2"])));
+            let tls = connector.connect(HOST.try_into().unwrap(), tcp).await.unwrap();
+            let (mut sender, connection) = h2::client::handshake(tls).await.unwrap();
+            tokio::spawn(connection);
+            for (data, sound) in [("", true), ("abc", false)] {
+                let request =
+                    http::Request::post(format!("https://{HOST}/case")).header("content-length", "0");
+                let sending = sender.send_request(request.body(()).unwrap(), false);
+                let (answer, mut body) = sending.unwrap();
+                body.send_data(bytes::Bytes::from_static(data.as_bytes()), true).unwrap();
+                match answer.await {
+                    Ok(answer) => {
+                        assert_eq!(answer.status().as_u16(), if sound { 200 } else { 400 }, "{data:?}")
+                    }
+                    Err(error) => assert!(!sound && error.is_reset(), "{data:?}: {error}"),
+                }
+            }
+        });
+        assert_eq!(origin.messages().len(), 1);
     });
 }
 
