@@ -44,6 +44,8 @@ pub struct Config {
     #[serde(default)]
     pub audit: AuditConfig,
     #[serde(default)]
+    pub usage: UsageConfig,
+    #[serde(default)]
     pub preflight: PreflightConfig,
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerConfig>,
@@ -101,6 +103,13 @@ pub struct RenewalConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct AuditConfig {
     /// Entries of the audit trail are forgotten when they are older, 30 to 36500; absent: two years.
+    pub keep_days: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UsageConfig {
+    /// Figures of hours that are longer ago are forgotten, 30 to 36500; absent: two years.
     pub keep_days: u32,
 }
 
@@ -267,9 +276,12 @@ impl Config {
             let message = format!("renewal.share = {} must be from 0.1 to 0.95", self.renewal.share);
             return Err(Fault::new("renewal.share", message));
         }
-        if !(30..=36_500).contains(&self.audit.keep_days) {
-            let message = format!("audit.keep_days = {} must be from 30 to 36500", self.audit.keep_days);
-            return Err(Fault::new("audit.keep_days", message));
+        for (key, days) in
+            [("audit.keep_days", self.audit.keep_days), ("usage.keep_days", self.usage.keep_days)]
+        {
+            if !(30..=36_500).contains(&days) {
+                return Err(Fault::new(key, format!("{key} = {days} must be from 30 to 36500")));
+            }
         }
         if let Some((field, message)) = self.fleet.tenant_limits.faults().into_iter().next() {
             let key = format!("fleet.tenant_limits.{field}");
@@ -378,6 +390,12 @@ impl Default for RenewalConfig {
 }
 
 impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { keep_days: 730 }
+    }
+}
+
+impl Default for UsageConfig {
     fn default() -> Self {
         Self { keep_days: 730 }
     }
@@ -515,6 +533,7 @@ mod tests {
             ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
             ("[fleet]\ntenant_limits = { exchanges = 0 }\n", "5:31", "fleet.tenant_limits.exchanges must be"),
             ("[fleet.tenant_limits]\nrequests = 1\n", "5:1", "unknown field"),
+            ("[usage]\nkeep_days = 7\n", "5:13", "usage.keep_days"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "5:14", "dns.cname_zone"),
             ("[dns]\nchallenge_zone = \"a.test\"\ncname_zone = \"a.test\"\n", "6:14", "two zones"),

@@ -112,7 +112,7 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
     )
     .await;
     let before = rows(&stage).await;
-    let listed = ["/v1/domains", "/v1/certificates", "/v1/events", "/v1/tenants"];
+    let listed = ["/v1/domains", "/v1/certificates", "/v1/events", "/v1/tenants", "/v1/usage"];
     for (method, template) in calls() {
         let id = if template.starts_with("/v1/tokens") {
             &token

@@ -23,8 +23,10 @@ mod page;
 mod path;
 mod proof;
 mod rewrite;
+mod tally;
 
 pub use end::ExchangeEnd;
+pub(crate) use tally::Tally;
 
 use crate::{
     cache, clock, coding,
@@ -104,8 +106,9 @@ pub async fn serve_exchange(
     request: Request<RequestBody>,
     context: &Rc<ConnectionContext>,
 ) -> Result<Response<ResponseBody>, Dropped> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let mut end = Box::new(ExchangeEnd::begin(context, &parts));
+    body.measure(end.tally());
     let is_head = parts.method == Method::HEAD;
     let is_grpc = grpc::is_call(&parts.headers);
     let answering = AssertUnwindSafe(answer(parts, body, context, &mut end));

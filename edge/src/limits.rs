@@ -192,6 +192,8 @@ pub const CODING_FLUSH_AFTER: Duration = Duration::from_millis(10);
 pub const TRUSTED_PROXIES_DEPTH_MAX: usize = 16;
 /// Longest name that a trusted proxy may give a request.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Bytes of one exchange that are added to its domain's figures at once, at the latest.
+pub const COUNTED_AFTER_BYTES: u64 = 256 * 1024;
 
 /// Times that a request may already have passed through a CDN of our name (RFC 8586) before we refuse it.
 pub const CDN_LOOP_DEPTH_MAX: usize = 3;

@@ -23,7 +23,7 @@ use crate::{
     admin::{self, Source},
     clock,
     config::{Config, Mode},
-    control::{ControlSwitch, EdgeStatus, limits::CATCH_UP_DEADLINE},
+    control::{ControlSwitch, EdgeStatus, UsageEnd, limits::CATCH_UP_DEADLINE},
     drain::DrainSwitch,
     handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
     limits,
@@ -59,6 +59,7 @@ pub struct RunningControl {
     switch: ControlSwitch,
     caught_up: watch::Receiver<bool>,
     shutdown: CancellationToken,
+    usage_end: Option<UsageEnd>,
 }
 
 impl Service {
@@ -80,8 +81,9 @@ impl Service {
         let (switch, caught_up, shutdown) = (control.switch(), control.caught_up(), CancellationToken::new());
         let reporting = Arc::clone(edge);
         let status = move || status_of(&reporting);
-        self.local.spawn_local(control.run(status, shutdown.clone()));
-        Some(RunningControl { switch, caught_up, shutdown })
+        let (running, usage_end) = control.run(status, shutdown.clone());
+        self.local.spawn_local(running);
+        Some(RunningControl { switch, caught_up, shutdown, usage_end: Some(usage_end) })
     }
 
     /// Waits a moment until what changed since the last good state has come.
@@ -108,12 +110,13 @@ impl Service {
         source: Source,
         switch: &DrainSwitch,
         workers: Vec<JoinHandle<()>>,
-        beside: Beside,
+        mut beside: Beside,
     ) -> anyhow::Result<()> {
         self.block_on(async {
             let mut drain = edge.drain.clone();
             let shutdown =
                 beside.control.as_ref().map(|control| control.shutdown.clone()).unwrap_or_default();
+            let usage_end = beside.control.as_mut().and_then(|control| control.usage_end.take());
             let started = start(config, edge, source, switch, beside);
             match &started {
                 Ok(_) => {
@@ -129,6 +132,9 @@ impl Service {
             }
             let allowed = if started.is_ok() { config.drain } else { Duration::ZERO };
             wait_for(workers, allowed).await;
+            if let Some(usage_end) = usage_end {
+                usage_end.finish().await;
+            }
             shutdown.cancel();
             started.map(drop)
         })

@@ -24,6 +24,7 @@ struct Edge {
     live: Arc<Live>,
     shutdown: CancellationToken,
     running: tokio::task::JoinHandle<()>,
+    usage_end: portico_edge::control::UsageEnd,
 }
 
 fn options(address: impl ToString, state: &Path, token: Option<String>) -> ControlOptions {
@@ -47,8 +48,9 @@ impl Edge {
             connections: 3,
             listeners: vec!["127.0.0.1:1".into()],
         };
-        let running = tokio::spawn(control.run(status, shutdown.clone()));
-        Self { live, shutdown, running }
+        let (running, usage_end) = control.run(status, shutdown.clone());
+        let running = tokio::spawn(running);
+        Self { live, shutdown, running, usage_end }
     }
 
     /// As a kill would: nothing is finished.
@@ -58,6 +60,7 @@ impl Edge {
     }
 
     async fn stop(self) {
+        self.usage_end.finish().await;
         self.shutdown.cancel();
         within(self.running).await.unwrap();
     }
@@ -443,4 +446,67 @@ async fn a_damaged_last_good_file_falls_back_to_the_one_before() {
     assert_eq!(again.served("first.example"), Some(first.minted.leaf));
     assert_eq!(again.served("second.example"), None);
     again.kill().await;
+}
+
+fn counts(requests: u64, response_bytes: u64) -> portico_edge::live::Counts {
+    portico_edge::live::Counts { requests, response_bytes, ..Default::default() }
+}
+
+impl Edge {
+    fn count(&self, name: &str, counts: portico_edge::live::Counts) {
+        let host = self.live.host(&DomainName::parse(name).unwrap()).unwrap();
+        self.live.used.count(&host, counts);
+    }
+}
+
+fn requests(report: &wire::UsageReport) -> u64 {
+    report.rows.iter().map(|row| row.requests).sum()
+}
+
+async fn acknowledge(conversation: &Conversation, report: &wire::UsageReport) {
+    let ack = wire::UsageAck { series: report.series.clone(), number: report.number };
+    conversation.send(Kind::UsageAck(ack)).await;
+}
+
+/// What is used while nobody acknowledges it, over two restarts, is told, and told once.
+#[tokio::test]
+async fn usage_is_reported_over_restarts_and_an_unanswered_report_stays_the_same() {
+    let (folder, mut control, edge) = joined().await;
+    let address = control.address;
+    let shop = shop("www.shop.example");
+    let mut conversation = control.conversation().await;
+    feed(&mut conversation, &[&shop]).await;
+    edge.count("www.shop.example", counts(3, 500));
+    edge.count("www.shop.example", counts(2, 0));
+    // Its last report, to which it has no answer within `USAGE_FINISH_DEADLINE`.
+    edge.stop().await;
+    let first = conversation.usage().await;
+    let [row] = first.rows.as_slice() else { panic!("{first:?}") };
+    assert_eq!((row.requests, row.response_bytes, row.name.as_str()), (5, 500, "www.shop.example"));
+    assert_eq!((&row.tenant_id, &row.domain_id), (&shop.tenant.to_string(), &shop.domain.to_string()));
+    assert_eq!(row.hour, clock::unix_time().as_secs() / 3600);
+    assert_eq!(first.number, 1);
+
+    // Without a control plane: what it counts joins what is left.
+    let (_, ca) = control.stop().await;
+    let again = Edge::start(options(address, folder.path(), None)).await;
+    again.count("www.shop.example", counts(7, 70));
+    again.stop().await;
+
+    let mut control = TestControl::start_at(ca, address).await;
+    let edge = Edge::start(options(address, folder.path(), None)).await;
+    let mut conversation = control.conversation().await;
+    let (one, two) = (conversation.usage().await, conversation.usage().await);
+    let (same, other) = if one.series == first.series { (one, two) } else { (two, one) };
+    assert_eq!(same, first, "the same number has the same content");
+    assert_eq!((requests(&other), other.number), (7, 1));
+    acknowledge(&conversation, &same).await;
+    acknowledge(&conversation, &other).await;
+    edge.count("www.shop.example", counts(1, 0));
+    let finishing = tokio::spawn(edge.stop());
+    let last = conversation.usage().await;
+    assert_eq!(requests(&last), 1, "nothing is told twice: {last:?}");
+    acknowledge(&conversation, &last).await;
+    finishing.await.unwrap();
+    assert_eq!(std::fs::read_dir(folder.path().join("state/usage")).unwrap().count(), 0);
 }

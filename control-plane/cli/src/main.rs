@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token,
+    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token, usage,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -127,6 +127,8 @@ enum ApiCommand {
         #[command(subcommand)]
         command: audit::AuditCommand,
     },
+    /// What was served, per tenant, domain and hour: for invoices (--csv), and for who is busiest (--top)
+    Usage(usage::UsageArgs),
     /// Which names share certificates, how many orders that takes, and when the CA's limits let them through
     Plan(plan::PlanArgs),
     /// Spot check: what do these addresses serve for these names? Follows no redirect
@@ -229,6 +231,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Audit { command } => audit::run(settings, command).await,
+        ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,

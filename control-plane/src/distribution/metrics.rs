@@ -15,6 +15,7 @@ const BATCHES: &str = "portico_distribution_batches_total";
 const NACKS: &str = "portico_distribution_nacks_total";
 const REJECTIONS: &str = "portico_distribution_rejections_total";
 const JOINS: &str = "portico_distribution_joins_total";
+const USAGE_ROWS: &str = "portico_distribution_usage_rows_total";
 const URGENT_NOT_ACKED: &str = "portico_distribution_urgent_not_acked_total";
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; sequences stay far below 2^53")]
@@ -61,4 +62,12 @@ pub(super) fn join(outcome: &'static str) {
 
 pub(super) fn urgent_not_acked(edges: usize) {
     metrics::counter!(URGENT_NOT_ACKED).increment(edges as u64);
+}
+
+pub(super) fn usage_added(rows: usize) {
+    metrics::counter!(USAGE_ROWS, "result" => "added").increment(rows as u64);
+}
+
+pub(super) fn usage_unread(rows: usize) {
+    metrics::counter!(USAGE_ROWS, "result" => "unread").increment(rows as u64);
 }

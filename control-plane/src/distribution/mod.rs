@@ -23,6 +23,7 @@ mod resource;
 mod server;
 mod sync;
 mod urgent;
+mod usage;
 
 pub use edges::RemovedEdge;
 pub use fleet::{Applied, EdgeView, Facts, Fleet, SILENCE_MAX};

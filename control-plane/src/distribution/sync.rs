@@ -17,7 +17,7 @@ use super::context::Context;
 use super::feed::Feed;
 use super::fleet::Membership;
 use super::join::BUILD_CHARS_MAX;
-use super::purge;
+use super::{purge, usage};
 use crate::store::edge::{self, EdgeRow};
 use crate::store::{StoreError, event, meta};
 
@@ -68,9 +68,10 @@ async fn serve(
     // The stream is polled by the transport; if it is gone, the halves below end at once.
     let _gone = outgoing.urgents.send((standing, urgents));
     let (acks, acked) = mpsc::channel(ACKS_QUEUE);
+    let answers = outgoing.bulk.clone();
     let feed = Feed::open(context, &edge, &hello, base, outgoing.bulk, acked).await?;
     tokio::select! {
-        ended = listen(context, &member, &mut incoming, acks) => ended,
+        ended = listen(context, &member, &mut incoming, acks, answers) => ended,
         ended = feed.run(&member) => ended,
         () = member.closed.cancelled() => {
             Err(Status::aborted("another stream of this edge took over, or the edge was removed"))
@@ -166,6 +167,7 @@ async fn listen(
     member: &Membership,
     incoming: &mut Streaming<EdgeMessage>,
     acks: mpsc::Sender<Ack>,
+    answers: mpsc::Sender<Result<ControlMessage, Status>>,
 ) -> Result<(), Status> {
     while let Some(message) = incoming.message().await? {
         member.heard();
@@ -177,6 +179,11 @@ async fn listen(
             Some(edge_message::Kind::Status(status)) => member.observe(status),
             Some(edge_message::Kind::Hello(_)) => {
                 return Err(Status::invalid_argument("a second Hello on one stream"));
+            }
+            Some(edge_message::Kind::Usage(report)) => {
+                let ack = usage::received(context, member.edge, report).await?;
+                // The stream has ended when nobody takes it.
+                let _ended = answers.send(Ok(wrap(control_message::Kind::UsageAck(ack)))).await;
             }
             // A newer edge's message: tolerated (skew N/N-1).
             None => {}

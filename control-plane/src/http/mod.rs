@@ -24,6 +24,7 @@ mod request_id;
 mod tenants;
 mod tokens;
 mod trail;
+mod usage;
 pub(crate) mod waits;
 pub(crate) mod write;
 
@@ -159,6 +160,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))
         .routes(routes!(plan::show))
+        .routes(routes!(usage::list))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))
         .routes(routes!(trail::verify))

@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     (202, "default domain", include_str!("../../migrations/0202_default_domain.sql")),
     (203, "purges", include_str!("../../migrations/0203_purges.sql")),
+    (204, "usage", include_str!("../../migrations/0204_usage.sql")),
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (302, "parts", include_str!("../../migrations/0302_parts.sql")),

@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt as _};
 use crate::app::{App, ownership};
 use crate::http::write::KEY_LASTS_MS;
 use crate::metrics;
-use crate::store::{StoreError, audit, domain, event, idempotency};
+use crate::store::{StoreError, audit, domain, event, idempotency, usage};
 
 /// Claims looked at side by side. Each takes up to four DNS questions, which `Lookup` bounds again.
 const CONCURRENCY: usize = 32;
@@ -16,7 +16,7 @@ const ROUND: u32 = 64;
 /// Results written in one transaction.
 const WRITES_TOGETHER: usize = 32;
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Audit entries that one transaction forgets.
+/// Audit entries or figures of usage that one transaction forgets.
 const FORGOTTEN_TOGETHER: u32 = 5_000;
 /// Events are kept so long.
 const EVENTS_LAST_MS: i64 = 90 * DAY_MS;
@@ -81,12 +81,22 @@ async fn tidy(app: &App) -> Result<(), StoreError> {
     idempotency::purge(&mut tx, now - KEY_LASTS_MS).await?;
     event::purge(&mut tx, now - EVENTS_LAST_MS).await?;
     tx.commit().await?;
-    let before = now - i64::from(app.parts.config.audit.keep_days) * DAY_MS;
+    let config = &app.parts.config;
+    let before = now - i64::from(config.audit.keep_days) * DAY_MS;
     loop {
         let mut tx = app.parts.store.begin().await?;
         let forgotten = audit::purge(&mut tx, before, FORGOTTEN_TOGETHER).await?;
         tx.commit().await?;
         if forgotten < FORGOTTEN_TOGETHER as usize {
+            break;
+        }
+    }
+    let before = now - i64::from(config.usage.keep_days) * DAY_MS;
+    loop {
+        let mut tx = app.parts.store.begin().await?;
+        let forgotten = usage::purge(&mut tx, before, FORGOTTEN_TOGETHER).await?;
+        tx.commit().await?;
+        if forgotten < u64::from(FORGOTTEN_TOGETHER) {
             return Ok(());
         }
     }

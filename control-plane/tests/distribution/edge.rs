@@ -10,8 +10,8 @@ use hyper_util::rt::TokioIo;
 use portico_api::distribution::distribution_client::DistributionClient;
 use portico_api::distribution::{
     Ack, ControlMessage, EdgeMessage, Hello, JoinRequest, Nack, PROTOCOL_VERSION, Rejection, RenewRequest,
-    Resource, ResourceKind, SealedCellKey, Status as EdgeStatus, Urgent, UrgentAck, control_message::Kind,
-    edge_message,
+    Resource, ResourceKind, SealedCellKey, Status as EdgeStatus, Urgent, UrgentAck, UsageAck,
+    control_message::Kind, edge_message,
 };
 use portico_cert_store::{CellId, CellKey, EdgeId, Generation, hpke};
 use portico_control_plane::clock::instant;
@@ -137,6 +137,7 @@ pub(crate) struct State {
     pub(crate) tombstones: Vec<String>,
     pub(crate) keys: HashMap<u32, CellKey>,
     pub(crate) urgents: Vec<Urgent>,
+    pub(crate) usage_acks: Vec<UsageAck>,
     pub(crate) snapshots: usize,
     pub(crate) deltas: usize,
     pub(crate) largest_chunk: usize,
@@ -335,6 +336,10 @@ fn take(identity: &Identity, state: &mut State, message: ControlMessage) -> Opti
             state.urgents.push(urgent);
             let ack = UrgentAck { sequence, ..UrgentAck::default() };
             (!state.behaviour.stalled).then_some(edge_message::Kind::UrgentAck(ack))
+        }
+        Kind::UsageAck(ack) => {
+            state.usage_acks.push(ack);
+            None
         }
     }
 }

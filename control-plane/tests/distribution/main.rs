@@ -8,3 +8,4 @@ mod plane;
 mod scale;
 mod syncing;
 mod urgent;
+mod usage;

@@ -38,6 +38,14 @@ impl Outcome {
     pub const ALL: [Self; 7] =
         [Self::Hit, Self::Stale, Self::Revalidated, Self::Collapsed, Self::Miss, Self::NotKept, Self::Bypass];
 
+    /// The body was not sent by an origin for this request.
+    pub fn is_from_cache(self) -> bool {
+        match self {
+            Self::Hit | Self::Stale | Self::Revalidated | Self::Collapsed => true,
+            Self::Miss | Self::NotKept | Self::Bypass => false,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",

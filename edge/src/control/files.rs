@@ -15,6 +15,8 @@ pub enum FileError {
     Mode { path: PathBuf, mode: u32, wanted: u32 },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path} is damaged")]
+    Damaged { path: PathBuf },
     #[error("{path} has {bytes} bytes; at most {bytes_max} are read")]
     TooLarge { path: PathBuf, bytes: u64, bytes_max: u64 },
 }

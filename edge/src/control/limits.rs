@@ -28,6 +28,19 @@ pub const NACKS_MAX: usize = 10_000;
 /// A nack's text, bytes.
 pub const NACK_TEXT_BYTES_MAX: usize = 300;
 
+/// How often figures of usage are written to the disk, so that a crash loses no more than these; at the turn of an hour too.
+pub const USAGE_TAKEN_EVERY: Duration = Duration::from_secs(10);
+/// Writing them takes no more than one part in this many of the time, however many they are.
+pub const USAGE_SAVING_SHARE: u32 = 50;
+/// How often they are reported.
+pub const USAGE_REPORTED_EVERY: Duration = Duration::from_secs(60);
+/// A report without an answer is sent again after this.
+pub const USAGE_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// Figures (of one domain in one hour) that wait while the control plane is away; beyond them the oldest hours become one.
+pub const USAGE_ROWS_KEPT_MAX: usize = 500_000;
+/// How long a process that ends waits for the answer to its last report; without one its successor sends it again.
+pub const USAGE_FINISH_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Epochs whose cell keys are kept.
 pub const CELL_KEY_EPOCHS_MAX: usize = 16;
 /// A file of a sealed cell key; it has about 130 bytes.

@@ -16,6 +16,8 @@ pub mod names {
     pub const LAST_GOOD_ERRORS: &str = "portico_edge_last_good_errors_total";
     pub const IDENTITY_NOT_AFTER: &str = "portico_edge_identity_not_after_timestamp_seconds";
     pub const IDENTITY_RENEWALS: &str = "portico_edge_identity_renewals_total";
+    pub const USAGE_REPORTS: &str = "portico_edge_usage_reports_total";
+    pub const USAGE_ERRORS: &str = "portico_edge_usage_errors_total";
 }
 
 /// Handles, made once.
@@ -32,6 +34,8 @@ pub(super) struct ControlMetrics {
     pub(super) last_good_errors: Counter,
     pub(super) renewals_ok: Counter,
     pub(super) renewals_failed: Counter,
+    pub(super) usage_reports: Counter,
+    pub(super) usage_errors: Counter,
     epoch: Gauge,
     sequence: Gauge,
     applied_at: Gauge,
@@ -52,6 +56,8 @@ impl ControlMetrics {
             last_good_errors: counter!(names::LAST_GOOD_ERRORS),
             renewals_ok: counter!(names::IDENTITY_RENEWALS, "result" => "ok"),
             renewals_failed: counter!(names::IDENTITY_RENEWALS, "result" => "failed"),
+            usage_reports: counter!(names::USAGE_REPORTS),
+            usage_errors: counter!(names::USAGE_ERRORS),
             epoch: gauge!(names::EPOCH),
             sequence: gauge!(names::SEQUENCE),
             applied_at: gauge!(names::APPLIED_AT),

@@ -3,7 +3,7 @@
 //!
 //! [`Control::open`] brings the tables to the last good state before any connection; [`Control::run`] then keeps them
 //! current on the service thread. Nothing that workers do waits for any of it. State folder (0700):
-//! `identity/identity.json`, `cell-keys/<epoch>.key`, `last-good/`.
+//! `identity/identity.json`, `cell-keys/<epoch>.key`, `last-good/`, `usage/`.
 //!
 //! Deliberately absent: any change that does not come over the stream. In fleet mode there is no other way in.
 
@@ -22,6 +22,7 @@ mod sync;
 mod tls;
 mod token;
 mod urgent;
+mod usage;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use cell_keys::CellKeyFiles;
 use metrics::ControlMetrics;
 use switch::Orders;
 use sync::Syncer;
+use usage::UsageReporter;
 
 pub use files::FileError;
 pub use identity::{Identity, IdentityError};
@@ -47,6 +49,7 @@ pub use join::JoinError;
 pub use switch::ControlSwitch;
 pub use tls::SERVER_NAME;
 pub use token::{JoinToken, TokenError};
+pub use usage::UsageEnd;
 
 /// How an edge finds its control plane and its own state.
 #[derive(Clone, Debug)]
@@ -83,6 +86,7 @@ pub struct Control {
     switch: ControlSwitch,
     orders: Orders,
     live: Arc<Live>,
+    usage_end: UsageEnd,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +137,8 @@ impl Control {
             Applier::new(publisher, cell_keys, identity.cell.clone(), last_good, metrics.clone());
         applier.boot()?;
         let (switch, orders) = switch::switch();
+        let folder = options.state.join("usage");
+        let (usage, usage_end) = UsageReporter::start(&folder, Arc::clone(&live), &metrics)?;
         let syncer = Syncer {
             address: options.address,
             build: options.build,
@@ -144,10 +150,11 @@ impl Control {
             live: Arc::clone(&live),
             status: Box::new(EdgeStatus::default),
             metrics,
+            usage,
             renew_not_before: None,
             caught_up: watch::Sender::new(false),
         };
-        Ok(Self { syncer, switch, orders, live })
+        Ok(Self { syncer, switch, orders, live, usage_end })
     }
 
     /// The tables, for workers.
@@ -170,14 +177,15 @@ impl Control {
         &self.syncer.identity
     }
 
-    /// Keeps the tables current until `shutdown`.
-    pub async fn run(
-        mut self,
+    /// Keeps the tables current until `shutdown`; the second half is for the time before that.
+    pub fn run(
+        self,
         status: impl Fn() -> EdgeStatus + Send + Sync + 'static,
         shutdown: CancellationToken,
-    ) {
-        self.syncer.status = Box::new(status);
-        self.syncer.run(&mut self.orders, &shutdown).await;
+    ) -> (impl Future<Output = ()>, UsageEnd) {
+        let Self { mut syncer, mut orders, usage_end, .. } = self;
+        syncer.status = Box::new(status);
+        (async move { syncer.run(&mut orders, &shutdown).await }, usage_end)
     }
 }
 

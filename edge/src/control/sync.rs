@@ -25,6 +25,7 @@ use super::identity::{Identity, IdentityCertificate, IdentityError, Request};
 use super::incoming::Incoming;
 use super::metrics::ControlMetrics;
 use super::switch::{Order, Orders};
+use super::usage::UsageReporter;
 use super::{EdgeStatus, limits, tls, urgent};
 use crate::cache::Cache;
 use crate::clock;
@@ -43,6 +44,7 @@ pub(super) struct Syncer {
     pub(super) live: Arc<Live>,
     pub(super) status: Box<dyn Fn() -> EdgeStatus + Send + Sync>,
     pub(super) metrics: ControlMetrics,
+    pub(super) usage: UsageReporter,
     pub(super) renew_not_before: Option<Instant>,
     /// Set once the first stream has told what there was, or could not be had.
     pub(super) caught_up: watch::Sender<bool>,
@@ -101,6 +103,7 @@ impl Syncer {
                 ended = self.converse(orders) => ended,
             };
             self.metrics.connected.set(0.0);
+            self.usage.connected(false);
             self.applier.settle().await;
             if let Ended::Rest(done) = ended {
                 self.rest(done, orders, shutdown).await;
@@ -208,6 +211,7 @@ impl Syncer {
         };
         self.metrics.connects_ok.increment(1);
         self.metrics.connected.set(1.0);
+        self.usage.connected(true);
         tracing::info!(address = self.address, applied = %self.applier.publisher.applied(), "stream to the control plane is open");
         let mut status = interval(limits::STATUS_EVERY);
         let mut sweep = interval(limits::SWEEP_EVERY);
@@ -235,6 +239,7 @@ impl Syncer {
                     Ok(acks) => acks.into_iter().try_for_each(|ack| self.worked(&mut stream, Some(ack))),
                     Err(ended) => Err(ended),
                 },
+                report = self.usage.next() => stream.send(edge_message::Kind::Usage(report)),
                 renewed = next_renewal(&mut stream.renewal) => {
                     stream.renewal = None;
                     self.renewed(renewed);
@@ -328,6 +333,10 @@ impl Syncer {
                     );
                 }
                 stream.send(edge_message::Kind::UrgentAck(ack))
+            }
+            Some(control_message::Kind::UsageAck(ack)) => {
+                self.usage.acknowledged(ack);
+                Ok(())
             }
             // Of a newer release: tolerated.
             None => Ok(()),

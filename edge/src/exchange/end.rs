@@ -4,7 +4,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode, header, request::Parts};
 
-use super::{ConnectionContext, Noted};
+use super::{ConnectionContext, Noted, Tally};
 use crate::{
     access_log::AccessRecord,
     cache::Outcome,
@@ -23,6 +23,7 @@ pub struct ExchangeEnd {
     host: Option<Arc<Host>>,
     share: Option<TenantShare>,
     visitor: Arc<Visitor>,
+    tally: Rc<Tally>,
     status: StatusCode,
     reason: Option<&'static str>,
     origin: Option<SocketAddr>,
@@ -49,6 +50,7 @@ impl ExchangeEnd {
             host: None,
             share: None,
             visitor: Arc::new(context.visitor(parts)),
+            tally: Tally::of_exchange(context),
             // What is logged when there is never an answer: the client went away (the number is a custom of nginx).
             status: StatusCode::from_u16(499).expect("499 is a status code"),
             reason: Some("no_answer"),
@@ -62,6 +64,7 @@ impl ExchangeEnd {
 
     pub(super) fn of_host(&mut self, host: &Arc<Host>) {
         self.host = Some(Arc::clone(host));
+        self.tally.of_host(host);
     }
 
     pub(super) fn takes(&mut self, share: TenantShare) {
@@ -79,6 +82,13 @@ impl ExchangeEnd {
         self.reason = reason;
         self.origin = origin;
         self.cache = cache;
+        if cache.is_some_and(Outcome::is_from_cache) {
+            self.tally.comes_from_cache();
+        }
+    }
+
+    pub(super) fn tally(&self) -> Rc<Tally> {
+        Rc::clone(&self.tally)
     }
 
     pub(super) fn started_unix_ms(&self) -> i64 {
@@ -101,6 +111,7 @@ impl ExchangeEnd {
 
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.response_bytes += bytes as u64;
+        self.tally.sent(bytes);
     }
 
     pub(crate) fn complete(&mut self) {

@@ -21,7 +21,7 @@ use crate::{
     cache::{GrowingReader, StoredReader},
     clock,
     coding::CodedBody,
-    exchange::ExchangeEnd,
+    exchange::{ExchangeEnd, Tally},
     limits,
     live::Suspension,
     upstream::Lease,
@@ -39,6 +39,7 @@ pub struct RequestBody {
     bytes_left: u64,
     stall: Stall,
     fault: Rc<Cell<Option<BodyFault>>>,
+    tally: Option<Rc<Tally>>,
 }
 
 enum RequestSource {
@@ -78,6 +79,7 @@ impl RequestBody {
             bytes_left: limits::REQUEST_BODY_BYTES_MAX,
             stall: Stall::new(limits::BODY_STALL_DEADLINE),
             fault: Rc::default(),
+            tally: None,
         }
     }
 
@@ -89,6 +91,11 @@ impl RequestBody {
     /// How much of it may still come.
     pub fn most(&self) -> u64 {
         self.bytes_left
+    }
+
+    /// Counts what comes.
+    pub(crate) fn measure(&mut self, tally: Rc<Tally>) {
+        self.tally = Some(tally);
     }
 
     /// How long the client may pause.
@@ -139,8 +146,11 @@ impl Body for RequestBody {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
                 this.stall.progress();
-                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                match this.bytes_left.checked_sub(bytes) {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                if let Some(tally) = &this.tally {
+                    tally.received(bytes);
+                }
+                match this.bytes_left.checked_sub(bytes as u64) {
                     Some(left) => this.bytes_left = left,
                     None => return this.fail(BodyFault::TooLarge),
                 }

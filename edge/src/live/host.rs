@@ -1,8 +1,9 @@
 //! What an edge knows of one name and of the tenant behind it.
 //!
-//! A [`Host`] is immutable, except for its suspension: that has to reach exchanges which hold an older version of the
-//! host, so all versions of one domain share the cell. The same holds for a [`TenantState`]: there is one for each
-//! tenant, all hosts of the tenant point to it, and grants, limits and suspension change inside it.
+//! A [`Host`] is immutable, except for its suspension and its counters: exchanges that hold an older version of the host
+//! have to see and count the same, so all versions of one domain share a [`DomainState`]. The same holds for a
+//! [`TenantState`]: there is one for each tenant, all hosts of the tenant point to it, and grants, limits and suspension
+//! change inside it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use super::Fault;
 use super::limits;
 use super::route::Route;
 use super::tenant_limits::{TenantLimits, TenantUsage};
+use super::usage::Usage;
 
 /// All that decides what happens to a request for one name.
 pub struct Host {
@@ -39,7 +41,14 @@ pub struct Host {
     pub https_redirect: bool,
     /// The tenant has taken the site away for a while.
     pub maintenance: Option<Arc<Maintenance>>,
-    pub(super) suspension: Arc<ArcSwapOption<Suspension>>,
+    pub(super) state: Arc<DomainState>,
+}
+
+/// What all versions of one domain's host share.
+#[derive(Default)]
+pub(super) struct DomainState {
+    pub(super) suspension: ArcSwapOption<Suspension>,
+    pub(super) usage: Usage,
 }
 
 /// What holds for all names of one tenant.
@@ -119,7 +128,7 @@ impl Host {
         if let Some(suspension) = tenants.as_ref().filter(|suspension| in_force(suspension)) {
             return Some(Arc::clone(suspension));
         }
-        self.suspension.load().as_ref().filter(|suspension| in_force(suspension)).map(Arc::clone)
+        self.state.suspension.load().as_ref().filter(|suspension| in_force(suspension)).map(Arc::clone)
     }
 
     /// Ends when a suspension of the domain or its tenant is in force: an exchange in flight races its work against it.
@@ -168,8 +177,8 @@ impl TenantState {
     }
 
     /// Sets the suspension of one of the tenant's domains, in all versions of its host.
-    pub(super) fn suspend_domain(&self, cell: &ArcSwapOption<Suspension>, suspension: Option<Suspension>) {
-        cell.store(suspension.map(Arc::new));
+    pub(super) fn suspend_domain(&self, domain: &DomainState, suspension: Option<Suspension>) {
+        domain.suspension.store(suspension.map(Arc::new));
         self.suspended.notify_waiters();
     }
 }

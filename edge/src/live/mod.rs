@@ -17,6 +17,7 @@ mod route;
 mod sites;
 mod stage;
 mod tenant_limits;
+mod usage;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};
 pub use stage::{Checks, Staged, StagingContext, stage};
 pub use tenant_limits::{OverShare, TenantLimits, TenantShare};
+pub use usage::{Counts, UsedHosts};
 
 /// The published tables.
 pub struct Live {
@@ -52,6 +54,7 @@ pub struct Live {
     pub fleet: ArcSwap<FleetPolicy>,
     /// The generation in force; (0, 0) before the first one and in standalone mode.
     pub applied: ArcSwap<Generation>,
+    pub used: UsedHosts,
 }
 
 /// What holds for all tenants.

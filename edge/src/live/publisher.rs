@@ -18,7 +18,7 @@ use super::admit::{Admitted, Batch, BatchKind, Rejected, check_envelope};
 use super::books::{DomainRecord, HashMap, Held, TenantRecord, kind_of};
 use super::host::{Host, Suspension, TenantState};
 use super::stage::{DomainItem, Item, Staged};
-use super::{DefaultCertificate, Fault, FleetPolicy, Live};
+use super::{DefaultCertificate, Fault, FleetPolicy, Live, UsedHosts};
 use crate::challenge::ChallengePublisher;
 
 /// The owner of keys that certificates of several tenants use.
@@ -83,6 +83,7 @@ impl LivePublisher {
             challenges: challenges.reader(),
             fleet: ArcSwap::from_pointee(FleetPolicy::default()),
             applied: ArcSwap::from_pointee(Generation::default()),
+            used: UsedHosts::default(),
         });
         let publisher = Self {
             live: Arc::clone(&live),
@@ -208,7 +209,7 @@ impl LivePublisher {
             Some(record) if record.host.tenant.id == tenant => {
                 if version >= record.suspension_version {
                     record.suspension_version = version;
-                    tenant_record.state.suspend_domain(&record.host.suspension, suspension);
+                    tenant_record.state.suspend_domain(&record.host.state, suspension);
                 }
                 Ok(())
             }
@@ -342,18 +343,18 @@ impl LivePublisher {
         } else {
             tenant.domains += 1;
         }
-        let suspension = previous.map_or_else(Default::default, |record| Arc::clone(&record.host.suspension));
+        let domain = previous.map_or_else(Default::default, |record| Arc::clone(&record.host.state));
         let mut suspension_version = previous.map_or(0, |record| record.suspension_version);
         if round.epoch_begins || version >= suspension_version {
             suspension_version = version;
             // Said aloud only where there is something to say: a snapshot of a million domains wakes nobody.
-            if item.suspension.is_some() || suspension.load().is_some() {
-                tenant.state.suspend_domain(&suspension, item.suspension.clone());
+            if item.suspension.is_some() || domain.suspension.load().is_some() {
+                tenant.state.suspend_domain(&domain, item.suspension.clone());
             }
         }
         let state = Arc::clone(&tenant.state);
         let (id, name) = (item.id, item.name.clone());
-        let (host, lineages) = item.into_host(&state, suspension);
+        let (host, lineages) = item.into_host(&state, domain);
         let previous = self.held.domains.remove(&id);
         let (old_lineages, published) =
             previous.map(|record| (record.lineages, record.published)).unwrap_or_default();

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
 use portico_api::distribution as wire;
 use portico_cert_store::{
     CellId, CellKeys, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, DomainId,
@@ -19,7 +18,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::admit::{Admitted, Batch};
 use super::host::{
-    EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
+    DomainState, EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
 };
 use super::publisher::OPERATOR;
 use super::route::Route;
@@ -170,7 +169,7 @@ impl DomainItem {
     pub(super) fn into_host(
         self,
         tenant: &Arc<TenantState>,
-        suspension: Arc<ArcSwapOption<Suspension>>,
+        state: Arc<DomainState>,
     ) -> (Host, Box<[LineageId]>) {
         let host = Host {
             tenant: Arc::clone(tenant),
@@ -183,7 +182,7 @@ impl DomainItem {
             hsts: self.hsts.header().map(Box::new),
             https_redirect: self.https_redirect,
             maintenance: self.maintenance.map(Arc::new),
-            suspension,
+            state,
         };
         (host, self.lineages)
     }

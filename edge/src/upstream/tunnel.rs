@@ -3,7 +3,7 @@
 //! Nothing of the client's goes to the origin before the origin has answered 101; the framing reader refuses bytes that
 //! come earlier. Only `websocket` is passed on: `h2c` and inventions would open a way around every check.
 
-use std::{net::SocketAddr, pin::Pin, time::Duration};
+use std::{net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     clock,
-    exchange::{Answer, Protocol},
+    exchange::{Answer, Protocol, Tally},
     http::{
         body::{RequestBody, ResponseSource},
         extended_connect::ExtendedConnect,
@@ -51,6 +51,7 @@ impl TunnelOffer {
 pub struct OriginHalf {
     parts: oneshot::Receiver<(Box<dyn OriginStream>, Bytes)>,
     host: std::sync::Arc<Host>,
+    tally: Rc<Tally>,
     /// For as long as the tunnel is open.
     _turn: Turn,
     share: TenantShare,
@@ -123,7 +124,9 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let share = to.host.tenant.go_on(&worker.edge.live.fleet.load().tenant_limits);
-    let half = OriginHalf { parts: take, host: std::sync::Arc::clone(to.host), _turn: turn, share };
+    let tally = Tally::of_tunnel(to.context, to.host);
+    let host = std::sync::Arc::clone(to.host);
+    let half = OriginHalf { parts: take, host, tally, _turn: turn, share };
     head.extensions.insert(TunnelOffer { ticket: worker.keep_half(half) });
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Empty),
@@ -179,6 +182,8 @@ where
     if client.write_all(&first).await.is_err() || origin.write_all(&early).await.is_err() {
         return;
     }
+    half.tally.sent(first.len());
+    half.tally.received(early.len());
     let mut cut = Box::pin(half.host.cut(clock::unix_ms()));
     let (mut from_client, mut from_origin) =
         (BytesMut::with_capacity(TUNNEL_BUFFER_BYTES), BytesMut::with_capacity(TUNNEL_BUFFER_BYTES));
@@ -186,8 +191,12 @@ where
         let step = tokio::select! {
             _ = &mut cut => break,
             () = tokio::time::sleep(limits::TUNNEL_IDLE_DEADLINE) => break,
-            read = client.read_buf(&mut from_client) => pass(read, &mut from_client, Pin::new(&mut origin)).await,
+            read = client.read_buf(&mut from_client) => {
+                half.tally.received(from_client.len());
+                pass(read, &mut from_client, Pin::new(&mut origin)).await
+            }
             read = origin.read_buf(&mut from_origin) => {
+                half.tally.sent(from_origin.len());
                 // As the answer to a request would: no faster than the tenant's bandwidth.
                 let wait = half.share.queue(from_origin.len());
                 if !wait.is_zero() {

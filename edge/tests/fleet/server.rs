@@ -258,6 +258,15 @@ impl Conversation {
         }
     }
 
+    pub async fn usage(&mut self) -> wire::UsageReport {
+        loop {
+            let message = within(self.from_edge.recv()).await.expect("the stream stands");
+            if let Some(wire::edge_message::Kind::Usage(report)) = message.kind {
+                return report;
+            }
+        }
+    }
+
     pub async fn status(&mut self) -> wire::Status {
         loop {
             let message = within(self.from_edge.recv()).await.expect("the stream stands");
@@ -270,7 +279,7 @@ impl Conversation {
 
 /// Nothing in these tests takes long; what does is stuck.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it happens within 20 s")
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it happens within a minute")
 }
 
 async fn serve(listener: TcpListener, state: Arc<State>) {

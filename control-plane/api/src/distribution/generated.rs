@@ -48,7 +48,7 @@ pub struct Generation {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EdgeMessage {
-    #[prost(oneof = "edge_message::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "edge_message::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<edge_message::Kind>,
 }
 /// Nested message and enum types in `EdgeMessage`.
@@ -63,6 +63,8 @@ pub mod edge_message {
         UrgentAck(super::UrgentAck),
         #[prost(message, tag = "4")]
         Status(super::Status),
+        #[prost(message, tag = "5")]
+        Usage(super::UsageReport),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -154,9 +156,61 @@ pub struct Status {
     #[prost(int64, tag = "6")]
     pub unix_time_ms: i64,
 }
+/// What was served since the report before. It is on the edge's disk before it is sent, and sent again, unchanged, until it is
+/// acknowledged: the control plane adds each number of a series once. One report of a series is under way at a time.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UsageReport {
+    /// 16 random bytes: the counts of one process of an edge
+    #[prost(bytes = "bytes", tag = "1")]
+    pub series: ::prost::bytes::Bytes,
+    /// from 1 on, without gaps
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// at most USAGE_ROWS_MAX
+    #[prost(message, repeated, tag = "3")]
+    pub rows: ::prost::alloc::vec::Vec<Usage>,
+}
+/// What one domain served within one hour. Bytes are those of bodies and tunnels: heads, TLS and retransmissions are not in.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Usage {
+    #[prost(string, tag = "1")]
+    pub tenant_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub domain_id: ::prost::alloc::string::String,
+    /// as the domain is called; an invoice may be written after it is gone
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// Unix time in whole hours
+    #[prost(uint64, tag = "4")]
+    pub hour: u64,
+    #[prost(uint64, tag = "5")]
+    pub requests: u64,
+    #[prost(uint64, tag = "6")]
+    pub request_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub response_bytes: u64,
+    /// of `response_bytes`, what came from the cache
+    #[prost(uint64, tag = "8")]
+    pub cached_bytes: u64,
+}
+/// An edge's file of one series.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UsageFile {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub series: ::prost::bytes::Bytes,
+    /// of the last report that was made; 0: none
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// made, and not acknowledged
+    #[prost(message, optional, tag = "3")]
+    pub pending: ::core::option::Option<UsageReport>,
+    /// in no report yet
+    #[prost(message, repeated, tag = "4")]
+    pub rows: ::prost::alloc::vec::Vec<Usage>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ControlMessage {
-    #[prost(oneof = "control_message::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "control_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<control_message::Kind>,
 }
 /// Nested message and enum types in `ControlMessage`.
@@ -175,7 +229,17 @@ pub mod control_message {
         CellKey(super::SealedCellKey),
         #[prost(message, tag = "6")]
         Urgent(super::Urgent),
+        #[prost(message, tag = "7")]
+        UsageAck(super::UsageAck),
     }
+}
+/// The report is durable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UsageAck {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub series: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotBegin {

@@ -28,6 +28,9 @@ pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
 /// The largest single resource, bytes; a larger one is a fault of the envelope.
 pub const RESOURCE_BYTES_MAX: usize = 512 * 1024;
 
+/// Rows of one usage report.
+pub const USAGE_ROWS_MAX: usize = 2000;
+
 /// More than this share of names removed at once needs the sign-off flag, in percent ...
 pub const REMOVAL_PERCENT_MAX: u64 = 5;
 /// ... unless so few names go that no fleet-wide mistake can be behind it.

@@ -17,7 +17,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use calls::{CertificateQuery, DomainQuery, PlanQuery};
+pub use calls::{CertificateQuery, DomainQuery, PlanQuery, UsageQuery};
 use transport::Transport;
 
 use super::Problem;

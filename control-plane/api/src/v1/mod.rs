@@ -28,6 +28,7 @@
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
+//! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
 //! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |
@@ -53,6 +54,7 @@ mod route;
 mod tenant;
 mod tenant_limits;
 mod token;
+mod usage;
 
 pub use cache::*;
 pub use certificate::*;
@@ -70,3 +72,4 @@ pub use route::*;
 pub use tenant::*;
 pub use tenant_limits::*;
 pub use token::*;
+pub use usage::*;

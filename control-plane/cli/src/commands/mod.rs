@@ -20,3 +20,4 @@ pub(crate) mod suspension;
 pub(crate) mod tenant;
 pub(crate) mod tenant_limits;
 pub(crate) mod token;
+pub(crate) mod usage;

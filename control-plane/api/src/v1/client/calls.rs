@@ -13,7 +13,7 @@ use crate::v1::{
     Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import,
     ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, PlanReport, Preview, Purge, PurgeRequest,
     RemovalSignOff, RemovalsSignedOff, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token,
-    TokenRequest,
+    TokenRequest, UsageBy, UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -306,6 +306,48 @@ impl Client {
             .number("groups", query.groups)
             .text("sharing", sharing)
             .text("explain", query.explain.as_deref());
+        self.get(&text.0).await
+    }
+}
+
+/// Which figures of usage, and how they are summed.
+#[derive(Clone, Debug, Default)]
+pub struct UsageQuery {
+    /// Whole hours, RFC 3339.
+    pub from: Option<String>,
+    /// Not in itself.
+    pub to: Option<String>,
+    pub tenant: Option<TenantId>,
+    /// A domain's name.
+    pub domain: Option<String>,
+    /// None: one sum of all.
+    pub by: Vec<UsageBy>,
+    pub order: UsageOrder,
+}
+
+/// What was served.
+impl Client {
+    pub async fn usage(
+        &self,
+        query: &UsageQuery,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<UsageRow>, ClientError> {
+        let by: Vec<String> = query.by.iter().map(ToString::to_string).collect();
+        let order = match query.order {
+            UsageOrder::Key => None,
+            UsageOrder::Requests => Some("requests"),
+            UsageOrder::ResponseBytes => Some("response_bytes"),
+        };
+        let text = Query::new("/v1/usage")
+            .text("from", query.from.as_deref())
+            .text("to", query.to.as_deref())
+            .text("tenant", query.tenant.map(|tenant| tenant.to_string()).as_deref())
+            .text("domain", query.domain.as_deref())
+            .text("by", Some(&by.join(",")))
+            .text("order", order)
+            .text("cursor", cursor)
+            .number("limit", limit);
         self.get(&text.0).await
     }
 }

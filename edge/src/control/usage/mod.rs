@@ -1,0 +1,278 @@
+//! Figures of usage on their way to the control plane, for invoices.
+//!
+//! A thread of its own takes them from the workers' counters every few seconds and at the turn of each hour, keeps them on
+//! disk, and reports them over the stream while there is one. What a killed process had on disk its successor reports; what
+//! it had not, some seconds of figures, is lost.
+
+mod series;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::{UsageAck, UsageReport};
+use tokio::sync::mpsc;
+
+use super::files::{self, FileError};
+use super::limits;
+use super::metrics::ControlMetrics;
+use crate::clock;
+use crate::live::Live;
+use series::Series;
+
+const HOUR_MS: u64 = 3_600_000;
+/// Reports that the stream has not taken yet.
+const REPORTS_QUEUE: usize = 16;
+
+/// The control stream's end.
+#[derive(Debug)]
+pub(super) struct UsageReporter {
+    events: Sender<Event>,
+    reports: mpsc::Receiver<UsageReport>,
+}
+
+/// Ends the thread, once what was used last is on disk and, if there is a stream, told.
+#[derive(Debug)]
+pub struct UsageEnd {
+    events: Sender<Event>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Connected(bool),
+    Acknowledged(UsageAck),
+    Finish,
+}
+
+impl UsageReporter {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`FileError`], when the folder cannot be used.
+    pub(super) fn start(
+        folder: &Path,
+        live: Arc<Live>,
+        metrics: &ControlMetrics,
+    ) -> Result<(Self, UsageEnd), FileError> {
+        files::private_folder(folder)?;
+        let (events, received) = channel();
+        let (reports_sender, reports) = mpsc::channel(REPORTS_QUEUE);
+        let now = clock::now();
+        let keeper = Keeper {
+            live,
+            folder: folder.to_owned(),
+            own: Series::begin(folder)?,
+            adopted: Vec::new(),
+            reports: reports_sender,
+            metrics: metrics.clone(),
+            is_connected: false,
+            hour: hour(),
+            take_at: now,
+            save_at: now,
+            report_at: now,
+            sent_at: None,
+        };
+        let failed =
+            |source| FileError::Io { action: "start the thread for", path: folder.to_owned(), source };
+        let thread = std::thread::Builder::new()
+            .name("usage".to_owned())
+            .spawn(move || keeper.run(&received))
+            .map_err(failed)?;
+        let end = UsageEnd { events: events.clone(), thread };
+        Ok((Self { events, reports }, end))
+    }
+
+    /// There is a stream, or there is none any more.
+    pub(super) fn connected(&self, is_connected: bool) {
+        let _ = self.events.send(Event::Connected(is_connected));
+    }
+
+    pub(super) fn acknowledged(&self, ack: UsageAck) {
+        let _ = self.events.send(Event::Acknowledged(ack));
+    }
+
+    /// The next report to send. Cancel-safe.
+    pub(super) async fn next(&mut self) -> UsageReport {
+        match self.reports.recv().await {
+            Some(report) => report,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl UsageEnd {
+    /// Call it while the stream still runs and no worker does.
+    pub async fn finish(self) {
+        let _ = self.events.send(Event::Finish);
+        let joined = tokio::task::spawn_blocking(move || self.thread.join());
+        // Should the disk hang, the process ends all the same.
+        let _ = tokio::time::timeout(2 * limits::USAGE_FINISH_DEADLINE, joined).await;
+    }
+}
+
+/// What the thread has.
+struct Keeper {
+    live: Arc<Live>,
+    folder: PathBuf,
+    own: Series,
+    /// Of processes that have ended.
+    adopted: Vec<Series>,
+    reports: mpsc::Sender<UsageReport>,
+    metrics: ControlMetrics,
+    is_connected: bool,
+    /// The one that what is taken next belongs to.
+    hour: u64,
+    take_at: Instant,
+    save_at: Instant,
+    report_at: Instant,
+    /// When reports were sent that have no answer yet.
+    sent_at: Option<Instant>,
+}
+
+impl Keeper {
+    fn run(mut self, events: &Receiver<Event>) {
+        let mut ends_at = None;
+        loop {
+            let next = ends_at.unwrap_or_else(|| self.next_wake());
+            match events.recv_timeout(next.saturating_duration_since(clock::now())) {
+                Ok(Event::Connected(is_connected)) => {
+                    self.is_connected = is_connected;
+                    self.sent_at = None;
+                    self.report_at = clock::now();
+                }
+                Ok(Event::Acknowledged(ack)) => self.acknowledged(&ack),
+                Ok(Event::Finish) => {
+                    ends_at = Some(clock::now() + limits::USAGE_FINISH_DEADLINE);
+                    (self.take_at, self.report_at) = (clock::now(), clock::now());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => ends_at = Some(clock::now()),
+            }
+            let now = clock::now();
+            if now >= self.take_at {
+                self.take();
+            }
+            if now >= self.save_at {
+                self.save();
+            }
+            if self.is_connected && self.is_report_due(now) {
+                self.report();
+            }
+            let is_told = self.own.is_empty() && self.adopted.is_empty();
+            if ends_at.is_some_and(|at| now >= at || is_told || !self.is_connected) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn end(mut self) {
+        self.take();
+        self.save_at = clock::now();
+        self.save();
+        if self.own.is_empty() {
+            self.own.end();
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let sent = self.sent_at.map(|at| at + limits::USAGE_ANSWER_DEADLINE);
+        let report = if self.is_connected { Some(sent.unwrap_or(self.report_at)) } else { None };
+        report.map_or(self.take_at, |report| report.min(self.take_at))
+    }
+
+    fn is_report_due(&self, now: Instant) -> bool {
+        match self.sent_at {
+            Some(at) => now >= at + limits::USAGE_ANSWER_DEADLINE,
+            None => now >= self.report_at,
+        }
+    }
+
+    fn take(&mut self) {
+        for (host, counts) in self.live.used.take() {
+            self.own.add(&host, self.hour, counts);
+        }
+        self.hour = hour();
+        if self.own.shorten(limits::USAGE_ROWS_KEPT_MAX) {
+            tracing::warn!(
+                "the control plane is away for so long that the oldest figures of usage lose their hour"
+            );
+        }
+        let to_next_hour = Duration::from_millis(HOUR_MS - unix_ms() % HOUR_MS);
+        self.take_at = clock::now() + limits::USAGE_TAKEN_EVERY.min(to_next_hour);
+    }
+
+    /// False: the disk does not take it.
+    fn save(&mut self) -> bool {
+        let began = clock::now();
+        let saved = [&mut self.own].into_iter().chain(&mut self.adopted).try_for_each(Series::save);
+        let now = clock::now();
+        self.save_at = now + now.duration_since(began) * limits::USAGE_SAVING_SHARE;
+        if let Err(error) = &saved {
+            self.metrics.usage_errors.increment(1);
+            self.save_at = now + limits::USAGE_TAKEN_EVERY;
+            tracing::error!(%error, "figures of usage cannot be written; they are kept in memory and not reported");
+        }
+        saved.is_ok()
+    }
+
+    fn report(&mut self) {
+        if self.adopted.is_empty() {
+            match Series::left_behind(&self.folder) {
+                Ok(found) => self.adopted = found,
+                Err(error) => tracing::error!(%error, "figures of usage of earlier processes cannot be read"),
+            }
+        }
+        let now = clock::now();
+        self.report_at = now + limits::USAGE_REPORTED_EVERY;
+        self.take();
+        let all = || [&self.own].into_iter().chain(&self.adopted);
+        if all().all(Series::is_empty) {
+            self.adopted.drain(..).for_each(Series::end);
+            return;
+        }
+        let reports: Vec<UsageReport> = [&mut self.own]
+            .into_iter()
+            .chain(&mut self.adopted)
+            .filter_map(Series::report)
+            .cloned()
+            .collect();
+        if !self.save() {
+            return;
+        }
+        for report in reports.into_iter().take(REPORTS_QUEUE) {
+            // Full: it is sent again when no answer comes.
+            let _ = self.reports.try_send(report);
+        }
+        self.sent_at = Some(now);
+    }
+
+    fn acknowledged(&mut self, ack: &UsageAck) {
+        for series in [&mut self.own].into_iter().chain(&mut self.adopted) {
+            series.acknowledged(&ack.series, ack.number);
+        }
+        self.metrics.usage_reports.increment(1);
+        let (told, left) = std::mem::take(&mut self.adopted).into_iter().partition(Series::is_empty);
+        self.adopted = left;
+        Vec::into_iter(told).for_each(Series::end);
+        let mut all = [&self.own].into_iter().chain(&self.adopted);
+        if !all.any(Series::has_pending) {
+            self.sent_at = None;
+            // The rest of what did not fit into one report goes at once.
+            if self.own.len() >= portico_api::distribution::USAGE_ROWS_MAX || !self.adopted.is_empty() {
+                self.report_at = clock::now();
+            }
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    clock::unix_ms().unsigned_abs()
+}
+
+fn hour() -> u64 {
+    unix_ms() / HOUR_MS
+}
