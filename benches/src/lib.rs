@@ -48,7 +48,8 @@ impl Default for Authority {
 }
 
 /// The policy of all names in the benches.
-pub const POLICY: TlsPolicy = TlsPolicy { minimum_version: TlsVersion::Tls12, http2: true, http3: true };
+pub const POLICY: TlsPolicy =
+    TlsPolicy { minimum_version: TlsVersion::Tls12, http2: true, http3: true, client_certificates: None };
 
 /// `name-<at>.bench.test`
 pub fn name(at: usize) -> DomainName {

@@ -4,6 +4,7 @@
 //! [`Id::generate`], which makes new identities.
 
 mod certificate;
+mod client_authorities;
 mod credential;
 mod domain_name;
 #[cfg(test)]
@@ -18,10 +19,14 @@ mod planner;
 mod seal;
 mod sharded_map;
 mod sni_index;
+mod tls_policy;
 
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CERTIFICATE_NAMES_MAX, CHAIN_LENGTH_MAX, CertificateChain, CertificateError,
     CertificateFacts, ChainInterner, KeyType,
+};
+pub use client_authorities::{
+    CLIENT_AUTHORITIES_BYTES_MAX, CLIENT_AUTHORITIES_MAX, ClientAuthorities, ClientAuthoritiesError,
 };
 pub use credential::{
     CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
@@ -43,5 +48,6 @@ pub use rustls_pki_types::UnixTime;
 pub use seal::{CellKey, SealContext, SealError, SealedKey, hpke, open_bytes, seal_bytes};
 pub use sni_index::{
     ClientCapabilities, Hit, PublishError, SLOTS_PER_NAME_MAX, Slot, SniEntry, SniEntryInput, SniIndex,
-    SniPublisher, TlsPolicy, TlsVersion,
+    SniPublisher,
 };
+pub use tls_policy::{ClientCertificates, TlsPolicy, TlsVersion};

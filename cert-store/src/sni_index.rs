@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwapOption;
 use rustls::SignatureScheme;
 use rustls_pki_types::UnixTime;
-use serde::{Deserialize, Serialize};
 
 use crate::certificate::KeyType;
 use crate::credential::{Coverage, Credential};
@@ -30,6 +29,7 @@ use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{DomainId, LineageId, TenantId};
 use crate::name_table::{NameTable, NameTablePublisher};
 use crate::sharded_map::{Reader, Writer};
+use crate::tls_policy::TlsPolicy;
 
 /// Most lineages that carry one name: an ECDSA and an RSA pair, and their successors while a group is rearranged.
 pub const SLOTS_PER_NAME_MAX: usize = 4;
@@ -74,23 +74,6 @@ pub struct SniEntryInput<'a> {
     pub policy: TlsPolicy,
     /// At most [`SLOTS_PER_NAME_MAX`]; they need not have a credential yet.
     pub lineages: &'a [LineageId],
-}
-
-/// How a name may be spoken to. Names of differing policies never share a certificate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TlsPolicy {
-    pub minimum_version: TlsVersion,
-    pub http2: bool,
-    pub http3: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum TlsVersion {
-    #[default]
-    #[serde(rename = "1.2")]
-    Tls12,
-    #[serde(rename = "1.3")]
-    Tls13,
 }
 
 /// The signature types that a client can verify.
@@ -448,12 +431,6 @@ impl Slot {
 
     pub fn credential(&self) -> Option<Arc<Credential>> {
         self.current.load_full()
-    }
-}
-
-impl Default for TlsPolicy {
-    fn default() -> Self {
-        Self { minimum_version: TlsVersion::Tls12, http2: true, http3: true }
     }
 }
 

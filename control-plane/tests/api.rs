@@ -324,6 +324,10 @@ async fn nobodys_change_is_overwritten() {
     assert_eq!(stage.call("GET", &path, Some(&own), &[], Value::Null).await.status, 404);
 }
 
+fn asking(wish: Value) -> Value {
+    json!({ "client_certificates": wish })
+}
+
 #[tokio::test]
 async fn a_tenant_sets_rules_and_maintenance_itself_and_a_wrong_one_changes_nothing() {
     let stage = Stage::start().await;
@@ -368,6 +372,13 @@ async fn a_tenant_sets_rules_and_maintenance_itself_and_a_wrong_one_changes_noth
             "out_of_range",
         ),
         (json!({ "maintenance": { "txt": "x" } }), "/maintenance/txt", "unknown_field"),
+        (
+            asking(json!({ "mode": "require", "ca_pem": "x" })),
+            "/client_certificates/ca_pem",
+            "invalid_certificate",
+        ),
+        (asking(json!({ "mode": "require" })), "/client_certificates/ca_pem", "missing_field"),
+        (asking(json!({ "mode": "no", "ca_pem": "x" })), "/client_certificates/mode", "invalid_value"),
     ] {
         let refused = patch(change.clone()).await;
         let error = &refused.body["errors"][0];

@@ -13,6 +13,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use portico_cert_store::NamePattern;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -25,8 +26,10 @@ use crate::{
 
 mod sources;
 mod standalone;
+mod tls;
 
 pub use standalone::{CertificateFiles, EgressAllow, RouteConfig, StandaloneConfig, UnknownSniChoice};
+pub use tls::TlsSection;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -128,6 +131,8 @@ struct RawConfig {
     control: Option<Spanned<RawControl>>,
     standalone: Option<Spanned<standalone::RawStandalone>>,
     certificates: Option<Spanned<standalone::RawCertificates>>,
+    #[serde(default)]
+    tls: Vec<Spanned<tls::RawTls>>,
     #[serde(default)]
     route: Vec<Spanned<standalone::RawRoute>>,
     egress: Option<Spanned<standalone::RawEgress>>,
@@ -232,6 +237,7 @@ impl Source<'_> {
         let standalone_section = [
             raw.standalone.as_ref().map(Spanned::span),
             raw.certificates.as_ref().map(Spanned::span),
+            raw.tls.first().map(Spanned::span),
             raw.route.first().map(Spanned::span),
             raw.egress.as_ref().map(Spanned::span),
         ];
@@ -391,6 +397,16 @@ impl Source<'_> {
             return Ok(SocketAddr::new(ip, 53));
         }
         self.address(text)
+    }
+
+    /// A name, or `*` for all others.
+    fn host(self, text: &Spanned<String>) -> Result<Option<NamePattern>, ConfigError> {
+        match text.get_ref().as_str() {
+            "*" => Ok(None),
+            name => NamePattern::parse(name)
+                .map(Some)
+                .map_err(|error| self.error(Some(text.span()), error.to_string())),
+        }
     }
 
     /// A path of the file, seen from the file's folder.

@@ -41,7 +41,7 @@ use crate::{
     live::{Action, Host, Maintenance, OverShare, Suspension, SuspensionMode},
     metrics::Limited,
     sources::Source,
-    tls::Shown,
+    tls::{ClientIdentity, Shown},
     worker::Worker,
 };
 
@@ -79,6 +79,11 @@ impl ConnectionContext {
     fn visitor(&self, parts: &Parts) -> Visitor {
         let unique = self.worker.next_unique();
         Visitor::of(&parts.headers, (self.peer, self.shown.is_some()), self.trusted.as_deref(), unique)
+    }
+
+    /// Who the client is by its certificate.
+    pub(crate) fn client(&self) -> Option<&ClientIdentity> {
+        self.shown.as_ref()?.client.as_deref()
     }
 }
 
@@ -152,7 +157,10 @@ async fn answer(
         && is_misdirected(shown, &authority.name, host.as_deref())
     {
         context.worker.edge.metrics.misdirected.increment(1);
-        return Ok(Answer::page(StatusCode::MISDIRECTED_REQUEST, "misdirected"));
+        // HTTP/1.1 has no other way to say that the connection is of no more use for this name.
+        let of_no_use = shown.sni.as_ref() == Some(&authority.name);
+        let answer = Answer::page(StatusCode::MISDIRECTED_REQUEST, "misdirected");
+        return Ok(if of_no_use { answer.closing(context) } else { answer });
     }
     let challenge = challenge::token_of(&parts, context);
     if let Some(token) = challenge
@@ -179,7 +187,9 @@ async fn answer(
         Err(over) => return Ok(over_share(over, context)),
     }
     // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80.
-    if !visitor.tls && host.https_redirect && challenge.is_none() {
+    // Nobody has looked at a client's certificate on a plain connection, whatever a proxy before us says of it.
+    let is_plain = if host.requires_client_certificate() { context.shown.is_none() } else { !visitor.tls };
+    if is_plain && host.redirects_to_https() && challenge.is_none() {
         return Ok(to_https(&parts, &authority, context.public_https_port));
     }
     // The same for the origin's own certificate while the tenant works on the site.

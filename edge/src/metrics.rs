@@ -69,6 +69,8 @@ pub enum HandshakeEnd {
     Challenge,
     UnknownName,
     NoKey,
+    /// The client's is missing or does not lead to an authority of the name.
+    ClientCertificate,
     Failed,
     TimedOut,
 }
@@ -124,8 +126,8 @@ pub enum ProxyHeader {
 }
 
 const PROXY_HEADERS: [&str; 5] = ["read", "local", "untrusted", "malformed", "timed_out"];
-const HANDSHAKE_ENDS: [&str; 7] =
-    ["full", "resumed", "challenge", "unknown_name", "no_key", "failed", "timed_out"];
+const HANDSHAKE_ENDS: [&str; 8] =
+    ["full", "resumed", "challenge", "unknown_name", "no_key", "client_certificate", "failed", "timed_out"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -141,7 +143,7 @@ pub struct Metrics {
     pub quic_retries: Counter,
     pub quic_forwarded: Counter,
     pub quic_not_forwarded: Counter,
-    handshakes: [Counter; 7],
+    handshakes: [Counter; 8],
     proxy_headers: [Counter; 5],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],

@@ -18,7 +18,9 @@ use portico_cert_store::{CertificateChain, NamePattern, PrivateKey, TlsPolicy};
 
 use crate::{
     clock,
-    config::{CertificateFiles, ConfigError, NamedPath, RouteConfig, StandaloneConfig, UnknownSniChoice},
+    config::{
+        CertificateFiles, ConfigError, NamedPath, RouteConfig, StandaloneConfig, TlsSection, UnknownSniChoice,
+    },
     limits,
     live::{
         EgressGrant, FleetPolicy, Hsts, LivePublisher, Maintenance, Route, SealedCertificate, Sealing, Site,
@@ -51,7 +53,7 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
     };
     let certificates = sealed.len();
     warn_of_bare_hosts(&config.routes, &sealed);
-    let by_host = sites_of(&config.routes, sealed.iter().flat_map(SealedCertificate::names));
+    let by_host = sites_of(config, sealed.iter().flat_map(SealedCertificate::names));
     sites.load(sealed, by_host, clock::unix_time())?;
     let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
     let named = config.certificates.default.as_ref();
@@ -231,31 +233,35 @@ fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
     fs::read(path).map(zeroize::Zeroizing::new).map_err(|error| error.to_string())
 }
 
-/// Groups the routes by host, in the file's order; those of `*` go behind the host's own, for every name there is.
+/// Groups the routes by host, in the file's order; those of `*` go behind the host's own, for every name there is. A name
+/// that has a policy and no route is a site too.
 fn sites_of<'a>(
-    routes: &[RouteConfig],
+    config: &'a StandaloneConfig,
     certificate_names: impl Iterator<Item = &'a NamePattern>,
 ) -> BTreeMap<NamePattern, Site> {
     let mut by_host: BTreeMap<NamePattern, Draft> = BTreeMap::new();
     let mut everywhere = Draft::default();
-    for config in routes {
-        match &config.host {
-            Some(host) => by_host.entry(host.clone()).or_default().add(config),
-            None => everywhere.add(config),
+    for route in &config.routes {
+        match &route.host {
+            Some(host) => by_host.entry(host.clone()).or_default().add(route),
+            None => everywhere.add(route),
         }
     }
     let mut sites = BTreeMap::new();
-    if !everywhere.routes.is_empty() {
-        // One list for all the names that have no route of their own.
-        let shared = everywhere.clone().site();
-        for name in certificate_names.filter(|name| !by_host.contains_key(*name)) {
-            sites.insert(name.clone(), shared.clone());
+    // One list for all the names that have no route of their own.
+    let shared = everywhere.clone().site(None);
+    let others = config.tls.iter().filter_map(|section| section.host.as_ref()).chain(certificate_names);
+    for name in others.filter(|name| !by_host.contains_key(*name)) {
+        let tls = TlsSection::of(&config.tls, name);
+        if tls.is_some() || !shared.routes.is_empty() {
+            sites.insert(name.clone(), shared.clone().under(tls));
         }
     }
     for (name, mut own) in by_host {
         own.routes.extend(everywhere.routes.iter().cloned());
         own.widen(everywhere.hsts, everywhere.plain_http, everywhere.maintenance.as_ref());
-        sites.insert(name, own.site());
+        let tls = TlsSection::of(&config.tls, &name);
+        sites.insert(name, own.site(tls));
     }
     sites
 }
@@ -284,13 +290,24 @@ impl Draft {
         self.maintenance = self.maintenance.take().or_else(|| maintenance.cloned());
     }
 
-    fn site(self) -> Site {
-        Site {
+    fn site(self, tls: Option<&TlsSection>) -> Site {
+        let site = Site {
             routes: self.routes.into(),
             policy: TlsPolicy::default(),
+            client_auth: None,
             hsts: self.hsts,
             https_redirect: !self.plain_http,
             maintenance: self.maintenance,
+        };
+        site.under(tls)
+    }
+}
+
+impl Site {
+    fn under(self, tls: Option<&TlsSection>) -> Self {
+        match tls {
+            Some(tls) => Self { policy: tls.policy, client_auth: tls.client_auth.clone(), ..self },
+            None => self,
         }
     }
 }

@@ -88,7 +88,12 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
     let mut domain_body = domain_body(&shop.name, &[shop.lineage]);
     domain_body.suspension = suspension;
     domain_body.acme_thumbprint = "abc".into();
-    domain_body.tls = Some(wire::TlsPolicy { minimum_version: 2, http2_off: true, http3_off: true });
+    domain_body.tls = Some(wire::TlsPolicy {
+        minimum_version: 2,
+        http2_off: true,
+        http3_off: true,
+        client_certificates: None,
+    });
     domain_body.routes.extend([
         route(wire::route::Action::Proxy(wire::Proxy {
             origin: "http://[::1]:80".into(),

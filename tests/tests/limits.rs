@@ -36,7 +36,7 @@ const OWN_PACE: [&str; 20] = [
 ];
 
 /// Bounds whose test has not been written. The list may only become shorter.
-const UNTESTED: [&str; 79] = [
+const UNTESTED: [&str; 78] = [
     "DRAIN_PATIENCE",
     "LINGER_BYTES_MAX",
     "LINGER_DEADLINE",
@@ -84,7 +84,6 @@ const UNTESTED: [&str; 79] = [
     "DESCRIPTORS_PER_CONNECTION",
     "SOURCE_HANDSHAKES_PER_SECOND",
     "KEY_CACHE_BYTES",
-    "CERTIFICATE_FILE_BYTES_MAX",
     "H3_STREAMS_MAX",
     "H3_CONTROL_STREAMS_MAX",
     "H3_GOAWAY_WAIT_MIN",

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain_name::NamePattern;
 use crate::ids::{DomainId, GroupId, TenantId};
-use crate::sni_index::TlsPolicy;
+use crate::tls_policy::TlsPolicy;
 
 mod explain;
 mod packing;

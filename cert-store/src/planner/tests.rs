@@ -3,7 +3,7 @@ use ulid::Ulid;
 
 use super::*;
 use crate::domain_name::DomainName;
-use crate::sni_index::TlsVersion;
+use crate::tls_policy::{ClientCertificates, TlsVersion};
 
 fn tenant(number: u128) -> TenantId {
     TenantId::from_ulid(Ulid(number))
@@ -106,6 +106,39 @@ fn a_failed_name_is_alone_and_an_unready_one_waits() {
     assert!(plan.explain_name(&pattern("b.example.org"), &by_id).contains("last one failed"));
     assert!(plan.explain_name(&pattern("c.example.org"), &by_id).contains("not proved"));
     assert!(plan.explain_name(&pattern("a.example.org"), &by_id).contains("with 1 other name"));
+}
+
+#[test]
+fn names_that_ask_for_other_client_certificates_never_mix() {
+    let asking = |required, authorities: u8| {
+        let client_certificates = Some(ClientCertificates { required, authorities: [authorities; 8] });
+        TlsPolicy { client_certificates, ..TlsPolicy::default() }
+    };
+    let policies = [
+        ("a", TlsPolicy::default()),
+        ("b", asking(true, 1)),
+        ("c", asking(true, 1)),
+        ("d", asking(false, 1)),
+        ("e", asking(true, 2)),
+        ("f", TlsPolicy { http3: false, ..TlsPolicy::default() }),
+        ("g", TlsPolicy { http2: false, ..TlsPolicy::default() }),
+    ];
+    let named = |(label, policy): (&str, TlsPolicy)| PlanName {
+        policy,
+        ..name_with(&format!("{label}.x.example"), 1, Sharing::Tenant)
+    };
+    let names: Vec<PlanName> = policies.into_iter().map(named).collect();
+    let mut groups = sets(&plan(&input(names)));
+    groups.sort();
+    let expected = [
+        vec!["a.x.example"],
+        vec!["b.x.example", "c.x.example"],
+        vec!["d.x.example"],
+        vec!["e.x.example"],
+        vec!["f.x.example"],
+        vec!["g.x.example"],
+    ];
+    assert_eq!(groups, expected.map(|group| group.into_iter().map(str::to_owned).collect::<Vec<_>>()));
 }
 
 #[test]

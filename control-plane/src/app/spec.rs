@@ -5,8 +5,10 @@ use std::collections::HashSet;
 use axum::http::Uri;
 use axum::http::uri::Authority;
 use portico_api::rule::{HstsWish, ROUTES_MAX};
-use portico_api::v1::{DomainSpec, EgressGrant, FieldError, Maintenance, Suspension, TenantSpec};
-use portico_cert_store::{CellId, NamePattern};
+use portico_api::v1::{
+    ClientCertificateMode, DomainSpec, EgressGrant, FieldError, Maintenance, Suspension, TenantSpec,
+};
+use portico_cert_store::{CellId, ClientAuthorities, NamePattern};
 use portico_prober::egress::EgressPolicy;
 use url::Url;
 
@@ -54,6 +56,7 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
         errors.push(field("/routes", "too_many", format!("at most {ROUTES_MAX} routes")));
     }
     errors.extend(hsts(spec));
+    errors.extend(client_certificates(spec));
     errors.extend(spec.maintenance.iter().flat_map(maintenance));
     errors.extend(route::check_all(&spec.routes, policy, grants));
     let size = serde_json::to_vec(&spec.routes).map_or(usize::MAX, |text| text.len());
@@ -75,6 +78,20 @@ fn hsts(spec: &DomainSpec) -> Vec<FieldError> {
     };
     let code = |name| if name == "hsts_max_age_seconds" { "out_of_range" } else { "incomplete" };
     wish.faults().into_iter().map(|(name, text)| field(format!("/{name}"), code(name), text)).collect()
+}
+
+fn client_certificates(spec: &DomainSpec) -> Vec<FieldError> {
+    let Some(asked) = &spec.client_certificates else { return Vec::new() };
+    let wrong = ClientAuthorities::from_pem(asked.ca_pem.as_bytes()).err();
+    let wrong =
+        wrong.map(|error| field("/client_certificates/ca_pem", "invalid_certificate", error.to_string()));
+    let mut errors: Vec<_> = wrong.into_iter().collect();
+    if asked.mode == ClientCertificateMode::Require && !spec.https_redirect {
+        let message =
+            "must be true where client certificates are required: over plain HTTP nobody can show one";
+        errors.push(field("/https_redirect", "conflict", message));
+    }
+    errors
 }
 
 fn maintenance(asked: &Maintenance) -> Vec<FieldError> {

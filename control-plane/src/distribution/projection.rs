@@ -100,11 +100,7 @@ pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, Project
             })
             .collect(),
         routes: row.spec.routes.iter().map(wire_route).collect(),
-        tls: Some(wire::TlsPolicy {
-            minimum_version: minimum_version(row.spec.minimum_tls) as i32,
-            http2_off: false,
-            http3_off: false,
-        }),
+        tls: Some(wire_tls(&row.spec)),
         suspension: row.suspension.as_ref().map(wire_suspension),
         acme_thumbprint: row.acme_thumbprint.clone().unwrap_or_default(),
         served: row.served,
@@ -245,6 +241,22 @@ fn wire_proxy(from: &v1::Proxy) -> wire::Proxy {
     wire::Proxy { tls_ca_der: ca_pem.map(spec::proxy::certificates).unwrap_or_default(), ..from.into() }
 }
 
+/// An edge that knows nothing of client certificates finds a version that it does not know either, and refuses the domain.
+fn wire_tls(spec: &v1::DomainSpec) -> wire::TlsPolicy {
+    let minimum = minimum_version(spec.minimum_tls) as i32;
+    let asked = spec.client_certificates.as_ref().map(|asked| wire::ClientCertificates {
+        required: asked.mode == v1::ClientCertificateMode::Require,
+        ca_der: spec::proxy::certificates(&asked.ca_pem),
+        minimum_version: minimum,
+    });
+    wire::TlsPolicy {
+        minimum_version: if asked.is_some() { TlsVersion::Below as i32 } else { minimum },
+        http2_off: !spec.http2,
+        http3_off: !spec.http3,
+        client_certificates: asked,
+    }
+}
+
 fn minimum_version(minimum: v1::MinimumTls) -> TlsVersion {
     match minimum {
         v1::MinimumTls::Tls12 => TlsVersion::TlsVersion12,
@@ -327,6 +339,25 @@ mod tests {
         );
         let suspension = body.suspension.unwrap();
         assert_eq!((suspension.mode(), suspension.until_unix_ms), (suspension::Mode::Legal, 2_000));
+    }
+
+    /// An edge that knows no client certificates finds a version that it does not know, and never serves without asking.
+    #[test]
+    fn a_domain_that_asks_for_client_certificates_is_refused_by_who_cannot_ask() {
+        let mut row = domain_row();
+        row.spec.http3 = false;
+        let tls = |row: &DomainRow| body::<wire::Domain>(&domain(row, 1).unwrap()).tls.unwrap();
+        assert_eq!((tls(&row).minimum_version(), tls(&row).http3_off), (TlsVersion::TlsVersion13, true));
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let mode = v1::ClientCertificateMode::Optional;
+        row.spec.client_certificates = Some(v1::ClientCertificates { mode, ca_pem: authority.pem() });
+        let tls = tls(&row);
+        assert_eq!((tls.minimum_version(), tls.http2_off, tls.http3_off), (TlsVersion::Below, false, true));
+        let asked = tls.client_certificates.unwrap();
+        assert_eq!((asked.minimum_version(), asked.required), (TlsVersion::TlsVersion13, false));
+        assert_eq!(asked.ca_der, [authority.der().to_vec()]);
     }
 
     /// An edge that knows no rules finds an empty prefix, which it refuses, and never half of a rule.

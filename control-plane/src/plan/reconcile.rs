@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
-    CellId, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup, PlanInput, PlanLimits, PlanName,
-    Sharing, TenantId, TlsPolicy, TlsVersion, plan,
+    CellId, ClientCertificates, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup, PlanInput,
+    PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
 use crate::acme::ChallengeMethod;
@@ -195,14 +195,7 @@ impl Class<'_> {
             name: NamePattern::parse(&domain.name).ok()?,
             domain: domain.id,
             tenant: domain.tenant,
-            policy: TlsPolicy {
-                minimum_version: match domain.spec.minimum_tls {
-                    v1::MinimumTls::Tls12 => TlsVersion::Tls12,
-                    v1::MinimumTls::Tls13 => TlsVersion::Tls13,
-                },
-                http2: true,
-                http3: true,
-            },
+            policy: policy_class(&domain.spec),
             sharing: match domain.sharing {
                 v1::Sharing::Alone => Sharing::Alone,
                 v1::Sharing::RegisteredDomain => Sharing::RegisteredDomain,
@@ -212,6 +205,26 @@ impl Class<'_> {
             failed_before: state.is_some_and(|state| state.failed_before),
             part: state.map_or(0, |state| state.part),
         })
+    }
+}
+
+/// Names of one class may share a certificate. Sets of authorities are told apart by their text: nothing needs to be parsed.
+fn policy_class(spec: &v1::DomainSpec) -> TlsPolicy {
+    let authorities = |pem: &str| {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, pem.as_bytes());
+        digest.as_ref().first_chunk().copied().unwrap_or_default()
+    };
+    TlsPolicy {
+        minimum_version: match spec.minimum_tls {
+            v1::MinimumTls::Tls12 => TlsVersion::Tls12,
+            v1::MinimumTls::Tls13 => TlsVersion::Tls13,
+        },
+        http2: spec.http2,
+        http3: spec.http3,
+        client_certificates: spec.client_certificates.as_ref().map(|asked| ClientCertificates {
+            required: asked.mode == v1::ClientCertificateMode::Require,
+            authorities: authorities(&asked.ca_pem),
+        }),
     }
 }
 

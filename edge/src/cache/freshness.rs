@@ -30,6 +30,7 @@ pub(super) struct Life {
 /// What of a request bears on keeping its answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestFacts {
+    /// By a field, or by the client's certificate (RFC 9440 section 3.2): answers may be for this client alone.
     pub authorization: bool,
     pub cookie: bool,
 }
@@ -46,9 +47,9 @@ pub(super) struct Timing {
 pub(super) type Refused = &'static str;
 
 impl RequestFacts {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn of(headers: &HeaderMap, is_known: bool) -> Self {
         Self {
-            authorization: headers.contains_key(header::AUTHORIZATION),
+            authorization: is_known || headers.contains_key(header::AUTHORIZATION),
             cookie: headers.contains_key(header::COOKIE),
         }
     }

@@ -68,7 +68,7 @@ pub(crate) async fn serve(
         cache,
         key: Arc::new(key),
         route: asking.route.fingerprint(),
-        facts: RequestFacts::of(&parts.headers),
+        facts: RequestFacts::of(&parts.headers, asking.context.client().is_some()),
         parts,
         wishes,
         context: Rc::clone(asking.context),

@@ -209,6 +209,9 @@ fn is_ours(name: &HeaderName) -> bool {
             | "connection"
             | "traceparent"
             | "tracestate"
+            | "client-cert"
+            | "x-client-cert-subject"
+            | "x-client-cert-sha256"
     )
 }
 
@@ -337,7 +340,7 @@ mod tests {
         assert!(!absent.fits(7, &headers(&[("accept-language", "")])), "an empty field is not an absent one");
         let list = Variant::of(7, &headers(&[("a", "1"), ("a", "2")]), &headers(&[("vary", "a")])).unwrap();
         assert!(!list.fits(7, &headers(&[("a", "1")])));
-        for vary in ["*", "accept, *", "X-Forwarded-For", "forwarded", "not a name"] {
+        for vary in ["*", "accept, *", "X-Forwarded-For", "forwarded", "Client-Cert", "not a name"] {
             assert!(Variant::of(7, &german, &headers(&[("vary", vary)])).is_err(), "{vary}");
         }
     }

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ConfigError, NamedPath, RawConfig, Source};
+use super::{ConfigError, NamedPath, RawConfig, Source, TlsSection, tls};
 use crate::{
     limits,
     live::{Action, Hsts, Maintenance, Redirect, Route, TenantLimits, Upstream},
@@ -26,6 +26,7 @@ pub struct StandaloneConfig {
     /// Of all sites together.
     pub limits: TenantLimits,
     pub certificates: CertificateFiles,
+    pub tls: Vec<TlsSection>,
     pub routes: Vec<RouteConfig>,
     pub egress: Vec<EgressAllow>,
 }
@@ -177,13 +178,39 @@ pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneCon
             .map_err(|fault| source.error(Some(limits.span()), format!("limits: {}", fault.text)))
     });
     let allow = raw.egress.as_ref().map_or(&[][..], |section| &section.get_ref().allow);
+    let tls = tls::check(source, &raw.tls)?;
+    let routes = routes(source, raw)?;
+    plain_routes(source, raw, &routes, &tls)?;
     Ok(StandaloneConfig {
         unknown_sni,
         limits: limits.transpose()?.unwrap_or_default(),
         certificates,
-        routes: routes(source, raw)?,
+        tls,
+        routes,
         egress: allow.iter().map(|raw| egress(source, raw)).collect::<Result<_, _>>()?,
     })
+}
+
+/// Over plain HTTP nobody can show a certificate.
+fn plain_routes(
+    source: Source<'_>,
+    raw: &RawConfig,
+    routes: &[RouteConfig],
+    tls: &[TlsSection],
+) -> Result<(), ConfigError> {
+    let requires = |section: &TlsSection| section.client_auth.as_ref().is_some_and(|auth| auth.required);
+    for (route, raw) in routes.iter().zip(&raw.route).filter(|(route, _)| route.plain_http) {
+        let closed = match &route.host {
+            Some(host) => TlsSection::of(tls, host).is_some_and(requires),
+            None => tls.iter().any(requires),
+        };
+        if closed {
+            let problem =
+                "plain_http would let clients in that [[tls]] wants a certificate of; remove one of the two";
+            return Err(source.error(Some(raw.get_ref().host.span()), problem.into()));
+        }
+    }
+    Ok(())
 }
 
 /// A route that an earlier one of its host leaves nothing to do is a fault.
@@ -220,13 +247,7 @@ fn routes(source: Source<'_>, raw: &RawConfig) -> Result<Vec<RouteConfig>, Confi
 
 fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig, ConfigError> {
     let raw = spanned.get_ref();
-    let host = match raw.host.get_ref().as_str() {
-        "*" => None,
-        text => Some(
-            NamePattern::parse(text)
-                .map_err(|error| source.error(Some(raw.host.span()), error.to_string()))?,
-        ),
-    };
+    let host = source.host(&raw.host)?;
     let action = action(source, spanned)?;
     let rule =
         Rule::parse(&rule_text(raw), action.kind()).map_err(|faults| rule_error(source, raw, &faults))?;

@@ -2,8 +2,9 @@
 //!
 //! The rule (RFC 9110 section 7.4): a request is served when the certificate shown on its connection covers
 //! its authority and both names have the same TLS policy, whatever the tenant. Else it is misdirected (421): browsers
-//! then open a connection of its own. On the default certificate everything is misdirected. The table of all cases is
-//! `tests/authority.golden`, one for all protocols.
+//! then open a connection of its own. On the default certificate everything is misdirected. Where client certificates are
+//! asked for, so is every name but the connection's own, and that one too once other certificates are asked for than this
+//! connection was. The table of all cases is `tests/authority.golden`, one for all protocols.
 
 use http::{HeaderMap, Uri, header, request::Parts, uri::Scheme};
 use portico_cert_store::DomainName;
@@ -103,10 +104,11 @@ pub fn is_misdirected(shown: &Shown, name: &DomainName, host: Option<&Host>) -> 
     if shown.is_default {
         return true;
     }
+    let asked = shown.client_auth.as_deref();
     if shown.sni.as_ref() == Some(name) {
-        return false;
+        return host.is_some_and(|host| host.client_auth.as_deref() != asked);
     }
-    !shown.credential.covers(name) || host.is_some_and(|host| host.policy != shown.policy)
+    asked.is_some() || !shown.credential.covers(name) || host.is_some_and(|host| host.policy != shown.policy)
 }
 
 impl Entrance {

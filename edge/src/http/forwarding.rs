@@ -5,7 +5,11 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::visitor::{Unique, Visitor};
-use crate::{exchange::Protocol, limits};
+use crate::{
+    exchange::Protocol,
+    limits,
+    tls::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity},
+};
 
 /// What an origin is told about a request.
 #[derive(Debug)]
@@ -14,6 +18,8 @@ pub struct ForwardedFacts<'a> {
     pub protocol: Protocol,
     /// The authority as the client may use it again, with a port that is not the scheme's own.
     pub host: &'a HeaderValue,
+    /// The client's verified certificate.
+    pub client: Option<&'a ClientIdentity>,
 }
 
 /// A request has come through a Portico too often (RFC 8586).
@@ -37,7 +43,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Fields that origins believe and clients forge; we set some of them and drop all others.
-const FORGEABLE: [HeaderName; 14] = [
+const FORGEABLE: [HeaderName; 21] = [
     header::FORWARDED,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("x-forwarded-host"),
@@ -52,6 +58,13 @@ const FORGEABLE: [HeaderName; 14] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("early-data"),
+    CLIENT_CERT,
+    CLIENT_CERT_SUBJECT,
+    CLIENT_CERT_SHA256,
+    HeaderName::from_static("client-cert-chain"),
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-ssl-client-cert"),
+    HeaderName::from_static("x-ssl-client-verify"),
 ];
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -74,9 +87,7 @@ pub fn request_headers(
     let mut headers = from.clone();
     let keeps_trailers = te_trailers(&headers);
     remove_hop_by_hop(&mut headers);
-    for name in &FORGEABLE {
-        headers.remove(name);
-    }
+    remove_forgeable(&mut headers);
     // hyper writes the framing of the body that it is given.
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT); // answered by us
@@ -157,6 +168,23 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// In every spelling that servers know: CGI and what follows it make one of `-` and `_` (RFC 3875 section 4.1.18).
+fn remove_forgeable(headers: &mut HeaderMap) {
+    for name in &FORGEABLE {
+        headers.remove(name);
+    }
+    let is_forged = |name: &&HeaderName| {
+        name.as_str().contains('_') && {
+            let spelt = name.as_str().replace('_', "-");
+            FORGEABLE.iter().any(|forgeable| forgeable.as_str() == spelt)
+        }
+    };
+    let forged: Vec<HeaderName> = headers.keys().filter(is_forged).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+}
+
 fn te_trailers(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::TE)
@@ -209,6 +237,7 @@ fn add_forwarded(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
     headers.insert(X_FORWARDED_HOST, facts.host.clone());
     headers.insert(X_REQUEST_ID, visitor.request_id.clone());
+    headers.extend(facts.client.into_iter().flat_map(|client| client.headers.iter().cloned()));
     let mut plain = visitor.client.to_string();
     let Ok(host) = facts.host.to_str() else { return };
     let mut forwarded = format!("for={};host=\"{host}\";proto={proto}", node(visitor.client));
@@ -272,7 +301,8 @@ mod tests {
         let host = HeaderValue::from_static("shop.example");
         let unique = Unique { worker: 1, number: 2 };
         let visitor = Visitor::alone("[2001:db8::7]:5000".parse().unwrap(), true, unique);
-        let facts = ForwardedFacts { visitor: &visitor, protocol: Protocol::Http2, host: &host };
+        let facts =
+            ForwardedFacts { visitor: &visitor, protocol: Protocol::Http2, host: &host, client: None };
         request_headers(&headers(pairs), &facts, &host)
     }
 
@@ -327,12 +357,21 @@ mod tests {
             ("x-original-url", "/admin"),
             ("x-http-method-override", "DELETE"),
             ("x-request-id", "mine"),
+            ("client-cert", ":AAAA:"),
+            ("client_cert", ":AAAA:"),
+            ("x_client-cert_subject", "CN=admin"),
+            ("x_real_ip", "1.2.3.4"),
+            ("x_kept", "1"),
         ])
         .unwrap();
         assert_eq!(out.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["2001:db8::7"]);
         assert_eq!(out["x-forwarded-host"], "shop.example");
         assert_eq!(out["forwarded"], "for=\"[2001:db8::7]\";host=\"shop.example\";proto=https");
         assert_eq!(out["x-request-id"], "00000000000000010000000000000002");
+        for gone in ["client-cert", "client_cert", "x_client-cert_subject", "x_real_ip"] {
+            assert!(!out.contains_key(gone), "{gone}");
+        }
+        assert_eq!(out["x_kept"], "1");
         assert!(!out.contains_key("x-original-url") && !out.contains_key("x-http-method-override"));
         assert_eq!(out["via"], "2 portico");
     }
@@ -343,7 +382,8 @@ mod tests {
         let unique = Unique { worker: 1, number: 2 };
         let mut visitor = Visitor::alone("198.51.100.1:1".parse().unwrap(), true, unique);
         visitor.proxies = vec!["2001:db8::2".parse().unwrap(), "10.0.0.1".parse().unwrap()];
-        let facts = ForwardedFacts { visitor: &visitor, protocol: Protocol::Http1, host: &host };
+        let facts =
+            ForwardedFacts { visitor: &visitor, protocol: Protocol::Http1, host: &host, client: None };
         let of_client =
             headers(&[("x-forwarded-for", "1.2.3.4, 198.51.100.1"), ("forwarded", "for=1.2.3.4")]);
         let out = request_headers(&of_client, &facts, &host).unwrap();

@@ -18,6 +18,7 @@ use portico_cert_store::{DomainId, NamePattern, TenantId, TlsPolicy};
 use tokio::sync::Notify;
 
 use super::Fault;
+use super::client_auth::ClientAuth;
 use super::limits;
 use super::route::Route;
 use super::tenant_limits::{TenantLimits, TenantUsage};
@@ -31,6 +32,8 @@ pub struct Host {
     /// First match wins.
     pub routes: Arc<[Route]>,
     pub policy: TlsPolicy,
+    /// What `policy` asks of clients, in full.
+    pub client_auth: Option<Arc<ClientAuth>>,
     /// Set while an order of that account is open: `token.thumbprint` answers any HTTP-01 token.
     pub acme_thumbprint: Option<Box<str>>,
     /// Control of the name is proved; otherwise only challenges are answered.
@@ -119,6 +122,15 @@ impl Host {
     ) -> Option<(&Route, &'p str)> {
         let path = RequestPath::new(path);
         self.routes.iter().find_map(|route| Some((route, route.rule.matches(method, path, headers)?)))
+    }
+
+    /// Port 80 answers no request itself: it is asked to, or could not know the client.
+    pub fn redirects_to_https(&self) -> bool {
+        self.https_redirect || self.requires_client_certificate()
+    }
+
+    pub fn requires_client_certificate(&self) -> bool {
+        self.client_auth.as_ref().is_some_and(|auth| auth.required)
     }
 
     /// The suspension in force, the tenant's before the domain's own.

@@ -9,6 +9,7 @@
 
 mod admit;
 mod books;
+mod client_auth;
 mod host;
 pub mod limits;
 mod origin;
@@ -32,6 +33,7 @@ use portico_cert_store::{
 use crate::challenge::Challenges;
 
 pub use admit::{Admitted, Batch, BatchKind, Rejected};
+pub use client_auth::ClientAuth;
 pub use host::{EgressGrant, Host, Hsts, Maintenance, Suspension, SuspensionMode, TenantState};
 pub use origin::{
     Breaker, HealthCheck, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme, Upstream,

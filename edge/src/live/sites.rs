@@ -14,6 +14,7 @@ use portico_cert_store::{
 };
 
 use super::books::{HashMap, TenantRecord};
+use super::client_auth::ClientAuth;
 use super::host::{EgressGrant, Hsts, Maintenance, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
@@ -37,6 +38,8 @@ pub struct Site {
     /// First match wins. Names with the same routes share them.
     pub routes: Arc<[Route]>,
     pub policy: TlsPolicy,
+    /// What `policy` asks of clients, in full.
+    pub client_auth: Option<Arc<ClientAuth>>,
     pub hsts: Hsts,
     pub https_redirect: bool,
     pub maintenance: Option<Maintenance>,
@@ -292,6 +295,7 @@ impl Sites {
             lineages,
             routes: site.map(|site| Arc::clone(&site.routes)).unwrap_or_default(),
             policy,
+            client_auth: site.and_then(|site| site.client_auth.clone()),
             suspension: None,
             acme_thumbprint: None,
             served: true,

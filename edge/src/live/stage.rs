@@ -17,6 +17,7 @@ use portico_cert_store::{
 use rustls_pki_types::CertificateDer;
 
 use super::admit::{Admitted, Batch};
+use super::client_auth::ClientAuth;
 use super::host::{
     DomainState, EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
 };
@@ -86,6 +87,7 @@ pub(super) struct DomainItem {
     pub(super) lineages: Box<[LineageId]>,
     pub(super) routes: Arc<[Route]>,
     pub(super) policy: TlsPolicy,
+    pub(super) client_auth: Option<Arc<ClientAuth>>,
     pub(super) suspension: Option<Suspension>,
     pub(super) acme_thumbprint: Option<Box<str>>,
     pub(super) served: bool,
@@ -177,6 +179,7 @@ impl DomainItem {
             name: self.name,
             routes: self.routes,
             policy: self.policy,
+            client_auth: self.client_auth,
             acme_thumbprint: self.acme_thumbprint,
             served: self.served,
             hsts: self.hsts.header().map(Box::new),
@@ -219,13 +222,15 @@ fn parse_domain(resource: &wire::Resource, cell: &CellId) -> Result<Item, Fault>
         let text = format!("{} routes; at most {}", body.routes.len(), limits::ROUTES_MAX);
         return Err(Fault::new("TooManyRoutes", text));
     }
+    let (policy, client_auth) = parse_policy(body.tls.as_ref())?;
     Ok(Item::Domain(Box::new(DomainItem {
         id: parse_id(&resource.id)?,
         tenant: parse_id(&resource.tenant_id)?,
         name,
         lineages: parse_lineages(&body.lineages, cell)?,
         routes: body.routes.iter().map(Route::parse).collect::<Result<_, _>>()?,
-        policy: parse_policy(body.tls)?,
+        policy,
+        client_auth,
         suspension: body.suspension.as_ref().map(Suspension::parse).transpose()?,
         acme_thumbprint: parse_thumbprint(&body.acme_thumbprint)?,
         served: body.served,
@@ -266,17 +271,31 @@ fn parse_lineages(references: &[wire::LineageRef], cell: &CellId) -> Result<Box<
     Ok(own.into())
 }
 
-fn parse_policy(policy: Option<wire::TlsPolicy>) -> Result<TlsPolicy, Fault> {
-    let policy = policy.unwrap_or_default();
-    let minimum_version = match wire::TlsVersion::try_from(policy.minimum_version) {
+type Policy = (TlsPolicy, Option<Arc<ClientAuth>>);
+
+fn parse_policy(policy: Option<&wire::TlsPolicy>) -> Result<Policy, Fault> {
+    let Some(policy) = policy else { return Ok((TlsPolicy::default(), None)) };
+    let asked = policy.client_certificates.as_ref();
+    let minimum_version = match (wire::TlsVersion::try_from(policy.minimum_version), asked) {
+        (Ok(wire::TlsVersion::Below), Some(asked)) => wire::TlsVersion::try_from(asked.minimum_version),
+        (version, _) => version,
+    };
+    let minimum_version = match minimum_version {
         Ok(wire::TlsVersion::Default | wire::TlsVersion::TlsVersion12) => TlsVersion::Tls12,
         Ok(wire::TlsVersion::TlsVersion13) => TlsVersion::Tls13,
         // A stricter version of a newer release must not be weakened to one that we know.
-        Err(_) => {
+        Ok(wire::TlsVersion::Below) | Err(_) => {
             return Err(Fault::new("BadTlsPolicy", "a minimum TLS version that this edge does not know"));
         }
     };
-    Ok(TlsPolicy { minimum_version, http2: !policy.http2_off, http3: !policy.http3_off })
+    let client_auth = asked.map(ClientAuth::parse).transpose()?.map(Arc::new);
+    let policy = TlsPolicy {
+        minimum_version,
+        http2: !policy.http2_off,
+        http3: !policy.http3_off,
+        client_certificates: client_auth.as_ref().map(|auth| auth.policy()),
+    };
+    Ok((policy, client_auth))
 }
 
 fn parse_thumbprint(text: &str) -> Result<Option<Box<str>>, Fault> {

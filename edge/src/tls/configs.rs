@@ -1,38 +1,46 @@
 //! Server configurations: a few bases made at start, one small clone per connection that carries the chosen key.
 //!
-//! A clone is about 0.3 KB (a default configuration with its session cache: 32 KB). AES-128-GCM comes first and the
+//! A clone is about 0.3 KB (a default configuration with its session cache: 32 KB). Where clients are asked for
+//! certificates, and over QUIC, whose sessions begin before it is known who is asked for, a configuration is made for the
+//! connection, because a clone cannot get another verifier. AES-128-GCM comes first and the
 //! server's order counts: SHA-384, which AES-256-GCM brings along, has no hardware path and costs a fifth of a handshake.
 //! Only a client that leads with ChaCha20 gets ChaCha20, because it has no AES instructions.
 
 use std::{fmt, sync::Arc};
 
-use portico_cert_store::{TlsPolicy, TlsVersion};
+use portico_cert_store::TlsVersion;
 use rustls::{
     ServerConfig, SupportedCipherSuite,
     compress::CompressionCache,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert},
+    server::{
+        ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
-use super::{Tickets, compression};
+use super::{Asking, Shown, Tickets, compression};
 
 /// The protocols that ALPN may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alpn {
+enum Alpn {
     /// h2, then http/1.1.
     Http2,
     /// http/1.1 alone.
     Http1,
     /// h3, over QUIC.
     Http3,
+    /// Of a CA that validates.
+    AcmeTls,
 }
 
 /// All base configurations; shared by the workers.
 pub struct TlsConfigs {
+    /// By order: \[ChaCha first\]
+    providers: [Arc<CryptoProvider>; 2],
     /// \[minimum version 1.3\]\[ChaCha first\]\[ALPN\]
-    bases: [[[ServerConfig; 3]; 2]; 2],
+    bases: [[[ServerConfig; 2]; 2]; 2],
     challenge: ServerConfig,
     tickets: Arc<Tickets>,
 }
@@ -43,47 +51,56 @@ impl TlsConfigs {
     pub fn new() -> Result<Self, rustls::Error> {
         let tickets = Arc::new(Tickets::new()?);
         let providers = [Arc::new(provider(Order::AesFirst)), Arc::new(provider(Order::ChachaFirst))];
+        let nothing = Asking::nothing(Arc::clone(&tickets));
         let bases = [TlsVersion::Tls12, TlsVersion::Tls13].map(|minimum| {
             [0, 1].map(|order| {
-                [Alpn::Http2, Alpn::Http1, Alpn::Http3].map(|alpn| {
-                    let protocols: &[&[u8]] = match alpn {
-                        Alpn::Http2 => &[b"h2", b"http/1.1"],
-                        Alpn::Http1 => &[b"http/1.1"],
-                        Alpn::Http3 => &[b"h3"],
-                    };
-                    // QUIC has no TLS 1.2 (RFC 9001 section 4.2).
-                    let minimum = if alpn == Alpn::Http3 { TlsVersion::Tls13 } else { minimum };
-                    base(&providers[order], minimum, protocols, Some(&tickets))
+                [Alpn::Http2, Alpn::Http1].map(|alpn| {
+                    let mut base = base(&providers[order], minimum, alpn, &nothing);
+                    // Without the way through what one connection asks.
+                    base.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
+                    base
                 })
             })
         });
-        let challenge = base(&providers[0], TlsVersion::Tls12, &[b"acme-tls/1"], None);
-        Ok(Self { bases, challenge, tickets })
+        let mut challenge = base(&providers[0], TlsVersion::Tls12, Alpn::AcmeTls, &nothing);
+        challenge.send_tls13_tickets = 0;
+        challenge.ticketer = Arc::new(NoTickets);
+        Ok(Self { providers, bases, challenge, tickets })
     }
 
-    /// The configuration of one connection.
-    pub fn serving(
+    /// The configuration of one connection over TCP.
+    pub fn serving(&self, shown: &Shown, prefers_chacha: bool, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+        let policy = shown.policy;
+        let (order, minimum) = (usize::from(prefers_chacha), policy.minimum_version);
+        let alpn = if policy.http2 { Alpn::Http2 } else { Alpn::Http1 };
+        match &shown.client_auth {
+            None => {
+                let only_13 = usize::from(minimum == TlsVersion::Tls13);
+                with_key(self.bases[only_13][order][alpn as usize].clone(), key)
+            }
+            Some(auth) => {
+                let asking = Asking::nothing(Arc::clone(&self.tickets));
+                asking.ask(Arc::clone(auth));
+                with_key(base(&self.providers[order], minimum, alpn, &asking), key)
+            }
+        }
+    }
+
+    /// For QUIC, whose sessions begin before the ClientHello is there: `resolver` chooses when it is, and may tell
+    /// `asking`. QUIC has no TLS 1.2 (RFC 9001 section 4.2).
+    pub(crate) fn resolving(
         &self,
-        policy: TlsPolicy,
-        prefers_chacha: bool,
-        alpn: Alpn,
-        key: Arc<CertifiedKey>,
+        resolver: Arc<dyn ResolvesServerCert>,
+        asking: &Arc<Asking>,
     ) -> Arc<ServerConfig> {
-        let only_13 = policy.minimum_version == TlsVersion::Tls13;
-        let base = &self.bases[usize::from(only_13)][usize::from(prefers_chacha)][alpn as usize];
-        with_key(base, key)
-    }
-
-    /// For QUIC, whose sessions begin before the ClientHello is there: `resolver` chooses when it is.
-    pub fn resolving(&self, resolver: Arc<dyn ResolvesServerCert>) -> Arc<ServerConfig> {
-        let mut config = self.bases[1][0][Alpn::Http3 as usize].clone();
+        let mut config = base(&self.providers[0], TlsVersion::Tls13, Alpn::Http3, asking);
         config.cert_resolver = resolver;
         Arc::new(config)
     }
 
     /// For a CA that validates by TLS-ALPN-01.
     pub fn challenge(&self, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
-        with_key(&self.challenge, key)
+        with_key(self.challenge.clone(), key)
     }
 
     pub fn tickets(&self) -> &Arc<Tickets> {
@@ -126,8 +143,8 @@ fn provider(order: Order) -> CryptoProvider {
 fn base(
     provider: &Arc<CryptoProvider>,
     minimum: TlsVersion,
-    protocols: &[&[u8]],
-    tickets: Option<&Arc<Tickets>>,
+    alpn: Alpn,
+    asking: &Arc<Asking>,
 ) -> ServerConfig {
     let versions: &[&rustls::SupportedProtocolVersion] = match minimum {
         TlsVersion::Tls12 => &[&TLS13, &TLS12],
@@ -136,28 +153,55 @@ fn base(
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions)
         .expect("the provider has suites and groups of both versions")
-        .with_no_client_auth()
+        .with_client_cert_verifier(Arc::clone(asking) as Arc<dyn ClientCertVerifier>)
         .with_cert_resolver(Arc::new(NoKey));
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.alpn_protocols = alpn.protocols().iter().map(|protocol| protocol.to_vec()).collect();
     config.cert_compressors = compression::compressors();
     config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
-    match tickets {
-        Some(tickets) => {
-            config.ticketer = Arc::clone(tickets) as Arc<dyn ProducesTickets>;
-            // One is enough for one more connection, and each costs an encryption and a record.
-            config.send_tls13_tickets = 1;
-        }
-        None => config.send_tls13_tickets = 0,
-    }
+    config.ticketer = Arc::clone(asking) as Arc<dyn ProducesTickets>;
+    // One is enough for one more connection, and each costs an encryption and a record.
+    config.send_tls13_tickets = 1;
     config
 }
 
-fn with_key(base: &ServerConfig, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
-    let mut config = base.clone();
+fn with_key(mut config: ServerConfig, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
     config.cert_resolver = Arc::new(ChosenKey(key));
     Arc::new(config)
+}
+
+impl Alpn {
+    fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http2 => &[b"h2", b"http/1.1"],
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http3 => &[b"h3"],
+            Self::AcmeTls => &[b"acme-tls/1"],
+        }
+    }
+}
+
+/// For a CA, which comes once.
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// The key was chosen from the ClientHello already.

@@ -6,19 +6,23 @@
 //!
 //! Deliberately absent: session storage (tickets only, so that workers share nothing) and early data (replay).
 
+mod asking;
+mod client_identity;
 mod compression;
 mod configs;
 mod hello;
 mod tickets;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use portico_cert_store::{Credential, DomainName, TlsPolicy, UnixTime};
-use rustls::{AlertDescription, HandshakeKind, ServerConfig, server::Acceptor};
-use tokio::io::AsyncWriteExt;
+use rustls::{AlertDescription, HandshakeKind, ServerConfig, server::Acceptor, sign::CertifiedKey};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-pub use configs::{Alpn, TlsConfigs};
+pub(crate) use asking::Asking;
+pub use client_identity::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity};
+pub use configs::TlsConfigs;
 pub use hello::HelloFacts;
 pub use tickets::{TICKET_KEY_SECONDS, Tickets};
 
@@ -26,7 +30,7 @@ use crate::{
     clock,
     io::Stream,
     limits,
-    live::{Live, UnknownSni},
+    live::{ClientAuth, Live, UnknownSni},
     metrics::HandshakeEnd,
     server::Edge,
 };
@@ -38,6 +42,10 @@ pub struct Shown {
     pub sni: Option<DomainName>,
     pub credential: Arc<Credential>,
     pub policy: TlsPolicy,
+    /// What `policy` asks of clients, in full.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// Absent: the client has shown no certificate. Known when the handshake is over.
+    pub client: Option<Arc<ClientIdentity>>,
     /// The default certificate: every request on it is misdirected.
     pub is_default: bool,
 }
@@ -46,7 +54,7 @@ pub struct Shown {
 #[derive(Debug)]
 pub enum Selection {
     Serve {
-        config: Arc<ServerConfig>,
+        key: Arc<CertifiedKey>,
         shown: Box<Shown>,
     },
     /// A CA validates by TLS-ALPN-01 (RFC 8737): finish the handshake and close.
@@ -59,14 +67,8 @@ pub enum Selection {
     },
 }
 
-/// Chooses for one ClientHello. `http` says which protocols the listener speaks.
-pub fn select(
-    hello: &HelloFacts,
-    live: &Live,
-    configs: &TlsConfigs,
-    transport: Transport,
-    now: UnixTime,
-) -> Selection {
+/// Chooses for one ClientHello.
+pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTime) -> Selection {
     if let Some(name) = &hello.sni {
         let now_ms = i64::try_from(now.as_secs()).unwrap_or(i64::MAX).saturating_mul(1000);
         if hello.acme_tls_only
@@ -75,13 +77,23 @@ pub fn select(
             return Selection::Challenge { config: configs.challenge(key) };
         }
         if let Some(hit) = live.sni.lookup(name, now, hello.capabilities) {
-            let shown = Shown {
+            let mut shown = Shown {
                 sni: Some(name.clone()),
                 credential: hit.credential,
                 policy: hit.policy,
+                client_auth: None,
+                client: None,
                 is_default: false,
             };
-            return serve(hello, live, configs, transport, shown);
+            // Rare, so its authorities are not in the index. Where they are being changed just now, the host's word is
+            // taken; an exchange looks again.
+            if hit.policy.client_certificates.is_some()
+                && let Some(host) = live.host(name)
+            {
+                shown.policy = host.policy;
+                shown.client_auth.clone_from(&host.client_auth);
+            }
+            return serve(live, shown);
         }
     }
     let default = match live.fleet.load().unknown_sni {
@@ -97,24 +109,11 @@ pub fn select(
         };
         return Selection::Refuse { alert, end: HandshakeEnd::UnknownName };
     };
-    let shown = Shown { sni: None, credential, policy: TlsPolicy::default(), is_default: true };
-    serve(hello, live, configs, transport, shown)
+    let policy = TlsPolicy::default();
+    serve(live, Shown { sni: None, credential, policy, client_auth: None, client: None, is_default: true })
 }
 
-/// What carries the TLS messages; decides the protocols that ALPN may choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    Tcp,
-    Quic,
-}
-
-fn serve(
-    hello: &HelloFacts,
-    live: &Live,
-    configs: &TlsConfigs,
-    transport: Transport,
-    shown: Shown,
-) -> Selection {
+fn serve(live: &Live, shown: Shown) -> Selection {
     let key = match live.keys.certified_key(&shown.credential) {
         Ok(key) => key,
         Err(error) => {
@@ -122,13 +121,7 @@ fn serve(
             return Selection::Refuse { alert: AlertDescription::InternalError, end: HandshakeEnd::NoKey };
         }
     };
-    let alpn = match transport {
-        Transport::Quic => Alpn::Http3,
-        Transport::Tcp if shown.policy.http2 => Alpn::Http2,
-        Transport::Tcp => Alpn::Http1,
-    };
-    let config = configs.serving(shown.policy, hello.prefers_chacha, alpn, key);
-    Selection::Serve { config, shown: Box::new(shown) }
+    Selection::Serve { key, shown: Box::new(shown) }
 }
 
 /// A finished handshake.
@@ -174,8 +167,8 @@ async fn handshake(
     // handshake message, and may be large: it must not run into the hello's bound.
     start.io.set_read_budget(None);
     let hello = HelloFacts::of(&start.client_hello());
-    let (config, shown) = match select(&hello, live, configs, Transport::Tcp, clock::unix_time()) {
-        Selection::Serve { config, shown } => (config, shown),
+    let (config, mut shown) = match select(&hello, live, configs, clock::unix_time()) {
+        Selection::Serve { key, shown } => (configs.serving(&shown, hello.prefers_chacha, key), shown),
         Selection::Challenge { config } => {
             let mut stream = start.into_stream(config).await.map_err(failed)?;
             let _ = stream.shutdown().await; // RFC 8737 section 3: no application data
@@ -186,15 +179,46 @@ async fn handshake(
             return Err(end);
         }
     };
-    let stream = start.into_stream(config).await.map_err(failed)?;
+    let stream = match start.into_stream(config).into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            let end = failed(error);
+            if matches!(end, HandshakeEnd::ClientCertificate) {
+                linger(stream).await;
+            }
+            return Err(end);
+        }
+    };
     let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    shown.client = ClientIdentity::of(chain).map(Arc::new);
     Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown, resumed }))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn failed(error: io::Error) -> HandshakeEnd {
     tracing::trace!(%error, "a TLS handshake failed");
-    HandshakeEnd::Failed
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    match tls {
+        // We verify nobody but clients here.
+        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
+            HandshakeEnd::ClientCertificate
+        }
+        _ => HandshakeEnd::Failed,
+    }
+}
+
+/// With TLS 1.3 a client sends its first request before it hears that its certificate is refused. Closing on unread bytes
+/// would be a reset, which can overtake the alert that tells why.
+async fn linger(mut stream: Stream) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    stream.set_read_budget(Some(limits::REFUSED_CLIENT_BYTES_MAX));
+    let mut ignored = [0; 4096];
+    let reading = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
+    let _closed = tokio::time::timeout(PATIENCE, reading).await;
 }
 
 /// Writes a fatal alert before the handshake has begun (rustls itself could only say access_denied), then closes.

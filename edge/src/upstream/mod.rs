@@ -284,7 +284,12 @@ fn origin_request(
     http2: bool,
 ) -> Result<Request<()>, OriginError> {
     let public = public_host(to)?;
-    let facts = ForwardedFacts { visitor: to.visitor, protocol: to.context.protocol, host: &public };
+    let facts = ForwardedFacts {
+        visitor: to.visitor,
+        protocol: to.context.protocol,
+        host: &public,
+        client: to.context.client(),
+    };
     let host = origin.host_header.as_ref().unwrap_or(&public);
     let headers =
         forwarding::request_headers(&parts.headers, &facts, host).map_err(|_| OriginError::Looping)?;

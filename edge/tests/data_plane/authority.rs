@@ -3,10 +3,11 @@
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId, TenantId};
 
-use crate::client::{alert_of, any_version, http2_get, try_https};
+use crate::client::{alert_of, http2_get_with, try_https};
+use crate::client_ca::{ClientCa, ClientPair};
 use crate::fleet;
 use crate::harness::{Setup, TestEdge, on_each_backend, tenant_with};
-use crate::http3_client::http3_get;
+use crate::http3_client::http3_with;
 
 pub const GOLDEN: &str = include_str!("../authority.golden");
 
@@ -37,32 +38,38 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Publishes what the head of the table says.
-pub fn publish(edge: &mut TestEdge, default: bool) {
-    let [a, b, c, d] = [(); 4].map(|()| TenantId::generate());
-    let [one, two, three, four, five] = [(); 5].map(|()| LineageId::generate());
-    let mut resources: Vec<_> = [a, b, c, d].iter().map(|id| tenant_with(*id, 1, &[], None)).collect();
+pub fn publish(edge: &mut TestEdge, clients: &ClientCa, default: bool) {
+    let [a, b, c, d, e] = [(); 5].map(|()| TenantId::generate());
+    let [one, two, three, four, five, six] = [(); 6].map(|()| LineageId::generate());
+    let mut resources: Vec<_> = [a, b, c, d, e].iter().map(|id| tenant_with(*id, 1, &[], None)).collect();
     let names = ["a.example", "www.a.example", "strict.a.example", "claim.a.example", "gone.a.example"];
     resources.push(fleet::credential(one, 1, a, &fleet::mint(a, &names).body));
     resources.push(fleet::credential(two, 1, b, &fleet::mint_operators(&["b.example", "c.example"]).body));
     resources.push(fleet::credential(three, 1, d, &fleet::mint(d, &["*.d.example"]).body));
     resources.push(fleet::credential(four, 1, d, &fleet::mint(d, &["own.d.example"]).body));
     resources.push(fleet::credential(five, 1, a, &fleet::mint_operators(&["default.invalid"]).body));
-    let mut domain = |tenant, name: &str, lineage, change: fn(&mut wire::Domain)| {
+    let names = ["*.e.example", "m.e.example", "n.e.example", "o.example"];
+    resources.push(fleet::credential(six, 1, e, &fleet::mint(e, &names).body));
+    let mut domain = |tenant, name: &str, lineage, change: &dyn Fn(&mut wire::Domain)| {
         let mut body = fleet::domain_body(name, &[lineage]);
         change(&mut body);
         resources.push(fleet::domain(DomainId::generate(), 1, tenant, &body));
     };
-    domain(a, "a.example", one, |_| ());
-    domain(a, "www.a.example", one, |_| ());
-    domain(a, "strict.a.example", one, |domain| {
+    domain(a, "a.example", one, &|_| ());
+    domain(a, "www.a.example", one, &|_| ());
+    domain(a, "strict.a.example", one, &|domain| {
         let minimum_version = wire::TlsVersion::TlsVersion13 as i32;
-        domain.tls = Some(wire::TlsPolicy { minimum_version, http2_off: false, http3_off: false });
+        domain.tls = Some(wire::TlsPolicy { minimum_version, ..Default::default() });
     });
-    domain(a, "claim.a.example", one, |domain| domain.served = false);
-    domain(b, "b.example", two, |_| ());
-    domain(c, "c.example", two, |_| ());
-    domain(d, "*.d.example", three, |_| ());
-    domain(d, "own.d.example", four, |_| ());
+    domain(a, "claim.a.example", one, &|domain| domain.served = false);
+    domain(b, "b.example", two, &|_| ());
+    domain(c, "c.example", two, &|_| ());
+    domain(d, "*.d.example", three, &|_| ());
+    domain(d, "own.d.example", four, &|_| ());
+    for name in &names[..3] {
+        domain(e, name, six, &|domain| domain.tls = Some(clients.policy(true)));
+    }
+    domain(e, "o.example", six, &|_| ());
     if default {
         let fallback = DomainId::generate();
         resources.push(fleet::domain(fallback, 1, a, &fleet::domain_body("default.invalid", &[five])));
@@ -80,8 +87,8 @@ pub fn publish(edge: &mut TestEdge, default: bool) {
 
 #[test]
 fn the_golden_table_holds_for_http1() {
-    check_all(|edge, row| {
-        let mut client = match try_https(edge.https, row.sni, any_version(&["http/1.1"])) {
+    check_all(|edge, client, row| {
+        let mut client = match try_https(edge.https, row.sni, client.any_version(&["http/1.1"])) {
             Ok(client) => client,
             Err(error) => return alert_text(&error),
         };
@@ -91,17 +98,22 @@ fn the_golden_table_holds_for_http1() {
 
 #[test]
 fn the_golden_table_holds_for_http2() {
-    check_all(|edge, row| match http2_get(edge.https, row.sni, row.authority, "/") {
-        Ok(answer) => answer.status.to_string(),
-        Err(error) => alert_text(&error),
+    check_all(|edge, client, row| {
+        match http2_get_with(client.any_version(&["h2"]), edge.https, row.sni, row.authority, "/") {
+            Ok(answer) => answer.status.to_string(),
+            Err(error) => alert_text(&error),
+        }
     });
 }
 
 #[test]
 fn the_golden_table_holds_for_http3() {
-    check_all(|edge, row| match http3_get(edge.https, row.sni, row.authority, "/") {
-        Ok(status) => status.to_string(),
-        Err(error) => error,
+    check_all(|edge, client, row| {
+        let request = http::Request::get(format!("https://{}/", row.authority)).body(()).unwrap();
+        match http3_with(client.any_version(&["h3"]), edge.https, row.sni, request) {
+            Ok(answer) => answer.status.to_string(),
+            Err(error) => error,
+        }
     });
 }
 
@@ -112,18 +124,25 @@ fn alert_text(error: &std::io::Error) -> String {
     }
 }
 
-fn check_all(ask: impl Fn(&TestEdge, &Row) -> String) {
+fn check_all(ask: impl Fn(&TestEdge, &ClientPair, &Row) -> String) {
+    let clients = ClientCa::new("clients");
+    let client = clients.issue("client");
     on_each_backend(|backend| {
         let start = || TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
         let mut plain = start();
-        publish(&mut plain, false);
+        publish(&mut plain, &clients, false);
         let mut with_default = start();
-        publish(&mut with_default, true);
+        publish(&mut with_default, &clients, true);
         let rows = rows();
         assert!(rows.len() > 30, "the table is there");
         for row in &rows {
             let edge = if row.default { &with_default } else { &plain };
-            assert_eq!(ask(edge, row), row.expected, "authority.golden:{} on {backend:?}: {row:?}", row.line);
+            assert_eq!(
+                ask(edge, &client, row),
+                row.expected,
+                "authority.golden:{} on {backend:?}: {row:?}",
+                row.line
+            );
         }
     });
 }

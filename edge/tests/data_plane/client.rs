@@ -304,7 +304,20 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut config = any_version(&["h2"]);
+    http2_with(any_version(&["h2"]), address, sni).await
+}
+
+/// The same with another TLS configuration.
+pub async fn http2_with<B>(
+    mut config: ClientConfig,
+    address: SocketAddr,
+    sni: Option<&str>,
+) -> io::Result<Http2Sender<B>>
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     config.enable_sni = sni.is_some();
     let name = ServerName::try_from(sni.unwrap_or("nobody.invalid").to_owned()).unwrap();
     let tcp = tokio::net::TcpStream::connect(address).await?;
@@ -320,8 +333,18 @@ where
 
 /// One GET over HTTP/2.
 pub fn http2_get(address: SocketAddr, sni: Option<&str>, authority: &str, path: &str) -> io::Result<Answer> {
+    http2_get_with(any_version(&["h2"]), address, sni, authority, path)
+}
+
+pub fn http2_get_with(
+    config: ClientConfig,
+    address: SocketAddr,
+    sni: Option<&str>,
+    authority: &str,
+    path: &str,
+) -> io::Result<Answer> {
     runtime().block_on(async {
-        let mut sender = http2::<Empty<Bytes>>(address, sni).await?;
+        let mut sender = http2_with::<Empty<Bytes>>(config, address, sni).await?;
         let request = http::Request::get(format!("https://{authority}{path}")).body(Empty::new()).unwrap();
         let answering = async {
             let response = sender.send_request(request).await.map_err(io::Error::other)?;

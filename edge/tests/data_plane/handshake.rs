@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use rustls::{AlertDescription, HandshakeKind};
+use rustls::AlertDescription;
 
 use crate::client::{alert_of, any_version, config, connection, http2_get, https, tcp, try_https};
 use crate::fleet;
@@ -113,81 +113,6 @@ fn garbage_instead_of_a_hello_is_closed() {
 }
 
 #[test]
-fn a_ticket_resumes_for_its_own_name_only() {
-    on_each_backend(|backend| {
-        let mut edge = TestEdge::start(backend);
-        let names = ["a.example", "b.example", "c.example"];
-        edge.serve(&names); // one certificate: only the name can tell them apart
-        for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-            for first in names {
-                for second in names {
-                    // One client-side ticket store, told to use the first name's ticket for the second.
-                    let mut shared = config(&["http/1.1"], &[version]);
-                    let tickets = Arc::new(OneTicket::default());
-                    shared.resumption = rustls::client::Resumption::store(Arc::clone(&tickets) as Arc<_>);
-                    let mut client = try_https(edge.https, Some(first), shared.clone()).unwrap();
-                    assert_eq!(client.get(first, "/").text(), first); // tickets have come by now
-                    assert_eq!(client.stream.conn.handshake_kind(), Some(HandshakeKind::Full));
-                    let mut again = try_https(edge.https, Some(second), shared).unwrap();
-                    assert_eq!(again.get(second, "/").text(), second);
-                    let resumed = again.stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
-                    assert_eq!(resumed, first == second, "{version:?} {first} -> {second}");
-                }
-            }
-        }
-    });
-}
-
-/// Keeps the last session, whatever name it was for.
-#[derive(Debug, Default)]
-struct OneTicket {
-    tls12: std::sync::Mutex<Option<rustls::client::Tls12ClientSessionValue>>,
-    tls13: std::sync::Mutex<Option<rustls::client::Tls13ClientSessionValue>>,
-}
-
-impl rustls::client::ClientSessionStore for OneTicket {
-    fn set_kx_hint(&self, _: rustls::pki_types::ServerName<'static>, _: rustls::NamedGroup) {}
-
-    fn kx_hint(&self, _: &rustls::pki_types::ServerName<'_>) -> Option<rustls::NamedGroup> {
-        None
-    }
-
-    fn set_tls12_session(
-        &self,
-        _: rustls::pki_types::ServerName<'static>,
-        value: rustls::client::Tls12ClientSessionValue,
-    ) {
-        *self.tls12.lock().unwrap() = Some(value);
-    }
-
-    fn tls12_session(
-        &self,
-        _: &rustls::pki_types::ServerName<'_>,
-    ) -> Option<rustls::client::Tls12ClientSessionValue> {
-        self.tls12.lock().unwrap().clone()
-    }
-
-    fn remove_tls12_session(&self, _: &rustls::pki_types::ServerName<'static>) {
-        *self.tls12.lock().unwrap() = None;
-    }
-
-    fn insert_tls13_ticket(
-        &self,
-        _: rustls::pki_types::ServerName<'static>,
-        value: rustls::client::Tls13ClientSessionValue,
-    ) {
-        *self.tls13.lock().unwrap() = Some(value);
-    }
-
-    fn take_tls13_ticket(
-        &self,
-        _: &rustls::pki_types::ServerName<'static>,
-    ) -> Option<rustls::client::Tls13ClientSessionValue> {
-        self.tls13.lock().unwrap().take()
-    }
-}
-
-#[test]
 fn the_acme_challenge_is_shown_to_a_ca_and_to_nobody_else() {
     on_each_backend(|backend| {
         let mut edge = TestEdge::start(backend);
@@ -222,6 +147,7 @@ fn a_policy_of_tls_1_3_refuses_older_clients() {
                 minimum_version: portico_api::distribution::TlsVersion::TlsVersion13 as i32,
                 http2_off: true,
                 http3_off: true,
+                client_certificates: None,
             });
         });
         let old = config(&["http/1.1"], &[&rustls::version::TLS12]);

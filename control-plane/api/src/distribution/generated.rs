@@ -507,7 +507,7 @@ pub struct LineageRef {
     #[prost(string, tag = "2")]
     pub lineage_id: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TlsPolicy {
     #[prost(enumeration = "TlsVersion", tag = "1")]
     pub minimum_version: i32,
@@ -515,6 +515,21 @@ pub struct TlsPolicy {
     pub http2_off: bool,
     #[prost(bool, tag = "3")]
     pub http3_off: bool,
+    /// Clients are asked for a certificate. `minimum_version` is TLS_VERSION_BELOW then, so that an edge that does not know this
+    /// field refuses the domain instead of serving it to anybody.
+    #[prost(message, optional, tag = "4")]
+    pub client_certificates: ::core::option::Option<ClientCertificates>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientCertificates {
+    /// a client without one is refused; else it is served, and its origin told nothing
+    #[prost(bool, tag = "1")]
+    pub required: bool,
+    /// 1 to 16: a client's chain leads to one of them
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub ca_der: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(enumeration = "TlsVersion", tag = "3")]
+    pub minimum_version: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
@@ -855,6 +870,8 @@ pub enum TlsVersion {
     Default = 0,
     TlsVersion12 = 1,
     TlsVersion13 = 2,
+    /// said in the message below
+    Below = 3,
 }
 impl TlsVersion {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -866,6 +883,7 @@ impl TlsVersion {
             Self::Default => "TLS_VERSION_DEFAULT",
             Self::TlsVersion12 => "TLS_VERSION_1_2",
             Self::TlsVersion13 => "TLS_VERSION_1_3",
+            Self::Below => "TLS_VERSION_BELOW",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -874,6 +892,7 @@ impl TlsVersion {
             "TLS_VERSION_DEFAULT" => Some(Self::Default),
             "TLS_VERSION_1_2" => Some(Self::TlsVersion12),
             "TLS_VERSION_1_3" => Some(Self::TlsVersion13),
+            "TLS_VERSION_BELOW" => Some(Self::Below),
             _ => None,
         }
     }

@@ -60,8 +60,20 @@ const OURS: [&str; 19] = [
 ];
 const OURS_PREFIXES: [&str; 2] = ["x-forwarded-", "sec-websocket-"];
 /// What origins believe of a request and clients forge; and what is answered before a request goes on.
-const OURS_IN_REQUESTS: [&str; 6] =
-    ["early-data", "expect", "x-http-method-override", "x-original-url", "x-request-id", "x-rewrite-url"];
+const OURS_IN_REQUESTS: [&str; 12] = [
+    "client-cert",
+    "client-cert-chain",
+    "early-data",
+    "expect",
+    "x-client-cert-sha256",
+    "x-client-cert-subject",
+    "x-http-method-override",
+    "x-original-url",
+    "x-request-id",
+    "x-rewrite-url",
+    "x-ssl-client-cert",
+    "x-ssl-client-verify",
+];
 /// What says how the body's bytes are to be read.
 const OURS_IN_RESPONSES: [&str; 2] = ["content-encoding", "content-range"];
 

@@ -4,7 +4,7 @@ use portico_cert_store::{CellId, DomainId, TenantId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{CertificateSummary, Route};
+use super::{CertificateSummary, ClientCertificates, MinimumTls, Route};
 
 /// The most domains that one `domains/batch` call takes.
 pub const BATCH_ITEMS_MAX: usize = 1000;
@@ -59,6 +59,15 @@ pub struct DomainSpec {
     pub alone: bool,
     #[serde(default)]
     pub minimum_tls: MinimumTls,
+    /// HTTP/2 is offered to clients.
+    #[serde(default = "yes")]
+    pub http2: bool,
+    /// HTTP/3 is offered to clients, where an edge has it.
+    #[serde(default = "yes")]
+    pub http3: bool,
+    /// Set: clients are asked for a certificate (mTLS). `null` in a patch ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificates: Option<ClientCertificates>,
     /// Strict-Transport-Security max-age, seconds; 0: no header.
     #[serde(default)]
     pub hsts_max_age_seconds: u32,
@@ -87,6 +96,9 @@ impl DomainSpec {
             cells: Vec::new(),
             alone: false,
             minimum_tls: MinimumTls::default(),
+            http2: true,
+            http3: true,
+            client_certificates: None,
             hsts_max_age_seconds: 0,
             hsts_include_subdomains: false,
             hsts_preload: false,
@@ -114,15 +126,6 @@ fn retry_after() -> u32 {
 
 fn yes() -> bool {
     true
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub enum MinimumTls {
-    #[default]
-    #[serde(rename = "1.2")]
-    Tls12,
-    #[serde(rename = "1.3")]
-    Tls13,
 }
 
 /// One word for where a domain stands; `conditions` and `next_action` say why.

@@ -53,6 +53,7 @@ mod removal;
 mod route;
 mod tenant;
 mod tenant_limits;
+mod tls;
 mod token;
 mod usage;
 
@@ -71,5 +72,6 @@ pub use removal::*;
 pub use route::*;
 pub use tenant::*;
 pub use tenant_limits::*;
+pub use tls::*;
 pub use token::*;
 pub use usage::*;

@@ -34,7 +34,7 @@ pub(crate) enum DomainCommand {
     Add(Box<AddArgs>),
     /// Change what is done with its requests: proxy, redirect or a text, for all or below a path
     Route(Box<RouteArgs>),
-    /// Change what holds for all its requests: HSTS, the redirect to https
+    /// Change what holds for all its requests: HSTS, the redirect to https, TLS and client certificates
     Set(Box<SetArgs>),
     /// Answer every request with 503 and a text for a while; its certificate and challenges go on
     Maintenance(MaintenanceArgs),
@@ -238,7 +238,7 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
     let action = args.answer.of(args.action.action());
     let mut spec = spec(&hostname, action, args.cells, args.alone);
     spec.routes = vec![args.rule.route(spec.routes.remove(0).action)];
-    args.policy.apply(&mut spec);
+    args.policy.apply(&mut spec)?;
     let twin = if args.with_www { Some(twin(&hostname, &spec)?) } else { None };
     let created = match &twin {
         None => client.create_domain(tenant.id, &spec).await.map_err(Failure::from),
@@ -376,6 +376,9 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     for route in &domain.spec.routes {
         let what = format!("{}{}", action_text(&route.action), changes_text(route));
         output::fact(&rule_text(route), &what);
+    }
+    if let Some(text) = policy::tls_text(&domain.spec) {
+        output::fact("TLS", &text);
     }
     if let Some(maintenance) = &domain.spec.maintenance {
         let (text, seconds) = (&maintenance.text, maintenance.retry_after_seconds);

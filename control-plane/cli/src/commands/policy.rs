@@ -1,9 +1,10 @@
 //! `portico domain set` and `portico domain maintenance`: what holds for a whole domain.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use portico_api::v1::DomainSpec;
 use portico_api::v1::client::Client;
+use portico_api::v1::{ClientCertificateMode, ClientCertificates, DomainSpec, MinimumTls};
 use serde_json::{Map, Value, json};
 
 use crate::commands::domain::WaitArgs;
@@ -12,7 +13,7 @@ use crate::failure::{Failure, Outcome};
 use crate::revision::on_newest;
 use crate::settings::Settings;
 
-/// What a domain tells browsers.
+/// What a domain tells browsers, and how it may be spoken to.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PolicyArgs {
     /// How long browsers shall know the name by https only, such as 365d; 0s: they are told nothing
@@ -27,6 +28,58 @@ pub(crate) struct PolicyArgs {
     /// Port 80 leads to https (true, from the start), or goes to the routes
     #[arg(long, value_name = "BOOL")]
     https_redirect: Option<bool>,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct TlsArgs {
+    /// The oldest version of TLS that clients may speak
+    #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+    minimum_tls: Option<MinimumTls>,
+    /// Offer HTTP/2 (true, from the start)
+    #[arg(long, value_name = "BOOL")]
+    http2: Option<bool>,
+    /// Offer HTTP/3, where an edge has it (true, from the start)
+    #[arg(long, value_name = "BOOL")]
+    http3: Option<bool>,
+    /// Ask clients for a certificate: require, optional or off; the first two with --client-ca
+    #[arg(long, value_name = "MODE", value_parser = ["require", "optional", "off"])]
+    client_certificates: Option<String>,
+    /// The authorities of clients' certificates: a PEM file
+    #[arg(long, value_name = "FILE", requires = "client_certificates")]
+    client_ca: Option<PathBuf>,
+}
+
+fn parse_version(text: &str) -> Result<MinimumTls, String> {
+    match text {
+        "1.2" => Ok(MinimumTls::Tls12),
+        "1.3" => Ok(MinimumTls::Tls13),
+        _ => Err("1.2 or 1.3".to_owned()),
+    }
+}
+
+impl TlsArgs {
+    /// None: nothing was said. Some(None): nobody is asked any more.
+    fn client_certificates(&self) -> Outcome<Option<Option<ClientCertificates>>> {
+        let mode = match (self.client_certificates.as_deref(), &self.client_ca) {
+            (None, _) => return Ok(None),
+            (Some("off"), None) => return Ok(Some(None)),
+            (Some("off"), Some(_)) => {
+                return Err(Failure::usage("nobody is asked for a certificate; leave --client-ca out"));
+            }
+            (Some("optional"), _) => ClientCertificateMode::Optional,
+            (Some(_), _) => ClientCertificateMode::Require,
+        };
+        let Some(file) = &self.client_ca else {
+            return Err(Failure::usage(
+                "whose certificates? add --client-ca FILE, a PEM file of authorities",
+            ));
+        };
+        let ca_pem = std::fs::read_to_string(file)
+            .map_err(|error| Failure::usage(format!("--client-ca {}: {error}", file.display())))?;
+        Ok(Some(Some(ClientCertificates { mode, ca_pem })))
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -57,28 +110,56 @@ pub(crate) struct MaintenanceArgs {
 }
 
 impl PolicyArgs {
-    pub(crate) fn apply(&self, spec: &mut DomainSpec) {
+    /// # Errors
+    /// A wish that is incomplete; a file that cannot be read.
+    pub(crate) fn apply(&self, spec: &mut DomainSpec) -> Outcome {
         if let Some(age) = self.hsts_max_age {
             spec.hsts_max_age_seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         }
         spec.hsts_include_subdomains = self.hsts_include_subdomains.unwrap_or(spec.hsts_include_subdomains);
         spec.hsts_preload = self.hsts_preload.unwrap_or(spec.hsts_preload);
         spec.https_redirect = self.https_redirect.unwrap_or(spec.https_redirect);
+        spec.minimum_tls = self.tls.minimum_tls.unwrap_or(spec.minimum_tls);
+        spec.http2 = self.tls.http2.unwrap_or(spec.http2);
+        spec.http3 = self.tls.http3.unwrap_or(spec.http3);
+        if let Some(wish) = self.tls.client_certificates()? {
+            spec.client_certificates = wish;
+        }
+        Ok(())
     }
 
-    fn patch(&self) -> Map<String, Value> {
+    fn patch(&self) -> Outcome<Map<String, Value>> {
         let wishes = [
             ("hsts_max_age_seconds", self.hsts_max_age.map(|age| json!(age.as_secs()))),
             ("hsts_include_subdomains", self.hsts_include_subdomains.map(Value::from)),
             ("hsts_preload", self.hsts_preload.map(Value::from)),
             ("https_redirect", self.https_redirect.map(Value::from)),
+            ("minimum_tls", self.tls.minimum_tls.map(|version| json!(version))),
+            ("http2", self.tls.http2.map(Value::from)),
+            ("http3", self.tls.http3.map(Value::from)),
+            ("client_certificates", self.tls.client_certificates()?.map(|wish| json!(wish))),
         ];
-        wishes.into_iter().filter_map(|(name, wish)| Some((name.to_owned(), wish?))).collect()
+        Ok(wishes.into_iter().filter_map(|(name, wish)| Some((name.to_owned(), wish?))).collect())
     }
 }
 
+/// What is asked of TLS beside the usual.
+pub(crate) fn tls_text(spec: &DomainSpec) -> Option<String> {
+    let wishes = [
+        (spec.minimum_tls == MinimumTls::Tls13).then_some("TLS 1.3 or newer"),
+        (!spec.http2).then_some("no HTTP/2"),
+        (!spec.http3).then_some("no HTTP/3"),
+        spec.client_certificates.as_ref().map(|asked| match asked.mode {
+            ClientCertificateMode::Require => "client certificates required",
+            ClientCertificateMode::Optional => "client certificates optional",
+        }),
+    ];
+    let wishes: Vec<&str> = wishes.into_iter().flatten().collect();
+    (!wishes.is_empty()).then(|| wishes.join(", "))
+}
+
 pub(crate) async fn set(settings: &Settings, client: &Client, args: SetArgs) -> Outcome {
-    let patch = args.policy.patch();
+    let patch = args.policy.patch()?;
     if patch.is_empty() {
         return Err(Failure::usage("nothing to change; name an option, such as --hsts-max-age 365d"));
     }

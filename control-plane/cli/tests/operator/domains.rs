@@ -143,6 +143,41 @@ async fn hsts_and_maintenance_of_a_domain_are_set_by_options() {
 }
 
 #[tokio::test]
+async fn tls_and_client_certificates_of_a_domain_are_set_by_options() {
+    let plane = with_domain().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("clients.pem");
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+    std::fs::write(&file, &pem).unwrap();
+    let file = file.to_str().unwrap();
+    let shown = plane.json(&["domain", "set", "x.test", "--minimum-tls", "1.3", "--http2", "false"]).await;
+    let of = |name: &str| shown[name].clone();
+    let expected = serde_json::json!(["1.3", false, true]);
+    assert_eq!(serde_json::json!([of("minimum_tls"), of("http2"), of("http3")]), expected, "{shown}");
+    let require = ["domain", "set", "x.test", "--client-certificates", "require", "--client-ca", file];
+    let shown = plane.json(&require).await;
+    let expected = serde_json::json!({ "mode": "require", "ca_pem": pem });
+    assert_eq!(shown["client_certificates"], expected, "{shown}");
+    let shown = plane.succeeds(&["domain", "show", "x.test"]).await;
+    assert!(shown.contains("TLS 1.3 or newer, no HTTP/2, client certificates required"), "{shown}");
+    for (wrong, hint) in [
+        (&["--client-certificates", "require"][..], "--client-ca FILE"),
+        (&["--client-certificates", "require", "--client-ca", "/none.pem"], "/none.pem"),
+        (&["--client-certificates", "off", "--client-ca", file], "leave --client-ca out"),
+        (&["--client-ca", file], "--client-certificates"),
+        (&["--minimum-tls", "1.1"], "1.2 or 1.3"),
+        (&["--https-redirect", "false"], "must be true where client certificates are required"),
+    ] {
+        let wrong = plane.portico(&[&["domain", "set", "x.test"], wrong].concat()).await;
+        assert!(wrong.code == 2 && wrong.stderr.contains(hint), "{wrong:?}");
+    }
+    let shown = plane.json(&["domain", "set", "x.test", "--client-certificates", "off"]).await;
+    assert!(shown["client_certificates"].is_null(), "{shown}");
+}
+
+#[tokio::test]
 async fn a_www_twin_is_a_domain_of_its_own_that_redirects() {
     let plane = with_domain().await;
     for (name, twin) in [("shop.test", "www.shop.test"), ("www.club.test", "club.test")] {

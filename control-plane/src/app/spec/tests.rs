@@ -264,6 +264,48 @@ fn a_route_that_no_request_reaches_is_refused() {
     assert!(errors[2].message.contains("/routes/0 takes all its requests"), "{}", errors[2].message);
 }
 
+fn authority_pem() -> String {
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+#[test]
+fn authorities_of_clients_that_are_none_point_at_their_field() {
+    let check = |mode: &str, pem: &str, https_redirect: bool| {
+        let spec: DomainSpec = serde_json::from_value(json!({
+            "hostname": "shop.example", "https_redirect": https_redirect,
+            "client_certificates": { "mode": mode, "ca_pem": pem },
+        }))
+        .unwrap();
+        let errors = domain(&spec, &EgressPolicy::default(), &[]);
+        errors.into_iter().map(|error| (error.pointer, error.code, error.message)).collect::<Vec<_>>()
+    };
+    let good = authority_pem();
+    assert_eq!(check("require", &good, true), []);
+    assert_eq!(check("optional", &good.repeat(16), false), []);
+    let leaf = rcgen::generate_simple_self_signed(["shop.example".to_owned()]).unwrap();
+    let with_key = good.clone() + &leaf.signing_key.serialize_pem();
+    for (pem, hint) in [
+        ("", "holds 0 certificates"),
+        ("-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n", "certificate 1"),
+        (leaf.cert.pem().as_str(), "is no certificate of an authority"),
+        (with_key.as_str(), "private key"),
+        (good.repeat(17).as_str(), "17 certificates"),
+        (" ".repeat(32 * 1024 + 1).as_str(), "at most 32768"),
+    ] {
+        let errors = check("require", pem, true);
+        let [(pointer, code, message)] = &errors[..] else { panic!("{errors:?}") };
+        assert_eq!((pointer.as_str(), code.as_str()), ("/client_certificates/ca_pem", "invalid_certificate"));
+        assert!(message.contains(hint), "{message}");
+    }
+    let errors = check("require", &good, false);
+    assert_eq!(
+        (errors.len(), errors[0].0.as_str(), errors[0].1.as_str()),
+        (1, "/https_redirect", "conflict")
+    );
+}
+
 #[test]
 fn what_a_domain_tells_browsers_and_visitors_is_checked() {
     let check = |change: serde_json::Value| {

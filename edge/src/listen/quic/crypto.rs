@@ -22,7 +22,7 @@ use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
 use crate::clock;
 use crate::metrics::HandshakeEnd;
 use crate::server::Edge;
-use crate::tls::{HelloFacts, Selection, Shown, Transport, select};
+use crate::tls::{Asking, HelloFacts, Selection, Shown, select};
 
 pub(super) struct SelectingCrypto {
     edge: Arc<Edge>,
@@ -54,6 +54,7 @@ struct NotingKey {
 struct Selecting {
     edge: Arc<Edge>,
     choice: Arc<Choice>,
+    asking: Arc<Asking>,
 }
 
 struct SelectedSession {
@@ -63,10 +64,19 @@ struct SelectedSession {
 
 impl SelectingCrypto {
     pub(super) fn new(edge: Arc<Edge>) -> Result<Self, NoInitialCipherSuite> {
-        let resolver = Selecting { edge: Arc::clone(&edge), choice: Arc::default() };
-        let initial = QuicServerConfig::try_from(edge.tls.resolving(Arc::new(resolver)))?;
+        let (config, _) = session_config(&edge);
+        let initial = QuicServerConfig::try_from(config)?;
         Ok(Self { edge, initial })
     }
+}
+
+/// A configuration for one session, and what will be chosen in it.
+fn session_config(edge: &Arc<Edge>) -> (Arc<rustls::ServerConfig>, Arc<Choice>) {
+    let choice = Arc::new(Choice::default());
+    let asking = Asking::nothing(Arc::clone(edge.tls.tickets()));
+    let (of_resolver, edge_of_resolver) = (Arc::clone(&asking), Arc::clone(edge));
+    let resolver = Selecting { edge: edge_of_resolver, choice: Arc::clone(&choice), asking: of_resolver };
+    (edge.tls.resolving(Arc::new(resolver), &asking), choice)
 }
 
 /// How a handshake that failed is counted.
@@ -74,6 +84,9 @@ pub(super) fn end_of(error: &quinn::ConnectionError) -> HandshakeEnd {
     let refused = TransportErrorCode::crypto(u8::from(AlertDescription::UnrecognisedName));
     match error {
         quinn::ConnectionError::TransportError(error) if error.code == refused => HandshakeEnd::UnknownName,
+        quinn::ConnectionError::TransportError(error) if is_about_clients(error.code) => {
+            HandshakeEnd::ClientCertificate
+        }
         quinn::ConnectionError::TimedOut => HandshakeEnd::TimedOut,
         quinn::ConnectionError::VersionMismatch
         | quinn::ConnectionError::TransportError(_)
@@ -83,6 +96,20 @@ pub(super) fn end_of(error: &quinn::ConnectionError) -> HandshakeEnd {
         | quinn::ConnectionError::LocallyClosed
         | quinn::ConnectionError::CidsExhausted => HandshakeEnd::Failed,
     }
+}
+
+/// Alerts that rustls sends when it refuses a certificate: here, a client's.
+fn is_about_clients(code: TransportErrorCode) -> bool {
+    [
+        AlertDescription::CertificateRequired,
+        AlertDescription::UnknownCA,
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateExpired,
+        AlertDescription::UnsupportedCertificate,
+        AlertDescription::CertificateUnknown,
+    ]
+    .into_iter()
+    .any(|alert| code == TransportErrorCode::crypto(u8::from(alert)))
 }
 
 impl ServerConfig for SelectingCrypto {
@@ -95,9 +122,8 @@ impl ServerConfig for SelectingCrypto {
     }
 
     fn start_session(self: Arc<Self>, version: u32, parameters: &TransportParameters) -> Box<dyn Session> {
-        let choice = Arc::new(Choice::default());
-        let resolver = Selecting { edge: Arc::clone(&self.edge), choice: Arc::clone(&choice) };
-        let config = QuicServerConfig::try_from(self.edge.tls.resolving(Arc::new(resolver)))
+        let (config, choice) = session_config(&self.edge);
+        let config = QuicServerConfig::try_from(config)
             .expect("the suite of initial packets was there when this endpoint was made");
         let inner = Arc::new(config).start_session(version, parameters);
         Box::new(SelectedSession { inner, choice })
@@ -108,10 +134,13 @@ impl ResolvesServerCert for Selecting {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let facts = HelloFacts::of(&hello);
         let live = &self.edge.live;
-        let selection = select(&facts, live, &self.edge.tls, Transport::Quic, clock::unix_time());
+        let selection = select(&facts, live, &self.edge.tls, clock::unix_time());
         let (choice, key) = match selection {
-            Selection::Serve { config, shown } if shown.is_default || shown.policy.http3 => {
-                (Ok(*shown), config.cert_resolver.resolve(hello))
+            Selection::Serve { key, shown } if shown.is_default || shown.policy.http3 => {
+                if let Some(auth) = &shown.client_auth {
+                    self.asking.ask(Arc::clone(auth));
+                }
+                (Ok(*shown), Some(key))
             }
             // Over TCP these would be served: what is missing is the protocol.
             Selection::Serve { .. } | Selection::Challenge { .. } => {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{EndpointConfig, IdleTimeout, Runtime as _, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 use zeroize::Zeroizing;
 
@@ -33,6 +34,7 @@ use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
 use crate::metrics::HandshakeEnd;
 use crate::sources::{Refused, Source};
+use crate::tls::ClientIdentity;
 use crate::worker::{Place, Worker};
 use crate::{clock, limits};
 
@@ -303,7 +305,9 @@ async fn handshake(
         }
     };
     let finished = connection.handshake_data().and_then(|data| data.downcast::<Finished>().ok())?;
-    let Finished { shown, resumed } = *finished;
+    let Finished { mut shown, resumed } = *finished;
+    let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'_>>>().ok());
+    shown.client = chain.and_then(|chain| ClientIdentity::of(&chain)).map(Arc::new);
     metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
     metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
     let peer = connection.remote_address();
