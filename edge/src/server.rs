@@ -32,7 +32,7 @@ use crate::{
     service::{Beside, Service},
     sources::Sources,
     standalone,
-    tls::TlsConfigs,
+    tls::{TicketSecret, TlsConfigs},
     upstream::{self, OriginTls, OriginWatch},
     worker,
 };
@@ -127,11 +127,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let service = Service::new()?;
     let cache = Cache::new(config.cache_bytes);
     let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
+    let tls = TlsConfigs::new()?;
+    if let Some(secret) = sockets.tickets.take() {
+        tls.tickets().succeed(secret)?;
+    }
     let shared = Shared::of(&listeners, &sockets.process, surfaces.metrics.as_ref())?;
     let edge = Arc::new(Edge {
         backend,
         live,
-        tls: TlsConfigs::new()?,
+        tls,
         sources: Sources::new(config.sources.clone(), Arc::clone(&metrics)),
         metrics,
         access_log,
@@ -156,6 +160,7 @@ struct Sockets {
     inherited: Inherited,
     metrics: Option<TcpListener>,
     process: Arc<QuicProcess>,
+    tickets: Option<TicketSecret>,
 }
 
 impl Sockets {
@@ -170,12 +175,12 @@ impl Sockets {
                 Inherited::from_service_manager(descriptors).context("sockets of the service manager")?;
             return Ok((
                 None,
-                Self { inherited, metrics: None, process: Arc::new(QuicProcess::generate()?) },
+                Self { inherited, metrics: None, process: Arc::new(QuicProcess::generate()?), tickets: None },
             ));
         };
         let path = path.clone().unwrap_or_else(|| handover::socket_of(&config.admin_socket));
-        let (conversation, Taken { inherited, metrics, process }) = handover::take_over(&path)?;
-        Ok((Some(conversation), Self { inherited, metrics, process: Arc::new(process) }))
+        let (conversation, Taken { inherited, metrics, process, tickets }) = handover::take_over(&path)?;
+        Ok((Some(conversation), Self { inherited, metrics, process: Arc::new(process), tickets }))
     }
 
     /// The predecessor's, where the file still says the same.

@@ -230,6 +230,7 @@ impl Giver {
             listeners,
             metrics: metrics.map(TcpListener::local_addr).transpose()?,
             token_secret: *self.shared.process.token_secret(),
+            ticket_secret: Some(self.edge.tls.tickets().secret()),
             generations,
         };
         wire::write_async(stream, &Answer::Offer(Box::new(offer))).await?;

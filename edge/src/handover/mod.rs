@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::ListenerKind,
     listen::{Kept, quic::ProcessTag},
+    tls::TicketSecret,
 };
 
 pub use self::{
@@ -81,6 +82,9 @@ struct Offer {
     metrics: Option<SocketAddr>,
     /// Of Retry tokens. It crosses only a socket that no other user can open.
     token_secret: [u8; 32],
+    /// Of session tickets, likewise; an older release gives none.
+    #[serde(default)]
+    ticket_secret: Option<TicketSecret>,
     /// Processes that go on to have connections, youngest first: the predecessor and those before it.
     generations: Vec<ProcessTag>,
 }

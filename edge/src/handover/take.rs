@@ -19,6 +19,7 @@ use crate::{
         Inherited, InheritedListener, Kept,
         quic::{Channel, Predecessor, Predecessors, ProcessTag, QuicProcess},
     },
+    tls::TicketSecret,
 };
 
 /// The talk with a predecessor that has offered its sockets and serves on.
@@ -33,6 +34,7 @@ pub struct Taken {
     pub inherited: Inherited,
     pub metrics: Option<TcpListener>,
     pub process: QuicProcess,
+    pub tickets: Option<TicketSecret>,
 }
 
 /// Asks the edge behind `socket` for its sockets.
@@ -52,7 +54,7 @@ pub fn take_over(socket: &Path) -> anyhow::Result<(Conversation, Taken)> {
     };
     let descriptors = wire::receive_descriptors(&conversation.stream, offer.descriptors())
         .context("the sockets of the running edge")?;
-    let taken = sort(&offer, descriptors).context("the sockets of the running edge")?;
+    let taken = sort(*offer, descriptors).context("the sockets of the running edge")?;
     Ok((conversation, taken))
 }
 
@@ -105,7 +107,7 @@ fn unexpected(answer: Answer) -> anyhow::Error {
     }
 }
 
-fn sort(offer: &Offer, descriptors: Vec<OwnedFd>) -> io::Result<Taken> {
+fn sort(offer: Offer, descriptors: Vec<OwnedFd>) -> io::Result<Taken> {
     let mut descriptors = descriptors.into_iter();
     let mut inherited = Inherited::default();
     for listener in &offer.listeners {
@@ -113,7 +115,8 @@ fn sort(offer: &Offer, descriptors: Vec<OwnedFd>) -> io::Result<Taken> {
     }
     let metrics = offer.metrics.is_some().then(|| descriptors.next().map(TcpListener::from)).flatten();
     let secret = Zeroizing::new(offer.token_secret);
-    Ok(Taken { inherited, metrics, process: QuicProcess::succeeding(secret, &offer.generations)? })
+    let process = QuicProcess::succeeding(secret, &offer.generations)?;
+    Ok(Taken { inherited, metrics, process, tickets: offer.ticket_secret })
 }
 
 fn take_listener(

@@ -24,7 +24,7 @@ pub(crate) use asking::Asking;
 pub use client_identity::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity};
 pub use configs::TlsConfigs;
 pub use hello::HelloFacts;
-pub use tickets::{TICKET_KEY_SECONDS, Tickets};
+pub use tickets::{TICKET_KEY_SECONDS, TicketSecret, Tickets};
 
 use crate::{
     clock,

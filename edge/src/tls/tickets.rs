@@ -1,4 +1,5 @@
-//! Session tickets: one key for all workers, replaced every hour, in memory only.
+//! Session tickets: one key for all workers, replaced every hour, in memory only. A successor begins with a key of its own
+//! and opens the tickets of its predecessor's, so that clients do not notice a hot restart.
 //!
 //! A ticket is sealed, so no worker stores anything. rustls binds each ticket to the server name and refuses it for
 //! another, so a shared key does not tie tenants together; what else a session hangs on goes into the seal as associated
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use rustls::server::ProducesTickets;
-use zeroize::Zeroizing;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 /// The ticket keys in force. Clones of the `Arc` share them.
 pub struct Tickets {
@@ -24,8 +26,15 @@ struct Keys {
 
 /// A ticket is the key's name, a nonce, the sealed session and its tag.
 struct TicketKey {
-    name: [u8; KEY_NAME_BYTES],
+    secret: TicketSecret,
     key: RandomizedNonceKey,
+}
+
+/// A key on its way to a successor; wiped when dropped.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TicketSecret {
+    name: [u8; KEY_NAME_BYTES],
+    key: [u8; 32],
 }
 
 /// How long a key seals new tickets, and then how long it still opens old ones. A nonce of 96 random bits is good for
@@ -52,6 +61,22 @@ impl Tickets {
         Ok(())
     }
 
+    /// The key that seals now, for a successor.
+    pub fn secret(&self) -> TicketSecret {
+        self.keys.load().current.secret.clone()
+    }
+
+    /// Opens a predecessor's tickets as those of our own previous key: until the next rotation.
+    ///
+    /// # Errors
+    /// When the cipher does not take the key, which has its length.
+    pub fn succeed(&self, secret: TicketSecret) -> Result<(), rustls::Error> {
+        let previous = Some(Arc::new(TicketKey::of(secret)?));
+        let current = Arc::clone(&self.keys.load().current);
+        self.keys.store(Arc::new(Keys { current, previous }));
+        Ok(())
+    }
+
     /// A ticket that opens only for who gives the same `binding`.
     pub fn seal(&self, binding: &[u8], session: &[u8]) -> Option<Vec<u8>> {
         self.keys.load().current.seal(binding, session)
@@ -63,30 +88,33 @@ impl Tickets {
         let key = [Some(&keys.current), keys.previous.as_ref()]
             .into_iter()
             .flatten()
-            .find(|key| ticket.starts_with(&key.name))?;
+            .find(|key| ticket.starts_with(&key.secret.name))?;
         key.open(binding, ticket)
     }
 }
 
 impl TicketKey {
     fn generate() -> Result<Self, rustls::Error> {
-        let mut secret = Zeroizing::new([0; 32]);
-        let mut name = [0; KEY_NAME_BYTES];
+        let mut secret = TicketSecret { name: [0; KEY_NAME_BYTES], key: [0; 32] };
         let random = |bytes: &mut [u8]| {
             aws_lc_rs::rand::fill(bytes).map_err(|_| rustls::Error::FailedToGetRandomBytes)
         };
-        random(secret.as_mut_slice())?;
-        random(&mut name)?;
-        let key = RandomizedNonceKey::new(&AES_256_GCM, secret.as_slice())
+        random(&mut secret.key)?;
+        random(&mut secret.name)?;
+        Self::of(secret)
+    }
+
+    fn of(secret: TicketSecret) -> Result<Self, rustls::Error> {
+        let key = RandomizedNonceKey::new(&AES_256_GCM, &secret.key)
             .map_err(|_| rustls::Error::General("AES-256-GCM takes a key of 32 bytes".to_owned()))?;
-        Ok(Self { name, key })
+        Ok(Self { secret, key })
     }
 
     fn seal(&self, binding: &[u8], session: &[u8]) -> Option<Vec<u8>> {
         let mut sealed = Zeroizing::new(Vec::with_capacity(session.len() + AES_256_GCM.tag_len()));
         sealed.extend_from_slice(session);
         let nonce = self.key.seal_in_place_append_tag(Aad::from(binding), &mut *sealed).ok()?;
-        Some([&self.name[..], nonce.as_ref(), &sealed[..]].concat())
+        Some([&self.secret.name[..], nonce.as_ref(), &sealed[..]].concat())
     }
 
     fn open(&self, binding: &[u8], ticket: &[u8]) -> Option<Vec<u8>> {
@@ -95,6 +123,18 @@ impl TicketKey {
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let session = self.key.open_in_place(nonce, Aad::from(binding), &mut bytes).ok()?;
         Some(session.to_vec())
+    }
+}
+
+impl Drop for TicketSecret {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl std::fmt::Debug for TicketSecret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("TicketSecret")
     }
 }
 
@@ -136,6 +176,21 @@ mod tests {
         assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
         tickets.rotate().expect("random bytes");
         assert_eq!(tickets.decrypt(&ticket), None);
+    }
+
+    #[test]
+    fn a_successor_opens_its_predecessors_tickets_until_it_rotates() {
+        let (old, new) = (Tickets::new().expect("random bytes"), Tickets::new().expect("random bytes"));
+        let ticket = old.seal(b"x", b"session").expect("a ticket");
+        assert_eq!(new.open(b"x", &ticket), None);
+        let text = serde_json::to_string(&old.secret()).expect("JSON");
+        new.succeed(serde_json::from_str(&text).expect("the same")).expect("a key");
+        assert_eq!(new.open(b"x", &ticket).as_deref(), Some(&b"session"[..]));
+        assert_eq!(new.open(b"y", &ticket), None);
+        let own = new.seal(b"x", b"own").expect("a ticket");
+        assert_eq!(old.open(b"x", &own), None, "sealed by a key of its own");
+        new.rotate().expect("random bytes");
+        assert_eq!(new.open(b"x", &ticket), None);
     }
 
     #[test]

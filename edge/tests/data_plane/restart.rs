@@ -436,6 +436,24 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
+fn a_session_of_the_predecessor_goes_on_with_its_successor() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let chain = Chain::start("auto", |file| file);
+        let config = crate::client::config(&["http/1.1"], &[version]);
+        let visit = || {
+            let mut client = try_https(chain.https(), Some(HOST), config.clone()).unwrap();
+            assert_eq!(client.get(HOST, "/").text(), BODY); // a ticket has come by now
+            client.stream.conn.handshake_kind()
+        };
+        assert_eq!(visit(), Some(rustls::HandshakeKind::Full));
+        for restart in 1..=2 {
+            chain.restart();
+            assert_eq!(visit(), Some(rustls::HandshakeKind::Resumed), "{version:?}, restart {restart}");
+        }
+    }
+}
+
+#[test]
 fn more_or_fewer_workers_take_over_all_sockets() {
     let chain = Chain::start("auto", |file| file);
     let load = Load::start(chain.https());
