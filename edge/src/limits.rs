@@ -53,9 +53,7 @@ pub const HEADER_FIELDS_MAX: usize = 128;
 /// A client's certificate: it goes to the origin with each request, half as long again. And what else of its chain it sends:
 /// all goes into its tickets.
 pub const CLIENT_CERTIFICATE_BYTES_MAX: usize = 6 * 1024;
-pub const CLIENT_INTERMEDIATES_BYTES_MAX: usize = 16 * 1024;
-/// Input that is read and thrown away behind the handshake of a client whose certificate is refused.
-pub const REFUSED_CLIENT_BYTES_MAX: usize = 256 * 1024;
+pub const CLIENT_INTERMEDIATES_BYTES_MAX: usize = 12 * 1024;
 /// From the first byte of a request head to its last.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a drain lets a new connection bring its first request.

@@ -13,7 +13,7 @@ mod configs;
 mod hello;
 mod tickets;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use portico_cert_store::{Credential, DomainName, TlsPolicy, UnixTime};
 use rustls::{AlertDescription, HandshakeKind, ServerConfig, server::Acceptor, sign::CertifiedKey};
@@ -211,14 +211,13 @@ fn failed(error: io::Error) -> HandshakeEnd {
 /// With TLS 1.3 a client sends its first request before it hears that its certificate is refused. Closing on unread bytes
 /// would be a reset, which can overtake the alert that tells why.
 async fn linger(mut stream: Stream) {
-    const PATIENCE: Duration = Duration::from_secs(1);
     if stream.shutdown().await.is_err() {
         return;
     }
-    stream.set_read_budget(Some(limits::REFUSED_CLIENT_BYTES_MAX));
+    stream.set_read_budget(Some(limits::LINGER_BYTES_MAX));
     let mut ignored = [0; 4096];
     let reading = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
-    let _closed = tokio::time::timeout(PATIENCE, reading).await;
+    let _closed = tokio::time::timeout(limits::LINGER_DEADLINE, reading).await;
 }
 
 /// Writes a fatal alert before the handshake has begun (rustls itself could only say access_denied), then closes.

@@ -22,6 +22,8 @@ pub struct ClientCa {
 /// A client's certificate and key.
 pub struct ClientPair {
     pub leaf: CertificateDer<'static>,
+    /// What it sends behind the leaf.
+    pub intermediates: Vec<CertificateDer<'static>>,
     key: KeyPair,
     pub pem: String,
 }
@@ -54,7 +56,7 @@ impl ClientCa {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let pem = format!("{}{}", certificate.pem(), key.serialize_pem());
-        ClientPair { leaf: certificate.der().clone(), key, pem }
+        ClientPair { leaf: certificate.der().clone(), intermediates: Vec::new(), key, pem }
     }
 
     /// One whose days are over.
@@ -98,7 +100,7 @@ impl ClientPair {
             .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
-            .with_client_auth_cert(vec![self.leaf.clone()], key)
+            .with_client_auth_cert([std::slice::from_ref(&self.leaf), &self.intermediates].concat(), key)
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         client::trust_all(&mut config);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use portico_edge::limits::{CLIENT_CERTIFICATE_BYTES_MAX, CLIENT_INTERMEDIATES_BYTES_MAX};
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, ClientConfig, SupportedProtocolVersion};
 
@@ -65,12 +66,16 @@ fn who_is_not_let_in_is_told_why_by_the_alert() {
         let for_servers = ca.issue_with("server", |params| {
             params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
         });
+        let padding = ca.issue_long(CLIENT_INTERMEDIATES_BYTES_MAX).leaf;
+        let mut long_chain = ca.issue("till 8");
+        long_chain.intermediates.push(padding);
         let refused = [
             (None, AlertDescription::CertificateRequired),
             (Some(foreign.issue("stranger")), AlertDescription::UnknownCA),
             (Some(ca.issue_expired()), AlertDescription::CertificateExpired),
             (Some(for_servers), AlertDescription::UnsupportedCertificate),
-            (Some(ca.issue_long(6 * 1024)), AlertDescription::BadCertificate),
+            (Some(ca.issue_long(CLIENT_CERTIFICATE_BYTES_MAX)), AlertDescription::BadCertificate),
+            (Some(long_chain), AlertDescription::BadCertificate),
         ];
         for (pair, alert) in &refused {
             for versions in versions() {
