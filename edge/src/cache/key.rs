@@ -4,9 +4,12 @@
 //! (THREATS G3). The path is spelt as the client spelt it, because so the origin sees it. What a route adds that decides the
 //! content (its origins, its rule) tells answers of one key apart, as the fields of `Vary` do: see `stored`.
 
+use std::borrow::Cow;
+
 use portico_cert_store::TenantId;
 
-use crate::http::authority::Authority;
+use super::spelling;
+use crate::{http::authority::Authority, live::Route};
 
 /// A resource as clients see it, for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +33,26 @@ impl CacheKey {
             path: path.into(),
             query: query.map(Into::into),
         }
+    }
+
+    /// Of all that a host's routes may keep for a URL: each has its own idea of a query, and its path has several spellings.
+    pub(super) fn all(
+        tenant: TenantId,
+        routes: &[Route],
+        (tls, authority): (bool, &Authority),
+        path: &str,
+        query: Option<&str>,
+    ) -> Vec<Self> {
+        let rules = routes.iter().filter_map(Route::cache_rule);
+        let mut queries: Vec<_> = rules.map(|rule| rule.query.normalised(query)).collect();
+        queries.push(query.map(Cow::Borrowed));
+        queries.sort_unstable();
+        queries.dedup();
+        let paths = spelling::usual(path);
+        let keys = paths.iter().flat_map(|path| {
+            queries.iter().map(|query| Self::new(tenant, tls, authority, path, query.as_deref()))
+        });
+        keys.collect()
     }
 
     pub fn tenant(&self) -> TenantId {

@@ -24,6 +24,7 @@ mod passes;
 mod purge;
 mod request;
 mod serve;
+mod spelling;
 mod store;
 mod stored;
 

@@ -9,7 +9,7 @@ use portico_api::distribution::{self as wire, purge_target::Kind};
 use portico_cert_store::{DomainName, TenantId};
 use url::Url;
 
-use super::{Cache, key::CacheKey, stored::Stored};
+use super::{Cache, key::CacheKey, spelling, stored::Stored};
 use crate::{
     clock,
     http::authority::Authority,
@@ -23,7 +23,7 @@ const TARGET_BYTES_MAX: usize = 4096;
 /// One thing to forget.
 enum Target {
     Keys(Vec<CacheKey>),
-    Prefix { tls: bool, host: Box<str>, port: u16, path: Box<str> },
+    Prefix { tls: bool, host: Box<str>, port: u16, paths: Vec<String> },
     Host(Box<str>),
     Tag(Box<str>),
     Everything,
@@ -91,7 +91,7 @@ impl Cache {
 impl Target {
     fn parse(from: &wire::PurgeTarget, tenant: TenantId, live: &Live) -> Result<Self, Fault> {
         match &from.kind {
-            Some(Kind::Url(text)) => Ok(Self::Keys(keys(&url(text)?, tenant, live)?)),
+            Some(Kind::Url(text)) => Ok(Self::Keys(keys(text, tenant, live)?)),
             Some(Kind::Prefix(text)) => {
                 let url = url(text)?;
                 if url.query().is_some() {
@@ -100,7 +100,8 @@ impl Target {
                 let authority = authority(&url)?;
                 let port = authority.port.unwrap_or_default();
                 let host = authority.name.as_str().into();
-                Ok(Self::Prefix { tls: url.scheme() == "https", host, port, path: url.path().into() })
+                let paths = paths(text, &url).iter().flat_map(|path| spelling::usual(path)).collect();
+                Ok(Self::Prefix { tls: url.scheme() == "https", host, port, paths })
             }
             Some(Kind::Host(text)) => {
                 let name = DomainName::parse(text).map_err(|_| bad("not a host"))?;
@@ -119,7 +120,9 @@ impl Target {
     fn meets(&self, key: &CacheKey, stored: &Stored) -> bool {
         match self {
             Self::Keys(_) => false,
-            Self::Prefix { tls, host, port, path } => key.is_below(*tls, host, *port, path),
+            Self::Prefix { tls, host, port, paths } => {
+                paths.iter().any(|path| key.is_below(*tls, host, *port, path))
+            }
             Self::Host(host) => key.host() == &**host,
             Self::Tag(tag) => stored.head.has_tag(tag),
             Self::Everything => true,
@@ -134,20 +137,26 @@ impl Target {
     }
 }
 
-/// As each of the host's routes would have it, since each has its own idea of a query.
-fn keys(url: &Url, tenant: TenantId, live: &Live) -> Result<Vec<CacheKey>, Fault> {
-    let authority = authority(url)?;
-    let mut queries = vec![url.query().map(ToOwned::to_owned)];
-    if let Some(host) = live.host(&authority.name).filter(|host| host.tenant.id == tenant) {
-        let rules = host.routes.iter().filter_map(|route| route.cache_rule());
-        queries
-            .extend(rules.map(|rule| rule.query.normalised(url.query()).map(std::borrow::Cow::into_owned)));
-    }
-    queries.sort();
-    queries.dedup();
-    let tls = url.scheme() == "https";
-    let key = |query: &Option<String>| CacheKey::new(tenant, tls, &authority, url.path(), query.as_deref());
-    Ok(queries.iter().map(key).collect())
+/// All that the host's routes may keep for it.
+fn keys(text: &str, tenant: TenantId, live: &Live) -> Result<Vec<CacheKey>, Fault> {
+    let url = url(text)?;
+    let authority = authority(&url)?;
+    let host = live.host(&authority.name).filter(|host| host.tenant.id == tenant);
+    let routes = host.as_ref().map_or(&[][..], |host| &host.routes);
+    let resource = (url.scheme() == "https", &authority);
+    let keys = paths(text, &url)
+        .iter()
+        .flat_map(|path| CacheKey::all(tenant, routes, resource, path, url.query()))
+        .collect();
+    Ok(keys)
+}
+
+/// The path as it is written, and as browsers send it: they encode some letters that other clients do not.
+fn paths(text: &str, url: &Url) -> Vec<String> {
+    let written = text.parse::<http::Uri>().ok().map(|uri| uri.path().to_owned());
+    let mut paths: Vec<_> = written.into_iter().chain([url.path().to_owned()]).collect();
+    paths.dedup();
+    paths
 }
 
 fn url(text: &str) -> Result<Url, Fault> {

@@ -6,7 +6,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts, uri::PathAndQuery};
 
-use super::directives::{contains_token, members};
+use super::{
+    directives::{contains_token, members},
+    spelling,
+};
 use crate::http::body::RequestBody;
 use http_body::Body as _;
 
@@ -83,6 +86,9 @@ pub(super) fn bypass_reason(path: &str, parts: &Parts, body: &RequestBody) -> Op
     // Of an origin's own ACME client, or of a proof: a kept 404 would fail what comes a moment later.
     if PASSING.iter().any(|prefix| path.starts_with(prefix)) {
         return Some("challenge");
+    }
+    if !spelling::is_usual(path) {
+        return Some("spelling");
     }
     let headers = &parts.headers;
     if !body.is_end_stream() || headers.contains_key(header::TRANSFER_ENCODING) {

@@ -106,23 +106,12 @@ impl Cache {
         });
         let own = (asking.path.to_owned(), query.map(ToOwned::to_owned));
         for (path, query) in named.into_iter().flatten().chain([own]) {
-            // Any of the host's routes may have brought the answers there; each has its own idea of a query.
-            let mut queries = vec![query.clone()];
-            for route in asking.host.routes.iter() {
-                if let Some(rule) = route.cache_rule() {
-                    let normalised =
-                        rule.query.normalised(query.as_deref()).map(std::borrow::Cow::into_owned);
-                    if !queries.contains(&normalised) {
-                        queries.push(normalised);
-                    }
+            let Host { tenant, routes, .. } = &**asking.host;
+            for tls in [true, false] {
+                let resource = (tls, asking.authority);
+                for key in CacheKey::all(tenant.id, routes, resource, &path, query.as_deref()) {
+                    self.forget(&key);
                 }
-            }
-            for (tls, query) in
-                [true, false].iter().flat_map(|tls| queries.iter().map(move |query| (*tls, query)))
-            {
-                let key =
-                    CacheKey::new(asking.host.tenant.id, tls, asking.authority, &path, query.as_deref());
-                self.forget(&key);
             }
         }
     }

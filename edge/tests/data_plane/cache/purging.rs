@@ -64,6 +64,37 @@ fn each_kind_takes_what_it_names_and_no_more() {
 }
 
 #[test]
+fn a_purge_finds_every_spelling_that_is_kept() {
+    on_each_backend(|backend| {
+        let shop = shop(backend);
+        let table: [(&str, &[&str]); 4] = [
+            ("https://shop.example/caf\u{e9}", &["/caf%c3%a9", "/caf%C3%A9"]),
+            ("https://shop.example/%7euser", &["/~user"]),
+            ("https://shop.example/{x}|y", &["/{x}|y", "/%7Bx%7D|y", "/%7bx%7d|y"]),
+            ("https://shop.example/a//b", &["/a//b"]),
+        ];
+        for (url, paths) in table {
+            for kind in [Kind::Url(url.into()), Kind::Prefix(url.into())] {
+                for path in paths {
+                    shop.get(path);
+                    wait_until("it is kept", || is_hit(&shop.get(path)));
+                }
+                assert_eq!(purge(&shop, false, std::slice::from_ref(&kind)), paths.len(), "{kind:?}");
+                for path in paths {
+                    assert!(!is_hit(&shop.get(path)), "{kind:?} {path}");
+                }
+                purge(&shop, false, &[Kind::Everything(true)]);
+            }
+        }
+        // A spelling that no client needs is not kept: a purge would not find it.
+        for path in ["/%61", "/caf%C3%a9"] {
+            shop.get(path);
+            assert_eq!(shop.get(path).header("cache-status"), Some("portico; fwd=bypass; detail=spelling"));
+        }
+    });
+}
+
+#[test]
 fn a_tenant_purges_nothing_of_anothers() {
     on_each_backend(|backend| {
         let shop = shop(backend);
