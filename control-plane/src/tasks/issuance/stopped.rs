@@ -65,9 +65,7 @@ pub(super) async fn stopped(
     row: &OrderRow,
     stop: Stop,
 ) -> Result<Ran, StoreError> {
-    let now = issuance.parts.clock.now_ms();
-    let seed = timing::seed_of(row.lineage) ^ u64::from(row.attempts);
-    let transient = now + timing::after_transient(row.attempts + 1, seed);
+    let transient = issuance.parts.clock.now_ms() + timing::after_transient(row.attempts + 1, seed(row));
     match stop {
         Stop::Store(error) => Err(error),
         Stop::Names(names) => eject(issuance, row, &names).await,
@@ -92,6 +90,11 @@ pub(super) async fn stopped(
     }
 }
 
+/// Spreads the next tries of orders that failed together.
+fn seed(row: &OrderRow) -> u64 {
+    timing::seed_of(row.lineage) ^ u64::from(row.attempts)
+}
+
 /// What follows from an answer of the CA, or from none.
 async fn held_up(
     issuance: &Arc<Issuance>,
@@ -101,10 +104,9 @@ async fn held_up(
 ) -> Result<Ran, StoreError> {
     tracing::info!(order = %row.id, names = ?row.names, state = row.state.as_str(), %error, "order held up");
     let now = issuance.parts.clock.now_ms();
-    let seed = timing::seed_of(row.lineage) ^ u64::from(row.attempts);
     let asked = error.retry_after.map(|wait| now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
     let at = |otherwise: i64| asked.map_or(otherwise, |asked| asked.max(now + 1000));
-    let transient = at(now + timing::after_transient(row.attempts + 1, seed));
+    let transient = at(now + timing::after_transient(row.attempts + 1, seed(row)));
     let (text, reason) = (error.to_string(), error.kind.reason());
     let until = match error.kind {
         AcmeErrorKind::AccountLimited => {
@@ -112,7 +114,7 @@ async fn held_up(
             hold(issuer, until);
             until
         }
-        AcmeErrorKind::NamesLimited => at(now + timing::after_failures(row.attempts + 1, seed)),
+        AcmeErrorKind::NamesLimited => at(now + timing::after_failures(row.attempts + 1, seed(row))),
         AcmeErrorKind::Unavailable => {
             if let Some(until) = asked {
                 hold(issuer, until);
