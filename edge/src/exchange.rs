@@ -269,7 +269,8 @@ async fn follow_route(
         Ok(target) => target,
         Err((status, reason)) => return Ok(Answer::page(status, reason)),
     };
-    let client = route.compression().map(|rule| (coding::Client::of(&mut parts, rule), rule));
+    let is_known = context.client().is_some();
+    let client = route.compression().map(|rule| (coding::Client::of(&mut parts, rule, is_known), rule));
     let mut answer = match &route.action {
         Action::Proxy(upstream) => {
             let asked = parts.uri.clone();

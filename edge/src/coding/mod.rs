@@ -10,7 +10,7 @@
 //!
 //! Not compressed is what may hold a secret beside words of whoever asks: the length of the compressed body tells, guess
 //! after guess, when a guess is right (BREACH). Secrets are in answers to those who show who they are (`Cookie`,
-//! `Authorization`), unless these are `public`, and in those that give a cookie.
+//! `Authorization`, a certificate), unless these are `public`, and in those that give a cookie.
 //!
 //! Deliberately absent: requests' bodies, decompression, dictionaries, pages of our own and fixed answers, which are short.
 
@@ -53,9 +53,9 @@ const DIGESTS: [HeaderName; 4] = [
 ];
 
 impl Client {
-    /// Reads a request. A range that is asked for on the word of a date or of a weak tag is taken out of it: the client may
+    /// Reads a request; `is_known`: its client has shown a certificate. A range that is asked for on the word of a date or of a weak tag is taken out of it: the client may
     /// have the rest in a coding, and only strong tags tell codings apart (RFC 9110 section 13.1.5).
-    pub(crate) fn of(parts: &mut Parts, rule: &CompressionRule) -> Self {
+    pub(crate) fn of(parts: &mut Parts, rule: &CompressionRule, is_known: bool) -> Self {
         let headers = &mut parts.headers;
         let coding = accept::choose(headers, &rule.codings);
         let weakly = headers.get(header::IF_RANGE).is_some_and(|value| !value.as_bytes().starts_with(b"\""));
@@ -66,7 +66,8 @@ impl Client {
         Self {
             coding,
             is_head: parts.method == http::Method::HEAD,
-            shows_who_it_is: headers.contains_key(header::COOKIE)
+            shows_who_it_is: is_known
+                || headers.contains_key(header::COOKIE)
                 || headers.contains_key(header::AUTHORIZATION),
             forbids: says(headers, "no-transform"),
             has: headers.get_all(header::IF_NONE_MATCH).iter().cloned().collect(),

@@ -217,6 +217,35 @@ fn plain_http_is_no_way_around_a_certificate() {
     });
 }
 
+/// The length of a compressed answer tells what is in it (BREACH): who has shown a certificate may be told secrets.
+#[test]
+fn an_answer_to_somebody_is_not_compressed() {
+    on_each_backend(|backend| {
+        let ca = ClientCa::new("ours");
+        let body = "the same words again and again ".repeat(200);
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", body.len());
+        let origin = Origin::start(move |_| crate::origin::Reply::Keep(format!("{head}{body}").into_bytes()));
+        let mut edge = TestEdge::start(backend);
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| {
+            let mut route = proxy_to(&url);
+            let Some(portico_api::distribution::route::Action::Proxy(proxy)) = &mut route.action else {
+                panic!()
+            };
+            proxy.compression = Some(portico_api::distribution::CompressionPolicy::default());
+            domain.routes = vec![route];
+            domain.tls = Some(ca.policy(false));
+        });
+        let clients =
+            [(any_version(&["http/1.1"]), Some("gzip")), (ca.issue("one").any_version(&["http/1.1"]), None)];
+        for (config, coding) in clients {
+            let answer = get(edge.https, HOST, config, "Accept-Encoding: gzip\r\n").unwrap();
+            assert_eq!((answer.status, answer.header("content-encoding")), (200, coding));
+        }
+    });
+}
+
 /// Answers to somebody are kept for everybody only where the origin says so.
 #[test]
 fn what_one_client_was_told_is_not_kept_for_another() {
