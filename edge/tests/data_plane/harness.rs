@@ -199,8 +199,10 @@ impl TestEdge {
         let deadline = portico_edge::clock::now() + PATIENCE;
         loop {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            // Who reads a file that is written to may see a part of the last line.
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
             let lines: Vec<_> =
-                text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+                whole.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
             if lines.len() >= count {
                 return lines;
             }
