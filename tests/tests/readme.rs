@@ -39,7 +39,9 @@ fn commands_in_the_readme_exist_with_their_options() {
     let mut seen = 0;
     for line in lines {
         let line = line.split('#').next().unwrap();
-        let is_name = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let is_name = |word: &&str| {
+            !word.starts_with('-') && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        };
         let mut args: Vec<&str> = line.split(' ').take_while(is_name).take(2).collect();
         args.push("--help");
         let output = portico(&args);
