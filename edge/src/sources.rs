@@ -28,6 +28,7 @@ use ipnet::IpNet;
 use crate::{
     clock, limits,
     metrics::{Limited, Metrics},
+    proxy_protocol::holds,
     rate::{Meter, Rate},
 };
 
@@ -98,7 +99,7 @@ impl SourceLimits {
     }
 
     fn exempts(&self, address: IpAddr) -> bool {
-        self.exempt.iter().any(|net| net.contains(&address))
+        holds(&self.exempt, address)
     }
 }
 

@@ -1,6 +1,5 @@
 //! `[client_limits]`: what one client address may take.
 
-use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -31,7 +30,7 @@ pub(super) fn check(source: Source<'_>, raw: Option<&RawClientLimits>) -> Result
         found.connections = Some(connections).filter(|most| *most > 0);
     }
     if let Some(exempt) = &raw.exempt {
-        found.exempt = exempt.iter().map(|text| network(source, text)).collect::<Result<_, _>>()?;
+        found.exempt = exempt.iter().map(|text| source.network(text)).collect::<Result<_, _>>()?;
     }
     Ok(found)
 }
@@ -66,14 +65,6 @@ fn rate(
         (None, None) => default_burst,
     };
     Ok(Some(Rate::new(per_second.unwrap_or(default_per_second), burst)))
-}
-
-fn network(source: Source<'_>, text: &Spanned<String>) -> Result<IpNet, ConfigError> {
-    let network = text.get_ref().parse::<IpNet>();
-    network.or_else(|_| text.get_ref().parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| {
-        let problem = format!("{:?} is not an address range such as \"10.0.0.0/8\"", text.get_ref());
-        source.error(Some(text.span()), problem)
-    })
 }
 
 #[cfg(test)]
