@@ -456,8 +456,11 @@ async fn start_origin(address: SocketAddr) -> Result<tokio::task::JoinHandle<()>
     }))
 }
 
-/// One plain HTTP exchange on loopback, within 5 s.
-pub(crate) async fn plain_http(
+/// One plain HTTP exchange on loopback, within 30 s.
+///
+/// # Errors
+/// When there is no whole answer by then.
+pub async fn plain_http(
     address: SocketAddr,
     method: &str,
     path: &str,

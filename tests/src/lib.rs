@@ -13,7 +13,7 @@ mod process;
 mod tls;
 
 pub use addresses::Addresses;
-pub use lab::{CaKind, CellPlan, Lab, LabOptions, ca_stats_at};
+pub use lab::{CaKind, CellPlan, Lab, LabOptions, ca_stats_at, plain_http};
 pub use pebble::pebble_is_installed;
 pub use process::{Running, binary, wait_until};
 pub use tls::{Answer, Shown, ask, shown};

@@ -1,0 +1,14 @@
+//! One edge before clients and origins that others wrote: a browser, and the Python packages aioquic, websockets and grpcio.
+//!
+//! `tests/run` installs them; a test whose program is missing says so and passes. The Python scripts stand beside this file.
+//! Each one prints the name of every check that held, and the test compares the list, so that none is left out unseen.
+
+#![expect(clippy::unwrap_used, reason = "set-up fails the test")]
+
+mod chromium;
+mod edge;
+mod grpc;
+mod http3;
+mod origin;
+mod python;
+mod websocket;
