@@ -1,7 +1,8 @@
 //! What an idle connection costs an edge: its resident memory before and after many of them.
 //!
 //! Each connection shakes hands, asks once and is left alone. After the wait each one is asked again, so that the figure is
-//! one of connections that work. Each program starts anew for each round, and the rounds are interleaved.
+//! one of connections that work. Each program starts anew for each round, and the rounds are interleaved. An edge takes no
+//! more connections than its descriptors are enough for; where that is less than asked for, several share them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portico_cert_store::DomainName;
+use rustix::process::{Resource, getrlimit};
 use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::task::LocalSet;
@@ -23,12 +25,14 @@ use crate::compare::{Material, Server, start_edge};
 use crate::names::NamesArgs;
 use crate::server_cpu::resident_bytes;
 
-/// Descriptors are bounded at 20,000 a process.
+/// Our own descriptors are bounded at 20,000.
 const CONNECTIONS_MAX: usize = 15_000;
 const ROUNDS_MAX: usize = 20;
 const WAIT_SECONDS_MAX: u64 = 300;
 /// Opened and closed first, so that what a server sets up once is not counted.
 const WARM_UP: usize = 200;
+/// An edge's clients may take 80 % of its descriptors, two each: one is for the origin (`edge/src/limits.rs`).
+const DESCRIPTORS_PER_CONNECTION: f64 = 2.5;
 /// Handshakes under way at once.
 const AT_ONCE: usize = 32;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -70,6 +74,8 @@ struct Row {
     server: String,
     protocol: &'static str,
     round: usize,
+    /// Over which the connections are spread.
+    processes: usize,
     connections: usize,
     resident_before_bytes: u64,
     resident_idle_bytes: u64,
@@ -84,7 +90,7 @@ pub(crate) fn run(args: &IdleArgs) -> Result<()> {
     if let (Some(address), Some(pid), Some(roots)) = (args.connect, args.server_pid, &args.roots) {
         let names = args.names.read()?;
         for round in 1..=args.rounds {
-            let target = Target { address, pid, names: &names, roots };
+            let target = Target { servers: vec![(address, pid)], names: &names, roots };
             rows.push(measure(args, &target, address.to_string(), round)?);
         }
     } else {
@@ -95,9 +101,12 @@ pub(crate) fn run(args: &IdleArgs) -> Result<()> {
         for round in 1..=args.rounds {
             for program in &programs {
                 let title = format!("{} ({})", program.display(), args.io);
-                let server: Server = start_edge(0, &material, program, &args.io, &title)?;
+                let started = (0..edges_for(args.connections))
+                    .map(|_| start_edge(0, &material, program, &args.io, &title))
+                    .collect::<Result<Vec<Server>>>()?;
                 let (names, roots) = (&material.names[..], &material.roots);
-                let target = Target { address: server.address, pid: server.pid(), names, roots };
+                let servers = started.iter().map(|server| (server.address, server.pid())).collect();
+                let target = Target { servers, names, roots };
                 rows.push(measure(args, &target, title, round)?);
             }
         }
@@ -126,11 +135,32 @@ fn check(args: &IdleArgs) -> Result<()> {
     Ok(())
 }
 
+/// As many edges as have room for so many connections, the warm-up's too.
+fn edges_for(connections: usize) -> usize {
+    // No limit is room enough. The edge raises its soft limit to the hard one.
+    let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let room = descriptors as f64 / DESCRIPTORS_PER_CONNECTION - WARM_UP as f64;
+    (1..connections).find(|edges| connections as f64 / *edges as f64 <= room).unwrap_or(1)
+}
+
 struct Target<'a> {
-    address: SocketAddr,
-    pid: u32,
+    /// Addresses and process ids.
+    servers: Vec<(SocketAddr, u32)>,
     names: &'a [DomainName],
     roots: &'a std::path::Path,
+}
+
+impl Target<'_> {
+    /// Where connection number `at` goes, and for which name.
+    fn of(&self, at: usize) -> (SocketAddr, &DomainName) {
+        // Every server gets every name.
+        let (server, turn) = (at % self.servers.len(), at / self.servers.len());
+        (self.servers[server].0, &self.names[turn % self.names.len()])
+    }
+
+    fn resident_bytes(&self) -> Result<u64> {
+        self.servers.iter().map(|(_, pid)| resident_bytes(*pid)).sum()
+    }
 }
 
 fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -> Result<Row> {
@@ -140,14 +170,14 @@ fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -
     let measured = async {
         drop(open(target, &config, args.http2, WARM_UP.min(args.connections)).await?);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let before = resident_bytes(target.pid)?;
+        let before = target.resident_bytes()?;
         let mut kept = open(target, &config, args.http2, args.connections).await?;
         tokio::time::sleep(Duration::from_secs(args.wait)).await;
-        let idle = resident_bytes(target.pid)?;
+        let idle = target.resident_bytes()?;
         let mut answered_again = 0;
         for (at, connection) in kept.iter_mut().enumerate() {
-            let name = &target.names[at % target.names.len()];
-            answered_again += usize::from(connection.ask(target.address, name).await.is_ok());
+            let (address, name) = target.of(at);
+            answered_again += usize::from(connection.ask(address, name).await.is_ok());
         }
         anyhow::Ok((before, idle, answered_again))
     };
@@ -156,6 +186,7 @@ fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -
         server,
         protocol: if args.http2 { "h2" } else { "http/1.1" },
         round,
+        processes: target.servers.len(),
         connections: args.connections,
         resident_before_bytes: before,
         resident_idle_bytes: idle,
@@ -181,8 +212,8 @@ async fn open(
     for first in (0..count).step_by(AT_ONCE) {
         let mut opening = Vec::with_capacity(AT_ONCE);
         for at in first..count.min(first + AT_ONCE) {
-            let name = target.names[at % target.names.len()].clone();
-            let (address, config) = (target.address, Arc::clone(config));
+            let (address, name) = target.of(at);
+            let (name, config) = (name.clone(), Arc::clone(config));
             opening.push(tokio::task::spawn_local(async move {
                 let mut connection = Kept::open(address, &name, &config, http2).await?;
                 connection.ask(address, &name).await?;
@@ -244,15 +275,16 @@ impl Kept {
 
 fn print(rows: &[Row]) {
     println!(
-        "| server | protocol | round | connections | RSS before KiB | RSS idle KiB | KB each | answered again |"
+        "| server | protocol | round | processes | connections | RSS before KiB | RSS idle KiB | KB each | answered again |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for row in rows {
         println!(
-            "| {} | {} | {} | {} | {} | {} | {:.1} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {:.1} | {} |",
             row.server,
             row.protocol,
             row.round,
+            row.processes,
             row.connections,
             row.resident_before_bytes / 1024,
             row.resident_idle_bytes / 1024,
