@@ -12,6 +12,8 @@ use crate::clock::Moment;
 use crate::jws::PublicKey;
 use crate::limits::Limits;
 use crate::problem::Problem;
+use crate::profile::Profiles;
+use crate::renewal_info::Window;
 use crate::stats::Stats;
 use crate::token::random_token;
 
@@ -30,9 +32,14 @@ pub(crate) struct Book {
     /// Authorization by challenge.
     pub(crate) authorization_of_challenge: HashMap<String, String>,
     pub(crate) certificates: HashMap<String, Certificate>,
+    /// Certificate by what renewal information calls it.
+    pub(crate) certificate_of_id: HashMap<String, String>,
+    /// By the same: the newest order that replaces it.
+    pub(crate) replaced_by: HashMap<String, String>,
     /// Sets issued before: an order for one of them is a renewal.
     pub(crate) issued_sets: HashSet<BTreeSet<String>>,
     pub(crate) refused: Refused,
+    pub(crate) profiles: Profiles,
     pub(crate) limits: Limits,
     pub(crate) stats: Stats,
 }
@@ -70,6 +77,11 @@ pub(crate) struct Order {
     pub(crate) names: BTreeSet<String>,
     pub(crate) authorizations: Vec<String>,
     pub(crate) expires: Moment,
+    pub(crate) profile: &'static str,
+    /// The certificate that it replaces.
+    pub(crate) replaces: Option<String>,
+    /// Names that limits on certificates count; none of an order that replaces and is exempt.
+    pub(crate) charged: BTreeSet<String>,
     pub(crate) progress: Progress,
 }
 
@@ -147,7 +159,11 @@ pub(crate) struct Certificate {
     pub(crate) der: Vec<u8>,
     /// Leaf, then intermediate.
     pub(crate) chain_pem: String,
+    pub(crate) not_before: Moment,
+    pub(crate) not_after: Moment,
     pub(crate) revoked: Option<(Moment, u8)>,
+    /// Set over the management listener.
+    pub(crate) window: Option<Window>,
 }
 
 /// Bounds of what is remembered; at about 2 kB an order the largest is some 1 GB.
@@ -156,7 +172,7 @@ pub(crate) const ORDERS_MAX: usize = 500_000;
 pub(crate) const AUTHORIZATIONS_MAX: usize = 2_000_000;
 
 impl Book {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, profiles: Profiles) -> Self {
         Self {
             accounts: HashMap::new(),
             account_of_key: HashMap::new(),
@@ -166,8 +182,11 @@ impl Book {
             newest_authorization: HashMap::new(),
             authorization_of_challenge: HashMap::new(),
             certificates: HashMap::new(),
+            certificate_of_id: HashMap::new(),
+            replaced_by: HashMap::new(),
             issued_sets: HashSet::new(),
             limits,
+            profiles,
             refused: Refused::default(),
             stats: Stats::default(),
         }
@@ -212,6 +231,10 @@ impl Book {
             "authorizations": authorizations,
             "finalize": format!("{base}/acme/finalize/{id}"),
         });
+        document["profile"] = json!(order.profile);
+        if let Some(replaces) = &order.replaces {
+            document["replaces"] = json!(replaces);
+        }
         match &order.progress {
             Progress::Valid { certificate } => {
                 document["certificate"] = json!(format!("{base}/acme/certificate/{certificate}"));
@@ -282,10 +305,18 @@ impl Authorization {
         document
     }
 
-    /// Whether it can serve a new order for at least `margin` more.
-    pub(crate) fn is_usable(&self, now: Moment, margin: Duration) -> bool {
-        self.expires > now.plus(margin)
-            && matches!(self.state, AuthorizationState::Pending | AuthorizationState::Valid)
+    /// Whether it can serve a new order; a valid one for as long as `reuse` after its validation.
+    pub(crate) fn is_usable(&self, now: Moment, reuse: Duration) -> bool {
+        let is_fresh = |challenge: &Challenge| match challenge.state {
+            ChallengeState::Valid { at } => at.plus(reuse) > now,
+            ChallengeState::Pending | ChallengeState::Processing | ChallengeState::Invalid(_) => false,
+        };
+        self.expires > now
+            && match self.state {
+                AuthorizationState::Pending => true,
+                AuthorizationState::Valid => self.challenges.iter().any(is_fresh),
+                AuthorizationState::Invalid | AuthorizationState::Deactivated => false,
+            }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::faults::{Endpoint, Fault, FaultKind, Faults};
 use crate::issue::Hierarchy;
 use crate::limits::{LimitOverride, Limits};
 use crate::nonce::NoncePool;
+use crate::profile::{Profile, Profiles};
 use crate::tls::ApiIdentity;
 use crate::validate::Validator;
 use crate::{management, server};
@@ -46,16 +47,16 @@ pub struct CaArgs {
     /// Writes the certificate (PEM) that clients need to trust the API's own TLS.
     #[arg(long, value_name = "FILE")]
     pub api_ca_out: Option<PathBuf>,
-    /// Lifetime of leaves: 90d, 160h, 10m.
+    /// Lifetime of leaves of the profile `classic`, which is the default one: 90d, 160h, 10m.
     #[arg(long, default_value = "90d", value_parser = parse_duration)]
     pub validity: Duration,
-    /// How long a valid authorization may be reused.
+    /// How long a valid authorization may be reused, in the profile `classic`.
     #[arg(long, default_value = "30d", value_parser = parse_duration)]
     pub authz_lifetime: Duration,
     /// How long an authorization or an order may stay pending.
     #[arg(long, default_value = "7d", value_parser = parse_duration)]
     pub pending_lifetime: Duration,
-    /// Names in one order at the most.
+    /// Names in one order at the most, in the profile `classic`.
     #[arg(long, default_value_t = 100)]
     pub max_names: usize,
     /// The limits to enforce.
@@ -70,6 +71,15 @@ pub struct CaArgs {
     /// Polls for which a finalized order stays `processing`.
     #[arg(long, default_value_t = 0)]
     pub processing_polls: u32,
+    /// No renewal information (RFC 9773), as some CAs have none.
+    #[arg(long)]
+    pub no_ari: bool,
+    /// `Retry-After` of renewal information; 0s: none.
+    #[arg(long, default_value = "6h", value_parser = parse_duration)]
+    pub ari_retry_after: Duration,
+    /// What an order that replaces a certificate is exempt from.
+    #[arg(long, value_enum, default_value_t = AriExemption::Full)]
+    pub ari_exemption: AriExemption,
     /// Further `host:port` under which clients reach the API; `localhost` and the address are always known.
     #[arg(long, value_name = "HOST:PORT")]
     pub authority: Vec<String>,
@@ -83,6 +93,17 @@ pub struct CaArgs {
 pub enum LimitTable {
     Letsencrypt,
     None,
+}
+
+/// How far an order that replaces a certificate is exempt from limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AriExemption {
+    /// From all limits, as Let's Encrypt's documentation has it.
+    Full,
+    /// From all limits, for the names of the certificate that it replaces; others are counted.
+    CoveredNames,
+    /// From all limits, if the suggested window is open, as Boulder's code has it.
+    InWindow,
 }
 
 impl CaArgs {
@@ -105,6 +126,9 @@ impl CaArgs {
             limit_scale: 1.0,
             limit: vec![],
             processing_polls: 0,
+            no_ari: false,
+            ari_retry_after: Duration::from_secs(6 * 3600),
+            ari_exemption: AriExemption::Full,
             authority: vec![],
             exit_on_stdin_eof: false,
         }
@@ -194,15 +218,12 @@ pub(crate) struct Ca {
 /// Fixed at start.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    pub(crate) names_max: usize,
-    pub(crate) validity: Duration,
-    /// How far back a leaf's notBefore lies (Let's Encrypt: one hour).
-    pub(crate) backdate: Duration,
+    /// How long a valid authorization is; a profile may reuse it for less.
     pub(crate) authorization_lifetime: Duration,
-    pub(crate) pending_authorization_lifetime: Duration,
-    pub(crate) order_lifetime: Duration,
-    /// What must be left of an authorization's life for a new order to reuse it.
-    pub(crate) reuse_margin: Duration,
+    pub(crate) ari: bool,
+    /// Zero: not said.
+    pub(crate) ari_retry_after: Duration,
+    pub(crate) ari_exemption: AriExemption,
     pub(crate) processing_polls: u32,
     /// Sent with an order that is `processing`.
     pub(crate) retry_after: Duration,
@@ -222,16 +243,20 @@ impl Ca {
             limits.set(*change);
         }
         let config = Config {
-            names_max: args.max_names,
-            validity: args.validity,
-            backdate: Duration::from_secs(3600).min(args.validity / 4),
             authorization_lifetime: args.authz_lifetime,
-            pending_authorization_lifetime: args.pending_lifetime,
-            order_lifetime: args.pending_lifetime,
-            reuse_margin: Duration::ZERO,
+            ari: !args.no_ari,
+            ari_retry_after: args.ari_retry_after,
+            ari_exemption: args.ari_exemption,
             processing_polls: args.processing_polls,
             retry_after: Duration::from_secs(1),
         };
+        let profiles = Profiles::new(Profile {
+            validity: args.validity,
+            names_max: args.max_names,
+            reuse: args.authz_lifetime,
+            pending_authorization_lifetime: args.pending_lifetime,
+            order_lifetime: args.pending_lifetime,
+        });
         Ok(Self {
             config,
             authorities,
@@ -240,7 +265,7 @@ impl Ca {
             faults: Faults::default(),
             hierarchy,
             validator: Validator::new(args.dns, args.http_port, args.tls_port)?,
-            book: Mutex::new(Book::new(limits)),
+            book: Mutex::new(Book::new(limits, profiles)),
         })
     }
 

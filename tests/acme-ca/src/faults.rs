@@ -77,6 +77,7 @@ pub(crate) enum Endpoint {
     Certificate,
     RevokeCert,
     KeyChange,
+    RenewalInfo,
 }
 
 /// The faults set and not yet used up.
@@ -200,6 +201,7 @@ impl Endpoint {
                 "challenge" => Self::Challenge,
                 "finalize" => Self::Finalize,
                 "certificate" => Self::Certificate,
+                "renewal-info" => Self::RenewalInfo,
                 _ => return None,
             },
         })
@@ -220,11 +222,12 @@ impl Endpoint {
             Self::Certificate => "certificate",
             Self::RevokeCert => "revokeCert",
             Self::KeyChange => "keyChange",
+            Self::RenewalInfo => "renewalInfo",
         }
     }
 
     fn is_signed(self) -> bool {
-        !matches!(self, Self::Directory | Self::NewNonce)
+        !matches!(self, Self::Directory | Self::NewNonce | Self::RenewalInfo)
     }
 }
 

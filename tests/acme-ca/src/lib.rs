@@ -5,7 +5,7 @@
 //! what happened rather than what the product believes. It shares no code and no type with the product:
 //! a mistake in the product cannot hide here.
 //!
-//! Absent: CAA, ARI, profiles, external account binding, CRL, OCSP and CT. State is in memory.
+//! Absent: CAA, external account binding, CRL, OCSP and CT. State is in memory.
 
 mod account;
 mod authorization;
@@ -22,6 +22,8 @@ mod management;
 mod nonce;
 mod order;
 mod problem;
+mod profile;
+mod renewal_info;
 mod request;
 mod revoke;
 mod server;
@@ -30,7 +32,7 @@ mod tls;
 mod token;
 mod validate;
 
-pub use ca::{CaAddresses, CaArgs, CaHandle, LimitTable, start};
+pub use ca::{AriExemption, CaAddresses, CaArgs, CaHandle, LimitTable, start};
 pub use dns::{DnsAddresses, DnsArgs, DnsHandle};
 pub use limits::{Limit, LimitName, LimitOverride};
 

@@ -2,7 +2,7 @@
 //!
 //! Only the limits that shape a client's planning are here: orders and accounts, certificates per
 //! registered domain and per exact set, failed authorizations. Absent: requests per second and address,
-//! the pause after 1,152 failures in a row, and the exemption by `replaces` (no ARI in this CA yet).
+//! the pause after 1,152 failures in a row.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -7,13 +7,16 @@
 //! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
 //! - `POST /refused {"names": [..], "at_finalize": false, "unnamed": "rejectedIdentifier"}`: names that no order may hold
 //!   from now on, instead of those set before; with `unnamed` the CA does not say which name it is.
+//! - `POST /ari {"names": [..], "start": "..", "end": "..", "explanation_url": ".."}`: renewal windows of the certificates
+//!   with one of the names, or of all there are; without times in the past, as before a mass revocation. Answers how many.
+//! - `POST /profiles {"name": "classic", "validity_seconds": n, "reuse_seconds": n}`: for what is ordered from now on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::Deserialize;
@@ -22,6 +25,7 @@ use serde_json::{Value, json};
 use crate::book::Refused;
 use crate::ca::Ca;
 use crate::faults::Fault;
+use crate::renewal_info::{self, SetWindows};
 
 /// The routes over `ca`; `api_ca_pem` is the trust anchor of the API's TLS.
 pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
@@ -31,7 +35,9 @@ pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
         .route("/roots", get(async move |State(ca): State<Arc<Ca>>| roots(&ca, &api_ca_pem)))
         .route("/clock", get(clock).post(advance))
         .route("/faults", get(list_faults).post(add_faults).delete(clear_faults))
-        .route("/refused", axum::routing::post(refuse_names))
+        .route("/refused", post(refuse_names))
+        .route("/ari", post(set_windows))
+        .route("/profiles", post(change_profile))
         .with_state(ca)
 }
 
@@ -91,6 +97,28 @@ async fn refuse_names(State(ca): State<Arc<Ca>>, Json(wanted): Json<Refused>) ->
     }
     ca.book().refused = wanted;
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn set_windows(State(ca): State<Arc<Ca>>, Json(wanted): Json<SetWindows>) -> Json<Value> {
+    let now = ca.clock.now();
+    Json(json!({ "certificates": renewal_info::set_windows(&mut ca.book(), wanted, now) }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangeProfile {
+    name: String,
+    validity_seconds: Option<u64>,
+    reuse_seconds: Option<u64>,
+}
+
+async fn change_profile(State(ca): State<Arc<Ca>>, Json(wanted): Json<ChangeProfile>) -> Response {
+    let (validity, reuse) = (wanted.validity_seconds, wanted.reuse_seconds);
+    let seconds = |seconds: Option<u64>| seconds.map(|n| Duration::from_secs(n.min(ADVANCE_SECONDS_MAX)));
+    match ca.book().profiles.change(&wanted.name, seconds(validity), seconds(reuse)) {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
+    }
 }
 
 async fn list_faults(State(ca): State<Arc<Ca>>) -> Json<Vec<Fault>> {

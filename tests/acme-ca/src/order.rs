@@ -2,11 +2,12 @@
 //!
 //! As Boulder does: an identical order that is still pending or ready is given again; a set that was
 //! issued before is a renewal and free of the limits on orders and per domain; an order that failed
-//! because of an authorization carries no `error` of its own. Absent: notBefore, notAfter, profiles,
-//! `replaces`.
+//! because of an authorization carries no `error` of its own; one that replaces a certificate (RFC 9773) is free of all
+//! limits. Absent: notBefore, notAfter.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -21,13 +22,15 @@ use crate::book::{
     AUTHORIZATIONS_MAX, AuthorizationState, Book, Certificate, ORDERS_MAX, Order, OrderStatus, Progress,
     Refused, UnnamedRefusal,
 };
-use crate::ca::Ca;
+use crate::ca::{AriExemption, Ca};
 use crate::clock::Moment;
 use crate::faults::{Endpoint, FaultKind};
 use crate::identifier::{RawIdentifier, parse_names, registered_domain};
 use crate::issue::{Csr, LeafKey, LeafPlan};
 use crate::limits::{LimitName, Refusal};
 use crate::problem::{Kind, Problem, whole_seconds_up};
+use crate::profile::{Profile, backdate};
+use crate::renewal_info;
 use crate::request::Signed;
 use crate::stats::NewOrderEntry;
 use crate::token::random_token;
@@ -39,6 +42,7 @@ struct NewOrder {
     not_before: Option<String>,
     not_after: Option<String>,
     profile: Option<String>,
+    replaces: Option<String>,
 }
 
 /// `POST /acme/new-order`.
@@ -48,21 +52,34 @@ pub(crate) async fn new_order(State(ca): State<Arc<Ca>>, signed: Signed) -> Resu
     if wanted.not_before.is_some() || wanted.not_after.is_some() {
         return Err(Problem::malformed("notBefore and notAfter are not supported"));
     }
-    if wanted.profile.is_some() {
-        return Err(Problem::malformed("this CA has no profiles"));
-    }
     let now = ca.clock.now();
     let mut book = ca.book();
-    let outcome = parse_names(&wanted.identifiers, ca.config.names_max)
-        .and_then(|names| place_order(&ca, &mut book, account, &names, now));
+    let outcome = book.profiles.of_order(wanted.profile.as_deref()).and_then(|(name, profile)| {
+        let names = parse_names(&wanted.identifiers, profile.names_max)?;
+        let replaces = wanted.replaces.as_deref().filter(|_| ca.config.ari);
+        place_order(
+            &ca,
+            &mut book,
+            &Wanted { account, names: &names, profile: (name, profile), replaces },
+            now,
+        )
+    });
     let mut names: Vec<String> = wanted.identifiers.into_iter().map(|i| i.value).collect();
-    names.truncate(ca.config.names_max);
+    names.truncate(LOGGED_NAMES_MAX);
     let (result, order) = match &outcome {
         Ok(Placed { id, reused: true }) => ("reused".to_owned(), Some(id.clone())),
         Ok(Placed { id, reused: false }) => ("created".to_owned(), Some(id.clone())),
         Err(problem) => (problem.kind.name().to_owned(), None),
     };
-    let entry = NewOrderEntry { at: now.rfc3339(), account: account.to_owned(), names, result, order };
+    let entry = NewOrderEntry {
+        at: now.rfc3339(),
+        account: account.to_owned(),
+        names,
+        replaces: wanted.replaces,
+        profile: wanted.profile,
+        result,
+        order,
+    };
     book.stats.record_new_order(entry);
     let placed = outcome?;
     let order = &book.orders[&placed.id];
@@ -106,7 +123,7 @@ pub(crate) async fn finalize(
     let der = BASE64_URL_SAFE_NO_PAD
         .decode(&request.csr)
         .map_err(|_| Problem::new(Kind::BadCsr, "csr is not unpadded base64url"))?;
-    let names = ready_names(&ca, account, &id)?;
+    let Order { names, charged, profile, .. } = ready_order(&ca, account, &id)?;
     let refused = ca.book().refused.clone();
     if let Some(problem) = refused_by_policy(&refused, &names).filter(|_| refused.at_finalize) {
         return Err(problem);
@@ -119,13 +136,14 @@ pub(crate) async fn finalize(
         return Err(Problem::new(Kind::BadCsr, "the certificate's key must not be the account's"));
     }
     begin_signing(&ca, account, &id)?;
-    let signed_leaf = sign(&ca, &names, &csr.key);
+    let validity = ca.book().profiles.of_order(Some(profile))?.1.validity;
+    let signed_leaf = sign(&ca, &names, &csr.key, validity);
     let now = ca.clock.now();
     let mut book = ca.book();
     let progress = match signed_leaf {
         Ok(mut certificate) => {
             certificate.account = account.to_owned();
-            record_certificate(&ca, &mut book, certificate, now)
+            record_certificate(&ca, &mut book, certificate, &charged, now)
         }
         Err(error) => {
             tracing::error!(%error, "signing failed");
@@ -159,18 +177,25 @@ struct Placed {
     reused: bool,
 }
 
-fn place_order(
-    ca: &Ca,
-    book: &mut Book,
-    account: &str,
-    names: &BTreeSet<String>,
-    now: Moment,
-) -> Result<Placed, Problem> {
+/// An order as it is asked for.
+struct Wanted<'a> {
+    account: &'a str,
+    names: &'a BTreeSet<String>,
+    profile: (&'static str, Profile),
+    replaces: Option<&'a str>,
+}
+
+/// Names of one order that the log keeps.
+const LOGGED_NAMES_MAX: usize = 100;
+
+fn place_order(ca: &Ca, book: &mut Book, wanted: &Wanted<'_>, now: Moment) -> Result<Placed, Problem> {
+    let &Wanted { account, names, profile: (profile_name, profile), replaces } = wanted;
     if let Some(problem) = refused_by_policy(&book.refused, names).filter(|_| !book.refused.at_finalize) {
         return Err(problem);
     }
-    let renewal = book.issued_sets.contains(names);
-    if let Some(refusal) = worst_refusal(book, account, names, renewal, now) {
+    let charged = charged_names(ca, book, wanted, now)?;
+    let renewal = charged.is_empty() || book.issued_sets.contains(names);
+    if let Some(refusal) = worst_refusal(book, wanted, &charged, renewal, now) {
         *book.stats.rate_limited.entry(refusal.name.as_str()).or_default() += 1;
         return Err(refusal.into_problem(now));
     }
@@ -189,10 +214,10 @@ fn place_order(
         book.stats.orders.reused += 1;
         return Ok(Placed { id, reused: true });
     }
-    let mut expires = now.plus(ca.config.order_lifetime);
+    let mut expires = now.plus(profile.order_lifetime);
     let mut authorizations = vec![];
     for name in names {
-        let id = find_or_add_authorization(ca, book, account, name, now);
+        let id = find_or_add_authorization(book, account, name, &profile, now);
         expires = expires.min(book.authorizations[&id].expires);
         authorizations.push(id);
     }
@@ -202,12 +227,35 @@ fn place_order(
         names: names.clone(),
         authorizations,
         expires,
+        profile: profile_name,
+        replaces: replaces.map(str::to_owned),
+        charged,
         progress: Progress::Open,
     };
     book.orders.insert(id.clone(), order);
+    if let Some(replaces) = replaces {
+        book.replaced_by.insert(replaces.to_owned(), id.clone());
+        book.stats.orders.replacing += 1;
+    }
     book.newest_order.insert(key, id.clone());
     book.stats.orders.created += 1;
     Ok(Placed { id, reused: false })
+}
+
+/// The names that limits count: all, or those for which an order that replaces a certificate is not exempt.
+fn charged_names(
+    ca: &Ca,
+    book: &Book,
+    wanted: &Wanted<'_>,
+    now: Moment,
+) -> Result<BTreeSet<String>, Problem> {
+    let Some(replaces) = wanted.replaces else { return Ok(wanted.names.clone()) };
+    let predecessor = renewal_info::predecessor(book, wanted.account, wanted.names, replaces, now)?;
+    Ok(match ca.config.ari_exemption {
+        AriExemption::CoveredNames => wanted.names.difference(&predecessor.names).cloned().collect(),
+        AriExemption::InWindow if !renewal_info::is_open(predecessor, now) => wanted.names.clone(),
+        AriExemption::InWindow | AriExemption::Full => BTreeSet::new(),
+    })
 }
 
 /// The policy's refusal, as Boulder words it: one name is named in the text alone, several in subproblems.
@@ -235,23 +283,31 @@ fn refused_by_policy(refused: &Refused, names: &BTreeSet<String>) -> Option<Prob
 /// Of all limits that refuse this order, the one that resets last.
 fn worst_refusal(
     book: &Book,
-    account: &str,
-    names: &BTreeSet<String>,
+    wanted: &Wanted<'_>,
+    charged: &BTreeSet<String>,
     renewal: bool,
     now: Moment,
 ) -> Option<Refusal> {
-    let set = names.iter().map(String::as_str).collect::<Vec<_>>().join(",");
-    let mut checks = vec![(LimitName::CertificatesPerExactSet, set)];
+    if charged.is_empty() {
+        return None;
+    }
+    let account = wanted.account;
+    let mut checks = vec![(LimitName::CertificatesPerExactSet, exact_set(wanted.names))];
     if !renewal {
         checks.push((LimitName::NewOrders, account.to_owned()));
-        let domains: BTreeSet<&str> = names.iter().map(|name| registered_domain(name)).collect();
+        let domains: BTreeSet<&str> = charged.iter().map(|name| registered_domain(name)).collect();
         checks.extend(domains.into_iter().map(|d| (LimitName::CertificatesPerDomain, d.to_owned())));
     }
-    checks.extend(names.iter().map(|name| (LimitName::FailedAuthorizations, failure_subject(account, name))));
+    checks
+        .extend(charged.iter().map(|name| (LimitName::FailedAuthorizations, failure_subject(account, name))));
     checks
         .into_iter()
         .filter_map(|(limit, subject)| book.limits.check(limit, &subject, now).err())
         .max_by_key(|refusal| refusal.wait)
+}
+
+fn exact_set(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
 /// What failed authorizations are counted by.
@@ -259,14 +315,21 @@ pub(crate) fn failure_subject(account: &str, name: &str) -> String {
     format!("{account} and {name}")
 }
 
-fn find_or_add_authorization(ca: &Ca, book: &mut Book, account: &str, name: &str, now: Moment) -> String {
+fn find_or_add_authorization(
+    book: &mut Book,
+    account: &str,
+    name: &str,
+    profile: &Profile,
+    now: Moment,
+) -> String {
     let key = (account.to_owned(), name.to_owned());
-    let usable =
-        book.newest_authorization.get(&key).cloned().filter(|id| {
-            book.authorizations.get(id).is_some_and(|a| a.is_usable(now, ca.config.reuse_margin))
-        });
+    let usable = book
+        .newest_authorization
+        .get(&key)
+        .cloned()
+        .filter(|id| book.authorizations.get(id).is_some_and(|a| a.is_usable(now, profile.reuse)));
     let Some(id) = usable else {
-        return book.add_authorization(account, name, now.plus(ca.config.pending_authorization_lifetime));
+        return book.add_authorization(account, name, now.plus(profile.pending_authorization_lifetime));
     };
     match book.authorizations[&id].state {
         AuthorizationState::Valid => book.stats.authorizations.reused_valid += 1,
@@ -285,13 +348,13 @@ fn own_order<'a>(book: &'a mut Book, account: &str, id: &str) -> Result<&'a mut 
     }
 }
 
-fn ready_names(ca: &Ca, account: &str, id: &str) -> Result<BTreeSet<String>, Problem> {
+fn ready_order(ca: &Ca, account: &str, id: &str) -> Result<Order, Problem> {
     let now = ca.clock.now();
     let mut book = ca.book();
     let order = own_order(&mut book, account, id)?.clone();
     let status = book.order_status(&order, now);
     if status == OrderStatus::Ready {
-        return Ok(order.names);
+        return Ok(order);
     }
     Err(Problem::new(Kind::OrderNotReady, format!("the order is {status:?}, not ready").to_lowercase()))
 }
@@ -308,10 +371,15 @@ fn begin_signing(ca: &Ca, account: &str, id: &str) -> Result<(), Problem> {
 }
 
 /// Signs the leaf, with the faults asked for.
-fn sign(ca: &Ca, names: &BTreeSet<String>, key: &LeafKey) -> Result<Certificate, rcgen::Error> {
+fn sign(
+    ca: &Ca,
+    names: &BTreeSet<String>,
+    key: &LeafKey,
+    validity: Duration,
+) -> Result<Certificate, rcgen::Error> {
     let take = |kind| ca.take_fault(Endpoint::Finalize, &[kind]).is_some();
-    let not_before = ca.clock.now().minus(ca.config.backdate);
-    let mut plan = LeafPlan { names, key, not_before, not_after: not_before.plus(ca.config.validity) };
+    let not_before = ca.clock.now().minus(backdate(validity));
+    let mut plan = LeafPlan { names, key, not_before, not_after: not_before.plus(validity) };
     let other_key;
     if take(FaultKind::WrongKey) {
         other_key = LeafKey::of_nobody()?;
@@ -322,7 +390,7 @@ fn sign(ca: &Ca, names: &BTreeSet<String>, key: &LeafKey) -> Result<Certificate,
         plan.names = &other_names;
     }
     if take(FaultKind::Expired) {
-        plan.not_before = not_before.minus(ca.config.validity);
+        plan.not_before = not_before.minus(validity);
         plan.not_after = not_before;
     }
     let leaf = ca.hierarchy.sign(plan)?;
@@ -336,16 +404,26 @@ fn sign(ca: &Ca, names: &BTreeSet<String>, key: &LeafKey) -> Result<Certificate,
         names: names.clone(),
         der: leaf.der,
         chain_pem: format!("{}{}", leaf.pem, intermediate),
+        not_before: plan.not_before,
+        not_after: plan.not_after,
         revoked: None,
+        window: None,
     })
 }
 
-fn record_certificate(ca: &Ca, book: &mut Book, certificate: Certificate, now: Moment) -> Progress {
+fn record_certificate(
+    ca: &Ca,
+    book: &mut Book,
+    certificate: Certificate,
+    charged: &BTreeSet<String>,
+    now: Moment,
+) -> Progress {
     let names = certificate.names.clone();
-    let set = names.iter().map(String::as_str).collect::<Vec<_>>().join(",");
-    book.limits.spend(LimitName::CertificatesPerExactSet, &set, now);
+    if !charged.is_empty() {
+        book.limits.spend(LimitName::CertificatesPerExactSet, &exact_set(&names), now);
+    }
     if !book.issued_sets.contains(&names) {
-        for domain in names.iter().map(|name| registered_domain(name)).collect::<BTreeSet<_>>() {
+        for domain in charged.iter().map(|name| registered_domain(name)).collect::<BTreeSet<_>>() {
             book.limits.spend(LimitName::CertificatesPerDomain, domain, now);
         }
     }
@@ -353,6 +431,9 @@ fn record_certificate(ca: &Ca, book: &mut Book, certificate: Certificate, now: M
     book.stats.certificates.issued += 1;
     book.stats.orders.finalized += 1;
     let id = random_token(12);
+    if let Some(name) = renewal_info::certificate_id(&certificate.der) {
+        book.certificate_of_id.insert(name, id.clone());
+    }
     book.certificates.insert(id.clone(), certificate);
     let fault = ca.take_fault_of(book, Endpoint::Finalize, FaultKind::Processing);
     let polls_left = fault.map_or(ca.config.processing_polls, |fault| fault.polls);

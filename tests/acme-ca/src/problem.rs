@@ -20,10 +20,11 @@ pub(crate) struct Problem {
     location: Option<String>,
 }
 
-/// The error types that this CA uses (RFC 8555 section 6.7).
+/// The error types that this CA uses (RFC 8555 section 6.7, RFC 9773 section 7.4, draft-aaron-acme-profiles).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     AccountDoesNotExist,
+    AlreadyReplaced,
     AlreadyRevoked,
     BadCsr,
     BadNonce,
@@ -33,6 +34,7 @@ pub(crate) enum Kind {
     Connection,
     Dns,
     InvalidContact,
+    InvalidProfile,
     Malformed,
     OrderNotReady,
     RateLimited,
@@ -137,6 +139,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AccountDoesNotExist => "accountDoesNotExist",
+            Self::AlreadyReplaced => "alreadyReplaced",
             Self::AlreadyRevoked => "alreadyRevoked",
             Self::BadCsr => "badCSR",
             Self::BadNonce => "badNonce",
@@ -146,6 +149,7 @@ impl Kind {
             Self::Connection => "connection",
             Self::Dns => "dns",
             Self::InvalidContact => "invalidContact",
+            Self::InvalidProfile => "invalidProfile",
             Self::Malformed => "malformed",
             Self::OrderNotReady => "orderNotReady",
             Self::RateLimited => "rateLimited",
@@ -160,6 +164,7 @@ impl Kind {
 
     fn status(self) -> StatusCode {
         match self {
+            Self::AlreadyReplaced => StatusCode::CONFLICT,
             Self::OrderNotReady | Self::Unauthorized => StatusCode::FORBIDDEN,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ServerInternal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -173,6 +178,7 @@ impl Kind {
             | Self::Connection
             | Self::Dns
             | Self::InvalidContact
+            | Self::InvalidProfile
             | Self::Malformed
             | Self::RejectedIdentifier
             | Self::Tls

@@ -29,7 +29,7 @@ use crate::ca::Ca;
 use crate::faults::{Endpoint, Fault, FaultKind};
 use crate::problem::{Kind, Problem};
 use crate::request::base_url;
-use crate::{account, authorization, order, revoke};
+use crate::{account, authorization, order, renewal_info, revoke};
 
 /// Connections at once; more wait in the listen queue.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -136,6 +136,7 @@ fn api_router(ca: Arc<Ca>) -> Router {
         .route("/acme/authorization/{id}", post(authorization::authorization))
         .route("/acme/challenge/{id}", post(authorization::challenge))
         .route("/acme/revoke-cert", post(revoke::revoke_cert))
+        .route("/acme/renewal-info/{id}", get(renewal_info::renewal_info))
         .fallback(async || Problem::not_found("resource"))
         .method_not_allowed_fallback(async || {
             Problem::malformed("this resource takes another method; read with POST-as-GET")
@@ -151,14 +152,21 @@ const CAA_IDENTITY: &str = "acme-ca.test";
 /// `GET /directory` (RFC 8555 section 7.1.1).
 async fn directory(State(ca): State<Arc<Ca>>, request: Request) -> Result<Response, Problem> {
     let base = base_url(&ca, request.headers(), request.uri())?;
-    let document = json!({
+    let mut document = json!({
         "newNonce": format!("{base}/acme/new-nonce"),
         "newAccount": format!("{base}/acme/new-account"),
         "newOrder": format!("{base}/acme/new-order"),
         "revokeCert": format!("{base}/acme/revoke-cert"),
         "keyChange": format!("{base}/acme/key-change"),
-        "meta": { "termsOfService": format!("{base}/terms"), "caaIdentities": [CAA_IDENTITY] },
+        "meta": {
+            "termsOfService": format!("{base}/terms"),
+            "caaIdentities": [CAA_IDENTITY],
+            "profiles": ca.book().profiles.document(),
+        },
     });
+    if ca.config.ari {
+        document["renewalInfo"] = json!(format!("{base}/acme/renewal-info"));
+    }
     Ok(axum::Json(document).into_response())
 }
 

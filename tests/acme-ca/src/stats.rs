@@ -37,6 +37,8 @@ pub(crate) struct OrderStats {
     pub(crate) created: u64,
     pub(crate) reused: u64,
     pub(crate) finalized: u64,
+    /// Of those created, with a certificate that they replace.
+    pub(crate) replacing: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -75,6 +77,10 @@ pub(crate) struct NewOrderEntry {
     pub(crate) at: String,
     pub(crate) account: String,
     pub(crate) names: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replaces: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) profile: Option<String>,
     /// `created`, `reused`, or the problem type.
     pub(crate) result: String,
     #[serde(skip_serializing_if = "Option::is_none")]

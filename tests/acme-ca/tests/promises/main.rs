@@ -8,6 +8,7 @@ mod faults;
 mod issuance;
 mod limits;
 mod process;
+mod renewal;
 mod stage;
 mod strictness;
 mod web;
