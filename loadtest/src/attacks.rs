@@ -72,13 +72,13 @@ pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
     let mut rows = Vec::new();
     for attack in Attack::ALL {
         let title = format!("{attack:?}");
-        let server = start_edge(0, &material, &program, &args.io, &title)?;
+        let server = start_edge(0, &material, &program, &args.io, &title, None)?;
         rows.push(measure(&server, &material, &title, args.attackers, || {
             attackers(attack, args, &server, &material)
         })?);
     }
     if args.half_open > 0 {
-        let server = start_edge(0, &material, &program, &args.io, "half-open")?;
+        let server = start_edge(0, &material, &program, &args.io, "half-open", None)?;
         rows.push(measure(&server, &material, "half-open handshakes", args.half_open, || {
             half_open(server.address, args.half_open)
         })?);

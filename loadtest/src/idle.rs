@@ -102,7 +102,7 @@ pub(crate) fn run(args: &IdleArgs) -> Result<()> {
             for program in &programs {
                 let title = format!("{} ({})", program.display(), args.io);
                 let started = (0..edges_for(args.connections))
-                    .map(|_| start_edge(0, &material, program, &args.io, &title))
+                    .map(|_| start_edge(0, &material, program, &args.io, &title, None))
                     .collect::<Result<Vec<Server>>>()?;
                 let (names, roots) = (&material.names[..], &material.roots);
                 let servers = started.iter().map(|server| (server.address, server.pid())).collect();

@@ -12,11 +12,14 @@ mod client;
 mod compare;
 mod csv_tenants;
 mod engine;
+mod fleet_state;
 mod idle;
 mod names;
+mod origin;
 mod report;
 mod restarts;
 mod server_cpu;
+mod shares;
 mod verify;
 
 use anyhow::Result;
@@ -52,6 +55,8 @@ enum Command {
     Restarts(restarts::RestartsArgs),
     /// What the attacks on HTTP servers that have names cost an edge, and its visitors meanwhile.
     Attacks(attacks::AttacksArgs),
+    /// The hit ratio and bytes of a tenant's cache beside one that asks for far more than there is room for.
+    Shares(shares::SharesArgs),
     /// A CSV of heavy-tailed tenants for `portico domain import`.
     Tenants(csv_tenants::TenantsArgs),
     /// Asks every name of a CSV on every edge and checks certificate, chain and the tenant's own body.
@@ -67,6 +72,7 @@ fn main() -> Result<()> {
         Command::Idle(args) => idle::run(&args),
         Command::Restarts(args) => restarts::run(&args),
         Command::Attacks(args) => attacks::run(&args),
+        Command::Shares(args) => shares::run(&args),
         Command::Tenants(args) => csv_tenants::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

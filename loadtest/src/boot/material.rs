@@ -3,23 +3,16 @@
 //! Certificates have the size of a public CA's and one intermediate. Each has names of its own, its own sealed key bytes
 //! and its own lineage, but they come from one signed leaf with one key, so that 100,000 are made in seconds.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use portico_api::distribution as wire;
-use portico_cert_store::{
-    CellId, CellKey, CertificateChain, CredentialId, DomainId, DomainName, EdgeId, Generation, GroupId,
-    KeyType, LastGood, LineageId, PrivateKey, SealContext, TenantId, hpke,
-};
-use prost::Message as _;
+use portico_cert_store::{CellId, CertificateChain, DomainId, DomainName, LineageId, PrivateKey, TenantId};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 
 use super::BootArgs;
+use crate::fleet_state::FleetState;
 
 /// Certificates of one tenant.
 const PER_TENANT: usize = 10;
@@ -28,9 +21,8 @@ const PER_TENANT: usize = 10;
 pub(super) fn make(folder: &Path, args: &BootArgs) -> Result<Vec<DomainName>> {
     let leaves = Leaves::new(args.per_certificate)?;
     let certificates = args.names.div_ceil(args.per_certificate);
-    let state = folder.join("state");
-    private_folder(&state)?;
     if args.standalone {
+        fs::create_dir(folder.join("state"))?;
         let files = folder.join("certificates");
         fs::create_dir(&files)?;
         for at in 0..certificates {
@@ -38,14 +30,11 @@ pub(super) fn make(folder: &Path, args: &BootArgs) -> Result<Vec<DomainName>> {
             fs::write(files.join(format!("{at:08}.pem")), pem)?;
         }
     } else {
-        let cell = CellId::parse("cell-a")?;
-        let cell_key = CellKey::generate(cell.clone(), 1);
-        write_identity(&state, &cell, &cell_key)?;
-        let mut frames = Vec::with_capacity(2 * args.names);
+        let mut state = FleetState::create(&folder.join("state"))?;
         for at in 0..certificates {
-            leaves.resources(at, &cell_key, &mut frames)?;
+            leaves.resources(at, &mut state)?;
         }
-        LastGood::open(state.join("last-good"))?.write_snapshot(Generation::new(1, 1), &frames)?;
+        state.finish()?;
     }
     (0..certificates * args.per_certificate).map(|at| Ok(DomainName::parse(&name(at))?)).collect()
 }
@@ -106,34 +95,17 @@ impl Leaves {
     }
 
     /// A certificate with its domains, and now and then a tenant, as a snapshot has them.
-    fn resources(&self, certificate: usize, cell_key: &CellKey, frames: &mut Vec<Vec<u8>>) -> Result<()> {
+    fn resources(&self, certificate: usize, state: &mut FleetState) -> Result<()> {
         let tenant = TenantId::from_ulid(u128::try_from(certificate / PER_TENANT + 1)?.into()).to_string();
-        let mut put = |kind: wire::ResourceKind, id: String, body: Vec<u8>| {
-            let tenant_id = tenant.clone();
-            let resource = wire::Resource { kind: kind as u32, id, version: 1, tenant_id, body: body.into() };
-            frames.push(resource.encode_to_vec());
-        };
         if certificate.is_multiple_of(PER_TENANT) {
-            put(wire::ResourceKind::Tenant, tenant.clone(), wire::Tenant::default().encode_to_vec());
+            state.put(wire::ResourceKind::Tenant, tenant.clone(), &tenant, &wire::Tenant::default());
         }
-        let (lineage, credential) = (LineageId::generate().to_string(), CredentialId::generate());
-        let spki_sha256 = self.key.spki_sha256();
-        let context =
-            SealContext { cell: cell_key.cell(), epoch: 1, key_tenant: &tenant, credential, spki_sha256 };
-        let body = wire::Credential {
-            credential_id: credential.to_string(),
-            group_id: GroupId::generate().to_string(),
-            cell_id: cell_key.cell().to_string(),
-            chain_der: vec![self.leaf(certificate).into(), self.intermediate.clone().into()],
-            sealed_key: cell_key.seal(&self.key, &context)?.as_bytes().to_vec().into(),
-            cell_key_epoch: 1,
-            spki_sha256: spki_sha256.to_vec().into(),
-            key_tenant: tenant.clone(),
-        };
-        put(wire::ResourceKind::Credential, lineage.clone(), body.encode_to_vec());
+        let lineage = LineageId::generate().to_string();
+        let chain = vec![self.leaf(certificate), self.intermediate.clone()];
+        state.put_credential(lineage.clone(), &tenant, chain, &self.key)?;
         for n in 0..self.offsets.len() {
-            let body = domain(name(certificate * self.offsets.len() + n), &lineage, cell_key.cell());
-            put(wire::ResourceKind::Domain, DomainId::generate().to_string(), body.encode_to_vec());
+            let body = domain(name(certificate * self.offsets.len() + n), &lineage, state.cell());
+            state.put(wire::ResourceKind::Domain, DomainId::generate().to_string(), &tenant, &body);
         }
         Ok(())
     }
@@ -152,42 +124,4 @@ fn domain(name: String, lineage: &str, cell: &CellId) -> wire::Domain {
         served: true,
         ..wire::Domain::default()
     }
-}
-
-/// What a join leaves behind: an identity that its own certificate stands for, and the cell's key sealed to it.
-fn write_identity(state: &Path, cell: &CellId, cell_key: &CellKey) -> Result<()> {
-    let key = PrivateKey::generate(KeyType::EcdsaP256)?;
-    let pair = KeyPair::try_from(key.secret_der())?;
-    let certificate = STANDARD.encode(CertificateParams::new(Vec::new())?.self_signed(&pair)?.der());
-    let (private, public) = hpke::generate_key_pair()?;
-    let identity = serde_json::json!({
-        "format": 1,
-        "edge_id": EdgeId::generate().to_string(),
-        "cell_id": cell.as_str(),
-        "key_pkcs8": STANDARD.encode(key.secret_der()),
-        "certificate_chain": [certificate],
-        "trusted": [certificate],
-        "hpke_private": STANDARD.encode(private.secret_bytes()),
-        "hpke_public": STANDARD.encode(public),
-    });
-    let (encapsulated_key, ciphertext) = hpke::seal_cell_key(&public, cell_key)?;
-    let sealed = wire::SealedCellKey {
-        cell_id: cell.to_string(),
-        epoch: cell_key.epoch(),
-        encapsulated_key: encapsulated_key.into(),
-        ciphertext: ciphertext.into(),
-    };
-    private_folder(&state.join("identity"))?;
-    private_folder(&state.join("cell-keys"))?;
-    write_private(&state.join("identity/identity.json"), identity.to_string().as_bytes())?;
-    write_private(&state.join("cell-keys/1.key"), &sealed.encode_to_vec())
-}
-
-fn private_folder(path: &Path) -> Result<()> {
-    DirBuilder::new().mode(0o700).create(path).with_context(|| format!("make {}", path.display()))
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)?;
-    Ok(())
 }

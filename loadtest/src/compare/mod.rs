@@ -13,9 +13,11 @@ use serde::Serialize;
 
 use crate::engine::{self, LoadArgs, Work};
 use crate::names::NamesArgs;
+use crate::origin::Origin;
 use crate::report::Report;
 pub(crate) use material::{BODY_BYTES, Material};
-pub(crate) use servers::{Server, start_edge};
+use servers::KEPT_PATH;
+pub(crate) use servers::{Server, start_edge, start_fleet_edge};
 
 const NAMES_MAX: usize = 100_000;
 const ROUNDS_MAX: usize = 20;
@@ -57,20 +59,58 @@ struct Question {
     get: bool,
     resume: bool,
     http2: bool,
+    path: &'static str,
 }
 
-const QUESTIONS: [Question; 5] = [
-    Question { name: "full handshake", work: Work::Handshakes, get: false, resume: false, http2: false },
-    Question { name: "full handshake + GET", work: Work::Handshakes, get: true, resume: false, http2: false },
+const QUESTIONS: [Question; 6] = [
+    Question {
+        name: "full handshake",
+        work: Work::Handshakes,
+        get: false,
+        resume: false,
+        http2: false,
+        path: "/",
+    },
+    Question {
+        name: "full handshake + GET",
+        work: Work::Handshakes,
+        get: true,
+        resume: false,
+        http2: false,
+        path: "/",
+    },
     Question {
         name: "resumed handshake + GET",
         work: Work::Handshakes,
         get: true,
         resume: true,
         http2: false,
+        path: "/",
     },
-    Question { name: "1 KiB, kept h1", work: Work::Requests, get: true, resume: false, http2: false },
-    Question { name: "1 KiB, kept h2 x 10", work: Work::Requests, get: true, resume: false, http2: true },
+    Question {
+        name: "1 KiB, kept h1",
+        work: Work::Requests,
+        get: true,
+        resume: false,
+        http2: false,
+        path: "/",
+    },
+    Question {
+        name: "1 KiB, kept h2 x 10",
+        work: Work::Requests,
+        get: true,
+        resume: false,
+        http2: true,
+        path: "/",
+    },
+    Question {
+        name: "1 KiB from the cache, kept h1",
+        work: Work::Requests,
+        get: true,
+        resume: false,
+        http2: false,
+        path: KEPT_PATH,
+    },
 ];
 
 #[derive(Clone, Debug, Serialize)]
@@ -98,7 +138,8 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let folder = tempfile::tempdir()?;
     eprintln!("making {} certificates ...", args.names);
     let material = Material::make(folder.path(), args.names)?;
-    let mut servers = servers::start_all(args, &material)?;
+    let origin = Origin::start(BODY_BYTES)?;
+    let mut servers = servers::start_all(args, &material, origin.address)?;
     for server in &servers {
         eprintln!("{}: ready after {:.2} s", server.title, server.ready_after.as_secs_f64());
     }
@@ -156,7 +197,7 @@ fn load(args: &CompareArgs, material: &Material, server: &Server, question: Ques
         http2: question.http2,
         streams: 10,
         classical: true,
-        path: "/".to_owned(),
+        path: question.path.to_owned(),
         body_bytes: question.get.then_some(BODY_BYTES),
         server_pid: Some(server.pid()),
         cpu: Some(args.client_cpu),

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::CompareArgs;
 use super::material::Material;
 
+/// Below it, what an origin says is asked of the cache.
+pub(super) const KEPT_PATH: &str = "/kept";
 /// From start to the first accepted connection; nginx takes long with many certificates.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -54,7 +56,7 @@ impl Drop for Server {
 }
 
 /// Starts every server that the comparison has; a missing nginx is said and left out.
-pub(crate) fn start_all(args: &CompareArgs, material: &Material) -> Result<Vec<Server>> {
+pub(crate) fn start_all(args: &CompareArgs, material: &Material, origin: SocketAddr) -> Result<Vec<Server>> {
     let edge = match &args.edge {
         Some(edge) => edge.clone(),
         None => std::env::current_exe()?.with_file_name("portico-edge"),
@@ -66,14 +68,21 @@ pub(crate) fn start_all(args: &CompareArgs, material: &Material) -> Result<Vec<S
         );
     }
     let mut servers = vec![
-        start_edge(args.server_cpu, material, &edge, "uring", "Portico, io_uring, AWS-LC")?,
-        start_edge(args.server_cpu, material, &edge, "epoll", "Portico, epoll, AWS-LC")?,
+        start_edge(args.server_cpu, material, &edge, "uring", "Portico, io_uring, AWS-LC", Some(origin))?,
+        start_edge(args.server_cpu, material, &edge, "epoll", "Portico, epoll, AWS-LC", Some(origin))?,
     ];
     if let Some(other) = &args.other_edge {
-        servers.push(start_edge(args.server_cpu, material, other, "uring", "other Portico, io_uring")?);
+        servers.push(start_edge(
+            args.server_cpu,
+            material,
+            other,
+            "uring",
+            "other Portico, io_uring",
+            Some(origin),
+        )?);
     }
     match args.nginx.clone().or_else(|| find("nginx")) {
-        Some(nginx) => servers.push(start_nginx(args, material, &nginx)?),
+        Some(nginx) => servers.push(start_nginx(args, material, &nginx, origin)?),
         None => eprintln!("skipped: no nginx on this machine (apt-get install nginx-light)"),
     }
     Ok(servers)
@@ -85,26 +94,56 @@ pub(crate) fn start_edge(
     binary: &Path,
     io: &str,
     title: &str,
+    origin: Option<SocketAddr>,
 ) -> Result<Server> {
-    let address = free_address()?;
-    let metrics = free_address()?;
-    let state = material.folder.join(format!("edge-{}", address.port()));
+    let state = material.folder.join(format!("edge-{}", free_address()?.port()));
     fs::create_dir(&state)?;
+    let sections = format!(
+        "[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
+         [[route]]\nhost = \"*\"\npath = \"/\"\nstatic_file = {:?}\n{}",
+        material.certificates,
+        material.body,
+        origin.map(kept_route).unwrap_or_default()
+    );
+    start_edge_with(pinned(cpu, binary), &state, io, title, ("", &sections))
+}
+
+/// What an origin says, kept in the cache.
+fn kept_route(origin: SocketAddr) -> String {
+    format!(
+        "\n[[route]]\nhost = \"*\"\npath = \"{KEPT_PATH}\"\nproxy = \"http://{origin}\"\ncache = {{}}\n\n\
+         [egress]\nallow = [{{ cidr = \"127.0.0.0/8\", ports = [{}] }}]\n",
+        origin.port()
+    )
+}
+
+/// On a state folder that stands for a control plane's, with a cache; nobody answers where the control plane should be.
+pub(crate) fn start_fleet_edge(state: &Path, binary: &Path, io: &str, cache_bytes: u64) -> Result<Server> {
+    let settings = format!("cache_bytes = {cache_bytes}\n");
+    let sections = (settings.as_str(), "[control]\naddress = \"127.0.0.1:1\"\n");
+    start_edge_with(Command::new(binary), state, io, "Portico", sections)
+}
+
+/// One worker and one listener; `settings` go before the first section.
+fn start_edge_with(
+    mut command: Command,
+    state: &Path,
+    io: &str,
+    title: &str,
+    (settings, sections): (&str, &str),
+) -> Result<Server> {
+    let (address, metrics) = (free_address()?, free_address()?);
     let config = format!(
-        "workers = 1\nio = \"{io}\"\nstate = {state:?}\nmetrics = \"{metrics}\"\naccess_log = \"off\"\n\n\
-         [[listen]]\naddress = \"{address}\"\nkind = \"https\"\n\n\
-         [standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
-         [[route]]\nhost = \"*\"\npath = \"/\"\nstatic_file = {:?}\n",
-        material.certificates, material.body
+        "workers = 1\nio = \"{io}\"\nstate = {state:?}\nmetrics = \"{metrics}\"\naccess_log = \"off\"\n{settings}\n\
+         [[listen]]\naddress = \"{address}\"\nkind = \"https\"\n\n{sections}"
     );
     let path = state.join("edge.toml");
     fs::write(&path, config)?;
-    let mut command = pinned(cpu, binary);
     command.arg("--config").arg(&path);
-    start(command, title.to_owned(), address, &state)
+    start(command, title.to_owned(), address, state)
 }
 
-fn start_nginx(args: &CompareArgs, material: &Material, binary: &Path) -> Result<Server> {
+fn start_nginx(args: &CompareArgs, material: &Material, binary: &Path, origin: SocketAddr) -> Result<Server> {
     let address = free_address()?;
     let state = material.folder.join(format!("nginx-{}", address.port()));
     fs::create_dir(&state)?;
@@ -114,7 +153,8 @@ fn start_nginx(args: &CompareArgs, material: &Material, binary: &Path) -> Result
         writeln!(
             servers,
             "server {{ listen {address} ssl http2; server_name {name}; ssl_certificate {0}; ssl_certificate_key {0}; \
-             root {1}; location / {{ try_files /body.txt =404; }} }}",
+             root {1}; location / {{ try_files /body.txt =404; }} \
+             location {KEPT_PATH} {{ proxy_pass http://{origin}; proxy_cache kept; }} }}",
             pem.display(),
             material.folder.display()
         )?;
@@ -126,6 +166,7 @@ fn start_nginx(args: &CompareArgs, material: &Material, binary: &Path) -> Result
          http {{ access_log off; keepalive_requests 100000000; open_file_cache max=100; sendfile on; tcp_nopush on;\n\
          server_names_hash_max_size 1048576; server_names_hash_bucket_size 128; default_type text/plain;\n\
          client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n\
+         proxy_cache_path {0}/kept keys_zone=kept:1m;\n\
          ssl_protocols TLSv1.2 TLSv1.3; ssl_ecdh_curve X25519; ssl_prefer_server_ciphers on;\n\
          ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256; ssl_session_tickets on;\n{servers}}}\n",
         state.display()
