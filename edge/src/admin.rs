@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
+    access_log::ReopenError,
     clock,
     config::Mode,
     control::Control,
@@ -87,13 +88,13 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             return respond(StatusCode::PAYLOAD_TOO_LARGE, &error_body("BodyTooLarge", &text));
         }
     };
-    match route(&parts.method, parts.uri.path(), parts.uri.query(), &body, admin) {
+    match route(&parts.method, parts.uri.path(), parts.uri.query(), &body, admin).await {
         Ok((status, value)) => respond(status, &value),
         Err(refused) => respond(refused.status, &error_body(refused.code, &refused.text)),
     }
 }
 
-fn route(
+async fn route(
     method: &Method,
     path: &str,
     query: Option<&str>,
@@ -115,11 +116,15 @@ fn route(
             admin.switch.order();
             ok(json!({ "draining": true }))
         }
+        (&Method::POST, ["v1", "access-log", "reopen"]) => {
+            admin.edge.access_log.reopen().await?;
+            ok(json!({ "reopened": true }))
+        }
         _ => Err(Refused {
             status: StatusCode::NOT_FOUND,
             code: "NoSuchCall",
             text: "calls: GET /v1/status, /v1/generation, /v1/certificates, /v1/names, /v1/debug/certs?sni=NAME; POST /v1/certificates, \
-                   /v1/drain; PUT and DELETE /v1/certificates/ID"
+                   /v1/drain, /v1/access-log/reopen; PUT and DELETE /v1/certificates/ID"
                 .to_owned(),
         }),
     }
@@ -284,6 +289,17 @@ impl From<Fault> for Refused {
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self { status, code: fault.code, text: fault.text }
+    }
+}
+
+impl From<ReopenError> for Refused {
+    fn from(error: ReopenError) -> Self {
+        let (status, code) = match error {
+            ReopenError::Off => (StatusCode::CONFLICT, "NoAccessLog"),
+            ReopenError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "NotReopened"),
+            ReopenError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "WriterBusy"),
+        };
+        Self { status, code, text: error.to_string() }
     }
 }
 

@@ -21,9 +21,11 @@ use crate::{
     http::visitor::{TrustedField, TrustedProxies},
     io::IoChoice,
     limits,
+    privacy::Privacy,
     sources::SourceLimits,
 };
 
+mod privacy;
 mod sources;
 mod standalone;
 mod tls;
@@ -40,7 +42,9 @@ pub struct Config {
     pub state: PathBuf,
     pub metrics: Option<SocketAddr>,
     pub admin_socket: PathBuf,
-    pub access_log: AccessLogTarget,
+    pub access_log: AccessLogConfig,
+    /// Of access log and traces.
+    pub privacy: Privacy,
     /// Not ready, and serving on, before the drain begins.
     pub withdraw: Duration,
     pub drain: Duration,
@@ -87,11 +91,30 @@ pub enum ListenerKind {
     Https,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    pub target: AccessLogTarget,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AccessLogTarget {
+    #[default]
     Off,
     StandardOutput,
     File(PathBuf),
+}
+
+/// What a line of the access log is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    #[default]
+    Json,
+    /// As Apache and nginx have it.
+    Combined,
+    /// The same behind the site's name and port.
+    VhostCombined,
 }
 
 /// A path that the file names, with its place there: what is wrong with it shows only when it is read.
@@ -120,6 +143,8 @@ struct RawConfig {
     metrics: Option<Spanned<String>>,
     admin_socket: Option<PathBuf>,
     access_log: Option<String>,
+    access_log_format: Option<Spanned<LogFormat>>,
+    privacy: Option<privacy::RawPrivacy>,
     withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
     cache_bytes: Option<u64>,
@@ -217,11 +242,8 @@ impl Source<'_> {
             io: self.io(raw.io.as_ref())?,
             metrics,
             admin_socket,
-            access_log: match raw.access_log.as_deref() {
-                None | Some("off") => AccessLogTarget::Off,
-                Some("-") => AccessLogTarget::StandardOutput,
-                Some(path) => AccessLogTarget::File(self.resolve(Path::new(path))),
-            },
+            access_log: self.access_log(&raw)?,
+            privacy: privacy::check(self, raw.privacy.as_ref())?,
             withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
@@ -231,6 +253,20 @@ impl Source<'_> {
             listeners,
             state,
         })
+    }
+
+    fn access_log(self, raw: &RawConfig) -> Result<AccessLogConfig, ConfigError> {
+        let target = match raw.access_log.as_deref() {
+            None | Some("off") => AccessLogTarget::Off,
+            Some("-") => AccessLogTarget::StandardOutput,
+            Some(path) => AccessLogTarget::File(self.resolve(Path::new(path))),
+        };
+        let format = raw.access_log_format.as_ref();
+        if let Some(format) = format.filter(|_| target == AccessLogTarget::Off) {
+            let problem = "says how lines look, but there are none: set access_log to a file, or to \"-\"";
+            return Err(self.error(Some(format.span()), problem.into()));
+        }
+        Ok(AccessLogConfig { target, format: format.map(|format| *format.get_ref()).unwrap_or_default() })
     }
 
     fn mode(self, raw: &RawConfig) -> Result<Mode, ConfigError> {
@@ -499,6 +535,31 @@ mod tests {
                 LISTEN.to_owned() + "trusted_proxies = [\"::1\"]\ntrusted_field = \"via\"\n",
                 "/etc/edge.toml:5:17: ",
                 "x-forwarded-for",
+            ),
+            (
+                "access_log_format = \"combined\"\n".to_owned() + LISTEN,
+                "/etc/edge.toml:1:21: ",
+                "set access_log",
+            ),
+            (
+                "access_log = \"-\"\naccess_log_format = \"clf\"\n".to_owned() + LISTEN,
+                "/etc/edge.toml:2:21: ",
+                "vhost_combined",
+            ),
+            (
+                LISTEN.to_owned() + "[privacy]\nquery_values = \"some\"\n",
+                "/etc/edge.toml:5:16: ",
+                "[\"page\", \"utm_*\"]",
+            ),
+            (
+                LISTEN.to_owned() + "[privacy]\nquery_values = [\"page=\"]\n",
+                "/etc/edge.toml:5:16: ",
+                "is no name",
+            ),
+            (
+                LISTEN.to_owned() + "[privacy]\nclient_address = \"half\"\n",
+                "/etc/edge.toml:5:18: ",
+                "network",
             ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
         ];

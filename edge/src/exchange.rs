@@ -14,7 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 
 mod challenge;
 mod end;
@@ -456,6 +458,7 @@ pub(crate) struct Noted {
     pub started_unix_ms: i64,
     pub method: Method,
     pub target: Uri,
+    pub version: Version,
 }
 
 impl Noted {
@@ -465,6 +468,7 @@ impl Noted {
             started_unix_ms: clock::unix_ms(),
             method: parts.method.clone(),
             target: parts.uri.clone(),
+            version: parts.version,
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod listen;
 pub mod live;
 pub mod metrics;
+pub mod privacy;
 pub mod process;
 pub mod proxy_protocol;
 pub mod rate;

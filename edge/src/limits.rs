@@ -208,6 +208,15 @@ pub const ACCESS_LOG_QUEUE: usize = 8192;
 pub const ACCESS_LOG_FIELD_BYTES_MAX: usize = 4096;
 /// How long the last lines may take at the end; a pipe that nobody reads must not keep the edge from ending.
 pub const ACCESS_LOG_FINISH_DEADLINE: Duration = Duration::from_secs(2);
+/// How long whoever orders the file to be opened again waits for it.
+pub const ACCESS_LOG_REOPEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of lines that are written with one call, by one line more at most; what a full disk does not take is held.
+pub const ACCESS_LOG_BATCH_BYTES: usize = 64 * 1024;
+/// How often the writer looks whether another file stands at its path, tries again what a disk did not take, and what a
+/// terminal did not.
+pub const ACCESS_LOG_LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const ACCESS_LOG_RETRY_EVERY: Duration = Duration::from_secs(1);
+pub const ACCESS_LOG_BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Pause before a worker that ended by a panic or an error is started again.
 pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);

@@ -400,7 +400,10 @@ fn describe_origins_and_cache() {
     );
     describe_counter!(names::EGRESS_REFUSED, "connects refused by the egress guard");
     describe_counter!(names::ACCESS_LOG_LINES, "access-log lines written");
-    describe_counter!(names::ACCESS_LOG_DROPPED, "access-log lines dropped because the writer was behind");
+    describe_counter!(
+        names::ACCESS_LOG_DROPPED,
+        "access-log lines dropped because the writer was behind, or its disk full"
+    );
     describe_counter!(names::PANICS, "panics: each is a bug of ours");
     describe_gauge!(names::NAMES, "names served");
     describe_gauge!(names::DRAINING, "1 while the edge drains");

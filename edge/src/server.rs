@@ -108,6 +108,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     process::forbid_dumps();
+    let service = Service::new()?;
     let relaunch = Relaunch::of_this_process().context("how this program was started")?;
     let descriptors = process::raise_descriptor_limit();
     let metrics = Arc::new(Metrics::register());
@@ -122,9 +123,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let surface = sockets.metrics(config.metrics)?;
     let surfaces = Surfaces::bind(&config.admin_socket, surface, conversation.is_some())?;
     let own_sockets = own_sockets(&listeners, surfaces.metrics.as_ref())?;
-    let (access_log, log_writer) = AccessLog::open(&config.access_log, Arc::clone(&metrics))?;
+    let (access_log, log_writer) =
+        AccessLog::open(&config.access_log, &config.privacy, Arc::clone(&metrics))?;
     let (switch, drain) = DrainSwitch::new();
-    let service = Service::new()?;
     let cache = Cache::new(config.cache_bytes);
     let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
     let tls = TlsConfigs::new()?;

@@ -13,7 +13,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, UnixListener},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Mutex, watch},
     task::{AbortHandle, LocalSet},
 };
@@ -38,6 +38,7 @@ use crate::{
 pub struct Service {
     runtime: tokio::runtime::Runtime,
     local: LocalSet,
+    reopen: RefCell<Option<Signal>>,
 }
 
 /// What this thread serves and hands over, beside the workers' listeners.
@@ -63,11 +64,14 @@ pub struct RunningControl {
 }
 
 impl Service {
+    /// From here on SIGUSR1 no longer ends the process: whoever rotates logs sends it to one that still starts, too.
+    ///
     /// # Errors
     /// When the operating system gives no descriptors.
     pub fn new() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { runtime, local: LocalSet::new() })
+        let reopen = runtime.block_on(async { signal(SignalKind::user_defined1()) })?;
+        Ok(Self { runtime, local: LocalSet::new(), reopen: RefCell::new(Some(reopen)) })
     }
 
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
@@ -117,6 +121,9 @@ impl Service {
             let shutdown =
                 beside.control.as_ref().map(|control| control.shutdown.clone()).unwrap_or_default();
             let usage_end = beside.control.as_mut().and_then(|control| control.usage_end.take());
+            if let Some(reopen) = self.reopen.take() {
+                tokio::task::spawn_local(reopen_on_signal(reopen, Arc::clone(edge)));
+            }
             let started = start(config, edge, source, switch, beside);
             match &started {
                 Ok(_) => {
@@ -232,6 +239,16 @@ fn drain_on_signal(switch: DrainSwitch, last_steps: Rc<Mutex<()>>) -> io::Result
             switch.order();
         }
     })
+}
+
+/// SIGUSR1: the access log was moved away.
+async fn reopen_on_signal(mut asked: Signal, edge: Arc<Edge>) {
+    while asked.recv().await.is_some() {
+        match edge.access_log.reopen().await {
+            Ok(()) => tracing::info!("access log: opened again"),
+            Err(error) => tracing::error!("access log: not opened again: {error}"),
+        }
+    }
 }
 
 /// SIGUSR2 starts a successor, and so does SIGHUP where it does not say that our terminal is gone.

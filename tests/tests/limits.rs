@@ -12,7 +12,10 @@ const TABLES: [&str; 3] = ["edge/src/limits.rs", "edge/src/live/limits.rs", "edg
 
 /// Not bounds on what comes from outside: how long and how often the edge itself does something, and what it asks of the
 /// kernel.
-const OWN_PACE: [&str; 20] = [
+const OWN_PACE: [&str; 23] = [
+    "ACCESS_LOG_LOOK_EVERY",
+    "ACCESS_LOG_RETRY_EVERY",
+    "ACCESS_LOG_BUSY_PAUSE",
     "H2_LATE_REQUESTS",
     "HEALTH_TICK",
     "RESOLVED_AGAIN_PER_SWEEP",
@@ -36,7 +39,7 @@ const OWN_PACE: [&str; 20] = [
 ];
 
 /// Bounds whose test has not been written. The list may only become shorter.
-const UNTESTED: [&str; 78] = [
+const UNTESTED: [&str; 77] = [
     "DRAIN_PATIENCE",
     "LINGER_BYTES_MAX",
     "LINGER_DEADLINE",
@@ -78,7 +81,6 @@ const UNTESTED: [&str; 78] = [
     "CACHE_WAIT",
     "CACHE_SPARE",
     "CACHE_BACKGROUND_MAX",
-    "ACCESS_LOG_FIELD_BYTES_MAX",
     "ACCESS_LOG_FINISH_DEADLINE",
     "CONNECTIONS_SHARE_PERCENT",
     "DESCRIPTORS_PER_CONNECTION",

@@ -11,13 +11,14 @@ use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, LineageId, TenantId, UnixTime};
 use portico_edge::access_log::AccessLog;
 use portico_edge::cache::Cache;
-use portico_edge::config::{AccessLogTarget, ListenerConfig, ListenerKind};
+use portico_edge::config::{AccessLogConfig, AccessLogTarget, ListenerConfig, ListenerKind, LogFormat};
 use portico_edge::drain::DrainSwitch;
 use portico_edge::http::visitor::TrustedProxies;
 use portico_edge::io::{Backend, IoChoice, choose, probe};
 use portico_edge::limits::Deadlines;
 use portico_edge::listen;
 use portico_edge::metrics::Metrics;
+use portico_edge::privacy::Privacy;
 use portico_edge::server::{Edge, Readiness, start_workers};
 use portico_edge::sources::{SourceLimits, Sources};
 use portico_edge::tls::TlsConfigs;
@@ -47,6 +48,8 @@ pub struct Setup {
     pub ip: IpAddr,
     /// Another log than the file of its own.
     pub log: Option<PathBuf>,
+    pub log_format: LogFormat,
+    pub privacy: Privacy,
     /// Called when the sockets are bound and no worker runs yet.
     pub before_workers: fn(),
 }
@@ -68,6 +71,8 @@ impl Default for Setup {
             health_checks: false,
             ip: Ipv4Addr::LOCALHOST.into(),
             log: None,
+            log_format: LogFormat::Json,
+            privacy: Privacy::default(),
             before_workers: || (),
         }
     }
@@ -104,8 +109,9 @@ impl TestEdge {
         let folder = tempfile::tempdir().unwrap();
         let log = setup.log.unwrap_or_else(|| folder.path().join("access.log"));
         let metrics = Arc::new(Metrics::register());
-        let target = AccessLogTarget::File(log.clone());
-        let (access_log, _writer) = AccessLog::open(&target, Arc::clone(&metrics)).unwrap();
+        let logging =
+            AccessLogConfig { target: AccessLogTarget::File(log.clone()), format: setup.log_format };
+        let (access_log, _writer) = AccessLog::open(&logging, &setup.privacy, Arc::clone(&metrics)).unwrap();
         let listener = |kind| ListenerConfig {
             address: SocketAddr::new(setup.ip, 0),
             kind,

@@ -12,6 +12,7 @@
 #[path = "../fleet/mod.rs"]
 mod fleet;
 
+mod access_log;
 mod attacks;
 mod authority;
 mod cache;
@@ -40,6 +41,7 @@ mod quic_load;
 mod quiet;
 mod resources;
 mod restart;
+mod rotation;
 mod routes;
 mod smuggling;
 mod sources;

@@ -1,0 +1,95 @@
+//! One JSON object a line. Fields are only ever added.
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+
+use super::{AccessRecord, cut};
+use crate::{
+    cache::Outcome,
+    privacy::{Privacy, without_user},
+};
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    peer: std::net::IpAddr,
+    peer_port: Option<u16>,
+    client: std::net::IpAddr,
+    protocol: &'static str,
+    tls: bool,
+    method: Text<'a>,
+    authority: Option<Text<'a>>,
+    target: Text<'a>,
+    tenant: Option<String>,
+    domain: Option<String>,
+    status: u16,
+    response_bytes: u64,
+    duration_us: u64,
+    request_id: Text<'a>,
+    referer: Option<Text<'a>>,
+    user_agent: Option<Text<'a>>,
+    origin: Option<SocketAddr>,
+    cache: Option<&'static str>,
+    reason: Option<&'static str>,
+    complete: bool,
+}
+
+/// Adds a line to `out`.
+pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Privacy) {
+    let text = |bytes| Text(Cow::Borrowed(bytes));
+    let line = Line {
+        time: super::time_of(record).and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default(),
+        peer: privacy.address(record.peer.ip()),
+        peer_port: privacy.port(record.peer.port()),
+        client: privacy.address(record.visitor.client),
+        protocol: record.protocol.as_str(),
+        tls: record.tls,
+        method: text(record.method.as_str().as_bytes()),
+        authority: record.authority.as_deref().map(|authority| text(without_user(authority).as_bytes())),
+        target: Text(privacy.target(record.path_and_query().as_bytes())),
+        tenant: record.host.as_ref().map(|host| host.tenant.id.to_string()),
+        domain: record.host.as_ref().map(|host| host.domain.to_string()),
+        status: record.status.as_u16(),
+        response_bytes: record.response_bytes,
+        duration_us: record.duration_us,
+        request_id: text(record.visitor.request_id.as_bytes()),
+        referer: record.referer.as_ref().map(|referer| Text(privacy.url(referer.as_bytes()))),
+        user_agent: record.user_agent.as_ref().map(|value| text(value.as_bytes())),
+        origin: record.origin,
+        cache: record.cache.map(Outcome::as_str),
+        reason: record.reason,
+        complete: record.complete,
+    };
+    let begun = out.len();
+    match serde_json::to_writer(&mut *out, &line) {
+        Ok(()) => out.push(b'\n'),
+        Err(error) => {
+            out.truncate(begun);
+            tracing::error!(%error, "access log: a line could not be made");
+        }
+    }
+}
+
+/// Bytes from a client: cut, made valid UTF-8, and with control characters (C0 by JSON itself; DEL and C1, which a
+/// terminal obeys too, here) escaped.
+struct Text<'a>(Cow<'a, [u8]>);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = String::from_utf8_lossy(cut(&self.0));
+        if !text.chars().any(char::is_control) {
+            return serializer.serialize_str(&text);
+        }
+        let mut escaped = String::with_capacity(text.len() + 16);
+        for character in text.chars() {
+            if character.is_control() {
+                escaped.extend(character.escape_default());
+            } else {
+                escaped.push(character);
+            }
+        }
+        serializer.serialize_str(&escaped)
+    }
+}

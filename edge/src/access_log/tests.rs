@@ -1,0 +1,88 @@
+//! Lines for whatever a client may have said.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::http::visitor::Unique;
+
+fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
+    AccessRecord {
+        started_unix_ms: 1_764_000_000_123,
+        duration_us: 42,
+        peer: "[::1]:5000".parse().unwrap(),
+        local_port: 443,
+        visitor: Visitor::alone("[::1]:5000".parse().unwrap(), true, Unique { worker: 1, number: 2 }).into(),
+        protocol: Protocol::Http1,
+        version: Version::HTTP_11,
+        tls: true,
+        method: Method::GET,
+        authority: Some(authority.into()),
+        target: Uri::from_static("/a?b=c"),
+        host: None,
+        status: StatusCode::OK,
+        response_bytes: 7,
+        referer: HeaderValue::from_bytes(user_agent).ok(),
+        user_agent: HeaderValue::from_bytes(user_agent).ok(),
+        origin: None,
+        cache: None,
+        reason: None,
+        complete: true,
+    }
+}
+
+fn json_line(record: &AccessRecord) -> String {
+    let mut out = Vec::new();
+    json::write_line(&mut out, record, &Privacy::default());
+    String::from_utf8(out).unwrap()
+}
+
+fn combined_line(record: &AccessRecord) -> String {
+    let mut out = Vec::new();
+    combined::write_line(&mut out, record, &Privacy::default(), true);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_terminal_cannot_be_steered() {
+    let text = json_line(&record("a\x1b[2J\r\n\u{9b}31m\x7f", b"caf\xe9"));
+    assert_eq!(text.matches('\n').count(), 1);
+    assert!(!text.trim_end().chars().any(char::is_control), "{text:?}");
+    assert!(text.contains("2025-11-24T"), "{text}");
+}
+
+#[test]
+fn combined_is_what_apache_and_nginx_write() {
+    let mut record = record("shop.example", b"a \"quoted\" \\ caf\xe9\t");
+    assert_eq!(
+        combined_line(&record),
+        "-:443 ::1 - - [24/Nov/2025:16:00:00 +0000] \"GET /a?b=REDACTED HTTP/1.1\" 200 7 \
+         \"a \\x22quoted\\x22 \\x5C caf\\xE9\\x09\" \"a \\x22quoted\\x22 \\x5C caf\\xE9\\x09\"\n"
+    );
+    (record.referer, record.user_agent) = (None, Some(HeaderValue::from_static("")));
+    record.protocol = Protocol::Http3;
+    assert!(combined_line(&record).ends_with("HTTP/3.0\" 200 7 \"-\" \"\"\n"));
+}
+
+#[test]
+fn a_field_has_an_end() {
+    let long = vec![b'x'; 2 * limits::ACCESS_LOG_FIELD_BYTES_MAX];
+    for line in [json_line(&record("a", &long)), combined_line(&record("a", &long))] {
+        let longest = line.split(|letter| letter != 'x').map(str::len).max();
+        assert_eq!(longest, Some(limits::ACCESS_LOG_FIELD_BYTES_MAX));
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_exchange_is_one_parseable_line(authority in any::<String>(), agent in proptest::collection::vec(any::<u8>(), 0..9000)) {
+        let record = record(&authority, &agent);
+        let text = json_line(&record);
+        prop_assert_eq!(text.matches('\n').count(), 1);
+        prop_assert!(text.len() < 100_000);
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        prop_assert_eq!(&line["status"], 200);
+        let text = combined_line(&record);
+        prop_assert!(text.strip_suffix('\n').unwrap().bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+        prop_assert_eq!(text.matches('"').count(), 6);
+    }
+}
