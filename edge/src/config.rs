@@ -29,9 +29,11 @@ mod privacy;
 mod sources;
 mod standalone;
 mod tls;
+mod traces;
 
 pub use standalone::{CertificateFiles, EgressAllow, RouteConfig, StandaloneConfig, UnknownSniChoice};
 pub use tls::TlsSection;
+pub use traces::TracesConfig;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct Config {
     pub access_log: AccessLogConfig,
     /// Of access log and traces.
     pub privacy: Privacy,
+    /// None: no spans are exported.
+    pub traces: Option<TracesConfig>,
     /// Not ready, and serving on, before the drain begins.
     pub withdraw: Duration,
     pub drain: Duration,
@@ -145,6 +149,7 @@ struct RawConfig {
     access_log: Option<String>,
     access_log_format: Option<Spanned<LogFormat>>,
     privacy: Option<privacy::RawPrivacy>,
+    traces: Option<traces::RawTraces>,
     withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
     cache_bytes: Option<u64>,
@@ -244,6 +249,7 @@ impl Source<'_> {
             admin_socket,
             access_log: self.access_log(&raw)?,
             privacy: privacy::check(self, raw.privacy.as_ref())?,
+            traces: traces::check(self, raw.traces.as_ref())?,
             withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
@@ -536,6 +542,23 @@ mod tests {
                 "/etc/edge.toml:5:17: ",
                 "x-forwarded-for",
             ),
+            ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
+        ];
+        assert_faults(&table);
+    }
+
+    /// Text, place, and a word of what to do.
+    fn assert_faults(table: &[(String, &str, &str)]) {
+        for (text, place, hint) in table {
+            let error = error_of(text);
+            assert!(error.starts_with(place), "{text:?} gave {error:?}, wanted {place:?}");
+            assert!(error.contains(hint), "{text:?} gave {error:?}, wanted {hint:?}");
+        }
+    }
+
+    #[test]
+    fn faults_of_what_is_written_down_name_their_place_too() {
+        let table = [
             (
                 "access_log_format = \"combined\"\n".to_owned() + LISTEN,
                 "/etc/edge.toml:1:21: ",
@@ -561,13 +584,40 @@ mod tests {
                 "/etc/edge.toml:5:18: ",
                 "network",
             ),
-            ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
+            (
+                LISTEN.to_owned() + "[traces]\notlp = \"https://otel.example:4317\"\n",
+                "/etc/edge.toml:5:8: ",
+                "collector on this machine",
+            ),
+            (
+                LISTEN.to_owned() + "[traces]\notlp = \"127.0.0.1:4317\"\n",
+                "/etc/edge.toml:5:8: ",
+                "http://127.0.0.1:4317",
+            ),
+            (
+                LISTEN.to_owned() + "[traces]\notlp = \"http://[::1]:4317\"\nratio = 1.5\n",
+                "/etc/edge.toml:6:9: ",
+                "0 (none) to 1 (all)",
+            ),
+            (
+                LISTEN.to_owned() + "[traces]\notlp = \"http://[::1]:4317\"\nspans_per_second = 0\n",
+                "/etc/edge.toml:6:20: ",
+                "remove [traces]",
+            ),
         ];
-        for (text, place, hint) in table {
-            let error = error_of(&text);
-            assert!(error.starts_with(place), "{text:?} gave {error:?}, wanted {place:?}");
-            assert!(error.contains(hint), "{text:?} gave {error:?}, wanted {hint:?}");
-        }
+        assert_faults(&table);
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn traces_have_a_rate_and_no_share_unless_it_is_said() {
+        let text = format!("{LISTEN}[traces]\notlp = \"http://127.0.0.1:4317\"\n[standalone]\n");
+        let config = Config::parse(Path::new("/etc/edge.toml"), &text).expect("the text is right");
+        let traces = config.traces.expect("there are traces");
+        assert_eq!((traces.share, traces.spans_per_second), (0, limits::SPANS_PER_SECOND));
+        let half = text.replace("[standalone]", "ratio = 0.5\n[standalone]");
+        let config = Config::parse(Path::new("/etc/edge.toml"), &half).expect("the text is right");
+        assert_eq!(config.traces.expect("there are traces").share, 1 << 31);
     }
 
     #[test]

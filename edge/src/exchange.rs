@@ -80,7 +80,10 @@ pub struct ConnectionContext {
 impl ConnectionContext {
     fn visitor(&self, parts: &Parts) -> Visitor {
         let unique = self.worker.next_unique();
-        Visitor::of(&parts.headers, (self.peer, self.shown.is_some()), self.trusted.as_deref(), unique)
+        let neighbour = (self.peer, self.shown.is_some());
+        let mut visitor = Visitor::of(&parts.headers, neighbour, self.trusted.as_deref(), unique);
+        visitor.span = self.worker.edge.traces.begin(&parts.headers, unique);
+        visitor
     }
 
     /// Who the client is by its certificate.
@@ -100,9 +103,19 @@ pub(crate) struct Answer {
     pub response: Response<ResponseSource>,
     /// Why we answered ourselves, in one word; absent for a tenant's own answer.
     pub reason: Option<&'static str>,
-    pub origin: Option<SocketAddr>,
+    pub origin: Option<Reached>,
     /// None: no cache was asked.
     pub cache: Option<cache::Outcome>,
+}
+
+/// The origin that answered, and how long that took.
+#[derive(Debug, Clone, Copy)]
+pub struct Reached {
+    pub address: SocketAddr,
+    /// None: the connection was there.
+    pub connect: Option<Duration>,
+    /// From the request on to the head of the answer.
+    pub first_byte: Duration,
 }
 
 /// Answers one request.
@@ -206,7 +219,7 @@ async fn answer(
     if context.protocol != Protocol::Http1 && says_empty(&parts) && !body.turns_out_empty().await {
         return Ok(Answer::page(StatusCode::BAD_REQUEST, "body_beyond_length"));
     }
-    let mut answer = follow_route(parts, body, context, &host, &authority, &visitor).await?;
+    let mut answer = follow_route(parts, body, context, (&host, &authority), &visitor, end).await?;
     add_policy_headers(&mut answer, context, &visitor, &host);
     Ok(answer)
 }
@@ -260,13 +273,14 @@ async fn follow_route(
     mut parts: Parts,
     body: RequestBody,
     context: &Rc<ConnectionContext>,
-    host: &Arc<Host>,
-    authority: &Authority,
+    (host, authority): (&Arc<Host>, &Authority),
     visitor: &Arc<Visitor>,
+    end: &mut ExchangeEnd,
 ) -> Result<Answer, Dropped> {
     let Some((route, rest)) = host.route(&parts.method, parts.uri.path(), &parts.headers) else {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
     };
+    end.of_route(&route.rule);
     let target = match rewrite::target(&route.rule, &parts.uri, rest) {
         Ok(target) => target,
         Err((status, reason)) => return Ok(Answer::page(status, reason)),

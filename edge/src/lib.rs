@@ -31,6 +31,7 @@ pub mod service;
 pub mod sources;
 pub mod standalone;
 pub mod tls;
+pub mod traces;
 pub mod upstream;
 pub mod worker;
 

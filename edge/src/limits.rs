@@ -218,6 +218,21 @@ pub const ACCESS_LOG_LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_RETRY_EVERY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_BUSY_PAUSE: Duration = Duration::from_millis(10);
 
+/// Spans that wait to be sent; then they are dropped and counted. And how many go with one call.
+pub const SPANS_QUEUE: usize = 4096;
+pub const SPANS_BATCH: usize = 512;
+/// Exchanges that are recorded in a second, where the edge's file does not say it: whoever asks may set the flag.
+pub const SPANS_PER_SECOND: u64 = 1000;
+/// Bytes of one text in a span; with all of them a batch is below the 4 MiB that collectors take.
+pub const SPAN_TEXT_BYTES_MAX: usize = 1024;
+/// How long a batch waits for more spans, a call may take, and its connection; between two tries; and the last one.
+pub const SPANS_GATHER: Duration = Duration::from_secs(1);
+pub const SPANS_DEADLINE: Duration = Duration::from_secs(10);
+pub const SPANS_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub const SPANS_PAUSE_MIN: Duration = Duration::from_millis(500);
+pub const SPANS_PAUSE_MAX: Duration = Duration::from_secs(30);
+pub const SPANS_FINISH_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Pause before a worker that ended by a panic or an error is started again.
 pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.

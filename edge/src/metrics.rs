@@ -34,11 +34,14 @@ pub mod names {
     pub const PROXY_HEADERS: &str = "portico_edge_proxy_headers_total";
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
     pub const EXCHANGE_SECONDS: &str = "portico_edge_exchange_seconds";
+    pub const FIRST_BYTE_SECONDS: &str = "portico_edge_first_byte_seconds";
     pub const REQUESTS_REFUSED: &str = "portico_edge_requests_refused_total";
     pub const LIMITED: &str = "portico_edge_limited_total";
     pub const MISDIRECTED: &str = "portico_edge_misdirected_total";
     pub const CHALLENGES_ANSWERED: &str = "portico_edge_challenges_answered_total";
     pub const ORIGIN_CONNECTS: &str = "portico_edge_origin_connects_total";
+    pub const ORIGIN_CONNECT_SECONDS: &str = "portico_edge_origin_connect_seconds";
+    pub const ORIGIN_FIRST_BYTE_SECONDS: &str = "portico_edge_origin_first_byte_seconds";
     pub const ORIGIN_REUSES: &str = "portico_edge_origin_reuses_total";
     pub const ORIGIN_RETRIES: &str = "portico_edge_origin_retries_total";
     pub const ORIGIN_RETRIES_REFUSED: &str = "portico_edge_origin_retries_refused_total";
@@ -55,6 +58,7 @@ pub mod names {
     pub const EGRESS_REFUSED: &str = "portico_edge_egress_refused_total";
     pub const ACCESS_LOG_LINES: &str = "portico_edge_access_log_lines_total";
     pub const ACCESS_LOG_DROPPED: &str = "portico_edge_access_log_dropped_total";
+    pub const SPANS: &str = "portico_edge_spans_total";
     pub const PANICS: &str = "portico_edge_panics_total";
     pub const NAMES: &str = "portico_edge_names";
     pub const DRAINING: &str = "portico_edge_draining";
@@ -148,11 +152,14 @@ pub struct Metrics {
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],
     pub exchange_seconds: Histogram,
+    pub first_byte_seconds: Histogram,
     pub requests_refused: Counter,
     limited: [Counter; Limited::ALL.len()],
     pub misdirected: Counter,
     pub challenges_http01: Counter,
     pub origin_connects: Counter,
+    pub origin_connect_seconds: Histogram,
+    pub origin_first_byte_seconds: Histogram,
     pub origin_reuses: Counter,
     pub origin_retries: Counter,
     pub origin_retries_refused: Counter,
@@ -169,6 +176,8 @@ pub struct Metrics {
     pub egress_refused: Counter,
     pub access_log_lines: Counter,
     pub access_log_dropped: Counter,
+    pub spans_sent: Counter,
+    pub spans_dropped: Counter,
     pub exchange_panics: Counter,
     pub worker_panics: Counter,
     pub names: Gauge,
@@ -203,11 +212,14 @@ impl Metrics {
                 )
             }),
             exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
+            first_byte_seconds: histogram!(names::FIRST_BYTE_SECONDS),
             requests_refused: counter!(names::REQUESTS_REFUSED),
             limited: Limited::ALL.map(|limit| counter!(names::LIMITED, "reason" => limit.as_str())),
             misdirected: counter!(names::MISDIRECTED),
             challenges_http01: counter!(names::CHALLENGES_ANSWERED, "kind" => "http-01"),
             origin_connects: counter!(names::ORIGIN_CONNECTS),
+            origin_connect_seconds: histogram!(names::ORIGIN_CONNECT_SECONDS),
+            origin_first_byte_seconds: histogram!(names::ORIGIN_FIRST_BYTE_SECONDS),
             origin_reuses: counter!(names::ORIGIN_REUSES),
             origin_retries: counter!(names::ORIGIN_RETRIES),
             origin_retries_refused: counter!(names::ORIGIN_RETRIES_REFUSED),
@@ -227,6 +239,8 @@ impl Metrics {
             egress_refused: counter!(names::EGRESS_REFUSED),
             access_log_lines: counter!(names::ACCESS_LOG_LINES),
             access_log_dropped: counter!(names::ACCESS_LOG_DROPPED),
+            spans_sent: counter!(names::SPANS, "result" => "sent"),
+            spans_dropped: counter!(names::SPANS, "result" => "dropped"),
             exchange_panics: counter!(names::PANICS, "in" => "exchange"),
             worker_panics: counter!(names::PANICS, "in" => "worker"),
             names: gauge!(names::NAMES),
@@ -305,14 +319,19 @@ fn recorder() -> PrometheusHandle {
         .get_or_init(|| {
             let handshakes = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
             let exchanges = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
-            let recorder = PrometheusBuilder::new()
-                .set_buckets_for_metric(Matcher::Full(names::HANDSHAKE_SECONDS.to_owned()), &handshakes)
-                .and_then(|builder| {
-                    builder
-                        .set_buckets_for_metric(Matcher::Full(names::EXCHANGE_SECONDS.to_owned()), &exchanges)
-                })
-                .expect("the bucket lists are not empty")
-                .build_recorder();
+            let mut builder = PrometheusBuilder::new();
+            for (name, buckets) in [
+                (names::HANDSHAKE_SECONDS, &handshakes),
+                (names::EXCHANGE_SECONDS, &exchanges),
+                (names::FIRST_BYTE_SECONDS, &exchanges),
+                (names::ORIGIN_CONNECT_SECONDS, &handshakes),
+                (names::ORIGIN_FIRST_BYTE_SECONDS, &exchanges),
+            ] {
+                builder = builder
+                    .set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
+                    .expect("the bucket lists are not empty");
+            }
+            let recorder = builder.build_recorder();
             let handle = recorder.handle();
             if metrics::set_global_recorder(recorder).is_err() {
                 tracing::warn!("another metrics recorder is installed; /metrics will be empty");
@@ -361,6 +380,10 @@ fn describe() {
     describe_histogram!(names::HANDSHAKE_SECONDS, "from accept to the end of a TLS handshake");
     describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
     describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");
+    describe_histogram!(
+        names::FIRST_BYTE_SECONDS,
+        "from a request's head until the head of its answer is ready, from cache, origin or the edge itself"
+    );
     describe_counter!(names::REQUESTS_REFUSED, "HTTP/1 messages refused for their framing");
     describe_counter!(
         names::LIMITED,
@@ -373,6 +396,14 @@ fn describe() {
 
 fn describe_origins_and_cache() {
     describe_counter!(names::ORIGIN_CONNECTS, "connections made to origins");
+    describe_histogram!(
+        names::ORIGIN_CONNECT_SECONDS,
+        "to make a connection to an origin: DNS, TCP and TLS; failures are not in"
+    );
+    describe_histogram!(
+        names::ORIGIN_FIRST_BYTE_SECONDS,
+        "from a request to an origin, on a connection that is there, to the head of its answer"
+    );
     describe_counter!(names::ORIGIN_REUSES, "requests sent on a kept origin connection");
     describe_counter!(
         names::ORIGIN_RETRIES,
@@ -403,6 +434,10 @@ fn describe_origins_and_cache() {
     describe_counter!(
         names::ACCESS_LOG_DROPPED,
         "access-log lines dropped because the writer was behind, or its disk full"
+    );
+    describe_counter!(
+        names::SPANS,
+        "spans, by what became of them: sent, or dropped for the rate or because the collector does not take them"
     );
     describe_counter!(names::PANICS, "panics: each is a bug of ours");
     describe_gauge!(names::NAMES, "names served");

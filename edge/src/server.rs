@@ -33,6 +33,7 @@ use crate::{
     sources::Sources,
     standalone,
     tls::{TicketSecret, TlsConfigs},
+    traces::Traces,
     upstream::{self, OriginTls, OriginWatch},
     worker,
 };
@@ -73,6 +74,7 @@ pub struct Edge {
     pub tls: TlsConfigs,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
+    pub traces: Traces,
     pub drain: DrainWatch,
     /// Set before the drain begins: what a successor serves on.
     pub successor: OnceLock<Kept>,
@@ -125,6 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let own_sockets = own_sockets(&listeners, surfaces.metrics.as_ref())?;
     let (access_log, log_writer) =
         AccessLog::open(&config.access_log, &config.privacy, Arc::clone(&metrics))?;
+    let (traces, exporter) = Traces::new(config.traces.as_ref(), &config.privacy, &metrics);
     let (switch, drain) = DrainSwitch::new();
     let cache = Cache::new(config.cache_bytes);
     let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
@@ -140,6 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         sources: Sources::new(config.sources.clone(), Arc::clone(&metrics)),
         metrics,
         access_log,
+        traces,
         drain,
         successor: OnceLock::new(),
         origin_tls: OriginTls::from_system(),
@@ -151,8 +155,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
-    let beside =
-        Beside { surfaces, shared, relaunch, kept: sockets.inherited.kept, conversation, control: None };
+    let kept = sockets.inherited.kept;
+    let beside = Beside { surfaces, shared, relaunch, kept, conversation, control: None, exporter };
     serve(&config, edge, listeners, source, (&service, &switch), beside, log_writer)
 }
 

@@ -30,6 +30,7 @@ use crate::{
     listen::Kept,
     server::Edge,
     tls::TICKET_KEY_SECONDS,
+    traces::Exporter,
     upstream,
 };
 
@@ -52,6 +53,8 @@ pub struct Beside {
     /// With a predecessor that waits for us to serve.
     pub conversation: Option<Conversation>,
     pub control: Option<RunningControl>,
+    /// Of spans, where they are exported.
+    pub exporter: Option<Exporter>,
 }
 
 /// The control side, on its way.
@@ -124,6 +127,7 @@ impl Service {
             if let Some(reopen) = self.reopen.take() {
                 tokio::task::spawn_local(reopen_on_signal(reopen, Arc::clone(edge)));
             }
+            let exporting = beside.exporter.take().map(export);
             let started = start(config, edge, source, switch, beside);
             match &started {
                 Ok(_) => {
@@ -141,6 +145,10 @@ impl Service {
             wait_for(workers, allowed).await;
             if let Some(usage_end) = usage_end {
                 usage_end.finish().await;
+            }
+            if let Some((exporting, ends)) = exporting {
+                ends.cancel();
+                let _ = exporting.await;
             }
             shutdown.cancel();
             started.map(drop)
@@ -239,6 +247,12 @@ fn drain_on_signal(switch: DrainSwitch, last_steps: Rc<Mutex<()>>) -> io::Result
             switch.order();
         }
     })
+}
+
+/// Sends spans until told to end; that takes no longer than its last call may.
+fn export(exporter: Exporter) -> (tokio::task::JoinHandle<()>, CancellationToken) {
+    let ends = CancellationToken::new();
+    (tokio::task::spawn_local(exporter.run(ends.clone())), ends)
 }
 
 /// SIGUSR1: the access log was moved away.

@@ -12,7 +12,12 @@ const TABLES: [&str; 3] = ["edge/src/limits.rs", "edge/src/live/limits.rs", "edg
 
 /// Not bounds on what comes from outside: how long and how often the edge itself does something, and what it asks of the
 /// kernel.
-const OWN_PACE: [&str; 23] = [
+const OWN_PACE: [&str; 28] = [
+    "SPANS_GATHER",
+    "SPANS_DEADLINE",
+    "SPANS_CONNECT_DEADLINE",
+    "SPANS_PAUSE_MIN",
+    "SPANS_PAUSE_MAX",
     "ACCESS_LOG_LOOK_EVERY",
     "ACCESS_LOG_RETRY_EVERY",
     "ACCESS_LOG_BUSY_PAUSE",

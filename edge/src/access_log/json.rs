@@ -1,6 +1,6 @@
 //! One JSON object a line. Fields are only ever added.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
@@ -27,10 +27,13 @@ struct Line<'a> {
     status: u16,
     response_bytes: u64,
     duration_us: u64,
+    first_byte_us: Option<u64>,
     request_id: Text<'a>,
     referer: Option<Text<'a>>,
     user_agent: Option<Text<'a>>,
     origin: Option<SocketAddr>,
+    origin_connect_us: Option<u64>,
+    origin_first_byte_us: Option<u64>,
     cache: Option<&'static str>,
     reason: Option<&'static str>,
     complete: bool,
@@ -54,10 +57,13 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
         status: record.status.as_u16(),
         response_bytes: record.response_bytes,
         duration_us: record.duration_us,
+        first_byte_us: record.first_byte.map(micros),
         request_id: text(record.visitor.request_id.as_bytes()),
         referer: record.referer.as_ref().map(|referer| Text(privacy.url(referer.as_bytes()))),
         user_agent: record.user_agent.as_ref().map(|value| text(value.as_bytes())),
-        origin: record.origin,
+        origin: record.origin.map(|origin| origin.address),
+        origin_connect_us: record.origin.and_then(|origin| origin.connect).map(micros),
+        origin_first_byte_us: record.origin.map(|origin| micros(origin.first_byte)),
         cache: record.cache.map(Outcome::as_str),
         reason: record.reason,
         complete: record.complete,
@@ -70,6 +76,10 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
             tracing::error!(%error, "access log: a line could not be made");
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Bytes from a client: cut, made valid UTF-8, and with control characters (C0 by JSON itself; DEL and C1, which a

@@ -18,6 +18,7 @@ use std::{
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::{JoinHandle, Thread},
+    time::Duration,
 };
 
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
@@ -28,15 +29,25 @@ use self::{
     writer::{Batch, Done, Message, Orders, Writer},
 };
 use crate::{
-    cache::Outcome, clock, config::AccessLogConfig, exchange::Protocol, http::visitor::Visitor, limits,
-    live::Host, metrics::Metrics, privacy::Privacy,
+    cache::Outcome,
+    clock,
+    config::AccessLogConfig,
+    exchange::{Protocol, Reached},
+    http::visitor::Visitor,
+    limits,
+    live::Host,
+    metrics::Metrics,
+    privacy::Privacy,
 };
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
 pub struct AccessRecord {
     /// Start, milliseconds since 1970.
     pub started_unix_ms: i64,
+    pub ended_unix_ns: u64,
     pub duration_us: u64,
+    /// Until the head of the answer was ready; absent when there was none.
+    pub first_byte: Option<Duration>,
     pub peer: SocketAddr,
     pub local_port: u16,
     pub visitor: Arc<Visitor>,
@@ -49,11 +60,13 @@ pub struct AccessRecord {
     pub authority: Option<Box<str>>,
     pub target: Uri,
     pub host: Option<Arc<Host>>,
+    /// The path of the rule that was followed; known for exchanges with a span.
+    pub route: Option<Box<str>>,
     pub status: StatusCode,
     pub response_bytes: u64,
     pub referer: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
-    pub origin: Option<SocketAddr>,
+    pub origin: Option<Reached>,
     /// What the cache did; absent where it was not asked.
     pub cache: Option<Outcome>,
     /// Why the edge itself answered or gave up, in one word.
@@ -130,9 +143,9 @@ impl AccessLog {
         self.sink.is_some()
     }
 
-    pub fn write(&self, record: AccessRecord) {
+    pub fn write(&self, record: Arc<AccessRecord>) {
         let Some(sink) = &self.sink else { return };
-        match sink.queue.try_send(Message::Record(Box::new(record))) {
+        match sink.queue.try_send(Message::Record(record)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.metrics.access_log_dropped.increment(1);
@@ -172,14 +185,14 @@ impl AccessLogWriter {
                 tracing::warn!("access log: its last lines could not be written in time");
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
         }
         let _ = thread.join();
     }
 }
 
 impl AccessRecord {
-    fn path_and_query(&self) -> &str {
+    pub(crate) fn path_and_query(&self) -> &str {
         self.target.path_and_query().map_or_else(|| self.target.path(), |target| target.as_str())
     }
 }

@@ -8,7 +8,9 @@ use crate::http::visitor::Unique;
 fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
     AccessRecord {
         started_unix_ms: 1_764_000_000_123,
+        ended_unix_ns: 0,
         duration_us: 42,
+        first_byte: None,
         peer: "[::1]:5000".parse().unwrap(),
         local_port: 443,
         visitor: Visitor::alone("[::1]:5000".parse().unwrap(), true, Unique { worker: 1, number: 2 }).into(),
@@ -19,6 +21,7 @@ fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
         authority: Some(authority.into()),
         target: Uri::from_static("/a?b=c"),
         host: None,
+        route: None,
         status: StatusCode::OK,
         response_bytes: 7,
         referer: HeaderValue::from_bytes(user_agent).ok(),

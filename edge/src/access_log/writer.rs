@@ -19,7 +19,7 @@ use crate::{config::LogFormat, limits, metrics::Metrics, privacy::Privacy};
 
 /// What comes through the queue.
 pub(super) enum Message {
-    Record(Box<AccessRecord>),
+    Record(Arc<AccessRecord>),
     /// There is an order to look at.
     Wake,
 }
@@ -91,10 +91,8 @@ impl Writer {
                 tracing::warn!(%error, "access log: it cannot be written; lines are held, then dropped and counted");
                 is_failing = true;
             }
-            let pause = match error.kind() {
-                ErrorKind::WouldBlock => limits::ACCESS_LOG_BUSY_PAUSE,
-                _ => limits::ACCESS_LOG_RETRY_EVERY,
-            };
+            let is_busy = error.kind() == ErrorKind::WouldBlock;
+            let pause = if is_busy { limits::ACCESS_LOG_BUSY_PAUSE } else { limits::ACCESS_LOG_RETRY_EVERY };
             // Orders cut it short.
             std::thread::park_timeout(pause);
             self.follow_orders();

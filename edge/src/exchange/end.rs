@@ -1,10 +1,12 @@
 //! The end of an exchange, however it comes: counted, logged, and told to the connection's clock.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode, header, request::Parts};
 
-use super::{ConnectionContext, Noted, Tally};
+use portico_api::rule::Rule;
+
+use super::{ConnectionContext, Noted, Reached, Tally};
 use crate::{
     access_log::AccessRecord,
     cache::Outcome,
@@ -27,8 +29,10 @@ pub struct ExchangeEnd {
     tally: Rc<Tally>,
     status: StatusCode,
     reason: Option<&'static str>,
-    origin: Option<SocketAddr>,
+    origin: Option<Reached>,
     cache: Option<Outcome>,
+    route: Option<Box<str>>,
+    first_byte: Option<Duration>,
     response_bytes: u64,
     complete: bool,
     is_last: bool,
@@ -37,7 +41,8 @@ pub struct ExchangeEnd {
 impl ExchangeEnd {
     pub(super) fn begin(context: &Rc<ConnectionContext>, parts: &Parts) -> Self {
         let is_last = !context.clock.exchange_begins();
-        let logged = context.worker.edge.access_log.is_on();
+        let visitor = Arc::new(context.visitor(parts));
+        let logged = context.worker.edge.access_log.is_on() || visitor.span.is_some();
         let authority = || {
             let of_uri = parts.uri.authority().map(|authority| authority.as_str().into());
             of_uri
@@ -51,13 +56,15 @@ impl ExchangeEnd {
             user_agent: parts.headers.get(header::USER_AGENT).filter(|_| logged).cloned(),
             host: None,
             share: None,
-            visitor: Arc::new(context.visitor(parts)),
+            visitor,
             tally: Tally::of_exchange(context),
             // What is logged when there is never an answer: the client went away (the number is a custom of nginx).
             status: StatusCode::from_u16(499).expect("499 is a status code"),
             reason: Some("no_answer"),
             origin: None,
             cache: None,
+            route: None,
+            first_byte: None,
             response_bytes: 0,
             complete: false,
             is_last,
@@ -69,6 +76,12 @@ impl ExchangeEnd {
         self.tally.of_host(host);
     }
 
+    pub(super) fn of_route(&mut self, rule: &Rule) {
+        if self.visitor.span.is_some() {
+            self.route = Some(rule.path.as_str().into());
+        }
+    }
+
     pub(super) fn takes(&mut self, share: TenantShare) {
         self.share = Some(share);
     }
@@ -77,9 +90,12 @@ impl ExchangeEnd {
         &mut self,
         status: StatusCode,
         reason: Option<&'static str>,
-        origin: Option<SocketAddr>,
+        origin: Option<Reached>,
         cache: Option<Outcome>,
     ) {
+        let first_byte = clock::now().duration_since(self.noted.started);
+        self.context.worker.edge.metrics.first_byte_seconds.record(first_byte.as_secs_f64());
+        self.first_byte = Some(first_byte);
         self.status = status;
         self.reason = reason;
         self.origin = origin;
@@ -143,12 +159,27 @@ impl Drop for ExchangeEnd {
             edge.metrics.cache(outcome);
         }
         edge.metrics.exchange_seconds.record(duration.as_secs_f64());
-        if !edge.access_log.is_on() {
+        let is_recorded = self.visitor.span.is_some();
+        if !edge.access_log.is_on() && !is_recorded {
             return;
         }
-        edge.access_log.write(AccessRecord {
+        let record = Arc::new(self.record(duration));
+        let edge = &self.context.worker.edge;
+        if is_recorded {
+            edge.traces.write(Arc::clone(&record));
+        }
+        edge.access_log.write(record);
+    }
+}
+
+impl ExchangeEnd {
+    /// Takes what is only needed once.
+    fn record(&mut self, duration: Duration) -> AccessRecord {
+        AccessRecord {
             started_unix_ms: self.noted.started_unix_ms,
+            ended_unix_ns: u64::try_from(clock::unix_elapsed().as_nanos()).unwrap_or(u64::MAX),
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            first_byte: self.first_byte,
             peer: self.context.peer,
             local_port: self.context.local.port(),
             visitor: Arc::clone(&self.visitor),
@@ -159,6 +190,7 @@ impl Drop for ExchangeEnd {
             authority: self.authority.take(),
             target: self.noted.target.clone(),
             host: self.host.take(),
+            route: self.route.take(),
             status: self.status,
             response_bytes: self.response_bytes,
             referer: self.referer.take(),
@@ -167,6 +199,6 @@ impl Drop for ExchangeEnd {
             cache: self.cache,
             reason: self.reason,
             complete: self.complete,
-        });
+        }
     }
 }

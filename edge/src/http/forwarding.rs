@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::visitor::{Unique, Visitor};
+use super::{trace_context, visitor::Visitor};
 use crate::{
     exchange::Protocol,
     limits,
@@ -72,8 +72,6 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The headers for the origin; `host` is the Host that it is to see.
 ///
@@ -100,7 +98,7 @@ pub fn request_headers(
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     add_forwarded(&mut headers, facts);
-    keep_or_make_trace(&mut headers, facts.visitor.unique);
+    trace_context::hand_on(&mut headers, facts.visitor.unique, facts.visitor.span);
     Ok(headers)
 }
 
@@ -257,37 +255,10 @@ fn node(address: IpAddr) -> String {
     }
 }
 
-/// Passes a trace on (W3C Trace Context, 3.2); one that is none is begun anew, named as the request is, and not recorded.
-fn keep_or_make_trace(headers: &mut HeaderMap, unique: Unique) {
-    let mut values = headers.get_all(TRACEPARENT).iter();
-    if let (Some(one), None) = (values.next(), values.next())
-        && is_traceparent(one.as_bytes())
-    {
-        return;
-    }
-    headers.remove(TRACESTATE);
-    let parent = unique.number.max(1);
-    if let Ok(value) = HeaderValue::try_from(format!("00-{unique}-{parent:016x}-00")) {
-        headers.insert(TRACEPARENT, value);
-    }
-}
-
-/// `00-<32 digits>-<16 digits>-<2 digits>`; later versions may have more behind it.
-fn is_traceparent(value: &[u8]) -> bool {
-    let is_hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
-    let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
-    let Some((known, rest)) = value.split_at_checked(55) else { return false };
-    let (version, trace, parent, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
-    let dashes = [2, 35, 52].iter().all(|at| known[*at] == b'-');
-    let hex = [version, trace, parent, flags].iter().all(|part| is_hex(part));
-    let whole =
-        if version == b"00" { rest.is_empty() } else { rest.first().is_none_or(|byte| *byte == b'-') };
-    dashes && hex && whole && version != b"ff" && !is_zero(trace) && !is_zero(parent)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::visitor::Unique;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -16,4 +16,5 @@ pub mod h2;
 pub mod h3;
 mod late_pong;
 mod pacing;
+pub mod trace_context;
 pub mod visitor;

@@ -13,6 +13,7 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
+use super::trace_context::SpanContext;
 use crate::{limits, proxy_protocol::holds};
 
 /// Proxies before us, and where they say who asks.
@@ -45,6 +46,8 @@ pub struct Visitor {
     pub request_id: HeaderValue,
     /// What no other request of this edge's life has.
     pub unique: Unique,
+    /// Present: the exchange is recorded, as this span.
+    pub span: Option<SpanContext>,
 }
 
 /// A worker's own number, by chance, and a count.
@@ -62,7 +65,7 @@ impl Visitor {
     /// Who is our neighbour, at the end of a connection with TLS or without.
     pub fn alone(peer: SocketAddr, tls: bool, unique: Unique) -> Self {
         let client = peer.ip().to_canonical();
-        Self { client, tls, proxies: Vec::new(), request_id: unique.name(), unique }
+        Self { client, tls, proxies: Vec::new(), request_id: unique.name(), unique, span: None }
     }
 
     /// Reads a request that came from `peer`.
@@ -143,6 +146,11 @@ impl Visitor {
 }
 
 impl Unique {
+    /// As it is written.
+    pub fn bytes(self) -> [u8; 16] {
+        ((u128::from(self.worker) << 64) | u128::from(self.number)).to_be_bytes()
+    }
+
     fn name(self) -> HeaderValue {
         HeaderValue::try_from(self.to_string()).expect("digits are a header value")
     }

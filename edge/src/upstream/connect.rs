@@ -15,6 +15,7 @@ use super::{
     trust::{Offer, server_name},
 };
 use crate::{
+    clock,
     egress::EgressGuard,
     io::{Backend, Stream},
     limits,
@@ -75,9 +76,12 @@ impl Connector {
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
+        let begun = clock::now();
         let opening = Box::pin(self.open_unbounded(tenant, (origin, client), offer, deadline));
         let opened = tokio::time::timeout(deadline, opening).await;
-        opened.unwrap_or(Err(OriginError::ConnectTimeout))
+        let opened = opened.unwrap_or(Err(OriginError::ConnectTimeout))?;
+        self.metrics.origin_connect_seconds.record(clock::now().duration_since(begun).as_secs_f64());
+        Ok(opened)
     }
 
     async fn open_unbounded(

@@ -22,7 +22,7 @@ mod trust;
 pub mod tunnel;
 mod watch;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
@@ -44,7 +44,8 @@ use origins::Freshness;
 use pool::Unanswered;
 
 use crate::{
-    exchange::{Answer, ConnectionContext, Dropped, Protocol, suspended},
+    clock,
+    exchange::{Answer, ConnectionContext, Dropped, Protocol, Reached, suspended},
     http::{
         authority::Authority,
         body::{BodyFault, OriginBody, RequestBody, ResponseSource},
@@ -93,7 +94,7 @@ pub(crate) async fn forward(
         forwarding.context.worker.edge.metrics.limited(Limited::RequestBody);
         return Ok(Answer::page(StatusCode::PAYLOAD_TOO_LARGE, "request_body_too_large"));
     }
-    let now_ms = crate::clock::unix_ms();
+    let now_ms = clock::unix_ms();
     // A suspension that arrives while the origin thinks ends the exchange.
     let result = tokio::select! {
         biased;
@@ -204,8 +205,10 @@ async fn attempt(
     if tunnel::is_websocket(message.parts) {
         return tunnel::open(message.parts, turn, connect, to).await;
     }
+    let begun = clock::now();
     let leasing = worker.origins.lease(&to.host.tenant, turn, freshness, to.ends(), connect);
     let mut lease = leasing.await.map_err(unsent)?;
+    let connect = (!lease.is_reused()).then(|| clock::now().duration_since(begun));
     let never = |error| Failure { error, repeat: Repeat::Never, stale: false };
     let head = origin_request(message.parts, to, &endpoint.origin, lease.is_http2()).map_err(never)?;
     let mut request = head.map(|()| message.body.take().unwrap_or_else(RequestBody::empty));
@@ -213,10 +216,12 @@ async fn attempt(
         frame_body(&mut request);
     }
     let first_byte = deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
+    let sent = clock::now();
     match tokio::time::timeout(first_byte, lease.send(request)).await {
         Ok(Ok(response)) => {
             judge(&response, endpoint, to);
-            answer_of(response, lease, to).map_err(never)
+            let reached = reached(lease.address(), connect, clock::now().duration_since(sent), to);
+            answer_of(response, lease, reached, to).map_err(never)
         }
         Ok(Err(unanswered)) => Err(unanswered_of(unanswered, &lease, message)),
         Err(_) => Err(never(OriginError::FirstByteTimeout)),
@@ -252,11 +257,26 @@ fn unanswered_of(unanswered: Unanswered, lease: &Lease, message: &mut Message<'_
     Failure { error, repeat, stale: only_the_connection }
 }
 
-fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> Result<Answer, OriginError> {
+/// Notes how long an origin took.
+fn reached(
+    address: SocketAddr,
+    connect: Option<Duration>,
+    first_byte: Duration,
+    to: Forwarding<'_>,
+) -> Reached {
+    to.context.worker.edge.metrics.origin_first_byte_seconds.record(first_byte.as_secs_f64());
+    Reached { address, connect, first_byte }
+}
+
+fn answer_of(
+    response: Response<Incoming>,
+    lease: Lease,
+    reached: Reached,
+    to: Forwarding<'_>,
+) -> Result<Answer, OriginError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(OriginError::BadAnswer); // nobody asked for it
     }
-    let origin = lease.address();
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
     let framed = lease.is_http2()
@@ -269,11 +289,11 @@ fn answer_of(response: Response<Incoming>, lease: Lease, to: Forwarding<'_>) -> 
         if lease.is_http2() { Protocol::Http2 } else { Protocol::Http1 },
     );
     let host = Arc::clone(to.host);
-    let cut = Box::pin(async move { host.cut(crate::clock::unix_ms()).await });
+    let cut = Box::pin(async move { host.cut(clock::unix_ms()).await });
     let stall = to.upstream.deadlines.idle.unwrap_or(to.context.worker.edge.deadlines.origin_body_stall);
     let body = OriginBody::new(incoming, lease, cut, stall, framed);
     let response = Response::from_parts(head, ResponseSource::Origin(Box::new(body)));
-    Ok(Answer { response, reason: None, origin: Some(origin), cache: None })
+    Ok(Answer { response, reason: None, origin: Some(reached), cache: None })
 }
 
 /// The request as the origin is to see it.

@@ -3,7 +3,7 @@
 //! Nothing of the client's goes to the origin before the origin has answered 101; the framing reader refuses bytes that
 //! come earlier. Only `websocket` is passed on: `h2c` and inventions would open a way around every check.
 
-use std::{net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
+use std::{pin::Pin, rc::Rc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -19,10 +19,11 @@ use super::{
     connect::{Opened, OriginStream},
     origin_request,
     origins::http1_builder,
+    reached,
 };
 use crate::{
     clock,
-    exchange::{Answer, Protocol, Tally},
+    exchange::{Answer, Protocol, Reached, Tally},
     http::{
         body::{RequestBody, ResponseSource},
         extended_connect::ExtendedConnect,
@@ -82,13 +83,20 @@ pub(super) async fn open(
     deadline: Duration,
     to: Forwarding<'_>,
 ) -> Result<Answer, Failure> {
+    let begun = clock::now();
     let opened = to.context.worker.origins.open_http1(&to.host.tenant, &turn, to.ends(), deadline).await;
     let opened = opened.map_err(|error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false })?;
-    let asked = ask(parts, opened, turn, to).await;
+    let connect = clock::now().duration_since(begun);
+    let asked = ask(parts, (opened, connect), turn, to).await;
     asked.map_err(|error| Failure { error, repeat: Repeat::Never, stale: false })
 }
 
-async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> Result<Answer, OriginError> {
+async fn ask(
+    parts: &Parts,
+    (opened, connect): (Opened, Duration),
+    turn: Turn,
+    to: Forwarding<'_>,
+) -> Result<Answer, OriginError> {
     let worker = &to.context.worker;
     let Opened { stream, address, .. } = opened;
     let handshake = http1_builder().handshake::<_, RequestBody>(TokioIo::new(stream)).await;
@@ -105,15 +113,17 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
     let mut request = head.map(|()| RequestBody::empty());
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    let sent = clock::now();
     let sending = sender.send_request(request);
     let first_byte = to.upstream.deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
     let response = tokio::time::timeout(first_byte, sending).await;
     let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
     turn.endpoint.succeeded();
+    let reached = reached(address, Some(connect), clock::now().duration_since(sent), to);
     let extended = parts.extensions.get::<ExtendedConnect>().is_some();
     let may_tunnel = extended || to.context.protocol == Protocol::Http1;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS || !may_tunnel {
-        return refused(response, address).await;
+        return refused(response, reached).await;
     }
     let (mut head, _) = response.into_parts();
     // The key was ours, and the client cannot look.
@@ -131,7 +141,7 @@ async fn ask(parts: &Parts, opened: Opened, turn: Turn, to: Forwarding<'_>) -> R
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Empty),
         reason: None,
-        origin: Some(address),
+        origin: Some(reached),
         cache: None,
     })
 }
@@ -145,10 +155,7 @@ fn accepts(answer: &HeaderMap, request: &HeaderMap) -> bool {
 }
 
 /// The origin does not want to: its answer is passed on, if it is short; the connection is not kept.
-async fn refused(
-    response: Response<hyper::body::Incoming>,
-    address: SocketAddr,
-) -> Result<Answer, OriginError> {
+async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) -> Result<Answer, OriginError> {
     let (mut head, body) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(OriginError::BadAnswer);
@@ -163,7 +170,7 @@ async fn refused(
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Full(bytes)),
         reason: None,
-        origin: Some(address),
+        origin: Some(reached),
         cache: None,
     })
 }

@@ -22,6 +22,7 @@ use portico_edge::privacy::Privacy;
 use portico_edge::server::{Edge, Readiness, start_workers};
 use portico_edge::sources::{SourceLimits, Sources};
 use portico_edge::tls::TlsConfigs;
+use portico_edge::traces::Traces;
 use portico_edge::upstream::OriginTls;
 
 use crate::fleet::{self, Bench};
@@ -129,6 +130,7 @@ impl TestEdge {
             live: Arc::clone(&bench.live),
             tls: TlsConfigs::new().unwrap(),
             sources: Sources::new(setup.sources, Arc::clone(&metrics)),
+            traces: Traces::new(None, &setup.privacy, &metrics).0,
             metrics,
             access_log,
             drain,

@@ -49,6 +49,8 @@ mod stalled;
 mod suspension;
 mod tenants;
 mod tickets;
+#[cfg(feature = "otlp")]
+mod traces;
 mod trusted;
 mod upstreams;
 mod websocket;

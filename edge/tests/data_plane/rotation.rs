@@ -238,12 +238,10 @@ fn a_full_disk_holds_up_no_request_and_each_line_is_written_or_counted() {
     let (status, answer) = edge.admin("POST", "/v1/access-log/reopen", "");
     assert_eq!(status, 200, "{answer}");
     sent += ask(100);
-    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
     let all = sent as f64;
     wait_until("each line is written or counted", || written() + dropped() == all);
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
-    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
     let lines = text.lines().count() as f64;
     assert_eq!(lines, written());
     assert!(lines > 100.0, "{lines}");
