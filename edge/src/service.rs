@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use sd_notify::NotifyState;
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},
@@ -134,7 +135,7 @@ impl Service {
                     drain.ordered().await;
                     edge.metrics.draining.set(1.0);
                     if edge.successor.get().is_none() {
-                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                        let _ = sd_notify::notify(&[NotifyState::Stopping]);
                     }
                     let _ = tokio::time::timeout(config.withdraw, drain.begun()).await;
                     switch.begin();
@@ -166,6 +167,9 @@ fn start(
     switch: &DrainSwitch,
     beside: Beside,
 ) -> anyhow::Result<Paths> {
+    // Before anything says that the edge is there: whoever hears that may end it.
+    let last_steps = Rc::default();
+    tokio::task::spawn_local(drain_on_signal(switch.clone(), Rc::clone(&last_steps))?);
     let mode = Rc::new(config.mode.clone());
     let Beside { surfaces, shared, relaunch, conversation, control, .. } = beside;
     let mut metrics = None;
@@ -185,7 +189,6 @@ fn start(
     let socket = UnixListener::from_std(surfaces.admin.listener.try_clone()?)?;
     tokio::task::spawn_local(admin::serve(socket, admin));
     let mut paths = vec![surfaces.admin];
-    let last_steps = Rc::default();
     if let Some(hand_over) = surfaces.hand_over {
         let giver = giver(edge, switch, shared, control.map(|control| control.switch), metrics, &last_steps);
         let socket = UnixListener::from_std(hand_over.listener.try_clone()?)?;
@@ -198,11 +201,10 @@ fn start(
     tokio::task::spawn_local(rotate_tickets(Arc::clone(edge)));
     tokio::task::spawn_local(upkeep(Arc::clone(edge)));
     tokio::task::spawn_local(check_origins(Arc::clone(edge)));
-    tokio::task::spawn_local(drain_on_signal(switch.clone(), last_steps)?);
     if let Some(conversation) = conversation {
         conversation.serving()?;
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
     Ok(paths)
 }
 
@@ -296,10 +298,15 @@ fn relaunch_on_signal(
 
 /// Until it has taken over or has ended; a second one would find nothing to take.
 async fn watch_successor(relaunch: &Relaunch, hand_over: &std::path::Path, edge: &Edge) {
+    // The successor says when that is over; if it cannot, we do.
+    let mut reloading = vec![NotifyState::Reloading];
+    reloading.extend(NotifyState::monotonic_usec_now());
+    let _ = sd_notify::notify(&reloading);
     let mut child = match relaunch.start(hand_over) {
         Ok(child) => child,
         Err(error) => {
             tracing::error!(%error, "a successor could not be started; this edge serves on");
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
             return;
         }
     };
@@ -310,6 +317,7 @@ async fn watch_successor(relaunch: &Relaunch, hand_over: &std::path::Path, edge:
         ended = child.wait() => {
             let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
             tracing::error!(status, "the successor ended before it served, its own message is above; this edge serves on");
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
         }
     }
 }

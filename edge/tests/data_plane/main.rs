@@ -43,6 +43,7 @@ mod resources;
 mod restart;
 mod rotation;
 mod routes;
+mod service_manager;
 mod smuggling;
 mod sources;
 mod stalled;
