@@ -1,5 +1,5 @@
 //! The admin socket: what an operator on this machine may see and do. HTTP/1.1 with JSON on a unix socket, mode 0600, and
-//! the peer's user is checked: it must be ours or root.
+//! the peer's user is checked: it must be ours or root. What the metrics port answers is here as well.
 //!
 //! Certificates can be changed in standalone mode only; in a fleet they come from the control plane. Each answer to a
 //! change says whether it survives a restart.
@@ -22,6 +22,7 @@ use crate::{
     config::Mode,
     control::Control,
     drain::DrainSwitch,
+    heap::{self, NoProfile},
     limits,
     live::{Fault, Sites},
     server::Edge,
@@ -80,6 +81,12 @@ pub(crate) fn is_allowed(stream: &UnixStream) -> bool {
 
 async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
+    if let Some(response) = service::read_only(&parts.method, parts.uri.path(), &admin.edge, &admin.mode) {
+        return response;
+    }
+    if parts.method == Method::GET && parts.uri.path() == "/debug/pprof/heap" {
+        return heap_profile().await;
+    }
     let body = match Limited::new(body, limits::ADMIN_BODY_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
@@ -105,13 +112,13 @@ async fn route(
     let ok = |value: Value| Ok((StatusCode::OK, value));
     match (method, segments.as_slice()) {
         (&Method::GET, ["v1", "status"]) => ok(status(admin)),
-        (&Method::GET, ["v1", "generation"]) => ok(json!({ "generation": admin.edge.live.applied.load().to_string() })),
+        (&Method::GET, ["v1" | "debug", "generation"]) => ok(generation(admin)),
         (&Method::GET, ["v1", "certificates"]) => ok(list_certificates(admin)?),
         (&Method::POST, ["v1", "certificates"]) => Ok((StatusCode::CREATED, add_certificate(admin, body)?)),
         (&Method::PUT, ["v1", "certificates", id]) => ok(replace_certificate(admin, id, body)?),
         (&Method::DELETE, ["v1", "certificates", id]) => ok(remove_certificate(admin, id)?),
         (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
-        (&Method::GET, ["v1", "debug", "certs"]) => ok(explain_sni(admin, query)?),
+        (&Method::GET, ["v1", "debug", "certs"] | ["debug", "certs"]) => ok(explain_sni(admin, query)?),
         (&Method::POST, ["v1", "drain"]) => {
             admin.switch.order();
             ok(json!({ "draining": true }))
@@ -123,10 +130,37 @@ async fn route(
         _ => Err(Refused {
             status: StatusCode::NOT_FOUND,
             code: "NoSuchCall",
-            text: "calls: GET /v1/status, /v1/generation, /v1/certificates, /v1/names, /v1/debug/certs?sni=NAME; POST /v1/certificates, \
+            text: "calls: GET /metrics, /healthz, /readyz, /v1/status, /v1/certificates, /v1/names, /debug/certs?sni=NAME, \
+                   /debug/generation, /debug/pprof/heap; POST /v1/certificates, \
                    /v1/drain, /v1/access-log/reopen; PUT and DELETE /v1/certificates/ID"
                 .to_owned(),
         }),
+    }
+}
+
+/// What is served: of which epoch of the control plane, and how far in it. Standalone it is the first for ever.
+fn generation(admin: &Admin) -> Value {
+    let live = &admin.edge.live;
+    let applied = **live.applied.load();
+    json!({
+        "generation": applied.to_string(),
+        "epoch": applied.epoch,
+        "sequence": applied.sequence,
+        "names": live.sni.len(),
+    })
+}
+
+/// Bytes, in the format of `jeprof` and `pprof`.
+async fn heap_profile() -> Response<Full<Bytes>> {
+    let taken = tokio::task::spawn_blocking(heap::profile).await;
+    match taken.unwrap_or_else(|panic| Err(NoProfile::Failed(panic.to_string()))) {
+        Ok(profile) => {
+            let mut response = Response::new(Full::new(profile.into()));
+            let bytes = HeaderValue::from_static("application/octet-stream");
+            response.headers_mut().insert(header::CONTENT_TYPE, bytes);
+            response
+        }
+        Err(error) => respond(error.status(), &error_body(error.code(), &error.to_string())),
     }
 }
 

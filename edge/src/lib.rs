@@ -16,6 +16,7 @@ pub mod drain;
 pub mod egress;
 pub mod exchange;
 pub mod handover;
+pub mod heap;
 pub mod http;
 pub mod io;
 pub mod limits;

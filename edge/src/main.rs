@@ -2,8 +2,13 @@
 
 use clap::Parser;
 
+#[cfg(not(feature = "heap-profile"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "heap-profile")]
+#[global_allocator]
+static ALLOCATOR: portico_edge::heap::Jemalloc = portico_edge::heap::Jemalloc;
 
 /// The Portico edge: TLS and HTTP for every name, on one machine.
 #[derive(Debug, Parser)]

@@ -364,7 +364,8 @@ async fn serve_metrics(listener: TcpListener, edge: Arc<Edge>, mode: Rc<Mode>) {
         };
         let (edge, mode) = (Arc::clone(&edge), Rc::clone(&mode));
         let service = service_fn(move |request: Request<Incoming>| {
-            let answer = answer_metrics(&request, &edge, &mode);
+            let answer = read_only(request.method(), request.uri().path(), &edge, &mode);
+            let answer = answer.unwrap_or_else(nothing_here);
             async move { Ok::<_, Infallible>(answer) }
         });
         tokio::task::spawn_local(serve_small(TokioIo::new(stream), service));
@@ -388,10 +389,18 @@ where
     }
 }
 
-fn answer_metrics(request: &Request<Incoming>, edge: &Edge, mode: &Mode) -> Response<Full<Bytes>> {
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    match request.uri().path() {
-        _ if !is_read => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()),
+/// What both surfaces answer: it names nobody and changes nothing. `None`: it is something else.
+pub(crate) fn read_only(
+    method: &Method,
+    path: &str,
+    edge: &Edge,
+    mode: &Mode,
+) -> Option<Response<Full<Bytes>>> {
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    Some(match path {
+        "/metrics" | "/healthz" | "/readyz" if !is_read => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into())
+        }
         "/metrics" => {
             edge.metrics.names.set(u32::try_from(edge.live.sni.len()).map_or(f64::MAX, f64::from));
             edge.cache.show(&edge.metrics);
@@ -402,8 +411,14 @@ fn answer_metrics(request: &Request<Incoming>, edge: &Edge, mode: &Mode) -> Resp
             None => text(StatusCode::OK, "ready\n".into()),
             Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n".into()),
-    }
+        _ => return None,
+    })
+}
+
+fn nothing_here() -> Response<Full<Bytes>> {
+    let said =
+        "here are /metrics, /healthz and /readyz; all else is on the admin socket (curl --unix-socket)\n";
+    text(StatusCode::NOT_FOUND, said.into())
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

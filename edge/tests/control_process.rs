@@ -14,7 +14,7 @@ use fleet::{Shop, fixed, mint_valid};
 use portico_api::distribution as wire;
 use portico_cert_store::Generation;
 use portico_edge::clock;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 const FIRST: Generation = Generation { epoch: 1, sequence: 1 };
 
@@ -126,6 +126,62 @@ async fn an_edge_that_was_killed_serves_every_name_without_its_control_plane() {
         assert_eq!(edge.metric("portico_edge_panics_total").await, 0.0);
     })
     .await;
+}
+
+/// Of the metrics port, or of the admin socket.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> (u16, String) {
+    within(async {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_of_a_fleet_answers_its_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let file = config(folder.path(), &control);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let log = folder.path().join("access.log");
+    let text = text.replace("\"off\"", &format!("{log:?}\naccess_log_format = \"vhost_combined\""));
+    std::fs::write(&file, text).unwrap();
+    let edge = EdgeProcess::start(&file, "epoll");
+    let port = || tokio::net::TcpStream::connect(edge.metrics);
+    let socket = || tokio::net::UnixStream::connect(folder.path().join("state/admin.sock"));
+    assert_eq!(ask(port().await.unwrap(), "/healthz").await.0, 200);
+    let (status, said) = ask(port().await.unwrap(), "/readyz").await;
+    assert!(status == 503 && said.contains("no generation"), "{said}");
+    let mut conversation = control.conversation().await;
+    let shops = [shop("www.shop.example")];
+    feed(&mut conversation, &shops).await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(ask(port().await.unwrap(), path).await.0, 200, "{path}");
+        assert_eq!(ask(socket().await.unwrap(), path).await.0, 200, "{path}");
+    }
+    let (_, generation) = ask(socket().await.unwrap(), "/debug/generation").await;
+    let generation: serde_json::Value = serde_json::from_str(&generation).unwrap();
+    assert_eq!((&generation["epoch"], &generation["sequence"]), (&1.into(), &1.into()), "{generation}");
+    let (_, shown) = ask(socket().await.unwrap(), "/debug/certs?sni=www.shop.example").await;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["tenant"], shops[0].tenant.to_string().as_str(), "{shown}");
+    assert_serves(&edge, &shops[0], "www.shop.example").await;
+    // The log's settings are the edge's own in a fleet as well.
+    let line = within(async {
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.ends_with('\n') {
+                return text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(line.starts_with(&format!("www.shop.example:{} 127.0.0.1 - - [", edge.address.port())), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

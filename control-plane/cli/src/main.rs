@@ -37,8 +37,13 @@ use failure::{Failure, Outcome};
 use output::Format;
 use settings::{Settings, SettingsArgs};
 
+#[cfg(not(feature = "heap-profile"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "heap-profile")]
+#[global_allocator]
+static ALLOCATOR: portico_edge::heap::Jemalloc = portico_edge::heap::Jemalloc;
 
 #[derive(Debug, Parser)]
 #[command(

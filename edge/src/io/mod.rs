@@ -12,13 +12,15 @@
 //! with more than one completion), and DEFER_TASKRUN (its ring descriptor never becomes readable, so the runtime hangs).
 #![expect(
     unsafe_code,
-    reason = "uninitialised read buffers, raw ring operations and inherited descriptors; nowhere else in the workspace"
+    reason = "uninitialised read buffers, raw ring operations, inherited descriptors, jemalloc's controls; nowhere else in the workspace"
 )]
 
 mod activation;
 mod backend;
 mod connect;
 mod counts;
+#[cfg(feature = "heap-profile")]
+pub(crate) mod jemalloc;
 mod listener;
 mod reuseport_bpf;
 mod ring;

@@ -109,6 +109,11 @@ impl Drop for Running {
 }
 
 pub fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let (status, body) = admin_text(socket, method, path, body);
+    (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("{body:?}")))
+}
+
+pub fn admin_text(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).unwrap();
     let length = body.len();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
@@ -116,7 +121,7 @@ pub fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("{body:?}")))
+    (status, body.to_owned())
 }
 
 pub fn uring_works() -> bool {
@@ -148,6 +153,94 @@ fn a_standalone_file_is_served_and_measured_on_both_backends() {
         assert_eq!(edge.metric("portico_edge_panics_total"), 0.0);
         let log = std::fs::read_to_string(edge.folder.path().join("access.log")).unwrap();
         assert!(log.lines().count() >= 19, "{log}");
+    }
+}
+
+/// The same in both modes; the fleet's is in `control_process.rs`.
+#[test]
+fn what_the_metrics_port_answers_the_admin_socket_does_too() {
+    let edge = Running::start(prepare(), "auto");
+    let socket = edge.folder.path().join("admin.sock");
+    for (path, wanted) in
+        [("/healthz", "ok\n"), ("/readyz", "ready\n"), ("/metrics", "portico_edge_build_info")]
+    {
+        assert!(edge.metrics(path).1.contains(wanted), "{path}");
+        let (status, text) = admin_text(&socket, "GET", path, "");
+        assert!(status == 200 && text.contains(wanted), "{path}: {text}");
+    }
+    for path in ["/debug/certs?sni=shop.example", "/v1/debug/certs?sni=shop.example"] {
+        let (status, answer) = edge.admin("GET", path, "");
+        assert_eq!(
+            (status, &answer["found"], &answer["names"][0]),
+            (200, &true.into(), &"shop.example".into())
+        );
+        // It names names, and nothing on the port does.
+        assert_eq!(edge.metrics(path).0, 404);
+    }
+    let (status, answer) = edge.admin("GET", "/debug/generation", "");
+    assert_eq!((status, &answer["names"]), (200, &1.into()), "{answer}");
+    assert!(answer["epoch"].is_u64() && answer["sequence"].is_u64(), "{answer}");
+    assert!(edge.metrics("/debug/generation").1.contains("--unix-socket"));
+}
+
+#[cfg(not(feature = "heap-profile"))]
+#[test]
+fn a_build_without_heap_profiles_says_how_to_have_one() {
+    let edge = Running::start(prepare(), "auto");
+    let (status, answer) = edge.admin("GET", "/debug/pprof/heap", "");
+    assert_eq!((status, &answer["code"]), (501, &"HeapProfileNotBuilt".into()));
+    let said = answer["detail"].as_str().unwrap();
+    assert!(
+        said.contains("--features heap-profile") && said.contains("_RJEM_MALLOC_CONF=prof:true"),
+        "{said}"
+    );
+}
+
+#[cfg(feature = "heap-profile")]
+#[test]
+fn a_heap_profile_is_taken_where_allocations_are_sampled() {
+    let edge = Running::start(prepare(), "auto");
+    let (status, answer) = edge.admin("GET", "/debug/pprof/heap", "");
+    assert_eq!((status, &answer["code"]), (409, &"HeapProfileNotSampling".into()), "{answer}");
+    let folder = prepare();
+    let child =
+        command(folder.path(), "auto").env("_RJEM_MALLOC_CONF", "prof:true,lg_prof_sample:12").spawn();
+    let edge = Running::watch(child.unwrap(), folder);
+    for _ in 0..2 {
+        let (status, text) =
+            admin_text(&edge.folder.path().join("admin.sock"), "GET", "/debug/pprof/heap", "");
+        assert!(status == 200 && text.starts_with("heap_v2/4096\n"), "{status} {text:.200}");
+        assert!(text.contains("MAPPED_LIBRARIES:") && text.contains("portico-edge"));
+    }
+}
+
+#[test]
+fn how_long_things_take_is_measured_as_histograms() {
+    let origin = crate::origin::Origin::echoing();
+    let (address, port) = (origin.address, origin.address.port());
+    let folder = prepare();
+    let more = format!(
+        "[[route]]\nhost = \"shop.example\"\npath = \"/api\"\nproxy = \"http://{address}\"\n\
+         [egress]\nallow = [{{ cidr = \"127.0.0.1/32\", ports = [{port}] }}]\n"
+    );
+    std::fs::write(folder.path().join("edge.toml"), format!("{FILE}{more}")).unwrap();
+    let edge = Running::start(folder, "auto");
+    let mut client = https(edge.https(), "shop.example");
+    for _ in 0..3 {
+        assert_eq!(client.get("shop.example", "/api").text(), "/api");
+    }
+    assert_eq!(client.get("shop.example", "/").status, 200);
+    drop(client);
+    wait_until("all are counted", || edge.metric("portico_edge_exchange_seconds_count") == 4.0);
+    for (name, count) in [
+        ("handshake_seconds", 1.0),
+        ("first_byte_seconds", 4.0),
+        ("origin_connect_seconds", 1.0),
+        ("origin_first_byte_seconds", 3.0),
+    ] {
+        assert_eq!(edge.metric(&format!("portico_edge_{name}_count")), count, "{name}");
+        assert_eq!(edge.metric(&format!("portico_edge_{name}_bucket{{le=\"+Inf\"}}")), count, "{name}");
+        assert!(edge.metric(&format!("portico_edge_{name}_sum")) > 0.0, "{name}");
     }
 }
 
