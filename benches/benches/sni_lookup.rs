@@ -10,7 +10,7 @@ use portico_benches::{CredentialSource, index_of, name};
 use portico_cert_store::{ClientCapabilities, DomainName, SniIndex, UnixTime};
 
 const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
-const ALL: ClientCapabilities = ClientCapabilities { ecdsa: true, rsa: true, ed25519: true };
+const ALL: ClientCapabilities = ClientCapabilities::ALL;
 
 fn lookup(c: &mut Criterion) {
     let source = CredentialSource::new();

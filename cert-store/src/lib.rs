@@ -5,6 +5,7 @@
 
 mod certificate;
 mod client_authorities;
+mod client_capabilities;
 mod credential;
 mod domain_name;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use certificate::{
 pub use client_authorities::{
     CLIENT_AUTHORITIES_BYTES_MAX, CLIENT_AUTHORITIES_MAX, ClientAuthorities, ClientAuthoritiesError,
 };
+pub use client_capabilities::ClientCapabilities;
 pub use credential::{
     CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
 };
@@ -47,7 +49,6 @@ pub use planner::{
 pub use rustls_pki_types::UnixTime;
 pub use seal::{CellKey, SealContext, SealError, SealedKey, hpke, open_bytes, seal_bytes};
 pub use sni_index::{
-    ClientCapabilities, Hit, PublishError, SLOTS_PER_NAME_MAX, Slot, SniEntry, SniEntryInput, SniIndex,
-    SniPublisher,
+    Hit, PublishError, SLOTS_PER_NAME_MAX, Slot, SniEntry, SniEntryInput, SniIndex, SniPublisher,
 };
 pub use tls_policy::{ClientCertificates, TlsPolicy, TlsVersion};

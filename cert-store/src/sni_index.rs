@@ -4,7 +4,7 @@
 //! group of 25 names is one pointer swap in its slot and touches no entry. One thread publishes; workers only read, and
 //! never wait for it.
 //!
-//! Among the credentials of a name the choice is, in this order: a signature type that the client supports, validity at
+//! Among the credentials of a name the choice is, in this order: a kind of key that the client can use, validity at
 //! `now`, the entry of the exact name before that of its wildcard, a certificate that names it before one that covers it
 //! by wildcard, ECDSA or Ed25519 before RSA (a tenth of the CPU), the later expiry. The rank is computed at lookup, on
 //! at most four slots and nearly always one, so a renewal re-orders nothing and a credential may arrive after its name.
@@ -20,10 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
-use rustls::SignatureScheme;
 use rustls_pki_types::UnixTime;
 
-use crate::certificate::KeyType;
+use crate::client_capabilities::ClientCapabilities;
 use crate::credential::{Coverage, Credential};
 use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{DomainId, LineageId, TenantId};
@@ -76,14 +75,6 @@ pub struct SniEntryInput<'a> {
     pub lineages: &'a [LineageId],
 }
 
-/// The signature types that a client can verify.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientCapabilities {
-    pub ecdsa: bool,
-    pub rsa: bool,
-    pub ed25519: bool,
-}
-
 /// The answer to a lookup.
 #[derive(Debug, Clone)]
 pub struct Hit {
@@ -101,7 +92,7 @@ pub enum PublishError {
 
 impl SniIndex {
     /// The credential to show for `name`, with what governs the connection; None for an unknown name and for one that no
-    /// credential of its lineages covers. If no credential suits the client's signature types, the best of the others is
+    /// credential of its lineages covers. If the client can use none of them, the best is
     /// given, so that the TLS stack can answer with the right alert.
     pub fn lookup(&self, name: &DomainName, now: UnixTime, capabilities: ClientCapabilities) -> Option<Hit> {
         let exact = self.names.get_exact(name.as_str());
@@ -431,36 +422,6 @@ impl Slot {
 
     pub fn credential(&self) -> Option<Arc<Credential>> {
         self.current.load_full()
-    }
-}
-
-impl ClientCapabilities {
-    /// A client that verifies all.
-    pub const ALL: Self = Self { ecdsa: true, rsa: true, ed25519: true };
-
-    /// From the ClientHello's signature_algorithms extension (RFC 8446 section 4.2.3).
-    pub fn from_signature_schemes(schemes: &[SignatureScheme]) -> Self {
-        let offers = |wanted: &[SignatureScheme]| schemes.iter().any(|scheme| wanted.contains(scheme));
-        Self {
-            ecdsa: offers(&[SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ECDSA_NISTP384_SHA384]),
-            rsa: offers(&[
-                SignatureScheme::RSA_PSS_SHA256,
-                SignatureScheme::RSA_PSS_SHA384,
-                SignatureScheme::RSA_PSS_SHA512,
-                SignatureScheme::RSA_PKCS1_SHA256,
-                SignatureScheme::RSA_PKCS1_SHA384,
-                SignatureScheme::RSA_PKCS1_SHA512,
-            ]),
-            ed25519: offers(&[SignatureScheme::ED25519]),
-        }
-    }
-
-    pub fn supports(self, key_type: KeyType) -> bool {
-        match key_type {
-            KeyType::EcdsaP256 | KeyType::EcdsaP384 => self.ecdsa,
-            KeyType::Rsa2048 | KeyType::Rsa3072 | KeyType::Rsa4096 => self.rsa,
-            KeyType::Ed25519 => self.ed25519,
-        }
     }
 }
 

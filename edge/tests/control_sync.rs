@@ -66,7 +66,7 @@ impl Edge {
     }
 
     fn served(&self, name: &str) -> Option<Vec<u8>> {
-        let capabilities = ClientCapabilities { ecdsa: true, rsa: true, ed25519: true };
+        let capabilities = ClientCapabilities::ALL;
         let hit =
             self.live.sni.lookup(&DomainName::parse(name).unwrap(), clock::unix_time(), capabilities)?;
         Some(self.live.keys.certified_key(&hit.credential).unwrap().cert[0].to_vec())

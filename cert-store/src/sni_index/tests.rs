@@ -2,6 +2,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
+use rustls::SignatureScheme;
 use ulid::Ulid;
 
 use super::*;
@@ -122,12 +123,12 @@ fn a_client_gets_what_it_can_verify_and_else_what_there_is() {
     publisher.publish_credential(ecdsa);
     publisher.publish_credential(rsa);
     let shown_to = |schemes: &[SignatureScheme]| {
-        let capabilities = ClientCapabilities::from_signature_schemes(schemes);
+        let capabilities = ClientCapabilities::of_tls13(schemes);
         index.lookup(&name("a.example.org"), now(), capabilities).unwrap().credential.id()
     };
     use SignatureScheme as S;
     assert_eq!(shown_to(&[S::RSA_PSS_SHA256, S::ECDSA_NISTP256_SHA256]), ecdsa_id, "ECDSA first");
-    assert_eq!(shown_to(&[S::RSA_PKCS1_SHA256]), rsa_id);
+    assert_eq!(shown_to(&[S::RSA_PSS_SHA256]), rsa_id);
     assert_eq!(shown_to(&[S::ED25519]), ecdsa_id);
     publisher.remove_lineage(lineage(1));
     assert_eq!(shown_to(&[S::ECDSA_NISTP256_SHA256]), rsa_id);
@@ -430,9 +431,9 @@ proptest! {
         let mut model = Model::default();
         let clients = [
             ClientCapabilities::ALL,
-            ClientCapabilities { ecdsa: false, rsa: true, ed25519: false },
-            ClientCapabilities { ecdsa: true, rsa: false, ed25519: false },
-            ClientCapabilities { ecdsa: false, rsa: false, ed25519: false },
+            ClientCapabilities::RSA,
+            ClientCapabilities { ecdsa_p256: true, ..ClientCapabilities::NONE },
+            ClientCapabilities::NONE,
         ];
         for change in changes {
             apply(change, &mut publisher, &mut model);

@@ -27,7 +27,11 @@ impl HelloFacts {
         Self {
             sni: server_name.and_then(|name| DomainName::parse(name).ok()),
             has_sni: server_name.is_some(),
-            capabilities: ClientCapabilities::from_signature_schemes(hello.signature_schemes()),
+            capabilities: ClientCapabilities::of_hello(
+                hello.signature_schemes(),
+                hello.cipher_suites(),
+                hello.named_groups(),
+            ),
             prefers_chacha: prefers_chacha(hello.cipher_suites()),
             acme_tls_only,
         }
