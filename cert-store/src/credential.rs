@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::certificate::{
     CERTIFICATE_BYTES_MAX, CertificateChain, CertificateError, CertificateFacts, ChainInterner, KeyType,
 };
+use crate::custody::Custody;
 use crate::domain_name::{DomainName, NamePattern};
 use crate::ids::{CellId, CredentialId, GroupId, LineageId};
 use crate::key::PrivateKeyError;
@@ -42,6 +43,7 @@ pub struct Credential {
     not_after: u64,
     spki_sha256: [u8; 32],
     key_type: KeyType,
+    custody: Custody,
     names: u16,
     /// One allocation: the leaf's DER, the sealed key, and four bytes of hash for each name.
     bytes: Box<[u8]>,
@@ -232,14 +234,25 @@ impl Credential {
             not_after,
             spki_sha256,
             key_type,
+            custody: Custody::Cell,
             names: u16::try_from(names.len()).expect("a parsed leaf has at most 1000 names"),
             bytes: bytes.into(),
             intermediates,
         })
     }
 
+    /// The same with a key of other custody than [`Custody::Cell`].
+    #[must_use]
+    pub fn in_custody(self, custody: Custody) -> Self {
+        Self { custody, ..self }
+    }
+
     pub fn id(&self) -> CredentialId {
         self.id
+    }
+
+    pub fn custody(&self) -> Custody {
+        self.custody
     }
 
     pub fn lineage(&self) -> LineageId {

@@ -7,6 +7,7 @@ mod certificate;
 mod client_authorities;
 mod client_capabilities;
 mod credential;
+mod custody;
 mod domain_name;
 #[cfg(test)]
 mod fixture;
@@ -33,6 +34,7 @@ pub use client_capabilities::ClientCapabilities;
 pub use credential::{
     CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
 };
+pub use custody::Custody;
 pub use domain_name::{DomainName, LABEL_BYTES_MAX, NAME_BYTES_MAX, NameError, NamePattern};
 pub use handshake::check_certified_key;
 pub use ids::{

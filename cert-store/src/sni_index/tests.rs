@@ -135,6 +135,36 @@ fn a_client_gets_what_it_can_verify_and_else_what_there_is() {
 }
 
 #[test]
+fn an_uploaded_certificate_goes_first_until_its_last_hour() {
+    let mut publisher = SniPublisher::new(10);
+    let index = publisher.reader();
+    let names = ["a.example.org"];
+    let issued = expiring(&names, &P256, lineage(1), 60);
+    let uploaded = expiring(&["*.example.org"], &RSA, lineage(2), 10).in_custody(Custody::Uploaded);
+    let (issued_id, uploaded_id) = (issued.id(), uploaded.id());
+    publisher.publish_name(pattern("a.example.org"), &input(1, &[lineage(1), lineage(2)])).unwrap();
+    publisher.publish_credential(issued);
+    publisher.publish_credential(uploaded);
+    let shown_at = |seconds: u64, client: ClientCapabilities| {
+        index.lookup(&name("a.example.org"), fixture::at(seconds), client).unwrap().credential.id()
+    };
+    let ends = NOW_SECONDS + 10 * DAY;
+    for (at, expected) in [
+        (NOW_SECONDS, uploaded_id),
+        (ends - 3601, uploaded_id),
+        (ends - 3600, issued_id),
+        (ends, issued_id),
+        (ends + 1, issued_id),
+    ] {
+        assert_eq!(shown_at(at, ClientCapabilities::ALL), expected, "{at}");
+    }
+    let ecdsa = ClientCapabilities { ecdsa_p256: true, ..ClientCapabilities::NONE };
+    assert_eq!(shown_at(NOW_SECONDS, ecdsa), issued_id, "to who cannot use it");
+    publisher.remove_lineage(lineage(1));
+    assert_eq!(shown_at(ends, ClientCapabilities::ALL), uploaded_id, "alone to its end");
+}
+
+#[test]
 fn the_default_follows_its_lineage() {
     let mut publisher = SniPublisher::new(10);
     let index = publisher.reader();
@@ -366,6 +396,7 @@ impl Model {
         prefer(&|c| client.supports(c.1.key_type()));
         prefer(&valid);
         prefer(&|c| valid(c) && c.0);
+        prefer(&|c| valid(c) && c.1.custody() == Custody::Uploaded);
         prefer(&|c| valid(c) && c.1.facts().names.contains(&NamePattern::Exact(name.clone())));
         prefer(&|c| valid(c) && !c.1.key_type().is_rsa());
         let latest = candidates.iter().map(|c| c.1.not_after()).max()?;
@@ -375,9 +406,11 @@ impl Model {
 
 fn apply(change: Change, publisher: &mut SniPublisher, model: &mut Model) {
     let ids = |numbers: Vec<u128>| numbers.into_iter().map(lineage).collect::<Vec<_>>();
+    // Every third lineage is an uploaded one.
     let made = |l: u128, chain: usize| {
         let (chain, key) = &CHAINS[chain];
-        credential(chain.clone(), key, lineage(l))
+        let custody = if l.is_multiple_of(3) { Custody::Uploaded } else { Custody::Cell };
+        credential(chain.clone(), key, lineage(l)).in_custody(custody)
     };
     match change {
         Change::Credential(l, chain) => {

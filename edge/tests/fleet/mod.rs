@@ -86,7 +86,7 @@ impl Bench {
     /// The certificate served for a name, as its leaf's DER.
     pub fn served(&self, name: &str) -> Option<Vec<u8>> {
         let name = portico_cert_store::DomainName::parse(name).unwrap();
-        let capabilities = portico_cert_store::ClientCapabilities { ecdsa: true, rsa: true, ed25519: true };
+        let capabilities = portico_cert_store::ClientCapabilities::ALL;
         let hit = self.live.sni.lookup(&name, now(), capabilities)?;
         let key = self.live.keys.certified_key(&hit.credential).unwrap();
         Some(key.cert[0].to_vec())
@@ -222,6 +222,7 @@ fn mint_for(key_tenant: &str, names: &[&str], from: u64, to: u64) -> Minted {
         cell_key_epoch: 1,
         spki_sha256: spki_sha256.to_vec().into(),
         key_tenant,
+        uploaded: false,
     };
     Minted { leaf, body }
 }
