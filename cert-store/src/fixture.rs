@@ -107,10 +107,24 @@ impl Ca {
         not_before: u64,
         not_after: u64,
     ) -> CertificateDer<'static> {
+        self.leaf_with(names, key, |parameters| {
+            parameters.not_before = date(not_before);
+            parameters.not_after = date(not_after);
+        })
+    }
+
+    /// Valid 30 days to both sides of [`now`] unless `change` says otherwise.
+    pub(crate) fn leaf_with(
+        &self,
+        names: &[&str],
+        key: &PrivateKey,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut parameters = CertificateParams::new(names).unwrap();
-        parameters.not_before = date(not_before);
-        parameters.not_after = date(not_after);
+        parameters.not_before = date(NOW_SECONDS - 30 * DAY);
+        parameters.not_after = date(NOW_SECONDS + 30 * DAY);
+        change(&mut parameters);
         parameters.signed_by(&RequestSigner::new(key).unwrap(), &self.issuer).unwrap().der().clone()
     }
 
@@ -135,6 +149,6 @@ fn ca_parameters(name: &str) -> CertificateParams {
     parameters
 }
 
-fn date(seconds: u64) -> time::OffsetDateTime {
+pub(crate) fn date(seconds: u64) -> time::OffsetDateTime {
     time::OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap()).unwrap()
 }

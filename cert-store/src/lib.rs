@@ -22,6 +22,7 @@ mod seal;
 mod sharded_map;
 mod sni_index;
 mod tls_policy;
+mod upload;
 
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CERTIFICATE_NAMES_MAX, CHAIN_LENGTH_MAX, CertificateChain, CertificateError,
@@ -54,3 +55,7 @@ pub use sni_index::{
     Hit, PublishError, SLOTS_PER_NAME_MAX, Slot, SniEntry, SniEntryInput, SniIndex, SniPublisher,
 };
 pub use tls_policy::{ClientCertificates, TlsPolicy, TlsVersion};
+pub use upload::{
+    UPLOADED_CHAIN_BYTES_MAX, UPLOADED_KEY_BYTES_MAX, UPLOADED_REMAINING_SECONDS_MIN, Upload, UploadFault,
+    UploadPart,
+};
