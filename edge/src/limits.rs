@@ -39,6 +39,9 @@ impl Default for Deadlines {
 
 /// Bytes read from a client before its ClientHello is complete. Post-quantum hellos are near 2 KiB; a TLS record is 16 KiB.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024 + 5;
+/// Certificates that are kept compressed for the whole process, each with its plain form and about 2 KiB, and those that were
+/// seen once, which take 100 bytes.
+pub const CERTIFICATE_COMPRESSIONS_MAX: usize = 16 * 1024;
 /// From accept to the end of the handshake, ClientHello included.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 

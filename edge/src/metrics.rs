@@ -31,6 +31,7 @@ pub mod names {
     pub const STREAMS_STALLED: &str = "portico_edge_streams_stalled_total";
     pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
     pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
+    pub const CERTIFICATE_COMPRESSIONS: &str = "portico_edge_certificate_compressions_total";
     pub const PROXY_HEADERS: &str = "portico_edge_proxy_headers_total";
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
     pub const EXCHANGE_SECONDS: &str = "portico_edge_exchange_seconds";
@@ -192,6 +193,9 @@ impl Metrics {
         let prometheus = recorder();
         describe();
         gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        for algorithm in ["brotli", "zlib"] {
+            counter!(names::CERTIFICATE_COMPRESSIONS, "algorithm" => algorithm).increment(0);
+        }
         Self {
             connections: gauge!(names::CONNECTIONS),
             connections_total: counter!(names::CONNECTIONS_TOTAL),
@@ -312,6 +316,11 @@ impl Metrics {
     }
 }
 
+/// Counts a certificate that is compressed: once each, so rare.
+pub(crate) fn certificate_compressed(algorithm: &'static str) {
+    counter!(names::CERTIFICATE_COMPRESSIONS, "algorithm" => algorithm).increment(1);
+}
+
 /// Two edges in one process (tests) share one recorder, as the `metrics` crate has it.
 fn recorder() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -373,6 +382,10 @@ fn describe() {
         "HTTP/2 and HTTP/3 streams reset because the client took no byte of the answer"
     );
     describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP and QUIC, by how they ended");
+    describe_counter!(
+        names::CERTIFICATE_COMPRESSIONS,
+        "certificates that were compressed, each once for the process unless it was pushed out"
+    );
     describe_counter!(
         names::PROXY_HEADERS,
         "connections to listeners with proxy_protocol, by what became of their header; all but read and local are refused"

@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc};
 use portico_cert_store::TlsVersion;
 use rustls::{
     ServerConfig, SupportedCipherSuite,
-    compress::CompressionCache,
+    compress::{CertCompressor, CompressionCache},
     crypto::{CryptoProvider, aws_lc_rs},
     server::{
         ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, danger::ClientCertVerifier,
@@ -20,7 +20,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::{Asking, Shown, Tickets, compression};
+use super::{Asking, CertificateCompressions, Shown, Tickets};
 
 /// The protocols that ALPN may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,11 @@ pub struct TlsConfigs {
     bases: [[[ServerConfig; 2]; 2]; 2],
     challenge: ServerConfig,
     tickets: Arc<Tickets>,
+    compressions: &'static CertificateCompressions,
+    compressors: Compressors,
 }
+
+type Compressors = Vec<&'static dyn CertCompressor>;
 
 impl TlsConfigs {
     /// # Errors
@@ -52,20 +56,22 @@ impl TlsConfigs {
         let tickets = Arc::new(Tickets::new()?);
         let providers = [Arc::new(provider(Order::AesFirst)), Arc::new(provider(Order::ChachaFirst))];
         let nothing = Asking::nothing(Arc::clone(&tickets));
+        let compressions = CertificateCompressions::leaked();
+        let compressors = compressions.compressors();
         let bases = [TlsVersion::Tls12, TlsVersion::Tls13].map(|minimum| {
             [0, 1].map(|order| {
                 [Alpn::Http2, Alpn::Http1].map(|alpn| {
-                    let mut base = base(&providers[order], minimum, alpn, &nothing);
+                    let mut base = base(&providers[order], minimum, alpn, &nothing, &compressors);
                     // Without the way through what one connection asks.
                     base.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
                     base
                 })
             })
         });
-        let mut challenge = base(&providers[0], TlsVersion::Tls12, Alpn::AcmeTls, &nothing);
+        let mut challenge = base(&providers[0], TlsVersion::Tls12, Alpn::AcmeTls, &nothing, &compressors);
         challenge.send_tls13_tickets = 0;
         challenge.ticketer = Arc::new(NoTickets);
-        Ok(Self { providers, bases, challenge, tickets })
+        Ok(Self { providers, bases, challenge, tickets, compressions, compressors })
     }
 
     /// The configuration of one connection over TCP.
@@ -81,7 +87,7 @@ impl TlsConfigs {
             Some(auth) => {
                 let asking = Asking::nothing(Arc::clone(&self.tickets));
                 asking.ask(Arc::clone(auth));
-                with_key(base(&self.providers[order], minimum, alpn, &asking), key)
+                with_key(base(&self.providers[order], minimum, alpn, &asking, &self.compressors), key)
             }
         }
     }
@@ -93,7 +99,7 @@ impl TlsConfigs {
         resolver: Arc<dyn ResolvesServerCert>,
         asking: &Arc<Asking>,
     ) -> Arc<ServerConfig> {
-        let mut config = base(&self.providers[0], TlsVersion::Tls13, Alpn::Http3, asking);
+        let mut config = base(&self.providers[0], TlsVersion::Tls13, Alpn::Http3, asking, &self.compressors);
         config.cert_resolver = resolver;
         Arc::new(config)
     }
@@ -105,6 +111,11 @@ impl TlsConfigs {
 
     pub fn tickets(&self) -> &Arc<Tickets> {
         &self.tickets
+    }
+
+    /// What is kept of certificates that were sent compressed.
+    pub fn compressions(&self) -> &'static CertificateCompressions {
+        self.compressions
     }
 }
 
@@ -145,6 +156,7 @@ fn base(
     minimum: TlsVersion,
     alpn: Alpn,
     asking: &Arc<Asking>,
+    compressors: &Compressors,
 ) -> ServerConfig {
     let versions: &[&rustls::SupportedProtocolVersion] = match minimum {
         TlsVersion::Tls12 => &[&TLS13, &TLS12],
@@ -158,7 +170,7 @@ fn base(
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.alpn_protocols = alpn.protocols().iter().map(|protocol| protocol.to_vec()).collect();
-    config.cert_compressors = compression::compressors();
+    config.cert_compressors.clone_from(compressors);
     config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
     config.ticketer = Arc::clone(asking) as Arc<dyn ProducesTickets>;
     // One is enough for one more connection, and each costs an encryption and a record.

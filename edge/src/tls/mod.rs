@@ -22,6 +22,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 pub(crate) use asking::Asking;
 pub use client_identity::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity};
+pub use compression::CertificateCompressions;
 pub use configs::TlsConfigs;
 pub use hello::HelloFacts;
 pub use tickets::{TICKET_KEY_SECONDS, TicketSecret, Tickets};

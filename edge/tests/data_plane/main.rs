@@ -16,6 +16,7 @@ mod access_log;
 mod attacks;
 mod authority;
 mod cache;
+mod certificate_compression;
 mod client;
 mod client_ca;
 mod client_certificates;
