@@ -1,8 +1,8 @@
 //! `portico cert ...`
 
 use portico_api::v1::client::{CertificateQuery, Client};
-use portico_api::v1::{Certificate, Domain};
-use portico_cert_store::CredentialId;
+use portico_api::v1::{Certificate, CertificateSummary, Domain};
+use portico_cert_store::{CredentialId, Custody};
 
 use crate::commands::named_domain::find;
 use crate::failure::{Failure, Outcome};
@@ -10,6 +10,10 @@ use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 use crate::shell::shell_word;
+
+mod upload;
+
+use upload::{RmArgs, UploadArgs};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum CertCommand {
@@ -24,6 +28,10 @@ pub(crate) enum CertCommand {
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
     },
+    /// Upload a certificate of a tenant's own; RSA and ECDSA stand side by side, one takes the place of its kind
+    Upload(UploadArgs),
+    /// Remove an uploaded certificate with its key; its names fall back to their other certificates
+    Rm(RmArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -45,6 +53,8 @@ pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
     match command {
         CertCommand::List(args) => list(settings, args).await,
         CertCommand::Show { which, tenant } => show(settings, &which, tenant.as_deref()).await,
+        CertCommand::Upload(args) => upload::upload(settings, args).await,
+        CertCommand::Rm(args) => upload::remove(settings, args).await,
     }
 }
 
@@ -65,14 +75,15 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     if settings.format == Format::Json {
         return output::json(&certificates.items);
     }
-    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWAL", "CELL", "ISSUER", "ID"]);
+    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWAL", "KEY", "CELL", "ISSUER", "ID"]);
     for certificate in &certificates.items {
         let summary = &certificate.summary;
         table.row([
             names_text(&summary.names),
             output::word(&certificate.state),
             output::date(&summary.not_after),
-            output::date(&summary.renew_at),
+            renewal(summary, output::date),
+            key_text(summary),
             summary.cell.to_string(),
             summary.issuer.clone(),
             summary.credential_id.to_string(),
@@ -145,11 +156,29 @@ fn print(certificate: &Certificate) {
     }
     line(format!("  issuer       {}", summary.issuer));
     line(format!("  valid        {} to {}", summary.not_before, summary.not_after));
-    line(format!("  renewal      {}", output::time(&summary.renew_at)));
+    line(format!("  renewal      {}", renewal(summary, output::time)));
+    line(format!("  key          {}", key_text(summary)));
     line(format!("  cell         {}", summary.cell));
     line(format!("  sha256       {}", summary.fingerprint_sha256));
     line(format!("  public key   {}", summary.spki_sha256));
     line(certificate.chain_pem.trim_end());
+}
+
+/// `ECDSA P-256`, `RSA 2048, uploaded`
+pub(crate) fn key_text(summary: &CertificateSummary) -> String {
+    let kind = summary.key_type.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
+    match summary.custody {
+        Custody::Cell => kind,
+        Custody::Uploaded => format!("{kind}, uploaded"),
+    }
+}
+
+/// When it is renewed; an uploaded one never is.
+fn renewal(summary: &CertificateSummary, shown: impl Fn(&str) -> String) -> String {
+    match summary.custody {
+        Custody::Cell => shown(&summary.renew_at),
+        Custody::Uploaded => "by upload".to_owned(),
+    }
 }
 
 /// `shop.test and 24 more`

@@ -11,7 +11,7 @@ use portico_api::v1::{
 use portico_cert_store::{CellId, NamePattern, TenantId};
 use serde_json::json;
 
-use crate::commands::cert::names_text;
+use crate::commands::cert::{key_text, names_text};
 use crate::commands::import::{self, ImportArgs};
 use crate::commands::named_domain::{DomainArgs, find, whose};
 use crate::commands::policy::{self, MaintenanceArgs, PolicyArgs, SetArgs};
@@ -393,8 +393,8 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     }
     for certificate in &domain.certificates {
         let (names, until) = (names_text(&certificate.names), output::time(&certificate.not_after));
-        let (cell, id) = (&certificate.cell, certificate.credential_id);
-        output::fact("cert", &format!("{names} until {until}, cell {cell}, {id}"));
+        let (cell, id, key) = (&certificate.cell, certificate.credential_id, key_text(certificate));
+        output::fact("cert", &format!("{names} until {until}, {key}, cell {cell}, {id}"));
     }
     print_conditions(domain);
     if let Some(next) = &domain.next_action {

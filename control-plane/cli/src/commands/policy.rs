@@ -28,6 +28,9 @@ pub(crate) struct PolicyArgs {
     /// Port 80 leads to https (true, from the start), or goes to the routes
     #[arg(long, value_name = "BOOL")]
     https_redirect: Option<bool>,
+    /// Have certificates issued (true, from the start), or show uploaded ones alone
+    #[arg(long, value_name = "BOOL")]
+    issue_certificates: Option<bool>,
     #[command(flatten)]
     tls: TlsArgs,
 }
@@ -119,6 +122,7 @@ impl PolicyArgs {
         spec.hsts_include_subdomains = self.hsts_include_subdomains.unwrap_or(spec.hsts_include_subdomains);
         spec.hsts_preload = self.hsts_preload.unwrap_or(spec.hsts_preload);
         spec.https_redirect = self.https_redirect.unwrap_or(spec.https_redirect);
+        spec.issue_certificates = self.issue_certificates.unwrap_or(spec.issue_certificates);
         spec.minimum_tls = self.tls.minimum_tls.unwrap_or(spec.minimum_tls);
         spec.http2 = self.tls.http2.unwrap_or(spec.http2);
         spec.http3 = self.tls.http3.unwrap_or(spec.http3);
@@ -134,6 +138,7 @@ impl PolicyArgs {
             ("hsts_include_subdomains", self.hsts_include_subdomains.map(Value::from)),
             ("hsts_preload", self.hsts_preload.map(Value::from)),
             ("https_redirect", self.https_redirect.map(Value::from)),
+            ("issue_certificates", self.issue_certificates.map(Value::from)),
             ("minimum_tls", self.tls.minimum_tls.map(|version| json!(version))),
             ("http2", self.tls.http2.map(Value::from)),
             ("http3", self.tls.http3.map(Value::from)),
@@ -147,6 +152,7 @@ impl PolicyArgs {
 pub(crate) fn tls_text(spec: &DomainSpec) -> Option<String> {
     let wishes = [
         (spec.minimum_tls == MinimumTls::Tls13).then_some("TLS 1.3 or newer"),
+        (!spec.issue_certificates).then_some("uploaded certificates alone"),
         (!spec.http2).then_some("no HTTP/2"),
         (!spec.http3).then_some("no HTTP/3"),
         spec.client_certificates.as_ref().map(|asked| match asked.mode {
