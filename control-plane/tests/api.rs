@@ -56,6 +56,9 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tokens") => json!({ "label": "x", "tenant_id": tenant }),
         (_, "/v1/tenants/{id}/domains") => spec("new.example"),
         (_, "/v1/tenants/{id}/domains/batch") => json!({ "items": [spec("new.example")] }),
+        (_, "/v1/tenants/{id}/certificates") => {
+            json!({ "hostnames": ["shop.example"], "chain_pem": "x", "key_pem": "x" })
+        }
         (_, "/v1/tenants/{id}/purges") => json!({ "everything": true }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
         (_, "/v1/imports") => {

@@ -71,6 +71,7 @@ impl FleetState {
             cell_key_epoch: 1,
             spki_sha256: spki_sha256.to_vec().into(),
             key_tenant: tenant.to_owned(),
+            uploaded: false,
         };
         self.put(wire::ResourceKind::Credential, lineage, tenant, &body);
         Ok(())

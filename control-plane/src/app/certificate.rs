@@ -1,7 +1,7 @@
 //! Certificates as the API shows them.
 
 use portico_api::v1::{Certificate, CertificateState, CertificateSummary};
-use portico_cert_store::DomainId;
+use portico_cert_store::{CertificateChain, DomainId, KeyType};
 
 use crate::clock::rfc3339;
 use crate::sealer::hex;
@@ -14,6 +14,8 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
         group_id: row.group,
         cell: row.cell.clone(),
         issuer: row.issuer.clone(),
+        custody: row.custody,
+        key_type: key_type(row),
         not_before: rfc3339(row.not_before),
         not_after: rfc3339(row.not_after),
         renew_at: rfc3339(row.renew_at),
@@ -21,6 +23,11 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
         fingerprint_sha256: hex(&row.fingerprint_sha256),
         spki_sha256: hex(&row.spki_sha256),
     }
+}
+
+/// `None` for a chain that this release cannot read.
+pub(crate) fn key_type(row: &CertificateRow) -> Option<KeyType> {
+    CertificateChain::parse_pem(row.chain_pem.as_bytes()).ok().map(|chain| chain.facts().key_type)
 }
 
 pub(crate) fn certificate(row: &CertificateRow, domain_ids: Vec<DomainId>, now_ms: i64) -> Certificate {

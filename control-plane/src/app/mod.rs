@@ -8,13 +8,17 @@ pub(crate) mod ownership;
 pub(crate) mod reserved;
 pub(crate) mod spec;
 pub(crate) mod status;
+pub(crate) mod upload;
 pub(crate) mod view;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use portico_prober::egress::EgressPolicy;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Notify;
 
 use crate::Parts;
@@ -40,6 +44,8 @@ pub struct App {
     pub(crate) waits: Waits,
     /// How fast each tenant writes.
     pub(crate) pace: Pace,
+    /// Read when the first certificate is uploaded.
+    roots: Arc<OnceLock<RootCertStore>>,
 }
 
 impl App {
@@ -61,6 +67,22 @@ impl App {
             claims_changed: Arc::default(),
             waits: Waits::default(),
             pace: Pace::default(),
+            roots: Arc::default(),
+        })
+    }
+
+    /// What uploaded chains must lead to: the system's roots, and those that issuers' certificates lead to.
+    pub(crate) fn trusted_roots(&self) -> &RootCertStore {
+        self.roots.get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let files = self.parts.config.issuers.iter().filter_map(|issuer| issuer.roots_pem.as_deref());
+            for file in files {
+                // The issuer itself has refused to start with a file that cannot be read.
+                let certificates = CertificateDer::pem_file_iter(file).into_iter().flatten().flatten();
+                roots.add_parsable_certificates(certificates);
+            }
+            roots
         })
     }
 

@@ -13,6 +13,9 @@ use super::instructions::{file_text, proof_text, traffic_text};
 use crate::clock::rfc3339;
 use crate::store::condition::ConditionRow;
 
+#[path = "status/uploaded.rs"]
+mod uploaded;
+
 /// Unproved claims are looked at for so long after they were made.
 pub(crate) const CLAIM_LASTS_MS: i64 = 7 * 24 * 3600 * 1000;
 
@@ -38,11 +41,27 @@ pub(crate) struct Facts<'a> {
     pub(crate) refusals: Vec<RefusalFacts>,
     /// The tenant has used up its budget of new orders until then.
     pub(crate) budget_until: Option<i64>,
+    /// Certificates are ordered for it.
+    pub(crate) issues: bool,
+    /// What the tenant has brought for it, one for each kind of key and cell.
+    pub(crate) uploaded: Vec<UploadedFacts>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct UploadedFacts {
+    pub(crate) cell: CellId,
+    /// `RSA 2048`
+    pub(crate) key: String,
+    pub(crate) created_at: i64,
+    /// From when on the next is asked for.
+    pub(crate) renew_at: i64,
+    pub(crate) not_after: i64,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct CellFacts {
     pub(crate) cell: CellId,
+    /// The issued one while it is valid; else the one that ends last.
     pub(crate) certificate: Option<CertificateFacts>,
     pub(crate) live_edges: usize,
     /// Live edges that have applied the domain and its certificate.
@@ -166,6 +185,13 @@ fn unproved(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
 }
 
 fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
+    if !facts.issues {
+        let text = format!(
+            "Upload a certificate for {} (`portico cert upload`), or have one issued (issue_certificates).",
+            facts.name
+        );
+        return (DomainStatus::Pending, Some(act(Actor::Tenant, text)));
+    }
     if let Some(order) = facts.order.as_ref().filter(|order| order.step != OrderStep::Failed) {
         return under_way(order, now);
     }
@@ -322,6 +348,9 @@ fn complaint(facts: &Facts<'_>, now: i64) -> Option<NextAction> {
         let error = order.error.as_deref().unwrap_or_default();
         return Some(retry(&format!("The renewal fails: {error}"), order.next_at, now));
     }
+    if let Some(ending) = uploaded::ends_alone(facts, now) {
+        return Some(act(Actor::Tenant, ending));
+    }
     let row =
         stored(facts, ConditionKind::OwnershipProved).filter(|row| row.observed.reason == RECHECK_FAILED)?;
     let mut action =
@@ -362,6 +391,7 @@ fn conditions(facts: &Facts<'_>, now: i64) -> Vec<Condition> {
         certificate_ready(facts, now),
         deployed(facts, now),
     ];
+    conditions.extend(uploaded::condition(facts, now));
     // A CA that does not say what it calls itself in CAA records leaves nothing to look at.
     conditions.extend(stored(facts, ConditionKind::CaaPermits).map(Condition::from));
     conditions

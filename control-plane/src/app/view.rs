@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use portico_api::distribution::ResourceKind;
 use portico_api::v1::{Domain, Suspension, Tenant};
-use portico_cert_store::{DomainId, TenantId};
+use portico_cert_store::{Custody, DomainId, TenantId};
 
 use super::status::{
     self, CellFacts, CertificateFacts, Facts, OrderFacts, OrderStep, RefusalFacts, RefusedPart, Trouble,
+    UploadedFacts,
 };
 use super::{App, certificate, instructions};
 use crate::clock::{parse_rfc3339, rfc3339};
@@ -146,6 +147,8 @@ async fn domain(
         trouble: gathered.troubles.get(&row.id).map(trouble),
         refusals: gathered.refusals.get(&row.id).cloned().unwrap_or_default(),
         budget_until: gathered.budgets.get(&row.tenant_id).copied(),
+        issues: row.spec.issue_certificates,
+        uploaded: certificates.iter().filter_map(uploaded).collect(),
     };
     let assessed = status::assess(&facts, now);
     Ok(Domain {
@@ -174,23 +177,27 @@ async fn cells(
     tenant: Option<&TenantRow>,
     certificates: &[CertificateRow],
 ) -> Result<Vec<CellFacts>, StoreError> {
+    let now = app.parts.clock.now_ms();
     let of_domain = change::version(connection, ResourceKind::Domain, &row.id.to_string()).await?;
     let mut cells = Vec::new();
     let of_tenant = tenant.map_or(&[][..], |tenant| tenant.spec.cells.as_slice());
     for cell in cell::of_domain(&row.spec.cells, of_tenant) {
         // The rows come with the latest expiry first.
-        let best = certificates.iter().find(|certificate| certificate.cell == cell);
+        let mut here = certificates.iter().filter(|certificate| certificate.cell == cell);
+        let issued = here.clone().find(|row| row.custody == Custody::Cell && row.not_after > now);
         let mut needed = of_domain;
-        if let Some(best) = best {
-            let id = best.lineage.to_string();
+        for certificate in here.clone() {
+            let id = certificate.lineage.to_string();
             needed = needed.max(change::version(connection, ResourceKind::Credential, &id).await?);
         }
+        let best = issued.or_else(|| here.next());
         let state = app.fleet.cell(&cell);
         let current = state.applied.iter().filter(|&&applied| needed.is_some_and(|needed| applied >= needed));
         cells.push(CellFacts {
             certificate: best.map(|best| CertificateFacts {
                 created_at: best.created_at,
-                renew_at: best.renew_at,
+                // An uploaded one is never renewed, so never late.
+                renew_at: if best.custody == Custody::Uploaded { i64::MAX } else { best.renew_at },
                 not_after: best.not_after,
             }),
             live_edges: state.applied.len(),
@@ -199,6 +206,16 @@ async fn cells(
         });
     }
     Ok(cells)
+}
+
+fn uploaded(row: &CertificateRow) -> Option<UploadedFacts> {
+    (row.custody == Custody::Uploaded).then(|| UploadedFacts {
+        cell: row.cell.clone(),
+        key: certificate::key_type(row).map(|kind| kind.to_string()).unwrap_or_default(),
+        created_at: row.created_at,
+        renew_at: row.renew_at,
+        not_after: row.not_after,
+    })
 }
 
 fn order(summary: &OrderSummary) -> OrderFacts {

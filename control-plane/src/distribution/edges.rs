@@ -19,7 +19,7 @@ use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::store::edge::{self, EdgeRow, NackRow};
 use crate::store::publication::{self, HeldRemoval};
-use crate::store::{Store, StoreError, WriteTx, cell, event};
+use crate::store::{Store, StoreError, WriteTx, cell, event, uploaded};
 
 /// For so long after an operator's sign-off, a snapshot may leave out any number of names.
 const SIGN_OFF_LASTS: Duration = Duration::from_secs(600);
@@ -129,6 +129,7 @@ impl Distribution {
             rekey.len()
         );
         event::append(tx, "edge.removed", None, &id.to_string(), &text, now).await?;
+        tell_of_uploaded_keys(tx, &row.cell, epoch, now).await?;
         Ok(Some(RemovedEdge { cell: row.cell, epoch, rekey }))
     }
 
@@ -264,4 +265,26 @@ pub(super) async fn load_authority(
     tx.commit().await?;
     tracing::info!(fingerprint = authority.fingerprint_hex(), "made the internal CA");
     Ok(authority)
+}
+
+/// Keys that are made here are replaced by themselves; those that tenants brought only they can replace.
+async fn tell_of_uploaded_keys(
+    tx: &mut WriteTx,
+    cell: &CellId,
+    epoch: u32,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    for found in uploaded::all(tx).await? {
+        let could_read =
+            |lineage: &&uploaded::UploadedLineage| lineage.cell == *cell && lineage.cell_key_epoch < epoch;
+        let Some(lineage) = found.lineages.iter().find(could_read) else { continue };
+        let names: Vec<&str> = lineage.names.keys().map(String::as_str).collect();
+        let text = format!(
+            "an edge that could read the uploaded key of {} was removed; upload a certificate with a new key",
+            names.join(", ")
+        );
+        let subject = lineage.credential.to_string();
+        event::append(tx, "certificate.key_exposed", Some(found.tenant), &subject, &text, now_ms).await?;
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 //! Deliberately absent: judgement. Whether a domain is served, which credential is live and who is suspended was decided
 //! by those who wrote the rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use portico_api::distribution::{
     self as wire, RESOURCE_BYTES_MAX, Route, StaticAnswer, TlsVersion, route, suspension,
 };
 use portico_api::v1::{self, TenantLimits};
-use portico_cert_store::{CellId, DomainId};
+use portico_cert_store::{CellId, Custody, DomainId};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +129,7 @@ pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published,
         cell_key_epoch: row.cell_key_epoch,
         spki_sha256: row.spki_sha256.clone().into(),
         key_tenant: row.key_tenant.clone(),
+        uploaded: row.custody == Custody::Uploaded,
     };
     let key = ResourceKey::credential(row.lineage);
     let tenant = row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
@@ -154,10 +155,18 @@ pub(super) fn fleet(
     publish(ResourceKey::FLEET, version, Cells::All, String::new(), &body)
 }
 
-/// Best first (the very name before a wildcard, later expiry, then the older lineage), those of the domain's cells only.
+/// Best first (the domain's own before those of a wildcard over it, uploaded before issued, later expiry, then the older
+/// lineage), those of the domain's cells only. Edges show an uploaded one first wherever they find it, so that of a wildcard is
+/// left out where the domain has one of its own.
 fn ordered_lineages<'a>(lineages: &'a [LineageRow], cells: &[CellId]) -> Vec<&'a LineageRow> {
     let mut ordered: Vec<_> = lineages.iter().filter(|lineage| cells.contains(&lineage.cell)).collect();
-    ordered.sort_by_key(|lineage| (!lineage.exact, std::cmp::Reverse(lineage.not_after_ms), lineage.id));
+    let own: BTreeSet<&CellId> =
+        ordered.iter().filter(|lineage| lineage.exact).map(|lineage| &lineage.cell).collect();
+    let uploaded = |lineage: &LineageRow| lineage.custody == Custody::Uploaded;
+    ordered.retain(|lineage| lineage.exact || !uploaded(lineage) || !own.contains(&lineage.cell));
+    ordered.sort_by_key(|lineage| {
+        (!lineage.exact, !uploaded(lineage), std::cmp::Reverse(lineage.not_after_ms), lineage.id)
+    });
     let mut taken = BTreeMap::<&CellId, usize>::new();
     ordered.retain(|lineage| {
         let taken = taken.entry(&lineage.cell).or_default();
@@ -311,7 +320,13 @@ mod tests {
     }
 
     fn lineage(name: &str, exact: bool, not_after_ms: i64) -> LineageRow {
-        LineageRow { id: LineageId::generate(), cell: cell(name), exact, not_after_ms }
+        LineageRow {
+            id: LineageId::generate(),
+            cell: cell(name),
+            exact,
+            custody: Custody::Cell,
+            not_after_ms,
+        }
     }
 
     fn body<M: Message + Default>(published: &Published) -> M {
@@ -417,6 +432,31 @@ mod tests {
     }
 
     #[test]
+    fn uploaded_lineages_go_first_and_a_wildcards_does_not_displace_a_names_own() {
+        let mut row = domain_row();
+        row.spec.cells = vec![cell("two"), cell("one")];
+        let uploaded = |lineage: LineageRow| LineageRow { custody: Custody::Uploaded, ..lineage };
+        let (issued, own) = (lineage("one", true, 900), uploaded(lineage("one", true, 100)));
+        let wildcards = ["one", "two"].map(|cell| uploaded(lineage(cell, false, 500)));
+        row.lineages = vec![issued.clone(), own.clone()];
+        row.lineages.extend(wildcards.clone());
+        let order = |row: &DomainRow| -> Vec<String> {
+            let body: wire::Domain = body(&domain(row, 1).unwrap());
+            body.lineages.into_iter().map(|lineage| lineage.lineage_id).collect()
+        };
+        let ids = |lineages: &[&LineageRow]| lineages.iter().map(|l| l.id.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            order(&row),
+            ids(&[&own, &issued, &wildcards[1]]),
+            "it serves where there is none of its own"
+        );
+        row.lineages.remove(1);
+        assert_eq!(order(&row), ids(&[&issued, &wildcards[1]]));
+        row.lineages.remove(0);
+        assert_eq!(order(&row).len(), 2);
+    }
+
+    #[test]
     fn same_rows_give_the_same_bytes_whatever_their_order() {
         let mut row = domain_row();
         row.spec.cells = vec![cell("one"), cell("two")];
@@ -434,6 +474,7 @@ mod tests {
             lineage: LineageId::generate(),
             group: GroupId::generate(),
             cell: cell("one"),
+            custody: Custody::Uploaded,
             tenant: None,
             chain_der: vec![vec![1], vec![2]],
             sealed_key: vec![3],
@@ -446,7 +487,7 @@ mod tests {
         assert_eq!(published.key_epoch, Some(4));
         assert_eq!(published.resource.id, row.lineage.to_string());
         let body: wire::Credential = body(&published);
-        assert_eq!((body.chain_der.len(), body.cell_key_epoch), (2, 4));
+        assert_eq!((body.chain_der.len(), body.cell_key_epoch, body.uploaded), (2, 4, true));
     }
 
     #[test]

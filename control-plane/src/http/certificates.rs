@@ -1,18 +1,23 @@
 //! `/v1/certificates`
 
 use axum::extract::{Path, State};
-use portico_api::v1::{Certificate, Page};
+use axum::http::StatusCode;
+use axum::response::Response;
+use portico_api::v1::{Certificate, CertificateUpload, CertificateUploadAnswer, Page};
 use portico_cert_store::{CredentialId, DomainId, NamePattern};
 use serde::Deserialize;
 
 use super::call::Call;
 use super::fault::{Answered, Fault};
+use super::json_body::SecretBody;
 use super::list::{cursor_after, limit, read_cursor};
 use super::query::Query;
-use crate::app::{App, certificate};
+use super::tenants;
+use super::write::{Answer, Begun, Write, paced};
+use crate::app::{App, certificate, upload};
 use crate::clock::parse_rfc3339;
 use crate::store::issuance::{self, CertificateFilter, CertificateRow};
-use crate::store::{Connection, domain};
+use crate::store::{Connection, domain, tenant, uploaded};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,15 +74,121 @@ pub(super) async fn show(
     call: Call,
     Path(id): Path<String>,
 ) -> Answered<axum::Json<Certificate>> {
-    let missing = || Fault::not_found("certificate");
     let id: CredentialId = id.parse().map_err(|_| missing())?;
     let mut read = app.parts.store.read().await?;
+    let (certificate, is_visible) = by_id(&app, &mut read, &call, id).await?;
+    if is_visible { Ok(axum::Json(certificate)) } else { Err(missing()) }
+}
+
+/// Takes a certificate of the tenant's own with its key, for some of its domains. Edges show it before an issued one to all
+/// clients that can use it, until an hour before its end; nobody renews it but the tenant. Another of the same kind of key (RSA or
+/// ECDSA) takes the place of a hostname's present one. The key is sealed for the cells that serve the hostnames now, and shown to
+/// nobody again. 200 when everything is so already.
+#[utoipa::path(post, path = "/v1/tenants/{id}/certificates", tag = "certificates", params(("id" = String, Path)),
+    request_body = CertificateUpload,
+    responses((status = 201, body = CertificateUploadAnswer), (status = 200, body = CertificateUploadAnswer), (status = 404),
+        (status = 422)))]
+pub(super) async fn upload(
+    State(app): State<App>,
+    call: Call,
+    Path(id): Path<String>,
+    body: SecretBody<CertificateUpload>,
+) -> Answered<Response> {
+    let id = tenants::visible(&call, &id)?;
+    paced(&app, &call)?;
+    let request = &body.0.value;
+    // Before the writer's turn: this takes some milliseconds.
+    let read = upload::read(&app, request)?;
+    let mut write = match Write::begin(&app, &call, &body.0.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let tenant = tenant::find(&mut write.tx, id).await?.ok_or_else(tenants::missing)?;
+    let (status, made) = match upload::put(&app, &mut write, &tenant, request, &read).await? {
+        upload::Put::New(made) => (StatusCode::CREATED, made),
+        upload::Put::Same(made) => (StatusCode::OK, made),
+    };
+    let mut certificates = Vec::with_capacity(made.len());
+    for credential in &made {
+        certificates.push(by_id(&app, &mut write.tx, &call, *credential).await?.0);
+    }
+    if let (StatusCode::CREATED, Some(first)) = (status, certificates.first()) {
+        write.keeps(made.len() * first.chain_pem.len());
+        let subject = first.summary.credential_id.to_string();
+        let group = uploaded::find(&mut write.tx, first.summary.group_id).await?;
+        write.audit("certificate.upload", &subject, &(), &group.as_ref().map(upload::described)).await?;
+        let names = request.hostnames.join(", ");
+        let text = format!("{names} until {}", first.summary.not_after);
+        write.event("certificate.uploaded", Some(id), &subject, &text).await?;
+    }
+    write.finish(Answer::json(status, &CertificateUploadAnswer { certificates })).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteQuery {
+    #[serde(default)]
+    leave_unserved: bool,
+}
+
+/// Takes an uploaded certificate out of service in all its cells, and forgets its key; its hostnames fall back to their other
+/// certificates. 204 also when it is gone. 409 `only_certificate` where a hostname has no other that is valid, unless
+/// `leave_unserved`; 409 `issued` for one that was issued here.
+#[utoipa::path(delete, path = "/v1/certificates/{id}", tag = "certificates",
+    params(("id" = String, Path), ("leave_unserved" = Option<bool>, Query)),
+    responses((status = 204), (status = 404), (status = 409)))]
+pub(super) async fn delete(
+    State(app): State<App>,
+    call: Call,
+    Path(id): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Answered<Response> {
+    let id: CredentialId = id.parse().map_err(|_| missing())?;
+    let mut write = match Write::begin(&app, &call, &[]).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let (group, owner, is_uploaded) = uploaded::group_of(&mut write.tx, id).await?.ok_or_else(missing)?;
+    if !is_uploaded {
+        // Whose domains are on it decides whether it is there for the caller.
+        return match by_id(&app, &mut write.tx, &call, id).await? {
+            (_, true) => Err(Fault::conflict(
+                "issued",
+                "the certificate was issued here and is renewed by itself; it goes with its domains",
+            )),
+            (_, false) => Err(missing()),
+        };
+    }
+    if owner.is_none_or(|owner| !call.caller.sees(owner)) {
+        return Err(missing());
+    }
+    if let Some(found) = uploaded::find(&mut write.tx, group).await? {
+        upload::delete(&mut write, &found, query.leave_unserved).await?;
+        let subject = id.to_string();
+        write.audit("certificate.delete", &subject, &upload::described(&found), &()).await?;
+        let names: Vec<&str> = found.names.keys().map(String::as_str).collect();
+        let text = format!("the uploaded certificate of {} was removed", names.join(", "));
+        write.event("certificate.removed", Some(found.tenant), &subject, &text).await?;
+    }
+    write.finish(Answer::no_content()).await
+}
+
+fn missing() -> Fault {
+    Fault::not_found("certificate")
+}
+
+/// The certificate as the caller sees it, and whether it does.
+async fn by_id(
+    app: &App,
+    connection: &mut Connection,
+    call: &Call,
+    id: CredentialId,
+) -> Answered<(Certificate, bool)> {
     // The key just before it, so that the list's one query serves here too.
     let filter = CertificateFilter { limit: 1, after: before(id), ..CertificateFilter::default() };
-    let row = issuance::certificates(&mut read, &filter).await?.into_iter().next();
+    let row = issuance::certificates(connection, &filter).await?.into_iter().next();
     let row = row.filter(|row| row.id == id).ok_or_else(missing)?;
-    let (certificate, is_visible) = shown(&app, &mut read, &call, &row).await?;
-    if is_visible { Ok(axum::Json(certificate)) } else { Err(missing()) }
+    shown(app, connection, call, &row).await
 }
 
 /// The certificate with the domains on it that the caller may see, and whether there are any such.

@@ -31,6 +31,15 @@ impl Fault {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// What is wrong is in the log.
+    pub(crate) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the control plane failed; its log has the cause under this request id",
+        )
+    }
+
     /// The object is unknown, or another tenant's: the caller cannot tell which.
     pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}, or it is not yours"))
@@ -99,11 +108,7 @@ impl From<StoreError> for Fault {
             );
         }
         tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the control plane failed; its log has the cause under this request id",
-        )
+        Self::internal()
     }
 }
 

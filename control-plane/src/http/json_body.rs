@@ -9,6 +9,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use portico_api::v1::FieldError;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use zeroize::Zeroize as _;
 
 use super::fault::{Answered, Fault, field};
 use crate::app::App;
@@ -20,6 +21,32 @@ pub(crate) const BODY_BYTES_MAX: usize = 2 << 20;
 pub(crate) struct JsonBody<T> {
     pub(crate) value: T,
     pub(crate) raw: Bytes,
+}
+
+/// A [`JsonBody`] with a secret in it: its bytes are wiped when it is dropped.
+pub(crate) struct SecretBody<T>(pub(crate) JsonBody<T>);
+
+impl<T> Drop for SecretBody<T> {
+    fn drop(&mut self) {
+        // Another holder of these bytes there is none; a body of one piece was never copied.
+        if let Ok(mut bytes) = std::mem::take(&mut self.0.raw).try_into_mut() {
+            bytes.as_mut().zeroize();
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for SecretBody<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretBody")
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<App> for SecretBody<T> {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Fault> {
+        Ok(Self(JsonBody::from_request(request, app).await?))
+    }
 }
 
 /// The bytes of a call that needs no body.
@@ -124,10 +151,16 @@ fn fault(pointer: &str, error: &serde_json::Error) -> Fault {
 }
 
 fn field_error(pointer: &str, message: &str) -> FieldError {
-    let message = without_position(message);
+    let message = without_long_values(without_position(message));
+    if pointer.len() > POINTER_BYTES_MAX {
+        return field(String::new(), "unknown_field", "has a field with an overlong name");
+    }
     let word = |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.split('`').next());
     if let Some(unknown) = word("unknown field `") {
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+        if unknown.len() > VALUE_BYTES_MAX {
+            return field(String::new(), "unknown_field", "has a field with an overlong name");
+        }
         let near = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?"));
         // serde's path already ends in the unknown key, except below a tagged enum, where it ends above it.
         let own = format!("/{}", escape(unknown));
@@ -138,6 +171,17 @@ fn field_error(pointer: &str, message: &str) -> FieldError {
         return field(format!("{pointer}/{}", escape(missing)), "missing_field", message);
     }
     field(pointer, "invalid_value", message)
+}
+
+/// Longer values are not repeated: a secret may stand where none belongs. A key in PEM is longer.
+const VALUE_BYTES_MAX: usize = 64;
+const POINTER_BYTES_MAX: usize = 512;
+
+/// serde repeats the text that it did not expect; a long one is left out.
+fn without_long_values(message: String) -> String {
+    let Some((head, rest)) = message.split_once('"') else { return message };
+    let Some((value, tail)) = rest.rsplit_once('"') else { return message };
+    if value.len() <= VALUE_BYTES_MAX { message } else { format!("{head}of {} bytes{tail}", value.len()) }
 }
 
 fn without_position(message: &str) -> String {
@@ -240,6 +284,27 @@ mod tests {
         assert_eq!((fault.errors[0].pointer.as_str(), fault.code), ("/name", "missing_field"));
         let fault = fault_of::<TenantSpec>(r#"{"name":"a","domains_max":-1}"#);
         assert_eq!(fault.errors[0].pointer, "/domains_max");
+    }
+
+    #[test]
+    fn long_values_and_names_are_not_repeated() {
+        let secret = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKjMzEfYyji";
+        for body in [
+            format!(r#"{{"name":"a","cells":"{secret}"}}"#),
+            format!(r#"{{"name":"a","domains_max":"{secret}"}}"#),
+            format!(
+                r#"{{"name":"a","cells":"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END \"x\" KEY-----"}}"#
+            ),
+            format!(r#"{{"name":"a","{secret}":1}}"#),
+            format!(r#"{{"name":"a","limits":{{"{secret}":1}}}}"#),
+        ] {
+            let fault = fault_of::<TenantSpec>(&body);
+            let shown = serde_json::to_string(&fault.problem("req_1")).unwrap();
+            assert_eq!(fault.status.as_u16(), 422);
+            assert!(!shown.contains(&secret[..20]), "{shown}");
+        }
+        let short = fault_of::<TenantSpec>(r#"{"name":"a","cells":"eu"}"#);
+        assert!(short.detail.contains("\"eu\""), "{}", short.detail);
     }
 
     #[test]

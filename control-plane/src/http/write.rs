@@ -150,6 +150,13 @@ impl Write {
         Ok(())
     }
 
+    /// Counts what else a tenant's write leaves in the database.
+    pub(crate) fn keeps(&self, bytes: usize) {
+        if let Some((pace, tenant)) = &self.pace {
+            pace.kept(*tenant, bytes);
+        }
+    }
+
     /// Tells the followers of events.
     ///
     /// # Errors

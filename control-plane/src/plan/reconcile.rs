@@ -81,6 +81,7 @@ pub struct DueOrder {
 /// Domains whose pre-flight is due.
 pub fn preflights_due(facts: &Facts) -> Vec<DomainId> {
     let due = |domain: &&OrderableDomain| match facts.names.get(&domain.id) {
+        _ if !domain.spec.issue_certificates => false,
         None => true,
         Some(state) => state.methods.is_empty() && state.next_at <= facts.now_ms,
     };
@@ -113,7 +114,7 @@ type Classes<'a> = BTreeMap<&'a [CellId], (Vec<&'a OrderableDomain>, Vec<&'a Gro
 /// Domains and groups by the cells that serve them.
 fn classes(facts: &Facts) -> Classes<'_> {
     let mut classes: Classes<'_> = BTreeMap::new();
-    for domain in &facts.domains {
+    for domain in facts.domains.iter().filter(|domain| domain.spec.issue_certificates) {
         classes.entry(&domain.cells).or_default().0.push(domain);
     }
     for group in &facts.groups {
@@ -233,7 +234,8 @@ fn settling_tenants(facts: &Facts) -> HashSet<TenantId> {
     let grouped: HashSet<DomainId> =
         facts.groups.iter().flat_map(|group| group.names.values().copied()).collect();
     let mut waiting: BTreeMap<TenantId, (i64, i64, bool)> = BTreeMap::new();
-    for domain in facts.domains.iter().filter(|domain| !grouped.contains(&domain.id)) {
+    let wanted = |domain: &&OrderableDomain| domain.spec.issue_certificates && !grouped.contains(&domain.id);
+    for domain in facts.domains.iter().filter(wanted) {
         let state = facts.names.get(&domain.id);
         let entry = waiting.entry(domain.tenant).or_insert((i64::MAX, i64::MIN, false));
         match state.and_then(|state| state.ready_at) {
@@ -350,7 +352,8 @@ fn due_order(
     })
 }
 
-/// Lineages of retired groups whose every name is gone or live elsewhere in their cell.
+/// Lineages of retired groups whose every name is gone or live elsewhere in their cell. A name for which nothing is issued any
+/// more keeps what it has to the end.
 pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
     let wanted: HashMap<DomainId, &OrderableDomain> = facts.domains.iter().map(|d| (d.id, d)).collect();
     let mut staying: BTreeSet<(&CellId, DomainId)> = BTreeSet::new();
@@ -358,9 +361,13 @@ pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
         staying.extend(lineage.serves.values().map(|domain| (&lineage.cell, *domain)));
     }
     let open: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
+    let is_over =
+        |lineage: &LineageRow| lineage.live.as_ref().is_none_or(|live| live.not_after <= facts.now_ms);
     let needed = |lineage: &LineageRow, domain: &DomainId| {
-        wanted.get(domain).is_some_and(|wanted| wanted.cells.contains(&lineage.cell))
-            && !staying.contains(&(&lineage.cell, *domain))
+        let served = |wanted: &&OrderableDomain| {
+            wanted.cells.contains(&lineage.cell) && (wanted.spec.issue_certificates || !is_over(lineage))
+        };
+        wanted.get(domain).is_some_and(served) && !staying.contains(&(&lineage.cell, *domain))
     };
     let leaving = facts.lineages.iter().filter(|lineage| lineage.leaving && !open.contains(&lineage.id));
     leaving.filter(|l| !l.serves.values().any(|domain| needed(l, domain))).map(|lineage| lineage.id).collect()

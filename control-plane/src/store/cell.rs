@@ -162,7 +162,7 @@ pub async fn sealed_before(
     ids.iter().map(|id| from_id(id, "lineages")).collect()
 }
 
-/// Makes those lineages due for a new key now. How fast they get one is the issuance's affair: its limits hold for them
+/// Makes those lineages due for a new key now; of uploaded ones their tenants have to bring it. How fast they get one is the issuance's affair: its limits hold for them
 /// as for any renewal.
 ///
 /// # Errors
@@ -175,7 +175,7 @@ pub async fn renew_sealed_before(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE credentials SET renew_at = ?1 WHERE renew_at > ?1 AND cell_key_epoch < ?2 AND id IN \
-         (SELECT live_credential FROM lineages WHERE cell = ?3 AND retired_at IS NULL)",
+         (SELECT live_credential FROM lineages WHERE cell = ?3 AND retired_at IS NULL AND custody = 'cell')",
     )
     .bind(now_ms)
     .bind(epoch)
@@ -185,7 +185,14 @@ pub async fn renew_sealed_before(
     Ok(())
 }
 
-async fn newest_epoch(connection: &mut SqliteConnection, cell: &CellId) -> Result<Option<u32>, StoreError> {
+/// The epoch that seals now; `None`: the cell has no key yet.
+///
+/// # Errors
+/// The database's.
+pub async fn newest_epoch(
+    connection: &mut SqliteConnection,
+    cell: &CellId,
+) -> Result<Option<u32>, StoreError> {
     Ok(sqlx::query_scalar("SELECT MAX(epoch) FROM cell_keys WHERE cell = ?")
         .bind(cell.as_str())
         .fetch_one(connection)

@@ -1,7 +1,7 @@
 //! Credentials: one row for each certificate with its sealed key. The newest good one of a lineage is live.
 
 use portico_api::distribution::ResourceKind;
-use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId};
+use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
@@ -12,6 +12,7 @@ use super::{StoreError, WriteTx, change, from_id, from_json, to_json};
 pub struct NewCredential {
     pub id: CredentialId,
     pub lineage: LineageId,
+    pub custody: Custody,
     pub issuer: String,
     /// As in the leaf.
     pub names: Vec<String>,
@@ -169,7 +170,7 @@ pub async fn of_domain(
     rows.iter().map(credential).collect()
 }
 
-/// Whether a domain has a live credential in the cell of a lineage.
+/// Whether a domain has a live credential in the cell of a lineage; an uploaded one does not count.
 ///
 /// # Errors
 /// The database's.
@@ -180,7 +181,7 @@ pub async fn is_live_beside(
 ) -> Result<bool, StoreError> {
     let live = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
-         WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
+         WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.live_credential IS NOT NULL AND l.custody = 'cell' \
          AND l.cell = (SELECT cell FROM lineages WHERE id = ?))",
     )
     .bind(domain.to_string())
@@ -239,11 +240,11 @@ pub async fn live_of_lineage(
     row.as_ref().map(credential).transpose()
 }
 
-async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
-         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, created_at) \
-         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, created_at, custody) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id.to_string())
     .bind(new.lineage.to_string())
@@ -259,12 +260,13 @@ async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<()
     .bind(new.not_after)
     .bind(new.renew_at)
     .bind(now_ms)
+    .bind(new.custody.as_str())
     .execute(&mut **tx)
     .await?;
     Ok(())
 }
 
-async fn lineage(
+pub(super) async fn lineage(
     tx: &mut WriteTx,
     lineage: LineageId,
 ) -> Result<(GroupId, String, Option<CredentialId>), StoreError> {
@@ -277,7 +279,10 @@ async fn lineage(
     Ok((from_id(row.try_get("group_id")?, "lineages")?, row.try_get("cell")?, live))
 }
 
-async fn names_of(tx: &mut WriteTx, lineage: LineageId) -> Result<Vec<(String, DomainId)>, StoreError> {
+pub(super) async fn names_of(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+) -> Result<Vec<(String, DomainId)>, StoreError> {
     let rows = sqlx::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
         .bind(lineage.to_string())
         .fetch_all(&mut **tx)
@@ -287,12 +292,14 @@ async fn names_of(tx: &mut WriteTx, lineage: LineageId) -> Result<Vec<(String, D
         .collect()
 }
 
-/// The domain is still served, and no live lineage of the cell covers it.
+/// The domain is still served, and no live lineage of the cell covers it. An uploaded one does not count: it ends, and then
+/// there must be another.
 async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<bool, StoreError> {
     let found: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM domains d WHERE d.id = ?1 AND d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
          (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
-          WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL)",
+          WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
+          AND l.custody = 'cell')",
     )
     .bind(domain.to_string())
     .bind(cell)
@@ -311,7 +318,7 @@ async fn free_lineage(
     let id: Option<String> = sqlx::query_scalar(
         "SELECT l.id FROM group_names n JOIN lineages l ON l.group_id = n.group_id \
          WHERE n.domain_id = ? AND l.cell = ? AND l.group_id <> ? AND l.live_credential IS NULL \
-         AND l.retired_at IS NULL LIMIT 1",
+         AND l.retired_at IS NULL AND l.custody = 'cell' LIMIT 1",
     )
     .bind(domain.to_string())
     .bind(cell)
@@ -321,7 +328,11 @@ async fn free_lineage(
     id.map(|id| from_id(&id, "lineages")).transpose()
 }
 
-async fn set_live(tx: &mut WriteTx, lineage: LineageId, credential: CredentialId) -> Result<(), StoreError> {
+pub(super) async fn set_live(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+    credential: CredentialId,
+) -> Result<(), StoreError> {
     sqlx::query("UPDATE lineages SET live_credential = ?, retired_at = NULL WHERE id = ?")
         .bind(credential.to_string())
         .bind(lineage.to_string())
@@ -330,7 +341,7 @@ async fn set_live(tx: &mut WriteTx, lineage: LineageId, credential: CredentialId
     Ok(())
 }
 
-async fn put_names(
+pub(super) async fn put_names(
     tx: &mut WriteTx,
     lineage: LineageId,
     names: &[(String, DomainId)],
@@ -350,14 +361,14 @@ async fn put_names(
     Ok(())
 }
 
-async fn group_tenant(tx: &mut WriteTx, group: GroupId) -> Result<Option<String>, StoreError> {
+pub(super) async fn group_tenant(tx: &mut WriteTx, group: GroupId) -> Result<Option<String>, StoreError> {
     Ok(sqlx::query_scalar("SELECT tenant_id FROM groups WHERE id = ?")
         .bind(group.to_string())
         .fetch_one(&mut **tx)
         .await?)
 }
 
-async fn record_lineage(
+pub(super) async fn record_lineage(
     tx: &mut WriteTx,
     lineage: LineageId,
     tenant: Option<&str>,

@@ -26,7 +26,7 @@ pub struct OrderableDomain {
     pub created_at: i64,
 }
 
-/// A group that is not retired.
+/// A group that is not retired. Those of uploaded certificates are not among what is read here: nothing is planned for them.
 #[derive(Clone, Debug)]
 pub struct GroupRow {
     pub id: GroupId,
@@ -123,10 +123,12 @@ pub async fn is_orderable(connection: &mut SqliteConnection, domain: DomainId) -
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn live_groups(connection: &mut SqliteConnection) -> Result<Vec<GroupRow>, StoreError> {
-    let rows =
-        sqlx::query("SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL ORDER BY id")
-            .fetch_all(&mut *connection)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL AND id NOT IN \
+         (SELECT group_id FROM lineages WHERE custody = 'uploaded') ORDER BY id",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
     let mut groups = BTreeMap::new();
     for row in &rows {
         let id: GroupId = from_id(row.try_get("id")?, "groups")?;
@@ -239,6 +241,8 @@ pub async fn ensure_lineage(
     from_id(&id, "lineages")
 }
 
+/// Those of issued certificates.
+///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRow>, StoreError> {
@@ -247,7 +251,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
          c.names, c.not_before, c.not_after, c.renew_at \
          FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
-         WHERE l.retired_at IS NULL ORDER BY l.group_id, l.cell",
+         WHERE l.retired_at IS NULL AND l.custody = 'cell' ORDER BY l.group_id, l.cell",
     )
     .fetch_all(connection)
     .await?;
@@ -282,7 +286,7 @@ async fn served_names(
 ) -> Result<BTreeMap<LineageId, BTreeMap<String, DomainId>>, StoreError> {
     let rows = sqlx::query(
         "SELECT n.lineage_id, n.name, n.domain_id FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
-         WHERE l.retired_at IS NULL",
+         WHERE l.retired_at IS NULL AND l.custody = 'cell'",
     )
     .fetch_all(connection)
     .await?;

@@ -1,11 +1,11 @@
 //! What the API shows of issuance: the live certificates of many domains at once, their unfinished orders, and what
 //! kept names from being ordered. Read only; the rows are written by `group`, `credential` and `order`.
 
-use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId};
+use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, from_id, from_json, push_ids};
+use super::{StoreError, from_id, from_json, from_word, push_ids};
 
 /// A certificate, without its key.
 #[derive(Clone, Debug)]
@@ -14,6 +14,7 @@ pub struct CertificateRow {
     pub lineage: LineageId,
     pub group: GroupId,
     pub cell: CellId,
+    pub custody: Custody,
     pub issuer: String,
     /// `live` and the certificate of its lineage.
     pub live: bool,
@@ -60,7 +61,7 @@ pub struct CertificateFilter {
 }
 
 const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_pem, c.spki_sha256, \
-     c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.created_at, l.group_id, l.cell, l.live_credential";
+     c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.created_at, c.custody, l.group_id, l.cell, l.live_credential";
 
 /// The live certificates that carry these domains' names, with the domain of each.
 ///
@@ -199,6 +200,7 @@ fn certificate(row: &SqliteRow) -> Result<CertificateRow, StoreError> {
         lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
+        custody: from_word(row.try_get("custody")?, "credentials")?,
         issuer: row.try_get("issuer")?,
         live: row.try_get::<&str, _>("state")? == "live" && live.as_deref() == Some(&*id),
         names: from_json(row.try_get("names")?, &id)?,

@@ -1,6 +1,6 @@
 //! The tables' history: each file of `migrations/` once, in order of its number.
 //!
-//! Numbers: 01xx core, 02xx edges and cells, 03xx issuance. A file that has been released is never edited; the checksum
+//! Numbers: 01xx core, 02xx edges and cells, 03xx issuance, 04xx tenants' own certificates. A file that has been released is never edited; the checksum
 //! of an applied file is compared at each start.
 
 use sqlx::SqlSafeStr;
@@ -21,6 +21,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (302, "parts", include_str!("../../migrations/0302_parts.sql")),
     (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
+    // Certificates of tenants' own.
+    (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
 ];
 
 pub(super) async fn run(writer: &SqlitePool) -> Result<(), MigrateError> {

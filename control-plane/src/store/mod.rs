@@ -45,6 +45,7 @@ pub mod retry;
 pub mod sealing_key;
 pub mod tenant;
 pub mod token;
+pub mod uploaded;
 pub mod usage;
 
 /// The database inside the data folder.

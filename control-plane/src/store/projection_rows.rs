@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use portico_api::v1;
-use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, TenantId};
+use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId, TenantId};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
-use super::{StoreError, from_id, from_json, push_ids};
+use super::{StoreError, from_id, from_json, from_word, push_ids};
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
 const IDS_PER_QUERY: usize = 500;
@@ -43,6 +43,7 @@ pub struct LineageRow {
     pub cell: CellId,
     /// Its certificate holds the very name, not only a wildcard over it.
     pub exact: bool,
+    pub custody: Custody,
     pub not_after_ms: i64,
 }
 
@@ -53,6 +54,7 @@ pub struct CredentialRow {
     pub lineage: LineageId,
     pub group: GroupId,
     pub cell: CellId,
+    pub custody: Custody,
     /// `None`: the operator's group.
     pub tenant: Option<TenantId>,
     pub chain_der: Vec<Vec<u8>>,
@@ -125,7 +127,7 @@ pub async fn credentials(
     let rows = select(
         connection,
         "SELECT c.id, l.id AS lineage_id, l.group_id, l.cell, g.tenant_id, c.chain_pem, c.sealed_key, \
-         c.cell_key_epoch, c.spki_sha256, c.key_tenant FROM lineages l \
+         c.cell_key_epoch, c.spki_sha256, c.key_tenant, c.custody FROM lineages l \
          JOIN groups g ON g.id = l.group_id JOIN credentials c ON c.id = l.live_credential \
          WHERE l.retired_at IS NULL AND l.id IN (",
         lineages,
@@ -141,12 +143,14 @@ struct Covering {
     cell: CellId,
     domain: DomainId,
     tenant: Option<TenantId>,
+    custody: Custody,
     not_after_ms: i64,
 }
 
 impl Covering {
     fn lineage(&self, exact: bool) -> LineageRow {
-        LineageRow { id: self.id, cell: self.cell.clone(), exact, not_after_ms: self.not_after_ms }
+        let (custody, not_after_ms) = (self.custody, self.not_after_ms);
+        LineageRow { id: self.id, cell: self.cell.clone(), exact, custody, not_after_ms }
     }
 }
 
@@ -156,7 +160,7 @@ async fn lineages_of_names(
 ) -> Result<HashMap<String, Vec<Covering>>, StoreError> {
     let rows = select(
         connection,
-        "SELECT n.name, n.domain_id, d.tenant_id, l.id AS lineage_id, l.cell, c.not_after FROM lineage_names n \
+        "SELECT n.name, n.domain_id, d.tenant_id, l.id AS lineage_id, l.cell, l.custody, c.not_after FROM lineage_names n \
          JOIN lineages l ON l.id = n.lineage_id JOIN credentials c ON c.id = l.live_credential \
          JOIN domains d ON d.id = n.domain_id WHERE l.retired_at IS NULL AND n.name IN (",
         names,
@@ -171,6 +175,7 @@ async fn lineages_of_names(
             cell: from_id(row.try_get("cell")?, "lineages")?,
             domain: from_id(row.try_get("domain_id")?, "lineage_names")?,
             tenant: Some(from_id(&tenant, "domains")?),
+            custody: from_word(row.try_get("custody")?, "lineages")?,
             not_after_ms: row.try_get("not_after")?,
         });
     }
@@ -210,6 +215,7 @@ fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {
         lineage: from_id(row.try_get("lineage_id")?, "lineages")?,
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
+        custody: from_word(row.try_get("custody")?, "credentials")?,
         tenant: tenant.map(|id| from_id(&id, "groups")).transpose()?,
         chain_der,
         sealed_key: row.try_get("sealed_key")?,

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use portico_api::distribution as wire;
 use portico_cert_store::{
-    CellId, CellKeys, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, DomainId,
-    DomainName, GroupId, IdError, KeptParts, LineageId, NamePattern, SealedKey, TenantId, TlsPolicy,
-    TlsVersion, UnixTime, check_certified_key,
+    CellId, CellKeys, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, Custody,
+    DomainId, DomainName, GroupId, IdError, KeptParts, LineageId, NamePattern, SealedKey, TenantId,
+    TlsPolicy, TlsVersion, UnixTime, check_certified_key,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -359,7 +359,7 @@ fn build_credential(
         sealed_key: SealedKey::from_bytes(body.sealed_key.to_vec()),
     };
     let credential = Credential::new(parts, &context.interner).map_err(|error| bad(&error))?;
-    Ok((credential, names))
+    Ok((credential.in_custody(custody(body)), names))
 }
 
 /// The short way of a credential that this edge has served before.
@@ -383,7 +383,11 @@ fn take_back(
     };
     let (credential, names) = Credential::take_back(kept, &context.interner)
         .map_err(|error| Fault::new("BadCertificate", error.to_string()))?;
-    Ok((credential, names.into()))
+    Ok((credential.in_custody(custody(body)), names.into()))
+}
+
+fn custody(body: &wire::Credential) -> Custody {
+    if body.uploaded { Custody::Uploaded } else { Custody::Cell }
 }
 
 /// The last gate before a credential goes live (P9): its key opens, and a client completes a handshake with it. The

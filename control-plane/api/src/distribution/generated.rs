@@ -807,6 +807,9 @@ pub struct Credential {
     /// tenant id, or "operator" for an operator's group: part of the seal's AAD
     #[prost(string, tag = "8")]
     pub key_tenant: ::prost::alloc::string::String,
+    /// The tenant brought it: it is shown before others of its name. An edge that does not know the field ranks it as an issued one.
+    #[prost(bool, tag = "20")]
+    pub uploaded: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fleet {

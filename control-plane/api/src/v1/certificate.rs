@@ -1,8 +1,14 @@
-//! Certificates as the API shows them: never a key.
+//! Certificates as the API shows them, never with a key; and as a tenant brings them.
 
-use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId};
+use std::fmt;
+
+use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, KeyType, LineageId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use zeroize::Zeroize as _;
+
+/// Most hostnames of one upload.
+pub const UPLOAD_HOSTNAMES_MAX: usize = 100;
 
 /// One certificate, as it stands with a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -15,11 +21,20 @@ pub struct CertificateSummary {
     pub group_id: GroupId,
     #[schema(value_type = String)]
     pub cell: CellId,
+    /// The issuer's configured name; of an uploaded one the name in the certificate.
     pub issuer: String,
+    /// `cell`: issued here, with a key made here; `uploaded`: brought by the tenant, who alone can renew it.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub custody: Custody,
+    /// `ecdsa-p256`, `ecdsa-p384`, `rsa2048`, `rsa3072`, `rsa4096`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub key_type: Option<KeyType>,
     /// RFC 3339.
     pub not_before: String,
     pub not_after: String,
-    /// RFC 3339; when renewal is due.
+    /// RFC 3339; when renewal is due. Of an uploaded one: from when on an event and a condition ask for the next.
     pub renew_at: String,
     pub names: Vec<String>,
     /// Lower-case hex.
@@ -46,4 +61,77 @@ pub enum CertificateState {
     /// A newer one of the lineage has taken its place.
     Replaced,
     Expired,
+}
+
+/// Body of `POST /v1/tenants/{id}/certificates`: a certificate of the tenant's own for some of its domains. RSA and ECDSA
+/// stand side by side; another one of the same kind takes the place of a hostname's present one.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateUpload {
+    /// The domains that it is for, 1 to 100: proved ones of the tenant, whose names it holds, by a wildcard or itself.
+    pub hostnames: Vec<String>,
+    /// PEM: the site's own certificate, then the one that issued it, and so on; at most 64 KiB. A root is left out.
+    pub chain_pem: String,
+    pub key_pem: SecretPem,
+    /// Its chain leads to an authority of the tenant's own, not to a root that clients trust.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub private_ca: bool,
+    /// Also where the present one is valid for longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace_longer: bool,
+}
+
+/// A private key in PEM (PKCS#8, SEC1 or PKCS#1), not encrypted, at most 16 KiB. It is sealed for the cells that serve the
+/// hostnames, and never shown again.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = String, format = Password)]
+pub struct SecretPem(String);
+
+impl SecretPem {
+    pub fn new(pem: String) -> Self {
+        Self(pem)
+    }
+
+    /// The key in clear: for a reader of keys, never for a log or a file.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for SecretPem {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for SecretPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretPem")
+    }
+}
+
+/// The answer to an upload: one certificate for each cell that serves a hostname of it, each with the key sealed for that cell.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CertificateUploadAnswer {
+    pub certificates: Vec<Certificate>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_no_text_but_that_of_the_body() {
+        let upload = CertificateUpload {
+            hostnames: vec!["a.example".to_owned()],
+            chain_pem: "chain".to_owned(),
+            key_pem: SecretPem::new("secret".to_owned()),
+            private_ca: false,
+            replace_longer: false,
+        };
+        assert!(!format!("{upload:?}").contains("secret"));
+        let body = serde_json::to_value(&upload).expect("JSON");
+        assert_eq!(body["key_pem"], "secret");
+    }
 }

@@ -33,7 +33,7 @@ pub struct Domain {
     pub dns: DnsInstructions,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
-    /// One for each cell that serves the domain.
+    /// For each cell that serves the domain, the uploaded ones too.
     pub certificates: Vec<CertificateSummary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspension: Option<Suspension>,
@@ -57,6 +57,10 @@ pub struct DomainSpec {
     /// Its certificate holds this name only, whatever the tenant's sharing says.
     #[serde(default)]
     pub alone: bool,
+    /// Certificates are ordered for it (the default), also beside an uploaded one, to fall back to. `false`: uploaded ones alone
+    /// are shown; one that was issued before serves to its end.
+    #[serde(default = "yes")]
+    pub issue_certificates: bool,
     #[serde(default)]
     pub minimum_tls: MinimumTls,
     /// HTTP/2 is offered to clients.
@@ -95,6 +99,7 @@ impl DomainSpec {
             routes: Vec::new(),
             cells: Vec::new(),
             alone: false,
+            issue_certificates: true,
             minimum_tls: MinimumTls::default(),
             http2: true,
             http3: true,
@@ -170,6 +175,8 @@ pub enum ConditionKind {
     /// The name's CAA records let the CA issue.
     CaaPermits,
     CertificateReady,
+    /// Of the certificate that the tenant brought; absent where there is none.
+    UploadedCertificate,
     Deployed,
 }
 

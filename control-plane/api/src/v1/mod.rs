@@ -23,6 +23,8 @@
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
+//! | `POST /v1/tenants/{id}/certificates` | `CertificateUpload` -> 201 `CertificateUploadAnswer`; the same again -> 200 | tenant (own), operator |
+//! | `DELETE /v1/certificates/{credential id}?leave_unserved=` | 204, also when gone: an uploaded one, in all its cells | tenant (own), operator |
 //! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |

@@ -4,10 +4,10 @@ use portico_cert_store::DomainId;
 use super::*;
 use crate::store::condition::Observation;
 
-const NOW: i64 = 1_800_000_000_000;
-const HOUR: i64 = 3_600_000;
+pub(super) const NOW: i64 = 1_800_000_000_000;
+pub(super) const HOUR: i64 = 3_600_000;
 
-fn dns() -> DnsInstructions {
+pub(super) fn dns() -> DnsInstructions {
     let record = |name: &str, kind: &str, value: &str, purpose| DnsRecord {
         name: name.into(),
         kind: kind.into(),
@@ -42,12 +42,12 @@ fn cell(certificate: Option<CertificateFacts>, live_edges: usize, current_edges:
     CellFacts { cell: "default".parse().unwrap(), certificate, live_edges, current_edges }
 }
 
-fn good() -> CertificateFacts {
+pub(super) fn good() -> CertificateFacts {
     CertificateFacts { created_at: NOW - HOUR, renew_at: NOW + 100 * HOUR, not_after: NOW + 300 * HOUR }
 }
 
 /// A domain that is proved, certified and on its two edges.
-fn active(dns: &DnsInstructions) -> Facts<'_> {
+pub(super) fn active(dns: &DnsInstructions) -> Facts<'_> {
     Facts {
         name: "www.shop.example",
         suspended: false,
@@ -62,6 +62,8 @@ fn active(dns: &DnsInstructions) -> Facts<'_> {
         trouble: None,
         refusals: vec![],
         budget_until: None,
+        issues: true,
+        uploaded: vec![],
     }
 }
 

@@ -197,6 +197,34 @@ fn a_lineage_of_a_retired_group_stays_until_its_names_are_live_elsewhere() {
 }
 
 #[test]
+fn nothing_is_ordered_for_a_name_that_wants_none_and_what_it_has_serves_to_its_end() {
+    let mut world = World::new();
+    let never = world.domain("never.test", &["default"]);
+    let name = world.ready("a.shop.test", &["default"]);
+    let issues = |world: &mut World, domain: DomainId, wish: bool| {
+        let found = world.facts.domains.iter_mut().find(|found| found.id == domain).unwrap();
+        found.spec.issue_certificates = wish;
+    };
+    issues(&mut world, never, false);
+    assert_eq!(preflights_due(&world.facts), []);
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    assert_eq!(order.names.keys().collect::<Vec<_>>(), ["a.shop.test"]);
+    world.issue(&order, NOW + 1000);
+    issues(&mut world, name, false);
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 0);
+    world.facts.now_ms = NOW + 1000;
+    assert_eq!(orders_due(&world.facts), [], "its renewal is due, and not wanted");
+    assert_eq!(lineages_to_retire(&world.facts), []);
+    world.facts.now_ms = 2 * (NOW + 1000);
+    assert_eq!(lineages_to_retire(&world.facts), [order.lineage], "its end");
+    issues(&mut world, name, true);
+    world.plan();
+    assert_eq!(orders_due(&world.facts).len(), 1);
+}
+
+#[test]
 fn a_failed_order_holds_its_lineage_until_its_time() {
     let mut world = World::new();
     world.ready("a.shop.test", &["default"]);

@@ -78,6 +78,7 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
             ConditionKind::OwnershipProved
             | ConditionKind::DnsPointsHere
             | ConditionKind::CertificateReady
+            | ConditionKind::UploadedCertificate
             | ConditionKind::Deployed => continue,
         };
         let points = points.as_ref().filter(|_| observed.kind == ConditionKind::ChallengeReachable);

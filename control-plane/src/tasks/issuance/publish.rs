@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portico_api::v1::{ConditionKind, ConditionStatus};
-use portico_cert_store::{CellId, CertificateChain, CertificateFacts, Generation, NamePattern, UnixTime};
+use portico_cert_store::{
+    CellId, CertificateChain, CertificateFacts, Custody, Generation, NamePattern, UnixTime,
+};
 use rustls::RootCertStore;
 
 use super::Issuance;
@@ -119,6 +121,7 @@ fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f6
     NewCredential {
         id: row.credential,
         lineage: row.lineage,
+        custody: Custody::Cell,
         issuer: row.issuer.clone(),
         names: facts.names.iter().map(ToString::to_string).collect(),
         chain_pem: pem.to_owned(),

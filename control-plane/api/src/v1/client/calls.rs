@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    Attestation, AuditEntry, AuditVerdict, Certificate, DefaultCertificate, DefaultCertificateRequest,
-    Domain, DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import,
-    ImportAnswer, JoinToken, JoinTokenRequest, NewToken, Page, PlanReport, Preview, Purge, PurgeRequest,
-    RemovalSignOff, RemovalsSignedOff, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token,
-    TokenRequest, UsageBy, UsageOrder, UsageRow,
+    Attestation, AuditEntry, AuditVerdict, Certificate, CertificateUpload, CertificateUploadAnswer,
+    DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
+    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
+    Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff, Sharing, Suspension,
+    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -226,6 +226,24 @@ impl Client {
 
     pub async fn certificate(&self, id: CredentialId) -> Result<Certificate, ClientError> {
         self.get(&format!("/v1/certificates/{id}")).await
+    }
+
+    pub async fn upload_certificate(
+        &self,
+        tenant: TenantId,
+        upload: &CertificateUpload,
+    ) -> Result<CertificateUploadAnswer, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/certificates"), upload).await
+    }
+
+    /// Of an uploaded certificate. `leave_unserved`: also where a name has no other.
+    pub async fn delete_certificate(
+        &self,
+        id: CredentialId,
+        leave_unserved: bool,
+    ) -> Result<(), ClientError> {
+        let flag = if leave_unserved { "?leave_unserved=true" } else { "" };
+        self.delete(&format!("/v1/certificates/{id}{flag}"), None).await
     }
 }
 

@@ -1,0 +1,357 @@
+//! Certificates that tenants bring: a group for each, with a lineage in each cell that serves one of its names.
+//!
+//! Nothing is ever ordered for them. A key that is no longer in use is forgotten, not kept with its row.
+
+use std::collections::{BTreeMap, HashMap};
+
+use portico_api::v1;
+use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, NamePattern, TenantId};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{QueryBuilder, Sqlite};
+
+use super::credential::{self, NewCredential};
+use super::group::{self, GroupRow};
+use super::{StoreError, WriteTx, cell, from_id, from_json, push_ids};
+
+/// The most ids of one query; SQLite's own bound is 32,766 parameters.
+const IDS_PER_QUERY: usize = 500;
+
+/// An uploaded certificate, wherever it is in use.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    pub group: GroupId,
+    pub tenant: TenantId,
+    /// The hostnames that it was brought for.
+    pub names: BTreeMap<String, DomainId>,
+    /// At least one.
+    pub lineages: Vec<UploadedLineage>,
+}
+
+/// It in one cell.
+#[derive(Clone, Debug)]
+pub struct UploadedLineage {
+    pub id: LineageId,
+    pub cell: CellId,
+    pub credential: CredentialId,
+    pub cell_key_epoch: u32,
+    /// The hostnames that this cell serves.
+    pub names: BTreeMap<String, DomainId>,
+    pub chain_pem: String,
+    pub fingerprint_sha256: Vec<u8>,
+    pub not_before: i64,
+    pub not_after: i64,
+    pub renew_at: i64,
+    /// What the tenant has heard of its end.
+    pub told: u8,
+}
+
+/// Those in use for one of these domains.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn of_domains(
+    connection: &mut SqliteConnection,
+    domains: &[DomainId],
+) -> Result<Vec<Uploaded>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    query.push(" AND l.group_id IN (SELECT group_id FROM group_names WHERE domain_id IN (");
+    push_ids(&mut query, domains).push("))");
+    let rows = query.build().fetch_all(&mut *connection).await?;
+    gathered(connection, &rows).await
+}
+
+/// The one with this group, while it is in use.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn find(connection: &mut SqliteConnection, group: GroupId) -> Result<Option<Uploaded>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    query.push(" AND l.group_id = ").push_bind(group.to_string());
+    let rows = query.build().fetch_all(&mut *connection).await?;
+    Ok(gathered(connection, &rows).await?.pop())
+}
+
+/// All in use.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<Uploaded>, StoreError> {
+    let rows = sqlx::query(SELECT).fetch_all(&mut *connection).await?;
+    gathered(connection, &rows).await
+}
+
+const SELECT: &str = "SELECT l.id, l.group_id, l.cell, g.tenant_id, c.id AS credential_id, c.cell_key_epoch, c.chain_pem, \
+     c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.told FROM lineages l JOIN groups g ON g.id = l.group_id \
+     JOIN credentials c ON c.id = l.live_credential WHERE l.custody = 'uploaded' AND l.retired_at IS NULL";
+
+async fn gathered(
+    connection: &mut SqliteConnection,
+    rows: &[SqliteRow],
+) -> Result<Vec<Uploaded>, StoreError> {
+    let mut ids = Vec::with_capacity(rows.len());
+    let mut groups = Vec::new();
+    for row in rows {
+        ids.push(row.try_get::<String, _>("id")?);
+        groups.push(row.try_get::<String, _>("group_id")?);
+    }
+    groups.dedup();
+    let of_lineage = "SELECT lineage_id AS id, name, domain_id FROM lineage_names WHERE lineage_id IN (";
+    let mut served = names(connection, of_lineage, &ids).await?;
+    let of_group = "SELECT group_id AS id, name, domain_id FROM group_names WHERE group_id IN (";
+    let mut brought_for = names(connection, of_group, &groups).await?;
+    let mut found: BTreeMap<GroupId, Uploaded> = BTreeMap::new();
+    for (row, id) in rows.iter().zip(&ids) {
+        let group: String = row.try_get("group_id")?;
+        let names = brought_for.remove(&group).unwrap_or_default();
+        let group = from_id(&group, "lineages")?;
+        let tenant = from_id(row.try_get("tenant_id")?, "groups")?;
+        let uploaded =
+            found.entry(group).or_insert_with(|| Uploaded { group, tenant, names, lineages: Vec::new() });
+        uploaded.lineages.push(lineage(row, served.remove(id).unwrap_or_default())?);
+    }
+    Ok(found.into_values().collect())
+}
+
+fn lineage(row: &SqliteRow, names: BTreeMap<String, DomainId>) -> Result<UploadedLineage, StoreError> {
+    Ok(UploadedLineage {
+        id: from_id(row.try_get("id")?, "lineages")?,
+        cell: from_id(row.try_get("cell")?, "lineages")?,
+        credential: from_id(row.try_get("credential_id")?, "credentials")?,
+        cell_key_epoch: row.try_get("cell_key_epoch")?,
+        names,
+        chain_pem: row.try_get("chain_pem")?,
+        fingerprint_sha256: row.try_get("fingerprint_sha256")?,
+        not_before: row.try_get("not_before")?,
+        not_after: row.try_get("not_after")?,
+        renew_at: row.try_get("renew_at")?,
+        told: row.try_get("told")?,
+    })
+}
+
+async fn names(
+    connection: &mut SqliteConnection,
+    head: &'static str,
+    ids: &[String],
+) -> Result<HashMap<String, BTreeMap<String, DomainId>>, StoreError> {
+    let mut found: HashMap<String, BTreeMap<String, DomainId>> = HashMap::new();
+    for ids in ids.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::<Sqlite>::new(head);
+        push_ids(&mut query, ids).push(")");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let domain = from_id(row.try_get("domain_id")?, "domains")?;
+            found.entry(row.try_get("id")?).or_default().insert(row.try_get("name")?, domain);
+        }
+    }
+    Ok(found)
+}
+
+/// A group for a new one.
+///
+/// # Errors
+/// The database's.
+pub async fn insert_group(
+    tx: &mut WriteTx,
+    tenant: TenantId,
+    names: &BTreeMap<String, DomainId>,
+    now_ms: i64,
+) -> Result<GroupId, StoreError> {
+    let id = GroupId::generate();
+    let row = GroupRow { id, tenant: Some(tenant), cells: Vec::new(), alone: false, names: names.clone() };
+    group::insert(tx, &row, "{}", now_ms).await?;
+    Ok(id)
+}
+
+/// Makes the lineage of (group, cell) unless it exists; answers its id.
+///
+/// # Errors
+/// The database's.
+pub async fn ensure_lineage(
+    tx: &mut WriteTx,
+    group: GroupId,
+    cell: &CellId,
+    now_ms: i64,
+) -> Result<LineageId, StoreError> {
+    let id: String = sqlx::query_scalar(
+        "INSERT INTO lineages (id, group_id, cell, created_at, custody) VALUES (?, ?, ?, ?, 'uploaded') \
+         ON CONFLICT (group_id, cell) DO UPDATE SET retired_at = NULL RETURNING id",
+    )
+    .bind(LineageId::generate().to_string())
+    .bind(group.to_string())
+    .bind(cell.as_str())
+    .bind(now_ms)
+    .fetch_one(&mut **tx)
+    .await?;
+    from_id(&id, "lineages")
+}
+
+/// Makes a credential its lineage's live one, for these hostnames. The key of the one before is forgotten.
+///
+/// # Errors
+/// The database's.
+pub async fn publish(
+    tx: &mut WriteTx,
+    new: &NewCredential,
+    names: &BTreeMap<String, DomainId>,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let (group, _, replaced) = credential::lineage(tx, new.lineage).await?;
+    credential::insert(tx, new, now_ms).await?;
+    credential::set_live(tx, new.lineage, new.id).await?;
+    if let Some(replaced) = replaced {
+        sqlx::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
+            .bind(replaced.to_string())
+            .execute(&mut **tx)
+            .await?;
+        forget_keys(tx, new.lineage).await?;
+    }
+    let tenant = credential::group_tenant(tx, group).await?;
+    credential::record_lineage(tx, new.lineage, tenant.as_deref()).await?;
+    serve(tx, new.lineage, names).await
+}
+
+/// Has a lineage serve these hostnames, and no others any more.
+///
+/// # Errors
+/// The database's.
+pub async fn serve(
+    tx: &mut WriteTx,
+    lineage: LineageId,
+    names: &BTreeMap<String, DomainId>,
+) -> Result<(), StoreError> {
+    let before = credential::names_of(tx, lineage).await?;
+    let names: Vec<(String, DomainId)> = names.iter().map(|(name, id)| (name.clone(), *id)).collect();
+    credential::put_names(tx, lineage, &names).await?;
+    let mut touched: Vec<DomainId> = before.iter().chain(&names).map(|(_, domain)| *domain).collect();
+    touched.sort();
+    touched.dedup();
+    credential::record_domains(tx, &touched).await?;
+    Ok(())
+}
+
+/// Takes it out of service in one cell, and forgets its key there.
+///
+/// # Errors
+/// The database's.
+pub async fn retire_lineage(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Result<(), StoreError> {
+    credential::retire_lineage(tx, lineage, now_ms).await?;
+    forget_keys(tx, lineage).await
+}
+
+/// Takes it out of service altogether.
+///
+/// # Errors
+/// The database's.
+pub async fn retire(tx: &mut WriteTx, uploaded: &Uploaded, now_ms: i64) -> Result<(), StoreError> {
+    for lineage in &uploaded.lineages {
+        retire_lineage(tx, lineage.id, now_ms).await?;
+    }
+    group::retire(tx, uploaded.group, now_ms).await
+}
+
+/// Of credentials that are not live.
+async fn forget_keys(tx: &mut WriteTx, lineage: LineageId) -> Result<(), StoreError> {
+    sqlx::query("UPDATE credentials SET sealed_key = x'' WHERE lineage_id = ? AND state <> 'live'")
+        .bind(lineage.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Drops those that were made before `before_ms` and are in use no more.
+///
+/// # Errors
+/// The database's.
+pub async fn prune(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND created_at < ?")
+        .bind(before_ms)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes what the tenant has heard of a certificate's end.
+///
+/// # Errors
+/// The database's.
+pub async fn set_told(tx: &mut WriteTx, credential: CredentialId, told: u8) -> Result<(), StoreError> {
+    sqlx::query("UPDATE credentials SET told = ? WHERE id = ?")
+        .bind(told)
+        .bind(credential.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Whether a hostname has another certificate in a cell that is valid at `now_ms`: its own, or that of its tenant's wildcard
+/// over it.
+///
+/// # Errors
+/// The database's.
+pub async fn has_another(
+    connection: &mut SqliteConnection,
+    (name, domain): (&str, DomainId),
+    cell: &CellId,
+    but: GroupId,
+    now_ms: i64,
+) -> Result<bool, StoreError> {
+    let wildcard = NamePattern::parse(name).ok().filter(|name| !name.is_wildcard());
+    let wildcard = wildcard.and_then(|name| Some(format!("*.{}", name.base().parent()?)));
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
+         JOIN credentials c ON c.id = l.live_credential JOIN domains d ON d.id = n.domain_id \
+         WHERE l.retired_at IS NULL AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 AND (n.domain_id = ?4 OR \
+         (n.name = ?5 AND d.tenant_id = (SELECT tenant_id FROM domains WHERE id = ?4))))",
+    )
+    .bind(cell.as_str())
+    .bind(but.to_string())
+    .bind(now_ms)
+    .bind(domain.to_string())
+    .bind(wildcard)
+    .fetch_one(connection)
+    .await?)
+}
+
+/// The group of a credential, in use or not, with whether it was uploaded; `None`: there is no such credential.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn group_of(
+    connection: &mut SqliteConnection,
+    credential: CredentialId,
+) -> Result<Option<(GroupId, Option<TenantId>, bool)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT l.group_id, g.tenant_id, l.custody = 'uploaded' AS uploaded FROM credentials c \
+         JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id WHERE c.id = ?",
+    )
+    .bind(credential.to_string())
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let tenant: Option<String> = row.try_get("tenant_id")?;
+    let tenant = tenant.map(|tenant| from_id(&tenant, "groups")).transpose()?;
+    Ok(Some((from_id(row.try_get("group_id")?, "lineages")?, tenant, row.try_get("uploaded")?)))
+}
+
+/// The cells that are to serve each domain for which there is an uploaded certificate; those that are not served are left out.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn served_cells(
+    connection: &mut SqliteConnection,
+) -> Result<HashMap<DomainId, Vec<CellId>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT d.id, d.spec, t.spec AS tenant_spec FROM lineages l \
+         JOIN lineage_names n ON n.lineage_id = l.id JOIN domains d ON d.id = n.domain_id \
+         JOIN tenants t ON t.id = d.tenant_id \
+         WHERE l.custody = 'uploaded' AND l.retired_at IS NULL AND d.deleted_at IS NULL AND d.served = 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    let cells = |row: &SqliteRow| {
+        let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
+        let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
+        Ok((from_id(row.try_get("id")?, "domains")?, cell::of_domain(&spec.cells, &tenant.cells)))
+    };
+    rows.iter().map(cells).collect()
+}
