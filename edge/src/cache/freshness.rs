@@ -84,7 +84,7 @@ impl Life {
             return Err("authorization");
         }
         let anonymous = !request.authorization && !request.cookie;
-        let explicit = explicit_lifetime(&directives, headers);
+        let explicit = explicit_lifetime(&directives, headers, timing);
         let by_policy = || anonymous.then(|| kind.lifetime(rule)).filter(|lifetime| !lifetime.is_zero());
         let lifetime = match explicit {
             _ if directives.no_cache => Duration::ZERO,
@@ -158,7 +158,7 @@ impl Kind {
 }
 
 /// RFC 9111 section 4.2.1; an `Expires` that is no date is in the past.
-fn explicit_lifetime(directives: &Directives, headers: &HeaderMap) -> Option<Duration> {
+fn explicit_lifetime(directives: &Directives, headers: &HeaderMap, timing: Timing) -> Option<Duration> {
     if let Some(lifetime) = directives.s_maxage.or(directives.max_age) {
         return Some(seconds(lifetime));
     }
@@ -171,9 +171,9 @@ fn explicit_lifetime(directives: &Directives, headers: &HeaderMap) -> Option<Dur
         return Some(Duration::ZERO);
     }
     let date = |name| headers.get(name).and_then(|value| value.to_str().ok()).and_then(parse_date);
-    let (Some(expires), Some(date)) = (date(&header::EXPIRES), date(&header::DATE)) else {
-        return Some(Duration::ZERO);
-    };
+    let Some(expires) = date(&header::EXPIRES) else { return Some(Duration::ZERO) };
+    // A `Date` that is none: when it was received (RFC 9110 section 6.6.1).
+    let date = date(&header::DATE).unwrap_or(timing.received_wall);
     Some(expires.duration_since(date).unwrap_or_default())
 }
 
@@ -277,6 +277,7 @@ mod tests {
             (&[("cache-control", "max-age=60"), ("age", "x")], 60),
             (&[("cache-control", "max-age=60"), ("date", "Sun, 09 Sep 2001 01:46:30 GMT")], 50),
             (&[("date", NOW), ("expires", "Sun, 09 Sep 2001 01:47:40 GMT")], 60),
+            (&[("date", "today"), ("expires", "Sun, 09 Sep 2001 01:47:40 GMT")], 60),
             (&[("date", NOW), ("expires", "Sunday, 09-Sep-01 01:47:40 GMT")], 60),
             (
                 &[
