@@ -17,6 +17,7 @@ pub struct Deadlines {
     pub origin_body_stall: Duration,
     pub origin_ejection: Duration,
     pub origin_slow_start: Duration,
+    pub tunnel_half_closed: Duration,
 }
 
 impl Default for Deadlines {
@@ -33,6 +34,7 @@ impl Default for Deadlines {
             origin_body_stall: ORIGIN_BODY_STALL_DEADLINE,
             origin_ejection: EJECTION_FIRST,
             origin_slow_start: SLOW_START,
+            tunnel_half_closed: TUNNEL_HALF_CLOSED_DEADLINE,
         }
     }
 }
@@ -167,6 +169,8 @@ pub const ORIGIN_HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
 /// An upgraded connection may be silent in both directions for this long.
 pub const TUNNEL_IDLE_DEADLINE: Duration = Duration::from_secs(300);
+/// And for this long when one side has ended its half: the other's last words are a matter of a round trip.
+pub const TUNNEL_HALF_CLOSED_DEADLINE: Duration = Duration::from_secs(10);
 /// Addresses tried for one connect.
 pub const ORIGIN_ADDRESSES_MAX: usize = 4;
 /// Bounds on how long an answer of the DNS is kept, whatever its TTL says.

@@ -177,8 +177,11 @@ async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) ->
 
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
-/// Carries bytes both ways until one side ends, both are silent too long or the host is suspended. A drain lets it go on
-/// until the drain's own deadline.
+/// Carries bytes both ways until both sides have ended their halves, nothing comes for too long or the host is suspended. A
+/// drain lets it go on until the drain's own deadline.
+///
+/// A side that has ended may still be spoken to: browsers end their half of an HTTP/2 stream with their Close, and wait for
+/// the origin's (RFC 9113 section 8.5).
 pub async fn run<S>(mut client: S, early: Bytes, offer: TunnelOffer, worker: &Worker)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -194,25 +197,30 @@ where
     let mut cut = Box::pin(half.host.cut(clock::unix_ms()));
     let (mut from_client, mut from_origin) =
         (BytesMut::with_capacity(TUNNEL_BUFFER_BYTES), BytesMut::with_capacity(TUNNEL_BUFFER_BYTES));
-    loop {
-        let step = tokio::select! {
+    let (mut client_goes_on, mut origin_goes_on) = (true, true);
+    while client_goes_on || origin_goes_on {
+        let patience = match client_goes_on && origin_goes_on {
+            true => limits::TUNNEL_IDLE_DEADLINE,
+            false => worker.edge.deadlines.tunnel_half_closed,
+        };
+        let passed = tokio::select! {
             _ = &mut cut => break,
-            () = tokio::time::sleep(limits::TUNNEL_IDLE_DEADLINE) => break,
-            read = client.read_buf(&mut from_client) => {
+            () = tokio::time::sleep(patience) => break,
+            read = client.read_buf(&mut from_client), if client_goes_on => {
                 half.tally.received(from_client.len());
-                pass(read, &mut from_client, Pin::new(&mut origin)).await
+                pass(read, &mut from_client, Pin::new(&mut origin)).await.map(|more| client_goes_on = more)
             }
-            read = origin.read_buf(&mut from_origin) => {
+            read = origin.read_buf(&mut from_origin), if origin_goes_on => {
                 half.tally.sent(from_origin.len());
                 // As the answer to a request would: no faster than the tenant's bandwidth.
                 let wait = half.share.queue(from_origin.len());
                 if !wait.is_zero() {
                     tokio::time::sleep(wait).await;
                 }
-                pass(read, &mut from_origin, Pin::new(&mut client)).await
+                pass(read, &mut from_origin, Pin::new(&mut client)).await.map(|more| origin_goes_on = more)
             }
         };
-        if !step {
+        if passed.is_none() {
             break;
         }
     }
@@ -225,22 +233,24 @@ where
 
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Writes what was read; `false` at the end of either side.
+/// Writes what was read, or ends the half where there is nothing more. Whether there may be more; none: the tunnel is broken.
 async fn pass<W: AsyncWrite + Unpin>(
     read: std::io::Result<usize>,
     buffer: &mut BytesMut,
     mut to: Pin<&mut W>,
-) -> bool {
-    if !matches!(read, Ok(1..)) {
-        return false;
-    }
+) -> Option<bool> {
+    let more = read.ok()? > 0;
     let written = tokio::time::timeout(limits::WRITE_STALL_DEADLINE, async {
+        if !more {
+            return to.shutdown().await;
+        }
         to.write_all(buffer).await?;
         to.flush().await
     })
     .await;
     buffer.clear();
-    matches!(written, Ok(Ok(())))
+    written.ok()?.ok()?;
+    Some(more)
 }
 
 impl std::fmt::Debug for OriginHalf {

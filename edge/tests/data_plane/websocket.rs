@@ -11,7 +11,7 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use portico_edge::io::Backend;
-use portico_edge::limits;
+use portico_edge::limits::{self, Deadlines};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::client::{Http2Sender, http2, https, runtime};
@@ -36,6 +36,7 @@ fn shouting() -> Origin {
         if path == "/refuse" {
             return Reply::Close(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno".to_vec());
         }
+        let last_word = path == "/last-word";
         let accept = if path == "/lie" { "bm9ib2R5".to_owned() } else { accept_of(message) };
         Reply::Take(Box::new(move |mut stream| {
             let head = format!(
@@ -43,6 +44,13 @@ fn shouting() -> Origin {
                  Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: chat\r\n\r\nhello"
             );
             stream.write_all(head.as_bytes()).unwrap();
+            if last_word {
+                // Only when the client has said all that it has to say.
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).unwrap();
+                stream.write_all(&heard.to_ascii_uppercase()).unwrap();
+                return;
+            }
             let mut buffer = [0; 1024];
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
                 if stream.write_all(&buffer[..count].to_ascii_uppercase()).is_err() {
@@ -110,6 +118,75 @@ fn a_stream_of_http2_becomes_a_tunnel() {
         assert_eq!(message.request_line, "GET / HTTP/1.1");
         assert_eq!(message.header("upgrade"), Some("websocket"));
         assert_eq!(message.header("x-forwarded-proto"), Some("https"));
+    });
+}
+
+/// The tunnel of a connection's first stream but one, which says hello.
+async fn tunnel(edge: &TestEdge, path: &str) -> TokioIo<hyper::upgrade::Upgraded> {
+    let mut sender = http2::<Empty<Bytes>>(edge.https, Some(HOST)).await.unwrap();
+    let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
+    assert_eq!(sender.send_request(get).await.unwrap().status(), 200);
+    let answer = connect(&mut sender, path, "websocket").await;
+    assert_eq!(answer.status(), 200);
+    let mut tunnel = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+    let mut hello = [0; 5];
+    tunnel.read_exact(&mut hello).await.unwrap();
+    tunnel
+}
+
+#[test]
+fn the_origins_last_word_reaches_a_client_that_has_ended_its_half() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        runtime().block_on(async {
+            // Chromium sends its Close with END_STREAM, and takes a tunnel without the origin's Close for a broken one.
+            let mut tunnel = tunnel(&edge, "/last-word").await;
+            tunnel.write_all(b"close").await.unwrap();
+            tunnel.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            tunnel.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"CLOSE");
+        });
+    });
+}
+
+#[test]
+fn an_origin_that_stays_when_its_client_has_ended_is_left() {
+    on_each_backend(|backend| {
+        let (keep, _kept) = std::sync::mpsc::channel();
+        let keep = std::sync::Mutex::new(keep);
+        let origin = Origin::start(move |message| {
+            if message.header("upgrade").is_none() {
+                return Reply::Keep(ok("plain"));
+            }
+            let accept = accept_of(message);
+            let keep = keep.lock().unwrap().clone();
+            Reply::Take(Box::new(move |mut stream| {
+                let head = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: {accept}\r\n\r\nhello"
+                );
+                stream.write_all(head.as_bytes()).unwrap();
+                let mut buffer = [0; 16];
+                while let Ok(1..) = stream.read(&mut buffer) {}
+                // It has heard the end, says nothing and does not close.
+                keep.send(stream).unwrap();
+            }))
+        });
+        let deadlines =
+            Deadlines { tunnel_half_closed: std::time::Duration::from_millis(100), ..Deadlines::default() };
+        let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
+        let route = proxy_to(&origin.url());
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+        runtime().block_on(async {
+            let mut tunnel = tunnel(&edge, "/").await;
+            tunnel.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            let read = tunnel.read_to_end(&mut rest);
+            tokio::time::timeout(crate::harness::PATIENCE, read).await.expect("it ends").unwrap();
+            assert!(rest.is_empty());
+        });
     });
 }
 
