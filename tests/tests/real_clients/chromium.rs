@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
-use portico_tests::Running;
+use portico_tests::{Running, wait_until};
 use serde_json::{Value, json};
 
 use crate::edge::{Edge, HOST, identity};
@@ -68,6 +68,7 @@ async fn report(site: &mut Site, forced: &str, page: &str) -> Value {
     assert_eq!(report["coding"], "zstd", "{report}");
     let sizes: (usize, usize) = serde_json::from_value(report["style"].clone()).unwrap();
     assert!(sizes.0 < STYLE_BYTES / 20 && sizes.1 == STYLE_BYTES, "compressed for the browser: {sizes:?}");
+    assert_eq!(report["webSocket"], json!(["one", "two", 4000, "enough"]), "{report}");
     let kept = "200 kept by the edge";
     assert_eq!(report["revalidated"], json!([kept, kept]), "{report}");
     report
@@ -93,6 +94,12 @@ async fn a_browser_moves_from_http2_to_http3_by_itself() {
     // Chromium takes HTTP/3 with a private CA's certificate only from hosts that are forced somewhere: here, on another port.
     let report = report(&mut site, &format!("{HOST}:1"), "/page?until-http3").await;
     assert_eq!(report["page"], "h2");
+    // RFC 8441: on the connection that the page came by, which nothing else does for WebSocket.
+    let tunnel = wait_until("the tunnel's line in the log", Duration::from_secs(60), async || {
+        site.edge.log_of("/ws").pop()
+    })
+    .await;
+    assert_eq!((&tunnel["status"], &tunnel["protocol"]), (&json!(101), &json!("h2")), "{tunnel}");
     assert_eq!(report["seen"].as_array().and_then(|seen| seen.last()), Some(&json!("h3")), "{report}");
     assert_eq!(site.edge.metric("portico_edge_panics_total").await, 0.0);
 }

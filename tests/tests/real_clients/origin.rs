@@ -6,12 +6,14 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 /// Scripts and as many images on the page.
@@ -50,7 +52,9 @@ pub(crate) async fn start() -> Origin {
             let service =
                 hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen), sender.clone()));
             let http = hyper::server::conn::http1::Builder::new();
-            tokio::spawn(async move { http.serve_connection(TokioIo::new(tcp), service).await });
+            tokio::spawn(
+                async move { http.serve_connection(TokioIo::new(tcp), service).with_upgrades().await },
+            );
         }
     });
     Origin { address, seen, reports }
@@ -69,6 +73,7 @@ async fn answer(
         "/large" => large(&request),
         "/echo" => echo(request),
         "/kept.txt" => kept(),
+        "/ws" => web_socket(request),
         "/report" => {
             if let Ok(body) = request.into_body().collect().await {
                 let _ = reports.send(body.to_bytes());
@@ -137,4 +142,39 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
     let mut response = Response::new(request.into_body().boxed());
     *response.headers_mut() = fields;
     response
+}
+
+/// Sends each short message back, until the client closes (RFC 6455).
+fn web_socket(mut request: Request<Incoming>) -> Response<Body> {
+    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else {
+        return with(full("text/plain", "a WebSocket"), StatusCode::UPGRADE_REQUIRED);
+    };
+    // Section 1.3: the key with this text behind it.
+    let text = [key.as_bytes(), b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
+    let accept = base64::engine::general_purpose::STANDARD.encode(digest);
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        while frame_back(&mut stream).await.is_ok() {}
+    });
+    let mut response = with(full("text/plain", ""), StatusCode::SWITCHING_PROTOCOLS);
+    let fields = response.headers_mut();
+    fields.insert(header::CONNECTION, "upgrade".parse().unwrap());
+    fields.insert(header::UPGRADE, "websocket".parse().unwrap());
+    fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept.parse().unwrap());
+    response
+}
+
+/// Section 5.2: two bytes, four of the mask, at most 125 of payload. A close is answered as any other.
+async fn frame_back(stream: &mut TokioIo<hyper::upgrade::Upgraded>) -> std::io::Result<()> {
+    let mut head = [0; 6];
+    stream.read_exact(&mut head).await?;
+    let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+    stream.read_exact(&mut payload).await?;
+    for (at, byte) in payload.iter_mut().enumerate() {
+        *byte ^= head[2 + at % 4];
+    }
+    let back = [&[head[0], head[1] & 0x7f], &payload[..]].concat();
+    stream.write_all(&back).await
 }
