@@ -139,6 +139,8 @@ pub struct IssuerConfig {
     pub poll_ms: u64,
     #[serde(default = "names_per_certificate_default")]
     pub names_per_certificate_max: usize,
+    /// One of the CA's certificate profiles, as `tlsserver`; absent: the CA's default.
+    pub profile: Option<String>,
     /// The CA's published limits, which our own ledger keeps; absent: Let's Encrypt's.
     #[serde(default)]
     pub limits: crate::plan::ledger::Limits,
@@ -358,6 +360,11 @@ impl IssuerConfig {
             let message = "names_per_certificate_max must be from 1 to 100".to_owned();
             return Err(("names_per_certificate_max", message));
         }
+        if let Some(profile) = &self.profile
+            && !(1..=64).contains(&profile.len())
+        {
+            return Err(("profile", "profile must be a name of 1 to 64 bytes, as tlsserver".to_owned()));
+        }
         if !(10..=60_000).contains(&self.poll_ms) {
             return Err(("poll_ms", "poll_ms must be from 10 to 60000".to_owned()));
         }
@@ -540,6 +547,7 @@ mod tests {
             ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "6:13", "https://"),
             (&format!("{issuer}contact = \"a@b\"\n"), "7:11", "mailto:"),
             (&format!("{issuer}challenges = []\n"), "7:14", "at least one"),
+            (&format!("{issuer}profile = \"\"\n"), "7:11", "1 to 64 bytes"),
             (&format!("{issuer}nonces_per_second = 0\n"), "7:21", "above 0"),
             (&format!("{issuer}{issuer}"), "8:8", "two issuers"),
             (&format!("{issuer}{}poll_ms = 1\n", issuer.replace("\"a\"", "\"b\"")), "10:11", "poll_ms"),

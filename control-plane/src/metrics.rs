@@ -28,6 +28,13 @@ const CERTIFICATE_DEPLOY_SECONDS: &str = "portico_certificate_deploy_seconds";
 /// Requests to CAs by `kind` and class of `status`.
 const ACME_REQUESTS: &str = "portico_acme_requests_total";
 
+/// Questions to CAs when to renew, by `result`.
+const RENEWAL_INFO: &str = "portico_renewal_info_total";
+/// Windows that a CA has moved since they were first told.
+const WINDOWS_MOVED: &str = "portico_renewal_windows_moved_total";
+/// Orders that the CA would not have as the replacement of a certificate; they went on without.
+const REPLACEMENTS_REFUSED: &str = "portico_replacements_refused_total";
+
 /// The process's recorder; installed by the first control plane in the process, unless the process has another.
 pub(crate) fn handle() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -88,4 +95,16 @@ pub(crate) fn certificate_deployed(took: Duration) {
 
 pub(crate) fn acme_request(kind: &'static str, status: &'static str) {
     metrics::counter!(ACME_REQUESTS, "kind" => kind, "status" => status).increment(1);
+}
+
+pub(crate) fn renewal_info(result: &'static str) {
+    metrics::counter!(RENEWAL_INFO, "result" => result).increment(1);
+}
+
+pub(crate) fn window_moved() {
+    metrics::counter!(WINDOWS_MOVED).increment(1);
+}
+
+pub(crate) fn replacement_refused() {
+    metrics::counter!(REPLACEMENTS_REFUSED).increment(1);
 }

@@ -42,7 +42,7 @@ fn commands_in_the_readme_exist_with_their_options() {
         let is_name = |word: &&str| {
             !word.starts_with('-') && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
         };
-        let mut args: Vec<&str> = line.split(' ').take_while(is_name).take(2).collect();
+        let mut args: Vec<&str> = line.split_whitespace().take_while(is_name).take(2).collect();
         args.push("--help");
         let output = portico(&args);
         let help = String::from_utf8_lossy(&output.stdout);

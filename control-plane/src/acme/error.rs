@@ -231,6 +231,8 @@ fn problem_kind(problem: &Problem, status: u16) -> AcmeErrorKind {
         | "externalAccountRequired"
         | "invalidContact"
         | "unsupportedContact" => AcmeErrorKind::Account,
+        // Ours to mend, in the configuration: no name is at fault.
+        "invalidProfile" => AcmeErrorKind::Ours,
         "orderNotReady" | "alreadyReplaced" => AcmeErrorKind::OrderGone,
         // What Boulder says for a validation that failed, and for an account that may not do this.
         "unauthorized" if status == 403 => AcmeErrorKind::NamesRefused,

@@ -116,6 +116,8 @@ struct Inner {
     gate: Option<RwLock<()>>,
     pace: Pacer,
     nonce_pace: Pacer,
+    /// Renewal information, which CAs limit apart from the rest.
+    renewal_info_pace: Pacer,
 }
 
 /// The directory's URLs that are treated in a special way.
@@ -124,6 +126,7 @@ struct Inner {
 struct Endpoints {
     new_nonce: String,
     new_order: String,
+    renewal_info: Option<String>,
     #[serde(default)]
     meta: Meta,
 }
@@ -169,6 +172,7 @@ impl CaHttp {
                 gate: endpoint.serialize_orders.then(|| RwLock::new(())),
                 pace: Pacer::new(endpoint.pace),
                 nonce_pace: Pacer::new(endpoint.nonce_pace),
+                renewal_info_pace: Pacer::new(endpoint.pace),
             }),
         })
     }
@@ -184,6 +188,16 @@ impl CaHttp {
         self.inner.endpoints.get().map(|endpoints| endpoints.meta.caa_identities.as_slice())
     }
 
+    /// Where the CA tells when to renew; `None`: it does not, or no directory has been read yet.
+    pub fn renewal_info_url(&self) -> Option<&str> {
+        self.inner.endpoints.get().and_then(|endpoints| endpoints.renewal_info.as_deref())
+    }
+
+    /// A request outside of instant_acme's.
+    pub(super) async fn ask(&self, request: Request<Bytes>) -> Result<Response<Bytes>, AcmeError> {
+        self.inner.send(request).await.map_err(AcmeError::ours)
+    }
+
     /// Reads the directory, for what it says about the CA.
     ///
     /// # Errors
@@ -191,7 +205,7 @@ impl CaHttp {
     pub async fn read_directory(&self) -> Result<(), AcmeError> {
         let request =
             Request::get(self.inner.directory.clone()).body(Bytes::new()).map_err(AcmeError::ours)?;
-        let answer = self.inner.send(request).await.map_err(AcmeError::ours)?;
+        let answer = self.ask(request).await?;
         match self.inner.endpoints.get() {
             Some(_) => Ok(()),
             None => Err(AcmeError::ours(format!("the directory cannot be read: {}", answer.status()))),
@@ -245,9 +259,13 @@ impl Inner {
             return Err(CaHttpError::OtherHost(uri.to_string()));
         }
         let kind = self.kind(request.method(), &uri);
-        self.pace.wait().await;
-        if kind == RequestKind::NewNonce {
-            self.nonce_pace.wait().await;
+        match kind {
+            RequestKind::RenewalInfo => self.renewal_info_pace.wait().await,
+            RequestKind::NewNonce => {
+                self.pace.wait().await;
+                self.nonce_pace.wait().await;
+            }
+            RequestKind::Directory | RequestKind::NewOrder | RequestKind::Other => self.pace.wait().await,
         }
         let _gate = self.pass_gate(kind).await;
         let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
@@ -285,6 +303,9 @@ impl Inner {
         let is = |url: &str| uri == url;
         match self.endpoints.get() {
             Some(endpoints) if is(&endpoints.new_order) => RequestKind::NewOrder,
+            Some(Endpoints { renewal_info: Some(base), .. }) if uri.to_string().starts_with(base) => {
+                RequestKind::RenewalInfo
+            }
             Some(endpoints) if is(&endpoints.new_nonce) && method == Method::HEAD => RequestKind::NewNonce,
             Some(_) | None if *uri == self.directory => RequestKind::Directory,
             Some(_) | None => RequestKind::Other,
@@ -296,9 +317,10 @@ impl Inner {
         let gate = self.gate.as_ref()?;
         Some(match kind {
             RequestKind::NewOrder => GatePass::Alone { _guard: gate.write().await },
-            RequestKind::NewNonce | RequestKind::Directory | RequestKind::Other => {
-                GatePass::Shared { _guard: gate.read().await }
-            }
+            RequestKind::NewNonce
+            | RequestKind::Directory
+            | RequestKind::RenewalInfo
+            | RequestKind::Other => GatePass::Shared { _guard: gate.read().await },
         })
     }
 }
@@ -313,6 +335,7 @@ enum RequestKind {
     Directory,
     NewNonce,
     NewOrder,
+    RenewalInfo,
     Other,
 }
 
@@ -322,6 +345,7 @@ impl RequestKind {
             Self::Directory => "directory",
             Self::NewNonce => "new_nonce",
             Self::NewOrder => "new_order",
+            Self::RenewalInfo => "renewal_info",
             Self::Other => "other",
         }
     }

@@ -4,6 +4,7 @@
 //!   about trying again.
 //! - [`error`]: what went wrong, in the terms that the order machine decides by.
 //! - [`account`]: the account key and its registration, which may be repeated without a second account.
+//! - [`renewal_info`]: when the CA suggests to renew a certificate, and what it calls it.
 //! - [`order`]: one order's steps at the CA, each of which may be repeated.
 //!
 //! Everything here can be called again after a crash and reaches the same end; when to call again is the order
@@ -14,11 +15,13 @@ pub mod account;
 pub mod error;
 pub mod http;
 pub mod order;
+pub mod renewal_info;
 
 pub use account::{Account, AccountKey};
 pub use error::{AcmeError, AcmeErrorKind};
 pub use http::{CaEndpoint, CaHttp, CaHttpError, Pace};
 pub use order::{AuthorizationStatus, CaAuthorization, CaChallenge, CaOrder, CaOrderStatus, ChallengeMethod};
+pub use renewal_info::CertificateId;
 
 /// How often one step is tried again at once when the CA refuses its nonce (badNonce, RFC 8555 section 6.5). Each try
 /// is up to three requests inside instant_acme; at half of all nonces refused, 8 tries fail once in 16 million steps.

@@ -6,6 +6,7 @@ use instant_acme::{ChallengeType, Identifier, NewOrder};
 use super::account::{Account, NonceTries};
 use super::error::{AcmeError, AcmeErrorKind};
 use super::http::observe;
+use super::renewal_info::CertificateId;
 
 /// The most authorizations that one order may have: the most names of any known profile.
 const AUTHORIZATIONS_MAX: usize = 100;
@@ -21,6 +22,16 @@ impl std::fmt::Debug for CaOrder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("CaOrder").field(&self.order.url()).finish()
     }
+}
+
+/// What an order is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub names: &'a [String],
+    /// The certificate that it replaces (RFC 9773 section 5).
+    pub replaces: Option<&'a CertificateId>,
+    /// One of the CA's profiles; `None`: its default.
+    pub profile: Option<&'a str>,
 }
 
 /// RFC 8555 section 7.1.6.
@@ -103,15 +114,23 @@ impl ChallengeMethod {
 }
 
 impl CaOrder {
-    /// Asks the CA for an order for exactly these names. The caller has made its intent durable.
+    /// Asks the CA for an order for exactly these names. The caller has made its intent durable, and asks for a replacement
+    /// only where the CA's directory has renewal information.
     ///
     /// # Errors
     /// Any; with `location` set, the order exists there.
-    pub async fn create(account: &Account, names: &[String]) -> Result<Self, AcmeError> {
-        let identifiers: Vec<_> = names.iter().map(|name| Identifier::Dns(name.clone())).collect();
+    pub async fn create(account: &Account, wanted: &Wanted<'_>) -> Result<Self, AcmeError> {
+        let identifiers: Vec<_> = wanted.names.iter().map(|name| Identifier::Dns(name.clone())).collect();
+        let mut order = NewOrder::new(&identifiers);
+        if let Some(replaces) = wanted.replaces {
+            order = order.replaces(replaces.identifier());
+        }
+        if let Some(profile) = wanted.profile {
+            order = order.profile(profile);
+        }
         let mut tries = NonceTries::default();
         loop {
-            let (result, observed) = observe(account.account.new_order(&NewOrder::new(&identifiers))).await;
+            let (result, observed) = observe(account.account.new_order(&order)).await;
             match result {
                 Ok(order) => return Self::bounded(order, account),
                 Err(error) => tries.again(AcmeError::new(&error, observed))?,

@@ -1,7 +1,7 @@
 //! Certificates as the API shows them.
 
-use portico_api::v1::{Certificate, CertificateState, CertificateSummary};
-use portico_cert_store::{CertificateChain, DomainId, KeyType};
+use portico_api::v1::{Certificate, CertificateState, CertificateSummary, RenewalSource, RenewalSuggestion};
+use portico_cert_store::{CertificateChain, Custody, DomainId, KeyType};
 
 use crate::clock::rfc3339;
 use crate::sealer::hex;
@@ -19,6 +19,14 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
         not_before: rfc3339(row.not_before),
         not_after: rfc3339(row.not_after),
         renew_at: rfc3339(row.renew_at),
+        renewal: (row.custody == Custody::Cell).then(|| RenewalSuggestion {
+            source: if row.window.is_some() { RenewalSource::Ari } else { RenewalSource::Share },
+            window_start: row.window.map(|window| rfc3339(window.start)),
+            window_end: row.window.map(|window| rfc3339(window.end)),
+            explanation_url: row.explanation_url.clone(),
+            asked_at: row.window_asked_at.map(rfc3339),
+            note: row.window_note.clone(),
+        }),
         names: row.names.clone(),
         fingerprint_sha256: hex(&row.fingerprint_sha256),
         spki_sha256: hex(&row.spki_sha256),

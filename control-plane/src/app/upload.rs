@@ -287,6 +287,7 @@ async fn sealed(
         not_before,
         not_after,
         renew_at: timing::renew_at(not_before, not_after, app.parts.config.renewal.share, lineage),
+        account: None,
     })
 }
 

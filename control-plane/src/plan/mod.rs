@@ -4,6 +4,7 @@
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
 //! - [`report`]: the plan for people, also under other settings.
+//! - [`renewal_info`]: what to make of the moment that a CA suggests for a renewal.
 //! - [`timing`]: back-off after a failure, and when a certificate is due for renewal.
 //!
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
@@ -11,5 +12,6 @@
 pub mod caa;
 pub mod ledger;
 pub mod reconcile;
+pub mod renewal_info;
 pub mod report;
 pub mod timing;

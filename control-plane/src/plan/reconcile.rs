@@ -5,17 +5,20 @@
 //! nothing. One lineage of a group is ordered at a time: the second cell's order begins when the first is issued, on the
 //! same account and the same names, so that the CA can reuse the authorizations of the first.
 
+mod predecessors;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
-    CellId, ClientCertificates, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup, PlanInput,
-    PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
+    CellId, ClientCertificates, CredentialId, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup,
+    PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
+use self::predecessors::Predecessors;
 use crate::acme::ChallengeMethod;
-use crate::store::group::{GroupRow, LineageRow, NameState, OrderableDomain};
+use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 
 /// A tenant's names that became ready within this time are grouped together…
 const SETTLE_MS: i64 = 300;
@@ -36,6 +39,8 @@ pub struct Facts {
     pub open_orders: Vec<OpenOrder>,
     /// For a lineage whose newest order failed: when another may follow.
     pub retry_at: HashMap<LineageId, i64>,
+    /// Live certificates that an order has replaced or is about to: none is replaced twice.
+    pub replaced: HashSet<CredentialId>,
     /// New orders that each tenant sent within the CA's period of 3 hours.
     pub spent: HashMap<Option<TenantId>, u32>,
 }
@@ -46,8 +51,8 @@ pub struct OpenOrder {
     pub lineage: LineageId,
     pub name_set: String,
     pub tenant: Option<TenantId>,
-    /// The exact names of the live certificate again.
-    pub renewal: bool,
+    /// Each of its names was served when it was planned.
+    pub keeps_alive: bool,
     /// Nothing is tried before.
     pub next_at: i64,
 }
@@ -74,8 +79,17 @@ pub struct DueOrder {
     pub name_set: String,
     /// The exact names of the live certificate again.
     pub renewal: bool,
-    /// Each of its names is served today: others wait for this one.
-    pub keeps_alive: bool,
+    /// Where each of its names is served today: when the first of them is without a good certificate. Others wait for
+    /// such an order.
+    pub deadline: Option<i64>,
+    /// The certificate that it replaces, if its account is the one that ordered that.
+    pub replaces: Option<CredentialId>,
+}
+
+impl DueOrder {
+    pub fn keeps_alive(&self) -> bool {
+        self.deadline.is_some()
+    }
 }
 
 /// Domains whose pre-flight is due.
@@ -267,7 +281,8 @@ const ORDERS_OF_TENANT_MAX: usize = 64;
 const NEW_ORDERS_OF_TENANT_MAX: usize = 48;
 const SOON_MS: i64 = 60_000;
 
-/// Orders that are due and have room: those that keep names alive first, then those of the tenant that was served least.
+/// Orders that are due and have room: those that keep names alive first, the most pressing of them before the others; among
+/// equals, those of the tenant that was served least.
 /// Groups must be as [`group_changes`] wants them.
 pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let coverage = Coverage::of(facts);
@@ -282,17 +297,19 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         by_group.entry(lineage.group).or_default().push(lineage);
     }
     let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
+    let mut predecessors = Predecessors::of(facts);
     for group in &facts.groups {
         let lineages = by_group.get(&group.id).map(Vec::as_slice).unwrap_or_default();
         if lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)) {
             continue;
         }
         // Cells in their order: the first that needs one goes first, the others follow when it is issued.
-        let due = lineages.iter().find_map(|lineage| due_order(facts, &coverage, group, lineage));
-        if let Some(due) = due
+        let due = lineages.iter().copied().find_map(|lineage| due_order(facts, &coverage, group, lineage));
+        if let Some((due, lineage)) = due
             && facts.retry_at.get(&due.lineage).is_none_or(|at| *at <= facts.now_ms)
         {
-            by_tenant.entry(group.tenant).or_default().push(due);
+            let replaces = predecessors.take(lineage, &due.names);
+            by_tenant.entry(group.tenant).or_default().push(DueOrder { replaces, ..due });
         }
     }
     let (mut alive, mut new) = (Vec::new(), Vec::new());
@@ -300,19 +317,21 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         let open = open_of.get(&tenant).copied().unwrap_or(0);
         // Two groups never hold the same set, but a set may still be open in a group that was retired meanwhile.
         due.retain(|order| !open_sets.contains(order.name_set.as_str()));
-        let (mut keeping, mut adding): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.keeps_alive);
+        let (mut keeping, mut adding): (Vec<_>, Vec<_>) = due.into_iter().partition(DueOrder::keeps_alive);
+        keeping.sort_by_key(|due| due.deadline);
         keeping.truncate(ORDERS_OF_TENANT_MAX.saturating_sub(open));
         adding.truncate(NEW_ORDERS_OF_TENANT_MAX.saturating_sub(open + keeping.len()));
         let had = spent(facts, tenant) + open;
         alive.push((had, keeping));
         new.push((had, adding));
     }
-    let alive = fair(alive).into_iter().take(room(facts, true));
+    let alive = by_urgency(alive, facts.now_ms, |due| due.deadline).into_iter().take(room(facts, true));
     alive.chain(fair(new).into_iter().take(room(facts, false))).collect()
 }
 
-fn room(facts: &Facts, renewal: bool) -> usize {
-    let is_soon = |open: &&OpenOrder| open.renewal == renewal && open.next_at <= facts.now_ms + SOON_MS;
+fn room(facts: &Facts, keeps_alive: bool) -> usize {
+    let is_soon =
+        |open: &&OpenOrder| open.keeps_alive == keeps_alive && open.next_at <= facts.now_ms + SOON_MS;
     ORDERS_SOON_MAX.saturating_sub(facts.open_orders.iter().filter(is_soon).count())
 }
 
@@ -320,12 +339,12 @@ fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {
     facts.spent.get(&tenant).and_then(|spent| usize::try_from(*spent).ok()).unwrap_or(0)
 }
 
-fn due_order(
+fn due_order<'a>(
     facts: &Facts,
     coverage: &Coverage<'_>,
     group: &GroupRow,
-    lineage: &LineageRow,
-) -> Option<DueOrder> {
+    lineage: &'a LineageRow,
+) -> Option<(DueOrder, &'a LineageRow)> {
     let names: Names = group
         .names
         .iter()
@@ -340,16 +359,18 @@ fn due_order(
     }
     let same_names =
         |held: &[String]| held.len() == names.len() && held.iter().all(|name| names.contains_key(name));
-    Some(DueOrder {
+    let order = DueOrder {
         lineage: lineage.id,
         group: group.id,
         tenant: group.tenant,
         cell: lineage.cell.clone(),
         name_set: name_set(names.keys().map(String::as_str)),
         renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names)),
-        keeps_alive: names.values().all(|domain| coverage.renew_at(&lineage.cell, *domain).is_some()),
+        deadline: coverage.first_deadline(&lineage.cell, &names),
+        replaces: None,
         names,
-    })
+    };
+    Some((order, lineage))
 }
 
 /// Lineages of retired groups whose every name is gone or live elsewhere in their cell. A name for which nothing is issued any
@@ -376,26 +397,66 @@ pub fn lineages_to_retire(facts: &Facts) -> Vec<LineageId> {
 /// When the certificate that covers a domain in a cell is due, the latest one counting. By domain, not by name: a name
 /// that another tenant has proved is not covered by the certificate of the one who served it before.
 pub(super) struct Coverage<'a> {
-    renew_at: HashMap<(&'a CellId, DomainId), i64>,
+    by: HashMap<(&'a CellId, DomainId), &'a LiveCredential>,
 }
 
 impl<'a> Coverage<'a> {
     pub(super) fn of(facts: &'a Facts) -> Self {
-        let mut renew_at: HashMap<(&CellId, DomainId), i64> = HashMap::new();
+        let mut by: HashMap<(&CellId, DomainId), &LiveCredential> = HashMap::new();
         for lineage in &facts.lineages {
             let Some(live) = &lineage.live else { continue };
             for domain in lineage.serves.values() {
-                let at = renew_at.entry((&lineage.cell, *domain)).or_insert(i64::MIN);
-                *at = (*at).max(live.renew_at);
+                let best = by.entry((&lineage.cell, *domain)).or_insert(live);
+                if live.renew_at > best.renew_at {
+                    *best = live;
+                }
             }
         }
-        Self { renew_at }
+        Self { by }
     }
 
     pub(super) fn renew_at(&self, cell: &CellId, domain: DomainId) -> Option<i64> {
-        self.renew_at.get(&(cell, domain)).copied()
+        self.by.get(&(cell, domain)).map(|live| live.renew_at)
+    }
+
+    /// When the first of these names has to have another certificate; `None` where one has none at all.
+    fn first_deadline(&self, cell: &CellId, names: &Names) -> Option<i64> {
+        let mut first = i64::MAX;
+        for domain in names.values() {
+            first = first.min(self.by.get(&(cell, *domain))?.deadline());
+        }
+        Some(first)
     }
 }
+
+/// Items whose deadline is over or near come first, those without one last; within each of these classes tenants have
+/// their turns as [`fair`] has it. Queues are in the order of their deadlines.
+pub fn by_urgency<T>(
+    queues: Vec<(usize, Vec<T>)>,
+    now_ms: i64,
+    deadline: impl Fn(&T) -> Option<i64>,
+) -> Vec<T> {
+    let class = |item: &T| match deadline(item) {
+        Some(at) => PRESSING_MS.iter().position(|within| at <= now_ms + within).unwrap_or(PRESSING_MS.len()),
+        None => PRESSING_MS.len() + 1,
+    };
+    let mut classes: Vec<Vec<(usize, Vec<T>)>> = Vec::new();
+    classes.resize_with(PRESSING_MS.len() + 2, Vec::new);
+    for (had, queue) in queues {
+        let mut of_queue: Vec<Vec<T>> = Vec::new();
+        of_queue.resize_with(classes.len(), Vec::new);
+        for item in queue {
+            of_queue[class(&item)].push(item);
+        }
+        for (class, items) in classes.iter_mut().zip(of_queue) {
+            class.push((had, items));
+        }
+    }
+    classes.into_iter().flat_map(fair).collect()
+}
+
+/// What has to be done within such a time goes before what has more.
+const PRESSING_MS: [i64; 3] = [3_600_000, 24 * 3_600_000, 7 * 24 * 3_600_000];
 
 /// All items of the queues, the next one always of the queue that was given least so far, what it had before included: no
 /// tenant's import holds up another's single name, also where there is room for one item at a time only.

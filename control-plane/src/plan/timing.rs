@@ -4,9 +4,13 @@ use portico_cert_store::LineageId;
 
 const SECOND_MS: i64 = 1000;
 const MINUTE_MS: i64 = 60 * SECOND_MS;
-const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
+const HOUR_MS: i64 = 60 * MINUTE_MS;
+const DAY_MS: i64 = 24 * HOUR_MS;
 /// The last 5 % of the time before a renewal is due are the spread: certificates issued together renew apart.
 const SPREAD: f64 = 0.05;
+/// A lifetime below this is short (Let's Encrypt's integration guide): there, days of trouble are a large part of it.
+const SHORT_MS: i64 = 10 * DAY_MS;
+const SHORT_SHARE: f64 = 0.5;
 /// First waits of a step whose failure says nothing about the names (a lost answer, a CA in trouble): the order
 /// machine tries those again soon and slows down as [`after_failures`] does.
 const TRANSIENT_MS: [i64; 3] = [SECOND_MS, 5 * SECOND_MS, 20 * SECOND_MS];
@@ -33,11 +37,12 @@ pub fn after_transient(tries: u32, seed: u64) -> i64 {
     }
 }
 
-/// When a certificate is due for renewal: after `share` of its lifetime, less a spread of up to 5 % of the lifetime that
-/// is always the same for one lineage.
+/// When a certificate is due for renewal where its CA suggests no time: after `share` of its lifetime, at most half of one
+/// that is shorter than ten days, less a spread of up to 5 % of the lifetime that is always the same for one lineage.
 pub fn renew_at(not_before_ms: i64, not_after_ms: i64, share: f64, lineage: LineageId) -> i64 {
     #[expect(clippy::cast_precision_loss, reason = "53 bits hold 285,000 years in milliseconds")]
     let lifetime = (not_after_ms - not_before_ms).max(0) as f64;
+    let share = if not_after_ms - not_before_ms < SHORT_MS { share.min(SHORT_SHARE) } else { share };
     let spread = SPREAD * unit(seed_of(lineage));
     #[expect(clippy::cast_possible_truncation, reason = "at most the lifetime, which was an i64")]
     let after = (lifetime * (share - spread)).max(0.0) as i64;
@@ -50,7 +55,7 @@ pub fn seed_of(lineage: LineageId) -> u64 {
 }
 
 /// From 0 to `most`, by `seed`.
-fn jitter(most: i64, seed: u64) -> i64 {
+pub(super) fn jitter(most: i64, seed: u64) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "below `most`, an i64")]
     #[expect(clippy::cast_precision_loss, reason = "a wait of at most days")]
     let jitter = (most as f64 * unit(mix(seed))) as i64;
@@ -58,12 +63,12 @@ fn jitter(most: i64, seed: u64) -> i64 {
 }
 
 /// From 0 up to 1.
-fn unit(seed: u64) -> f64 {
+pub(super) fn unit(seed: u64) -> f64 {
     f64::from(u32::try_from(seed >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// SplitMix64's finalizer: neighbouring seeds give unrelated numbers.
-fn mix(seed: u64) -> u64 {
+pub(super) fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -108,6 +113,18 @@ mod tests {
                 due.iter().filter(|at| (start + n * part..start + (n + 1) * part).contains(*at)).count();
             assert!(held <= 200, "part {n} holds {held}");
         }
+    }
+
+    #[test]
+    fn the_schedule_follows_the_lifetime() {
+        let lineage = LineageId::generate();
+        for (lifetime, latest) in
+            [(90 * DAY_MS, 60), (64 * DAY_MS, 43), (45 * DAY_MS, 30), (160 * HOUR_MS, 3)]
+        {
+            let days = renew_at(0, lifetime, 0.667, lineage) / DAY_MS;
+            assert!(days <= latest && days >= latest - 5, "{lifetime} {days}");
+        }
+        assert!(renew_at(0, 160 * HOUR_MS, 0.3, lineage) <= 48 * HOUR_MS, "an earlier share stays");
     }
 
     proptest! {

@@ -25,6 +25,8 @@ pub struct NewCredential {
     pub not_before: i64,
     pub not_after: i64,
     pub renew_at: i64,
+    /// URL of the account that ordered it.
+    pub account: Option<String>,
 }
 
 /// What the API shows of a credential.
@@ -243,8 +245,8 @@ pub async fn live_of_lineage(
 pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
-         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, created_at, custody) \
-         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id.to_string())
     .bind(new.lineage.to_string())
@@ -259,6 +261,7 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     .bind(new.not_before)
     .bind(new.not_after)
     .bind(new.renew_at)
+    .bind(&new.account)
     .bind(now_ms)
     .bind(new.custody.as_str())
     .execute(&mut **tx)

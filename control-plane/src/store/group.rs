@@ -61,6 +61,15 @@ pub struct LiveCredential {
     pub not_before: i64,
     pub not_after: i64,
     pub renew_at: i64,
+    /// End of the window that its CA suggests.
+    pub window_end: Option<i64>,
+}
+
+impl LiveCredential {
+    /// When it has to be replaced by: a CA that suggests a window may revoke it afterwards.
+    pub fn deadline(&self) -> i64 {
+        self.window_end.map_or(self.not_after, |end| end.min(self.not_after))
+    }
 }
 
 /// What is known about getting a certificate for a name.
@@ -249,7 +258,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
     let mut serves = served_names(connection).await?;
     let rows = sqlx::query(
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
-         c.names, c.not_before, c.not_after, c.renew_at \
+         c.names, c.not_before, c.not_after, c.renew_at, c.window_end \
          FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
          WHERE l.retired_at IS NULL AND l.custody = 'cell' ORDER BY l.group_id, l.cell",
     )
@@ -265,6 +274,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
                 not_before: row.try_get("not_before")?,
                 not_after: row.try_get("not_after")?,
                 renew_at: row.try_get("renew_at")?,
+                window_end: row.try_get("window_end")?,
             }),
             _ => None,
         };

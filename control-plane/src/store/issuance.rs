@@ -5,7 +5,8 @@ use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, Linea
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, from_id, from_json, from_word, push_ids};
+use super::{StoreError, from_id, from_json, from_word, push_ids, renewal_info};
+use crate::plan::renewal_info::Window;
 
 /// A certificate, without its key.
 #[derive(Clone, Debug)]
@@ -26,6 +27,12 @@ pub struct CertificateRow {
     pub not_before: i64,
     pub not_after: i64,
     pub renew_at: i64,
+    /// The window that the CA suggests; `None`: `renew_at` is by share of the lifetime.
+    pub window: Option<Window>,
+    pub explanation_url: Option<String>,
+    /// Why there is no window, or why the last question failed.
+    pub window_note: Option<String>,
+    pub window_asked_at: Option<i64>,
     pub created_at: i64,
 }
 
@@ -61,7 +68,8 @@ pub struct CertificateFilter {
 }
 
 const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_pem, c.spki_sha256, \
-     c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.created_at, c.custody, l.group_id, l.cell, l.live_credential";
+     c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.window_start, c.window_end, c.explanation_url, c.window_note, c.window_asked_at, \
+     c.created_at, c.custody, l.group_id, l.cell, l.live_credential";
 
 /// The live certificates that carry these domains' names, with the domain of each.
 ///
@@ -210,6 +218,10 @@ fn certificate(row: &SqliteRow) -> Result<CertificateRow, StoreError> {
         not_before: row.try_get("not_before")?,
         not_after: row.try_get("not_after")?,
         renew_at: row.try_get("renew_at")?,
+        window: renewal_info::window(row)?,
+        explanation_url: row.try_get("explanation_url")?,
+        window_note: row.try_get("window_note")?,
+        window_asked_at: row.try_get("window_asked_at")?,
         created_at: row.try_get("created_at")?,
     })
 }

@@ -23,6 +23,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
+    // What needs tables as uploads left them.
+    (491, "renewal information", include_str!("../../migrations/0491_renewal_information.sql")),
 ];
 
 pub(super) async fn run(writer: &SqlitePool) -> Result<(), MigrateError> {

@@ -41,6 +41,8 @@ pub mod projection_rows;
 pub mod proof;
 pub mod publication;
 pub mod purge;
+pub mod renewal_info;
+pub mod replacement;
 pub mod retry;
 pub mod sealing_key;
 pub mod tenant;

@@ -4,6 +4,7 @@ use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::replacement::{self, Replaces};
 use super::{StoreError, WriteTx, from_id, from_json, to_json};
 use crate::plan::reconcile::OpenOrder;
 
@@ -57,6 +58,12 @@ pub struct OrderRow {
     /// PKCS#10, DER.
     pub csr: Vec<u8>,
     pub renewal: bool,
+    /// The certificate that it replaces; `None`: none, or the CA would not have it.
+    pub replaces: Option<Replaces>,
+    /// The CA took it as the replacement.
+    pub replaces_accepted: bool,
+    /// Where each name has a certificate: when the first of those ends or is to be replaced by.
+    pub deadline: Option<i64>,
     /// Failed tries of the present step.
     pub attempts: u32,
     /// Nothing is tried before.
@@ -99,8 +106,9 @@ impl OrderState {
 pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO orders (id, lineage_id, tenant_id, issuer, names, domains, name_set, state, credential_id, \
-         sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, next_at, created_at, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
+         deadline, next_at, created_at, updated_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(order.id.to_string())
     .bind(order.lineage.to_string())
@@ -116,6 +124,9 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .bind(&order.spki_sha256)
     .bind(&order.csr)
     .bind(order.renewal)
+    .bind(order.replaces.as_ref().map(|replaces| replaces.credential.to_string()))
+    .bind(order.replaces.as_ref().map(|replaces| &replaces.certificate))
+    .bind(order.deadline)
     .bind(order.next_at)
     .bind(now_ms)
     .bind(now_ms)
@@ -242,7 +253,7 @@ pub async fn due(connection: &mut SqliteConnection, now_ms: i64) -> Result<Vec<O
 /// The database's, or a row that cannot be read.
 pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<OpenOrder>, StoreError> {
     let rows = sqlx::query(
-        "SELECT lineage_id, name_set, tenant_id, renewal, next_at FROM orders \
+        "SELECT lineage_id, name_set, tenant_id, deadline, next_at FROM orders \
          WHERE state NOT IN ('issued', 'failed')",
     )
     .fetch_all(connection)
@@ -254,7 +265,7 @@ pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<Ope
                 lineage: from_id(row.try_get("lineage_id")?, "orders")?,
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
-                renewal: row.try_get("renewal")?,
+                keeps_alive: row.try_get::<Option<i64>, _>("deadline")?.is_some(),
                 next_at: row.try_get("next_at")?,
             })
         })
@@ -322,6 +333,9 @@ fn order(row: &SqliteRow) -> Result<OrderRow, StoreError> {
         spki_sha256: row.try_get("spki_sha256")?,
         csr: row.try_get("csr")?,
         renewal: row.try_get("renewal")?,
+        replaces: replacement::of_row(row)?,
+        replaces_accepted: row.try_get("replaces_accepted")?,
+        deadline: row.try_get("deadline")?,
         attempts: row.try_get("attempts")?,
         next_at,
         error: row.try_get("error")?,

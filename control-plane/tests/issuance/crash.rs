@@ -83,7 +83,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
 
 /// Runs one issuance of two names with a crash at `fail_point`; fails when the child was not killed there.
 async fn crash_at(fail_point: &'static str) {
-    let world = World::start(false).await.unwrap();
+    let world = World::start(false, |_| {}).await.unwrap();
     let options = Options::default();
     // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
     let config = world.configure(&options, "127.0.0.1:0");

@@ -50,6 +50,8 @@ pub struct Options {
     /// Further lines of the `[[issuer]]` table.
     pub issuer: &'static str,
     pub pebble: bool,
+    /// Settings of our own CA.
+    pub ca: fn(&mut CaArgs),
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             preflight: true,
             issuer: "",
             pebble: false,
+            ca: |_| {},
         }
     }
 }
@@ -73,7 +76,7 @@ pub struct Lab {
 
 impl World {
     /// `None`: the wanted CA is not on this machine.
-    pub async fn start(pebble: bool) -> Option<Self> {
+    pub async fn start(pebble: bool, change: fn(&mut CaArgs)) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let dns = portico_acme_ca::dns::start(DnsArgs::in_process(vec![Ipv4Addr::LOCALHOST])).await.unwrap();
         let stand_in = StandIn::start().await;
@@ -85,6 +88,7 @@ impl World {
             args.tls_port = stand_in.tls_port;
             args.root_out = Some(folder.path().join("root.pem"));
             args.api_ca_out = Some(folder.path().join("api-ca.pem"));
+            change(&mut args);
             Ca::Ours(portico_acme_ca::start(args).await.unwrap())
         };
         Some(Self { folder, dns, ca, stand_in, clock: Clock::default() })
@@ -204,11 +208,28 @@ nonces_per_second = 5000
 
     /// Moves both clocks.
     pub async fn advance(&self, days: u64) {
+        self.advance_seconds(days * 86_400).await;
+    }
+
+    /// Moves both clocks to a moment, Unix milliseconds, or at most a second beyond.
+    pub async fn advance_to(&self, at_ms: i64) {
+        let left = u64::try_from(at_ms - self.clock.now_ms()).unwrap_or(0);
+        self.advance_seconds(left.div_ceil(1000)).await;
+    }
+
+    async fn advance_seconds(&self, seconds: u64) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble's clock cannot be moved") };
-        let body = json!({ "advance_seconds": days * 86_400 });
+        let body = json!({ "advance_seconds": seconds });
         let (status, text) = http(ca.addresses.management, "POST", "/clock", &body).await;
         assert_eq!(status, 200, "{text}");
-        self.clock.advance(Duration::from_secs(days * 86_400));
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    /// Renewal windows of our own CA's certificates.
+    pub async fn set_windows(&self, wanted: Value) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no renewal information") };
+        let (status, text) = http(ca.addresses.management, "POST", "/ari", &wanted).await;
+        assert_eq!(status, 200, "{text}");
     }
 }
 
@@ -220,7 +241,7 @@ impl Lab {
     /// `None`: Pebble is wanted and is not on this machine.
     pub async fn try_start(options: &Options) -> Option<Self> {
         portico_control_plane::start_logging(LevelFilter::ERROR);
-        let world = World::start(options.pebble).await?;
+        let world = World::start(options.pebble, options.ca).await?;
         let config = Config::read(&world.configure(options, "127.0.0.1:0")).unwrap();
         let running = portico_control_plane::start_at(config, world.clock.clone()).await.unwrap();
         world.forward_zone(running.responder.unwrap()).await;

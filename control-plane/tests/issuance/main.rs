@@ -17,4 +17,5 @@ mod issuing;
 mod lab;
 mod pebble;
 mod reaching;
+mod renewing;
 mod stand_in;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portico_api::distribution::urgent::Action;
 use portico_cert_store::Generation;
+use portico_control_plane::acme::order::Wanted;
 use portico_control_plane::acme::{
     Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
 };
@@ -111,7 +112,9 @@ async fn two_accounts_validate_one_host_at_once() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let account = Account::register(&second_way(&lab), &AccountKey::generate().unwrap(), None).await.unwrap();
-    let mut order = CaOrder::create(&account, &["both.test".to_owned()]).await.unwrap();
+    let names = ["both.test".to_owned()];
+    let wanted = Wanted { names: &names, replaces: None, profile: None };
+    let mut order = CaOrder::create(&account, &wanted).await.unwrap();
     let authorizations = order.authorizations(false).await.unwrap();
     let challenge =
         authorizations[0].challenges.iter().find(|c| c.method == ChallengeMethod::Http01).unwrap();

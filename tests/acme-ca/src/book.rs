@@ -164,6 +164,7 @@ pub(crate) struct Certificate {
     pub(crate) revoked: Option<(Moment, u8)>,
     /// Set over the management listener.
     pub(crate) window: Option<Window>,
+    pub(crate) replaced: bool,
 }
 
 /// Bounds of what is remembered; at about 2 kB an order the largest is some 1 GB.

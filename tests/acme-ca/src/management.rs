@@ -9,6 +9,7 @@
 //!   from now on, instead of those set before; with `unnamed` the CA does not say which name it is.
 //! - `POST /ari {"names": [..], "start": "..", "end": "..", "explanation_url": ".."}`: renewal windows of the certificates
 //!   with one of the names, or of all there are; without times in the past, as before a mass revocation. Answers how many.
+//!   With `"already_replaced": true` no order replaces them any more.
 //! - `POST /profiles {"name": "classic", "validity_seconds": n, "reuse_seconds": n}`: for what is ordered from now on.
 
 use std::sync::Arc;

@@ -408,6 +408,7 @@ fn sign(
         not_after: plan.not_after,
         revoked: None,
         window: None,
+        replaced: false,
     })
 }
 

@@ -41,6 +41,9 @@ pub(crate) struct SetWindows {
     start: Option<String>,
     end: Option<String>,
     explanation_url: Option<String>,
+    /// From now on these certificates have been replaced by an order of somebody else's.
+    #[serde(default)]
+    already_replaced: bool,
 }
 
 /// `GET /acme/renewal-info/{id}`: unauthenticated.
@@ -75,7 +78,11 @@ pub(crate) fn set_windows(book: &mut Book, wanted: SetWindows, now: Moment) -> u
     let hit = |certificate: &&mut Certificate| {
         wanted.names.as_ref().is_none_or(|names| !names.is_disjoint(&certificate.names))
     };
-    book.certificates.values_mut().filter(hit).map(|c| c.window = Some(window.clone())).count()
+    let set = |certificate: &mut Certificate| {
+        certificate.window = Some(window.clone());
+        certificate.replaced |= wanted.already_replaced;
+    };
+    book.certificates.values_mut().filter(hit).map(set).count()
 }
 
 /// The predecessor that an order names (RFC 9773 section 5): of the same account, with at least one name in common, not
@@ -100,7 +107,7 @@ pub(crate) fn predecessor<'a>(
         return Err(Problem::malformed("no name of this order is on the certificate that it replaces"));
     }
     let by = book.replaced_by.get(id).and_then(|order| book.orders.get(order));
-    if by.is_some_and(|order| book.order_status(order, now) != OrderStatus::Invalid) {
+    if certificate.replaced || by.is_some_and(|order| book.order_status(order, now) != OrderStatus::Invalid) {
         let detail = format!("another order replaces the certificate {id}");
         return Err(Problem::new(Kind::AlreadyReplaced, detail));
     }

@@ -36,10 +36,38 @@ pub struct CertificateSummary {
     pub not_after: String,
     /// RFC 3339; when renewal is due. Of an uploaded one: from when on an event and a condition ask for the next.
     pub renew_at: String,
+    /// Where that time comes from; absent of an uploaded one, and where the control plane is older.
+    #[serde(default)]
+    pub renewal: Option<RenewalSuggestion>,
     pub names: Vec<String>,
     /// Lower-case hex.
     pub fingerprint_sha256: String,
     pub spki_sha256: String,
+}
+
+/// What a certificate's renewal goes by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RenewalSuggestion {
+    pub source: RenewalSource,
+    /// RFC 3339; the window that the CA suggests (RFC 9773). One in the past: it is to be replaced at once.
+    pub window_start: Option<String>,
+    pub window_end: Option<String>,
+    /// A page of the CA that says why the window is where it is.
+    pub explanation_url: Option<String>,
+    /// RFC 3339; the CA's last answer.
+    pub asked_at: Option<String>,
+    /// Why there is no window, or why the last question to the CA failed.
+    pub note: Option<String>,
+}
+
+/// Who says when a certificate is to be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RenewalSource {
+    /// The CA, by its renewal information.
+    Ari,
+    /// The configured share of the lifetime.
+    Share,
 }
 
 /// One certificate with its public chain.

@@ -1,7 +1,7 @@
 //! `portico cert ...`
 
 use portico_api::v1::client::{CertificateQuery, Client};
-use portico_api::v1::{Certificate, CertificateSummary, Domain};
+use portico_api::v1::{Certificate, CertificateSummary, Domain, RenewalSuggestion};
 use portico_cert_store::{CredentialId, Custody};
 
 use crate::commands::named_domain::find;
@@ -75,7 +75,8 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
     if settings.format == Format::Json {
         return output::json(&certificates.items);
     }
-    let mut table = Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWAL", "KEY", "CELL", "ISSUER", "ID"]);
+    let mut table =
+        Table::new(&["NAMES", "STATE", "EXPIRES", "RENEWAL", "BY", "KEY", "CELL", "ISSUER", "ID"]);
     for certificate in &certificates.items {
         let summary = &certificate.summary;
         table.row([
@@ -83,6 +84,7 @@ async fn list(settings: &Settings, args: ListArgs) -> Outcome {
             output::word(&certificate.state),
             output::date(&summary.not_after),
             renewal(summary, output::date),
+            renewed_by(summary),
             key_text(summary),
             summary.cell.to_string(),
             summary.issuer.clone(),
@@ -157,6 +159,9 @@ fn print(certificate: &Certificate) {
     line(format!("  issuer       {}", summary.issuer));
     line(format!("  valid        {} to {}", summary.not_before, summary.not_after));
     line(format!("  renewal      {}", renewal(summary, output::time)));
+    if let Some(renewal) = &summary.renewal {
+        print_suggestion(renewal);
+    }
     line(format!("  key          {}", key_text(summary)));
     line(format!("  cell         {}", summary.cell));
     line(format!("  sha256       {}", summary.fingerprint_sha256));
@@ -178,6 +183,25 @@ fn renewal(summary: &CertificateSummary, shown: impl Fn(&str) -> String) -> Stri
     match summary.custody {
         Custody::Cell => shown(&summary.renew_at),
         Custody::Uploaded => "by upload".to_owned(),
+    }
+}
+
+/// `ari` or `share`, or `-` of one that is not renewed.
+fn renewed_by(summary: &CertificateSummary) -> String {
+    summary.renewal.as_ref().map_or_else(|| "-".to_owned(), |renewal| output::word(&renewal.source))
+}
+
+/// Whose wish the time of renewal is.
+fn print_suggestion(renewal: &RenewalSuggestion) {
+    match (&renewal.window_start, &renewal.window_end) {
+        (Some(start), Some(end)) => line(format!("  window       {start} to {end}, by the CA (ARI)")),
+        _ => line("  window       none; by share of the lifetime"),
+    }
+    if let Some(note) = &renewal.note {
+        line(format!("               {note}"));
+    }
+    if let Some(url) = &renewal.explanation_url {
+        line(format!("  explained at {url}"));
     }
 }
 

@@ -90,6 +90,7 @@ impl World {
             not_before: 0,
             not_after: renew_at * 2,
             renew_at,
+            window_end: None,
         });
         lineage.serves = order.names.clone();
     }
@@ -307,8 +308,8 @@ fn new_orders_that_all_wait_for_the_cas_limit_do_not_hold_up_a_renewal() {
 }
 
 fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
-    let DueOrder { lineage, ref name_set, tenant, renewal, .. } = *order;
-    OpenOrder { lineage, name_set: name_set.clone(), tenant, renewal, next_at }
+    let DueOrder { lineage, ref name_set, tenant, .. } = *order;
+    OpenOrder { lineage, name_set: name_set.clone(), tenant, keeps_alive: order.keeps_alive(), next_at }
 }
 
 #[test]
@@ -333,4 +334,92 @@ fn a_name_that_another_tenant_has_proved_gets_a_certificate_of_its_own() {
     assert_eq!(due.len(), 1, "the old certificate serves the old tenant's domain only");
     assert_eq!(due[0].names, Names::from([("shop.test".to_owned(), second)]));
     assert_eq!(due[0].tenant, Some(world.tenant));
+}
+
+fn live_of(world: &World, group: usize) -> CredentialId {
+    let group = world.facts.groups[group].id;
+    let lineage = world.facts.lineages.iter().find(|lineage| lineage.group == group).unwrap();
+    lineage.live.as_ref().unwrap().id
+}
+
+#[test]
+fn a_merged_group_descends_from_the_certificate_whose_time_has_come_and_from_one_only() {
+    let mut world = World::new();
+    world.ready("shop.test", &["default"]);
+    world.ready("rose.test", &["default"]);
+    world.plan();
+    for (order, renew_at) in orders_due(&world.facts).into_iter().zip([NOW * 2, NOW - 1]) {
+        assert_eq!(order.replaces, None, "there is none to replace");
+        world.issue(&order, renew_at);
+    }
+    let old = live_of(&world, 1);
+    for domain in &mut world.facts.domains {
+        domain.sharing = v1::Sharing::Tenant;
+    }
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 1);
+    let due = orders_due(&world.facts);
+    assert_eq!((due.len(), due[0].names.len(), due[0].renewal), (1, 2, false));
+    assert!(due[0].keeps_alive());
+    let expected = if world.facts.lineages.iter().any(|l| l.leaving && l.live.as_ref().unwrap().id == old) {
+        // Its names are gone to the other group, whose certificate has time yet.
+        old
+    } else {
+        live_of(&world, 0)
+    };
+    assert_eq!(due[0].replaces, Some(expected));
+    world.facts.replaced.insert(expected);
+    let due = orders_due(&world.facts);
+    assert_ne!(due[0].replaces, Some(expected), "each certificate is replaced once");
+}
+
+#[test]
+fn of_a_split_group_one_part_descends_from_the_certificate() {
+    let mut world = World::new();
+    world.ready("shop.test", &["default"]);
+    let other = world.ready("www.shop.test", &["default"]);
+    world.plan();
+    world.issue(&orders_due(&world.facts)[0].clone(), NOW - 1);
+    let old = live_of(&world, 0);
+    world.facts.domains.iter_mut().find(|domain| domain.id == other).unwrap().sharing = v1::Sharing::Alone;
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 2);
+    let replaced: Vec<_> = orders_due(&world.facts).into_iter().filter_map(|due| due.replaces).collect();
+    assert_eq!(replaced, [old]);
+}
+
+#[test]
+fn a_mass_replacement_goes_by_deadline_and_tenants_have_their_turns() {
+    let mut world = World::new();
+    let hours = |n: i64| NOW + n * 3_600_000;
+    let mut ends = HashMap::new();
+    let mut issue = |world: &mut World, name: &str, end: i64| {
+        world.ready(name, &["default"]);
+        world.plan();
+        let order = orders_due(&world.facts).into_iter().find(|due| due.names.contains_key(name)).unwrap();
+        world.issue(&order, NOW - 1);
+        let lineage = world.facts.lineages.iter_mut().find(|lineage| lineage.id == order.lineage).unwrap();
+        let live = lineage.live.as_mut().unwrap();
+        (live.window_end, live.not_after) = (Some(end), hours(2000));
+        ends.insert(name.to_owned(), end);
+    };
+    // Names sort against their deadlines.
+    for n in 0..30 {
+        issue(&mut world, &format!("a{n:02}.test"), hours(100) - n);
+    }
+    issue(&mut world, "z.test", hours(-1));
+    let large = world.tenant;
+    world.tenant = TenantId::generate();
+    issue(&mut world, "b.test", hours(101));
+    issue(&mut world, "y.test", hours(-2));
+    let due = orders_due(&world.facts);
+    assert_eq!(due.len(), 33);
+    let name = |due: &DueOrder| due.names.keys().next().unwrap().clone();
+    let first: Vec<String> = due.iter().take(2).map(name).collect();
+    assert!(first.contains(&"z.test".to_owned()) && first.contains(&"y.test".to_owned()), "{first:?}");
+    let small = due.iter().position(|due| name(due) == "b.test").unwrap();
+    assert!(small <= 4, "the other tenant's thirty do not go before: {small}");
+    let of_large: Vec<i64> =
+        due.iter().filter(|due| due.tenant == Some(large)).map(|due| ends[&name(due)]).collect();
+    assert!(of_large.is_sorted(), "{of_large:?}");
 }

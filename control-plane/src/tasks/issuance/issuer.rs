@@ -118,6 +118,11 @@ impl Issuer {
         self.http.caa_identities().unwrap_or_default()
     }
 
+    /// The way to the CA.
+    pub(super) fn http(&self) -> &CaHttp {
+        &self.http
+    }
+
     /// The account's URL, where it is known without asking.
     pub(crate) fn account_url(&self) -> Option<String> {
         let slot = self.account.try_lock().ok()?;

@@ -8,6 +8,7 @@
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
 //! - [`issuer`]: CA, account, pace.
+//! - [`renewal_info`]: when each CA suggests to renew its certificates.
 
 mod challenge;
 mod fail_point;
@@ -15,6 +16,7 @@ mod issuer;
 mod order;
 mod preflight;
 mod publish;
+mod renewal_info;
 mod self_fetch;
 mod stopped;
 
@@ -32,14 +34,17 @@ use tokio::task::JoinSet;
 pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
 
 use crate::Parts;
+use crate::acme::CertificateId;
 use crate::clock;
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
 use crate::plan::ledger::HOURS_3_MS;
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
+use crate::store::account::AccountState;
 use crate::store::group::{self, GroupRow, OrderableDomain};
 use crate::store::order::{OrderRow, OrderState};
+use crate::store::replacement::Replaces;
 use crate::store::{self, StoreError, WriteTx, cell, credential};
 use issuer::Issuer;
 
@@ -108,7 +113,10 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
 impl Issuing {
     /// Issues and renews until shutdown. Orders under way are left where they are; the next start resumes them.
     pub async fn run(self) {
+        let suggestions = tokio::spawn(renewal_info::run(self.issuance.clone()));
         Work::new(self.issuance).run().await;
+        // It ends at shutdown too; what it was asking is asked again.
+        suggestions.abort();
     }
 }
 
@@ -281,11 +289,12 @@ impl Work {
                 by_tenant.entry(row.tenant).or_default().push(row);
             }
         }
-        let queues = by_tenant.into_iter().map(|(tenant, rows)| {
+        let queues = by_tenant.into_iter().map(|(tenant, mut rows)| {
+            rows.sort_by_key(|row| row.deadline.unwrap_or(i64::MAX));
             let spent = self.spent.get(&tenant).copied().unwrap_or(0);
             (usize::try_from(spent).unwrap_or(usize::MAX), rows)
         });
-        for row in reconcile::fair(queues.collect()) {
+        for row in reconcile::by_urgency(queues.collect(), now, |row: &OrderRow| row.deadline) {
             if self.orders.len() >= ORDERS_IN_FLIGHT_MAX {
                 break;
             }
@@ -322,6 +331,7 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         lineages: group::lineages(&mut read).await?,
         open_orders: store::order::open_summaries(&mut read).await?,
         retry_at,
+        replaced: store::replacement::replaced_credentials(&mut read).await?.into_iter().collect(),
         spent: store::order::requests_by_tenant(&mut read, now_ms - HOURS_3_MS).await?.into_iter().collect(),
     })
 }
@@ -388,6 +398,7 @@ async fn plan_order(
         credential,
         spki_sha256: key.spki_sha256(),
     };
+    let replaces = replaces(tx, issuer, due).await?;
     Ok(OrderRow {
         id: OrderId::generate(),
         lineage: due.lineage,
@@ -404,8 +415,26 @@ async fn plan_order(
         csr: key.csr(&names)?,
         key_tenant,
         renewal: due.renewal,
+        replaces,
+        replaces_accepted: false,
+        deadline: due.deadline,
         attempts: 0,
         next_at: now,
         error: None,
     })
+}
+
+/// The certificate that an order replaces, as its CA calls it: only the account that ordered it may say so.
+async fn replaces(tx: &mut WriteTx, issuer: &Issuer, due: &DueOrder) -> Result<Option<Replaces>, StoreError> {
+    let Some(credential) = due.replaces else { return Ok(None) };
+    let Some(origin) = store::renewal_info::origin_of(tx, credential).await? else { return Ok(None) };
+    let account = store::account::find(tx, &issuer.config.name).await?;
+    let AccountState::Registered { url } = account.map_or(AccountState::Intended, |row| row.state) else {
+        return Ok(None);
+    };
+    if origin.issuer != issuer.config.name || origin.account != Some(url) {
+        return Ok(None);
+    }
+    let id = CertificateId::of_chain(&origin.chain_pem);
+    Ok(id.map(|id| Replaces { credential, certificate: id.as_str().to_owned() }))
 }

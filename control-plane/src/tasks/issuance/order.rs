@@ -23,10 +23,11 @@ use super::issuer::Issuer;
 use super::publish;
 use super::stopped::{Ran, Stop, names_nobody, stopped};
 use super::{Issuance, fail_point};
-use crate::acme::{AcmeError, AuthorizationStatus, CaOrder, CaOrderStatus};
+use crate::acme::order::Wanted;
+use crate::acme::{AcmeError, AcmeErrorKind, AuthorizationStatus, CaOrder, CaOrderStatus, CertificateId};
 use crate::plan::ledger::{self, Book, DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, Spent};
 use crate::store::order::{self, LedgerEntry, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential};
+use crate::store::{StoreError, WriteTx, credential, renewal_info, replacement};
 
 /// How long the CA may take to look at all challenges before the order is left for a later try.
 const VALIDATION_DEADLINE: Duration = Duration::from_secs(90);
@@ -88,15 +89,24 @@ impl Step<'_> {
         let account = self.issuer.account(&self.issuance.parts).await?;
         self.count().await?;
         fail_point::reach("order.counted");
-        let url = match CaOrder::create(&account, &self.row.names).await {
+        let replaces = self.replaces();
+        let wanted = Wanted {
+            names: &self.row.names,
+            replaces: replaces.as_ref(),
+            profile: self.issuer.config.profile.as_deref(),
+        };
+        let (url, replaced) = match CaOrder::create(&account, &wanted).await {
             Ok(order) => {
                 let url = order.url().to_owned();
                 at_ca.order = Some(order);
-                url
+                (url, replaces.is_some())
             }
             Err(error) => match error.location.clone() {
                 // The answer was of no use, but the CA made the order and said where.
-                Some(url) => url,
+                Some(url) => (url, false),
+                None if replaces.is_some() && refuses_replacement(self.row, &error) => {
+                    return self.go_on_without_replacing(&error).await;
+                }
                 None => {
                     if error.nothing_made && !names_nobody(self.row, &error) {
                         self.uncount().await?;
@@ -106,9 +116,39 @@ impl Step<'_> {
             },
         };
         fail_point::reach("order.created");
-        self.record(OrderState::Created { url }).await?;
+        let mut tx = self.issuance.parts.store.begin().await?;
+        replacement::set_created(&mut tx, self.row.id, url, replaced, self.now()).await?;
+        tx.commit().await?;
         fail_point::reach("order.created_recorded");
         Ok(())
+    }
+
+    /// The certificate to say that this order replaces, at a CA that has such orders.
+    fn replaces(&self) -> Option<CertificateId> {
+        self.issuer.http().renewal_info_url()?;
+        CertificateId::parse(&self.row.replaces.as_ref()?.certificate)
+    }
+
+    /// The CA will not have it that this order replaces that certificate: the same order, once more, replaces none.
+    async fn go_on_without_replacing(&self, error: &AcmeError) -> Result<(), Stop> {
+        let row = self.row;
+        tracing::info!(order = %row.id, names = ?row.names, %error, "the CA refuses the replacement; ordered without");
+        let mut tx = self.issuance.parts.store.begin().await?;
+        order::uncount_last_request(&mut tx, row.id).await?;
+        replacement::drop_replaces(&mut tx, row.id, &error.to_string(), self.now()).await?;
+        tx.commit().await?;
+        crate::metrics::replacement_refused();
+        Ok(())
+    }
+
+    /// Whether the CA exempts this order from its limits: it replaces a certificate within that one's suggested window.
+    async fn is_exempt(&self, tx: &mut WriteTx) -> Result<bool, StoreError> {
+        if self.replaces().is_none() {
+            return Ok(false);
+        }
+        let Some(replaces) = &self.row.replaces else { return Ok(false) };
+        let window = renewal_info::window_of(tx, replaces.credential).await?;
+        Ok(window.is_some_and(|window| window.is_open(self.now())))
     }
 
     /// Checks our own limits and counts this request, in the one transaction that no other order's can overlap.
@@ -136,13 +176,16 @@ impl Step<'_> {
                 book.tenant_24h = spent(order::requests_of_tenant(&mut tx, tenant, day).await?);
             }
         }
-        ledger::check(&self.issuer.config.limits, &book, row.renewal).map_err(Stop::NoRoom)?;
+        let exempt = self.is_exempt(&mut tx).await?;
+        if !exempt {
+            ledger::check(&self.issuer.config.limits, &book, row.renewal).map_err(Stop::NoRoom)?;
+        }
         let entry = LedgerEntry {
             issuer: &row.issuer,
             order: row.id,
             tenant: row.tenant,
             name_set: &row.name_set,
-            renewal: row.renewal,
+            renewal: row.renewal || exempt,
             registered_domains: &registered_domains,
         };
         order::count_request(&mut tx, &entry, now).await?;
@@ -338,6 +381,12 @@ impl Polls {
         self.pause = (self.pause * 2).min(self.longest.max(self.pause));
         Some(())
     }
+}
+
+/// Whether a newOrder was refused for what it replaces, as far as can be told: no name of ours is named.
+fn refuses_replacement(row: &OrderRow, error: &AcmeError) -> bool {
+    let names_one = error.refused_names.iter().any(|(name, _)| row.names.contains(name));
+    error.nothing_made && !names_one && (error.is_refusal() || error.kind == AcmeErrorKind::OrderGone)
 }
 
 fn not_in_time(what: &str) -> Stop {

@@ -18,6 +18,7 @@ use super::issuer::Issuer;
 use super::stopped::close;
 use crate::clock;
 use crate::plan::timing;
+use crate::store::account::{self, AccountState};
 use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
@@ -63,7 +64,12 @@ pub(super) async fn publish(
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
     check(&chain, row, &issuer.roots, live.as_ref(), issuance.parts.clock.now())
         .map_err(NotPublished::Gate)?;
-    let new = new_credential(row, &chain, pem, issuance.parts.config.renewal.share);
+    let mut new = new_credential(row, &chain, pem, issuance.parts.config.renewal.share);
+    if let Some(AccountState::Registered { url }) =
+        account::find(&mut tx, &row.issuer).await?.map(|account| account.state)
+    {
+        new.account = Some(url);
+    }
     let mut domains = Vec::new();
     for (name, domain) in row.names.iter().zip(&row.domains) {
         if group::is_orderable(&mut tx, *domain).await? {
@@ -133,6 +139,7 @@ fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f6
         not_before,
         not_after,
         renew_at: timing::renew_at(not_before, not_after, share, row.lineage),
+        account: None,
     }
 }
 

@@ -1,0 +1,248 @@
+//! Renewal by the CA's own suggestion (RFC 9773), and without one.
+
+use std::time::Duration;
+
+use portico_acme_ca::AriExemption;
+use serde_json::{Value, json};
+use sqlx::Row;
+
+use crate::issuing::until_renewed;
+use crate::lab::{Lab, Options};
+
+const DAY_MS: i64 = 86_400_000;
+
+/// What is known of a live certificate's renewal.
+#[derive(Debug)]
+struct Suggested {
+    not_before: i64,
+    not_after: i64,
+    renew_at: i64,
+    window: Option<(i64, i64)>,
+    url: Option<String>,
+    note: Option<String>,
+}
+
+async fn suggestions(lab: &Lab) -> Vec<Suggested> {
+    let mut read = lab.running.parts.store.read().await.unwrap();
+    let rows = sqlx::query("SELECT * FROM credentials WHERE state = 'live' ORDER BY names");
+    let rows = rows.fetch_all(&mut *read).await.unwrap();
+    let one = |row: &sqlx::sqlite::SqliteRow| Suggested {
+        not_before: row.try_get("not_before").unwrap(),
+        not_after: row.try_get("not_after").unwrap(),
+        renew_at: row.try_get("renew_at").unwrap(),
+        window: row
+            .try_get::<Option<i64>, _>("window_start")
+            .unwrap()
+            .zip(row.try_get::<Option<i64>, _>("window_end").unwrap()),
+        url: row.try_get("explanation_url").unwrap(),
+        note: row.try_get("window_note").unwrap(),
+    };
+    rows.iter().map(one).collect()
+}
+
+async fn until_suggested(lab: &Lab, good: impl Fn(&Suggested) -> bool) -> Vec<Suggested> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = suggestions(lab).await;
+        if !found.is_empty() && found.iter().all(&good) {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What the CA's log says of each newOrder: whether it replaced a certificate, and what came of it.
+async fn orders_at_ca(lab: &Lab) -> Vec<(bool, String)> {
+    let stats = lab.world.stats().await;
+    let entry = |entry: &Value| {
+        (entry.get("replaces").is_some_and(Value::is_string), entry["result"].as_str().unwrap().to_owned())
+    };
+    stats["new_orders"].as_array().unwrap().iter().map(entry).collect()
+}
+
+async fn one_certificate(lab: &Lab) -> crate::lab::Live {
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["shop.test", "www.shop.test"]).await;
+    lab.until_covered(2).await.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_renewed_within_the_cas_window_free_of_its_limits() {
+    // Nothing but the first order would pass: a renewal that the CA does not exempt is refused for its exact set.
+    let ca = |args: &mut portico_acme_ca::CaArgs| {
+        args.ari_exemption = AriExemption::InWindow;
+        args.limit =
+            ["new-orders=1/900d", "certificates-per-exact-set=1/200d", "certificates-per-domain=1/200d"]
+                .map(|limit| limit.parse().unwrap())
+                .to_vec();
+    };
+    let lab = Lab::start(&Options { ca, ..Options::default() }).await;
+    let mut live = one_certificate(&lab).await;
+    for _ in 0..2 {
+        let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+        let (start, end) = known.window.unwrap();
+        assert!(known.renew_at >= start && known.renew_at < end, "{known:?}");
+        assert!(start > known.not_before + 58 * DAY_MS && end < known.not_after - 28 * DAY_MS, "{known:?}");
+        lab.world.advance_to(known.renew_at).await;
+        live = until_renewed(&lab, &live).await;
+    }
+    let at_ca = orders_at_ca(&lab).await;
+    let created = |replaces| (replaces, "created".to_owned());
+    assert_eq!(at_ca, [created(false), created(true), created(true)]);
+    let accepted =
+        lab.rows("SELECT CAST(replaces_accepted AS TEXT) FROM orders ORDER BY created_at").await.concat();
+    assert_eq!(accepted, ["0", "1", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_in_the_past_is_followed_at_once_and_told() {
+    let lab = Lab::start(&Options::default()).await;
+    let first = one_certificate(&lab).await;
+    until_suggested(&lab, |known| known.window.is_some()).await;
+    lab.world.advance(1).await;
+    let url = "https://ca.test/incident-7";
+    lab.world.set_windows(json!({ "explanation_url": url })).await;
+    // Past the day that the longest wait between two questions takes.
+    lab.world.advance(1).await;
+    let second = until_renewed(&lab, &first).await;
+    assert!(second.not_after > first.not_after);
+    let told = lab.rows("SELECT text FROM events WHERE kind = 'certificate.window_moved'").await.concat();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(url) && told[0].contains("shop.test, www.shop.test"), "{told:?}");
+    let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+    assert!(
+        known.window.unwrap().0 > lab.world.clock.now_ms(),
+        "the new one has a window of its own: {known:?}"
+    );
+    assert_eq!(lab.world.stats().await["orders"]["created"], 2, "one replacement and no more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_leaves_the_share_of_the_lifetime_in_force() {
+    let lab = Lab::start(&Options::default()).await;
+    one_certificate(&lab).await;
+    let by_ca = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+    for (start, end, why) in [
+        ("2026-11-02T00:00:00Z", "2026-11-01T00:00:00Z", "ends before it begins"),
+        ("1999-01-01T00:00:00Z", "1999-02-01T00:00:00Z", "before the certificate"),
+        ("2999-01-01T00:00:00Z", "2999-02-01T00:00:00Z", "after the certificate's end"),
+        ("soon", "later", "is no time"),
+    ] {
+        lab.world.set_windows(json!({ "start": start, "end": end })).await;
+        lab.world.advance(1).await;
+        let is_told = |known: &Suggested| known.note.as_ref().is_some_and(|note| note.contains(why));
+        let known = until_suggested(&lab, is_told).await.remove(0);
+        assert_eq!((known.window, known.url), (None, None));
+        let share = (known.renew_at - known.not_before) * 1000 / (known.not_after - known.not_before);
+        assert!((616..=667).contains(&share), "{share}");
+    }
+    assert_eq!(lab.world.stats().await["orders"]["created"], 1, "nothing was renewed for it");
+    // A CA in trouble takes nothing back, and one that has come to itself is followed again.
+    let ca = by_ca.window.unwrap();
+    let text = |ms: i64| portico_control_plane::clock::rfc3339(ms);
+    lab.world.set_windows(json!({ "start": text(ca.0), "end": text(ca.1) })).await;
+    lab.world.advance(1).await;
+    until_suggested(&lab, |known| known.window == Some((ca.0 / 1000 * 1000, ca.1 / 1000 * 1000))).await;
+    lab.world.faults(json!({ "kind": "unavailable", "endpoint": "renewalInfo", "count": 1 })).await;
+    lab.world.advance(1).await;
+    let known = until_suggested(&lab, |known| known.note.is_some()).await.remove(0);
+    assert!(known.window.is_some() && known.note.unwrap().contains("503"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_without_renewal_information_is_renewed_at_by_share() {
+    let lab = Lab::start(&Options { ca: |args| args.no_ari = true, ..Options::default() }).await;
+    let first = one_certificate(&lab).await;
+    let known = until_suggested(&lab, |known| known.note.is_some()).await.remove(0);
+    assert_eq!((known.window, known.note.as_deref()), (None, Some("the CA has no renewal information")));
+    lab.world.advance_to(known.renew_at).await;
+    until_renewed(&lab, &first).await;
+    let created = (false, "created".to_owned());
+    assert_eq!(orders_at_ca(&lab).await, [created.clone(), created]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_replacement_is_ordered_once_without() {
+    let lab = Lab::start(&Options::default()).await;
+    let first = one_certificate(&lab).await;
+    until_suggested(&lab, |known| known.window.is_some()).await;
+    lab.world.advance(1).await;
+    lab.world.set_windows(json!({ "already_replaced": true })).await;
+    lab.world.advance(1).await;
+    until_renewed(&lab, &first).await;
+    let at_ca = orders_at_ca(&lab).await;
+    let of = |replaces, result: &str| (replaces, result.to_owned());
+    assert_eq!(at_ca, [of(false, "created"), of(true, "alreadyReplaced"), of(false, "created")]);
+    let orders = lab.rows("SELECT state FROM orders").await.concat();
+    assert_eq!(orders, ["issued", "issued"], "it is the same order of ours");
+    assert_eq!(
+        lab.rows("SELECT CAST(id AS TEXT) FROM order_requests").await.len(),
+        2,
+        "the refusal made nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_account_is_not_said_to_be_replaced() {
+    let lab = Lab::start(&Options::default()).await;
+    let first = one_certificate(&lab).await;
+    let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+    let mut tx = lab.begin().await;
+    sqlx::query("UPDATE credentials SET account = 'https://ca.test/another'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    lab.world.advance_to(known.renew_at).await;
+    until_renewed(&lab, &first).await;
+    assert!(orders_at_ca(&lab).await.iter().all(|(replaces, _)| !replaces));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_regrouping_rides_a_renewal_free_of_limits() {
+    // Two orders, and then none that is not exempt.
+    let ca = |args: &mut portico_acme_ca::CaArgs| {
+        args.ari_exemption = AriExemption::InWindow;
+        args.limit = vec!["new-orders=2/900d".parse().unwrap()];
+    };
+    let lab = Lab::start(&Options { ca, ..Options::default() }).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["shop.test", "www.shop.test", "rose.test"]).await;
+    assert_eq!(lab.until_covered(3).await.len(), 2);
+    let known = until_suggested(&lab, |known| known.window.is_some()).await;
+    let mut tx = lab.begin().await;
+    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant') WHERE id = ?")
+        .bind(tenant.to_string())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while lab.rows("SELECT id FROM groups WHERE retired_at IS NULL").await.len() != 1 {
+        assert!(tokio::time::Instant::now() < deadline, "the groups are not merged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(lab.world.stats().await["orders"]["created"], 2, "the merger waits for a renewal");
+    let first_due = known.iter().map(|known| known.renew_at).min().unwrap();
+    lab.world.advance_to(first_due).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let merged = loop {
+        let live = lab.live_credentials().await;
+        if let [one] = live.as_slice()
+            && one.names.len() == 3
+        {
+            break one.clone();
+        }
+        let orders = lab.rows("SELECT names, state, COALESCE(error, '') FROM orders").await;
+        assert!(tokio::time::Instant::now() < deadline, "{known:#?} {live:#?} {orders:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(merged.names.len(), 3);
+    let at_ca = orders_at_ca(&lab).await;
+    assert_eq!(at_ca.iter().map(|(replaces, _)| *replaces).collect::<Vec<_>>(), [false, false, true]);
+    let stats = lab.world.stats().await;
+    assert_eq!((&stats["orders"]["replacing"], &stats["rate_limited"]), (&json!(1), &json!({})));
+    let counted = lab.rows("SELECT CAST(renewal AS TEXT) FROM order_requests ORDER BY id DESC LIMIT 1").await;
+    assert_eq!(counted.concat(), ["1"], "other names than before, and exempt in our ledger all the same");
+}
