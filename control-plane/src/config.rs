@@ -199,6 +199,12 @@ impl Config {
         Ok(config)
     }
 
+    /// How long an edge's identity is valid, in milliseconds.
+    pub(crate) fn identity_lifetime_ms(&self) -> i64 {
+        let default = crate::ca::IDENTITY_LIFETIME.whole_seconds();
+        self.identity_lifetime_seconds.map_or(default, i64::from).saturating_mul(1000)
+    }
+
     /// What works, and is hardly what somebody wants of a control plane in earnest.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

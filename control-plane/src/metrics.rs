@@ -7,6 +7,8 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use crate::store::renewals::Standing;
+
 /// Requests to the API, by `method` and `class` of the answer.
 const REQUESTS: &str = "portico_control_plane_api_requests_total";
 /// How long they took, seconds, by `method`.
@@ -28,6 +30,9 @@ const CERTIFICATE_DEPLOY_SECONDS: &str = "portico_certificate_deploy_seconds";
 /// Requests to CAs by `kind` and class of `status`.
 const ACME_REQUESTS: &str = "portico_acme_requests_total";
 
+/// Certificates in use, by `state`; one may count in several: `live`, `by_ari`, `due`, `overdue` (beyond the CA's window),
+/// `late` (a quarter of the time from renewal to end has passed), `expired`, `edge_identity_late`.
+const CERTIFICATES: &str = "portico_certificates";
 /// Questions to CAs when to renew, by `result`.
 const RENEWAL_INFO: &str = "portico_renewal_info_total";
 /// Windows that a CA has moved since they were first told.
@@ -95,6 +100,22 @@ pub(crate) fn certificate_deployed(took: Duration) {
 
 pub(crate) fn acme_request(kind: &'static str, status: &'static str) {
     metrics::counter!(ACME_REQUESTS, "kind" => kind, "status" => status).increment(1);
+}
+
+pub(crate) fn certificates(standing: &Standing, identities_late: usize) {
+    let states = [
+        ("live", standing.live),
+        ("by_ari", standing.by_ari),
+        ("due", standing.due),
+        ("overdue", standing.overdue),
+        ("late", standing.late),
+        ("expired", standing.expired),
+        ("edge_identity_late", u64::try_from(identities_late).unwrap_or(u64::MAX)),
+    ];
+    for (state, count) in states {
+        let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        metrics::gauge!(CERTIFICATES, "state" => state).set(count);
+    }
 }
 
 pub(crate) fn renewal_info(result: &'static str) {

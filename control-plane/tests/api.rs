@@ -789,6 +789,12 @@ async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
         assert_eq!(plan(wrong).await.status, 400, "{wrong}");
     }
     assert_eq!(stage.call("GET", "/v1/plan", Some(&own), &[], Value::Null).await.status, 403);
+    let renewals = stage.operator("GET", "/v1/renewals", Value::Null).await;
+    assert_eq!(
+        (renewals.status, &renewals.body["live"], &renewals.body["late"]),
+        (200, &json!(0), &json!(0))
+    );
+    assert_eq!(stage.call("GET", "/v1/renewals", Some(&own), &[], Value::Null).await.status, 403);
 }
 
 #[tokio::test]

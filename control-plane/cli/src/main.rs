@@ -31,7 +31,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, shadow, tenant, token, usage,
+    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, renewals, shadow, tenant, token,
+    usage,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -136,6 +137,8 @@ enum ApiCommand {
     Usage(usage::UsageArgs),
     /// Which names share certificates, how many orders that takes, and when the CA's limits let them through
     Plan(plan::PlanArgs),
+    /// How renewals stand: what is due, late or expired, and how far a mass replacement is
+    Renewals,
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
     /// How to try a site on an edge before DNS moves
@@ -238,6 +241,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Audit { command } => audit::run(settings, command).await,
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
+        ApiCommand::Renewals => renewals::run(settings).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

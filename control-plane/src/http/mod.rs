@@ -20,6 +20,7 @@ mod purges;
 mod query;
 mod refusals;
 mod removals;
+mod renewals;
 mod request_id;
 mod tenants;
 mod tokens;
@@ -161,6 +162,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))
         .routes(routes!(plan::show))
+        .routes(routes!(renewals::show))
         .routes(routes!(usage::list))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))

@@ -4,7 +4,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
 /// Calls that need an operator's token; `(method, path)`, a path alone for all of its methods.
-const OPERATORS: [(Option<&str>, &str); 17] = [
+const OPERATORS: [(Option<&str>, &str); 18] = [
     (Some("post"), "/v1/tenants"),
     (Some("patch"), "/v1/tenants/{id}"),
     (None, "/v1/tenants/{id}/suspend"),
@@ -21,6 +21,7 @@ const OPERATORS: [(Option<&str>, &str); 17] = [
     (None, "/v1/removals"),
     (None, "/v1/removals/sign-off"),
     (None, "/v1/plan"),
+    (None, "/v1/renewals"),
     (None, "/v1/audit"),
 ];
 

@@ -42,6 +42,7 @@ pub mod proof;
 pub mod publication;
 pub mod purge;
 pub mod renewal_info;
+pub mod renewals;
 pub mod replacement;
 pub mod retry;
 pub mod sealing_key;

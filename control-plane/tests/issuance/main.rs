@@ -15,6 +15,7 @@ mod edge;
 mod failing;
 mod issuing;
 mod lab;
+mod mass;
 mod pebble;
 mod reaching;
 mod renewing;

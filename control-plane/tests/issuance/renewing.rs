@@ -140,7 +140,7 @@ async fn nonsense_leaves_the_share_of_the_lifetime_in_force() {
     assert_eq!(lab.world.stats().await["orders"]["created"], 1, "nothing was renewed for it");
     // A CA in trouble takes nothing back, and one that has come to itself is followed again.
     let ca = by_ca.window.unwrap();
-    let text = |ms: i64| portico_control_plane::clock::rfc3339(ms);
+    let text = portico_control_plane::clock::rfc3339;
     lab.world.set_windows(json!({ "start": text(ca.0), "end": text(ca.1) })).await;
     lab.world.advance(1).await;
     until_suggested(&lab, |known| known.window == Some((ca.0 / 1000 * 1000, ca.1 / 1000 * 1000))).await;
@@ -245,4 +245,34 @@ async fn a_regrouping_rides_a_renewal_free_of_limits() {
     assert_eq!((&stats["orders"]["replacing"], &stats["rate_limited"]), (&json!(1), &json!({})));
     let counted = lab.rows("SELECT CAST(renewal AS TEXT) FROM order_requests ORDER BY id DESC LIMIT 1").await;
     assert_eq!(counted.concat(), ["1"], "other names than before, and exempt in our ledger all the same");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_is_late_is_told_once_to_its_tenant_and_once_to_the_operator() {
+    let lab = Lab::start(&Options::default()).await;
+    one_certificate(&lab).await;
+    until_suggested(&lab, |known| known.window.is_some()).await;
+    lab.world.faults(json!({ "kind": "unavailable", "endpoint": "newOrder", "count": 1000 })).await;
+    // Day 69: of the 30 days between renewal and end more than a quarter is gone.
+    lab.world.advance(69).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let told =
+            lab.rows("SELECT kind, COALESCE(tenant_id, ''), text FROM events WHERE kind LIKE '%late'").await;
+        let mut kinds: Vec<&str> = told.iter().map(|event| event[0].as_str()).collect();
+        kinds.sort_unstable();
+        // The edge of this test renews nothing, so its identity is late too.
+        if kinds == ["certificate.renewal_late", "edge.identity_late", "renewals.late"] {
+            let of_tenant = told.iter().find(|event| event[0] == "certificate.renewal_late").unwrap();
+            assert!(
+                !of_tenant[1].is_empty() && of_tenant[2].contains("shop.test, www.shop.test"),
+                "{told:?}"
+            );
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{told:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let late = lab.rows("SELECT id FROM credentials WHERE late_told_at IS NOT NULL").await;
+    assert_eq!(late.len(), 1);
 }

@@ -30,6 +30,7 @@
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
+//! | `GET /v1/renewals` | `RenewalsReport`: what is due or late, and how far a mass replacement is | operator |
 //! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
@@ -52,6 +53,7 @@ mod plan;
 mod problem;
 mod proxy;
 mod removal;
+mod renewals;
 mod route;
 mod tenant;
 mod tenant_limits;
@@ -71,6 +73,7 @@ pub use plan::*;
 pub use problem::*;
 pub use proxy::*;
 pub use removal::*;
+pub use renewals::*;
 pub use route::*;
 pub use tenant::*;
 pub use tenant_limits::*;

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod preview;
 pub(crate) mod removal;
+pub(crate) mod renewals;
 pub(crate) mod route;
 pub(crate) mod rule;
 pub(crate) mod shadow;

@@ -9,6 +9,7 @@
 //! - [`challenge`], [`publish`]: its two ends.
 //! - [`issuer`]: CA, account, pace.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
+//! - [`watch`]: what is renewed too late.
 
 mod challenge;
 mod fail_point;
@@ -19,6 +20,7 @@ mod publish;
 mod renewal_info;
 mod self_fetch;
 mod stopped;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -138,6 +140,7 @@ struct Work {
     spent: HashMap<Option<TenantId>, u32>,
     look_took: Duration,
     pruned_at_ms: i64,
+    watch: watch::Watch,
 }
 
 impl Work {
@@ -152,6 +155,7 @@ impl Work {
             spent: HashMap::new(),
             look_took: Duration::ZERO,
             pruned_at_ms: 0,
+            watch: watch::Watch::default(),
         }
     }
 
@@ -192,6 +196,9 @@ impl Work {
             tracing::warn!(%error, "issuance could not look at what is to be done; it tries again");
         }
         self.start_orders().await;
+        if let Err(error) = self.watch.look(&self.issuance).await {
+            tracing::warn!(%error, "what is late could not be looked at");
+        }
         self.look_took = start.elapsed();
     }
 

@@ -12,8 +12,9 @@ use crate::v1::{
     Attestation, AuditEntry, AuditVerdict, Certificate, CertificateUpload, CertificateUploadAnswer,
     DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
     DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
-    Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff, Sharing, Suspension,
-    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
+    Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport,
+    Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder,
+    UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -312,6 +313,10 @@ pub struct PlanQuery {
 
 /// The plan of issuance.
 impl Client {
+    pub async fn renewals(&self) -> Result<RenewalsReport, ClientError> {
+        self.get("/v1/renewals").await
+    }
+
     pub async fn plan(&self, query: &PlanQuery) -> Result<PlanReport, ClientError> {
         let sharing = query.sharing.map(|sharing| match sharing {
             Sharing::Alone => "alone",
