@@ -31,7 +31,7 @@ pub use certificate::{
 pub use client_authorities::{
     CLIENT_AUTHORITIES_BYTES_MAX, CLIENT_AUTHORITIES_MAX, ClientAuthorities, ClientAuthoritiesError,
 };
-pub use client_capabilities::ClientCapabilities;
+pub use client_capabilities::{ClientCapabilities, Support};
 pub use credential::{
     CELL_KEYS_MAX, CellKeys, Credential, CredentialParts, KeptParts, KeyCache, KeyError, SEALED_KEY_BYTES_MAX,
 };

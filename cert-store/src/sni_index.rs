@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwapOption;
 use rustls_pki_types::UnixTime;
 
-use crate::client_capabilities::ClientCapabilities;
+use crate::client_capabilities::{ClientCapabilities, Support};
 use crate::credential::{Coverage, Credential};
 use crate::custody::Custody;
 use crate::domain_name::{DomainName, NamePattern};
@@ -381,7 +381,7 @@ struct Choice {
 /// What makes one credential better than another for a client; compared field by field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    supported: bool,
+    supported: Support,
     valid: bool,
     // The next four only tell valid ones apart: of expired ones the least expired is best.
     exact_entry: bool,
@@ -416,7 +416,7 @@ impl Rank {
 
     /// Nothing outside the exact entry can be better.
     fn is_good(&self) -> bool {
-        self.supported && self.valid
+        self.supported == Support::Yes && self.valid
     }
 }
 

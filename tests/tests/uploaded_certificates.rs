@@ -71,6 +71,8 @@ struct Ability {
     rsa_suites_only: bool,
     /// Without the curve of the ECDSA certificate.
     without_p256: bool,
+    /// Suites of the other version too, which it does not speak.
+    suites_of_both: bool,
     is_rsa: bool,
 }
 
@@ -80,6 +82,7 @@ const MODERN: Ability = Ability {
     rsa_signatures_only: false,
     rsa_suites_only: false,
     without_p256: false,
+    suites_of_both: false,
     is_rsa: false,
 };
 
@@ -89,10 +92,19 @@ fn abilities() -> Vec<Ability> {
         MODERN,
         Ability { name: "TLS 1.3, RSA signatures", rsa_signatures_only: true, is_rsa: true, ..MODERN },
         Ability { name: "TLS 1.3 without P-256 for the exchange", without_p256: true, ..MODERN },
+        Ability { name: "TLS 1.3, suites of both", suites_of_both: true, ..MODERN },
         Ability { name: "TLS 1.2", ..old },
+        Ability { name: "TLS 1.2, suites of both", suites_of_both: true, ..old },
         Ability { name: "TLS 1.2, RSA signatures", rsa_signatures_only: true, is_rsa: true, ..old },
         Ability { name: "TLS 1.2, RSA suites", rsa_suites_only: true, is_rsa: true, ..old },
         Ability { name: "TLS 1.2 without P-256", without_p256: true, is_rsa: true, ..old },
+        Ability {
+            name: "TLS 1.2 without P-256, suites of both",
+            without_p256: true,
+            suites_of_both: true,
+            is_rsa: true,
+            ..old
+        },
     ]
 }
 
@@ -107,6 +119,9 @@ fn client(ability: Ability, roots: &RootCertStore) -> ClientConfig {
         let mapping: Vec<_> = provider.signature_verification_algorithms.mapping.to_vec();
         let mapping: Vec<_> = mapping.into_iter().filter(|(scheme, _)| is_rsa(*scheme)).collect();
         provider.signature_verification_algorithms.mapping = mapping.leak();
+    }
+    if !ability.suites_of_both {
+        provider.cipher_suites.retain(|suite| suite.version() == ability.version);
     }
     if ability.rsa_suites_only {
         provider.cipher_suites = vec![suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];

@@ -158,7 +158,7 @@ fn an_uploaded_certificate_goes_first_until_its_last_hour() {
     ] {
         assert_eq!(shown_at(at, ClientCapabilities::ALL), expected, "{at}");
     }
-    let ecdsa = ClientCapabilities { ecdsa_p256: true, ..ClientCapabilities::NONE };
+    let ecdsa = ClientCapabilities { ecdsa_p256: Support::Yes, ..ClientCapabilities::NONE };
     assert_eq!(shown_at(NOW_SECONDS, ecdsa), issued_id, "to who cannot use it");
     publisher.remove_lineage(lineage(1));
     assert_eq!(shown_at(ends, ClientCapabilities::ALL), uploaded_id, "alone to its end");
@@ -393,7 +393,8 @@ impl Model {
             }
         };
         let valid = |c: &Candidate| c.1.not_before() <= now() && now() <= c.1.not_after();
-        prefer(&|c| client.supports(c.1.key_type()));
+        prefer(&|c| client.supports(c.1.key_type()) == Support::Yes);
+        prefer(&|c| client.supports(c.1.key_type()) == Support::Perhaps);
         prefer(&valid);
         prefer(&|c| valid(c) && c.0);
         prefer(&|c| valid(c) && c.1.custody() == Custody::Uploaded);
@@ -465,7 +466,8 @@ proptest! {
         let clients = [
             ClientCapabilities::ALL,
             ClientCapabilities::RSA,
-            ClientCapabilities { ecdsa_p256: true, ..ClientCapabilities::NONE },
+            ClientCapabilities { ecdsa_p256: Support::Yes, ..ClientCapabilities::NONE },
+            ClientCapabilities { rsa: Support::Perhaps, ..ClientCapabilities::NONE },
             ClientCapabilities::NONE,
         ];
         for change in changes {
