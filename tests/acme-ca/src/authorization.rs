@@ -122,11 +122,14 @@ fn record(ca: &Ca, book: &mut Book, job: &Validation, kind: ChallengeKind, outco
     if outcome.is_ok() {
         authorization.state = AuthorizationState::Valid;
         authorization.expires = now.plus(ca.config.authorization_lifetime);
+        let subject = failure_subject(&authorization.account, &authorization.name);
+        book.limits.refill(LimitName::ConsecutiveFailures, &subject);
         return;
     }
     authorization.state = AuthorizationState::Invalid;
     let subject = failure_subject(&authorization.account, &authorization.name);
     book.limits.spend(LimitName::FailedAuthorizations, &subject, now);
+    book.limits.spend(LimitName::ConsecutiveFailures, &subject, now);
 }
 
 fn own_authorization<'a>(

@@ -10,6 +10,7 @@
 mod account;
 mod authorization;
 mod book;
+mod budget;
 mod ca;
 mod clock;
 pub mod dns;

@@ -1,8 +1,8 @@
 //! The published Let's Encrypt limits as token buckets (GCRA): a burst that refills continuously.
 //!
 //! Only the limits that shape a client's planning are here: orders and accounts, certificates per
-//! registered domain and per exact set, failed authorizations. Absent: requests per second and address,
-//! the pause after 1,152 failures in a row.
+//! registered domain and per exact set, failed authorizations, also in a row. Absent: requests per second
+//! and address, and that a name which failed too often in a row stays paused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -25,6 +25,8 @@ pub enum LimitName {
     CertificatesPerExactSet,
     /// Failed authorizations of one account and one name.
     FailedAuthorizations,
+    /// The same in a row: the first success empties the bucket.
+    ConsecutiveFailures,
     /// New accounts of one IP address.
     NewAccounts,
 }
@@ -72,6 +74,7 @@ impl Limits {
             (LimitName::CertificatesPerDomain, Limit { count: 50, period: hours(7 * 24) }),
             (LimitName::CertificatesPerExactSet, Limit { count: 5, period: hours(7 * 24) }),
             (LimitName::FailedAuthorizations, Limit { count: 5, period: hours(1) }),
+            (LimitName::ConsecutiveFailures, Limit { count: 1152, period: hours(1152 * 24) }),
             (LimitName::NewAccounts, Limit { count: 10, period: hours(3) }),
         ]);
         Self { limits, buckets: HashMap::new() }
@@ -125,6 +128,19 @@ impl Limits {
         self.buckets.insert((name, subject.to_owned()), arrival);
     }
 
+    /// All that was spent of one bucket is forgotten.
+    pub(crate) fn refill(&mut self, name: LimitName, subject: &str) {
+        self.buckets.remove(&(name, subject.to_owned()));
+    }
+
+    /// Every bucket that is not full, with the time in which it refills.
+    pub(crate) fn spent(&self, now: Moment) -> impl Iterator<Item = (LimitName, &str, Limit, Duration)> {
+        self.buckets.iter().filter_map(move |((name, subject), arrival)| {
+            let spent = arrival.since(now);
+            (!spent.is_zero()).then(|| (*name, subject.as_str(), self.limits[name], spent))
+        })
+    }
+
     /// The limits in force, for the management listener.
     pub(crate) fn in_force(&self) -> impl Iterator<Item = (LimitName, Limit)> {
         self.limits.iter().map(|(name, limit)| (*name, *limit))
@@ -137,7 +153,7 @@ impl Limits {
 
 impl Limit {
     /// Time in which one unit refills.
-    fn interval(self) -> Duration {
+    pub(crate) fn interval(self) -> Duration {
         self.period / self.count.max(1)
     }
 }
@@ -165,6 +181,7 @@ impl LimitName {
             Self::CertificatesPerDomain => "certificates-per-domain",
             Self::CertificatesPerExactSet => "certificates-per-exact-set",
             Self::FailedAuthorizations => "failed-authorizations",
+            Self::ConsecutiveFailures => "consecutive-failures",
             Self::NewAccounts => "new-accounts",
         }
     }
@@ -223,7 +240,7 @@ mod tests {
     fn limits_scale_and_can_be_set() {
         let limits = Limits::letsencrypt().scaled(0.1);
         let counts: Vec<_> = limits.in_force().map(|(_, limit)| limit.count).collect();
-        assert_eq!(counts, [30, 5, 1, 1, 1]);
+        assert_eq!(counts, [30, 5, 1, 1, 115, 1]);
         let change: LimitOverride = "new-orders=10/60s".parse().unwrap();
         assert_eq!(change.limit, Limit { count: 10, period: Duration::from_secs(60) });
         for wrong in ["new-orders", "new-orders=0/60s", "orders=1/1s", "new-orders=1/0s", "new-orders=x/1s"] {

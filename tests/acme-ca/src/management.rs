@@ -5,6 +5,9 @@
 //! - `GET /roots`: the root and intermediate of issued chains, and the API's own anchor, as PEM.
 //! - `POST /clock {"advance_seconds": n}`: moves the CA's clock forward; `GET /clock` reads it.
 //! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
+//! - `GET /buckets`: what is spent of each limit.
+//! - `POST /outside {"names": [..], "certificates": n}`: an account of somebody else obtains so many certificates, or as many
+//!   as the limits let it, and says how many; it spends of the limits that are global.
 //! - `POST /refused {"names": [..], "at_finalize": false, "unnamed": "rejectedIdentifier"}`: names that no order may hold
 //!   from now on, instead of those set before; with `unnamed` the CA does not say which name it is.
 //! - `POST /ari {"names": [..], "start": "..", "end": "..", "explanation_url": ".."}`: renewal windows of the certificates
@@ -24,6 +27,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::book::Refused;
+use crate::budget::{self, Outside};
 use crate::ca::Ca;
 use crate::faults::Fault;
 use crate::renewal_info::{self, SetWindows};
@@ -36,10 +40,21 @@ pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
         .route("/roots", get(async move |State(ca): State<Arc<Ca>>| roots(&ca, &api_ca_pem)))
         .route("/clock", get(clock).post(advance))
         .route("/faults", get(list_faults).post(add_faults).delete(clear_faults))
+        .route("/buckets", get(buckets))
+        .route("/outside", post(outside))
         .route("/refused", post(refuse_names))
         .route("/ari", post(set_windows))
         .route("/profiles", post(change_profile))
         .with_state(ca)
+}
+
+async fn buckets(State(ca): State<Arc<Ca>>) -> Json<Value> {
+    Json(budget::buckets(&ca.book(), ca.clock.now()))
+}
+
+async fn outside(State(ca): State<Arc<Ca>>, Json(outside): Json<Outside>) -> Json<Value> {
+    let now = ca.clock.now();
+    Json(json!({ "obtained": outside.obtain(&mut ca.book(), now) }))
 }
 
 async fn stats(State(ca): State<Arc<Ca>>) -> Response {

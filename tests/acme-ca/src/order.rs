@@ -298,8 +298,9 @@ fn worst_refusal(
         let domains: BTreeSet<&str> = charged.iter().map(|name| registered_domain(name)).collect();
         checks.extend(domains.into_iter().map(|d| (LimitName::CertificatesPerDomain, d.to_owned())));
     }
-    checks
-        .extend(charged.iter().map(|name| (LimitName::FailedAuthorizations, failure_subject(account, name))));
+    for limit in [LimitName::FailedAuthorizations, LimitName::ConsecutiveFailures] {
+        checks.extend(charged.iter().map(|name| (limit, failure_subject(account, name))));
+    }
     checks
         .into_iter()
         .filter_map(|(limit, subject)| book.limits.check(limit, &subject, now).err())

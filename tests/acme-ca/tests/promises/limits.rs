@@ -112,3 +112,54 @@ async fn a_429_carries_retry_after_and_the_limits_can_be_switched_off() {
         free.account().await;
     }
 }
+
+#[tokio::test]
+async fn failures_in_a_row_pause_a_name_and_a_success_ends_the_row() {
+    let stage = Stage::start(|args| {
+        args.limit = vec!["consecutive-failures=2/20d".parse().unwrap()];
+        args.authz_lifetime = std::time::Duration::from_secs(60);
+    })
+    .await;
+    let account = stage.account().await;
+    let fail = async || {
+        stage.fault(json!({ "kind": "validation-trouble" })).await;
+        let mut order = stage.order(&account, &["shop.test"]).await.unwrap();
+        stage.authorize(&mut order, ChallengeType::Http01).await.unwrap();
+    };
+    fail().await;
+    stage.obtain(&account, &["shop.test"], ChallengeType::Http01).await.unwrap();
+    // Its authorization has to have ended for another to be asked for.
+    stage.advance(61).await;
+    fail().await;
+    fail().await;
+    let error = stage.order(&account, &["shop.test"]).await.err().unwrap();
+    assert!(error.to_string().contains("consecutive-failures"), "{error}");
+    stage.advance(10 * 86_400).await;
+    stage.order(&account, &["shop.test"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_outside_account_spends_what_is_global_and_each_bucket_can_be_read() {
+    let stage = Stage::start(|args| {
+        args.limit = vec!["certificates-per-domain=3/7d".parse().unwrap()];
+    })
+    .await;
+    let outside = |names: &[&str], certificates: u32| json!({ "names": names, "certificates": certificates });
+    let obtained = stage.ca_call(Method::POST, "/outside", &outside(&["a.shop.test"], 2)).await.1;
+    assert_eq!(obtained, json!({ "obtained": 2 }));
+    let obtained = stage.ca_call(Method::POST, "/outside", &outside(&["b.shop.test"], 9)).await.1;
+    assert_eq!(obtained, json!({ "obtained": 5 }), "the set's limit; renewals are exempt from the domain's");
+    let account = stage.account().await;
+    stage.obtain(&account, &["c.shop.test"], ChallengeType::Http01).await.unwrap();
+    let error = stage.order(&account, &["d.shop.test"]).await.err().unwrap();
+    assert!(error.to_string().contains("certificates-per-domain"), "{error}");
+    let buckets = stage.ca_call(Method::GET, "/buckets", &Value::Null).await.1;
+    let used = |limit: &str, subject: &str| {
+        let found =
+            buckets.as_array().unwrap().iter().find(|b| b["limit"] == limit && b["subject"] == subject);
+        found.map_or(0, |bucket| bucket["used"].as_u64().unwrap())
+    };
+    assert_eq!(used("certificates-per-domain", "shop.test"), 3, "{buckets}");
+    assert_eq!(used("certificates-per-exact-set", "b.shop.test"), 5);
+    assert_eq!(used("certificates-per-exact-set", "c.shop.test"), 1);
+}
