@@ -25,6 +25,7 @@ use crate::{
     sources::SourceLimits,
 };
 
+mod origin_tls;
 mod privacy;
 mod sources;
 mod standalone;

@@ -225,7 +225,7 @@ fn read_pair(path: &CertificatePath) -> Result<(CertificateChain, PrivateKey), S
 }
 
 /// The bytes are wiped when dropped: a file may hold a key. An error does not name the file; whoever asked for it does.
-fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+pub(crate) fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
     let size = fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > limits::CERTIFICATE_FILE_BYTES_MAX {
         return Err(format!("{size} bytes; at most {}", limits::CERTIFICATE_FILE_BYTES_MAX));

@@ -207,6 +207,7 @@ fn shown_nack(row: NackRow) -> v1::EdgeNack {
         Some(ResourceKind::Tenant) => "tenant".to_owned(),
         Some(ResourceKind::Domain) => "domain".to_owned(),
         Some(ResourceKind::Credential) => "credential".to_owned(),
+        Some(ResourceKind::OriginIdentity) => "origin identity".to_owned(),
         Some(ResourceKind::Fleet) => "fleet".to_owned(),
         Some(ResourceKind::Unspecified) | None => format!("kind {}", row.kind),
     };

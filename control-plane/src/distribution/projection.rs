@@ -218,7 +218,7 @@ fn wire_route(from: &v1::Route) -> Route {
 
 fn plain_rule(from: &v1::Route) -> wire::Rule {
     let path = wire::rule::Path::Prefix(from.path_prefix.clone());
-    wire::Rule { level: wire::RULE_LEVEL, path: Some(path), ..wire::Rule::default() }
+    wire::Rule { level: wire::RULE_LEVEL_FIRST, path: Some(path), ..wire::Rule::default() }
 }
 
 fn wire_rule(from: &v1::Route) -> wire::Rule {
@@ -228,7 +228,7 @@ fn wire_rule(from: &v1::Route) -> wire::Rule {
     };
     let path = if from.exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
     wire::Rule {
-        level: wire::RULE_LEVEL,
+        level: wire::RULE_LEVEL_FIRST,
         path: Some(path(from.path_prefix.clone())),
         methods: from.methods.clone(),
         headers: from.headers.iter().map(condition).collect(),
@@ -403,7 +403,11 @@ mod tests {
             let rule = route.rule.unwrap();
             let exact = more.get("exact").is_some();
             let path = if exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
-            assert_eq!((rule.level, rule.path), (wire::RULE_LEVEL, Some(path("/a".to_owned()))), "{more}");
+            assert_eq!(
+                (rule.level, rule.path),
+                (wire::RULE_LEVEL_FIRST, Some(path("/a".to_owned()))),
+                "{more}"
+            );
         }
         let same = serde_json::json!({
             "action": { "type": "redirect", "to": "https://b", "keep_path": true, "keep_query": true }

@@ -68,7 +68,8 @@ impl ResourceKey {
             ResourceKind::Domain => Some(Self::domain(id.parse().ok()?)),
             ResourceKind::Credential => Some(Self::credential(id.parse().ok()?)),
             ResourceKind::Fleet => (id == FLEET_ID).then_some(Self::FLEET),
-            ResourceKind::Unspecified => None,
+            // No control plane of this release makes one.
+            ResourceKind::OriginIdentity | ResourceKind::Unspecified => None,
         }
     }
 

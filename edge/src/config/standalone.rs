@@ -10,14 +10,13 @@ use portico_api::{
     v1,
 };
 use portico_cert_store::NamePattern;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ConfigError, NamedPath, RawConfig, Source, TlsSection, tls};
+use super::{ConfigError, NamedPath, RawConfig, Source, TlsSection, origin_tls, tls};
 use crate::{
     limits,
-    live::{Action, Hsts, Maintenance, Redirect, Route, TenantLimits, Upstream},
+    live::{Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream},
 };
 
 #[derive(Debug, Clone, Default)]
@@ -105,6 +104,8 @@ pub(super) struct RawRoute {
     proxy_protocol: Option<v1::ProxyProtocol>,
     server_name: Option<String>,
     ca_file: Option<Spanned<PathBuf>>,
+    client_certificate: Option<Spanned<PathBuf>>,
+    client_key: Option<Spanned<PathBuf>>,
     health_check: Option<v1::HealthCheck>,
     timeouts: Option<v1::ProxyTimeouts>,
     breaker: Option<v1::CircuitBreaker>,
@@ -319,6 +320,21 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, Con
         (Some(proxy), None, None, None) => {
             let upstream = Upstream::parse(&wire_proxy(source, raw, proxy.get_ref())?)
                 .map_err(|fault| source.error(Some(proxy.span()), fault.to_string()))?;
+            let upstream =
+                match origin_tls::identity(source, raw.client_certificate.as_ref(), raw.client_key.as_ref())?
+                {
+                    None => upstream,
+                    Some((span, identity)) => {
+                        let is_seen =
+                            upstream.origins.iter().all(|one| one.origin.scheme == OriginScheme::Https);
+                        if !is_seen {
+                            let problem =
+                                "nobody sees a client certificate on an http origin; begin it with https://";
+                            return Err(source.error(Some(span), problem.into()));
+                        }
+                        upstream.presenting(&identity)
+                    }
+                };
             Ok(Action::Proxy(Arc::new(upstream)))
         }
         (None, Some(location), None, None) => {
@@ -366,25 +382,8 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         cache: raw.cache.clone(),
         compression: raw.compression.clone(),
     };
-    let authorities = raw.ca_file.as_ref().map(|file| authorities(source, file)).transpose()?;
+    let authorities = raw.ca_file.as_ref().map(|file| origin_tls::authorities(source, file)).transpose()?;
     Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })
-}
-
-fn authorities(source: Source<'_>, file: &Spanned<PathBuf>) -> Result<Vec<bytes::Bytes>, ConfigError> {
-    let path = source.resolve(file.get_ref());
-    let wrong =
-        |problem: String| source.error(Some(file.span()), format!("ca_file {}: {problem}", path.display()));
-    let size = std::fs::metadata(&path).map_err(|error| wrong(error.to_string()))?.len();
-    if size > limits::CERTIFICATE_FILE_BYTES_MAX {
-        return Err(wrong(format!("{size} bytes; at most {}", limits::CERTIFICATE_FILE_BYTES_MAX)));
-    }
-    let pem = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let found = found.map_err(|error| wrong(format!("is not PEM: {error}")))?;
-    if found.is_empty() {
-        return Err(wrong("holds no certificate".to_owned()));
-    }
-    Ok(found.into_iter().map(|certificate| certificate.to_vec().into()).collect())
 }
 
 fn fixed(source: Source<'_>, spanned: &Spanned<RawRoute>, body: Vec<u8>) -> Result<Action, ConfigError> {

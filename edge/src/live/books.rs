@@ -31,6 +31,8 @@ pub(super) struct Held {
     pub(super) lineages: HashMap<LineageId, LineageRecord>,
     /// Kinds that this edge does not know.
     pub(super) unknown: HashMap<(u32, String), u64>,
+    /// By which the tenants' origins know us.
+    pub(super) identities: HashMap<LineageId, IdentityRecord>,
     pub(super) fleet_version: Option<u64>,
     pub(super) default: Option<DefaultCertificate>,
 }
@@ -40,6 +42,11 @@ pub(super) struct TenantRecord {
     pub(super) suspension_version: u64,
     pub(super) state: Arc<TenantState>,
     pub(super) domains: usize,
+}
+
+pub(super) struct IdentityRecord {
+    pub(super) version: u64,
+    pub(super) tenant: TenantId,
 }
 
 pub(super) struct DomainRecord {
@@ -72,6 +79,9 @@ impl Held {
             Some(ResourceKind::Credential) => {
                 let held = self.lineages.get(&resource.id.parse().ok()?)?;
                 held.credential.as_ref().map(|_| held.version)
+            }
+            Some(ResourceKind::OriginIdentity) => {
+                self.identities.get(&resource.id.parse().ok()?).map(|held| held.version)
             }
             Some(ResourceKind::Fleet) => self.fleet_version,
             Some(ResourceKind::Unspecified) | None => {
@@ -150,10 +160,13 @@ impl Held {
         let domains = self.domains.keys().map(|id| (ResourceKind::Domain as u32, id.to_string()));
         let lineages = self.lineages.iter().filter(|(_, record)| record.credential.is_some());
         let lineages = lineages.map(|(id, _)| (ResourceKind::Credential as u32, id.to_string()));
+        let identities =
+            self.identities.keys().map(|id| (ResourceKind::OriginIdentity as u32, id.to_string()));
         let unknown = self.unknown.keys().cloned();
         tenants
             .chain(domains)
             .chain(lineages)
+            .chain(identities)
             .chain(unknown)
             .filter(|(kind, id)| !present.contains(&(*kind, id.as_str())))
             .map(|(kind, id)| Tombstone { kind, id })

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::Fault;
 use super::client_auth::ClientAuth;
 use super::limits;
+use super::origin_identity::OriginIdentity;
 use super::route::Route;
 use super::tenant_limits::{TenantLimits, TenantUsage};
 use super::usage::Usage;
@@ -60,6 +61,8 @@ pub struct TenantState {
     egress: ArcSwap<Box<[EgressGrant]>>,
     pub(super) limits: ArcSwap<TenantLimits>,
     pub(super) usage: TenantUsage,
+    /// Shown to origins that ask for a client certificate.
+    identity: ArcSwapOption<OriginIdentity>,
     suspension: ArcSwapOption<Suspension>,
     /// Told at each suspension of the tenant or of one of its domains.
     suspended: Notify,
@@ -166,6 +169,7 @@ impl TenantState {
             egress: ArcSwap::from_pointee(egress.into()),
             limits: ArcSwap::default(),
             usage: TenantUsage::default(),
+            identity: ArcSwapOption::empty(),
             suspension: ArcSwapOption::empty(),
             suspended: Notify::new(),
         }
@@ -181,6 +185,16 @@ impl TenantState {
 
     pub(super) fn set_limits(&self, limits: TenantLimits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// Absent: none was made for the tenant, or it has not come here yet.
+    pub(crate) fn identity(&self) -> Option<Arc<OriginIdentity>> {
+        self.identity.load_full()
+    }
+
+    /// Connections are made with it from now on; those that were made with another serve no further exchange.
+    pub(super) fn set_identity(&self, identity: Option<Arc<OriginIdentity>>) {
+        self.identity.store(identity);
     }
 
     pub(super) fn set_suspension(&self, suspension: Option<Suspension>) {

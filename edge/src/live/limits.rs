@@ -8,6 +8,8 @@ pub use portico_api::rule::{PATH_BYTES_MAX as PATH_PREFIX_BYTES_MAX, ROUTES_MAX}
 pub const ORIGINS_MAX: usize = 16;
 pub const ORIGIN_WEIGHT_MAX: u32 = 1000;
 pub const ORIGIN_ROOTS_MAX: usize = 16;
+/// Sets of roots that one client identity's TLS configurations are kept for; beyond, they are made anew.
+pub const ORIGIN_IDENTITY_ROOTS_MAX: usize = 16;
 /// How far a route may move an origin's deadlines from those of the edge.
 pub const ORIGIN_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 pub const ORIGIN_CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);

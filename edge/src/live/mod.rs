@@ -13,6 +13,7 @@ mod client_auth;
 mod host;
 pub mod limits;
 mod origin;
+mod origin_identity;
 mod publisher;
 mod route;
 mod sites;
@@ -36,9 +37,10 @@ pub use admit::{Admitted, Batch, BatchKind, Rejected};
 pub use client_auth::ClientAuth;
 pub use host::{EgressGrant, Host, Hsts, Maintenance, Suspension, SuspensionMode, TenantState};
 pub use origin::{
-    Breaker, HealthCheck, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme, Upstream,
-    UpstreamDeadlines, WeightedOrigin,
+    Breaker, HealthCheck, NoIdentity, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme,
+    Upstream, UpstreamDeadlines, WeightedOrigin,
 };
+pub use origin_identity::{OriginIdentity, Presents};
 pub use publisher::{LivePublisher, Published};
 pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};

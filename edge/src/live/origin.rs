@@ -16,8 +16,9 @@ use portico_api::rule::{CacheRule, CompressionRule, PolicyFault};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+use super::origin_identity::{OriginIdentity, Presents};
 use super::route::parse_url;
-use super::{Fault, limits};
+use super::{Fault, TenantState, limits};
 use crate::proxy_protocol;
 use crate::upstream::ClientConfigs;
 
@@ -68,9 +69,15 @@ pub struct Origin {
     pub server_name: Option<ServerName<'static>>,
     /// Absent: the system's.
     pub roots: Option<Arc<OriginRoots>>,
+    /// Where the origin asks for a client certificate.
+    pub presents: Presents,
     pub health_check: Option<Arc<HealthCheck>>,
     pub breaker: Option<Breaker>,
 }
+
+/// The tenant has no client certificate here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NoIdentity;
 
 /// What is spoken to an origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -164,6 +171,7 @@ impl Upstream {
         };
         let server_name = parse_server_name(&from.tls_server_name)?;
         let roots = OriginRoots::parse(&from.tls_ca_der)?.map(Arc::new);
+        let presents = if from.tls_client_certificate { Presents::TenantsOwn } else { Presents::Nothing };
         let health_check = from.health_check.as_ref().map(HealthCheck::parse).transpose()?.map(Arc::new);
         let breaker = Breaker { in_flight_max: from.in_flight_max, pending_max: from.pending_max };
         let breaker = (from.in_flight_max > 0).then_some(breaker.within_bounds());
@@ -175,6 +183,7 @@ impl Upstream {
                 proxy_protocol,
                 server_name: server_name.clone(),
                 roots: roots.clone(),
+                presents: presents.clone(),
                 health_check: health_check.clone(),
                 breaker,
                 ..plain
@@ -187,6 +196,12 @@ impl Upstream {
                     "weight {}; from 1 to {}",
                     target.weight,
                     limits::ORIGIN_WEIGHT_MAX
+                )));
+            }
+            if origin.presents != Presents::Nothing && origin.scheme == OriginScheme::Http {
+                let shown = target.url.escape_debug();
+                return Err(bad(format!(
+                    "`{shown:.200}` is not https: nobody there could see a client certificate"
                 )));
             }
             origins.push(WeightedOrigin { origin: Arc::new(origin), weight: target.weight });
@@ -205,6 +220,21 @@ impl Upstream {
     }
 }
 
+impl Upstream {
+    /// The same, with this client certificate for all its origins.
+    #[must_use]
+    pub fn presenting(mut self, identity: &Arc<OriginIdentity>) -> Self {
+        for one in &mut self.origins {
+            let presents = Presents::This(Arc::clone(identity));
+            one.origin = Arc::new(Origin { presents, ..Origin::clone(&one.origin) });
+        }
+        let mut hasher = std::hash::DefaultHasher::new();
+        (self.fingerprint, identity).hash(&mut hasher);
+        self.fingerprint = hasher.finish();
+        self
+    }
+}
+
 fn bad_policy(code: &'static str, name: &str, faults: &[PolicyFault]) -> Fault {
     let text = faults.first().map(|fault| format!("{name}{}: {}", fault.below, fault.message));
     Fault::new(code, text.unwrap_or_default())
@@ -215,7 +245,8 @@ fn fingerprint(from: &wire::Proxy) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     let mut origins: Vec<&str> = from.origins.iter().map(|origin| origin.url.as_str()).collect();
     origins.sort_unstable();
-    (&from.origin, origins, &from.host_header, &from.tls_server_name).hash(&mut hasher);
+    (&from.origin, origins, &from.host_header, &from.tls_server_name, from.tls_client_certificate)
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -234,7 +265,7 @@ impl UpstreamDeadlines {
 }
 
 impl OriginRoots {
-    fn parse(from: &[bytes::Bytes]) -> Result<Option<Self>, Fault> {
+    pub(super) fn parse(from: &[bytes::Bytes]) -> Result<Option<Self>, Fault> {
         let bad = |why: String| Fault::new("BadOriginCa", why);
         if from.is_empty() {
             return Ok(None);
@@ -299,6 +330,18 @@ impl Breaker {
 }
 
 impl Origin {
+    /// The client certificate to make a connection with.
+    ///
+    /// # Errors
+    /// [`NoIdentity`] where there is to be one and none is here: without it the origin might answer as to a stranger.
+    pub(crate) fn identity(&self, tenant: &TenantState) -> Result<Option<Arc<OriginIdentity>>, NoIdentity> {
+        match &self.presents {
+            Presents::Nothing => Ok(None),
+            Presents::TenantsOwn => tenant.identity().map(Some).ok_or(NoIdentity),
+            Presents::This(identity) => Ok(Some(Arc::clone(identity))),
+        }
+    }
+
     /// Host and port, as a Host header of its own.
     pub fn own_authority(&self) -> HeaderValue {
         let text = match &self.host {
@@ -343,7 +386,8 @@ impl Origin {
             None => None,
         };
         let (protocol, proxy_protocol) = (OriginProtocol::Auto, None);
-        let (server_name, roots, health_check, breaker) = (None, None, None, None);
+        let (server_name, roots, presents) = (None, None, Presents::Nothing);
+        let (health_check, breaker) = (None, None);
         Ok(Self {
             scheme,
             host,
@@ -353,6 +397,7 @@ impl Origin {
             proxy_protocol,
             server_name,
             roots,
+            presents,
             health_check,
             breaker,
         })

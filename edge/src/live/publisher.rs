@@ -15,7 +15,7 @@ use portico_cert_store::{
 };
 
 use super::admit::{Admitted, Batch, BatchKind, Rejected, check_envelope};
-use super::books::{DomainRecord, HashMap, Held, TenantRecord, kind_of};
+use super::books::{DomainRecord, HashMap, Held, IdentityRecord, TenantRecord, kind_of};
 use super::host::{Host, Suspension, TenantState};
 use super::stage::{DomainItem, Item, Staged};
 use super::{DefaultCertificate, Fault, FleetPolicy, Live, UsedHosts};
@@ -278,6 +278,16 @@ impl LivePublisher {
                 Ok(())
             }
             Item::Domain(item) => self.put_domain(round, resource.version, *item),
+            Item::OriginIdentity { tenant, identity } => {
+                let Some(of) = self.held.tenants.get(&tenant) else {
+                    return Err(Fault::new("UnknownTenant", format!("{tenant} is not on this edge")));
+                };
+                of.state.set_identity(Some(identity));
+                let lineage = resource.id.parse().map_err(bad_id)?;
+                // There is one of each tenant; another that it takes the place of is removed in its own time.
+                self.held.identities.insert(lineage, IdentityRecord { version: resource.version, tenant });
+                Ok(())
+            }
             Item::Fleet { policy, default } => {
                 self.held.fleet_version = Some(resource.version);
                 self.set_fleet(policy, default);
@@ -456,7 +466,13 @@ impl LivePublisher {
             let rank = match kind_of(tombstone.kind) {
                 Some(ResourceKind::Domain) => 0,
                 Some(ResourceKind::Tenant) => 2,
-                Some(ResourceKind::Credential | ResourceKind::Fleet | ResourceKind::Unspecified) | None => 1,
+                Some(
+                    ResourceKind::Credential
+                    | ResourceKind::OriginIdentity
+                    | ResourceKind::Fleet
+                    | ResourceKind::Unspecified,
+                )
+                | None => 1,
             };
             by_rank[rank].push(tombstone);
         }
@@ -472,17 +488,21 @@ impl LivePublisher {
     }
 
     fn remove(&mut self, round: &mut Round, tombstone: &Tombstone) -> Result<(), Fault> {
-        let bad_id = |error: portico_cert_store::IdError| Fault::new("BadId", error.to_string());
         match kind_of(tombstone.kind) {
             Some(ResourceKind::Domain) => {
                 self.remove_domain(round, tombstone.id.parse().map_err(bad_id)?);
                 Ok(())
             }
             Some(ResourceKind::Credential) => self.remove_lineage(tombstone.id.parse().map_err(bad_id)?),
+            Some(ResourceKind::OriginIdentity) => {
+                self.remove_identity(tombstone.id.parse().map_err(bad_id)?);
+                Ok(())
+            }
             Some(ResourceKind::Tenant) => {
                 let id: TenantId = tombstone.id.parse().map_err(bad_id)?;
                 match self.held.tenants.get(&id).map_or(0, |record| record.domains) {
                     0 => {
+                        self.held.identities.retain(|_, record| record.tenant != id);
                         self.held.tenants.remove(&id);
                         Ok(())
                     }
@@ -498,6 +518,14 @@ impl LivePublisher {
                 self.held.unknown.remove(&(tombstone.kind, tombstone.id.clone()));
                 Ok(())
             }
+        }
+    }
+
+    fn remove_identity(&mut self, id: LineageId) {
+        let Some(record) = self.held.identities.remove(&id) else { return };
+        let is_last = !self.held.identities.values().any(|other| other.tenant == record.tenant);
+        if let (Some(tenant), true) = (self.held.tenants.get(&record.tenant), is_last) {
+            tenant.state.set_identity(None);
         }
     }
 
@@ -582,6 +610,10 @@ impl Round {
         }
         self.out.nacks.push(Nack { kind, id, version: 0, code: fault.code.to_owned(), text: fault.text });
     }
+}
+
+fn bad_id(error: portico_cert_store::IdError) -> Fault {
+    Fault::new("BadId", error.to_string())
 }
 
 /// What each domain of the batch will refer to, unless it is refused.

@@ -21,6 +21,7 @@ use super::client_auth::ClientAuth;
 use super::host::{
     DomainState, EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
 };
+use super::origin_identity::OriginIdentity;
 use super::publisher::OPERATOR;
 use super::route::Route;
 use super::tenant_limits::TenantLimits;
@@ -67,6 +68,10 @@ pub(super) enum Item {
         lineage: LineageId,
         credential: Box<Credential>,
         names: Box<[NamePattern]>,
+    },
+    OriginIdentity {
+        tenant: TenantId,
+        identity: Arc<OriginIdentity>,
     },
     Fleet {
         policy: FleetPolicy,
@@ -160,7 +165,7 @@ impl Item {
     pub(super) fn rank(&self) -> usize {
         match self {
             Self::Tenant { .. } => 0,
-            Self::Credential { .. } => 1,
+            Self::Credential { .. } | Self::OriginIdentity { .. } => 1,
             Self::Domain(_) => 2,
             Self::Fleet { .. } | Self::Unknown | Self::Unchanged => 3,
         }
@@ -197,6 +202,10 @@ fn parse_resource(resource: &wire::Resource, context: &StagingContext) -> Result
         Some(wire::ResourceKind::Tenant) => parse_tenant(resource),
         Some(wire::ResourceKind::Domain) => parse_domain(resource, &context.cell),
         Some(wire::ResourceKind::Credential) => parse_credential(resource, context),
+        Some(wire::ResourceKind::OriginIdentity) => Ok(Item::OriginIdentity {
+            tenant: parse_id(&resource.tenant_id)?,
+            identity: Arc::new(OriginIdentity::parse(resource, context)?),
+        }),
         Some(wire::ResourceKind::Fleet) => parse_fleet(resource),
         Some(wire::ResourceKind::Unspecified) | None => Ok(Item::Unknown),
     }
@@ -446,10 +455,10 @@ fn parse_fleet(resource: &wire::Resource) -> Result<Item, Fault> {
     Ok(Item::Fleet { policy, default })
 }
 
-fn decode<M: prost::Message + Default>(resource: &wire::Resource) -> Result<M, Fault> {
+pub(super) fn decode<M: prost::Message + Default>(resource: &wire::Resource) -> Result<M, Fault> {
     M::decode(resource.body.clone()).map_err(|error| Fault::new("DoesNotDecode", error.to_string()))
 }
 
-fn parse_id<I: std::str::FromStr<Err = IdError>>(text: &str) -> Result<I, Fault> {
+pub(super) fn parse_id<I: std::str::FromStr<Err = IdError>>(text: &str) -> Result<I, Fault> {
     text.parse().map_err(|error: IdError| Fault::new("BadId", error.to_string()))
 }

@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Names, OriginError, OriginTls,
+    last_word::{LastWord, Said},
     trust::{Offer, server_name},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     egress::EgressGuard,
     io::{Backend, Stream},
     limits,
-    live::{Origin, OriginHost, OriginScheme, TenantState},
+    live::{NoIdentity, Origin, OriginHost, OriginIdentity, OriginScheme, TenantState},
     metrics::Metrics,
     proxy_protocol::{self, Ends},
 };
@@ -34,6 +35,18 @@ pub struct Connector {
     metrics: Arc<Metrics>,
 }
 
+/// Where a connection leads, and as whom it is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub origin: &'a Origin,
+    pub identity: &'a Identity,
+    /// Where origins are told of clients.
+    pub client: Option<Ends>,
+}
+
+/// The client certificate of a connection, if it has one.
+pub(super) type Identity = Result<Option<Arc<OriginIdentity>>, NoIdentity>;
+
 /// A connected stream to an origin of either scheme.
 pub(super) trait OriginStream: AsyncRead + AsyncWrite + Unpin {}
 
@@ -43,6 +56,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> OriginStream for S {}
 pub(super) struct Opened {
     pub stream: Box<dyn OriginStream>,
     pub address: SocketAddr,
+    /// What the origin says when it ends it; never anything without TLS.
+    pub said: Said,
     /// HTTP/2 is to be spoken.
     pub http2: bool,
     /// For origins by name: all its addresses, and until when that holds.
@@ -68,16 +83,16 @@ impl Connector {
         Self { names, guard, tls, backend, metrics }
     }
 
-    /// A connected stream over which what `offer` allows can be spoken; for this client where origins are told of clients.
+    /// A connected stream over which what `offer` allows can be spoken.
     pub(super) async fn open(
         &self,
         tenant: &TenantState,
-        (origin, client): (&Origin, Option<Ends>),
+        target: Target<'_>,
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
         let begun = clock::now();
-        let opening = Box::pin(self.open_unbounded(tenant, (origin, client), offer, deadline));
+        let opening = Box::pin(self.open_unbounded(tenant, target, offer, deadline));
         let opened = tokio::time::timeout(deadline, opening).await;
         let opened = opened.unwrap_or(Err(OriginError::ConnectTimeout))?;
         self.metrics.origin_connect_seconds.record(clock::now().duration_since(begun).as_secs_f64());
@@ -87,10 +102,11 @@ impl Connector {
     async fn open_unbounded(
         &self,
         tenant: &TenantState,
-        (origin, client): (&Origin, Option<Ends>),
+        Target { origin, identity, client }: Target<'_>,
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
+        let identity = identity.as_ref().map_err(|NoIdentity| OriginError::NoIdentity)?.as_deref();
         let resolved = match &origin.host {
             OriginHost::Address(_) => None,
             OriginHost::Name(name) => Some(self.resolve(name).await?),
@@ -107,17 +123,18 @@ impl Connector {
         match origin.scheme {
             OriginScheme::Http => {
                 let http2 = offer == Offer::Http2;
-                Ok(Opened { stream: Box::new(stream), address, http2, resolved })
+                Ok(Opened { stream: Box::new(stream), address, said: Said::default(), http2, resolved })
             }
             OriginScheme::Https => {
-                let connector = TlsConnector::from(self.tls.config(origin, offer));
-                let stream =
-                    connector.connect(server_name(origin)?, stream).await.map_err(OriginError::Tls)?;
+                let connector = TlsConnector::from(self.tls.config(origin, identity, offer));
+                let connected = connector.connect(server_name(origin)?, stream).await;
+                let stream = connected.map_err(OriginError::of_handshake)?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 if offer == Offer::Http2 && !http2 {
                     return Err(OriginError::NotHttp2);
                 }
-                Ok(Opened { stream: Box::new(stream), address, http2, resolved })
+                let (stream, said) = LastWord::new(stream);
+                Ok(Opened { stream: Box::new(stream), address, said, http2, resolved })
             }
         }
     }

@@ -18,14 +18,16 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit};
 
 use super::{
     OriginError,
-    connect::Resolved,
+    connect::{Identity, Resolved, Target},
     http2::{Http2Connection, Http2Stream},
     watch::Watched,
 };
-use crate::{clock, http::body::RequestBody, limits, live::Origin};
+use crate::{clock, http::body::RequestBody, limits, live::Origin, proxy_protocol::Ends};
 
 pub(super) struct Endpoint {
     pub origin: Arc<Origin>,
+    /// Of all its connections.
+    identity: Identity,
     http1: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<Rc<Http2Connection>>>,
     /// Held while an HTTP/2 connection is made, so that a burst makes one and not one each.
@@ -63,9 +65,14 @@ pub(super) struct Turn {
 }
 
 impl Endpoint {
-    pub(super) fn new(origin: Arc<Origin>, watched: Option<Arc<Watched>>, kept: Rc<Cell<usize>>) -> Self {
+    pub(super) fn new(
+        (origin, identity): (Arc<Origin>, Identity),
+        watched: Option<Arc<Watched>>,
+        kept: Rc<Cell<usize>>,
+    ) -> Self {
         Self {
             origin,
+            identity,
             http1: RefCell::default(),
             http2: RefCell::default(),
             connecting: Mutex::default(),
@@ -82,6 +89,11 @@ impl Endpoint {
             watched,
             kept,
         }
+    }
+
+    /// A new connection for this client.
+    pub(super) fn target(&self, client: Ends) -> Target<'_> {
+        Target { origin: &self.origin, identity: &self.identity, client: Some(client) }
     }
 
     /// Its connections are each for one client, whom it is told of, and serve no other exchange.

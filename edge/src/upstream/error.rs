@@ -1,7 +1,10 @@
 //! Why an origin gave no answer. The client sees the status; the reason is for the log and the metric.
 
+use std::{error::Error, io};
+
 use http::StatusCode;
 use portico_prober::egress::EgressRefused;
+use rustls::AlertDescription;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
@@ -10,11 +13,15 @@ pub enum OriginError {
     #[error("the origin's name does not resolve: {0}")]
     Resolve(String),
     #[error("connect to the origin")]
-    Connect(#[source] std::io::Error),
+    Connect(#[source] io::Error),
     #[error("the origin did not accept a connection in time")]
     ConnectTimeout,
     #[error("the TLS handshake with the origin failed")]
-    Tls(#[source] std::io::Error),
+    Tls(#[source] io::Error),
+    #[error("the origin refuses our client certificate, or the lack of one: {0}")]
+    ClientCertificate(&'static str),
+    #[error("the tenant has no client certificate on this edge yet")]
+    NoIdentity,
     #[error("the origin does not speak HTTP/2")]
     NotHttp2,
     #[error("the origin has as many requests as its circuit breaker lets through")]
@@ -46,6 +53,8 @@ impl OriginError {
             | Self::Resolve(_)
             | Self::Connect(_)
             | Self::Tls(_)
+            | Self::ClientCertificate(_)
+            | Self::NoIdentity
             | Self::NotHttp2
             | Self::NotBegun(_)
             | Self::Closed(_)
@@ -68,6 +77,8 @@ impl OriginError {
             Self::Connect(_) => "connect",
             Self::ConnectTimeout => "connect_timeout",
             Self::Tls(_) => "tls",
+            Self::ClientCertificate(_) => "client_certificate",
+            Self::NoIdentity => "no_client_certificate",
             Self::NotHttp2 => "not_http2",
             Self::Busy => "breaker_open",
             Self::NotBegun(_) => "refused",
@@ -99,6 +110,7 @@ impl OriginError {
             | Self::ConnectTimeout
             | Self::Resolve(_)
             | Self::Tls(_)
+            | Self::ClientCertificate(_)
             | Self::NotHttp2
             | Self::FirstByteTimeout
             | Self::Closed(_)
@@ -106,6 +118,7 @@ impl OriginError {
             | Self::NotBegun(_)
             | Self::Egress(_) => true,
             Self::Busy
+            | Self::NoIdentity
             | Self::BadAnswer
             | Self::Looping
             | Self::RequestTooLarge
@@ -114,10 +127,22 @@ impl OriginError {
         }
     }
 
+    pub(super) fn of_handshake(error: io::Error) -> Self {
+        alert_of(&error).and_then(Self::of_alert).unwrap_or(Self::Tls(error))
+    }
+
+    /// None: it is about something else than our certificate.
+    pub(super) fn of_alert(alert: AlertDescription) -> Option<Self> {
+        let (_, word) = OF_CERTIFICATES.iter().find(|(about, _)| *about == alert)?;
+        Some(Self::ClientCertificate(word))
+    }
+
     pub(super) fn of_hyper(error: hyper::Error) -> Self {
-        if let Some(http2) =
-            std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>())
-        {
+        // With TLS 1.3 a client's handshake has ended when the server looks at the certificate.
+        if let Some(refused) = alert_of(&error).and_then(Self::of_alert) {
+            return refused;
+        }
+        if let Some(http2) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) {
             let refused = http2.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || (http2.is_go_away() && http2.is_remote() && http2.reason() == Some(h2::Reason::NO_ERROR));
             return match (refused, http2.is_go_away() || http2.is_io()) {
@@ -131,6 +156,31 @@ impl OriginError {
     }
 }
 
+/// Alerts that are about the certificate of who gets them (RFC 8446 section 6.2): from a server, about ours.
+const OF_CERTIFICATES: [(AlertDescription, &str); 8] = [
+    (AlertDescription::CertificateRequired, "certificate_required"),
+    (AlertDescription::BadCertificate, "bad_certificate"),
+    (AlertDescription::UnsupportedCertificate, "unsupported_certificate"),
+    (AlertDescription::CertificateRevoked, "certificate_revoked"),
+    (AlertDescription::CertificateExpired, "certificate_expired"),
+    (AlertDescription::CertificateUnknown, "certificate_unknown"),
+    (AlertDescription::UnknownCA, "unknown_ca"),
+    (AlertDescription::AccessDenied, "access_denied"),
+];
+
+/// The alert within an error of a connection that ended by it.
+fn alert_of(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(rustls::Error::AlertReceived(alert)) = within.and_then(|within| within.downcast_ref()) {
+            return Some(*alert);
+        }
+        next = error.source();
+    }
+    None
+}
+
 fn is_io(error: &hyper::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+    error.source().is_some_and(|source| source.is::<io::Error>())
 }

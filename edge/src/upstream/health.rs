@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     Names, OriginError,
-    connect::{Connector, Opened},
+    connect::{Connector, Opened, Target},
     endpoint_uri, http2,
     origins::http1_builder,
     trust::Offer,
@@ -125,7 +125,10 @@ async fn ask(
     let asking = Box::pin(async {
         let origin = &watched.origin;
         let offer = Offer::for_check(origin.protocol);
-        let opened = connector.open(&watched.tenant, (origin, None), offer, deadline).await?;
+        // Of this moment: a check with what was replaced would call a well origin unwell.
+        let identity = origin.identity(&watched.tenant);
+        let target = Target { origin, identity: &identity, client: None };
+        let opened = connector.open(&watched.tenant, target, offer, deadline).await?;
         status_of(opened, origin, check).await
     });
     tokio::time::timeout(deadline, asking).await.unwrap_or(Err(OriginError::FirstByteTimeout))
@@ -139,9 +142,10 @@ async fn status_of(opened: Opened, origin: &Origin, check: &HealthCheck) -> Resu
     let response = if opened.http2 {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = endpoint_uri(origin, &host, check.path.clone())?;
-        let connection = http2::handshake(opened.stream, opened.address).await?;
+        let connection = http2::handshake(opened.stream, opened.address, opened.said).await?;
         let stream = http2::Http2Stream::begin(&connection);
-        stream.sender().send_request(request).await
+        let answered = stream.sender().send_request(request).await;
+        return answered.map(|answer| answer.status()).map_err(|error| connection.reason(error));
     } else {
         *request.uri_mut() = Uri::from(check.path.clone());
         request.headers_mut().insert(header::HOST, host);

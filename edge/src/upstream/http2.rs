@@ -11,13 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::{OriginError, connect::OriginStream};
+use super::{OriginError, connect::OriginStream, last_word::Said};
 use crate::{clock, http::body::RequestBody, limits};
 
 /// One connection and what is under way on it.
 pub(super) struct Http2Connection {
     sender: SendRequest<RequestBody>,
     pub address: SocketAddr,
+    said: Said,
     streams: Cell<usize>,
     /// As the origin allows; it may change.
     streams_max: Rc<Cell<usize>>,
@@ -35,6 +36,7 @@ pub(super) struct Http2Stream {
 pub(super) async fn handshake(
     stream: Box<dyn OriginStream>,
     address: SocketAddr,
+    said: Said,
 ) -> Result<Rc<Http2Connection>, OriginError> {
     let (sender, connection) =
         builder().handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
@@ -54,6 +56,7 @@ pub(super) async fn handshake(
     Ok(Rc::new(Http2Connection {
         sender,
         address,
+        said,
         streams: Cell::new(0),
         streams_max,
         idle_since: Cell::new(clock::now()),
@@ -91,6 +94,11 @@ impl Http2Connection {
 
     pub(super) fn is_open(&self) -> bool {
         !self.retired.get() && !self.sender.is_closed()
+    }
+
+    /// Why there is no answer: the connection's own end, where the origin has named it.
+    pub(super) fn reason(&self, error: hyper::Error) -> OriginError {
+        self.said.get().and_then(OriginError::of_alert).unwrap_or_else(|| OriginError::of_hyper(error))
     }
 
     pub(super) fn streams(&self) -> usize {

@@ -6,8 +6,7 @@
 //! of an answer. The second try goes to another origin where there is one; retries are paid from a budget that requests
 //! earn ([`crate::limits::RETRY_COST`]), so that they never multiply an outage.
 //!
-//! Deliberately absent: a retry for a status or for a timeout (an origin that is slow is not helped by more requests), and
-//! client certificates to origins (their keys would need a way of their own to the edges).
+//! Deliberately absent: a retry for a status or for a timeout (an origin that is slow is not helped by more requests).
 
 mod balance;
 mod connect;
@@ -15,6 +14,7 @@ mod endpoint;
 mod error;
 mod health;
 mod http2;
+mod last_word;
 mod origins;
 mod pool;
 mod resolve;

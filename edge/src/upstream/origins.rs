@@ -110,7 +110,7 @@ impl Origins {
         deadline: Duration,
     ) -> Result<Lease, OriginError> {
         let endpoint = Rc::clone(&turn.endpoint);
-        let origin = (&*endpoint.origin, Some(client));
+        let target = endpoint.target(client);
         let is_clients_own = endpoint.is_clients_own();
         if freshness == Freshness::Any
             && !is_clients_own
@@ -121,7 +121,7 @@ impl Origins {
         }
         let offer = Offer::of(&endpoint);
         if offer == Offer::Http1 || endpoint.chose_http2.get() == Some(false) || is_clients_own {
-            let opened = self.connector.open(tenant, origin, offer, deadline).await?;
+            let opened = self.connector.open(tenant, target, offer, deadline).await?;
             return self.line(opened, turn).await;
         }
         // One connection for all who come meanwhile.
@@ -133,7 +133,7 @@ impl Origins {
                 let address = stream.connection().address;
                 return Ok(Lease::new(Line::Http2(stream), address, true, turn));
             }
-            let opened = self.connector.open(tenant, origin, offer, deadline).await?;
+            let opened = self.connector.open(tenant, target, offer, deadline).await?;
             self.line(opened, turn).await
         });
         tokio::time::timeout(deadline, making).await.unwrap_or(Err(OriginError::ConnectTimeout))
@@ -160,14 +160,14 @@ impl Origins {
     }
 
     async fn line(&self, opened: Opened, turn: Turn) -> Result<Lease, OriginError> {
-        let Opened { stream, address, http2, resolved } = opened;
+        let Opened { stream, address, said, http2, resolved } = opened;
         let endpoint = Rc::clone(&turn.endpoint);
         endpoint.chose_http2.set(Some(http2));
         if let Some(resolved) = resolved {
             endpoint.set_resolved(resolved);
         }
         if http2 {
-            let connection = http2::handshake(stream, address).await?;
+            let connection = http2::handshake(stream, address, said).await?;
             let stream = match endpoint.is_clients_own() {
                 true => http2::Http2Stream::begin(&connection),
                 false => endpoint.keep_http2(connection),
@@ -192,7 +192,7 @@ impl Origins {
         client: Ends,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
-        self.connector.open(tenant, (&turn.endpoint.origin, Some(client)), Offer::Http1, deadline).await
+        self.connector.open(tenant, turn.endpoint.target(client), Offer::Http1, deadline).await
     }
 
     /// Counts a failure of an origin; with `alone` it has no other beside it that could take its requests.

@@ -17,6 +17,7 @@ use portico_cert_store::TenantId;
 
 use super::{
     OriginError,
+    connect::Identity,
     endpoint::{Endpoint, Turn},
     http2::Http2Stream,
     watch::OriginWatch,
@@ -39,6 +40,7 @@ pub(super) struct Pool {
 struct EndpointKey {
     tenant: TenantId,
     origin: Arc<Origin>,
+    identity: Identity,
 }
 
 /// A connection in use by one exchange. Dropping it closes an HTTP/1.1 connection and resets an HTTP/2 stream.
@@ -66,15 +68,17 @@ impl Pool {
         Self { endpoints: RefCell::default(), kept: Rc::default(), watch }
     }
 
-    /// Where this tenant's requests to this origin go through.
+    /// Where this tenant's requests to this origin go through. With another client certificate it is another endpoint, whose
+    /// connections are its own; the one before is idle from then on.
     pub(super) fn endpoint(&self, tenant: &Arc<TenantState>, origin: &Arc<Origin>) -> Rc<Endpoint> {
-        let key = EndpointKey { tenant: tenant.id, origin: Arc::clone(origin) };
+        let identity = origin.identity(tenant);
+        let key = EndpointKey { tenant: tenant.id, origin: Arc::clone(origin), identity: identity.clone() };
         let mut endpoints = self.endpoints.borrow_mut();
         if let Some(endpoint) = endpoints.get(&key) {
             return Rc::clone(endpoint);
         }
         let watched = self.watch.of(tenant, origin);
-        let endpoint = Rc::new(Endpoint::new(Arc::clone(origin), watched, Rc::clone(&self.kept)));
+        let endpoint = Rc::new(Endpoint::new((Arc::clone(origin), identity), watched, Rc::clone(&self.kept)));
         // Beyond the bound requests are served all the same, only without kept connections.
         if endpoints.len() < limits::ENDPOINTS_PER_WORKER_MAX {
             endpoints.insert(key, Rc::clone(&endpoint));
@@ -106,7 +110,11 @@ impl Lease {
         };
         sent.map_err(|mut unsent| {
             let body = unsent.take_message().map(Request::into_body);
-            Unanswered { error: OriginError::of_hyper(unsent.into_error()), body }
+            let error = match &self.line {
+                Line::Http1(_) => OriginError::of_hyper(unsent.into_error()),
+                Line::Http2(stream) => stream.connection().reason(unsent.into_error()),
+            };
+            Unanswered { error, body }
         })
     }
 

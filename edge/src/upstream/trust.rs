@@ -1,14 +1,15 @@
-//! Whom https origins are trusted by: the machine's own roots or a route's. There is no way to trust anyone.
+//! Whom https origins are trusted by (the machine's own roots or a route's; there is no way to trust anyone), and what
+//! client certificate they are shown.
 
 use std::{
     io,
     sync::{Arc, OnceLock},
 };
 
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{ClientConfig, RootCertStore, client::ResolvesClientCert, pki_types::ServerName};
 
 use super::OriginError;
-use crate::live::{Origin, OriginHost};
+use crate::live::{Origin, OriginHost, OriginIdentity};
 
 /// How origins are trusted; shared by all threads.
 #[derive(Debug, Clone)]
@@ -17,6 +18,7 @@ pub struct OriginTls(Arc<OnceLock<ClientConfigs>>);
 /// The configurations for one set of roots, by what is offered in ALPN.
 #[derive(Debug, Clone)]
 pub struct ClientConfigs {
+    roots: Arc<RootCertStore>,
     /// Nothing is offered, which means HTTP/1.1.
     http1: Arc<ClientConfig>,
     either: Arc<ClientConfig>,
@@ -51,16 +53,24 @@ impl OriginTls {
         Self(Arc::new(OnceLock::from(ClientConfigs::new(&Arc::new(roots)))))
     }
 
-    pub(super) fn config(&self, origin: &Origin, offer: Offer) -> Arc<ClientConfig> {
+    pub(super) fn config(
+        &self,
+        origin: &Origin,
+        identity: Option<&OriginIdentity>,
+        offer: Offer,
+    ) -> Arc<ClientConfig> {
         let configs = match &origin.roots {
             Some(own) => own.configs.get_or_init(|| ClientConfigs::new(&own.store)),
             None => self.system(),
         };
-        Arc::clone(match offer {
-            Offer::Http1 => &configs.http1,
-            Offer::Either => &configs.either,
-            Offer::Http2 => &configs.http2,
-        })
+        // With sessions of their own: one that was made with another certificate, or none, is not resumed.
+        match identity {
+            None => configs.of(offer),
+            Some(identity) => {
+                let make = || ClientConfigs::make(&configs.roots, Some(identity.resolver()));
+                identity.configs(origin.roots.as_ref(), make).of(offer)
+            }
+        }
     }
 
     fn system(&self) -> &ClientConfigs {
@@ -78,21 +88,43 @@ impl OriginTls {
 }
 
 impl ClientConfigs {
-    fn new(roots: &Arc<RootCertStore>) -> Self {
+    pub(crate) fn new(roots: &Arc<RootCertStore>) -> Self {
+        Self::make(roots, None)
+    }
+
+    fn make(roots: &Arc<RootCertStore>, shown: Option<Arc<dyn ResolvesClientCert>>) -> Self {
+        let config = |alpn: &[&[u8]]| client_config(roots, shown.clone(), alpn);
         Self {
-            http1: client_config(roots, &[]),
-            either: client_config(roots, &[b"h2", b"http/1.1"]),
-            http2: client_config(roots, &[b"h2"]),
+            roots: Arc::clone(roots),
+            http1: config(&[]),
+            either: config(&[b"h2", b"http/1.1"]),
+            http2: config(&[b"h2"]),
         }
+    }
+
+    fn of(&self, offer: Offer) -> Arc<ClientConfig> {
+        Arc::clone(match offer {
+            Offer::Http1 => &self.http1,
+            Offer::Either => &self.either,
+            Offer::Http2 => &self.http2,
+        })
     }
 }
 
-fn client_config(roots: &Arc<RootCertStore>, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+fn client_config(
+    roots: &Arc<RootCertStore>,
+    shown: Option<Arc<dyn ResolvesClientCert>>,
+    alpn: &[&[u8]],
+) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites and groups of both versions");
-    let mut config = config.with_root_certificates(Arc::clone(roots)).with_no_client_auth();
+    let config = config.with_root_certificates(Arc::clone(roots));
+    let mut config = match shown {
+        None => config.with_no_client_auth(),
+        Some(shown) => config.with_client_cert_resolver(shown),
+    };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Arc::new(config)
 }

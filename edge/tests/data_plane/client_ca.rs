@@ -92,6 +92,22 @@ impl ClientCa {
 }
 
 impl ClientPair {
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.serialize_der().into())
+    }
+
+    pub fn key(&self) -> portico_cert_store::PrivateKey {
+        portico_cert_store::PrivateKey::from_pkcs8_der(&self.key.serialize_der()).unwrap()
+    }
+
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    pub fn certificate_pem(&self) -> String {
+        self.pem.replace(&self.key.serialize_pem(), "")
+    }
+
     /// A client that shows it when asked.
     pub fn config(&self, alpn: &[&str], versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

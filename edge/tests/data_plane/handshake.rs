@@ -147,7 +147,7 @@ fn a_policy_of_tls_1_3_refuses_older_clients() {
                 minimum_version: portico_api::distribution::TlsVersion::TlsVersion13 as i32,
                 http2_off: true,
                 http3_off: true,
-                client_certificates: None,
+                ..Default::default()
             });
         });
         let old = config(&["http/1.1"], &[&rustls::version::TLS12]);

@@ -34,6 +34,7 @@ mod http3_client;
 mod ipv6;
 mod limits;
 mod origin;
+mod origin_certificates;
 mod panics;
 mod process;
 mod proxy;

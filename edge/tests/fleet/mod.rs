@@ -210,21 +210,28 @@ fn mint_for(key_tenant: &str, names: &[&str], from: u64, to: u64) -> Minted {
     let chain = CertificateChain::parse_der(vec![CertificateDer::from(leaf.clone())]).unwrap();
     let spki_sha256 = chain.facts().spki_sha256;
     let key = PrivateKey::from_pkcs8_der(&key.serialize_der()).unwrap();
+    assert_eq!(key.spki_sha256(), spki_sha256);
+    let body = sealed(key_tenant, vec![leaf.clone()], &key);
+    Minted { leaf, body }
+}
+
+/// A chain with its key, sealed for the cell of the tests.
+pub fn sealed(key_tenant: &str, chain: Vec<Vec<u8>>, key: &PrivateKey) -> wire::Credential {
     let (id, key_tenant, cell) = (CredentialId::generate(), key_tenant.to_owned(), cell());
+    let spki_sha256 = key.spki_sha256();
     let context = SealContext { cell: &cell, epoch: 1, key_tenant: &key_tenant, credential: id, spki_sha256 };
-    let sealed = cell_key(1).seal(&key, &context).unwrap();
-    let body = wire::Credential {
+    let sealed = cell_key(1).seal(key, &context).unwrap();
+    wire::Credential {
         credential_id: id.to_string(),
         group_id: GroupId::generate().to_string(),
         cell_id: cell.to_string(),
-        chain_der: vec![leaf.clone().into()],
+        chain_der: chain.into_iter().map(Into::into).collect(),
         sealed_key: sealed.as_bytes().to_vec().into(),
         cell_key_epoch: 1,
         spki_sha256: spki_sha256.to_vec().into(),
         key_tenant,
         uploaded: false,
-    };
-    Minted { leaf, body }
+    }
 }
 
 pub fn credential(

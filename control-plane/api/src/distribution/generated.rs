@@ -411,7 +411,7 @@ pub mod purge_target {
 pub struct Resource {
     #[prost(uint32, tag = "1")]
     pub kind: u32,
-    /// Tenant: tenant id; Domain: domain id; Credential: LINEAGE id; Fleet: "fleet"
+    /// Tenant: tenant id; Domain: domain id; Credential, OriginIdentity: LINEAGE id; Fleet: "fleet"
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
     /// rises with each change of this resource
@@ -650,6 +650,9 @@ pub struct Proxy {
     pub compression: ::core::option::Option<CompressionPolicy>,
     #[prost(enumeration = "ProxyProtocol", tag = "16")]
     pub proxy_protocol: i32,
+    /// The tenant's origin identity is shown to https origins; only in a route whose rule says level 2 or more.
+    #[prost(bool, tag = "30")]
+    pub tls_client_certificate: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CachePolicy {
@@ -839,6 +842,9 @@ pub enum ResourceKind {
     Domain = 2,
     Credential = 3,
     Fleet = 4,
+    /// By which a tenant's origins know the edges of one cell: a Credential without a group, whose names say nothing. Its id is a
+    /// lineage's; a tenant has one in each cell that needs it.
+    OriginIdentity = 30,
 }
 impl ResourceKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -852,6 +858,7 @@ impl ResourceKind {
             Self::Domain => "RESOURCE_KIND_DOMAIN",
             Self::Credential => "RESOURCE_KIND_CREDENTIAL",
             Self::Fleet => "RESOURCE_KIND_FLEET",
+            Self::OriginIdentity => "RESOURCE_KIND_ORIGIN_IDENTITY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -862,6 +869,7 @@ impl ResourceKind {
             "RESOURCE_KIND_DOMAIN" => Some(Self::Domain),
             "RESOURCE_KIND_CREDENTIAL" => Some(Self::Credential),
             "RESOURCE_KIND_FLEET" => Some(Self::Fleet),
+            "RESOURCE_KIND_ORIGIN_IDENTITY" => Some(Self::OriginIdentity),
             _ => None,
         }
     }

@@ -19,8 +19,14 @@ use crate::v1;
 /// The protocol version that this release speaks. Neighbouring versions work together.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// What this release knows of `Rule`. It rises when a field is added that no edge may leave out.
-pub const RULE_LEVEL: u32 = 1;
+/// What this release knows of `Rule`. It rises when a field is added, to it or to an action, that no edge may leave out.
+pub const RULE_LEVEL: u32 = RULE_LEVEL_CLIENT_CERTIFICATE;
+
+/// Of a rule that says no more than every edge with rules knows.
+pub const RULE_LEVEL_FIRST: u32 = 1;
+
+/// With `Proxy.tls_client_certificate`.
+pub const RULE_LEVEL_CLIENT_CERTIFICATE: u32 = 2;
 
 /// The largest encoded snapshot chunk, bytes.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -101,6 +107,7 @@ impl From<&v1::Proxy> for Proxy {
             .into(),
             tls_server_name: from.tls.as_ref().and_then(|tls| tls.server_name.clone()).unwrap_or_default(),
             tls_ca_der: Vec::new(),
+            tls_client_certificate: false,
             health_check: from.health_check.as_ref().map(|check| HealthCheck {
                 path: check.path.clone(),
                 interval_seconds: check.interval_seconds,
