@@ -26,7 +26,7 @@ from aioquic.tls import Epoch
 import checks
 
 ADDRESS, PORT, HOST, CA_FILE = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-LARGE_BYTES = 4 * 1024 * 1024
+LARGE_BYTES = 2 * 1024 * 1024
 # A hundred open handshakes of a worker make it ask (edge/src/limits.rs); there are two.
 HALF_OPEN = 50
 
@@ -192,7 +192,7 @@ async def many_requests_at_once():
 
 async def clients_whose_port_changes_stay_with_their_worker():
     # A port chosen anew for each of many: without steering about half of them would reach a worker that knows no keys.
-    clients = [await connect() for _ in range(12)]
+    clients = [await connect() for _ in range(8)]
     answers = [client.begin("GET", f"/large?bytes={LARGE_BYTES}") for client in clients]
     await checks.until("all downloads have begun", lambda: all(len(a.body) > 50_000 for a in answers))
     for at, client in enumerate(clients):
