@@ -20,7 +20,7 @@ use crate::{
     admin::Source,
     cache::Cache,
     config::{Config, ControlConfig, Mode},
-    control::{Control, ControlOptions, JoinToken},
+    control::{Control, ControlDeadlines, ControlOptions, JoinToken},
     drain::{DrainSwitch, DrainWatch},
     handover::{self, Conversation, Relaunch, Shared, Surfaces, Taken},
     io::{Backend, IoChoice, sockets_of_the_service_manager},
@@ -242,6 +242,7 @@ fn tables(
                 expected_names: 100_000,
                 key_cache_bytes: limits::KEY_CACHE_BYTES,
                 cache: Arc::clone(cache),
+                deadlines: ControlDeadlines::default(),
             };
             let control = service.block_on(Control::open(options))?;
             Ok((control.live(), Source::Fleet(Some(Box::new(control)))))
@@ -317,7 +318,7 @@ fn serve(
     }
     beside.control = service.start_control(&mut source, &edge);
     if let Some(conversation) = &mut beside.conversation {
-        service.catch_up(beside.control.as_ref());
+        service.catch_up(beside.control.as_ref(), edge.deadlines.catch_up);
         conversation.begin(&beside.kept)?;
     }
     beside.surfaces.publish().context("admin socket")?;
@@ -329,8 +330,9 @@ fn serve(
     }
     let drained = service.run(config, &edge, source, switch, workers, beside);
     // A worker that was cut still holds its end of the log; then the last lines are not waited for.
+    let within = edge.deadlines.access_log_finish;
     if Arc::into_inner(edge).is_some() {
-        log_writer.finish();
+        log_writer.finish(within);
     }
     drained
 }
@@ -441,6 +443,24 @@ impl Edge {
             Some("no generation has been applied yet")
         } else {
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full edge can still reach an origin for each of its clients, and its files and the control plane.
+    #[test]
+    fn connections_leave_descriptors_for_origins_and_for_the_edge_itself() {
+        for (descriptors, workers) in [(1024, 1), (65_536, 4), (1_048_576, 64), (1_000_003, 7)] {
+            let connections = connections_per_worker(descriptors, workers) as u64 * workers as u64;
+            let taken = connections * limits::DESCRIPTORS_PER_CONNECTION;
+            let share = descriptors * limits::CONNECTIONS_SHARE_PERCENT / 100;
+            assert!(taken <= share && descriptors - taken >= descriptors / 5, "{taken} of {descriptors}");
+            let lost = 2 * workers as u64 * limits::DESCRIPTORS_PER_CONNECTION;
+            assert!(taken + lost > share, "{taken} where {share} may be taken");
         }
     }
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step of a test that fails is its failure")]
 
+#[path = "control/bounds.rs"]
+mod bounds;
 mod fleet;
 
 use std::path::Path;
@@ -14,7 +16,9 @@ use fleet::{Shop, credential, domain, domain_body, fixed, mint_valid, route, ten
 use portico_api::distribution as wire;
 use portico_cert_store::{ClientCapabilities, DomainId, DomainName, Generation, TenantId};
 use portico_edge::clock;
-use portico_edge::control::{Control, ControlError, ControlOptions, EdgeStatus, JoinError, JoinToken};
+use portico_edge::control::{
+    Control, ControlDeadlines, ControlError, ControlOptions, EdgeStatus, JoinError, JoinToken,
+};
 use portico_edge::live::Live;
 use tokio_util::sync::CancellationToken;
 use wire::control_message::Kind;
@@ -36,6 +40,7 @@ fn options(address: impl ToString, state: &Path, token: Option<String>) -> Contr
         expected_names: 1000,
         key_cache_bytes: 1 << 20,
         cache: portico_edge::cache::Cache::new(1 << 20),
+        deadlines: ControlDeadlines::default(),
     }
 }
 

@@ -340,3 +340,6 @@ fn bounded(mut nacks: Vec<Nack>) -> Vec<Nack> {
     }
     nacks
 }
+
+#[cfg(test)]
+mod tests;

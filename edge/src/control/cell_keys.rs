@@ -108,3 +108,6 @@ fn open(sealed: &SealedCellKey, identity: &Identity, keys: &CellKeys) -> Result<
     keys.add(key);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,3 +227,6 @@ impl fmt::Debug for Identity {
         f.debug_struct("Identity").field("edge", &self.edge).field("cell", &self.cell).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+pub(in crate::control) mod tests;

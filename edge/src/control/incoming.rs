@@ -85,3 +85,6 @@ impl Incoming {
         self.resources = Vec::new();
     }
 }
+
+#[cfg(test)]
+mod tests;

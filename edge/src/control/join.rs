@@ -7,7 +7,7 @@ use portico_cert_store::CellId;
 use tonic::Code;
 
 use super::identity::{Identity, IdentityCertificate, IdentityError, Request, hpke_pair};
-use super::limits;
+use super::limits::ControlDeadlines;
 use super::tls;
 use super::token::JoinToken;
 use crate::live::full_text;
@@ -40,16 +40,18 @@ pub(super) async fn join(
     token: &JoinToken,
     build: &str,
     before: Option<&Identity>,
+    deadlines: &ControlDeadlines,
 ) -> Result<Identity, JoinError> {
     let unreachable = |text: String| JoinError::Unreachable { address: address.to_owned(), text };
     let other_ca = Arc::new(OnceLock::new());
     let config = tls::joining_config(token.ca_sha256(), Arc::clone(&other_ca))
         .map_err(|error| unreachable(error.to_string()))?;
-    let mut client = tls::connect(address, config).await.map_err(|error| match other_ca.get() {
-        Some(()) => JoinError::OtherCa { address: address.to_owned() },
-        // tonic's own text for a failed connect is "transport error"; the reason is in its causes.
-        None => unreachable(full_text(&error)),
-    })?;
+    let mut client =
+        tls::connect(address, config, deadlines).await.map_err(|error| match other_ca.get() {
+            Some(()) => JoinError::OtherCa { address: address.to_owned() },
+            // tonic's own text for a failed connect is "transport error"; the reason is in its causes.
+            None => unreachable(full_text(&error)),
+        })?;
     let request = Request::new()?;
     let hpke = match before {
         Some(before) => before.hpke_pair(),
@@ -61,9 +63,9 @@ pub(super) async fn join(
         hpke_public_key: hpke.1.to_vec().into(),
         build: build.to_owned(),
     };
-    let answer = tokio::time::timeout(limits::CALL_DEADLINE, client.join(call))
+    let answer = tokio::time::timeout(deadlines.control_call, client.join(call))
         .await
-        .map_err(|_| unreachable(format!("no answer within {} s", limits::CALL_DEADLINE.as_secs())))?
+        .map_err(|_| unreachable(format!("no answer within {:?}", deadlines.control_call)))?
         .map_err(|status| refused(address, &status))?
         .into_inner();
     Ok(identity_of(answer, request, hpke)?)

@@ -2,6 +2,20 @@
 
 use std::time::Duration;
 
+/// The limits in time, as one edge uses them: the constants below, unless a test wants to see them run out.
+#[derive(Debug, Clone, Copy)]
+pub struct ControlDeadlines {
+    pub control_connect: Duration,
+    pub control_call: Duration,
+    pub control_keepalive: Duration,
+}
+
+impl Default for ControlDeadlines {
+    fn default() -> Self {
+        Self { control_connect: CONNECT_DEADLINE, control_call: CALL_DEADLINE, control_keepalive: KEEPALIVE }
+    }
+}
+
 /// TCP, TLS and the HTTP/2 preface.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// One call that is not the stream.
@@ -52,7 +66,5 @@ pub const IDENTITY_CHAIN_MAX: usize = 4;
 /// Batches that were published but could not be written, bytes.
 pub const UNSAVED_BYTES_MAX: usize = 64 << 20;
 
-/// A stream that brings nothing for this long has told all that there was when it began; and how long a successor waits for
-/// that before it serves.
+/// A stream that brings nothing for this long has told all that there was when it began.
 pub const CAUGHT_UP_AFTER: Duration = Duration::from_millis(50);
-pub const CATCH_UP_DEADLINE: Duration = Duration::from_secs(2);

@@ -46,6 +46,7 @@ use usage::UsageReporter;
 pub use files::FileError;
 pub use identity::{Identity, IdentityError};
 pub use join::JoinError;
+pub use limits::ControlDeadlines;
 pub use switch::ControlSwitch;
 pub use tls::SERVER_NAME;
 pub use token::{JoinToken, TokenError};
@@ -68,6 +69,7 @@ pub struct ControlOptions {
     pub key_cache_bytes: u64,
     /// What purges are done to.
     pub cache: Arc<Cache>,
+    pub deadlines: ControlDeadlines,
 }
 
 /// What the edge reports of itself every five seconds.
@@ -142,6 +144,7 @@ impl Control {
         let syncer = Syncer {
             address: options.address,
             build: options.build,
+            deadlines: options.deadlines,
             identity,
             identity_folder,
             cell_key_files,
@@ -202,7 +205,7 @@ async fn join_patiently(
     let token = options.join_token.as_ref().ok_or(ControlError::NotJoined)?;
     let mut backoff = Backoff::default();
     loop {
-        match join::join(&options.address, token, &options.build, before).await {
+        match join::join(&options.address, token, &options.build, before, &options.deadlines).await {
             Ok(identity) => return Ok(identity),
             Err(error) if error.is_worth_retrying() => {
                 let wait = backoff.next();

@@ -29,6 +29,12 @@ pub(super) fn switch() -> (ControlSwitch, Orders) {
 }
 
 impl ControlSwitch {
+    /// Of a control side that has ended.
+    #[cfg(test)]
+    pub(crate) fn to_nobody() -> Self {
+        switch().0
+    }
+
     /// When this returns nothing is written to the state folder any more.
     pub async fn hold(&self) {
         self.give(Order::Hold).await;

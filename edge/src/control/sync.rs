@@ -26,7 +26,7 @@ use super::incoming::Incoming;
 use super::metrics::ControlMetrics;
 use super::switch::{Order, Orders};
 use super::usage::UsageReporter;
-use super::{EdgeStatus, limits, tls, urgent};
+use super::{ControlDeadlines, EdgeStatus, limits, tls, urgent};
 use crate::cache::Cache;
 use crate::clock;
 use crate::live::{Batch, BatchKind, Live, full_text};
@@ -35,6 +35,7 @@ use crate::live::{Batch, BatchKind, Live, full_text};
 pub(super) struct Syncer {
     pub(super) address: String,
     pub(super) build: String,
+    pub(super) deadlines: ControlDeadlines,
     pub(super) identity: Identity,
     pub(super) identity_folder: PathBuf,
     pub(super) cell_key_files: CellKeyFiles,
@@ -64,8 +65,8 @@ type Renewal = Pin<Box<dyn Future<Output = Result<IdentityCertificate, RenewalEr
 
 #[derive(Debug, thiserror::Error)]
 enum RenewalError {
-    #[error("the control plane does not answer within {} s", limits::CALL_DEADLINE.as_secs())]
-    Late,
+    #[error("the control plane does not answer within {0:?}")]
+    Late(Duration),
     #[error("the control plane refuses: {}", .0.message())]
     Refused(tonic::Status),
     #[error(transparent)]
@@ -254,8 +255,9 @@ impl Syncer {
 
     async fn open(&self) -> Result<Stream, Ended> {
         let config = tls::client_config(&self.identity.certificate)?;
-        let mut client =
-            tls::connect(&self.address, config).await.map_err(|error| Ended::Connect(full_text(&error)))?;
+        let mut client = tls::connect(&self.address, config, &self.deadlines)
+            .await
+            .map_err(|error| Ended::Connect(full_text(&error)))?;
         let (outgoing, messages) = mpsc::channel(limits::OUTGOING_QUEUE);
         let hello = Hello {
             edge_id: self.identity.edge.to_string(),
@@ -271,14 +273,10 @@ impl Syncer {
         // The queue is empty: there is room.
         let _queued = outgoing.try_send(wrap(edge_message::Kind::Hello(hello)));
         let answer = client.sync(ReceiverStream::new(messages));
-        let incoming = tokio::time::timeout(limits::CALL_DEADLINE, answer)
+        let within = self.deadlines.control_call;
+        let incoming = tokio::time::timeout(within, answer)
             .await
-            .map_err(|_| {
-                Ended::Connect(format!(
-                    "no answer to the stream within {} s",
-                    limits::CALL_DEADLINE.as_secs()
-                ))
-            })?
+            .map_err(|_| Ended::Connect(format!("no answer to the stream within {within:?}")))?
             .map_err(|status| Ended::Status(Box::new(status)))?
             .into_inner();
         let (snapshot, waiting, renewal) = (None, VecDeque::new(), None);
@@ -387,13 +385,13 @@ impl Syncer {
         if !due || waiting || stream.renewal.is_some() {
             return;
         }
-        let mut client = stream.client.clone();
+        let (mut client, within) = (stream.client.clone(), self.deadlines.control_call);
         stream.renewal = Some(Box::pin(async move {
             let request = Request::new()?;
             let call = client.renew(RenewRequest { csr_der: request.csr_der.clone().into() });
-            let answer = tokio::time::timeout(limits::CALL_DEADLINE, call)
+            let answer = tokio::time::timeout(within, call)
                 .await
-                .map_err(|_| RenewalError::Late)?
+                .map_err(|_| RenewalError::Late(within))?
                 .map_err(RenewalError::Refused)?;
             Ok(certificate_of(request, &answer.into_inner())?)
         }));

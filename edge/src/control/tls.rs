@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::identity::IdentityCertificate;
-use super::limits;
+use super::limits::{self, ControlDeadlines};
 
 /// Carried by every control plane's certificate.
 pub const SERVER_NAME: &str = "control-plane.portico.internal";
@@ -46,6 +46,7 @@ pub(super) fn joining_config(
 pub(super) async fn connect(
     address: &str,
     config: ClientConfig,
+    deadlines: &ControlDeadlines,
 ) -> Result<DistributionClient<Channel>, tonic::transport::Error> {
     let address: Arc<str> = address.into();
     let tls = TlsConnector::from(Arc::new(config));
@@ -60,9 +61,9 @@ pub(super) async fn connect(
     });
     // The scheme and name are those of the HTTP/2 requests; the connector alone decides where they go.
     let channel = Endpoint::from_static("http://control-plane.portico.internal")
-        .connect_timeout(limits::CONNECT_DEADLINE)
-        .http2_keep_alive_interval(limits::KEEPALIVE)
-        .keep_alive_timeout(limits::KEEPALIVE)
+        .connect_timeout(deadlines.control_connect)
+        .http2_keep_alive_interval(deadlines.control_keepalive)
+        .keep_alive_timeout(deadlines.control_keepalive)
         .keep_alive_while_idle(true)
         .connect_with_connector(connector)
         .await?;

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -119,6 +119,8 @@ pub struct State {
     /// Answered to joins instead of an identity.
     pub refuse_joins: Mutex<Option<Status>>,
     pub joins: AtomicUsize,
+    /// Joins are heard and not answered.
+    pub silent: AtomicBool,
     pub renewals: AtomicU64,
     conversations: mpsc::Sender<Conversation>,
 }
@@ -144,6 +146,7 @@ impl TestControl {
             identity_life: Mutex::new(Duration::from_secs(3600)),
             refuse_joins: Mutex::new(None),
             joins: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
             renewals: AtomicU64::new(0),
             conversations: conversations_sender,
         });
@@ -176,7 +179,12 @@ impl TestControl {
 
 impl Conversation {
     pub async fn send(&self, kind: wire::control_message::Kind) {
-        self.to_edge.send(Ok(wire::ControlMessage { kind: Some(kind) })).await.unwrap();
+        assert!(self.offer(kind).await, "the stream stands");
+    }
+
+    /// False: the edge has ended the stream.
+    pub async fn offer(&self, kind: wire::control_message::Kind) -> bool {
+        self.to_edge.send(Ok(wire::ControlMessage { kind: Some(kind) })).await.is_ok()
     }
 
     pub async fn send_key(&self) {
@@ -307,8 +315,16 @@ async fn serve(listener: TcpListener, state: Arc<State>) {
     // A client that fails its handshake ends the stream of connections no more than any other.
     let incoming = incoming.filter(Result::is_ok);
     let service = DistributionServer::new(Service(state));
-    tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .add_service(service)
+        .serve_with_incoming(incoming)
+        .await
+        .unwrap();
 }
+
+/// What an edge may send ahead of a handler that does not read.
+pub const STREAM_WINDOW_BYTES: u32 = 65_535;
 
 struct Connection(TlsStream<TcpStream>);
 
@@ -376,6 +392,9 @@ impl Distribution for Service {
         assert_eq!(request.token, self.0.ca.token());
         assert_eq!(request.hpke_public_key.len(), 32);
         self.0.joins.fetch_add(1, Ordering::SeqCst);
+        if self.0.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let edge = EdgeId::generate();
         let (certificate_chain_der, ca_der) = self.identity(&request.csr_der, edge);
         Ok(Response::new(wire::JoinResponse {
