@@ -14,7 +14,7 @@ use std::{
 };
 
 use hyper::client::conn::http1::SendRequest;
-use tokio::sync::{Mutex, OwnedSemaphorePermit};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit};
 
 use super::{
     OriginError,
@@ -32,6 +32,8 @@ pub(super) struct Endpoint {
     http2: RefCell<Vec<Rc<Http2Connection>>>,
     /// Held while an HTTP/2 connection is made, so that a burst makes one and not one each.
     pub connecting: Mutex<()>,
+    /// Told when a stream of one of its HTTP/2 connections has ended.
+    pub stream_ended: Rc<Notify>,
     /// What the origin has last chosen by ALPN.
     pub chose_http2: Cell<Option<bool>>,
     resolved: RefCell<Option<Resolved>>,
@@ -76,6 +78,7 @@ impl Endpoint {
             http1: RefCell::default(),
             http2: RefCell::default(),
             connecting: Mutex::default(),
+            stream_ended: Rc::default(),
             chose_http2: Cell::new(None),
             resolved: RefCell::default(),
             in_flight: Cell::new(0),
@@ -188,11 +191,11 @@ impl Endpoint {
     }
 
     /// The kept HTTP/1.1 connection that was used last and still stands.
-    pub(super) fn take_http1(&self) -> Option<(SendRequest<RequestBody>, SocketAddr)> {
+    pub(super) fn take_http1(&self, now: Instant) -> Option<(SendRequest<RequestBody>, SocketAddr)> {
         loop {
             let mut idle = self.http1.borrow_mut().pop()?;
             self.kept.set(self.kept.get() - 1);
-            let old = clock::now().duration_since(idle.since) >= limits::ORIGIN_IDLE_DEADLINE;
+            let old = now.duration_since(idle.since) >= limits::ORIGIN_IDLE_DEADLINE;
             if old || idle.sender.is_closed() {
                 continue;
             }
@@ -213,17 +216,30 @@ impl Endpoint {
         self.kept.set(self.kept.get() + 1);
     }
 
-    /// A place on a connection that has room, or, where as many as may be are full, in the queue of the least busy.
+    /// A place on a connection that has room.
     pub(super) fn join_http2(&self) -> Option<Http2Stream> {
+        self.http2.borrow().iter().find(|connection| connection.has_room()).map(Http2Stream::begin)
+    }
+
+    /// The same; where as many connections as may be are full, when one has room again. `None`: another may be made.
+    pub(super) async fn queue_for_http2(&self) -> Option<Http2Stream> {
+        loop {
+            if let Some(stream) = self.join_http2() {
+                return Some(stream);
+            }
+            if !self.http2_is_full() {
+                return None;
+            }
+            self.stream_ended.notified().await;
+        }
+    }
+
+    /// There are as many connections as may be, and none has room.
+    pub(super) fn http2_is_full(&self) -> bool {
         let connections = self.http2.borrow();
-        if let Some(roomy) = connections.iter().find(|connection| connection.has_room()) {
-            return Some(Http2Stream::begin(roomy));
-        }
-        let open = || connections.iter().filter(|connection| connection.is_open());
-        if open().count() < limits::ORIGIN_H2_CONNECTIONS_PER_KEY_MAX {
-            return None;
-        }
-        open().min_by_key(|connection| connection.streams()).map(Http2Stream::begin)
+        let open = connections.iter().filter(|connection| connection.is_open()).count();
+        open >= limits::ORIGIN_H2_CONNECTIONS_PER_KEY_MAX
+            && !connections.iter().any(|connection| connection.has_room())
     }
 
     /// Begins an exchange on a new connection and keeps it for others.
@@ -309,3 +325,7 @@ impl fmt::Debug for Endpoint {
         formatter.debug_struct("Endpoint").field("in_flight", &self.in_flight.get()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "endpoint/tests.rs"]
+mod tests;

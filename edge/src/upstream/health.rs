@@ -15,7 +15,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use hyper_util::rt::TokioIo;
 
 use super::{
-    Names, OriginError,
+    Names, OriginError, OriginWatch,
     connect::{Connector, Opened, Target},
     endpoint_uri, http2,
     origins::http1_builder,
@@ -27,7 +27,7 @@ use crate::{
     egress::EgressGuard,
     http::body::RequestBody,
     io::Backend,
-    limits,
+    limits::{self, Deadlines},
     live::{HealthCheck, Origin},
     server::Edge,
 };
@@ -37,43 +37,68 @@ use crate::{
 /// # Errors
 /// When it cannot resolve names.
 pub async fn check_origins(edge: Arc<Edge>) -> io::Result<()> {
-    let names = Names::new(&edge.resolvers)?;
+    let names = Names::new(&edge.resolvers, edge.deadlines.dns_answer)?;
     let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
     let (tls, metrics) = (edge.origin_tls.clone(), Arc::clone(&edge.metrics));
     let connector = Rc::new(Connector::new(names, guard, tls, Backend::Epoll, metrics));
-    let under_way = Rc::new(Cell::new(0));
+    let under_way = Rc::default();
     loop {
         tokio::time::sleep(limits::HEALTH_TICK).await;
-        let now = clock::now();
-        for (watched, check) in due(&edge, now, limits::HEALTH_CHECKS_AT_ONCE - under_way.get()) {
-            begin(&watched, &check, now);
-            under_way.set(under_way.get() + 1);
-            let (edge, connector, under_way) =
-                (Arc::clone(&edge), Rc::clone(&connector), Rc::clone(&under_way));
+        for due in begin_due(&edge.origin_watch, &under_way, clock::now()) {
+            let (edge, connector) = (Arc::clone(&edge), Rc::clone(&connector));
             tokio::task::spawn_local(async move {
-                let result = ask(&connector, &watched, &check).await;
-                under_way.set(under_way.get() - 1);
+                let Due { watched, check, place } = due;
+                let result = ask(&connector, &watched, &check, &edge.deadlines).await;
+                drop(place);
                 note(&edge, &watched, &check, result);
             });
         }
     }
 }
 
-/// At most `room`: those that have waited longest, so that each has its turn.
-fn due(edge: &Edge, now: Instant, room: usize) -> Vec<(Arc<Watched>, Arc<HealthCheck>)> {
-    let rows = edge.origin_watch.checked().into_iter().filter_map(|watched| {
+/// A check that is to be made now.
+struct Due {
+    watched: Arc<Watched>,
+    check: Arc<HealthCheck>,
+    place: Place,
+}
+
+/// One of [`limits::HEALTH_CHECKS_AT_ONCE`], until it is dropped.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn take(under_way: &Rc<Cell<usize>>) -> Self {
+        under_way.set(under_way.get() + 1);
+        Self(Rc::clone(under_way))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Those that have waited longest, so that each has its turn, as far as there is room beside those under way.
+fn begin_due(watch: &OriginWatch, under_way: &Rc<Cell<usize>>, now: Instant) -> Vec<Due> {
+    let rows = watch.checked().into_iter().filter_map(|watched| {
         let check = watched.origin.health_check.clone()?;
         Some((due_since(&watched, &check, now)?, watched, check))
     });
     let mut rows: Vec<_> = rows.collect();
     rows.sort_unstable_by_key(|(since, ..)| *since);
-    rows.into_iter().take(room).map(|(_, watched, check)| (watched, check)).collect()
+    let room = limits::HEALTH_CHECKS_AT_ONCE - under_way.get();
+    let begin = |(_, watched, check): (Instant, Arc<Watched>, Arc<HealthCheck>)| {
+        begin(&watched, &check, now);
+        Due { watched, check, place: Place::take(under_way) }
+    };
+    rows.into_iter().take(room).map(begin).collect()
 }
 
 /// Since when a check has been due, if one is.
 fn due_since(watched: &Watched, check: &HealthCheck, now: Instant) -> Option<Instant> {
     let mut checks = watched.checks.lock().unwrap_or_else(PoisonError::into_inner);
-    if watched.unused_for() > limits::HEALTH_UNUSED_AFTER.max(check.interval * 3) {
+    if watched.unused_for(now) > limits::HEALTH_UNUSED_AFTER.max(check.interval * 3) {
         // Nobody wants to know; what was known is of no worth when somebody does again.
         *checks = Checks { under_way: checks.under_way, ..Checks::default() };
         watched.set_unwell(false);
@@ -120,8 +145,9 @@ async fn ask(
     connector: &Connector,
     watched: &Watched,
     check: &HealthCheck,
+    deadlines: &Deadlines,
 ) -> Result<StatusCode, OriginError> {
-    let deadline = check.interval.min(limits::HEALTH_DEADLINE);
+    let deadline = check.interval.min(deadlines.health_answer);
     let asking = Box::pin(async {
         let origin = &watched.origin;
         let offer = Offer::for_check(origin.protocol);
@@ -129,12 +155,17 @@ async fn ask(
         let identity = origin.identity(&watched.tenant);
         let target = Target { origin, identity: &identity, client: None };
         let opened = connector.open(&watched.tenant, target, offer, deadline).await?;
-        status_of(opened, origin, check).await
+        status_of(opened, origin, check, deadlines).await
     });
     tokio::time::timeout(deadline, asking).await.unwrap_or(Err(OriginError::FirstByteTimeout))
 }
 
-async fn status_of(opened: Opened, origin: &Origin, check: &HealthCheck) -> Result<StatusCode, OriginError> {
+async fn status_of(
+    opened: Opened,
+    origin: &Origin,
+    check: &HealthCheck,
+    deadlines: &Deadlines,
+) -> Result<StatusCode, OriginError> {
     let mut request = Request::new(RequestBody::empty());
     *request.method_mut() = Method::GET;
     let host = origin.host_header.clone().unwrap_or_else(|| origin.own_authority());
@@ -142,7 +173,9 @@ async fn status_of(opened: Opened, origin: &Origin, check: &HealthCheck) -> Resu
     let response = if opened.http2 {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = endpoint_uri(origin, &host, check.path.clone())?;
-        let connection = http2::handshake(opened.stream, opened.address, opened.said).await?;
+        let ended = Rc::default();
+        let connection =
+            http2::handshake(opened.stream, opened.address, opened.said, &ended, deadlines).await?;
         let stream = http2::Http2Stream::begin(&connection);
         let answered = stream.sender().send_request(request).await;
         return answered.map(|answer| answer.status()).map_err(|error| connection.reason(error));
@@ -165,3 +198,7 @@ fn random_share() -> f64 {
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "health/tests.rs"]
+mod tests;

@@ -10,9 +10,14 @@ use hyper::{
     rt::Executor,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::{OriginError, connect::OriginStream, last_word::Said};
-use crate::{clock, http::body::RequestBody, limits};
+use crate::{
+    clock,
+    http::body::RequestBody,
+    limits::{self, Deadlines},
+};
 
 /// One connection and what is under way on it.
 pub(super) struct Http2Connection {
@@ -23,6 +28,8 @@ pub(super) struct Http2Connection {
     /// As the origin allows; it may change.
     streams_max: Rc<Cell<usize>>,
     idle_since: Cell<Instant>,
+    /// Its endpoint's: told of each stream that ends.
+    stream_ended: Rc<Notify>,
     /// Takes no further exchange.
     retired: Cell<bool>,
 }
@@ -37,9 +44,11 @@ pub(super) async fn handshake(
     stream: Box<dyn OriginStream>,
     address: SocketAddr,
     said: Said,
+    stream_ended: &Rc<Notify>,
+    deadlines: &Deadlines,
 ) -> Result<Rc<Http2Connection>, OriginError> {
     let (sender, connection) =
-        builder().handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
+        builder(deadlines).handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
     let streams_max = Rc::new(Cell::new(limits::ORIGIN_H2_STREAMS_BEFORE_SETTINGS));
     let allowed = Rc::clone(&streams_max);
     tokio::task::spawn_local(async move {
@@ -60,11 +69,12 @@ pub(super) async fn handshake(
         streams: Cell::new(0),
         streams_max,
         idle_since: Cell::new(clock::now()),
+        stream_ended: Rc::clone(stream_ended),
         retired: Cell::new(false),
     }))
 }
 
-fn builder() -> Builder<Local> {
+fn builder(deadlines: &Deadlines) -> Builder<Local> {
     let stream_window = limits::ORIGIN_H2_STREAM_WINDOW_BYTES;
     let streams = u32::try_from(limits::ORIGIN_H2_STREAMS_MAX).expect("a small constant");
     let mut builder = Builder::new(Local);
@@ -76,8 +86,8 @@ fn builder() -> Builder<Local> {
         .max_header_list_size(u32::try_from(limits::ORIGIN_HEADER_BYTES_MAX).expect("32 KiB fits"))
         .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES)
         .header_table_size(limits::H2_HEADER_TABLE_BYTES)
-        .keep_alive_interval(limits::ORIGIN_H2_PING_INTERVAL)
-        .keep_alive_timeout(limits::ORIGIN_H2_PING_DEADLINE);
+        .keep_alive_interval(deadlines.origin_h2_ping_interval)
+        .keep_alive_timeout(deadlines.origin_h2_ping);
     builder
 }
 
@@ -99,10 +109,6 @@ impl Http2Connection {
     /// Why there is no answer: the connection's own end, where the origin has named it.
     pub(super) fn reason(&self, error: hyper::Error) -> OriginError {
         self.said.get().and_then(OriginError::of_alert).unwrap_or_else(|| OriginError::of_hyper(error))
-    }
-
-    pub(super) fn streams(&self) -> usize {
-        self.streams.get()
     }
 
     /// Lets what is under way end and takes nothing new.
@@ -135,6 +141,7 @@ impl Drop for Http2Stream {
     fn drop(&mut self) {
         self.connection.streams.set(self.connection.streams.get() - 1);
         self.connection.idle_since.set(clock::now());
+        self.connection.stream_ended.notify_one();
     }
 }
 

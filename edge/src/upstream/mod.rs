@@ -52,6 +52,7 @@ use crate::{
         forwarding::{self, ForwardedFacts},
         visitor::Visitor,
     },
+    limits,
     live::{Host, Origin, OriginScheme, Upstream},
     metrics::Limited,
     proxy_protocol::Ends,
@@ -276,6 +277,10 @@ fn answer_of(
 ) -> Result<Answer, OriginError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(OriginError::BadAnswer); // nobody asked for it
+    }
+    // hyper counts those of HTTP/1 itself.
+    if response.headers().len() > limits::ORIGIN_HEADER_FIELDS_MAX {
+        return Err(OriginError::BadAnswer);
     }
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;

@@ -124,11 +124,11 @@ impl Origins {
             let opened = self.connector.open(tenant, target, offer, deadline).await?;
             return self.line(opened, turn).await;
         }
-        // One connection for all who come meanwhile.
+        // One connection for all who come meanwhile; whoever waits for a place keeps those behind it waiting.
         let making = Box::pin(async {
             let _alone = endpoint.connecting.lock().await;
             if freshness == Freshness::Any
-                && let Some(stream) = endpoint.join_http2()
+                && let Some(stream) = endpoint.queue_for_http2().await
             {
                 let address = stream.connection().address;
                 return Ok(Lease::new(Line::Http2(stream), address, true, turn));
@@ -136,13 +136,16 @@ impl Origins {
             let opened = self.connector.open(tenant, target, offer, deadline).await?;
             self.line(opened, turn).await
         });
-        tokio::time::timeout(deadline, making).await.unwrap_or(Err(OriginError::ConnectTimeout))
+        tokio::time::timeout(deadline, making).await.unwrap_or_else(|_| {
+            let busy = endpoint.http2_is_full();
+            Err(if busy { OriginError::Busy } else { OriginError::ConnectTimeout })
+        })
     }
 
     /// A connection that is there already. The guard is asked again, since a grant may have been taken back meanwhile: then
     /// the connection takes no further exchange.
     fn kept(&self, tenant: &TenantState, endpoint: &Endpoint) -> Option<(Line, SocketAddr)> {
-        let (line, address) = match endpoint.take_http1() {
+        let (line, address) = match endpoint.take_http1(clock::now()) {
             Some((sender, address)) => (Line::Http1(sender), address),
             None => {
                 let stream = endpoint.join_http2()?;
@@ -167,7 +170,8 @@ impl Origins {
             endpoint.set_resolved(resolved);
         }
         if http2 {
-            let connection = http2::handshake(stream, address, said).await?;
+            let ended = &endpoint.stream_ended;
+            let connection = http2::handshake(stream, address, said, ended, &self.deadlines).await?;
             let stream = match endpoint.is_clients_own() {
                 true => http2::Http2Stream::begin(&connection),
                 false => endpoint.keep_http2(connection),

@@ -154,3 +154,7 @@ impl fmt::Debug for Lease {
         formatter.debug_struct("Lease").field("address", &self.address).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "pool/tests.rs"]
+mod tests;

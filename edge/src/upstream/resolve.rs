@@ -6,6 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use hickory_resolver::{
@@ -20,12 +21,15 @@ use crate::limits;
 /// One worker's resolver.
 pub struct Names {
     resolver: Resolver<TokioRuntimeProvider>,
+    deadline: Duration,
 }
 
 impl Names {
+    /// `deadline` is for one name; half of it for one try.
+    ///
     /// # Errors
     /// When the resolver cannot be made.
-    pub fn new(servers: &[SocketAddr]) -> io::Result<Self> {
+    pub fn new(servers: &[SocketAddr], deadline: Duration) -> io::Result<Self> {
         let servers = servers.iter().map(|server| {
             let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
                 connection.port = server.port();
@@ -38,15 +42,16 @@ impl Names {
         let options = builder.options_mut();
         options.use_hosts_file = ResolveHosts::Never;
         options.ndots = 0;
-        options.cache_size = limits::DNS_CACHE_NAMES;
+        // A name has two answers: A and AAAA.
+        options.cache_size = 2 * limits::DNS_CACHE_NAMES;
         options.positive_min_ttl = Some(limits::DNS_TTL_MIN);
         options.positive_max_ttl = Some(limits::DNS_TTL_MAX);
         options.negative_min_ttl = Some(limits::DNS_TTL_MIN);
         options.negative_max_ttl = Some(limits::DNS_TTL_MAX);
-        options.timeout = limits::DNS_DEADLINE / 2;
+        options.timeout = deadline / 2;
         options.attempts = 1;
         let resolver = builder.build().map_err(io::Error::other)?;
-        Ok(Self { resolver })
+        Ok(Self { resolver, deadline })
     }
 
     /// The addresses of a name, in the order to try them, and until when they hold.
@@ -56,7 +61,7 @@ impl Names {
     pub async fn resolve(&self, name: &str) -> Result<Resolved, String> {
         // A trailing dot: the name is whole, no search list applies.
         let lookup = self.resolver.lookup_ip(format!("{name}."));
-        let found = tokio::time::timeout(limits::DNS_DEADLINE, Box::pin(lookup)).await;
+        let found = tokio::time::timeout(self.deadline, Box::pin(lookup)).await;
         let found = found.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
         Ok(Resolved {
             addresses: found.iter().take(limits::DNS_ADDRESSES_MAX).collect(),
@@ -93,13 +98,5 @@ impl std::fmt::Debug for Names {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resolv_conf_is_read_as_far_as_it_matters() {
-        let text = "# a comment\nsearch example.org\nnameserver 10.0.0.53\n nameserver 2001:db8::53\nnameserver x\noptions ndots:2\n";
-        let servers: Vec<_> = servers_in(text).map(|server| server.to_string()).collect();
-        assert_eq!(servers, ["10.0.0.53:53", "[2001:db8::53]:53"]);
-    }
-}
+#[path = "resolve/tests.rs"]
+mod tests;

@@ -27,7 +27,7 @@ use crate::{
     http::{
         body::{RequestBody, ResponseSource},
         extended_connect::ExtendedConnect,
-        forwarding,
+        forwarding, goodbye,
     },
     limits,
     live::{Host, TenantShare},
@@ -187,7 +187,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Some(half) = worker.take_half(offer.ticket) else { return };
-    let parts = tokio::time::timeout(limits::ORIGIN_CONNECT_DEADLINE, half.parts).await;
+    let deadlines = &worker.edge.deadlines;
+    let parts = tokio::time::timeout(deadlines.origin_connect, half.parts).await;
     let Ok(Ok((mut origin, first))) = parts else { return };
     if client.write_all(&first).await.is_err() || origin.write_all(&early).await.is_err() {
         return;
@@ -200,8 +201,8 @@ where
     let (mut client_goes_on, mut origin_goes_on) = (true, true);
     while client_goes_on || origin_goes_on {
         let patience = match client_goes_on && origin_goes_on {
-            true => limits::TUNNEL_IDLE_DEADLINE,
-            false => worker.edge.deadlines.tunnel_half_closed,
+            true => deadlines.tunnel_idle,
+            false => deadlines.tunnel_half_closed,
         };
         let passed = tokio::select! {
             _ = &mut cut => break,
@@ -224,11 +225,7 @@ where
             break;
         }
     }
-    let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, async {
-        let _ = client.shutdown().await;
-        let _ = origin.shutdown().await;
-    })
-    .await;
+    tokio::join!(goodbye::say(&mut client, deadlines.goodbye), goodbye::say(&mut origin, deadlines.goodbye));
 }
 
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;

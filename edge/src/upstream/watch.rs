@@ -141,16 +141,16 @@ impl Watched {
     }
 
     pub(super) fn touch(&self) {
-        self.used_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.used_ms.store(self.ms_at(clock::now()), Ordering::Relaxed);
     }
 
     /// How long no request has looked for it.
-    pub(super) fn unused_for(&self) -> Duration {
-        Duration::from_millis(self.now_ms().saturating_sub(self.used_ms.load(Ordering::Relaxed)))
+    pub(super) fn unused_for(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.ms_at(now).saturating_sub(self.used_ms.load(Ordering::Relaxed)))
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(clock::now().duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    fn ms_at(&self, now: Instant) -> u64 {
+        u64::try_from(now.duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -175,3 +175,7 @@ impl fmt::Debug for Watched {
         formatter.debug_struct("Watched").field("unwell", &self.is_unwell()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "watch/tests.rs"]
+pub(in crate::upstream) mod tests;

@@ -273,6 +273,27 @@ fn a_kept_connection_does_not_outlive_the_address_of_its_name() {
     });
 }
 
+/// A tenant's name may have as many addresses as its owner likes, and each costs a connect.
+#[test]
+fn so_many_addresses_of_a_name_are_tried() {
+    on_each_backend(|backend| {
+        let origin = Origin::at("127.0.0.20:0", |_| Reply::Keep(ok("here")));
+        let port = origin.address.port();
+        let dns = Dns::start();
+        let mut edge = TestEdge::with(backend, Setup { resolvers: vec![dns.address], ..Setup::default() });
+        let last = u8::try_from(portico_edge::limits::ORIGIN_ADDRESSES_MAX).unwrap();
+        for (name, dead, status) in [("within", last - 1, 200), ("beyond", last, 502)] {
+            // Nobody listens on those before it.
+            let addresses: Vec<_> =
+                (0..dead).map(|number| [127, 0, 0, 10 + number]).chain([[127, 0, 0, 20]]).collect();
+            dns.set(&format!("{name}.test"), &addresses);
+            let url = format!("http://{name}.test:{port}");
+            let grants = [("127.0.0.0/8", port)];
+            assert_eq!(status_of(&mut edge, &format!("{name}.example"), &url, &grants), status, "{name}");
+        }
+    });
+}
+
 #[test]
 fn names_resolve_and_unknown_ones_are_502() {
     on_each_backend(|backend| {

@@ -164,7 +164,7 @@ fn a_call_that_streams_both_ways_passes_with_its_trailers() {
 #[test]
 fn many_exchanges_share_one_connection_and_keep_to_the_origins_limit() {
     on_each_backend(|backend| {
-        for (streams_max, connections) in [(200, 1), (3, 4)] {
+        for (streams_max, connections) in [(200, 1), (3, 14)] {
             let origin = Echo::start(streams_max, None);
             let edge = origin.edge(backend, |_| ());
             let before = edge.metric("portico_edge_panics_total");

@@ -1,0 +1,42 @@
+use std::time::Duration;
+
+use super::*;
+use crate::upstream::watch::tests::{checked, tenant};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[test]
+fn so_many_checks_run_at_once_and_the_others_have_their_turn() {
+    let (watch, tenant) = (OriginWatch::default(), tenant());
+    let count = u32::try_from(2 * limits::HEALTH_CHECKS_AT_ONCE).expect("it fits");
+    let known: Vec<_> =
+        (0..count).filter_map(|number| watch.of(&tenant, &checked(number, INTERVAL))).collect();
+    let (under_way, start) = (Rc::default(), clock::now());
+    assert!(begin_due(&watch, &under_way, start).is_empty(), "each at its own moment of the first interval");
+    let due = start + INTERVAL;
+    let mut first = begin_due(&watch, &under_way, due);
+    assert_eq!(first.len(), limits::HEALTH_CHECKS_AT_ONCE);
+    assert!(begin_due(&watch, &under_way, due).is_empty(), "no room");
+    first.truncate(limits::HEALTH_CHECKS_AT_ONCE - 3);
+    let next = begin_due(&watch, &under_way, due);
+    assert_eq!(next.len(), 3);
+    drop((first, next));
+    let rest = begin_due(&watch, &under_way, due);
+    assert_eq!(rest.len(), known.len() - limits::HEALTH_CHECKS_AT_ONCE - 3, "those that had none yet");
+}
+
+#[test]
+fn an_origin_that_no_request_looks_for_is_not_checked_and_nothing_is_held_against_it() {
+    let (watch, tenant) = (OriginWatch::default(), tenant());
+    let known = watch.of(&tenant, &checked(0, INTERVAL)).expect("it has a check");
+    let check = known.origin.health_check.clone().expect("it has a check");
+    let used = clock::now();
+    known.touch();
+    assert_eq!(due_since(&known, &check, used), None, "its first moment is still to come");
+    known.set_unwell(true);
+    let wanted = used + limits::HEALTH_UNUSED_AFTER;
+    assert!(due_since(&known, &check, wanted).is_some() && known.is_unwell());
+    let unwanted = clock::now() + limits::HEALTH_UNUSED_AFTER + Duration::from_secs(1);
+    assert_eq!(due_since(&known, &check, unwanted), None);
+    assert!(!known.is_unwell());
+}
