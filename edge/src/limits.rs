@@ -12,12 +12,29 @@ pub struct Deadlines {
     pub doze_after: Duration,
     pub write_stall: Duration,
     pub body_stall: Duration,
+    pub drain_patience: Duration,
+    pub linger: Duration,
+    pub linger_draining: Duration,
+    pub goodbye: Duration,
+    pub connection_age: Duration,
     pub origin_connect: Duration,
     pub origin_first_byte: Duration,
     pub origin_body_stall: Duration,
     pub origin_ejection: Duration,
     pub origin_slow_start: Duration,
     pub tunnel_half_closed: Duration,
+    pub origin_h2_ping_interval: Duration,
+    pub origin_h2_ping: Duration,
+    pub health_answer: Duration,
+    pub tunnel_idle: Duration,
+    pub dns_answer: Duration,
+    pub cache_wait: Duration,
+    pub cache_spare: Duration,
+    pub access_log_finish: Duration,
+    pub h3_close_linger: Duration,
+    pub take_over: Duration,
+    pub take_over_step: Duration,
+    pub catch_up: Duration,
 }
 
 impl Default for Deadlines {
@@ -29,12 +46,29 @@ impl Default for Deadlines {
             doze_after: DOZE_AFTER,
             write_stall: WRITE_STALL_DEADLINE,
             body_stall: BODY_STALL_DEADLINE,
+            drain_patience: DRAIN_PATIENCE,
+            linger: LINGER_DEADLINE,
+            linger_draining: LINGER_DEADLINE_DRAINING,
+            goodbye: CLOSE_DEADLINE,
+            connection_age: CONNECTION_AGE_MAX,
             origin_connect: ORIGIN_CONNECT_DEADLINE,
             origin_first_byte: ORIGIN_FIRST_BYTE_DEADLINE,
             origin_body_stall: ORIGIN_BODY_STALL_DEADLINE,
             origin_ejection: EJECTION_FIRST,
             origin_slow_start: SLOW_START,
             tunnel_half_closed: TUNNEL_HALF_CLOSED_DEADLINE,
+            origin_h2_ping_interval: ORIGIN_H2_PING_INTERVAL,
+            origin_h2_ping: ORIGIN_H2_PING_DEADLINE,
+            health_answer: HEALTH_DEADLINE,
+            tunnel_idle: TUNNEL_IDLE_DEADLINE,
+            dns_answer: DNS_DEADLINE,
+            cache_wait: CACHE_WAIT,
+            cache_spare: CACHE_SPARE,
+            access_log_finish: ACCESS_LOG_FINISH_DEADLINE,
+            h3_close_linger: H3_CLOSE_LINGER,
+            take_over: TAKE_OVER_DEADLINE,
+            take_over_step: TAKE_OVER_STEP_DEADLINE,
+            catch_up: CATCH_UP_DEADLINE,
         }
     }
 }
@@ -149,8 +183,9 @@ pub const HEALTH_TICK: Duration = Duration::from_millis(100);
 pub const HEALTH_CHECKS_AT_ONCE: usize = 64;
 pub const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
 pub const HEALTH_UNUSED_AFTER: Duration = Duration::from_secs(60);
-/// HTTP/2 to origins: connections of one worker for one key, streams on one, and what an origin may send ahead on a stream.
-pub const ORIGIN_H2_CONNECTIONS_PER_KEY_MAX: usize = 4;
+/// HTTP/2 to origins: connections of one worker for one key (another is made where all are full), streams on one, and what
+/// an origin may send ahead on a stream. Requests beyond all of these wait for as long as a connect may take.
+pub const ORIGIN_H2_CONNECTIONS_PER_KEY_MAX: usize = 16;
 pub const ORIGIN_H2_STREAMS_MAX: usize = 64;
 /// Streams before the origin has said how many it takes: what is beyond that would be refused and cost a retry.
 pub const ORIGIN_H2_STREAMS_BEFORE_SETTINGS: usize = 2;
@@ -176,6 +211,7 @@ pub const ORIGIN_ADDRESSES_MAX: usize = 4;
 /// Bounds on how long an answer of the DNS is kept, whatever its TTL says.
 pub const DNS_TTL_MIN: Duration = Duration::from_secs(5);
 pub const DNS_TTL_MAX: Duration = Duration::from_secs(300);
+/// Names whose addresses are kept, each with an answer for either kind of address.
 pub const DNS_CACHE_NAMES: u64 = 10_000;
 pub const DNS_DEADLINE: Duration = Duration::from_secs(5);
 /// Addresses of one name that are remembered; the first ones are tried.
@@ -319,6 +355,8 @@ pub const PREDECESSORS_MAX: usize = 8;
 pub const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(300);
 /// For each answer in the last steps of a hand-over.
 pub const TAKE_OVER_STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a successor waits, before it serves, for what has changed since its files were written.
+pub const CATCH_UP_DEADLINE: Duration = Duration::from_secs(2);
 /// Bytes of one message of a hand-over, and descriptors of one offer: both far above what 256 workers need.
 pub const TAKE_OVER_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 pub const TAKE_OVER_DESCRIPTORS_MAX: usize = 8192;

@@ -24,7 +24,7 @@ use crate::{
     admin::{self, Source},
     clock,
     config::{Config, Mode},
-    control::{ControlSwitch, EdgeStatus, UsageEnd, limits::CATCH_UP_DEADLINE},
+    control::{ControlSwitch, EdgeStatus, UsageEnd},
     drain::DrainSwitch,
     handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
     limits,
@@ -94,13 +94,13 @@ impl Service {
         Some(RunningControl { switch, caught_up, shutdown, usage_end: Some(usage_end) })
     }
 
-    /// Waits a moment until what changed since the last good state has come.
-    pub fn catch_up(&self, control: Option<&RunningControl>) {
+    /// Waits, no longer than `within`, until what changed since the last good state has come.
+    pub fn catch_up(&self, control: Option<&RunningControl>, within: Duration) {
         let Some(control) = control else { return };
         let mut caught_up = control.caught_up.clone();
         self.block_on(async {
             let waiting = caught_up.wait_for(|caught_up| *caught_up);
-            if tokio::time::timeout(CATCH_UP_DEADLINE, waiting).await.is_err() {
+            if tokio::time::timeout(within, waiting).await.is_err() {
                 tracing::warn!("the control plane is slow; serving what was there");
             }
         });
@@ -427,4 +427,33 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a control plane that says nothing until `says`.
+    fn control(says: watch::Receiver<bool>) -> RunningControl {
+        let (switch, shutdown) = (ControlSwitch::to_nobody(), CancellationToken::new());
+        RunningControl { switch, caught_up: says, shutdown, usage_end: None }
+    }
+
+    #[test]
+    fn a_successor_waits_for_a_silent_control_plane_no_longer_than_was_said() {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (service, (told, says)) = (Service::new().expect("a runtime"), watch::channel(false));
+            let control = control(says);
+            service.catch_up(Some(&control), Duration::from_millis(10));
+            ended.send(()).expect("the test waits");
+            told.send_replace(true);
+            // What only a failure takes.
+            service.catch_up(Some(&control), Duration::from_secs(600));
+            ended.send(()).expect("the test waits");
+        });
+        for what in ["it serves without", "it serves as soon as it may"] {
+            assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "{what}");
+        }
+    }
 }

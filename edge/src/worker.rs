@@ -61,7 +61,7 @@ pub fn run(edge: Arc<Edge>, index: usize, listeners: Vec<BoundListener>) -> io::
 
 impl Worker {
     fn new(edge: Arc<Edge>, index: usize) -> io::Result<Self> {
-        let names = Names::new(&edge.resolvers)?;
+        let names = Names::new(&edge.resolvers, edge.deadlines.dns_answer)?;
         let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
         let tls = edge.origin_tls.clone();
         let (metrics, watch) = (Arc::clone(&edge.metrics), Arc::clone(&edge.origin_watch));

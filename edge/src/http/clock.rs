@@ -1,7 +1,10 @@
 //! What a connection is waiting for, and since when. One timer per connection looks here when it fires; nothing is armed
 //! or disarmed per request.
 
-use std::{cell::Cell, time::Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use super::framing::FramingFault;
 use crate::{
@@ -12,7 +15,7 @@ use crate::{
 /// Shared by a connection's stream, its exchanges and its timer; lives on one worker.
 #[derive(Debug)]
 pub struct ConnectionClock {
-    deadlines: Deadlines,
+    deadlines: OwnDeadlines,
     opened: Instant,
     exchanges: Cell<u64>,
     open_exchanges: Cell<u32>,
@@ -38,6 +41,26 @@ pub struct ConnectionClock {
     abusive: Cell<bool>,
 }
 
+/// Those of the edge's limits in time that a connection asks for; every idle connection holds them.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnDeadlines {
+    pub handshake: Duration,
+    pub header: Duration,
+    pub idle: Duration,
+    pub doze_after: Duration,
+    pub write_stall: Duration,
+    pub drain_patience: Duration,
+    pub connection_age: Duration,
+}
+
+impl From<Deadlines> for OwnDeadlines {
+    fn from(all: Deadlines) -> Self {
+        let Deadlines { handshake, header, idle, doze_after, write_stall, .. } = all;
+        let Deadlines { drain_patience, connection_age, .. } = all;
+        Self { handshake, header, idle, doze_after, write_stall, drain_patience, connection_age }
+    }
+}
+
 /// Which limit ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expired {
@@ -55,7 +78,7 @@ impl ConnectionClock {
     pub fn new(deadlines: Deadlines) -> Self {
         let now = clock::now();
         Self {
-            deadlines,
+            deadlines: deadlines.into(),
             opened: now,
             exchanges: Cell::new(0),
             open_exchanges: Cell::new(0),
@@ -79,7 +102,7 @@ impl ConnectionClock {
         self.open_exchanges.set(self.open_exchanges.get() + 1);
         self.exchanges.set(self.exchanges.get() + 1);
         let goes_on = self.exchanges.get() < limits::EXCHANGES_PER_CONNECTION_MAX
-            && clock::now().duration_since(self.opened) < limits::CONNECTION_AGE_MAX;
+            && clock::now().duration_since(self.opened) < self.deadlines.connection_age;
         self.had_enough.set(!goes_on);
         goes_on
     }
@@ -91,7 +114,10 @@ impl ConnectionClock {
 
     /// The client gave a request up. One that does so again and again makes us work for nothing (CVE-2023-44487).
     pub fn request_given_up(&self) {
-        let now = clock::now();
+        self.request_given_up_at(clock::now());
+    }
+
+    fn request_given_up_at(&self, now: Instant) {
         let (count, since) = self.given_up.get();
         let (count, since) =
             if now.duration_since(since) < limits::GIVEN_UP_WINDOW { (count + 1, since) } else { (1, now) };
@@ -137,7 +163,7 @@ impl ConnectionClock {
         is_quiet.then(|| self.idle_since.get())
     }
 
-    pub fn deadlines(&self) -> Deadlines {
+    pub fn deadlines(&self) -> OwnDeadlines {
         self.deadlines
     }
 
@@ -293,6 +319,18 @@ mod tests {
         assert!(!clock.is_abusive());
         clock.request_given_up();
         assert!(clock.is_abusive());
+    }
+
+    #[test]
+    fn what_was_given_up_before_the_window_is_forgotten() {
+        let clock = ConnectionClock::new(Deadlines::default());
+        let start = clock.opened;
+        let give_up = |times: u32, at: Instant| (0..times).for_each(|_| clock.request_given_up_at(at));
+        give_up(limits::GIVEN_UP_MAX - 1, start);
+        give_up(limits::GIVEN_UP_MAX - 1, start + limits::GIVEN_UP_WINDOW);
+        assert!(!clock.is_abusive(), "a new window has begun");
+        give_up(1, start + 2 * limits::GIVEN_UP_WINDOW - Duration::from_millis(1));
+        assert!(clock.is_abusive(), "the window is as long as it says");
     }
 
     #[test]

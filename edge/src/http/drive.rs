@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::clock::{ConnectionClock, Expired};
-use crate::{clock, drain::LocalDrain, limits};
+use crate::{clock, drain::LocalDrain};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +64,8 @@ pub(super) async fn drive<C, E: fmt::Display>(
             // The next answer will say `close` by itself.
             if clock.exchanges() == 0 || farewell == Farewell::WithAnswer {
                 let Some(quiet_since) = clock.quiet_since() else { break };
-                let patience_ends =
-                    drain.begun_at().unwrap_or(quiet_since).max(quiet_since) + limits::DRAIN_PATIENCE;
+                let patience_ends = drain.begun_at().unwrap_or(quiet_since).max(quiet_since)
+                    + clock.deadlines().drain_patience;
                 if clock::now() < patience_ends {
                     if armed > patience_ends {
                         armed = patience_ends;

@@ -11,12 +11,13 @@ use std::{
 use bytes::Bytes;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     body::{RequestBody, ResponseBody},
     clock::Expired,
     drive::{Ended, Farewell, drive},
+    goodbye,
     guarded_io::GuardedIo,
 };
 use crate::{
@@ -64,11 +65,11 @@ where
     if let Some(offer) = tunnel.take() {
         Box::pin(tunnel::run(stream, early, offer, &context.worker)).await;
     } else if !matches!(ended, Ended::Expired(_)) {
-        // close_notify or FIN; the peer may be gone, and nobody waits for it.
-        let _ = tokio::time::timeout(limits::CLOSE_DEADLINE, stream.shutdown()).await;
+        let deadlines = &context.worker.edge.deadlines;
+        goodbye::say(&mut stream, deadlines.goodbye).await;
         let draining = context.worker.drain.is_begun();
-        let patience = if draining { limits::LINGER_DEADLINE_DRAINING } else { limits::LINGER_DEADLINE };
-        let _ = tokio::time::timeout(patience, Box::pin(discard(stream))).await;
+        let patience = if draining { deadlines.linger_draining } else { deadlines.linger };
+        Box::pin(goodbye::discard(stream, patience)).await;
     }
     ended
 }
@@ -128,18 +129,6 @@ where
     )
     .await;
     if ended == Ended::Done && io.has_ahead() { None } else { Some(ended) }
-}
-
-/// Reads until the client closes. A socket closed over unread bytes is reset, and the reset overtakes our last answer.
-async fn discard<S: AsyncRead + Unpin>(mut stream: S) {
-    let mut buffer = [0; 4096];
-    let mut left = limits::LINGER_BYTES_MAX;
-    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        left = left.saturating_sub(count);
-        if left == 0 {
-            return;
-        }
-    }
 }
 
 fn answer(

@@ -10,6 +10,7 @@ pub mod forwarding;
 mod frame_budget;
 pub mod framing;
 mod gathered_io;
+pub(crate) mod goodbye;
 pub mod guarded_io;
 pub mod h1;
 pub mod h2;

@@ -28,6 +28,15 @@ fn defaults_let_a_large_network_behind_one_address_pass_and_end_somewhere() {
 }
 
 #[test]
+fn after_its_burst_an_address_has_the_rate_of_the_defaults() {
+    let rate = SourceLimits::default().handshakes.expect("there is one");
+    let (meter, start) = (Meter::default(), Duration::from_secs(1));
+    let taken = |now| (0..1_000_000).take_while(|_| meter.take(rate, now).is_ok()).count() as u64;
+    assert_eq!(taken(start), limits::SOURCE_HANDSHAKES_BURST);
+    assert_eq!(taken(start + Duration::from_secs(1)), limits::SOURCE_HANDSHAKES_PER_SECOND);
+}
+
+#[test]
 fn an_ipv6_customer_is_one_source_and_a_mapped_address_is_its_ipv4_one() {
     let limits = SourceLimits { connections: Some(1), ..SourceLimits::none() };
     let sources = sources(limits);

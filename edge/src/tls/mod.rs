@@ -13,11 +13,11 @@ mod configs;
 mod hello;
 mod tickets;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use portico_cert_store::{Credential, DomainName, TlsPolicy, UnixTime};
 use rustls::{AlertDescription, HandshakeKind, ServerConfig, server::Acceptor, sign::CertifiedKey};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 pub(crate) use asking::Asking;
@@ -29,6 +29,7 @@ pub use tickets::{TICKET_KEY_SECONDS, TicketSecret, Tickets};
 
 use crate::{
     clock,
+    http::goodbye,
     io::Stream,
     limits,
     live::{ClientAuth, Live, UnknownSni},
@@ -139,7 +140,7 @@ pub struct Accepted {
 pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
     let metrics = &edge.metrics;
     let started = clock::now();
-    let handshake = Box::pin(handshake(stream, &edge.live, &edge.tls));
+    let handshake = Box::pin(handshake(stream, edge));
     let result = match tokio::time::timeout(edge.deadlines.handshake, handshake).await {
         Ok(result) => result,
         Err(_) => Err(HandshakeEnd::TimedOut),
@@ -157,11 +158,8 @@ pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
     }
 }
 
-async fn handshake(
-    mut stream: Stream,
-    live: &Live,
-    configs: &TlsConfigs,
-) -> Result<Box<Accepted>, HandshakeEnd> {
+async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, HandshakeEnd> {
+    let (live, configs) = (&edge.live, &edge.tls);
     stream.set_read_budget(Some(limits::CLIENT_HELLO_BYTES_MAX));
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(failed)?;
     // The rest of the handshake is bounded by rustls and the deadline. A client's first request may come with its last
@@ -185,7 +183,7 @@ async fn handshake(
         Err((error, stream)) => {
             let end = failed(error);
             if matches!(end, HandshakeEnd::ClientCertificate) {
-                linger(stream).await;
+                linger(stream, edge.deadlines.linger).await;
             }
             return Err(end);
         }
@@ -211,14 +209,10 @@ fn failed(error: io::Error) -> HandshakeEnd {
 
 /// With TLS 1.3 a client sends its first request before it hears that its certificate is refused. Closing on unread bytes
 /// would be a reset, which can overtake the alert that tells why.
-async fn linger(mut stream: Stream) {
-    if stream.shutdown().await.is_err() {
-        return;
+async fn linger(mut stream: Stream, within: Duration) {
+    if stream.shutdown().await.is_ok() {
+        Box::pin(goodbye::discard(stream, within)).await;
     }
-    stream.set_read_budget(Some(limits::LINGER_BYTES_MAX));
-    let mut ignored = [0; 4096];
-    let reading = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
-    let _closed = tokio::time::timeout(limits::LINGER_DEADLINE, reading).await;
 }
 
 /// Writes a fatal alert before the handshake has begun (rustls itself could only say access_denied), then closes.

@@ -240,6 +240,38 @@ fn tunnels_of_one_connection_are_bounded_and_give_their_place_back() {
     });
 }
 
+#[test]
+fn a_tunnel_in_which_nobody_says_anything_ends_on_both_sides() {
+    on_each_backend(|backend| {
+        let (told, ended) = std::sync::mpsc::channel();
+        let told = std::sync::Mutex::new(told);
+        let origin = Origin::start(move |message| {
+            let (accept, told) = (accept_of(message), told.lock().unwrap().clone());
+            Reply::Take(Box::new(move |mut stream| {
+                let head = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: {accept}\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).unwrap();
+                told.send(stream.read_to_end(&mut Vec::new()).unwrap()).unwrap();
+            }))
+        });
+        let deadlines =
+            limits::Deadlines { tunnel_idle: crate::endings::SHORT, ..limits::Deadlines::default() };
+        let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
+        let route = proxy_to(&origin.url());
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+        let mut client = https(edge.https, HOST);
+        client.send(format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ));
+        assert_eq!(client.answer().status, 101);
+        assert!(client.closes());
+        assert_eq!(ended.recv_timeout(crate::harness::PATIENCE), Ok(0), "the origin's side too");
+    });
+}
+
 const CLIENT: &str = r#"
 import asyncio, ssl, sys, websockets
 async def main():

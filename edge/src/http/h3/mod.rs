@@ -13,6 +13,7 @@ mod pseudo;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use ::h3::error::Code;
 use ::h3::server;
@@ -88,7 +89,8 @@ async fn accept(
             context.clock.earliest().unwrap_or_else(|| clock::now() + context.clock.deadlines().idle);
         // A connection without an exchange yet is about to bring its first one.
         let patience_ends = drain.begun_at().filter(|_| context.clock.exchanges() == 0).map(|begun_at| {
-            context.clock.quiet_since().map_or(begun_at, |since| begun_at.max(since)) + limits::DRAIN_PATIENCE
+            let quiet_since = context.clock.quiet_since().map_or(begun_at, |since| begun_at.max(since));
+            quiet_since + context.clock.deadlines().drain_patience
         });
         let draining = async {
             match patience_ends {
@@ -105,7 +107,7 @@ async fn accept(
                     if context.clock.is_abusive() {
                         return Next::Ended(Ended::Failed);
                     }
-                    if context.clock.exchanges() >= limits::EXCHANGES_PER_CONNECTION_MAX {
+                    if context.clock.has_had_enough() {
                         return Next::Finish;
                     }
                 }
@@ -119,8 +121,14 @@ async fn accept(
             () = draining => if patience_ends.is_some() || context.clock.exchanges() > 0 {
                 return Next::Finish;
             },
-            () = exchanges.ended.notified() => if context.clock.is_abusive() {
-                return Next::Ended(Ended::Failed);
+            // A request counts from when its head is read, so its connection is looked at again.
+            () = exchanges.ended.notified() => {
+                if context.clock.is_abusive() {
+                    return Next::Ended(Ended::Failed);
+                }
+                if context.clock.has_had_enough() {
+                    return Next::Finish;
+                }
             },
             () = tokio::time::sleep_until(look_at.into()) => {
                 if let Err(expired) = context.clock.check(clock::now()) {
@@ -148,8 +156,7 @@ async fn finish(
     if h3.shutdown(REQUESTS_UNDER_WAY_MAX).await.is_err() {
         return Ended::Failed;
     }
-    let round_trips = (3 * connection.rtt()).clamp(limits::H3_GOAWAY_WAIT_MIN, limits::H3_GOAWAY_WAIT_MAX);
-    let ends = clock::now() + round_trips;
+    let ends = clock::now() + goaway_wait(connection.rtt());
     loop {
         tokio::select! {
             biased;
@@ -181,11 +188,17 @@ async fn finish(
         }
     }
     // Closing at once would drop bytes that were not acknowledged yet.
-    let linger = tokio::time::timeout(limits::H3_CLOSE_LINGER, connection.closed());
+    let linger = context.worker.edge.deadlines.h3_close_linger;
+    let linger = tokio::time::timeout(linger, connection.closed());
     if linger.await.is_err() {
         tracing::trace!("a client keeps its connection after GOAWAY");
     }
     Ended::Done
+}
+
+/// For what the client has sent before it hears of the end: three round trips, within bounds.
+fn goaway_wait(round_trip: Duration) -> Duration {
+    (3 * round_trip).clamp(limits::H3_GOAWAY_WAIT_MIN, limits::H3_GOAWAY_WAIT_MAX)
 }
 
 /// Beyond what a client can have sent before it hears of the end.
@@ -194,4 +207,17 @@ const REQUESTS_UNDER_WAY_MAX: usize = 1 << 20;
 fn close_code(context: &ConnectionContext) -> u32 {
     let code = if context.clock.is_abusive() { Code::H3_EXCESSIVE_LOAD } else { Code::H3_NO_ERROR };
     u32::try_from(code.value()).unwrap_or(0x102)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_after_goaway_follows_the_round_trip_within_its_bounds() {
+        assert_eq!(goaway_wait(Duration::ZERO), limits::H3_GOAWAY_WAIT_MIN);
+        assert_eq!(goaway_wait(Duration::from_millis(200)), Duration::from_millis(600));
+        assert_eq!(goaway_wait(Duration::from_secs(3600)), limits::H3_GOAWAY_WAIT_MAX);
+        assert!(limits::H3_GOAWAY_WAIT_MAX < Duration::from_secs(10), "a drain waits for it");
+    }
 }

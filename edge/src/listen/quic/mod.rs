@@ -342,13 +342,7 @@ fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint
     let tag = process.tag;
     config.cid_generator(move || Box::new(SlotIds::new(slot, slots, tag)));
     let crypto = SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?;
-    let mut server = ServerConfig::new(Arc::new(crypto), Arc::clone(&process.token));
-    server
-        .transport_config(Arc::new(transport(worker.edge.deadlines.idle)))
-        .retry_token_lifetime(limits::QUIC_RETRY_TOKEN_LIFE)
-        .max_incoming(limits::QUIC_INCOMING_MAX)
-        .incoming_buffer_size(limits::QUIC_INCOMING_BYTES)
-        .incoming_buffer_size_total(limits::QUIC_INCOMING_BYTES_TOTAL);
+    let server = server_config(Arc::new(crypto), Arc::clone(&process.token), worker.edge.deadlines.idle);
     let metrics = &worker.edge.metrics;
     let counts = SteeringCounts {
         forwarded: metrics.quic_forwarded.clone(),
@@ -357,6 +351,21 @@ fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint
     let kernel = TokioRuntime.wrap_udp_socket(socket)?;
     let socket = SteeredSocket::new(kernel, gate, predecessors, counts);
     quinn::Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), Arc::new(TokioRuntime))
+}
+
+fn server_config(
+    crypto: Arc<dyn quinn::crypto::ServerConfig>,
+    token: Arc<dyn quinn::crypto::HandshakeTokenKey>,
+    idle: Duration,
+) -> ServerConfig {
+    let mut server = ServerConfig::new(crypto, token);
+    server
+        .transport_config(Arc::new(transport(idle)))
+        .retry_token_lifetime(limits::QUIC_RETRY_TOKEN_LIFE)
+        .max_incoming(limits::QUIC_INCOMING_MAX)
+        .incoming_buffer_size(limits::QUIC_INCOMING_BYTES)
+        .incoming_buffer_size_total(limits::QUIC_INCOMING_BYTES_TOTAL);
+    server
 }
 
 fn transport(idle: Duration) -> TransportConfig {
@@ -448,3 +457,6 @@ impl std::fmt::Debug for QuicProcess {
         f.debug_struct("QuicProcess").field("tag", &self.tag).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
