@@ -258,3 +258,50 @@ fn challenges() {
     assert!(!set(TOKEN_BYTES_MIN - 1, 43) && !set(TOKEN_BYTES_MAX + 1, 43));
     assert!(!set(TOKEN_BYTES_MIN, KEY_AUTHORIZATION_BYTES_MAX - TOKEN_BYTES_MIN));
 }
+
+/// Of keys with long chains, so that it takes few of them.
+#[test]
+fn parsed_keys_take_no_more_than_the_caches_bytes() {
+    use portico_cert_store::{
+        CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX, CellKeys, CertificateChain, ChainInterner, Credential,
+        CredentialId, CredentialParts, GroupId, PrivateKey, SealContext,
+    };
+    use portico_edge::limits::KEY_CACHE_BYTES;
+
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let certificate = |padding: usize| {
+        let mut params = rcgen::CertificateParams::new(vec!["www.shop.example".to_owned()]).unwrap();
+        let padding =
+            rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![0; padding]);
+        params.custom_extensions.push(padding);
+        params.self_signed(&key).unwrap().der().clone()
+    };
+    let chain: Vec<_> = (0..CHAIN_LENGTH_MAX).map(|_| certificate(CERTIFICATE_BYTES_MAX - 1024)).collect();
+    let chain = CertificateChain::parse_der(chain).unwrap();
+    let spki_sha256 = chain.facts().spki_sha256;
+    let private = PrivateKey::from_pkcs8_der(&key.serialize_der()).unwrap();
+    let (cell, cell_keys, interner) = (cell(), CellKeys::new(), ChainInterner::new());
+    cell_keys.add(fleet::cell_key(1));
+    let (live, _publisher) = portico_edge::live::Live::new(8, KEY_CACHE_BYTES, cell_keys);
+    let each = (CHAIN_LENGTH_MAX * (CERTIFICATE_BYTES_MAX - 1024)) as u64;
+    for _ in 0..2 * KEY_CACHE_BYTES / each {
+        let id = CredentialId::generate();
+        let context =
+            SealContext { cell: &cell, epoch: 1, key_tenant: "operator", credential: id, spki_sha256 };
+        let parts = CredentialParts {
+            id,
+            lineage: LineageId::generate(),
+            group: GroupId::generate(),
+            cell: cell.clone(),
+            cell_key_epoch: 1,
+            key_tenant: "operator".into(),
+            spki_sha256,
+            chain: chain.clone(),
+            sealed_key: fleet::cell_key(1).seal(&private, &context).unwrap(),
+        };
+        let credential = Credential::new(parts, &interner).unwrap();
+        live.keys.certified_key(&credential).unwrap();
+    }
+    let held = live.keys.weighted_bytes();
+    assert!(held <= KEY_CACHE_BYTES && held > KEY_CACHE_BYTES / 2, "{held}");
+}

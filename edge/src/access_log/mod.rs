@@ -175,11 +175,10 @@ impl AccessLog {
 }
 
 impl AccessLogWriter {
-    /// Waits until every line is written, for at most [`limits::ACCESS_LOG_FINISH_DEADLINE`]. All [`AccessLog`]s must be
-    /// gone.
-    pub fn finish(mut self) {
+    /// Waits until every line is written, for at most `within`. All [`AccessLog`]s must be gone.
+    pub fn finish(mut self, within: Duration) {
         let Some(thread) = self.thread.take() else { return };
-        let deadline = clock::now() + limits::ACCESS_LOG_FINISH_DEADLINE;
+        let deadline = clock::now() + within;
         while !thread.is_finished() {
             if clock::now() >= deadline {
                 tracing::warn!("access log: its last lines could not be written in time");

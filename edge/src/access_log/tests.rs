@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{AccessLogTarget, LogFormat};
 use crate::http::visitor::Unique;
 
 fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
@@ -73,6 +74,27 @@ fn a_field_has_an_end() {
         let longest = line.split(|letter| letter != 'x').map(str::len).max();
         assert_eq!(longest, Some(limits::ACCESS_LOG_FIELD_BYTES_MAX));
     }
+}
+
+/// A pipe that nobody reads is full after 64 KiB, and its writer waits for ever.
+#[test]
+fn a_log_that_nobody_reads_does_not_keep_the_edge_from_ending() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let config = AccessLogConfig { target: AccessLogTarget::File(path), format: LogFormat::Json };
+    let (log, writer) =
+        AccessLog::open(&config, &Privacy::default(), Arc::new(Metrics::register())).unwrap();
+    for _ in 0..1000 {
+        log.write(record(&"a".repeat(limits::ACCESS_LOG_FIELD_BYTES_MAX), b"").into());
+    }
+    drop(log);
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        writer.finish(Duration::from_millis(20));
+        ended.send(()).unwrap();
+    });
+    assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "it waits for a reader");
 }
 
 proptest! {

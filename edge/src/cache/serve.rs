@@ -26,7 +26,7 @@ use crate::{
         body::{OriginBody, RequestBody, ResponseSource},
         visitor::Visitor,
     },
-    limits,
+    limits::{self, Deadlines},
     live::{Host, Route, Upstream},
     upstream::{self, Forwarding},
 };
@@ -191,6 +191,10 @@ impl Exchange {
         self.alone(None).await
     }
 
+    fn deadlines(&self) -> &Deadlines {
+        &self.context.worker.edge.deadlines
+    }
+
     fn find(&self) -> Option<Arc<Stored>> {
         self.cache.store.find(&self.key, |stored| {
             (stored.life.shared || !self.facts.authorization)
@@ -252,7 +256,7 @@ impl Exchange {
         if let Some(stored) = found.filter(|_| is_failure(&answer)) {
             let now = clock::now();
             if stored.serves_for_error(now) {
-                stored.spare(now + limits::CACHE_SPARE);
+                stored.spare(now + self.deadlines().cache_spare);
                 return Ok(self.stale(&stored, now, "stale-if-error"));
             }
         }
@@ -261,7 +265,7 @@ impl Exchange {
     }
 
     async fn wait(&self, mut waiting: Waiting) -> Waited {
-        let progress = tokio::time::timeout(limits::CACHE_WAIT, waiting.outcome()).await;
+        let progress = tokio::time::timeout(self.deadlines().cache_wait, waiting.outcome()).await;
         match progress {
             Ok(Progress::Filling(filling)) => match self.read_along(&filling) {
                 Some(answer) => Waited::Answer(Box::new(answer)),
@@ -292,7 +296,7 @@ impl Exchange {
         let Some(stale) = stale else { return Ok(self.keep(leading, answer, timing)) };
         let now = timing.received;
         if is_failure(&answer) && stale.serves_for_error(now) {
-            stale.spare(now + limits::CACHE_SPARE);
+            stale.spare(now + self.deadlines().cache_spare);
             leading.uncacheable();
             return Ok(self.stale(&stale, now, "stale-if-error"));
         }
@@ -549,3 +553,7 @@ fn date(headers: &mut HeaderMap) {
         headers.insert(header::DATE, value);
     }
 }
+
+#[cfg(test)]
+#[path = "serve/tests.rs"]
+mod tests;

@@ -89,6 +89,22 @@ impl Shared {
         Ok(Self { listeners, process: Arc::clone(process), metrics })
     }
 
+    /// We, and those before us that still have connections.
+    fn generations(&self) -> Result<Vec<ProcessTag>, Failed> {
+        let mut tags = vec![self.process.tag];
+        let sockets = self.listeners.iter().flatten().flat_map(|bound| &bound.quic);
+        for predecessor in sockets.flat_map(|socket| socket.predecessors().iter()) {
+            if !tags.contains(&predecessor.tag) && predecessor.channels.iter().any(Channel::is_open) {
+                tags.push(predecessor.tag);
+            }
+        }
+        if tags.len() > limits::PREDECESSORS_MAX {
+            let text = format!("{} predecessors still drain; try again when one has ended", tags.len() - 1);
+            return Err(Failed::Refused(text));
+        }
+        Ok(tags)
+    }
+
     /// In the order of slots.
     fn slots(group: &[BoundListener]) -> Vec<&QuicSocket> {
         let mut slots: Vec<_> = group.iter().flat_map(|bound| &bound.quic).collect();
@@ -121,7 +137,7 @@ pub async fn serve(listener: UnixListener, giver: Rc<Giver>) {
 impl Giver {
     async fn give(&self, stream: &mut UnixStream) -> Result<(), Failed> {
         let Wish::TakeOver { version, build } =
-            wire::read_async(stream, limits::TAKE_OVER_STEP_DEADLINE).await?
+            wire::read_async(stream, self.edge.deadlines.take_over_step).await?
         else {
             return Err(Failed::Protocol);
         };
@@ -149,14 +165,14 @@ impl Giver {
 
     async fn give_sockets(&self, stream: &mut UnixStream) -> Result<(), Failed> {
         let ends = self.offer(stream).await?;
-        let Wish::Ready = wire::read_async(stream, limits::TAKE_OVER_DEADLINE).await? else {
+        let Wish::Ready = wire::read_async(stream, self.edge.deadlines.take_over).await? else {
             return Err(Failed::Protocol);
         };
         if let Some(control) = &self.control {
             control.rest().await;
         }
         wire::write_async(stream, &Answer::Yours).await?;
-        let Wish::Begin(kept) = wire::read_async(stream, limits::TAKE_OVER_STEP_DEADLINE).await? else {
+        let Wish::Begin(kept) = wire::read_async(stream, self.edge.deadlines.take_over_step).await? else {
             return Err(Failed::Protocol);
         };
         let _steps = self.last_steps.lock().await;
@@ -165,7 +181,7 @@ impl Giver {
             socket.gate().close();
         }
         wire::write_async(stream, &Answer::Go).await?;
-        let Wish::Serving = wire::read_async(stream, limits::TAKE_OVER_STEP_DEADLINE).await? else {
+        let Wish::Serving = wire::read_async(stream, self.edge.deadlines.take_over_step).await? else {
             return Err(Failed::Protocol);
         };
         let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
@@ -218,7 +234,7 @@ impl Giver {
             new.push(channels);
             ends.channels.push((group[0].config.address, theirs));
         }
-        let generations = self.generations()?;
+        let generations = self.shared.generations()?;
         let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
         let mut listeners = Vec::new();
         for (group, channels) in self.shared.listeners.iter().zip(&new) {
@@ -236,22 +252,6 @@ impl Giver {
         wire::write_async(stream, &Answer::Offer(Box::new(offer))).await?;
         wire::send_descriptors(stream, &descriptors).await?;
         Ok(ends)
-    }
-
-    /// We, and those before us that still have connections.
-    fn generations(&self) -> Result<Vec<ProcessTag>, Failed> {
-        let mut tags = vec![self.shared.process.tag];
-        let sockets = self.shared.listeners.iter().flatten().flat_map(|bound| &bound.quic);
-        for predecessor in sockets.flat_map(|socket| socket.predecessors().iter()) {
-            if !tags.contains(&predecessor.tag) && predecessor.channels.iter().any(Channel::is_open) {
-                tags.push(predecessor.tag);
-            }
-        }
-        if tags.len() > limits::PREDECESSORS_MAX {
-            let text = format!("{} predecessors still drain; try again when one has ended", tags.len() - 1);
-            return Err(Failed::Refused(text));
-        }
-        Ok(tags)
     }
 }
 
@@ -294,3 +294,6 @@ impl std::fmt::Debug for Giver {
         formatter.debug_struct("Giver").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,3 +127,42 @@ fn checked(length: [u8; 4]) -> io::Result<usize> {
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What only a failure takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_message_is_read_up_to_its_bound() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let text = "x".repeat(limits::TAKE_OVER_MESSAGE_BYTES_MAX - 2); // and two quotes
+        let sent = text.clone();
+        let sending = std::thread::spawn(move || {
+            write(&mut theirs, &sent).expect("somebody reads");
+            theirs
+        });
+        assert_eq!(read::<String>(&mut ours, LONG).expect("the bound itself"), text);
+        let mut theirs = sending.join().expect("it was sent");
+        // Whoever would read on waits for what never comes.
+        let length = u32::try_from(limits::TAKE_OVER_MESSAGE_BYTES_MAX + 1).expect("it fits");
+        theirs.write_all(&length.to_be_bytes()).expect("somebody reads");
+        let refused = read::<String>(&mut ours, LONG).expect_err("one byte more");
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn an_offer_has_so_many_descriptors() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let refused = receive_descriptors(&ours, limits::TAKE_OVER_DESCRIPTORS_MAX + 1);
+        let text = refused.expect_err("one too many").to_string();
+        assert!(text.contains("too many descriptors"), "{text}");
+        // As many as are allowed are waited for.
+        drop(theirs);
+        let text =
+            receive_descriptors(&ours, limits::TAKE_OVER_DESCRIPTORS_MAX).expect_err("none came").to_string();
+        assert!(text.contains("fewer descriptors than were offered"), "{text}");
+    }
+}

@@ -12,21 +12,21 @@ use crate::client::Answer;
 use crate::harness::{Setup, on_each_backend, wait_until};
 use crate::origin::{Message, Reply};
 
-const FRESH: &str = "Cache-Control: max-age=60";
+pub(super) const FRESH: &str = "Cache-Control: max-age=60";
 /// Kept, and stale from the first moment.
 const STALE: [&str; 2] = ["Cache-Control: max-age=60", "Age: 60"];
 
 /// Holds an origin's answers back until it is told.
 #[derive(Clone)]
-struct Gate(Arc<Mutex<Receiver<()>>>);
+pub(super) struct Gate(Arc<Mutex<Receiver<()>>>);
 
 impl Gate {
-    fn new() -> (Sender<()>, Self) {
+    pub(super) fn new() -> (Sender<()>, Self) {
         let (open, wait) = channel();
         (open, Self(Arc::new(Mutex::new(wait))))
     }
 
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         let _open = self.0.lock().unwrap().recv();
     }
 }
@@ -41,7 +41,7 @@ fn crowd(shop: &Shop, count: usize, path: &'static str) -> Vec<std::thread::Join
         .collect()
 }
 
-fn wait_for_waiters(shop: &Shop, count: usize) {
+pub(super) fn wait_for_waiters(shop: &Shop, count: usize) {
     wait_until("all others wait", || shop.edge.edge.cache.waiting() == count);
 }
 

@@ -5,6 +5,7 @@ mod keeping;
 mod never;
 mod purging;
 mod sharing;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
