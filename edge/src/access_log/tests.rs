@@ -83,15 +83,16 @@ fn a_log_that_nobody_reads_does_not_keep_the_edge_from_ending() {
     let path = folder.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
     let config = AccessLogConfig { target: AccessLogTarget::File(path), format: LogFormat::Json };
-    let (log, writer) =
-        AccessLog::open(&config, &Privacy::default(), Arc::new(Metrics::register())).unwrap();
+    let (log, writer) = AccessLog::open(&config, &Privacy::default(), Arc::new(Metrics::register())).unwrap();
     for _ in 0..1000 {
         log.write(record(&"a".repeat(limits::ACCESS_LOG_FIELD_BYTES_MAX), b"").into());
     }
     drop(log);
+    let deadlines =
+        limits::Deadlines { access_log_finish: Duration::from_millis(20), ..limits::Deadlines::default() };
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        writer.finish(Duration::from_millis(20));
+        writer.finish(deadlines.access_log_finish);
         ended.send(()).unwrap();
     });
     assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "it waits for a reader");
