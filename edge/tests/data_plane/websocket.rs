@@ -256,8 +256,7 @@ fn a_tunnel_in_which_nobody_says_anything_ends_on_both_sides() {
                 told.send(stream.read_to_end(&mut Vec::new()).unwrap()).unwrap();
             }))
         });
-        let deadlines =
-            limits::Deadlines { tunnel_idle: crate::endings::SHORT, ..limits::Deadlines::default() };
+        let deadlines = Deadlines { tunnel_idle: crate::endings::SHORT, ..Deadlines::default() };
         let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
         let route = proxy_to(&origin.url());
         edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
