@@ -6,7 +6,7 @@ use crate::upstream::{origins::http1_builder, watch::tests::numbered};
 const MOMENT: Duration = Duration::from_millis(1);
 
 fn endpoint(kept: &Rc<Cell<usize>>) -> Rc<Endpoint> {
-    Rc::new(Endpoint::new(numbered(0), None, Rc::clone(kept)))
+    Rc::new(Endpoint::new((numbered(0), Ok(None)), None, Rc::clone(kept)))
 }
 
 /// A connection whose other end stands as long as the second half.

@@ -1,7 +1,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::live::{HealthCheck, OriginHost, OriginProtocol, OriginScheme};
+use crate::live::{HealthCheck, OriginHost, OriginProtocol, OriginScheme, Presents};
 
 pub(in crate::upstream) fn tenant() -> Arc<TenantState> {
     Arc::new(TenantState::new(TenantId::generate(), Vec::new()))
@@ -22,6 +22,7 @@ fn unwatched(number: u32) -> Origin {
         proxy_protocol: None,
         server_name: None,
         roots: None,
+        presents: Presents::Nothing,
         health_check: None,
         breaker: None,
     }
