@@ -24,6 +24,6 @@ fn a_snapshot_takes_no_more_than_its_bytes() {
     assert_eq!(incoming.fault.as_ref().map(|fault| fault.code), Some("SnapshotTooLarge"));
     incoming.chunk(chunk(1000));
     assert!(incoming.resources.is_empty(), "and what comes behind it is not");
-    let refused = incoming.end(&SnapshotEnd::default()).err().expect("it is refused whole");
+    let refused = incoming.end(&SnapshotEnd::default()).expect_err("it is refused whole");
     assert_eq!(refused.fault.code, "SnapshotTooLarge");
 }
