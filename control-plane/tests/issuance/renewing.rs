@@ -90,9 +90,12 @@ async fn a_certificate_is_renewed_within_the_cas_window_free_of_its_limits() {
     let at_ca = orders_at_ca(&lab).await;
     let created = |replaces| (replaces, "created".to_owned());
     assert_eq!(at_ca, [created(false), created(true), created(true)]);
-    let accepted =
-        lab.rows("SELECT CAST(replaces_accepted AS TEXT) FROM orders ORDER BY created_at").await.concat();
-    assert_eq!(accepted, ["0", "1", "1"]);
+    // Orders that are over for 30 days may be forgotten by now, so only the last is looked at.
+    let accepted = lab
+        .rows("SELECT CAST(replaces_accepted AS TEXT) FROM orders ORDER BY created_at DESC LIMIT 1")
+        .await
+        .concat();
+    assert_eq!(accepted, ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
