@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use portico_api::v1::DomainSpec;
 use portico_cert_store::DomainId;
 
-use super::{App, reserved, spec};
+use super::{App, origin_identity, reserved, spec};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::sealer::hex;
@@ -85,6 +85,7 @@ pub(crate) async fn claim(
     } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &wanted.cells).await? {
         errors.push(spec::unknown_cell(&unknown, &known));
     }
+    errors.extend(origin_identity::check(&mut write.tx, tenant.id, &wanted).await?);
     let name = match name {
         Ok(name) if errors.is_empty() => name,
         Ok(_) => return Err(Fault::fields(errors)),

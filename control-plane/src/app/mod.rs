@@ -4,6 +4,7 @@ pub(crate) mod certificate;
 pub(crate) mod claim;
 pub(crate) mod fleet;
 pub(crate) mod instructions;
+pub(crate) mod origin_identity;
 pub(crate) mod ownership;
 pub(crate) mod reserved;
 pub(crate) mod spec;

@@ -234,7 +234,7 @@ fn trouble(trouble: &NameTrouble) -> Trouble {
 fn refused(refusal: Refusal) -> RefusalFacts {
     let of = match i32::try_from(refusal.nack.kind).map(ResourceKind::try_from) {
         Ok(Ok(ResourceKind::Credential)) => RefusedPart::Certificate,
-        Ok(Ok(ResourceKind::Tenant)) => RefusedPart::Tenant,
+        Ok(Ok(ResourceKind::Tenant | ResourceKind::OriginIdentity)) => RefusedPart::Tenant,
         _ => RefusedPart::Domain,
     };
     RefusalFacts {

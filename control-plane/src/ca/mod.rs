@@ -8,10 +8,12 @@
 //! Deliberately absent: revocation lists. The control plane is the only party that edges' certificates are shown to,
 //! and it asks its own table of edges whether an identity still counts.
 
+mod origin_authority;
 mod request;
 mod server_identity;
 mod signing_key;
 
+pub use origin_authority::{ORIGIN_IDENTITY_LIFETIME, OriginAuthority};
 pub use request::{CSR_BYTES_MAX, EdgeRequest, RequestError};
 pub use server_identity::{SERVER_DNS_NAME, ServerIdentity};
 

@@ -19,6 +19,7 @@ use super::resource::{Cells, Published, ResourceKey};
 use crate::app::spec;
 use crate::clock;
 use crate::store::cell;
+use crate::store::origin_identity::IdentityRow;
 use crate::store::projection_rows::{CredentialRow, DomainRow, LineageRow, TenantRow};
 
 /// Slots of one name that an edge can use.
@@ -138,6 +139,26 @@ pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published,
     Ok(published)
 }
 
+pub(super) fn origin_identity(row: &IdentityRow, version: u64) -> Result<Published, ProjectionError> {
+    let tenant = row.tenant.to_string();
+    let body = wire::Credential {
+        credential_id: row.credential.to_string(),
+        group_id: String::new(),
+        cell_id: row.cell.to_string(),
+        chain_der: vec![row.certificate.clone().into()],
+        sealed_key: row.sealed_key.clone().into(),
+        cell_key_epoch: row.cell_key_epoch,
+        spki_sha256: row.spki_sha256.clone().into(),
+        key_tenant: tenant.clone(),
+        uploaded: false,
+    };
+    let key = ResourceKey::origin_identity(row.id);
+    let mut published = publish(key, version, Cells::only(vec![row.cell.clone()]), tenant, &body)?;
+    published.needs = [ResourceKey::tenant(row.tenant)].into();
+    published.key_epoch = Some(row.cell_key_epoch);
+    Ok(published)
+}
+
 /// `default`: the domain whose certificate the operator chose as the default one.
 pub(super) fn fleet(
     policy: &FleetPolicy,
@@ -228,13 +249,25 @@ fn wire_rule(from: &v1::Route) -> wire::Rule {
     };
     let path = if from.exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
     wire::Rule {
-        level: wire::RULE_LEVEL_FIRST,
+        level: level(from),
         path: Some(path(from.path_prefix.clone())),
         methods: from.methods.clone(),
         headers: from.headers.iter().map(condition).collect(),
         replace_prefix: from.replace_prefix.clone(),
         request_headers: wire_changes(&from.request_headers),
         response_headers: wire_changes(&from.response_headers),
+    }
+}
+
+/// What an edge has to know of, to follow this route.
+fn level(from: &v1::Route) -> u32 {
+    match &from.action {
+        v1::Action::Proxy(proxy) if proxy.tls.as_ref().is_some_and(|tls| tls.client_certificate) => {
+            wire::RULE_LEVEL_CLIENT_CERTIFICATE
+        }
+        v1::Action::Proxy(_) | v1::Action::Redirect { .. } | v1::Action::Static { .. } => {
+            wire::RULE_LEVEL_FIRST
+        }
     }
 }
 
@@ -397,17 +430,18 @@ mod tests {
             serde_json::json!({
                 "action": { "type": "redirect", "to": "https://b", "keep_path": true, "keep_query": false }
             }),
+            serde_json::json!({
+                "action": { "type": "proxy", "origin": "https://b", "tls": { "client_certificate": true } }
+            }),
         ] {
             let route = wire(more.clone());
             assert_eq!(route.path_prefix, "", "{more}");
             let rule = route.rule.unwrap();
             let exact = more.get("exact").is_some();
             let path = if exact { wire::rule::Path::Exact } else { wire::rule::Path::Prefix };
-            assert_eq!(
-                (rule.level, rule.path),
-                (wire::RULE_LEVEL_FIRST, Some(path("/a".to_owned()))),
-                "{more}"
-            );
+            let shows = more["action"].get("tls").is_some();
+            let level = if shows { wire::RULE_LEVEL_CLIENT_CERTIFICATE } else { wire::RULE_LEVEL_FIRST };
+            assert_eq!((rule.level, rule.path), (level, Some(path("/a".to_owned()))), "{more}");
         }
         let same = serde_json::json!({
             "action": { "type": "redirect", "to": "https://b", "keep_path": true, "keep_query": true }

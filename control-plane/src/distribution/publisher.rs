@@ -21,7 +21,7 @@ use super::projection::{self, FleetPolicy, ProjectionError};
 use super::resource::{Kind, Published, ResourceKey};
 use crate::clock::{self, Clock};
 use crate::store::projection_rows::{self, CredentialRow, DomainRow, TenantRow};
-use crate::store::{ReadTx, Store, StoreError, change, event, meta, publication};
+use crate::store::{ReadTx, Store, StoreError, change, event, meta, origin_identity, publication};
 
 /// The table is read at least this often.
 const POLL: Duration = Duration::from_secs(1);
@@ -286,7 +286,7 @@ async fn project_page(
     reading: &mut Reading,
 ) -> Result<(), StoreError> {
     let mut wanted: HashMap<ResourceKey, u64> = HashMap::new();
-    let mut ids: [Vec<String>; 3] = Default::default();
+    let mut ids: [Vec<String>; 4] = Default::default();
     for change in page {
         let Some(key) = ResourceKey::parse(change.kind, &change.id) else {
             tracing::warn!(kind = change.kind, id = change.id, "a change of an unknown kind is left out");
@@ -298,6 +298,7 @@ async fn project_page(
             Kind::Tenant => ids[0].push(change.id.clone()),
             Kind::Domain => ids[1].push(change.id.clone()),
             Kind::Credential => ids[2].push(change.id.clone()),
+            Kind::OriginIdentity => ids[3].push(change.id.clone()),
             Kind::Fleet => {}
         }
     }
@@ -314,6 +315,10 @@ async fn project_page(
     for row in projection_rows::credentials(tx, &ids[2]).await? {
         let key = ResourceKey::credential(row.lineage);
         projected.push((key, projection::credential(&row as &CredentialRow, version(key))));
+    }
+    for row in origin_identity::by_ids(tx, &ids[3]).await? {
+        let key = ResourceKey::origin_identity(row.id);
+        projected.push((key, projection::origin_identity(&row, version(key))));
     }
     if wanted.contains_key(&ResourceKey::FLEET) {
         let json = publication::fleet_policy(tx).await?.unwrap_or_default();

@@ -13,6 +13,7 @@ use crate::store::publication::FLEET_ID;
 pub(super) enum Kind {
     Tenant,
     Credential,
+    OriginIdentity,
     Domain,
     Fleet,
 }
@@ -39,7 +40,7 @@ pub(super) struct Published {
     pub(super) cells: Cells,
     /// What must not arrive after it, when both are new.
     pub(super) needs: Box<[ResourceKey]>,
-    /// The epoch of the cell key that a Credential's key is sealed under.
+    /// The epoch of the cell key that a Credential's or an origin identity's key is sealed under.
     pub(super) key_epoch: Option<u32>,
     /// The message. Cheap to clone: its body is shared.
     pub(super) resource: Resource,
@@ -61,15 +62,20 @@ impl ResourceKey {
         Self { kind: Kind::Credential, ulid: id.ulid() }
     }
 
+    /// By which a tenant's origins know one cell.
+    pub(super) fn origin_identity(id: LineageId) -> Self {
+        Self { kind: Kind::OriginIdentity, ulid: id.ulid() }
+    }
+
     /// From a stored or received pair; `None` for a kind or an id that this release does not know.
     pub(super) fn parse(kind: i32, id: &str) -> Option<Self> {
         match ResourceKind::try_from(kind).ok()? {
             ResourceKind::Tenant => Some(Self::tenant(id.parse().ok()?)),
             ResourceKind::Domain => Some(Self::domain(id.parse().ok()?)),
             ResourceKind::Credential => Some(Self::credential(id.parse().ok()?)),
+            ResourceKind::OriginIdentity => Some(Self::origin_identity(id.parse().ok()?)),
             ResourceKind::Fleet => (id == FLEET_ID).then_some(Self::FLEET),
-            // No control plane of this release makes one.
-            ResourceKind::OriginIdentity | ResourceKind::Unspecified => None,
+            ResourceKind::Unspecified => None,
         }
     }
 
@@ -77,6 +83,7 @@ impl ResourceKey {
         match self.kind {
             Kind::Tenant => ResourceKind::Tenant,
             Kind::Credential => ResourceKind::Credential,
+            Kind::OriginIdentity => ResourceKind::OriginIdentity,
             Kind::Domain => ResourceKind::Domain,
             Kind::Fleet => ResourceKind::Fleet,
         }
@@ -85,7 +92,7 @@ impl ResourceKey {
     pub(super) fn id(self) -> String {
         match self.kind {
             Kind::Tenant => TenantId::from_ulid(self.ulid).to_string(),
-            Kind::Credential => LineageId::from_ulid(self.ulid).to_string(),
+            Kind::Credential | Kind::OriginIdentity => LineageId::from_ulid(self.ulid).to_string(),
             Kind::Domain => DomainId::from_ulid(self.ulid).to_string(),
             Kind::Fleet => FLEET_ID.to_owned(),
         }
@@ -148,6 +155,7 @@ mod tests {
             ResourceKey::tenant(TenantId::generate()),
             ResourceKey::domain(DomainId::generate()),
             ResourceKey::credential(LineageId::generate()),
+            ResourceKey::origin_identity(LineageId::generate()),
             ResourceKey::FLEET,
         ];
         for key in keys {

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use portico_api::v1::{FieldError, Problem};
 
+use crate::app::origin_identity::IdentityError;
 use crate::store::StoreError;
 
 /// An error on its way to the caller.
@@ -96,6 +97,20 @@ fn stable(code: &str) -> &'static str {
 /// One faulty field; `pointer` is an RFC 6901 JSON pointer into the body.
 pub(crate) fn field(pointer: impl Into<String>, code: &str, message: impl Into<String>) -> FieldError {
     FieldError { pointer: pointer.into(), code: code.to_owned(), message: message.into() }
+}
+
+impl From<IdentityError> for Fault {
+    fn from(error: IdentityError) -> Self {
+        if let IdentityError::Store(error) = error {
+            return error.into();
+        }
+        tracing::error!(error = &error as &dyn std::error::Error, "an origin identity could not be made");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the control plane failed; its log has the cause under this request id",
+        )
+    }
 }
 
 impl From<StoreError> for Fault {

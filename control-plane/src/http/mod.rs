@@ -14,6 +14,7 @@ mod health;
 mod imports;
 pub(crate) mod json_body;
 mod list;
+mod origin_authority;
 pub(crate) mod pace;
 mod plan;
 mod purges;
@@ -139,6 +140,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tenants::suspend))
         .routes(routes!(tenants::resume))
         .routes(routes!(purges::create))
+        .routes(routes!(origin_authority::create, origin_authority::show))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::delete))
         .routes(routes!(domains::create))

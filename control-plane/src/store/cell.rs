@@ -98,7 +98,7 @@ pub async fn key(
     sealed.map(|sealed| open(sealer, cell, epoch, &sealed)).transpose()
 }
 
-/// The keys that an edge of the cell needs: the newest, and each that still seals a live credential.
+/// The keys that an edge of the cell needs: the newest, and each that still seals a live credential or an origin identity.
 ///
 /// # Errors
 /// As [`current_key`].
@@ -111,7 +111,8 @@ pub async fn keys_in_use(
         "SELECT epoch, sealed FROM cell_keys k WHERE cell = ?1 AND \
          (epoch = (SELECT MAX(epoch) FROM cell_keys WHERE cell = ?1) OR EXISTS \
           (SELECT 1 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
-           WHERE l.cell = ?1 AND l.retired_at IS NULL AND c.cell_key_epoch = k.epoch)) \
+           WHERE l.cell = ?1 AND l.retired_at IS NULL AND c.cell_key_epoch = k.epoch) OR EXISTS \
+          (SELECT 1 FROM origin_identities i WHERE i.cell = ?1 AND i.cell_key_epoch = k.epoch)) \
          ORDER BY epoch",
     )
     .bind(cell.as_str())

@@ -352,7 +352,8 @@ pub struct Refusal {
     pub at_ms: i64,
 }
 
-/// What edges refuse at present of these domains: a domain itself, a credential that covers it, or its tenant.
+/// What edges refuse at present of these domains: a domain itself, a credential that covers it, its tenant, or what its tenant
+/// shows to origins.
 ///
 /// # Errors
 /// The database's.
@@ -365,6 +366,11 @@ pub async fn refusals_of(
         (ResourceKind::Domain, "n.id", ""),
         (ResourceKind::Credential, "o.domain_id", " CROSS JOIN lineage_names o ON o.lineage_id = n.id"),
         (ResourceKind::Tenant, "o.id", " CROSS JOIN domains o ON o.tenant_id = n.id"),
+        (
+            ResourceKind::OriginIdentity,
+            "o.id",
+            " CROSS JOIN origin_identities i ON i.id = n.id CROSS JOIN domains o ON o.tenant_id = i.tenant_id",
+        ),
     ];
     let mut query = QueryBuilder::<Sqlite>::new("");
     for (index, (kind, domain, join)) in parts.into_iter().enumerate() {

@@ -1,7 +1,7 @@
 //! The tables' history: each file of `migrations/` once, in order of its number.
 //!
-//! Numbers: 01xx core, 02xx edges and cells, 03xx issuance, 04xx tenants' own certificates. A file that has been released is never edited; the checksum
-//! of an applied file is compared at each start.
+//! Numbers: 01xx core, 02xx edges and cells, 03xx issuance, 04xx tenants' own certificates and origins. A file that has been
+//! released is never edited; the checksum of an applied file is compared at each start.
 
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -23,6 +23,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
+    // What edges are to origins.
+    (411, "origin identities", include_str!("../../migrations/0411_origin_identities.sql")),
     // What needs tables as uploads left them.
     (491, "renewal information", include_str!("../../migrations/0491_renewal_information.sql")),
 ];

@@ -37,6 +37,7 @@ pub mod issuance;
 pub mod meta;
 mod migrations;
 pub mod order;
+pub mod origin_identity;
 pub mod projection_rows;
 pub mod proof;
 pub mod publication;

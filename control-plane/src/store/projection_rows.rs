@@ -230,7 +230,7 @@ fn suspension(row: &SqliteRow, what: &str) -> Result<Option<v1::Suspension>, Sto
     json.map(|json| from_json(&json, what)).transpose()
 }
 
-async fn select(
+pub(super) async fn select(
     connection: &mut SqliteConnection,
     head: &'static str,
     ids: &[String],

@@ -375,7 +375,7 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         host_header: raw.host_header.clone(),
         protocol: raw.protocol,
         proxy_protocol: raw.proxy_protocol,
-        tls: Some(v1::OriginTls { server_name: raw.server_name.clone(), ca_pem: None }),
+        tls: Some(v1::OriginTls { server_name: raw.server_name.clone(), ..v1::OriginTls::default() }),
         health_check: raw.health_check.clone(),
         timeouts: raw.timeouts.clone(),
         breaker: raw.breaker.clone(),

@@ -107,7 +107,7 @@ impl From<&v1::Proxy> for Proxy {
             .into(),
             tls_server_name: from.tls.as_ref().and_then(|tls| tls.server_name.clone()).unwrap_or_default(),
             tls_ca_der: Vec::new(),
-            tls_client_certificate: false,
+            tls_client_certificate: from.tls.as_ref().is_some_and(|tls| tls.client_certificate),
             health_check: from.health_check.as_ref().map(|check| HealthCheck {
                 path: check.path.clone(),
                 interval_seconds: check.interval_seconds,

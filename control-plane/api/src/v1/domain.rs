@@ -4,7 +4,7 @@ use portico_cert_store::{CellId, DomainId, TenantId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{CertificateSummary, ClientCertificates, MinimumTls, Route};
+use super::{Action, CertificateSummary, ClientCertificates, MinimumTls, Route};
 
 /// The most domains that one `domains/batch` call takes.
 pub const BATCH_ITEMS_MAX: usize = 1000;
@@ -110,6 +110,16 @@ impl DomainSpec {
             https_redirect: true,
             maintenance: None,
         }
+    }
+
+    /// The first route whose origins are shown the tenant's client certificate.
+    #[must_use]
+    pub fn shows_client_certificate(&self) -> Option<usize> {
+        let shows = |route: &Route| match &route.action {
+            Action::Proxy(proxy) => proxy.tls.as_ref().is_some_and(|tls| tls.client_certificate),
+            Action::Redirect { .. } | Action::Static { .. } => false,
+        };
+        self.routes.iter().position(shows)
     }
 }
 

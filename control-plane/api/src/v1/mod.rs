@@ -20,6 +20,7 @@
 //! | `POST /v1/domains/{id}/retry` | - -> `Domain`; a failed certificate is tried again now | tenant (own), operator |
 //! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
 //! | `POST /v1/tenants/{id}/purges` | `PurgeRequest` -> `Purge`: the edges forget what they keep | tenant (own), operator |
+//! | `POST, GET /v1/tenants/{id}/origin-authority` | - -> 201 (200 when it exists) `OriginAuthority` | tenant (own), operator |
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
@@ -48,6 +49,7 @@ mod domain;
 mod edge;
 mod event;
 mod import;
+mod origin_authority;
 mod page;
 mod plan;
 mod problem;
@@ -68,6 +70,7 @@ pub use domain::*;
 pub use edge::*;
 pub use event::*;
 pub use import::*;
+pub use origin_authority::*;
 pub use page::*;
 pub use plan::*;
 pub use problem::*;

@@ -83,6 +83,10 @@ pub struct OriginTls {
     /// PEM, 1 to 16 certificates: only what these have signed is trusted, in the place of the system roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pem: Option<String>,
+    /// Origins that ask for a client certificate are shown the tenant's own. Let them trust the tenant's origin authority first
+    /// (`/v1/tenants/{id}/origin-authority`); all origins must be https.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub client_certificate: bool,
 }
 
 /// Each edge asks each origin of a route that is in use.

@@ -1,10 +1,11 @@
 //! `portico domain route NAME`: what happens to a domain's requests, changed while it is served.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use portico_api::v1::client::Client;
 use portico_api::v1::{
-    Action, CachePolicy, CompressionPolicy, Proxy, ProxyProtocol, QueryKey, Route, WeightedOrigin,
+    Action, CachePolicy, CompressionPolicy, OriginTls, Proxy, ProxyProtocol, QueryKey, Route, WeightedOrigin,
 };
 use serde_json::json;
 
@@ -121,17 +122,39 @@ pub(crate) struct ConnectionArgs {
     /// Tell the origin each client's address by the PROXY protocol, v1 or v2 (with --proxy)
     #[arg(long, value_name = "VERSION", value_parser = version, conflicts_with = "remove")]
     proxy_protocol: Option<ProxyProtocol>,
+    /// Show https origins that ask for one the tenant's client certificate, see `tenant origin-authority` (with --proxy)
+    #[arg(long, conflicts_with = "remove")]
+    origin_client_certificate: bool,
+    /// Trust https origins by these authorities alone: a PEM file (with --proxy)
+    #[arg(long, value_name = "FILE", conflicts_with = "remove")]
+    origin_ca: Option<PathBuf>,
+    /// The name that https origins have to have, in the place of their host's (with --proxy)
+    #[arg(long, value_name = "NAME", conflicts_with = "remove")]
+    origin_server_name: Option<String>,
 }
 
 impl ConnectionArgs {
     fn of(self, action: Action) -> Outcome<Action> {
-        if self.proxy_protocol.is_none() {
+        let ca_pem = self.origin_ca.as_ref().map(|file| {
+            std::fs::read_to_string(file)
+                .map_err(|error| Failure::usage(format!("--origin-ca {}: {error}", file.display())))
+        });
+        let tls = OriginTls {
+            server_name: self.origin_server_name,
+            ca_pem: ca_pem.transpose()?,
+            client_certificate: self.origin_client_certificate,
+        };
+        let tls = (tls != OriginTls::default()).then_some(tls);
+        if self.proxy_protocol.is_none() && tls.is_none() {
             return Ok(action);
         }
         let Action::Proxy(mut proxy) = action else {
-            return Err(Failure::usage("--proxy-protocol is for --proxy: nothing else has an origin"));
+            return Err(Failure::usage(
+                "--proxy-protocol and --origin-.. are for --proxy: nothing else has an origin",
+            ));
         };
         proxy.proxy_protocol = self.proxy_protocol;
+        proxy.tls = tls;
         Ok(Action::Proxy(proxy))
     }
 }

@@ -29,6 +29,11 @@ pub(crate) enum TenantCommand {
         /// Its name or id
         tenant: String,
     },
+    /// Show what its origins trust to know the edges by (PEM); made at the first call
+    OriginAuthority {
+        /// Its name or id
+        tenant: String,
+    },
     /// Take all its domains out of service for a while; certificates stay alive
     Suspend {
         /// Its name or id
@@ -195,6 +200,7 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
         TenantCommand::Set(args) => set(settings, &client, &args).await,
         TenantCommand::List(args) => list(settings, &client, args.limit).await,
         TenantCommand::Show { tenant } => show(settings, &find(&client, &tenant).await?),
+        TenantCommand::OriginAuthority { tenant } => origin_authority(settings, &client, &tenant).await,
         TenantCommand::Suspend { tenant, suspension } => {
             let id = find(&client, &tenant).await?.id;
             print_answer(settings, &tenant, &client.suspend_tenant(id, &suspension.into()).await?)
@@ -213,6 +219,26 @@ async fn set(settings: &Settings, client: &Client, args: &SetArgs) -> Outcome {
         patched.map_err(|error| Failure::from(error).about(format!("tenant {}", args.tenant)))
     });
     show(settings, &changed.await?)
+}
+
+/// The PEM alone goes to standard output, so that it can be a file.
+async fn origin_authority(settings: &Settings, client: &Client, tenant: &str) -> Outcome {
+    let id = find(client, tenant).await?.id;
+    let made = client.create_origin_authority(id).await;
+    let authority = made.map_err(|error| Failure::from(error).about(format!("tenant {tenant}")))?;
+    if settings.format == Format::Json {
+        return output::json(&authority);
+    }
+    line(authority.certificate_pem.trim_end());
+    output::remark(
+        "its origins are to trust this (nginx: ssl_client_certificate, with ssl_verify_client on) before a route shows \
+         itself: domain route NAME --proxy https://.. --origin-client-certificate",
+    );
+    for identity in &authority.identities {
+        let until = output::date(&identity.not_after);
+        output::remark(format!("cell {} shows {} until {until}", identity.cell, identity.certificate_sha256));
+    }
+    Ok(())
 }
 
 /// The tenant of that name or id; with a tenant's token only its own can be found.

@@ -47,6 +47,13 @@ pub(super) fn check(
             errors.push(field(format!("{at}/tls"), "unused", message));
         }
     }
+    if proxy.tls.as_ref().is_some_and(|tls| tls.client_certificate) {
+        let plain = proxy.targets().into_iter().find(|origin| !origin.url.starts_with("https:"));
+        errors.extend(plain.map(|origin| {
+            let message = format!("{} is not https: nobody there sees a certificate", origin.url);
+            field(format!("{at}/tls/client_certificate"), "unused", message)
+        }));
+    }
     if let Some(check) = &proxy.health_check {
         errors.extend(health_check(&format!("{at}/health_check"), check));
     }

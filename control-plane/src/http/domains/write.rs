@@ -11,7 +11,7 @@ use portico_cert_store::{DomainId, NamePattern};
 
 use super::{find, missing};
 use crate::app::claim::{Claimed, Quota, claim};
-use crate::app::{App, ownership, spec, view};
+use crate::app::{App, origin_identity, ownership, spec, view};
 use crate::clock::rfc3339;
 use crate::http::call::{Call, OperatorCall};
 use crate::http::fault::{Answered, Fault, field};
@@ -135,10 +135,15 @@ pub(in crate::http) async fn patch(
         )),
         Err(error) => errors.push(error),
     }
+    errors.extend(origin_identity::check(&mut write.tx, row.tenant_id, &row.spec).await?);
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
     let now = write.now_ms;
+    if row.served {
+        let of = (row.tenant_id, &*tenant.spec.cells);
+        origin_identity::prepare(&mut write.tx, &app.parts.sealer, of, &row.spec, now).await?;
+    }
     domain::update(&mut write.tx, &mut row, now).await?;
     domain::publish(&mut write.tx, &row).await?;
     write.audit("domain.patch", &row.id.to_string(), &before, &row.spec).await?;

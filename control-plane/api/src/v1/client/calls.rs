@@ -12,9 +12,9 @@ use crate::v1::{
     Attestation, AuditEntry, AuditVerdict, Certificate, CertificateUpload, CertificateUploadAnswer,
     DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
     DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
-    Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport,
-    Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder,
-    UsageRow,
+    OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff,
+    RenewalsReport, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
+    UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -88,6 +88,15 @@ impl Client {
 
     pub async fn resume_tenant(&self, id: TenantId) -> Result<SuspensionAnswer, ClientError> {
         self.act(&format!("/v1/tenants/{id}/resume")).await
+    }
+
+    /// Makes it, where there is none.
+    pub async fn create_origin_authority(&self, id: TenantId) -> Result<OriginAuthority, ClientError> {
+        self.act(&format!("/v1/tenants/{id}/origin-authority")).await
+    }
+
+    pub async fn origin_authority(&self, id: TenantId) -> Result<OriginAuthority, ClientError> {
+        self.get(&format!("/v1/tenants/{id}/origin-authority")).await
     }
 
     pub async fn purge(&self, id: TenantId, request: &PurgeRequest) -> Result<Purge, ClientError> {
