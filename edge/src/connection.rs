@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc};
 use crate::{
     config::ListenerKind,
     exchange::{ConnectionContext, Protocol},
-    http::{clock::ConnectionClock, drive::Ended, h1, h2},
+    http::{budget::ConnectionBudget, clock::ConnectionClock, drive::Ended, h1, h2},
     io::Stream,
     listen::BoundListener,
     proxy_protocol,
@@ -78,6 +78,7 @@ fn context(
         public_https_port: bound.config.public_https_port,
         alt_svc: bound.alt_svc.clone(),
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
+        budget: ConnectionBudget::default(),
         source,
         trusted: bound.config.trusted_proxies.clone(),
     })

@@ -35,6 +35,7 @@ use crate::{
     http::{
         authority::{Authority, Entrance, is_misdirected},
         body::{RequestBody, ResponseBody, ResponseSource},
+        budget::{ConnectionBudget, HeadShare},
         clock::ConnectionClock,
         extended_connect::ExtendedConnect,
         visitor::{TrustedProxies, Visitor},
@@ -71,6 +72,7 @@ pub struct ConnectionContext {
     /// Advertised to clients of HTTP/1.1 and 2 whose name may use HTTP/3.
     pub alt_svc: Option<HeaderValue>,
     pub clock: Rc<ConnectionClock>,
+    pub budget: ConnectionBudget,
     /// The client's address, and what it has taken.
     pub source: Source,
     /// Whose word counts on who asks.
@@ -84,6 +86,17 @@ impl ConnectionContext {
         let mut visitor = Visitor::of(&parts.headers, neighbour, self.trusted.as_deref(), unique);
         visitor.span = self.worker.edge.traces.begin(&parts.headers, unique);
         visitor
+    }
+
+    /// Room for a request with this head beside those that are open. Where there is none, that is counted, and a client that
+    /// goes on all the same loses its connection.
+    pub(crate) fn admit(&self, head: &Parts) -> Option<HeadShare> {
+        let share = self.budget.head(head);
+        if share.is_none() {
+            self.worker.edge.metrics.limited(Limited::ConnectionHeads);
+            self.clock.request_given_up();
+        }
+        share
     }
 
     /// Who the client is by its certificate.

@@ -130,9 +130,16 @@ pub const H2_STREAMS_MAX: u32 = 100;
 pub const H2_PENDING_RESETS_MAX: usize = 20;
 /// Resets that the client's own errors make us send (made-you-reset, CVE-2025-8671); hyper's default is 1,024.
 pub const H2_LOCAL_RESETS_MAX: usize = 50;
-/// Unsent answer bytes that h2 holds for one stream (its default is 400 KiB). Behind it wait up to three pieces of the
-/// origin's answer, each as long as [`ORIGIN_HEADER_BYTES_MAX`] and 8 KiB: an answer that nobody reads takes about 240 KiB.
+/// Unsent answer bytes that h2 holds for one stream (its default is 400 KiB).
 pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Of all answers of one HTTP/2 or HTTP/3 connection, bytes that were read from origins and that the client has not taken.
+/// An answer of which nothing is held may have one more piece, which is as long as the origin's connection reads: 8 to 40 KiB.
+pub const CONNECTION_ANSWER_BYTES_MAX: usize = 192 * 1024;
+/// Heads of requests that are open at once on such a connection, with what their fields take in tables (96 bytes each). A
+/// browser's 100 requests with 30 cookies are near 600 KiB.
+pub const CONNECTION_HEAD_BYTES_MAX: usize = 768 * 1024;
+/// Heads that are decoded before the first of them is looked at: more than [`H2_PENDING_RESETS_MAX`], whose guard is among them.
+pub const H2_HEADS_AT_ONCE: usize = 32;
 /// Receive windows: what a client may send before we have passed it on.
 pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -333,7 +340,8 @@ pub const H3_GOAWAY_WAIT_MIN: Duration = Duration::from_millis(100);
 pub const H3_GOAWAY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// After the last answer of a connection that is to end: the client's time to close it first.
 pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(1);
-/// Answer bytes that one connection's client has not acknowledged.
+/// Answer bytes that one connection's client has not acknowledged: at first, and at most on a path that carries as much.
+pub const QUIC_SEND_WINDOW_FIRST_BYTES: u64 = 128 * 1024;
 pub const QUIC_SEND_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Handshakes of one worker from which on clients have to show their address first (Retry, RFC 9000 section 8.1.2).
 pub const QUIC_HALF_OPEN_BEFORE_RETRY: usize = 100;

@@ -90,10 +90,11 @@ pub enum Limited {
     TenantExchanges,
     TenantBandwidth,
     RequestBody,
+    ConnectionHeads,
 }
 
 impl Limited {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::SourceHandshakes,
         Self::SourceConnections,
         Self::SourceRequests,
@@ -101,6 +102,7 @@ impl Limited {
         Self::TenantExchanges,
         Self::TenantBandwidth,
         Self::RequestBody,
+        Self::ConnectionHeads,
     ];
 
     /// As the access log, the edge's log and the metrics call it.
@@ -113,6 +115,7 @@ impl Limited {
             Self::TenantExchanges => "tenant_exchanges",
             Self::TenantBandwidth => "tenant_bandwidth",
             Self::RequestBody => "request_body_too_large",
+            Self::ConnectionHeads => "connection_heads",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,7 +14,10 @@ use tokio::time::Sleep;
 
 use super::encoder::{Encoder, SLICE_BYTES};
 use crate::{
-    http::body::{BodyError, ResponseSource},
+    http::{
+        body::{BodyError, ResponseSource},
+        budget::AnswerShare,
+    },
     limits,
     worker::CodingPlace,
 };
@@ -99,6 +103,13 @@ impl CodedBody {
         self.trailers = trailers;
         let Some(encoder) = self.encoder.take() else { return Poll::Ready(None) };
         Poll::Ready(Some(Ok(Frame::data(encoder.finish()?.into()))))
+    }
+
+    /// What is read for it from now on counts for `share`.
+    pub(crate) fn count_for(&mut self, share: &Arc<AnswerShare>) {
+        if let ResponseSource::Origin(body) = &mut self.source {
+            body.count_for(share);
+        }
     }
 
     /// See [`ResponseSource::go_on`].

@@ -6,12 +6,12 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 
 use portico_api::rule::Rule;
 
-use super::{ConnectionContext, Noted, Reached, Tally};
+use super::{ConnectionContext, Noted, Protocol, Reached, Tally};
 use crate::{
     access_log::AccessRecord,
     cache::Outcome,
     clock,
-    http::visitor::Visitor,
+    http::{budget::ConnectionBudget, visitor::Visitor},
     live::{Host, TenantShare},
 };
 
@@ -69,6 +69,11 @@ impl ExchangeEnd {
             complete: false,
             is_last,
         }
+    }
+
+    /// What the client's connection may hold; it has other exchanges beside this one.
+    pub(crate) fn budget(&self) -> Option<&ConnectionBudget> {
+        (self.context.protocol != Protocol::Http1).then_some(&self.context.budget)
     }
 
     pub(super) fn of_host(&mut self, host: &Arc<Host>) {
@@ -150,7 +155,7 @@ impl Drop for ExchangeEnd {
         }
         // HTTP/3 sees it on the stream.
         let given_up = !self.complete && matches!(self.reason, None | Some("no_answer"));
-        if given_up && self.context.protocol == super::Protocol::Http2 {
+        if given_up && self.context.protocol == Protocol::Http2 {
             self.context.clock.request_given_up();
         }
         let duration = clock::now().duration_since(self.noted.started);

@@ -3,9 +3,9 @@
 use std::{
     cell::Cell,
     fmt,
-    future::Future,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,17 +14,19 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 
-use super::{h2::SendWatch, pacing::Held};
+pub use super::origin_body::OriginBody;
+use super::{
+    budget::{AnswerShare, ConnectionBudget, HeadShare},
+    h2::SendWatch,
+    pacing::Held,
+    stall::Stall,
+};
 use crate::{
     cache::{GrowingReader, StoredReader},
-    clock,
     coding::CodedBody,
     exchange::{ExchangeEnd, Tally},
     limits,
-    live::Suspension,
-    upstream::Lease,
 };
 
 /// What a body fails with, on either side.
@@ -188,7 +190,9 @@ pub struct ResponseBody {
     /// Came from the source, and waits for its turn.
     held: Option<Held>,
     /// On HTTP/2, where the client takes each answer at its own pace.
-    watch: Option<Rc<SendWatch>>,
+    watch: Option<(Rc<SendWatch>, HeadShare)>,
+    /// On HTTP/2 and 3, where it is one answer of many: what is held of it.
+    share: Option<Arc<AnswerShare>>,
 }
 
 /// Where an answer's bytes come from.
@@ -205,13 +209,14 @@ pub enum ResponseSource {
 }
 
 impl ResponseBody {
-    pub(crate) fn new(source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
-        Self { source, end: Some(end), held: None, watch: None }
+    pub(crate) fn new(mut source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
+        let share = end.budget().and_then(|budget| source.count_for(budget));
+        Self { source, end: Some(end), held: None, watch: None, share }
     }
 
-    /// Tells `watch` when pieces are wanted and given.
-    pub(super) fn watch(&mut self, watch: Rc<SendWatch>) {
-        self.watch = Some(watch);
+    /// Tells `watch` when pieces are wanted and given; keeps the request's `head` counted to the end.
+    pub(super) fn watch(&mut self, watch: Rc<SendWatch>, head: HeadShare) {
+        self.watch = Some((watch, head));
     }
 
     /// The next piece, when it is its turn.
@@ -220,6 +225,10 @@ impl ResponseBody {
             let frame = match ready!(self.source.poll_frame(context)) {
                 Some(Ok(frame)) => frame,
                 ended => return Poll::Ready(ended),
+            };
+            let frame = match &self.share {
+                Some(share) => frame.map_data(|piece| share.queue(piece)),
+                None => frame,
             };
             let bytes = frame.data_ref().map_or(0, Bytes::len);
             let wait = self.end.as_ref().map_or(Duration::ZERO, |end| end.queue(bytes));
@@ -246,10 +255,16 @@ impl Body for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(watch) = &this.watch {
+        if let Some((watch, _)) = &this.watch {
             watch.wanted();
         }
-        let frame = ready!(this.poll_turn(context));
+        let Poll::Ready(frame) = this.poll_turn(context) else {
+            let waiting = this.share.as_ref().filter(|share| share.waits());
+            if let (Some((watch, _)), Some(share)) = (&this.watch, waiting) {
+                watch.waits_with(share.held());
+            }
+            return Poll::Pending;
+        };
         if let Some(end) = &mut this.end {
             match &frame {
                 Some(Ok(frame)) => end.sent(frame.data_ref().map_or(0, Bytes::len)),
@@ -257,7 +272,7 @@ impl Body for ResponseBody {
                 None => end.complete(),
             }
         }
-        if let (Some(watch), Some(_)) = (&this.watch, &frame) {
+        if let (Some((watch, _)), Some(_)) = (&this.watch, &frame) {
             watch.given();
         }
         Poll::Ready(frame)
@@ -299,7 +314,7 @@ impl ResponseSource {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Origin(body) => body.incoming.is_end_stream(),
+            Self::Origin(body) => body.is_end_stream(),
             Self::Stored(body) => body.left() == 0,
             Self::Growing(body) => body.is_end_stream(),
             Self::Coded(body) => body.is_end_stream(),
@@ -310,10 +325,27 @@ impl ResponseSource {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Origin(body) => body.incoming.size_hint(),
+            Self::Origin(body) => body.size_hint(),
             Self::Stored(body) => SizeHint::with_exact(body.left()),
             Self::Growing(body) => body.size_hint(),
             Self::Coded(_) => SizeHint::default(),
+        }
+    }
+
+    /// Counts what is held of a body that no other client shares.
+    fn count_for(&mut self, budget: &ConnectionBudget) -> Option<Arc<AnswerShare>> {
+        match self {
+            Self::Empty | Self::Full(_) | Self::Stored(_) | Self::Growing(_) => None,
+            Self::Origin(body) => {
+                let share = budget.answer();
+                body.count_for(&share);
+                Some(share)
+            }
+            Self::Coded(body) => {
+                let share = budget.answer();
+                body.count_for(&share);
+                Some(share)
+            }
         }
     }
 
@@ -331,7 +363,7 @@ impl ResponseSource {
 /// hyper asks `is_end_stream` and then may never poll for the end: what was sent whole is complete all the same.
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let stalled = self.watch.as_ref().is_some_and(|watch| watch.is_stalled());
+        let stalled = self.watch.as_ref().is_some_and(|(watch, _)| watch.is_stalled());
         if let Some(end) = self.end.as_mut().filter(|_| stalled) {
             end.broken("client_stalled");
         }
@@ -342,103 +374,6 @@ impl Drop for ResponseBody {
         if whole && let ResponseSource::Origin(body) = &mut self.source {
             body.give_back();
         }
-    }
-}
-
-/// An origin's body with the connection that it comes over.
-pub struct OriginBody {
-    incoming: Incoming,
-    lease: Option<Lease>,
-    stall: Stall,
-    /// Its end is said by its framing, and not by the connection's.
-    framed: bool,
-    /// Resolves when the host is suspended while the answer is under way.
-    cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
-}
-
-impl OriginBody {
-    pub(crate) fn new(
-        incoming: Incoming,
-        lease: Lease,
-        cut: Pin<Box<dyn Future<Output = std::sync::Arc<Suspension>>>>,
-        stall: Duration,
-        framed: bool,
-    ) -> Self {
-        Self { incoming, lease: Some(lease), stall: Stall::new(stall), framed, cut }
-    }
-
-    pub(crate) fn is_framed(&self) -> bool {
-        self.framed
-    }
-
-    /// See [`ResponseSource::go_on`].
-    pub(crate) fn go_on(&mut self) {
-        self.stall.progress();
-    }
-
-    /// Ends an answer whose body nobody reads; its connection serves on if there is none.
-    pub(crate) fn release(mut self) {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    pub(crate) fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.cut.as_mut().poll(context).is_ready() {
-            self.lease = None;
-            return Poll::Ready(Some(Err("suspended".into())));
-        }
-        match Pin::new(&mut self.incoming).poll_frame(context) {
-            Poll::Pending if self.stall.poll(context).is_ready() => {
-                self.lease = None;
-                Poll::Ready(Some(Err("the origin stalled".into())))
-            }
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => {
-                self.give_back();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(result)) => {
-                self.stall.progress();
-                if result.is_err() {
-                    self.lease = None;
-                }
-                Poll::Ready(Some(result.map_err(|error| Box::new(error) as BodyError)))
-            }
-        }
-    }
-
-    /// The whole answer was taken: the connection may serve again.
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
-    }
-}
-
-/// A deadline between pieces that costs nothing while pieces come.
-struct Stall {
-    allowed: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stall {
-    fn new(allowed: Duration) -> Self {
-        Self { allowed, sleep: None }
-    }
-
-    fn progress(&mut self) {
-        if let Some(sleep) = &mut self.sleep {
-            sleep.as_mut().reset((clock::now() + self.allowed).into());
-        }
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let allowed = self.allowed;
-        self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed))).as_mut().poll(context)
     }
 }
 
@@ -464,11 +399,5 @@ impl fmt::Debug for ResponseSource {
             Self::Growing(_) => "Growing",
             Self::Coded(_) => "Coded",
         })
-    }
-}
-
-impl fmt::Debug for OriginBody {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("OriginBody").finish_non_exhaustive()
     }
 }

@@ -20,6 +20,7 @@ pub struct ConnectionClock {
     exchanges: Cell<u64>,
     open_exchanges: Cell<u32>,
     tunnels: Cell<u32>,
+    travelling: Cell<u32>,
     /// The end of the last exchange, or the start of the connection.
     idle_since: Cell<Instant>,
     /// A request head has begun and not ended.
@@ -83,6 +84,7 @@ impl ConnectionClock {
             exchanges: Cell::new(0),
             open_exchanges: Cell::new(0),
             tunnels: Cell::new(0),
+            travelling: Cell::new(0),
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
@@ -161,6 +163,27 @@ impl ConnectionClock {
     pub fn quiet_since(&self) -> Option<Instant> {
         let is_quiet = self.open_exchanges.get() == 0 && self.head_since.get().is_none();
         is_quiet.then(|| self.idle_since.get())
+    }
+
+    /// Since when no exchange is under way, whatever else is; `None`: one is, or its answer is still being sent.
+    pub fn without_exchange_since(&self) -> Option<Instant> {
+        let is_sending =
+            self.travelling.get() > 0 || self.unflushed.get() || self.write_blocked_since.get().is_some();
+        (self.open_exchanges.get() == 0 && !is_sending).then(|| self.idle_since.get())
+    }
+
+    /// The rest of an answer is with the transport, which keeps it until the client has it.
+    pub fn answer_travels(&self) {
+        self.travelling.set(self.travelling.get() + 1);
+    }
+
+    pub fn answer_arrives(&self) {
+        self.travelling.set(self.travelling.get().saturating_sub(1));
+    }
+
+    /// Whether a request's head has begun and not ended.
+    pub fn is_in_head(&self) -> bool {
+        self.head_since.get().is_some()
     }
 
     pub fn deadlines(&self) -> OwnDeadlines {

@@ -5,7 +5,11 @@
 //! credit; time, requests and the answer bytes that are sent bring credits back. Only the nine bytes of each frame's
 //! header are looked at, so that the bound holds whatever the protocol's library makes of the rest.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use crate::limits;
 
@@ -20,8 +24,37 @@ pub(super) struct FrameBudget {
     skip: usize,
     head: [u8; FRAME_HEAD_BYTES],
     head_filled: usize,
+    /// A request's head ends with the frame under way.
+    ends_head: bool,
+    heads: UndecidedHeads,
     /// Where an answer to a PING stands whole in the bytes that came last.
     pong_at: Option<usize>,
+}
+
+/// Requests' heads that were read and of which the library has not made requests yet. It decodes all that it can read before
+/// it gives the first one away; so it is given some at a time, and finds nothing more to read in between.
+#[derive(Debug, Clone, Default)]
+pub(super) struct UndecidedHeads(Rc<Cell<usize>>);
+
+impl UndecidedHeads {
+    /// Nothing more is to be read before some are requests.
+    pub(super) fn are_enough(&self) -> bool {
+        self.0.get() >= limits::H2_HEADS_AT_ONCE
+    }
+
+    /// One is a request now.
+    pub(super) fn go(&self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+
+    /// The library has given away all requests that it had; what else were heads has become none.
+    pub(super) fn all_go(&self) {
+        self.0.set(0);
+    }
+
+    fn come(&self) {
+        self.0.set(self.0.get() + 1);
+    }
 }
 
 /// More frames than the client has credit for.
@@ -35,13 +68,15 @@ const FRAME_HEAD_BYTES: usize = 9;
 const PREFACE_BYTES: usize = 24;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 /// RFC 9113 section 6.7.
 const PING: u8 = 6;
 const PING_BYTES: usize = 8;
 const ACK: u8 = 1;
 
 impl FrameBudget {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, heads: UndecidedHeads) -> Self {
         Self {
             credit: limits::H2_CONTROL_FRAMES_BURST,
             refilled: now,
@@ -49,6 +84,8 @@ impl FrameBudget {
             skip: PREFACE_BYTES,
             head: [0; FRAME_HEAD_BYTES],
             head_filled: 0,
+            ends_head: false,
+            heads,
             pong_at: None,
         }
     }
@@ -56,6 +93,10 @@ impl FrameBudget {
     /// Whether the bytes so far end with a whole frame.
     pub(super) fn is_between_frames(&self) -> bool {
         self.skip == 0 && self.head_filled == 0
+    }
+
+    pub(super) fn heads(&self) -> &UndecidedHeads {
+        &self.heads
     }
 
     pub(super) fn pong_at(&self) -> Option<usize> {
@@ -70,17 +111,23 @@ impl FrameBudget {
         self.sent %= per_credit;
     }
 
-    /// Takes the bytes that came.
+    /// Takes the bytes that came, as long as the heads in them have room ([`UndecidedHeads`]); says how many.
     ///
     /// # Errors
     /// [`Flood`]: the connection is to end.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    pub(super) fn feed(&mut self, mut bytes: &[u8], now: Instant) -> Result<usize, Flood> {
         let all = bytes.len();
         self.pong_at = None;
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
+            if self.skip == 0 && std::mem::take(&mut self.ends_head) {
+                self.heads.come();
+                if self.heads.are_enough() {
+                    break;
+                }
+            }
             let taken = (FRAME_HEAD_BYTES - self.head_filled).min(bytes.len());
             self.head[self.head_filled..self.head_filled + taken].copy_from_slice(&bytes[..taken]);
             self.head_filled += taken;
@@ -94,12 +141,13 @@ impl FrameBudget {
                 }
             }
         }
-        Ok(())
+        Ok(all - bytes.len())
     }
 
     fn frame(&mut self, now: Instant) -> Result<(), Flood> {
         let [high, middle, low, kind, ..] = self.head;
         self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        self.ends_head = matches!(kind, HEADERS | CONTINUATION) && self.head[4] & END_HEADERS != 0;
         match kind {
             HEADERS => self.earn(limits::H2_CONTROL_FRAMES_PER_REQUEST),
             DATA if self.skip > 0 => {}
@@ -133,7 +181,7 @@ mod tests {
     const PING_FRAME: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
     fn begun(now: Instant) -> FrameBudget {
-        let mut budget = FrameBudget::new(now);
+        let mut budget = FrameBudget::new(now, UndecidedHeads::default());
         assert!(budget.feed(&[0; PREFACE_BYTES], now).is_ok());
         budget
     }
@@ -171,6 +219,29 @@ mod tests {
         budget.wrote(1);
         assert!(budget.feed(&PING_FRAME, later).is_ok());
         assert_eq!(budget.clone().feed(&PING_FRAME, later), Err(Flood));
+    }
+
+    #[test]
+    fn some_heads_are_taken_at_once_wherever_they_end() {
+        let now = clock::now();
+        let whole = [0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 1, 0x82];
+        let in_two = [
+            &[0, 0, 1, HEADERS, 0, 0, 0, 0, 3, 0x82][..],
+            &[0, 0, 1, CONTINUATION, END_HEADERS, 0, 0, 0, 3, 0x84],
+        ];
+        let empty = [0, 0, 0, HEADERS, END_HEADERS, 0, 0, 0, 5];
+        for head in [&whole[..], &in_two.concat(), &empty] {
+            let bytes = [head.repeat(limits::H2_HEADS_AT_ONCE + 1), PING_FRAME.to_vec()].concat();
+            let mut budget = begun(now);
+            let taken = budget.feed(&bytes, now).unwrap();
+            assert_eq!(taken, head.len() * limits::H2_HEADS_AT_ONCE);
+            assert!(budget.heads.are_enough());
+            budget.heads.go();
+            budget.heads.go();
+            assert_eq!(budget.feed(&bytes[taken..], now), Ok(bytes.len() - taken));
+            budget.heads.all_go();
+            assert!(!budget.heads.are_enough());
+        }
     }
 
     #[test]

@@ -13,7 +13,10 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    clock::ConnectionClock, frame_budget::FrameBudget, framing::RequestFraming, late_pong::LatePong,
+    clock::ConnectionClock,
+    frame_budget::{FrameBudget, UndecidedHeads},
+    framing::RequestFraming,
+    late_pong::LatePong,
 };
 use crate::{clock, drain::LocalDrain};
 
@@ -35,8 +38,8 @@ pub struct GuardedIo<S> {
 
 enum Framing {
     Http1(RequestFraming),
-    /// Frames have lengths; what is watched is their number.
-    Http2(FrameBudget, LatePong),
+    /// Frames have lengths; what is watched is their number. Last, what was read and not followed yet.
+    Http2(FrameBudget, LatePong, Bytes),
 }
 
 impl<S> GuardedIo<S> {
@@ -44,8 +47,14 @@ impl<S> GuardedIo<S> {
         Self::new(inner, clock, Framing::Http1(RequestFraming::default()))
     }
 
-    pub fn http2(inner: S, clock: Rc<ConnectionClock>, drain: LocalDrain) -> Self {
-        Self::new(inner, clock, Framing::Http2(FrameBudget::new(clock::now()), LatePong::new(drain)))
+    pub(super) fn http2(
+        inner: S,
+        clock: Rc<ConnectionClock>,
+        drain: LocalDrain,
+        heads: UndecidedHeads,
+    ) -> Self {
+        let budget = FrameBudget::new(clock::now(), heads);
+        Self::new(inner, clock, Framing::Http2(budget, LatePong::new(drain), Bytes::new()))
     }
 
     fn new(inner: S, clock: Rc<ConnectionClock>, framing: Framing) -> Self {
@@ -69,7 +78,7 @@ impl<S> GuardedIo<S> {
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         self.clock.wrote(result.is_pending());
         self.clock.unflushed(true);
-        if let (Framing::Http2(budget, _), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
+        if let (Framing::Http2(budget, ..), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
             budget.wrote(*count);
         }
     }
@@ -77,12 +86,13 @@ impl<S> GuardedIo<S> {
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
         let framing = match &mut self.framing {
             Framing::Http1(framing) => framing,
-            Framing::Http2(budget, pong) => {
+            Framing::Http2(budget, pong, rest) => {
                 let new = &buffer.filled()[before..];
-                budget.feed(new, clock::now()).map_err(|flood| {
-                    self.clock.abuse();
-                    io::Error::new(io::ErrorKind::InvalidData, flood)
-                })?;
+                let taken = feed(budget, new, &self.clock)?;
+                if taken < new.len() {
+                    *rest = Bytes::copy_from_slice(&new[taken..]);
+                    buffer.set_filled(before + taken);
+                }
                 pong.take_out(buffer, before, budget);
                 return Ok(());
             }
@@ -111,6 +121,13 @@ impl<S> GuardedIo<S> {
         buffer.put_slice(&POISON[..room]);
         Ok(())
     }
+}
+
+fn feed(budget: &mut FrameBudget, bytes: &[u8], clock: &ConnectionClock) -> io::Result<usize> {
+    budget.feed(bytes, clock::now()).map_err(|flood| {
+        clock.abuse();
+        io::Error::new(io::ErrorKind::InvalidData, flood)
+    })
 }
 
 impl<S: AsyncRead + Unpin> GuardedIo<S> {
@@ -152,10 +169,29 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
         }
         let before = buffer.filled().len();
         loop {
-            if let Framing::Http2(budget, pong) = &mut this.framing
-                && pong.put_back(context, buffer, budget)
-            {
-                return Poll::Ready(Ok(()));
+            if let Framing::Http2(budget, pong, rest) = &mut this.framing {
+                if pong.put_back(context, buffer, budget) {
+                    return Poll::Ready(Ok(()));
+                }
+                if budget.heads().are_enough() {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                if !rest.is_empty() {
+                    let ready = rest.len().min(buffer.remaining());
+                    let taken = feed(budget, &rest[..ready], &this.clock)?;
+                    buffer.put_slice(&rest[..taken]);
+                    rest.advance(taken);
+                    if rest.is_empty() {
+                        *rest = Bytes::new(); // gives the room back
+                    }
+                    pong.take_out(buffer, before, budget);
+                    // Nothing may be left of it, and that would look like the end.
+                    if buffer.filled().len() > before || ready == 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                    continue;
+                }
             }
             ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
             if buffer.filled().len() == before {
@@ -212,5 +248,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
 impl<S> fmt::Debug for GuardedIo<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("GuardedIo").field("refused", &self.refused).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+    use crate::limits::{self, Deadlines};
+
+    /// What h2 sends as the answer to its own PING, which is held back while the connection drains.
+    const PONG: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+    const HEAD: [u8; 10] = [0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82];
+    const PREFACE_BYTES: usize = 24;
+
+    #[tokio::test]
+    async fn a_pong_alone_behind_many_heads_does_not_look_like_the_end() {
+        let first = [&[0; PREFACE_BYTES][..], &HEAD.repeat(limits::H2_HEADS_AT_ONCE), &PONG].concat();
+        let stream = tokio::io::AsyncReadExt::chain(&first[..], &HEAD[..]);
+        let (drain, heads) = (LocalDrain::default(), UndecidedHeads::default());
+        let clock = Rc::new(ConnectionClock::new(Deadlines::default()));
+        drain.begin();
+        let mut guarded = GuardedIo::http2(stream, clock, drain, heads.clone());
+        let mut buffer = [0; 4096];
+        let taken = guarded.read(&mut buffer).await.unwrap();
+        assert_eq!(taken, first.len() - PONG.len());
+        heads.all_go();
+        let taken = guarded.read(&mut buffer).await.unwrap();
+        assert_eq!(buffer[..taken], HEAD, "and not the end");
     }
 }

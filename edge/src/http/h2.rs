@@ -20,6 +20,7 @@ use super::{
     body::{BodyError, RequestBody},
     drive::{Ended, Farewell, drive},
     extended_connect,
+    frame_budget::UndecidedHeads,
     gathered_io::GatheredIo,
     guarded_io::GuardedIo,
 };
@@ -34,26 +35,33 @@ pub async fn serve<S>(stream: S, context: Rc<ConnectionContext>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let gathered =
-        GatheredIo::new(GuardedIo::http2(stream, Rc::clone(&context.clock), context.worker.drain.clone()));
+    let heads = UndecidedHeads::default();
+    let (clock, drain) = (Rc::clone(&context.clock), context.worker.drain.clone());
+    let gathered = GatheredIo::new(GuardedIo::http2(stream, clock, drain, heads.clone()));
     let io = TokioIo::new(gathered.share());
     let streams = Streams { context: Rc::clone(&context), newest: Rc::default() };
     let newest = Rc::clone(&streams.newest);
     let service = service_fn(|request: Request<Incoming>| {
+        heads.go();
         let context = Rc::clone(&context);
         let watch = Rc::<SendWatch>::default();
         *newest.borrow_mut() = Some(Rc::clone(&watch));
+        let (parts, body) = request.into_parts();
+        // Now, and not when the task runs: all that came at once would be held until then.
+        let admitted = context.admit(&parts).map(move |head| (head, parts, body));
         // Boxed: hyper and the task queue move a stream's future several times, and this one is large.
         Box::pin(async move {
-            let (mut parts, body) = request.into_parts();
+            let Some((head, mut parts, body)) = admitted else {
+                return Err(BodyError::from(::h2::Error::from(::h2::Reason::REFUSED_STREAM)));
+            };
             let tunnel = extended_connect::translate(&mut parts, &context);
             let body = if tunnel.is_some() { RequestBody::empty() } else { RequestBody::hyper(body) };
             let mut answer = serve_exchange(Request::from_parts(parts, body), &context).await?;
             if let Some(client) = tunnel {
                 client.conclude(&mut answer, &context);
             }
-            answer.body_mut().watch(watch);
-            Ok::<_, crate::exchange::Dropped>(answer)
+            answer.body_mut().watch(watch, head);
+            Ok::<_, BodyError>(answer)
         })
     });
     let connection = pin!(builder(streams).serve_connection(io, service));
@@ -62,6 +70,7 @@ where
         &context.clock,
         (&context.worker.drain, Farewell::AnyTime),
         |connection, task| {
+            heads.all_go();
             let polled = connection.poll(task).map_err(BodyError::from);
             match gathered.poll_send(task) {
                 Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
@@ -95,6 +104,8 @@ fn builder(streams: Streams) -> http2::Builder<Streams> {
 #[derive(Debug, Default)]
 pub struct SendWatch {
     waiting_since: Cell<Option<Instant>>,
+    /// Nothing more is read for the answer while so much of it is held, and since when that is so much.
+    held: Cell<Option<(usize, Instant)>>,
     stalled: Cell<bool>,
 }
 
@@ -106,7 +117,16 @@ impl SendWatch {
 
     /// A piece was given to hyper.
     pub(super) fn given(&self) {
+        self.held.set(None);
         self.waiting_since.set(Some(clock::now()));
+    }
+
+    /// hyper is given nothing, because the client has not taken so many bytes.
+    pub(super) fn waits_with(&self, held: usize) {
+        let before = self.held.get().filter(|(before, _)| *before == held);
+        let (_, since) = before.unwrap_or_else(|| (held, clock::now()));
+        self.held.set(Some((held, since)));
+        self.waiting_since.set(Some(since));
     }
 
     /// The client took nothing until the deadline.

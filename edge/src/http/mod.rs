@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod body;
+pub(crate) mod budget;
 pub mod clock;
 pub mod drive;
 pub(crate) mod extended_connect;
@@ -16,6 +17,8 @@ pub mod h1;
 pub mod h2;
 pub mod h3;
 mod late_pong;
+mod origin_body;
 mod pacing;
+mod stall;
 pub mod trace_context;
 pub mod visitor;

@@ -13,16 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::client::conn::http1::SendRequest;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit};
 
 use super::{
     OriginError,
     connect::{Identity, Resolved, Target},
     http2::{Http2Connection, Http2Stream},
+    pool::Http1Line,
     watch::Watched,
 };
-use crate::{clock, http::body::RequestBody, limits, live::Origin, proxy_protocol::Ends};
+use crate::{clock, limits, live::Origin, proxy_protocol::Ends};
 
 pub(super) struct Endpoint {
     pub origin: Arc<Origin>,
@@ -55,7 +55,7 @@ pub(super) struct Endpoint {
 }
 
 struct Idle {
-    sender: SendRequest<RequestBody>,
+    line: Http1Line,
     address: SocketAddr,
     since: Instant,
 }
@@ -191,28 +191,29 @@ impl Endpoint {
     }
 
     /// The kept HTTP/1.1 connection that was used last and still stands.
-    pub(super) fn take_http1(&self, now: Instant) -> Option<(SendRequest<RequestBody>, SocketAddr)> {
+    pub(super) fn take_http1(&self, now: Instant) -> Option<(Http1Line, SocketAddr)> {
         loop {
             let mut idle = self.http1.borrow_mut().pop()?;
             self.kept.set(self.kept.get() - 1);
             let old = now.duration_since(idle.since) >= limits::ORIGIN_IDLE_DEADLINE;
-            if old || idle.sender.is_closed() {
+            if old || idle.line.sender.is_closed() {
                 continue;
             }
             // Ready at once or not at all: a connection that still sends the last request's body is of no use.
-            if let Poll::Ready(Ok(())) = idle.sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-                return Some((idle.sender, idle.address));
+            if let Poll::Ready(Ok(())) = idle.line.sender.poll_ready(&mut Context::from_waker(Waker::noop()))
+            {
+                return Some((idle.line, idle.address));
             }
         }
     }
 
-    pub(super) fn keep_http1(&self, sender: SendRequest<RequestBody>, address: SocketAddr) {
+    pub(super) fn keep_http1(&self, line: Http1Line, address: SocketAddr) {
         let full = self.kept.get() >= limits::ORIGIN_IDLE_PER_WORKER_MAX;
         let mut idle = self.http1.borrow_mut();
         if full || idle.len() >= limits::ORIGIN_IDLE_PER_KEY_MAX || !self.is_current(address.ip()) {
             return;
         }
-        idle.push(Idle { sender, address, since: clock::now() });
+        idle.push(Idle { line, address, since: clock::now() });
         self.kept.set(self.kept.get() + 1);
     }
 
@@ -281,7 +282,7 @@ impl Endpoint {
         let mut idle = self.http1.borrow_mut();
         let mut http2 = self.http2.borrow_mut();
         let before = idle.len() + http2.len();
-        idle.retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
+        idle.retain(|idle| fresh(idle.since) && !idle.line.sender.is_closed());
         http2.retain(|connection| connection.is_open() && connection.idle_since().is_none_or(fresh));
         let after = idle.len() + http2.len();
         self.kept.set(self.kept.get() - (before - after));

@@ -12,6 +12,7 @@ mod balance;
 mod connect;
 mod endpoint;
 mod error;
+mod gate;
 mod health;
 mod http2;
 mod last_word;
@@ -32,6 +33,7 @@ use hyper::{Response, body::Incoming};
 
 pub use connect::Connector;
 pub use error::OriginError;
+pub(crate) use gate::Gate;
 pub use health::check_origins;
 pub use origins::Origins;
 pub use pool::Lease;
@@ -132,7 +134,8 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
         return Err(OriginError::Busy);
     };
     endpoint.earn();
-    let first = match attempt(&mut message, &endpoint, Freshness::Any, to).await {
+    // Boxed: each would have room of its own in the exchange, and a client may have a hundred of them waiting.
+    let first = match Box::pin(attempt(&mut message, &endpoint, Freshness::Any, to)).await {
         Ok(answer) => return Ok(answer),
         Err(failure) => failure,
     };
@@ -159,7 +162,7 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
     }
     worker.edge.metrics.origin_retries.increment(1);
     tracing::debug!(host = %to.host.name, error = %first.error, origin = %other.origin, "a request is sent again");
-    let second = attempt(&mut message, &other, Freshness::New, to).await;
+    let second = Box::pin(attempt(&mut message, &other, Freshness::New, to)).await;
     second.map_err(|failure| {
         if body_fault.get().is_none() && failure.error.is_origins_fault() {
             origins.failed(tenant, &other, failure.error.reason(), alone);

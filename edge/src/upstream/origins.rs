@@ -10,8 +10,9 @@ use super::{
     balance::{self, Candidate},
     connect::{Connector, Opened},
     endpoint::{Endpoint, Turn},
+    gate::GatedStream,
     http2,
-    pool::{Lease, Line, Pool},
+    pool::{Http1Line, Lease, Line, Pool},
     trust::Offer,
 };
 use crate::{
@@ -146,7 +147,7 @@ impl Origins {
     /// the connection takes no further exchange.
     fn kept(&self, tenant: &TenantState, endpoint: &Endpoint) -> Option<(Line, SocketAddr)> {
         let (line, address) = match endpoint.take_http1(clock::now()) {
-            Some((sender, address)) => (Line::Http1(sender), address),
+            Some((line, address)) => (Line::Http1(line), address),
             None => {
                 let stream = endpoint.join_http2()?;
                 let address = stream.connection().address;
@@ -178,14 +179,15 @@ impl Origins {
             };
             return Ok(Lease::new(Line::Http2(stream), address, false, turn));
         }
-        let (sender, connection) =
-            http1_builder().handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
+        let gate = Rc::default();
+        let stream = TokioIo::new(GatedStream::new(stream, &gate));
+        let (sender, connection) = http1_builder().handshake(stream).await.map_err(OriginError::of_hyper)?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::trace!(%error, "a connection to an origin ended");
             }
         });
-        Ok(Lease::new(Line::Http1(sender), address, false, turn))
+        Ok(Lease::new(Line::Http1(Http1Line { sender, gate }), address, false, turn))
     }
 
     /// A connection for one tunnel, never shared.

@@ -16,7 +16,7 @@ use hyper::{Response, body::Incoming, client::conn::http1::SendRequest};
 use portico_cert_store::TenantId;
 
 use super::{
-    OriginError,
+    Gate, OriginError,
     connect::Identity,
     endpoint::{Endpoint, Turn},
     http2::Http2Stream,
@@ -52,8 +52,14 @@ pub struct Lease {
 }
 
 pub(super) enum Line {
-    Http1(SendRequest<RequestBody>),
+    Http1(Http1Line),
     Http2(Http2Stream),
+}
+
+/// A connection that has one exchange at a time.
+pub(super) struct Http1Line {
+    pub sender: SendRequest<RequestBody>,
+    pub gate: Rc<Gate>,
 }
 
 /// A request that had no answer.
@@ -105,7 +111,7 @@ impl Lease {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
         let sent = match &mut self.line {
-            Line::Http1(sender) => sender.try_send_request(request).await,
+            Line::Http1(line) => line.sender.try_send_request(request).await,
             Line::Http2(stream) => stream.sender().try_send_request(request).await,
         };
         sent.map_err(|mut unsent| {
@@ -131,6 +137,14 @@ impl Lease {
         self.address
     }
 
+    /// What holds its answer back; on HTTP/2 that is the stream's window.
+    pub(crate) fn gate(&self) -> Option<&Rc<Gate>> {
+        match &self.line {
+            Line::Http1(line) => Some(&line.gate),
+            Line::Http2(_) => None,
+        }
+    }
+
     /// No other exchange is to be begun on its connection.
     pub(super) fn retire(&self) {
         if let Line::Http2(stream) = &self.line {
@@ -140,11 +154,11 @@ impl Lease {
 
     /// The answer has been read to its end.
     pub(crate) fn give_back(self) {
-        if let Line::Http1(sender) = self.line
-            && !sender.is_closed()
+        if let Line::Http1(line) = self.line
+            && !line.sender.is_closed()
             && !self.turn.endpoint.is_clients_own()
         {
-            self.turn.endpoint.keep_http1(sender, self.address);
+            self.turn.endpoint.keep_http1(line, self.address);
         }
     }
 }

@@ -165,3 +165,80 @@ fn errors_of_the_client_that_make_us_reset_end_the_connection() {
 fn number_of(frame: &Frame) -> u32 {
     number(&frame.payload[4..8])
 }
+
+#[test]
+fn heads_beyond_the_connections_room_are_refused_alone_and_counted() {
+    on_each_backend(|backend| {
+        const VALUE_BYTES: usize = 15_000;
+        const REQUESTS: u32 = 60;
+        let (edge, origin) = edge_and_origin(backend);
+        let series = "portico_edge_limited_total{reason=\"connection_heads\"}";
+        let before = edge.metric(series);
+        let mut client = begun(&edge);
+        let head = [frame::get_block(HOST), frame::literal("x", &[b'y'; VALUE_BYTES])].concat();
+        let end = frame::END_STREAM | frame::END_HEADERS;
+        for request in 0..REQUESTS {
+            client.send(frame::frame(frame::HEADERS, end, frame::stream(request), &head));
+        }
+        let fit = limits::CONNECTION_HEAD_BYTES_MAX / (VALUE_BYTES + 1 + 96 + 1 + HOST.len());
+        let refused = REQUESTS as usize - fit;
+        let resets =
+            std::iter::from_fn(|| next(&mut client)).filter(|frame| frame.kind == RST_STREAM).take(refused);
+        let codes: Vec<u32> = resets.map(|frame| number(&frame.payload)).collect();
+        assert_eq!(codes, vec![REFUSED_STREAM; refused]);
+        wait_until("the others are at the origin", || origin.messages().len() == fit);
+        assert!(edge.metric(series) >= before + f64::from(u32::try_from(refused).unwrap()));
+        // One of them goes, and there is room again.
+        client.send(frame::reset(frame::stream(0)));
+        client.send(frame::get(frame::stream(REQUESTS), HOST));
+        wait_until("one more is at the origin", || origin.messages().len() == fit + 1);
+    });
+}
+
+/// More paused downloads than a connection's answers may hold: each keeps what has been read of it.
+#[test]
+fn answers_that_a_client_leaves_alone_hold_up_no_other() {
+    on_each_backend(|backend| {
+        const PAUSED: &str = "paused.example";
+        const LARGE_BYTES: usize = 4 * limits::CONNECTION_ANSWER_BYTES_MAX;
+        const PAUSED_STREAMS: u32 = 30;
+        let body = "x".repeat(LARGE_BYTES);
+        let origin = Origin::start(move |_| Reply::Keep(crate::origin::ok(&body)));
+        let mut edge = TestEdge::start(backend);
+        let url = origin.url();
+        edge.serve_with(&[HOST, PAUSED], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&url)]);
+        let mut client = begun(&edge);
+        client.send(frame::window_update(0, 0x3fff_ffff));
+        for request in 0..PAUSED_STREAMS {
+            client.send(frame::get(frame::stream(request), PAUSED));
+        }
+        // Each is sent as much as a stream's window has at first, and then stands.
+        let (mut came, window) = (0, PAUSED_STREAMS as usize * 65_535);
+        while came < window {
+            let frame = next(&mut client).unwrap();
+            came += if frame.kind == frame::DATA { frame.payload.len() } else { 0 };
+        }
+        assert_eq!(came, window);
+        let large = frame::stream(PAUSED_STREAMS);
+        client.send(frame::get(large, HOST)).send(frame::window_update(large, 0x3fff_ffff));
+        let mut taken = 0;
+        loop {
+            let frame = next(&mut client).unwrap();
+            if frame.kind == frame::DATA && frame.stream == large {
+                taken += frame.payload.len();
+                if frame.flags & frame::END_STREAM != 0 {
+                    break;
+                }
+            }
+        }
+        assert_eq!(taken, LARGE_BYTES);
+        // They go on where they stood.
+        let first = frame::stream(0);
+        client.send(frame::window_update(first, 0x3fff_ffff));
+        let mut taken = 65_535;
+        while taken < LARGE_BYTES {
+            let frame = next(&mut client).unwrap();
+            taken += if frame.kind == frame::DATA { frame.payload.len() } else { 0 };
+        }
+    });
+}

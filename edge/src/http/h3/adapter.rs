@@ -54,8 +54,8 @@ pub struct Accepting {
 /// The request stream that was accepted last.
 pub struct Accepted {
     pub account: Rc<Account>,
-    /// Ends when the client no longer wants the answer, or is gone.
-    pub given_up: Pin<Box<dyn Future<Output = ()>>>,
+    /// Ends when the client no longer wants the answer or is gone, or when it has all of it.
+    pub settled: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// Body bytes of one stream that h3 has and its reader has not taken.
@@ -250,13 +250,11 @@ impl<B: Buf> BidiStream<B> {
             Watch::Request { account, .. } => Rc::clone(account),
             Watch::Control { .. } | Watch::Own => Rc::default(),
         };
-        let given_up = Box::pin(async move {
-            // Stopped, or lost with the connection; all acknowledged is not giving up.
-            if let Ok(None) = stopped.await {
-                std::future::pending::<()>().await;
-            }
+        let settled = Box::pin(async move {
+            // Stopped, lost with the connection, or all acknowledged: the caller knows what it has sent.
+            let _how = stopped.await;
         });
-        Accepted { account, given_up }
+        Accepted { account, settled }
     }
 }
 

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use super::adapter::{Accepted, BidiStream, Connection, RecvStream, SendStream};
 use super::body::{Begun, H3Body, content_length};
 use super::pseudo::PseudoFault;
+use super::send_window::SendWindow;
 use super::{Exchanges, pseudo};
 use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
@@ -25,6 +26,9 @@ type Stream = RequestStream<BidiStream<Bytes>, Bytes>;
 type Send = RequestStream<SendStream<Bytes>, Bytes>;
 type Recv = RequestStream<RecvStream, Bytes>;
 
+/// Ends when the client has all of the answer, or is gone.
+type Settled = Pin<Box<dyn Future<Output = ()>>>;
+
 /// How a stream ended before its answer was whole.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
@@ -32,6 +36,8 @@ enum Broken {
     SlowHead,
     #[error("the request is malformed: {0}")]
     Malformed(&'static str),
+    #[error("the connection's other requests leave no room for its head")]
+    Refused,
     #[error("the client gave the request up")]
     GivenUp,
     #[error(transparent)]
@@ -53,16 +59,30 @@ pub(super) fn start(
 ) {
     let open = Open::new(exchanges);
     let context = Rc::clone(context);
+    let exchanges = Rc::clone(exchanges);
     tokio::task::spawn_local(async move {
-        if let Err(broken) = Box::pin(exchange(resolver, accepted, &context)).await {
-            tracing::trace!(%broken, "an HTTP/3 exchange broke off");
-            match broken {
-                Broken::GivenUp | Broken::Stream(_) => context.clock.request_given_up(),
-                Broken::Stalled => context.worker.edge.metrics.streams_stalled.increment(1),
-                Broken::SlowHead | Broken::Malformed(_) | Broken::Dropped(_) | Broken::Body(_) => {}
+        let ended = Box::pin(exchange(resolver, accepted, &exchanges.window, &context)).await;
+        let broken = match ended {
+            Ok(settled) => {
+                context.clock.answer_travels();
+                drop(open);
+                settled.await;
+                context.clock.answer_arrives();
+                return;
             }
-            drop(open); // tells the connection, which looks whether it was one too many
+            Err(broken) => broken,
+        };
+        tracing::trace!(%broken, "an HTTP/3 exchange broke off");
+        match broken {
+            Broken::GivenUp | Broken::Stream(_) => context.clock.request_given_up(),
+            Broken::Stalled => context.worker.edge.metrics.streams_stalled.increment(1),
+            Broken::SlowHead
+            | Broken::Refused
+            | Broken::Malformed(_)
+            | Broken::Dropped(_)
+            | Broken::Body(_) => {}
         }
+        drop(open); // tells the connection, which looks whether it was one too many
     });
 }
 
@@ -86,18 +106,24 @@ impl Drop for Open {
 async fn exchange(
     resolver: Resolver,
     accepted: Accepted,
+    window: &SendWindow,
     context: &Rc<ConnectionContext>,
-) -> Result<(), Broken> {
+) -> Result<Settled, Broken> {
     let head = tokio::time::timeout(context.clock.deadlines().header, resolve(resolver));
     let (request, stream, pseudo) = head.await.map_err(|_| Broken::SlowHead)??;
-    let Accepted { account, mut given_up } = accepted;
+    let Accepted { account, mut settled } = accepted;
     let (mut send, recv) = stream.split();
     if let Err(fault) = pseudo {
         tracing::trace!(%fault, "an HTTP/3 request is malformed");
         send.stop_stream(Code::H3_MESSAGE_ERROR);
         return Err(Broken::Malformed("pseudo-header fields"));
     }
-    let request = match read_request(request, recv, account) {
+    let (head, ()) = request.into_parts();
+    let Some(_share) = context.admit(&head) else {
+        send.stop_stream(Code::H3_REQUEST_REJECTED);
+        return Err(Broken::Refused);
+    };
+    let request = match read_request(Request::from_parts(head, ()), recv, account) {
         Ok(request) => request,
         Err(why) => {
             send.stop_stream(Code::H3_MESSAGE_ERROR);
@@ -107,15 +133,16 @@ async fn exchange(
     let answer = tokio::select! {
         biased;
         answer = serve_exchange(request, context) => answer,
-        () = &mut given_up => return Err(Broken::GivenUp),
+        () = &mut settled => return Err(Broken::GivenUp),
     };
     match answer {
         Ok(response) => {
-            let sent = send_response(&mut send, response, context.clock.deadlines().write_stall).await;
+            let stall = context.clock.deadlines().write_stall;
+            let sent = send_response(&mut send, response, window, stall).await;
             if sent.is_err() {
                 send.stop_stream(Code::H3_INTERNAL_ERROR);
             }
-            sent
+            sent.map(|()| settled)
         }
         Err(dropped) => {
             send.stop_stream(Code::H3_REQUEST_REJECTED);
@@ -173,6 +200,7 @@ fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
 async fn send_response(
     send: &mut Send,
     response: Response<ResponseBody>,
+    window: &SendWindow,
     stall: Duration,
 ) -> Result<(), Broken> {
     let (parts, mut body) = response.into_parts();
@@ -182,7 +210,11 @@ async fn send_response(
     while let Some(frame) = next_frame(&mut body).await {
         let frame = frame.map_err(Broken::Body)?;
         match frame.into_data() {
-            Ok(data) if data.has_remaining() => within(stall, send.send_data(data)).await?,
+            Ok(data) if data.has_remaining() => {
+                let bytes = data.len();
+                within(stall, send.send_data(data)).await?;
+                window.sent(bytes);
+            }
             Ok(_) => {}
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {

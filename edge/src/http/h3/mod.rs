@@ -10,6 +10,7 @@ mod body;
 mod exchange;
 mod frames;
 mod pseudo;
+mod send_window;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -22,6 +23,7 @@ use quinn::VarInt;
 use tokio::sync::Notify;
 
 use self::adapter::Accepting;
+use self::send_window::SendWindow;
 use super::clock::Expired;
 use super::drive::Ended;
 use crate::exchange::ConnectionContext;
@@ -30,10 +32,10 @@ use crate::{clock, limits};
 type H3Connection = server::Connection<adapter::Connection, Bytes>;
 
 /// What the exchanges of one connection have in common.
-#[derive(Default)]
 struct Exchanges {
     open: Cell<usize>,
     ended: Notify,
+    window: SendWindow,
 }
 
 /// Serves exchanges until the connection ends.
@@ -51,7 +53,8 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
         }
         Err(_) => return Ended::Expired(Expired::SlowHead),
     };
-    let exchanges = Rc::new(Exchanges::default());
+    let window = SendWindow::new(connection.clone());
+    let exchanges = Rc::new(Exchanges { open: Cell::new(0), ended: Notify::new(), window });
     let ended = accept(&mut h3, &shared, &exchanges, &context).await;
     let ended = match ended {
         Next::Finish => finish(&mut h3, &connection, &shared, &exchanges, &context).await,

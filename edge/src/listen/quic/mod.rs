@@ -28,6 +28,7 @@ use self::crypto::{Finished, SelectingCrypto};
 use self::steering::{SteeredSocket, SteeringCounts};
 use super::BoundListener;
 use crate::exchange::{ConnectionContext, Protocol};
+use crate::http::budget::ConnectionBudget;
 use crate::http::clock::ConnectionClock;
 use crate::http::drive::Ended;
 use crate::http::h3;
@@ -327,6 +328,7 @@ async fn handshake(
         public_https_port: bound.config.public_https_port,
         alt_svc: None,
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
+        budget: ConnectionBudget::default(),
         source,
         trusted: bound.config.trusted_proxies.clone(),
     });
@@ -375,7 +377,7 @@ fn transport(idle: Duration) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(limits::H3_CONTROL_STREAMS_MAX))
         .stream_receive_window(VarInt::from_u32(limits::H2_STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(limits::H2_CONNECTION_WINDOW_BYTES))
-        .send_window(limits::QUIC_SEND_WINDOW_BYTES)
+        .send_window(limits::QUIC_SEND_WINDOW_FIRST_BYTES)
         .crypto_buffer_size(limits::QUIC_CRYPTO_BUFFER_BYTES)
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(idle_timeout(idle));

@@ -10,12 +10,12 @@ fn endpoint(kept: &Rc<Cell<usize>>) -> Rc<Endpoint> {
 }
 
 /// A connection whose other end stands as long as the second half.
-async fn connection() -> (SendRequest<RequestBody>, tokio::io::DuplexStream) {
+async fn connection() -> (Http1Line, tokio::io::DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(1024);
     let (sender, connection) =
         http1_builder().handshake(TokioIo::new(ours)).await.expect("no byte is needed");
     tokio::task::spawn_local(connection);
-    (sender, theirs)
+    (Http1Line { sender, gate: Rc::default() }, theirs)
 }
 
 fn on_a_worker<F: Future>(test: F) -> F::Output {
@@ -85,9 +85,9 @@ fn idle_connections_are_bounded_for_each_origin_and_for_the_worker() {
         let mut far_ends = Vec::new();
         for (number, endpoint) in all.iter().enumerate() {
             for _ in 0..per_origin + 1 {
-                let (sender, far_end) = connection().await;
+                let (line, far_end) = connection().await;
                 far_ends.push(far_end);
-                endpoint.keep_http1(sender, SocketAddr::from(([127, 0, 0, 1], 1)));
+                endpoint.keep_http1(line, SocketAddr::from(([127, 0, 0, 1], 1)));
             }
             let expected = (per_origin * (number + 1)).min(limits::ORIGIN_IDLE_PER_WORKER_MAX);
             assert_eq!(kept.get(), expected, "after {} origins", number + 1);
@@ -110,12 +110,12 @@ fn an_idle_connection_is_neither_used_nor_kept_when_its_time_is_over() {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let mut far_ends = Vec::new();
         let mut keep_one = async || {
-            let (sender, far_end) = connection().await;
+            let (line, far_end) = connection().await;
             far_ends.push(far_end);
             // Its task has to run once until it can take a request.
             tokio::task::yield_now().await;
             let before = clock::now();
-            endpoint.keep_http1(sender, address);
+            endpoint.keep_http1(line, address);
             before
         };
         let before = keep_one().await;
