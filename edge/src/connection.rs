@@ -9,13 +9,20 @@ use crate::{
     io::Stream,
     listen::BoundListener,
     proxy_protocol,
+    seats::Seat,
     sources::Source,
     tls::{self, Shown},
     worker::Worker,
 };
 
 /// Serves a connection to its end. Each phase is boxed, so that an idle connection holds no room for a handshake.
-pub async fn serve(worker: Rc<Worker>, mut stream: Stream, peer: SocketAddr, bound: &BoundListener) {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    mut stream: Stream,
+    peer: SocketAddr,
+    bound: &BoundListener,
+    seat: &Seat,
+) {
     let Ok(local) = stream.local_address() else { return };
     let peer = match &bound.config.proxy_protocol {
         None => peer,
@@ -30,6 +37,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, peer: SocketAddr, bou
     let ended = match bound.config.kind {
         ListenerKind::Http => {
             let context = context(&worker, (peer, local), source, (Protocol::Http1, None), bound);
+            seat.serves(&context.clock);
             Box::pin(h1::serve(stream, context)).await
         }
         ListenerKind::Https => {
@@ -45,6 +53,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Stream, peer: SocketAddr, bou
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };
             let context = context(&worker, (peer, local), source, (protocol, Some(shown)), bound);
+            seat.serves(&context.clock);
             if h2 {
                 let clock = Rc::clone(&context.clock);
                 let ended = Box::pin(h2::serve(stream, context)).await;

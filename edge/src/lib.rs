@@ -27,6 +27,7 @@ pub mod privacy;
 pub mod process;
 pub mod proxy_protocol;
 pub mod rate;
+mod seats;
 pub mod server;
 pub mod service;
 pub mod sources;

@@ -35,6 +35,7 @@ pub struct Deadlines {
     pub take_over: Duration,
     pub take_over_step: Duration,
     pub catch_up: Duration,
+    pub evictable_after: Duration,
 }
 
 impl Default for Deadlines {
@@ -69,6 +70,7 @@ impl Default for Deadlines {
             take_over: TAKE_OVER_DEADLINE,
             take_over_step: TAKE_OVER_STEP_DEADLINE,
             catch_up: CATCH_UP_DEADLINE,
+            evictable_after: EVICTABLE_AFTER,
         }
     }
 }
@@ -289,6 +291,9 @@ pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// A full edge ends a connection without an exchange for a newcomer after this, and looks for it among so many at a time.
+pub const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
+pub const SEATS_LOOKED_AT: usize = 64;
 /// Connections taken from one listener before other tasks run.
 pub const ACCEPTS_PER_TURN: usize = 16;
 /// Pending connections of a listener in the kernel.

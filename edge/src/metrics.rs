@@ -23,6 +23,7 @@ pub mod names {
     pub const CONNECTIONS: &str = "portico_edge_connections";
     pub const CONNECTIONS_TOTAL: &str = "portico_edge_connections_total";
     pub const CONNECTIONS_REFUSED: &str = "portico_edge_connections_refused_total";
+    pub const CONNECTIONS_EVICTED: &str = "portico_edge_connections_evicted_total";
     pub const ACCEPT_ERRORS: &str = "portico_edge_accept_errors_total";
     pub const CONNECTIONS_EXPIRED: &str = "portico_edge_connections_expired_total";
     pub const CONNECTIONS_ABUSIVE: &str = "portico_edge_connections_abusive_total";
@@ -78,6 +79,26 @@ pub enum HandshakeEnd {
     ClientCertificate,
     Failed,
     TimedOut,
+}
+
+/// What a connection was doing whose place on a full edge a newcomer got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evicted {
+    Handshake,
+    Head,
+    Idle,
+}
+
+impl Evicted {
+    const ALL: [Self; 3] = [Self::Handshake, Self::Head, Self::Idle];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Head => "head",
+            Self::Idle => "idle",
+        }
+    }
 }
 
 /// What was refused because somebody takes more than their share, and whose.
@@ -144,6 +165,7 @@ pub struct Metrics {
     pub connections: Gauge,
     pub connections_total: Counter,
     pub connections_refused: Counter,
+    connections_evicted: [Counter; Evicted::ALL.len()],
     pub accept_errors: Counter,
     pub connections_expired: Counter,
     pub connections_abusive: Counter,
@@ -203,6 +225,8 @@ impl Metrics {
             connections: gauge!(names::CONNECTIONS),
             connections_total: counter!(names::CONNECTIONS_TOTAL),
             connections_refused: counter!(names::CONNECTIONS_REFUSED),
+            connections_evicted: Evicted::ALL
+                .map(|evicted| counter!(names::CONNECTIONS_EVICTED, "reason" => evicted.as_str())),
             accept_errors: counter!(names::ACCEPT_ERRORS),
             connections_expired: counter!(names::CONNECTIONS_EXPIRED),
             connections_abusive: counter!(names::CONNECTIONS_ABUSIVE),
@@ -259,6 +283,11 @@ impl Metrics {
 
     pub fn handshake(&self, end: HandshakeEnd) {
         self.handshakes[end as usize].increment(1);
+    }
+
+    /// Counts a connection whose place a newcomer got.
+    pub fn evicted(&self, evicted: Evicted) {
+        self.connections_evicted[evicted as usize].increment(1);
     }
 
     /// Counts a refusal.
@@ -365,6 +394,10 @@ fn describe() {
     describe_counter!(
         names::CONNECTIONS_REFUSED,
         "client connections closed at once because the edge is full"
+    );
+    describe_counter!(
+        names::CONNECTIONS_EVICTED,
+        "client connections without an exchange closed for a newcomer to a full edge, by what they were doing"
     );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
     describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");

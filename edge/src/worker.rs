@@ -12,13 +12,14 @@ use std::{
 };
 
 use crate::{
-    connection,
+    clock, connection,
     drain::LocalDrain,
     egress::EgressGuard,
     http::visitor::Unique,
     io::{Backend, Listener, Runtime, Stream, publish_counts},
     limits,
     listen::{self, BoundListener},
+    seats::{Seat, Seats},
     server::Edge,
     upstream::{Connector, Names, Origins, tunnel::OriginHalf},
 };
@@ -30,7 +31,7 @@ pub struct Worker {
     pub backend: Backend,
     pub origins: Origins,
     pub drain: LocalDrain,
-    open: Cell<usize>,
+    seats: Seats,
     request_prefix: u64,
     request_number: Cell<u64>,
     halves: RefCell<HashMap<u64, OriginHalf>>,
@@ -71,7 +72,7 @@ impl Worker {
             backend: edge.backend,
             origins,
             drain: LocalDrain::default(),
-            open: Cell::new(0),
+            seats: Seats::new(edge.deadlines.evictable_after),
             request_prefix: random_u64()?,
             request_number: Cell::new(0),
             halves: RefCell::default(),
@@ -168,23 +169,32 @@ impl Worker {
         let worker = Rc::clone(self);
         let bound = Rc::clone(bound);
         tokio::task::spawn_local(async move {
-            connection::serve(worker, stream, peer, &bound).await;
+            let seat = place.seat();
+            let _evicted = seat.until_evicted(connection::serve(worker, stream, peer, &bound, seat)).await;
             drop(place);
         });
     }
 
-    /// Room for one more connection; counted, also where there is none.
+    /// Room for one more connection, if need be that of an idle one; counted, also where there is none.
     pub(crate) fn place(self: &Rc<Self>) -> Option<Place> {
         self.edge.metrics.connections_total.increment(1);
-        if self.open.get() >= self.edge.connections_per_worker_max {
-            self.edge.metrics.connections_refused.increment(1);
-            return None;
+        if self.is_full() {
+            let Some(evicted) = self.seats.evict(clock::now()) else {
+                self.edge.metrics.connections_refused.increment(1);
+                return None;
+            };
+            self.edge.metrics.evicted(evicted);
         }
         Some(Place::taken(self))
     }
 
+    /// Whether a newcomer takes another's place, or finds none.
+    pub(crate) fn is_full(&self) -> bool {
+        self.seats.count() >= self.edge.connections_per_worker_max
+    }
+
     async fn wait_until_idle(&self) {
-        while self.open.get() > 0 {
+        while self.seats.count() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -240,20 +250,26 @@ impl Drop for CodingPlace {
 }
 
 /// One open connection, counted while it lives; also when its task panics.
-pub(crate) struct Place(Rc<Worker>);
+pub(crate) struct Place {
+    worker: Rc<Worker>,
+    seat: Rc<Seat>,
+}
 
 impl Place {
     fn taken(worker: &Rc<Worker>) -> Self {
-        worker.open.set(worker.open.get() + 1);
         worker.edge.count_connection(true);
-        Self(Rc::clone(worker))
+        Self { worker: Rc::clone(worker), seat: worker.seats.take() }
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.edge.count_connection(false);
+        self.worker.seats.leave(&self.seat);
+        self.worker.edge.count_connection(false);
     }
 }
 
@@ -269,7 +285,7 @@ impl fmt::Debug for Worker {
         formatter
             .debug_struct("Worker")
             .field("index", &self.index)
-            .field("open", &self.open)
+            .field("open", &self.seats.count())
             .finish_non_exhaustive()
     }
 }

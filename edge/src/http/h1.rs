@@ -63,7 +63,9 @@ where
     }
     let mut stream = io.into_inner();
     if let Some(offer) = tunnel.take() {
+        context.clock.tunnel_begins();
         Box::pin(tunnel::run(stream, early, offer, &context.worker)).await;
+        context.clock.tunnel_ends();
     } else if !matches!(ended, Ended::Expired(_)) {
         let deadlines = &context.worker.edge.deadlines;
         goodbye::say(&mut stream, deadlines.goodbye).await;

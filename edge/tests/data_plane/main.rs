@@ -26,6 +26,7 @@ mod egress;
 mod endings;
 mod exchange;
 mod flood;
+mod full;
 mod grpc;
 mod handover;
 mod handshake;

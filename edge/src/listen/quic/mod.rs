@@ -210,7 +210,9 @@ fn take(
 ) {
     let client = incoming.remote_address().ip();
     let has_room = worker.edge.sources.has_room(client);
-    let must_show_address = !has_room || half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
+    // On a full edge somebody loses his place for it; not for an address that nobody may have.
+    let must_show_address =
+        !has_room || worker.is_full() || half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
     if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
         // It may retry: that was asked.
         let _retried = incoming.retry();
@@ -248,11 +250,13 @@ async fn accept(
     half_open: HalfOpen,
 ) {
     let handshake = handshake(&worker, incoming, &bound, source);
-    let accepted = Box::pin(handshake).await;
+    let seat = place.seat();
+    let accepted = seat.until_evicted(Box::pin(handshake)).await.flatten();
     drop(half_open);
     if let Some((connection, context)) = accepted {
-        let ended = Box::pin(h3::serve(connection, context)).await;
-        if matches!(ended, Ended::Expired(_)) {
+        seat.serves(&context.clock);
+        let ended = seat.until_evicted(Box::pin(h3::serve(connection, context))).await;
+        if matches!(ended, Some(Ended::Expired(_))) {
             worker.edge.metrics.connections_expired.increment(1);
         }
     }
