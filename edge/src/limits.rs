@@ -340,11 +340,12 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Concurrent request streams of one HTTP/3 connection, and streams of a client's own (control, QPACK, reserved).
 pub const H3_STREAMS_MAX: u32 = 100;
 pub const H3_CONTROL_STREAMS_MAX: u32 = 8;
-/// Between the first GOAWAY and the last: three round trips, within these bounds.
-pub const H3_GOAWAY_WAIT_MIN: Duration = Duration::from_millis(100);
+/// Between the first GOAWAY and the last: three round trips, within these bounds. Clients on busy machines take a good part of
+/// a second to read the first one; what they send meanwhile would be refused.
+pub const H3_GOAWAY_WAIT_MIN: Duration = Duration::from_secs(1);
 pub const H3_GOAWAY_WAIT_MAX: Duration = Duration::from_secs(2);
 /// After the last answer of a connection that is to end: the client's time to close it first.
-pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(1);
+pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(3);
 /// Answer bytes that one connection's client has not acknowledged: at first, and at most on a path that carries as much.
 pub const QUIC_SEND_WINDOW_FIRST_BYTES: u64 = 128 * 1024;
 pub const QUIC_SEND_WINDOW_BYTES: u64 = 1024 * 1024;
