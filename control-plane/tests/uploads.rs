@@ -216,6 +216,30 @@ async fn one_for_more_names_takes_over_where_it_is_asked_to_and_goes_when_told()
     assert_eq!(entries.iter().filter(|entry| entry["action"] == "certificate.delete").count(), 2);
 }
 
+#[tokio::test]
+async fn a_replaced_one_is_removed_without_its_successor() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &["shop.example"]).await;
+    let ca = Ca::new();
+    let mut made = Vec::new();
+    for days in [90, 120] {
+        let brought = ca.issue(&["shop.example"], KeyType::EcdsaP256, days);
+        made.push(taken(&stage, &one, &token, &ca.body(&["shop.example"], &brought)).await[0].clone());
+    }
+    assert_eq!(made[0]["group_id"], made[1]["group_id"]);
+    for query in ["", "?leave_unserved=true"] {
+        let reply = delete(&stage, &token, &id(&made[0]), query).await;
+        assert_eq!(reply.status, 204, "{}", reply.text);
+    }
+    let present = domain(&stage, "shop.example").await["certificates"].clone();
+    assert_eq!(present.as_array().unwrap().iter().map(id).collect::<Vec<_>>(), [id(&made[1])]);
+    assert!(sealed(&stage, "live").await.iter().all(|length| *length > 100));
+    assert_eq!(sealed(&stage, "live").await.len(), 1);
+    assert!(!events(&stage, &token).await.contains(&"certificate.removed".to_owned()));
+    assert_eq!(delete(&stage, &token, &id(&made[1]), "?leave_unserved=true").await.status, 204);
+    assert_eq!(sealed(&stage, "live").await, [0_i64; 0]);
+}
+
 /// A pointer with its code.
 type Named = (&'static str, &'static str);
 

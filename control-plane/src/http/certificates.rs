@@ -132,8 +132,8 @@ pub(super) struct DeleteQuery {
 }
 
 /// Takes an uploaded certificate out of service in all its cells, and forgets its key; its hostnames fall back to their other
-/// certificates. 204 also when it is gone. 409 `only_certificate` where a hostname has no other that is valid, unless
-/// `leave_unserved`; 409 `issued` for one that was issued here.
+/// certificates. 204 also when it is gone, or was replaced: what took its place stays. 409 `only_certificate` where a hostname has
+/// no other that is valid, unless `leave_unserved`; 409 `issued` for one that was issued here.
 #[utoipa::path(delete, path = "/v1/certificates/{id}", tag = "certificates",
     params(("id" = String, Path), ("leave_unserved" = Option<bool>, Query)),
     responses((status = 204), (status = 404), (status = 409)))]
@@ -162,7 +162,9 @@ pub(super) async fn delete(
     if owner.is_none_or(|owner| !call.caller.sees(owner)) {
         return Err(missing());
     }
-    if let Some(found) = uploaded::find(&mut write.tx, group).await? {
+    // One that was replaced is gone already; what took its place has its lineage and stays.
+    let in_use = uploaded::find(&mut write.tx, group).await?.filter(|found| found.serves(id));
+    if let Some(found) = in_use {
         upload::delete(&mut write, &found, query.leave_unserved).await?;
         let subject = id.to_string();
         write.audit("certificate.delete", &subject, &upload::described(&found), &()).await?;

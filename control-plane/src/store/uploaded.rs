@@ -28,6 +28,13 @@ pub struct Uploaded {
     pub lineages: Vec<UploadedLineage>,
 }
 
+impl Uploaded {
+    /// Whether this credential is the one in use, in one of its cells.
+    pub fn serves(&self, credential: CredentialId) -> bool {
+        self.lineages.iter().any(|lineage| lineage.credential == credential)
+    }
+}
+
 /// It in one cell.
 #[derive(Clone, Debug)]
 pub struct UploadedLineage {
