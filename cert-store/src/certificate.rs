@@ -21,8 +21,8 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::domain_name::{DomainName, NamePattern};
 
-/// Most certificates in one chain; public CAs send two to four.
-pub const CHAIN_LENGTH_MAX: usize = 10;
+/// Most certificates in one chain, for all who take one in and for each edge; public CAs send two to four.
+pub const CHAIN_LENGTH_MAX: usize = 8;
 /// Largest certificate in bytes; a leaf with 100 long names has about 10 KB.
 pub const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
 /// Most names read from one certificate (Let's Encrypt: 100, other CAs: 250).

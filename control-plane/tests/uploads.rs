@@ -13,7 +13,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portico_cert_store::{EdgeId, KeyType, PrivateKey};
+use portico_cert_store::{CHAIN_LENGTH_MAX, EdgeId, KeyType, PrivateKey};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
@@ -308,6 +308,27 @@ async fn what_is_wrong_with_an_upload_is_said_at_its_place() {
         assert_eq!(found, expected, "{case}: {}", reply.text);
         assert!(errors.iter().all(|e| !e["message"].as_str().unwrap().is_empty()), "{case}");
         assert!(!shows(&reply.text, &good.key), "{case}: {}", reply.text);
+    }
+    assert_eq!(domain(&stage, "shop.example").await["certificates"], json!([]));
+}
+
+#[tokio::test]
+async fn a_chain_that_edges_would_refuse_is_refused_at_once() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &["shop.example"]).await;
+    let ca = Ca::new();
+    let good = ca.issue(&["shop.example"], KeyType::EcdsaP256, 90);
+    let mut body = ca.body(&["shop.example"], &good);
+    for (intermediates, code) in [
+        (CHAIN_LENGTH_MAX, "too_many"),
+        (CHAIN_LENGTH_MAX - 1, "duplicate_certificate"),
+        (2, "duplicate_certificate"),
+    ] {
+        body["chain_pem"] = json!(good.leaf.clone() + &ca.intermediate.repeat(intermediates));
+        let reply = upload(&stage, &one, &token, &body).await;
+        let error = &reply.body["errors"][0];
+        assert_eq!((reply.status, &error["pointer"]), (422, &json!("/chain_pem")), "{}", reply.text);
+        assert_eq!(error["code"], code, "{}", reply.text);
     }
     assert_eq!(domain(&stage, "shop.example").await["certificates"], json!([]));
 }

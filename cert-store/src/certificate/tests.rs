@@ -56,8 +56,11 @@ fn wrong_chains_are_refused_in_words() {
         CertificateChain::parse_pem(b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"),
         Err(E::Pem { .. })
     ));
-    let eleven = vec![leaf.clone(); 11];
-    assert_eq!(CertificateChain::parse_der(eleven).unwrap_err(), E::ChainTooLong { length: 11 });
+    let longest = vec![leaf.clone(); CHAIN_LENGTH_MAX];
+    assert!(CertificateChain::parse_der(longest).is_ok());
+    let length = CHAIN_LENGTH_MAX + 1;
+    let long = vec![leaf.clone(); length];
+    assert_eq!(CertificateChain::parse_der(long).unwrap_err(), E::ChainTooLong { length });
     let big = CertificateDer::from(vec![0x30; CERTIFICATE_BYTES_MAX + 1]);
     assert!(matches!(CertificateChain::parse_der(vec![big]), Err(E::TooLarge { index: 0, .. })));
     let garbage = CertificateDer::from(vec![0x30, 0x80, 1, 2]);

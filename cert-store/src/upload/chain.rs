@@ -43,11 +43,13 @@ pub(super) fn check(
         return Err(of_chain("too_many", text));
     }
     let without_root = {
+        check_no_duplicate(&found)?;
         let parsed = parse(&found)?;
         let last_is_root = parsed.len() > 1 && parsed.last().is_some_and(is_root);
         let length = parsed.len() - usize::from(last_is_root);
         check_order(&parsed[..length])?;
         check_signatures(&parsed[..length])?;
+        check_one_root(&parsed[..length])?;
         check_dates(&parsed[..length], now)?;
         check_leaf(&parsed[0])?;
         length
@@ -74,6 +76,28 @@ fn parse<'a>(found: &'a [CertificateDer<'static>]) -> Result<Vec<X509Certificate
         }
     }
     Ok(parsed)
+}
+
+fn check_no_duplicate(found: &[CertificateDer<'static>]) -> Result<(), UploadFault> {
+    for (index, der) in found.iter().enumerate() {
+        if let Some(first) = found[..index].iter().position(|before| before == der) {
+            let text = format!("holds certificate {} again as number {}; give it once", first + 1, index + 1);
+            return Err(of_chain("duplicate_certificate", text));
+        }
+    }
+    Ok(())
+}
+
+/// Nothing may stand behind one that signed itself. A self-issued one that another key signed, as when an authority changes
+/// its key (RFC 4210 section 4.4), is an intermediate.
+fn check_one_root(without_root: &[X509Certificate<'_>]) -> Result<(), UploadFault> {
+    let signed_itself = |certificate: &X509Certificate<'_>| {
+        is_root(certificate) && certificate.verify_signature(None).is_ok()
+    };
+    let Some(root) = without_root.iter().position(signed_itself) else { return Ok(()) };
+    let text =
+        format!("goes on behind certificate {}, a root; end with that one, or leave it out too", root + 1);
+    Err(of_chain("behind_root", text))
 }
 
 fn is_root(certificate: &X509Certificate<'_>) -> bool {

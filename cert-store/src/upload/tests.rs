@@ -78,10 +78,39 @@ fn what_is_wrong_with_a_chain_has_its_own_word() {
         ("expired", vec![&expired, &CA.intermediate], "expired"),
         ("not yet valid", vec![&early, &CA.intermediate], "not_yet_valid"),
         ("about to end", vec![&last_minutes, &CA.intermediate], "ends_too_soon"),
-        ("eleven", vec![&good; 11], "too_many"),
+        ("too many", vec![&good; CHAIN_LENGTH_MAX + 1], "too_many"),
+        ("as many as may be, all the same", vec![&good; CHAIN_LENGTH_MAX], "duplicate_certificate"),
+        ("root twice", vec![&good, &CA.intermediate, &CA.root, &CA.root], "duplicate_certificate"),
+        ("intermediate twice", vec![&good, &CA.intermediate, &CA.intermediate], "duplicate_certificate"),
     ];
     for (case, chain, code) in table {
         assert_eq!(code_of(&certificates(chain.iter().copied())), *code, "{case}");
+    }
+}
+
+#[test]
+fn a_root_is_followed_by_no_other_of_its_name_and_key() {
+    let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+    let signer = || RequestSigner::new(&key).unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(DnType::CommonName, "Own root");
+    let old = authority.self_signed(&signer()).unwrap().der().clone();
+    authority.not_after = crate::fixture::date(NOW_SECONDS + 300 * DAY);
+    let new = authority.self_signed(&signer()).unwrap().der().clone();
+    let mut leaf = CertificateParams::new(vec!["a.example.org".to_owned()]).unwrap();
+    leaf.not_before = crate::fixture::date(NOW_SECONDS - DAY);
+    leaf.not_after = crate::fixture::date(NOW_SECONDS + 30 * DAY);
+    let issuer = Issuer::new(authority, signer());
+    let leaf = leaf.signed_by(&RequestSigner::new(&P256).unwrap(), &issuer).unwrap().der().clone();
+    let private = |chain: &[&CertificateDer<'static>]| {
+        Upload::read(&certificates(chain.iter().copied()), &key_pem(&P256), None, now())
+    };
+    assert!(private(&[&leaf, &old]).is_ok() && private(&[&leaf, &new]).is_ok());
+    for chain in [[&leaf, &old, &new], [&leaf, &new, &old]] {
+        let faults = private(&chain).unwrap_err();
+        assert_eq!((faults[0].part, faults[0].code), (UploadPart::Chain, "behind_root"));
+        assert!(faults[0].text.contains("behind certificate 2"), "{faults:?}");
     }
 }
 

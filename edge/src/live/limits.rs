@@ -39,8 +39,8 @@ pub const EGRESS_GRANTS_MAX: usize = 64;
 pub const EGRESS_PORTS_MAX: usize = 64;
 /// Networks that the fleet denies to all tenants.
 pub const DENIED_NETWORKS_MAX: usize = 4096;
-/// Certificates of one chain: leaf, and more intermediates than any public CA sends.
-pub const CHAIN_CERTIFICATES_MAX: usize = 8;
+/// Certificates of one chain. The control plane takes in none that is longer.
+pub const CHAIN_CERTIFICATES_MAX: usize = portico_cert_store::CHAIN_LENGTH_MAX;
 /// Slots of one name; more references are refused rather than cut.
 pub const LINEAGES_PER_NAME_MAX: usize = 4;
 /// References of one domain over all cells.
