@@ -96,10 +96,10 @@ pub(super) async fn upload(
 ) -> Answered<Response> {
     let id = tenants::visible(&call, &id)?;
     paced(&app, &call)?;
-    let request = &body.0.value;
+    let request = &body.value;
     // Before the writer's turn: this takes some milliseconds.
     let read = upload::read(&app, request)?;
-    let mut write = match Write::begin(&app, &call, &body.0.raw).await? {
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };

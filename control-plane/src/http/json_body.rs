@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use portico_api::v1::FieldError;
 use serde::de::{DeserializeOwned, IgnoredAny};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::fault::{Answered, Fault, field};
 use crate::app::App;
@@ -23,16 +23,10 @@ pub(crate) struct JsonBody<T> {
     pub(crate) raw: Bytes,
 }
 
-/// A [`JsonBody`] with a secret in it: its bytes are wiped when it is dropped.
-pub(crate) struct SecretBody<T>(pub(crate) JsonBody<T>);
-
-impl<T> Drop for SecretBody<T> {
-    fn drop(&mut self) {
-        // Another holder of these bytes there is none; a body of one piece was never copied.
-        if let Ok(mut bytes) = std::mem::take(&mut self.0.raw).try_into_mut() {
-            bytes.as_mut().zeroize();
-        }
-    }
+/// A body read as `T` with a secret in it: its bytes are wiped when it is dropped, and when they cannot be read.
+pub(crate) struct SecretBody<T> {
+    pub(crate) value: T,
+    pub(crate) raw: Zeroizing<Vec<u8>>,
 }
 
 impl<T> std::fmt::Debug for SecretBody<T> {
@@ -44,8 +38,10 @@ impl<T> std::fmt::Debug for SecretBody<T> {
 impl<T: DeserializeOwned> FromRequest<App> for SecretBody<T> {
     type Rejection = Fault;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, Fault> {
-        Ok(Self(JsonBody::from_request(request, app).await?))
+    async fn from_request(request: Request, _app: &App) -> Result<Self, Fault> {
+        require_json(request.headers())?;
+        let raw = wiped(read(request).await?);
+        Ok(Self { value: parse(&raw)?, raw })
     }
 }
 
@@ -88,6 +84,15 @@ async fn read(request: Request) -> Answered<Bytes> {
             format!("a body may have {BODY_BYTES_MAX} bytes; send less at once"),
         )
     })
+}
+
+/// Moves a body to where it is wiped. What it came in is wiped too, unless the connection still reads into the same buffer.
+fn wiped(body: Bytes) -> Zeroizing<Vec<u8>> {
+    let raw = Zeroizing::new(body.to_vec());
+    if let Ok(mut body) = body.try_into_mut() {
+        body.as_mut().zeroize();
+    }
+    raw
 }
 
 fn require_json(headers: &HeaderMap) -> Answered<()> {
