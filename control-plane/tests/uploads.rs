@@ -551,6 +551,39 @@ async fn a_key_that_a_removed_edge_could_read_is_to_be_replaced_by_its_tenant() 
 }
 
 #[tokio::test]
+async fn nothing_is_left_in_the_end_of_what_was_removed() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &["shop.example"]).await;
+    let ca = Ca::new();
+    let mut made = Vec::new();
+    for days in [90, 120] {
+        let brought = ca.issue(&["shop.example"], KeyType::EcdsaP256, days);
+        made.push(taken(&stage, &one, &token, &ca.body(&["shop.example"], &brought)).await[0].clone());
+        if days == 90 {
+            assert_eq!(delete(&stage, &token, &id(&made[0]), "?leave_unserved=true").await.status, 204);
+        }
+    }
+    let groups = || async {
+        let mut read = stage.running.parts.store.read().await.unwrap();
+        let found: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM groups WHERE id IN (SELECT group_id FROM lineages WHERE custody = 'uploaded') OR id IN (?, ?)",
+        )
+        .bind(made[0]["group_id"].as_str())
+        .bind(made[1]["group_id"].as_str())
+        .fetch_all(&mut *read)
+        .await
+        .unwrap();
+        found
+    };
+    assert_eq!(groups().await.len(), 2);
+    stage.clock.advance(DAY * 31);
+    until(groups, |groups| groups.len() == 1).await;
+    assert_eq!(groups().await, [made[1]["group_id"].as_str().unwrap()]);
+    assert_eq!(id(&domain(&stage, "shop.example").await["certificates"][0]), id(&made[1]));
+    assert_eq!(delete(&stage, &token, &id(&made[0]), "").await.status, 404);
+}
+
+#[tokio::test]
 async fn its_tenant_hears_in_time_that_it_ends() {
     let stage = Stage::start().await;
     let (one, token) = tenant(&stage, "one", &["shop.example"]).await;

@@ -265,7 +265,7 @@ async fn forget_keys(tx: &mut WriteTx, lineage: LineageId) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Drops those that were made before `before_ms` and are in use no more.
+/// Drops those that were made before `before_ms` and are in use no more, and the lineages and groups that are left without any.
 ///
 /// # Errors
 /// The database's.
@@ -274,6 +274,25 @@ pub async fn prune(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
         .bind(before_ms)
         .execute(&mut **tx)
         .await?;
+    let mut groups: Vec<String> = sqlx::query_scalar(
+        "DELETE FROM lineages WHERE custody = 'uploaded' AND retired_at IS NOT NULL \
+         AND NOT EXISTS (SELECT 1 FROM credentials c WHERE c.lineage_id = lineages.id) \
+         AND NOT EXISTS (SELECT 1 FROM lineage_names n WHERE n.lineage_id = lineages.id) RETURNING group_id",
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    groups.sort();
+    groups.dedup();
+    for group in groups {
+        sqlx::query(
+            "DELETE FROM groups WHERE id = ?1 AND retired_at IS NOT NULL \
+             AND NOT EXISTS (SELECT 1 FROM lineages WHERE group_id = ?1) \
+             AND NOT EXISTS (SELECT 1 FROM group_names WHERE group_id = ?1)",
+        )
+        .bind(group)
+        .execute(&mut **tx)
+        .await?;
+    }
     Ok(())
 }
 
