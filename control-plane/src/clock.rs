@@ -11,6 +11,9 @@ use portico_cert_store::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// When something is tried again that nobody tries again: the end of 9999, the last time that RFC 3339 can write.
+pub const NEVER_MS: i64 = 253_402_300_799_000;
+
 /// The wall clock; clones share one offset.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {

@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::acme::ChallengeMethod;
+use crate::plan::ledger::{Limits, LimitsConfig, Rate};
 use crate::sealer::KeyEncryptionKey;
 use crate::store::DATABASE_FILE;
 
@@ -141,9 +142,9 @@ pub struct IssuerConfig {
     pub names_per_certificate_max: usize,
     /// One of the CA's certificate profiles, as `tlsserver`; absent: the CA's default.
     pub profile: Option<String>,
-    /// The CA's published limits, which our own ledger keeps; absent: Let's Encrypt's.
+    /// The CA's limits, which our own ledger keeps; absent: Let's Encrypt's.
     #[serde(default)]
-    pub limits: crate::plan::ledger::Limits,
+    limits: LimitsConfig,
     /// Requests per second to the CA, all kinds.
     #[serde(default = "requests_per_second_default")]
     pub requests_per_second: u32,
@@ -349,8 +350,23 @@ impl DnsConfig {
 }
 
 impl IssuerConfig {
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.limits.limits(&self.directory)
+    }
+
+    /// The limits in force if the account had other orders.
+    pub fn limits_with(&self, orders: Rate) -> Limits {
+        self.limits.with_orders(orders).limits(&self.directory)
+    }
+
     /// The faulty key, and what is wrong with its value.
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), (String, String)> {
+        self.check_values().map_err(|(key, message)| (key.to_owned(), message))?;
+        self.limits.check()
+    }
+
+    fn check_values(&self) -> Result<(), (&'static str, String)> {
         if !self.directory.starts_with("https://") {
             return Err(("directory", "directory must be an https:// URL".to_owned()));
         }
@@ -555,6 +571,8 @@ mod tests {
             (&format!("{issuer}challenges = []\n"), "7:14", "at least one"),
             (&format!("{issuer}profile = \"\"\n"), "7:11", "1 to 64 bytes"),
             (&format!("{issuer}nonces_per_second = 0\n"), "7:21", "above 0"),
+            (&format!("{issuer}[issuer.limits]\nreserve = 1.5\n"), "8:11", "issuer \"a\": limits.reserve"),
+            (&format!("{issuer}[issuer.limits]\norders = \"300\"\n"), "8:10", "write COUNT/PERIOD"),
             (&format!("{issuer}{issuer}"), "8:8", "two issuers"),
             (&format!("{issuer}{}poll_ms = 1\n", issuer.replace("\"a\"", "\"b\"")), "10:11", "poll_ms"),
             ("key_encryption_key_file = \"/d/kek\"\n", "4:27", "apart from what it seals"),

@@ -116,7 +116,7 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
     )
     .await;
     let before = rows(&stage).await;
-    let listed = ["/v1/domains", "/v1/certificates", "/v1/events", "/v1/tenants", "/v1/usage"];
+    let listed = ["/v1/domains", "/v1/certificates", "/v1/events", "/v1/tenants", "/v1/usage", "/v1/budget"];
     for (method, template) in calls() {
         let id = if template.starts_with("/v1/tokens") {
             &token
@@ -146,7 +146,7 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
         assert!(expected.contains(&reply.status), "{method} {template}: {} {}", reply.status, reply.text);
         assert!(is_documented(&method, &template, reply.status), "{method} {template}: {}", reply.status);
         assert!(!reply.text.contains(&one), "{method} {template} tells of the other tenant: {}", reply.text);
-        let of_own = ["/v1/events", "/v1/tenants", "/v1/imports"];
+        let of_own = ["/v1/events", "/v1/tenants", "/v1/imports", "/v1/budget"];
         if reply.status == 200 && !of_own.contains(&&*template) {
             assert_eq!(reply.body["items"], json!([]), "{method} {template}");
         }
@@ -796,6 +796,68 @@ async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
         (200, &json!(0), &json!(0))
     );
     assert_eq!(stage.call("GET", "/v1/renewals", Some(&own), &[], Value::Null).await.status, 403);
+}
+
+/// With a CA that is not there: nothing is spent, and the forecast is what the limits let through.
+#[tokio::test]
+async fn the_budget_shows_the_operator_all_and_a_tenant_its_own() {
+    let stage = Stage::start_with(|folder, _| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        std::fs::write(folder.join("root.pem"), root.pem()).unwrap();
+        let root = folder.join("root.pem");
+        format!(
+            "[preflight]\nenabled = false\n[[issuer]]\nname = \"gone\"\ndirectory = \"https://127.0.0.1:1/directory\"\n\
+             root_pem = {root:?}\nroots_pem = {root:?}\n[issuer.limits]\norders = \"2/4h\"\nreserve = 0.5\n"
+        )
+    })
+    .await;
+    let (one, own) = stage.tenant("one").await;
+    let (_, stranger) = stage.tenant("two").await;
+    let mut ids = Vec::new();
+    for name in ["a.example", "b.example", "c.example"] {
+        ids.push(stage.domain(&one, name).await["id"].clone());
+    }
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": ids, "note": "x" })).await;
+    let budget = async |token: &str, query: &str| {
+        stage.call("GET", &format!("/v1/budget{query}"), Some(token), &[], Value::Null).await
+    };
+    let bucket = |reply: &stage::Reply, limit: &str| {
+        let buckets = reply.body["issuers"][0]["buckets"].as_array().unwrap().clone();
+        buckets.into_iter().find(|bucket| bucket["limit"] == limit)
+    };
+    let all =
+        until(|| budget(&stage.operator, ""), |reply| reply.body["issuers"][0]["orders_needed"] == 3).await;
+    // One is kept: the first goes now, each further one when one more has refilled.
+    let through = all.body["issuers"][0]["through_at"].as_str().unwrap().to_owned();
+    let through = portico_control_plane::clock::parse_rfc3339(&through).unwrap() - stage.clock.now_ms();
+    assert!((13_800_000..=14_400_000).contains(&through), "4 h from the call, not {through} ms");
+    let orders = bucket(&all, "orders").unwrap();
+    let figures =
+        ["count", "period_seconds", "used", "kept", "free"].map(|key| orders[key].as_u64().unwrap());
+    assert_eq!(figures, [2, 14_400, 0, 1, 1], "{orders}");
+    assert_eq!(orders["shared_with_others"], false);
+    // Of a name: its domain's, its certificate's, its failures', though nothing is spent.
+    let named = budget(&own, "?name=a.example").await;
+    let domain = bucket(&named, "registered_domain").unwrap();
+    assert_eq!((&domain["subject"], &domain["count"]), (&json!("a.example"), &json!(50)));
+    assert_eq!((&domain["free"], &domain["shared_with_others"]), (&json!(50), &json!(true)));
+    for limit in ["exact_set", "failed_authorizations", "consecutive_failures"] {
+        assert_eq!(bucket(&named, limit).unwrap()["subject"], "a.example", "{limit}");
+    }
+    // A tenant's own budget, and no account's.
+    let mine = budget(&own, "").await;
+    assert_eq!(bucket(&mine, "tenant_1h").unwrap()["subject"], json!(one), "{}", mine.text);
+    assert_eq!(
+        (bucket(&mine, "orders"), bucket(&mine, "tenant_24h")),
+        (None, None),
+        "no limit of a day is set"
+    );
+    assert_eq!(budget(&stranger, "?name=a.example").await.status, 404);
+    assert!(!budget(&stranger, "").await.text.contains("a.example"));
+    assert_eq!(budget(&stage.operator, "?name=elsewhere.example").await.status, 200);
+    assert_eq!(budget(&stage.operator, "?issuer=other").await.status, 404);
+    assert_eq!(budget(&stage.operator, "?name=-").await.status, 400);
 }
 
 #[tokio::test]

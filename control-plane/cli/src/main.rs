@@ -31,8 +31,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, cache, cert, check, domain, edge, plan, preview, removal, renewals, shadow, tenant, token,
-    usage,
+    audit, backup, budget, cache, cert, check, domain, edge, plan, preview, removal, renewals, shadow,
+    tenant, token, usage,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -139,6 +139,8 @@ enum ApiCommand {
     Plan(plan::PlanArgs),
     /// How renewals stand: what is due, late or expired, and how far a mass replacement is
     Renewals,
+    /// What CAs still let us order: used, free, the next slot, and when the orders that wait are through
+    Budget(budget::BudgetArgs),
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
     /// How to try a site on an edge before DNS moves
@@ -242,6 +244,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Renewals => renewals::run(settings).await,
+        ApiCommand::Budget(args) => budget::run(settings, args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

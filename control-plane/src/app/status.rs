@@ -10,7 +10,7 @@ use portico_api::v1::{
 use portico_cert_store::{CellId, EdgeId};
 
 use super::instructions::{file_text, proof_text, traffic_text};
-use crate::clock::rfc3339;
+use crate::clock::{NEVER_MS, rfc3339};
 use crate::store::condition::ConditionRow;
 
 #[path = "status/uploaded.rs"]
@@ -208,7 +208,10 @@ fn uncertified(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>
         let mut action =
             if elsewhere || unreachable { point_here(facts) } else { act(Actor::Tenant, String::new()) };
         action.text = format!("No certificate yet: {} {}", trouble.error, action.text).trim().to_owned();
-        action.retry_at = (trouble.next_at > now).then(|| rfc3339(trouble.next_at));
+        if trouble.next_at >= NEVER_MS {
+            action.text.push_str(PAUSED);
+        }
+        action.retry_at = is_ahead(trouble.next_at, now).then(|| rfc3339(trouble.next_at));
         return (if at_ca { DomainStatus::Failed } else { DomainStatus::Pending }, Some(action));
     }
     if let Some(order) = &facts.order {
@@ -254,6 +257,14 @@ fn failed_as_a_whole(order: &OrderFacts, now: i64) -> (DomainStatus, Option<Next
 }
 
 const GOES_ON: &str = "It goes on by itself.";
+/// After too many failures in a row.
+const PAUSED: &str =
+    " It is not tried again by itself: mend it, then retry it (`portico domain retry NAME`).";
+
+/// Whether something goes on by itself later.
+fn is_ahead(at: i64, now: i64) -> bool {
+    at > now && at < NEVER_MS
+}
 
 /// Of a name that came to its group after the order; without a full stop.
 fn waits_for_group(order: &OrderFacts) -> String {
@@ -497,7 +508,10 @@ fn act(actor: Actor, text: String) -> NextAction {
 }
 
 fn retry(text: &str, next_at: i64, now: i64) -> NextAction {
-    NextAction { retry_at: (next_at > now).then(|| rfc3339(next_at)), ..act(Actor::System, text.to_owned()) }
+    NextAction {
+        retry_at: is_ahead(next_at, now).then(|| rfc3339(next_at)),
+        ..act(Actor::System, text.to_owned())
+    }
 }
 
 #[cfg(test)]

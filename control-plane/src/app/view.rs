@@ -12,14 +12,14 @@ use super::status::{
 };
 use super::{App, certificate, instructions};
 use crate::clock::{parse_rfc3339, rfc3339};
-use crate::plan::ledger::{self, Book, DAY_MS, HOUR_MS, Spent};
+use crate::plan::ledger::{At, BucketKey, LimitName};
 use crate::store::condition::{self, ConditionRow};
 use crate::store::domain::{self, DomainRow};
 use crate::store::edge::{self, Refusal};
 use crate::store::issuance::{self, CertificateRow, NameTrouble, OrderSummary};
 use crate::store::proof::{self, ProofRow};
 use crate::store::tenant::{self, TenantRow};
-use crate::store::{Connection, StoreError, cell, change, order};
+use crate::store::{Connection, StoreError, cell, change, ledger};
 
 /// What the tables say about a set of domains.
 #[derive(Debug, Default)]
@@ -109,12 +109,16 @@ async fn budget_until(
     tenant: TenantId,
 ) -> Result<Option<i64>, StoreError> {
     let Some(issuer) = app.parts.config.issuers.first() else { return Ok(None) };
-    let now = app.parts.clock.now_ms();
-    let (count, oldest_ms) = order::requests_of_tenant(connection, tenant, now - HOUR_MS).await?;
-    let tenant_1h = Spent { count, oldest_ms };
-    let (count, oldest_ms) = order::requests_of_tenant(connection, tenant, now - DAY_MS).await?;
-    let book = Book { tenant_1h, tenant_24h: Spent { count, oldest_ms }, ..Book::default() };
-    Ok(ledger::check(&issuer.limits, &book, false).err().map(|no_room| no_room.next_ms))
+    let (now, limits) = (app.parts.clock.now_ms(), issuer.limits());
+    let at = At { ca: &issuer.directory, account: &issuer.name };
+    let subject = tenant.to_string();
+    let keys = [LimitName::TenantHour, LimitName::TenantDay].map(|limit| BucketKey::new(limit, at, &subject));
+    let levels = ledger::levels(connection, &keys.each_ref()).await?;
+    let until = keys.iter().map(|key| {
+        let level = levels.of(key);
+        level.bucket.room_at(limits.rate(key.limit, &subject), level.reserved, 0, now)
+    });
+    Ok(until.max().filter(|until| *until > now))
 }
 
 async fn domain(

@@ -4,6 +4,7 @@
 //! the handlers and committed as `openapi/v1.json`; a test compares. Plain HTTP on a loopback address only; whoever
 //! wants it elsewhere puts a TLS proxy before it.
 
+mod budget;
 pub(crate) mod call;
 mod certificates;
 mod default_certificate;
@@ -165,6 +166,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(removals::sign_off))
         .routes(routes!(plan::show))
         .routes(routes!(renewals::show))
+        .routes(routes!(budget::show))
         .routes(routes!(usage::list))
         .routes(routes!(trail::events))
         .routes(routes!(trail::audit))

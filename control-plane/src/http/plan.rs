@@ -1,5 +1,7 @@
 //! `/v1/plan`: what issuance is about to do, and what-if.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use portico_api::v1::{PlanReport, Sharing};
@@ -9,7 +11,8 @@ use serde::Deserialize;
 use super::call::OperatorCall;
 use super::fault::{Answered, Fault};
 use super::query::Query;
-use crate::app::App;
+use crate::app::{App, budget};
+use crate::plan::ledger::{HOURS_3_MS, Rate};
 use crate::plan::reconcile::Facts;
 use crate::plan::report::{Asked, Question, Terms, report};
 use crate::store::{condition, domain, tenant};
@@ -63,9 +66,12 @@ pub(super) async fn show(
         Ok(name) => name,
         Err(error) => return Err(Fault::bad_request("query_invalid", format!("explain: {error}"))),
     };
-    let mut limits = issuer.limits;
-    limits.orders_3h = query.orders_3h.unwrap_or(limits.orders_3h);
-    let terms = Terms { names_per_certificate_max: names_max, limits, sharing: query.sharing };
+    let spent = Arc::new(budget::spent(&app, issuer).await?);
+    let limits = match query.orders_3h {
+        Some(orders) => issuer.limits_with(Rate::per(orders, HOURS_3_MS)),
+        None => spent.limits.clone(),
+    };
+    let terms = Terms { names_per_certificate_max: names_max, limits, spent, sharing: query.sharing };
     let facts = read_facts(&app.parts).await?;
     let question = question(&app, &facts, name.as_ref(), groups_listed).await?;
     // Up to seconds of work with a million names: not on a thread that serves others.

@@ -2,16 +2,19 @@
 //! the same facts that issuance acts by; what-if is a second call with other [`Terms`].
 //!
 //! The time is a lower bound: each order waits for the slowest of the account's limit, its registered domain's and its
-//! tenant's, as if the windows of the last two were empty now. Deliberately absent: the time that validation takes,
-//! failures, and what others use of a domain's limit at the CA.
+//! tenant's, as the ledger has them. Deliberately absent: the time that validation takes, failures, and what others will
+//! use of a domain's limit at the CA.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use portico_api::v1;
 use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, TenantId};
 
-use super::ledger::{DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Limits};
+use super::ledger::{
+    At, Bucket, BucketKey, DAYS_7_MS, HOURS_3_MS, Levels, LimitName, Limits, Rate, registered_domains,
+};
 use super::reconcile::{Coverage, Facts, fair, plans};
 use crate::store::condition::ConditionRow;
 use crate::store::domain::DomainRow;
@@ -22,8 +25,37 @@ use crate::store::group::NameState;
 pub struct Terms {
     pub names_per_certificate_max: usize,
     pub limits: Limits,
+    /// What is spent, and of which CA and account.
+    pub spent: Arc<Spent>,
     /// In place of each tenant's own; domains that are to be alone stay so.
     pub sharing: Option<v1::Sharing>,
+}
+
+/// What the ledger has of one issuer.
+#[derive(Clone, Debug)]
+pub struct Spent {
+    pub levels: Levels,
+    /// Those that `levels` were spent under.
+    pub limits: Limits,
+    pub ca: String,
+    pub account: String,
+}
+
+impl Spent {
+    pub fn at(&self) -> At<'_> {
+        At { ca: &self.ca, account: &self.account }
+    }
+
+    /// The bucket of a limit under another rate, with as much spent.
+    fn bucket(&self, limit: LimitName, subject: &str, rate: Rate, now_ms: i64) -> Bucket {
+        let bucket = self.levels.of(&BucketKey::new(limit, self.at(), subject)).bucket.at(now_ms);
+        let before = self.limits.rate(limit, subject);
+        if before == rate || !before.is_limited() {
+            return bucket;
+        }
+        let spent = i64::from(bucket.used(before, now_ms));
+        Bucket { arrival_ms: now_ms + spent * rate.interval_ms(), ..bucket }
+    }
 }
 
 /// What a report tells beside what the facts of issuance say.
@@ -62,6 +94,12 @@ impl Asked {
 
 /// What keeps a proved name from being ordered now, as the end of "as long as".
 fn hindrance(facts: &Facts, state: &NameState, conditions: &[ConditionRow]) -> Option<String> {
+    if let Some(error) = state.error.as_ref().filter(|_| state.next_at >= crate::clock::NEVER_MS) {
+        return Some(format!(
+            "the CA could not validate it ({error}), too often to be tried again by itself; mend it, then `portico domain \
+             retry` it"
+        ));
+    }
     if let Some(error) = state.error.as_ref().filter(|_| state.next_at > facts.now_ms) {
         return Some(format!(
             "the CA could not validate it ({error}); it is tried again at {}",
@@ -106,7 +144,7 @@ const NAME_OVERHEAD_BYTES: usize = 2;
 pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanReport {
     let shared = facts_under(facts, terms);
     let plans = plans(&shared, terms.names_per_certificate_max);
-    let schedule = Schedule::of(&shared, &plans, &terms.limits);
+    let schedule = Schedule::of(&shared, &plans, terms);
     let groups: Vec<&PlannedGroup> = plans.iter().flat_map(|(_, plan)| &plan.groups).collect();
     let bytes = |group: &&PlannedGroup| handshake_bytes(&group.names);
     let most = |of: fn(&PlannedGroup) -> usize| wide(groups.iter().map(|group| of(group)).max().unwrap_or(0));
@@ -119,10 +157,10 @@ pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanRepo
         changes_at_renewal: wide(groups.iter().filter(|group| group.order == OrderNeed::AtRenewal).count()),
         limits: v1::PlanLimits {
             names_per_certificate_max: wide(terms.names_per_certificate_max),
-            orders_3h: terms.limits.orders_3h,
-            orders_left: orders_left(facts, &terms.limits),
-            registered_domain_7d: terms.limits.registered_domain_7d,
-            tenant_1h: terms.limits.tenant_1h(),
+            orders_3h: terms.limits.orders.count_in(HOURS_3_MS),
+            orders_left: orders_left(facts, terms),
+            registered_domain_7d: terms.limits.registered_domain.count_in(DAYS_7_MS),
+            tenant_1h: terms.limits.tenant_1h,
         },
         eta: schedule.eta(),
         held_by: schedule.held_by(),
@@ -135,6 +173,12 @@ pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanRepo
         largest: largest(groups, question),
         explanation: question.explain.as_ref().and_then(|asked| explanation(&plans, asked, question)),
     }
+}
+
+/// How many orders names without a certificate need, and when the last of them can go, milliseconds from now.
+pub fn outlook(facts: &Facts, terms: &Terms) -> (u64, i64) {
+    let schedule = Schedule::of(facts, &plans(facts, terms.names_per_certificate_max), terms);
+    (wide(schedule.slots.len()), schedule.last_ms())
 }
 
 fn facts_under<'a>(facts: &'a Facts, terms: &Terms) -> Cow<'a, Facts> {
@@ -208,8 +252,11 @@ fn handshake_bytes(names: &[NamePattern]) -> usize {
     CHAIN_BYTES + REST_OF_FLIGHT_BYTES + names.iter().map(of).sum::<usize>()
 }
 
-fn orders_left(facts: &Facts, limits: &Limits) -> u32 {
-    limits.orders_3h.saturating_sub(facts.spent.values().sum())
+/// Of the account's, the reserve among them.
+fn orders_left(facts: &Facts, terms: &Terms) -> u32 {
+    let rate = terms.limits.orders;
+    let bucket = terms.spent.bucket(LimitName::Orders, "", rate, facts.now_ms);
+    rate.count.saturating_sub(bucket.used(rate, facts.now_ms))
 }
 
 /// When each order that is needed now can go.
@@ -226,7 +273,7 @@ struct Slot {
 }
 
 impl Schedule {
-    fn of(facts: &Facts, plans: &[(&[CellId], Plan)], limits: &Limits) -> Self {
+    fn of(facts: &Facts, plans: &[(&[CellId], Plan)], terms: &Terms) -> Self {
         let coverage = Coverage::of(facts);
         let mut queues: HashMap<Option<TenantId>, Vec<(&PlannedGroup, usize)>> = HashMap::new();
         for (cells, plan) in plans {
@@ -246,29 +293,32 @@ impl Schedule {
             facts.spent.get(tenant).map_or(0, |spent| usize::try_from(*spent).unwrap_or(0))
         };
         let orders = fair(queues.into_iter().map(|(tenant, queue)| (had(&tenant), queue)).collect());
-        let free = i64::from(orders_left(facts, limits));
-        let mut of_tenant: HashMap<Vec<TenantId>, i64> = HashMap::new();
-        let mut of_domain: HashMap<String, i64> = HashMap::new();
-        let slot = |(at, (group, names)): (usize, (&PlannedGroup, usize))| {
-            let before = i64::try_from(at).unwrap_or(i64::MAX);
-            let tenant = of_tenant.entry(group.tenants.clone()).or_insert(-1);
-            *tenant += 1;
-            let mut waits = vec![
-                (account_wait(before - free, limits.orders_3h), LimitName::Orders),
-                (window(*tenant, limits.tenant_1h(), HOUR_MS), LimitName::TenantHour),
-                (window(*tenant, limits.tenant_24h, DAY_MS), LimitName::TenantDay),
-            ];
-            for domain in registered_domains(group) {
-                let count = of_domain.entry(domain).or_insert(-1);
-                *count += 1;
-                let wait = window(*count, limits.registered_domain_7d, DAYS_7_MS);
-                waits.push((wait, LimitName::RegisteredDomain));
+        let limits = &terms.limits;
+        let mut queued: HashMap<(LimitName, String), (Bucket, u32)> = HashMap::new();
+        let mut wait = |limit: LimitName, subject: String, keep: u32| {
+            let rate = limits.rate(limit, &subject);
+            let (bucket, before) = queued.entry((limit, subject)).or_insert_with_key(|(limit, subject)| {
+                (terms.spent.bucket(*limit, subject, rate, facts.now_ms), 0)
+            });
+            let at = bucket.room_at(rate, *before, keep, facts.now_ms);
+            *before += 1;
+            ((at - facts.now_ms).max(0), limit)
+        };
+        let slot = |(group, names): (&PlannedGroup, usize)| {
+            let mut waits = vec![wait(LimitName::Orders, String::new(), limits.reserve())];
+            if let [tenant] = group.tenants.as_slice() {
+                waits.push(wait(LimitName::TenantHour, tenant.to_string(), 0));
+                waits.push(wait(LimitName::TenantDay, tenant.to_string(), 0));
+            }
+            let names_of: Vec<String> = group.names.iter().map(ToString::to_string).collect();
+            for domain in registered_domains(&names_of) {
+                waits.push(wait(LimitName::RegisteredDomain, domain, 0));
             }
             let (at_ms, limit) =
                 waits.into_iter().max_by_key(|(wait, _)| *wait).unwrap_or((0, LimitName::Orders));
             Slot { names, at_ms, limit: Some(limit).filter(|_| at_ms > 0) }
         };
-        let mut slots: Vec<Slot> = orders.into_iter().enumerate().map(slot).collect();
+        let mut slots: Vec<Slot> = orders.into_iter().map(slot).collect();
         slots.sort_by_key(|slot| slot.at_ms);
         Self { slots }
     }
@@ -332,18 +382,18 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
         t.names_per_certificate_max = NAMES_MAX;
     });
     lever("the CA raises the account's limit on new orders tenfold (ask it weeks before)", &|t| {
-        t.limits.orders_3h = t.limits.orders_3h.saturating_mul(10);
-        t.limits.tenant_1h = Some(terms.limits.tenant_1h());
+        t.limits.orders.count = t.limits.orders.count.saturating_mul(10);
     });
     lever("the CA raises the limit of the registered domains concerned (ask it weeks before)", &|t| {
-        t.limits.registered_domain_7d = 0;
+        t.limits.registered_domain = Rate::NONE;
+        t.limits.domains.clear();
     });
     lever("no budget for single tenants (tenant_1h = 0, tenant_24h = 0)", &|t| {
-        (t.limits.tenant_1h, t.limits.tenant_24h) = (Some(0), 0);
+        (t.limits.tenant_1h, t.limits.tenant_24h) = (0, 0);
     });
     let outcome = |(text, terms): (String, Terms)| {
         let shared = facts_under(facts, &terms);
-        let schedule = Schedule::of(&shared, &plans(&shared, terms.names_per_certificate_max), &terms.limits);
+        let schedule = Schedule::of(&shared, &plans(&shared, terms.names_per_certificate_max), &terms);
         let helps = schedule.last_ms() < now.last_ms() || schedule.slots.len() < now.slots.len();
         helps.then(|| v1::PlanLever {
             text,
@@ -354,25 +404,6 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
     let mut levers: Vec<v1::PlanLever> = tried.into_iter().filter_map(outcome).collect();
     levers.sort_by_key(|lever| (lever.seconds, lever.orders_now));
     levers
-}
-
-/// The wait of the order that `over` others beyond the free ones go before; the account's window refills evenly in the
-/// long run.
-fn account_wait(over: i64, orders_3h: u32) -> i64 {
-    if orders_3h == 0 || over < 0 { 0 } else { (over + 1).saturating_mul(HOURS_3_MS) / i64::from(orders_3h) }
-}
-
-/// The wait of an order before which `before` others of the same window go.
-fn window(before: i64, most: u32, period_ms: i64) -> i64 {
-    if most == 0 { 0 } else { (before / i64::from(most)).saturating_mul(period_ms) }
-}
-
-fn registered_domains(group: &PlannedGroup) -> Vec<String> {
-    let of = |name: &NamePattern| name.registered_domain().unwrap_or_else(|| name.base().as_str()).to_owned();
-    let mut domains: Vec<String> = group.names.iter().map(of).collect();
-    domains.sort_unstable();
-    domains.dedup();
-    domains
 }
 
 fn wide(count: usize) -> u64 {
@@ -387,12 +418,15 @@ fn seconds(ms: i64) -> u64 {
 mod tests {
     use portico_cert_store::DomainId;
 
+    use super::super::ledger::{HOUR_MS, Level};
     use super::*;
     use crate::acme::ChallengeMethod;
     use crate::store::group::OrderableDomain;
 
+    const NOW: i64 = 1_000_000;
+
     fn facts(names: &[(TenantId, String)]) -> Facts {
-        let mut facts = Facts { now_ms: 1_000_000, ..Facts::default() };
+        let mut facts = Facts { now_ms: NOW, ..Facts::default() };
         for (tenant, name) in names {
             let id = DomainId::generate();
             let spec = serde_json::from_value(serde_json::json!({ "hostname": name })).unwrap();
@@ -413,7 +447,18 @@ mod tests {
     }
 
     fn terms() -> Terms {
-        Terms { names_per_certificate_max: 25, limits: Limits::default(), sharing: None }
+        spent_under(Limits::default(), 0)
+    }
+
+    /// With so many new orders of the account spent.
+    fn spent_under(limits: Limits, orders: i64) -> Terms {
+        let (ca, account) = ("https://ca.test/dir".to_owned(), "le".to_owned());
+        let mut spent = Spent { levels: Levels::default(), limits: limits.clone(), ca, account };
+        let key = BucketKey::new(LimitName::Orders, spent.at(), "");
+        let arrival_ms = NOW + orders * limits.orders.interval_ms();
+        let bucket = Bucket { arrival_ms, seen_ms: NOW };
+        spent.levels.0.insert(key, Level { bucket, reserved: 0 });
+        Terms { names_per_certificate_max: 25, limits, spent: Arc::new(spent), sharing: None }
     }
 
     fn asked(name: &str) -> Question {
@@ -426,7 +471,8 @@ mod tests {
         report.eta.iter().find(|eta| eta.percent == percent).unwrap().seconds
     }
 
-    /// 10,000 shops with apex and `www`: the figures that the CA's limits dictate (300 at once, 100 an hour).
+    /// 10,000 shops with apex and `www`: the figures that the CA's limits dictate (300 at once, less the reserve of
+    /// 30 that new names leave to those which are served; 100 an hour).
     #[test]
     fn an_imports_eta_is_what_the_accounts_limit_dictates_and_levers_shorten_it() {
         let tenants: Vec<TenantId> = (0..1000).map(|_| TenantId::generate()).collect();
@@ -439,7 +485,7 @@ mod tests {
         assert_eq!((report.names, report.groups, report.orders_now), (20_000, 10_000, 10_000));
         assert_eq!(eta_of(&report, 100) / 3600, 97);
         assert!(eta_of(&report, 50) < eta_of(&report, 99));
-        assert_eq!(report.held_by[0].orders, 9_700);
+        assert_eq!(report.held_by[0].orders, 9_730);
         let shared = report.levers.iter().find(|lever| lever.text.contains("sharing = tenant")).unwrap();
         assert_eq!((shared.orders_now, shared.seconds / 3600), (1_000, 7));
         assert!(
@@ -456,8 +502,9 @@ mod tests {
         let facts = facts(&names);
         let report = report(&facts, &terms(), &asked("customer-7.platform.test"));
         assert_eq!(report.orders_now, 104);
-        assert_eq!(eta_of(&report, 50) / 3600, 7 * 24, "52 of 104 orders; 50 go at once");
-        assert_eq!(eta_of(&report, 100) / 3600, 2 * 7 * 24);
+        let interval = 7 * 24 * 3600 / 50;
+        assert_eq!(eta_of(&report, 50), 2 * interval, "52 of 104 orders; 50 go at once, then one each 3.4 h");
+        assert_eq!(eta_of(&report, 100), 54 * interval);
         assert_eq!(report.held_by[0].limit, LimitName::RegisteredDomain.text());
         assert_eq!(report.names_per_key_max, 25);
         assert!(report.explanation.unwrap().contains("with 24 other names"));
@@ -472,8 +519,8 @@ mod tests {
         let tenant = TenantId::generate();
         let facts = facts(&(0..25).map(|n| (tenant, format!("shop{n}.test"))).collect::<Vec<_>>());
         let limits = Limits { tenant_24h: 10, ..Limits::default() };
-        let report = report(&facts, &Terms { limits, ..terms() }, &Question::default());
-        assert_eq!(eta_of(&report, 100), 2 * 24 * 3600);
+        let report = report(&facts, &spent_under(limits, 0), &Question::default());
+        assert_eq!(eta_of(&report, 100), 15 * 24 * 3600 / 10);
         assert_eq!(
             (report.held_by[0].limit.as_str(), report.held_by[0].orders),
             (LimitName::TenantDay.text(), 15)
@@ -537,7 +584,11 @@ mod tests {
         let report = report(&facts, &terms(), &Question::default());
         assert_eq!((report.names, report.waiting, report.orders_now), (0, 2, 0));
         assert_eq!(report.eta, []);
-        facts.spent.insert(None, 299);
-        assert_eq!(super::report(&facts, &terms(), &Question::default()).limits.orders_left, 1);
+        let spent = spent_under(Limits::default(), 299);
+        assert_eq!(super::report(&facts, &spent, &Question::default()).limits.orders_left, 1);
+        let mut wider = spent;
+        wider.limits.orders = Rate::per(3000, 3 * HOUR_MS);
+        let left = super::report(&facts, &wider, &Question::default()).limits.orders_left;
+        assert_eq!(left, 2701, "under another limit as much is spent");
     }
 }

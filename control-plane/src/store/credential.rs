@@ -193,6 +193,26 @@ pub async fn is_live_beside(
     Ok(live)
 }
 
+/// Whether this issuer has issued what a lineage serves.
+///
+/// # Errors
+/// The database's.
+pub async fn is_live_of_issuer(
+    connection: &mut SqliteConnection,
+    lineage: LineageId,
+    issuer: &str,
+) -> Result<bool, StoreError> {
+    let live = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.id = ? AND c.issuer = ?)",
+    )
+    .bind(lineage.to_string())
+    .bind(issuer)
+    .fetch_one(connection)
+    .await?;
+    Ok(live)
+}
+
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn find(

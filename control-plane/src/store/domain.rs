@@ -216,6 +216,18 @@ pub async fn find_of_tenant(
     row.as_ref().map(read).transpose()
 }
 
+/// The names that a tenant is served for; at most 100,000.
+///
+/// # Errors
+/// The database's.
+pub async fn served_names(
+    connection: &mut SqliteConnection,
+    tenant: TenantId,
+) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT name FROM domains WHERE tenant_id = ? AND served = 1 LIMIT 100000";
+    Ok(sqlx::query_scalar(sql).bind(tenant.to_string()).fetch_all(connection).await?)
+}
+
 /// The claim that is served for a name.
 ///
 /// # Errors

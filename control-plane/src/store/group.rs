@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use portico_api::v1;
 use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, OrderId, TenantId};
 use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{StoreError, WriteTx, cell, from_id, from_json, to_json};
 use crate::acme::ChallengeMethod;
@@ -98,7 +98,7 @@ pub async fn orderable_domains(
     )
     .fetch_all(connection)
     .await?;
-    let domain = |row: &sqlx::sqlite::SqliteRow| {
+    let domain = |row: &SqliteRow| {
         let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
         let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
         let cells = cell::of_domain(&spec.cells, &tenant.cells);
@@ -264,7 +264,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
     )
     .fetch_all(connection)
     .await?;
-    let mut lineage = |row: &sqlx::sqlite::SqliteRow| {
+    let mut lineage = |row: &SqliteRow| {
         let credential: Option<String> = row.try_get("live_credential")?;
         let names: Option<String> = row.try_get("names")?;
         let live = match (credential, names) {
@@ -369,7 +369,7 @@ pub async fn name_state(
     row.as_ref().map(read_name_state).transpose()
 }
 
-fn read_name_state(row: &sqlx::sqlite::SqliteRow) -> Result<NameState, StoreError> {
+fn read_name_state(row: &SqliteRow) -> Result<NameState, StoreError> {
     Ok(NameState {
         methods: from_json(row.try_get("methods")?, "name_states: methods")?,
         ready_at: row.try_get("ready_at")?,
@@ -505,6 +505,54 @@ pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> 
         super::order::retry_now(tx, from_id(&lineage, "lineages")?, now_ms).await?;
     }
     Ok(())
+}
+
+// ---- sets of names ----
+
+/// The sets of names of a tenant's groups, each sorted.
+///
+/// # Errors
+/// The database's.
+pub async fn sets_of_tenant(
+    connection: &mut SqliteConnection,
+    tenant: TenantId,
+) -> Result<Vec<Vec<String>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT n.group_id, n.name FROM groups g JOIN group_names n ON n.group_id = g.id \
+         WHERE g.tenant_id = ? AND g.retired_at IS NULL ORDER BY n.group_id, n.name",
+    )
+    .bind(tenant.to_string())
+    .fetch_all(connection)
+    .await?;
+    sets(&rows)
+}
+
+/// The sets of the groups that have this name, each sorted.
+///
+/// # Errors
+/// The database's.
+pub async fn sets_with(
+    connection: &mut SqliteConnection,
+    name: &str,
+) -> Result<Vec<Vec<String>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT n.group_id, n.name FROM domains d JOIN group_names own ON own.domain_id = d.id \
+         JOIN groups g ON g.id = own.group_id AND g.retired_at IS NULL JOIN group_names n ON n.group_id = g.id \
+         WHERE d.name = ? AND d.served = 1 ORDER BY n.group_id, n.name",
+    )
+    .bind(name)
+    .fetch_all(connection)
+    .await?;
+    sets(&rows)
+}
+
+/// Names by their group.
+fn sets(rows: &[SqliteRow]) -> Result<Vec<Vec<String>>, StoreError> {
+    let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in rows {
+        sets.entry(row.try_get("group_id")?).or_default().push(row.try_get("name")?);
+    }
+    Ok(sets.into_values().collect())
 }
 
 // ---- challenges ----

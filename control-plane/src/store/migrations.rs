@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (302, "parts", include_str!("../../migrations/0302_parts.sql")),
     (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
+    (311, "ledger", include_str!("../../migrations/0311_ledger.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
     // What edges are to origins.

@@ -1,4 +1,4 @@
-//! Orders: one row each, moved by the order machine alone, and the ledger of what was asked of each CA.
+//! Orders: one row each, moved by the order machine alone, and a log of what was asked of each CA.
 
 use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
 use sqlx::Row;
@@ -210,10 +210,6 @@ pub async fn fail(
         .bind(id.to_string())
         .execute(&mut **tx)
         .await?;
-    sqlx::query("UPDATE order_requests SET certificate = 0 WHERE order_id = ?")
-        .bind(id.to_string())
-        .execute(&mut **tx)
-        .await?;
     Ok(())
 }
 
@@ -282,6 +278,62 @@ pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Opti
     row.as_ref().map(order).transpose()
 }
 
+/// An order that has not gone to its CA yet.
+#[derive(Clone, Debug)]
+pub struct PlannedOrder {
+    pub names: Vec<String>,
+    pub name_set: String,
+    pub renewal: bool,
+    pub tenant: Option<TenantId>,
+}
+
+/// Planned orders that are told of.
+const PLANNED_MAX: u32 = 50_000;
+
+/// Orders that wait to go to their CA, oldest first.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn planned(
+    connection: &mut SqliteConnection,
+    issuer: &str,
+) -> Result<Vec<PlannedOrder>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT names, name_set, renewal, tenant_id FROM orders WHERE state = 'planned' AND issuer = ? \
+         ORDER BY created_at, id LIMIT ?",
+    )
+    .bind(issuer)
+    .bind(PLANNED_MAX)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let tenant: Option<String> = row.try_get("tenant_id")?;
+            Ok(PlannedOrder {
+                names: from_json(row.try_get("names")?, "orders: names")?,
+                name_set: row.try_get("name_set")?,
+                renewal: row.try_get("renewal")?,
+                tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
+            })
+        })
+        .collect()
+}
+
+/// The names of a set that was ordered within the last weeks.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn names_of_set(
+    connection: &mut SqliteConnection,
+    name_set: &str,
+) -> Result<Option<Vec<String>>, StoreError> {
+    let names: Option<String> = sqlx::query_scalar("SELECT names FROM orders WHERE name_set = ? LIMIT 1")
+        .bind(name_set)
+        .fetch_optional(connection)
+        .await?;
+    names.map(|names| from_json(&names, "orders: names")).transpose()
+}
+
 /// For each lineage whose newest order failed: when another may follow.
 ///
 /// # Errors
@@ -342,84 +394,30 @@ fn order(row: &SqliteRow) -> Result<OrderRow, StoreError> {
     })
 }
 
-// ---- the ledger ----
+// ---- what was asked ----
 
-/// One newOrder that is about to be sent.
-#[derive(Clone, Debug)]
-pub struct LedgerEntry<'a> {
-    pub issuer: &'a str,
-    pub order: OrderId,
-    pub tenant: Option<TenantId>,
-    pub name_set: &'a str,
-    pub renewal: bool,
-    pub registered_domains: &'a [String],
-}
-
-/// Counts a newOrder before it is sent.
+/// Notes a newOrder that is about to be sent, for the fair queue. `renewal`: of names that were issued before.
 ///
 /// # Errors
 /// The database's.
-pub async fn count_request(tx: &mut WriteTx, entry: &LedgerEntry<'_>, now_ms: i64) -> Result<(), StoreError> {
-    let id: i64 = sqlx::query_scalar(
-        "INSERT INTO order_requests (issuer, order_id, tenant_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?, ?) \
-         RETURNING id",
+pub async fn log_request(
+    tx: &mut WriteTx,
+    order: &OrderRow,
+    renewal: bool,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO order_requests (issuer, order_id, tenant_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?, ?)",
     )
-    .bind(entry.issuer)
-    .bind(entry.order.to_string())
-    .bind(entry.tenant.map(|tenant| tenant.to_string()))
-    .bind(entry.name_set)
-    .bind(entry.renewal)
+    .bind(&order.issuer)
+    .bind(order.id.to_string())
+    .bind(order.tenant.map(|tenant| tenant.to_string()))
+    .bind(&order.name_set)
+    .bind(renewal)
     .bind(now_ms)
-    .fetch_one(&mut **tx)
+    .execute(&mut **tx)
     .await?;
-    for registered_domain in entry.registered_domains {
-        sqlx::query(
-            "INSERT INTO order_request_domains (request_id, issuer, registered_domain, at) VALUES (?, ?, ?, ?)",
-        )
-        .bind(id)
-        .bind(entry.issuer)
-        .bind(registered_domain)
-        .bind(now_ms)
-        .execute(&mut **tx)
-        .await?;
-    }
     Ok(())
-}
-
-/// How many newOrders (renewals of the same set aside) the account sent since, and when the oldest of them.
-///
-/// # Errors
-/// The database's.
-pub async fn requests_of_account(
-    connection: &mut SqliteConnection,
-    issuer: &str,
-    since: i64,
-) -> Result<(u32, Option<i64>), StoreError> {
-    let row = sqlx::query("SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE issuer = ? AND at > ? AND renewal = 0")
-        .bind(issuer)
-        .bind(since)
-        .fetch_one(connection)
-        .await?;
-    Ok((row.try_get("n")?, row.try_get("oldest")?))
-}
-
-/// The same of one tenant, at whichever CA.
-///
-/// # Errors
-/// The database's.
-pub async fn requests_of_tenant(
-    connection: &mut SqliteConnection,
-    tenant: TenantId,
-    since: i64,
-) -> Result<(u32, Option<i64>), StoreError> {
-    let row = sqlx::query(
-        "SELECT COUNT(*) AS n, MIN(at) AS oldest FROM order_requests WHERE tenant_id = ? AND at > ? AND renewal = 0",
-    )
-    .bind(tenant.to_string())
-    .bind(since)
-    .fetch_one(connection)
-    .await?;
-    Ok((row.try_get("n")?, row.try_get("oldest")?))
 }
 
 /// How many newOrders, renewals of the same set aside, each tenant sent since; `None`: the operator.
@@ -444,11 +442,11 @@ pub async fn requests_by_tenant(
         .collect()
 }
 
-/// The last newOrder of this order made nothing at the CA for certain: it is not counted.
+/// The last newOrder of this order made nothing at the CA for certain.
 ///
 /// # Errors
 /// The database's.
-pub async fn uncount_last_request(tx: &mut WriteTx, order: OrderId) -> Result<(), StoreError> {
+pub async fn forget_last_request(tx: &mut WriteTx, order: OrderId) -> Result<(), StoreError> {
     sqlx::query(
         "DELETE FROM order_requests WHERE id = (SELECT MAX(id) FROM order_requests WHERE order_id = ?)",
     )
@@ -477,65 +475,7 @@ pub async fn failed_in_a_row(
     Ok(u32::try_from(failed).unwrap_or(0))
 }
 
-/// Certificates of one exact set of names that were or may be issued since, and the first request of them; renewals
-/// count. An order that was asked for twice is one, and one that failed is none.
-///
-/// # Errors
-/// The database's.
-pub async fn requests_of_set(
-    connection: &mut SqliteConnection,
-    issuer: &str,
-    name_set: &str,
-    since: i64,
-) -> Result<(u32, Option<i64>), StoreError> {
-    let row = sqlx::query(
-        "SELECT COUNT(DISTINCT order_id) AS n, MIN(at) AS oldest FROM order_requests \
-         WHERE issuer = ? AND name_set = ? AND at > ? AND certificate = 1",
-    )
-    .bind(issuer)
-    .bind(name_set)
-    .bind(since)
-    .fetch_one(connection)
-    .await?;
-    Ok((row.try_get("n")?, row.try_get("oldest")?))
-}
-
-/// The same for one registered domain; renewals of the same set do not count.
-///
-/// # Errors
-/// The database's.
-pub async fn requests_of_domain(
-    connection: &mut SqliteConnection,
-    issuer: &str,
-    registered_domain: &str,
-    since: i64,
-) -> Result<(u32, Option<i64>), StoreError> {
-    let row = sqlx::query(
-        "SELECT COUNT(DISTINCT r.order_id) AS n, MIN(r.at) AS oldest FROM order_request_domains d \
-         JOIN order_requests r ON r.id = d.request_id \
-         WHERE d.issuer = ? AND d.registered_domain = ? AND d.at > ? AND r.renewal = 0 AND r.certificate = 1",
-    )
-    .bind(issuer)
-    .bind(registered_domain)
-    .bind(since)
-    .fetch_one(connection)
-    .await?;
-    Ok((row.try_get("n")?, row.try_get("oldest")?))
-}
-
-/// Whether this very order was already asked for (and its answer lost).
-///
-/// # Errors
-/// The database's.
-pub async fn was_requested(connection: &mut SqliteConnection, order: OrderId) -> Result<bool, StoreError> {
-    let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM order_requests WHERE order_id = ? LIMIT 1")
-        .bind(order.to_string())
-        .fetch_optional(connection)
-        .await?;
-    Ok(found.is_some())
-}
-
-/// Forgets entries that no limit looks back to, and orders that ended before.
+/// Forgets what was asked and orders that ended before.
 ///
 /// # Errors
 /// The database's.

@@ -18,6 +18,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::edge::{Identity, State, TestEdge};
 use crate::failing::assert_one_order_per_set;
 use crate::lab::{Options, World, add_domain, add_tenant, cell_id};
+use crate::ledger::assert_we_count_no_less;
 
 const CHILD: &str = "PORTICO_ISSUANCE_CHILD";
 const FAIL_POINT: &str = "PORTICO_FAIL_POINT";
@@ -83,8 +84,8 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
 
 /// Runs one issuance of two names with a crash at `fail_point`; fails when the child was not killed there.
 async fn crash_at(fail_point: &'static str) {
-    let world = World::start(false, |_| {}).await.unwrap();
     let options = Options::default();
+    let world = World::start(false, options.ca).await.unwrap();
     // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
     let config = world.configure(&options, "127.0.0.1:0");
     let first = start(&config, "").await;
@@ -126,6 +127,7 @@ async fn crash_at(fail_point: &'static str) {
         .await
         .unwrap();
     assert_eq!(live, 1, "{fail_point}");
+    assert_we_count_no_less(&world, &mut read).await;
 }
 
 async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<TestEdge> {

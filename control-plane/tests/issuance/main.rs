@@ -15,6 +15,7 @@ mod edge;
 mod failing;
 mod issuing;
 mod lab;
+mod ledger;
 mod mass;
 mod pebble;
 mod reaching;

@@ -32,6 +32,7 @@
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
 //! | `GET /v1/renewals` | `RenewalsReport`: what is due or late, and how far a mass replacement is | operator |
+//! | `GET /v1/budget?issuer=&name=` | `BudgetReport`: what CAs still let us order | tenant (own), operator |
 //! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
@@ -41,6 +42,7 @@
 //! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never
 //! 403; an operator's call on a tenant's own object is 403 with that tenant's token.
 
+mod budget;
 mod cache;
 mod certificate;
 pub mod client;
@@ -63,6 +65,7 @@ mod tls;
 mod token;
 mod usage;
 
+pub use budget::*;
 pub use cache::*;
 pub use certificate::*;
 pub use compression::*;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
@@ -10,11 +11,14 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Mutex;
 
-use super::fail_point;
+use super::turns::Turns;
+use super::{fail_point, spending};
 use crate::Parts;
-use crate::acme::{Account, AccountKey, AcmeError, CaEndpoint, CaHttp, Pace};
+use crate::acme::{Account, AccountKey, AcmeError, AcmeErrorKind, CaEndpoint, CaHttp, Pace};
 use crate::config::IssuerConfig;
+use crate::plan::ledger::{self, At, BucketKey, Charged, LimitName, Limits, Need};
 use crate::store::account::{self, AccountRow, AccountState};
+use crate::store::{StoreError, WriteTx, ledger as buckets};
 
 /// A CA whose directory cannot be read is asked for it again no sooner.
 const DIRECTORY_PAUSE_MS: i64 = 60_000;
@@ -29,6 +33,8 @@ const PURPOSE: &str = "acme account key";
 #[derive(Debug)]
 pub(crate) struct Issuer {
     pub(crate) config: IssuerConfig,
+    pub(super) limits: Limits,
+    pub(super) turns: Turns,
     /// What issued chains must lead to.
     pub(crate) roots: Arc<RootCertStore>,
     http: CaHttp,
@@ -62,6 +68,8 @@ impl Issuer {
         };
         Ok(Self {
             config: config.clone(),
+            limits: config.limits(),
+            turns: Turns::default(),
             roots: Arc::new(
                 roots(config.roots_pem.as_deref(), false).with_context(|| format!("issuer \"{name}\""))?,
             ),
@@ -86,10 +94,19 @@ impl Issuer {
         let account = match state {
             AccountState::Registered { url } => Account::restore(&self.http, &key, &url).await?,
             AccountState::Intended => {
-                let account = Account::register(&self.http, &key, self.config.contact.as_deref()).await?;
+                self.take_account(parts).await?;
+                let account = match Account::register(&self.http, &key, self.config.contact.as_deref()).await
+                {
+                    Ok(account) => account,
+                    Err(error) => {
+                        self.account_not_made(parts, &error).await.map_err(AcmeError::ours)?;
+                        return Err(error);
+                    }
+                };
                 fail_point::reach("account.registered");
                 let mut tx = parts.store.begin().await.map_err(AcmeError::ours)?;
                 let now = parts.clock.now_ms();
+                self.account_made(&mut tx, now).await.map_err(AcmeError::ours)?;
                 account::set_registered(&mut tx, &self.config.name, account.url(), account.thumbprint(), now)
                     .await
                     .map_err(AcmeError::ours)?;
@@ -101,6 +118,55 @@ impl Issuer {
         };
         *slot = Some(account.clone());
         Ok(account)
+    }
+
+    /// Whose buckets its limits are.
+    pub(super) fn at(&self) -> At<'_> {
+        At { ca: &self.config.directory, account: &self.config.name }
+    }
+
+    /// Reserves a new account of the CA's limit for our address.
+    async fn take_account(&self, parts: &Parts) -> Result<(), AcmeError> {
+        let take = async {
+            let now = parts.clock.now_ms();
+            let mut tx = parts.store.begin().await?;
+            // Its answer was lost: the CA may have made one.
+            self.account_made(&mut tx, now).await?;
+            let key = BucketKey::new(LimitName::NewAccounts, self.at(), "");
+            let rate = self.limits.new_accounts;
+            let needs = [Need { key, rate, keep: 0, charged: Charged::AtOrder }];
+            let levels = buckets::levels_of(&mut tx, &needs).await?;
+            let room = ledger::check(&needs, &levels, now);
+            match &room {
+                Ok(()) => buckets::reserve(&mut tx, &self.holder(), &needs).await?,
+                Err(_) => buckets::see_clock(&mut tx, &needs, &levels, now).await?,
+            }
+            tx.commit().await?;
+            Ok::<_, StoreError>(room.map_err(|no_room| no_room.next_ms - now))
+        };
+        take.await.map_err(AcmeError::ours)?.map_err(|wait_ms| AcmeError {
+            kind: AcmeErrorKind::AccountLimited,
+            retry_after: u64::try_from(wait_ms).ok().map(Duration::from_millis),
+            ..AcmeError::ours("our ledger is at the CA's limit on new accounts of one address")
+        })
+    }
+
+    async fn account_made(&self, tx: &mut WriteTx, now: i64) -> Result<(), StoreError> {
+        buckets::charge_reserved(tx, &self.holder(), Charged::AtOrder, now).await
+    }
+
+    async fn account_not_made(&self, parts: &Parts, error: &AcmeError) -> Result<(), StoreError> {
+        let mut tx = parts.store.begin().await?;
+        if error.nothing_made {
+            buckets::release(&mut tx, &self.holder()).await?;
+        }
+        spending::learn(&mut tx, self, error, &[], "", parts.clock.now_ms()).await?;
+        tx.commit().await
+    }
+
+    /// Of the reservation for the account itself.
+    fn holder(&self) -> String {
+        format!("account {}", self.config.name)
     }
 
     /// What the CA calls itself in CAA records; empty when it does not say or cannot be asked at present.

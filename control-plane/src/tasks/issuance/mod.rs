@@ -7,7 +7,7 @@
 //! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
-//! - [`issuer`]: CA, account, pace.
+//! - [`issuer`]: CA, account, pace. [`spending`]: what an order spends of the CA's limits.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
 
@@ -19,7 +19,9 @@ mod preflight;
 mod publish;
 mod renewal_info;
 mod self_fetch;
+mod spending;
 mod stopped;
+mod turns;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +47,7 @@ use crate::plan::ledger::HOURS_3_MS;
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::account::AccountState;
 use crate::store::group::{self, GroupRow, OrderableDomain};
+use crate::store::ledger::{self, take_over::IssuerLimits};
 use crate::store::order::{OrderRow, OrderState};
 use crate::store::replacement::Replaces;
 use crate::store::{self, StoreError, WriteTx, cell, credential};
@@ -64,7 +67,7 @@ const PREFLIGHT_BUNDLE: usize = 25;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// And at most this often, and for a quarter of the time at most.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
-/// What the ledger and ended orders are kept for: longer than any limit looks back.
+/// What was asked and ended orders are kept for.
 const KEEP_MS: i64 = 30 * 24 * 3_600_000;
 
 /// What all of issuance shares.
@@ -108,8 +111,29 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
         fleet,
         zone,
     });
+    take_over(&issuance).await?;
     challenge::load_zone(&issuance).await?;
     Ok(Issuing { responder: responder_address, issuance })
+}
+
+/// What earlier releases counted goes into the ledger.
+async fn take_over(issuance: &Issuance) -> Result<(), StoreError> {
+    let issuers: Vec<IssuerLimits<'_>> = issuance
+        .issuers
+        .iter()
+        .map(|issuer| IssuerLimits {
+            name: &issuer.config.name,
+            directory: &issuer.config.directory,
+            limits: &issuer.limits,
+        })
+        .collect();
+    let mut tx = issuance.parts.store.begin().await?;
+    let requests = ledger::take_over::take_over(&mut tx, &issuers, issuance.parts.clock.now_ms()).await?;
+    tx.commit().await?;
+    if requests > 0 {
+        tracing::info!(requests, "what an earlier release asked of CAs is in the ledger now");
+    }
+    Ok(())
 }
 
 impl Issuing {
@@ -236,6 +260,7 @@ impl Work {
         self.pruned_at_ms = now_ms;
         let mut tx = self.issuance.parts.store.begin().await?;
         store::order::prune(&mut tx, now_ms - KEEP_MS).await?;
+        ledger::prune(&mut tx, now_ms).await?;
         tx.commit().await
     }
 

@@ -12,22 +12,23 @@
 //!
 //! What follows when a step does not lead to the next state is in [`super::stopped`].
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portico_cert_store::{NamePattern, OrderId};
+use portico_cert_store::OrderId;
 
 use super::challenge::{Placed, Unplaced};
 use super::issuer::Issuer;
 use super::publish;
-use super::stopped::{Ran, Stop, names_nobody, stopped};
-use super::{Issuance, fail_point};
+use super::stopped::{Ran, Stop, stopped};
+use super::{Issuance, fail_point, spending};
 use crate::acme::order::Wanted;
-use crate::acme::{AcmeError, AcmeErrorKind, AuthorizationStatus, CaOrder, CaOrderStatus, CertificateId};
-use crate::plan::ledger::{self, Book, DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, Spent};
-use crate::store::order::{self, LedgerEntry, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential, renewal_info, replacement};
+use crate::acme::{
+    AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus, CertificateId,
+};
+use crate::store::StoreError;
+use crate::store::order::{self, OrderRow, OrderState};
+use crate::store::replacement;
 
 /// How long the CA may take to look at all challenges before the order is left for a later try.
 const VALIDATION_DEADLINE: Duration = Duration::from_secs(90);
@@ -87,7 +88,7 @@ impl Step<'_> {
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
         let account = self.issuer.account(&self.issuance.parts).await?;
-        self.count().await?;
+        let turn = spending::take(self.issuance, self.issuer, self.row).await?;
         fail_point::reach("order.counted");
         let replaces = self.replaces();
         let wanted = Wanted {
@@ -108,16 +109,16 @@ impl Step<'_> {
                     return self.go_on_without_replacing(&error).await;
                 }
                 None => {
-                    if error.nothing_made && !names_nobody(self.row, &error) {
-                        self.uncount().await?;
-                    }
+                    spending::not_made(self.issuance, self.issuer, self.row, &error).await?;
                     return Err(error.into());
                 }
             },
         };
+        drop(turn);
         fail_point::reach("order.created");
         let mut tx = self.issuance.parts.store.begin().await?;
         replacement::set_created(&mut tx, self.row.id, url, replaced, self.now()).await?;
+        spending::made(&mut tx, self.row, self.now()).await?;
         tx.commit().await?;
         fail_point::reach("order.created_recorded");
         Ok(())
@@ -125,8 +126,7 @@ impl Step<'_> {
 
     /// The certificate to say that this order replaces, at a CA that has such orders.
     fn replaces(&self) -> Option<CertificateId> {
-        self.issuer.http().renewal_info_url()?;
-        CertificateId::parse(&self.row.replaces.as_ref()?.certificate)
+        spending::replaces(self.issuer, self.row)
     }
 
     /// The CA will not have it that this order replaces that certificate: the same order, once more, replaces none.
@@ -134,69 +134,10 @@ impl Step<'_> {
         let row = self.row;
         tracing::info!(order = %row.id, names = ?row.names, %error, "the CA refuses the replacement; ordered without");
         let mut tx = self.issuance.parts.store.begin().await?;
-        order::uncount_last_request(&mut tx, row.id).await?;
+        spending::refused(&mut tx, row).await?;
         replacement::drop_replaces(&mut tx, row.id, &error.to_string(), self.now()).await?;
         tx.commit().await?;
         crate::metrics::replacement_refused();
-        Ok(())
-    }
-
-    /// Whether the CA exempts this order from its limits: it replaces a certificate within that one's suggested window.
-    async fn is_exempt(&self, tx: &mut WriteTx) -> Result<bool, StoreError> {
-        if self.replaces().is_none() {
-            return Ok(false);
-        }
-        let Some(replaces) = &self.row.replaces else { return Ok(false) };
-        let window = renewal_info::window_of(tx, replaces.credential).await?;
-        Ok(window.is_some_and(|window| window.is_open(self.now())))
-    }
-
-    /// Checks our own limits and counts this request, in the one transaction that no other order's can overlap.
-    async fn count(&self) -> Result<(), Stop> {
-        let (row, now) = (self.row, self.now());
-        let registered_domains = registered_domains(&row.names);
-        let mut tx = self.issuance.parts.store.begin().await?;
-        let mut book = Book {
-            account: spent(order::requests_of_account(&mut tx, &row.issuer, now - HOURS_3_MS).await?),
-            ..Book::default()
-        };
-        // Sent before and its answer lost: the certificate that it may lead to is counted already.
-        if !order::was_requested(&mut tx, row.id).await? {
-            let since = now - DAYS_7_MS;
-            book.exact_set = spent(order::requests_of_set(&mut tx, &row.issuer, &row.name_set, since).await?);
-            for domain in &registered_domains {
-                let found = order::requests_of_domain(&mut tx, &row.issuer, domain, since).await?;
-                book.registered_domains.push(spent(found));
-            }
-            if let Some(tenant) = row.tenant
-                && has_new_name(&mut tx, row).await?
-            {
-                let (hour, day) = (now - HOUR_MS, now - DAY_MS);
-                book.tenant_1h = spent(order::requests_of_tenant(&mut tx, tenant, hour).await?);
-                book.tenant_24h = spent(order::requests_of_tenant(&mut tx, tenant, day).await?);
-            }
-        }
-        let exempt = self.is_exempt(&mut tx).await?;
-        if !exempt {
-            ledger::check(&self.issuer.config.limits, &book, row.renewal).map_err(Stop::NoRoom)?;
-        }
-        let entry = LedgerEntry {
-            issuer: &row.issuer,
-            order: row.id,
-            tenant: row.tenant,
-            name_set: &row.name_set,
-            renewal: row.renewal || exempt,
-            registered_domains: &registered_domains,
-        };
-        order::count_request(&mut tx, &entry, now).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    async fn uncount(&self) -> Result<(), Stop> {
-        let mut tx = self.issuance.parts.store.begin().await?;
-        order::uncount_last_request(&mut tx, self.row.id).await?;
-        tx.commit().await?;
         Ok(())
     }
 
@@ -208,7 +149,7 @@ impl Step<'_> {
             CaOrderStatus::Processing | CaOrderStatus::Valid => {
                 return self.record(OrderState::Finalizing { url: url.to_owned() }).await;
             }
-            CaOrderStatus::Invalid => return Err(invalid(order).await),
+            CaOrderStatus::Invalid => return Err(self.invalid(order).await),
         }
         let placed = self.place(order, false).await?;
         at_ca.placed = Some(placed);
@@ -221,7 +162,7 @@ impl Step<'_> {
     async fn place(&self, order: &mut CaOrder, fresh: bool) -> Result<Placed, Stop> {
         let authorizations = order.authorizations(fresh).await?;
         if authorizations.iter().any(|authorization| authorization.status == AuthorizationStatus::Failed) {
-            return Err(invalid(order).await);
+            return Err(self.invalid(order).await);
         }
         let pending: Vec<_> =
             authorizations.into_iter().filter(|a| a.status == AuthorizationStatus::Pending).collect();
@@ -252,7 +193,7 @@ impl Step<'_> {
                 CaOrderStatus::Processing | CaOrderStatus::Valid => {
                     break OrderState::Finalizing { url: url.to_owned() };
                 }
-                CaOrderStatus::Invalid => return Err(invalid(order).await),
+                CaOrderStatus::Invalid => return Err(self.invalid(order).await),
             }
             polls.pause(order.retry_after()).await.ok_or_else(|| not_in_time("looked at all challenges"))?;
             order.refresh().await?;
@@ -282,7 +223,7 @@ impl Step<'_> {
         let next = match order.status() {
             CaOrderStatus::Pending => OrderState::Created { url: url.to_owned() },
             CaOrderStatus::Invalid => {
-                return Err(match (invalid(order).await, refusal) {
+                return Err(match (self.invalid(order).await, refusal) {
                     (Stop::Acme(ended), Some(refusal)) if !ended.is_refusal() => refusal.into(),
                     (stop, _) => stop,
                 });
@@ -312,7 +253,7 @@ impl Step<'_> {
                 CaOrderStatus::Pending => {
                     return self.record(OrderState::Created { url: url.to_owned() }).await;
                 }
-                CaOrderStatus::Invalid => return Err(invalid(order).await),
+                CaOrderStatus::Invalid => return Err(self.invalid(order).await),
             }
             polls.pause(order.retry_after()).await.ok_or_else(|| not_in_time("signed"))?;
             order.refresh().await?;
@@ -341,8 +282,24 @@ impl Step<'_> {
     async fn record(&self, state: OrderState) -> Result<(), Stop> {
         let mut tx = self.issuance.parts.store.begin().await?;
         order::set_state(&mut tx, self.row.id, &state, self.now()).await?;
+        if matches!(state, OrderState::Created { .. }) {
+            spending::made(&mut tx, self.row, self.now()).await?;
+        }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Why the CA ended the order. Validations that failed are counted.
+    async fn invalid(&self, order: &mut CaOrder) -> Stop {
+        let error = order.error();
+        let authorizations = match order.authorizations(true).await {
+            Err(error) => return error.into(),
+            Ok(authorizations) => authorizations,
+        };
+        match spending::failed(self.issuance, self.issuer, &authorizations).await {
+            Err(error) => error.into(),
+            Ok(()) => culprits(authorizations, error),
+        }
     }
 
     fn polls(&self, deadline: Duration) -> Polls {
@@ -394,12 +351,7 @@ fn not_in_time(what: &str) -> Stop {
 }
 
 /// Which names made the order invalid: not those whose validation the CA itself could not carry out.
-async fn invalid(order: &mut CaOrder) -> Stop {
-    let error = order.error();
-    let authorizations = match order.authorizations(true).await {
-        Err(error) => return error.into(),
-        Ok(authorizations) => authorizations,
-    };
+fn culprits(authorizations: Vec<CaAuthorization>, error: Option<AcmeError>) -> Stop {
     let mut names = Vec::new();
     let mut of_ca = None;
     for failed in authorizations.into_iter().filter(|a| a.status == AuthorizationStatus::Failed) {
@@ -416,27 +368,4 @@ async fn invalid(order: &mut CaOrder) -> Stop {
             Stop::Acme(error.unwrap_or_else(|| AcmeError::order_ended("without a word about a name")))
         }
     }
-}
-
-/// Whether some name of an order has no certificate yet in the order's cell. Where all have one the order keeps them alive.
-async fn has_new_name(tx: &mut WriteTx, row: &OrderRow) -> Result<bool, StoreError> {
-    for domain in &row.domains {
-        if !credential::is_live_beside(tx, *domain, row.lineage).await? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn spent((count, oldest_ms): (u32, Option<i64>)) -> Spent {
-    Spent { count, oldest_ms }
-}
-
-fn registered_domains(names: &[String]) -> Vec<String> {
-    let registered = |name: &String| {
-        let pattern = NamePattern::parse(name).ok()?;
-        Some(pattern.registered_domain().unwrap_or_else(|| pattern.base().as_str()).to_owned())
-    };
-    let found: BTreeSet<String> = names.iter().filter_map(registered).collect();
-    found.into_iter().collect()
 }

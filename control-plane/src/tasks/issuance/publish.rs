@@ -13,9 +13,9 @@ use portico_cert_store::{
 };
 use rustls::RootCertStore;
 
-use super::Issuance;
 use super::issuer::Issuer;
 use super::stopped::close;
+use super::{Issuance, spending};
 use crate::clock;
 use crate::plan::timing;
 use crate::store::account::{self, AccountState};
@@ -78,6 +78,7 @@ pub(super) async fn publish(
     }
     let published = credential::publish(&mut tx, &new, &domains, now).await?;
     order::set_state(&mut tx, row.id, &OrderState::Issued, now).await?;
+    spending::issued(&mut tx, issuer, row, now).await?;
     let records = close(&mut tx, row).await?;
     note_success(&mut tx, row, &new, now).await?;
     let epoch = meta::epoch(&mut tx).await?;

@@ -11,16 +11,17 @@ use std::sync::Arc;
 use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, OrderId};
 
-use super::Issuance;
 use super::issuer::Issuer;
+use super::{Issuance, spending};
 use crate::acme::{AcmeError, AcmeErrorKind};
-use crate::plan::ledger::NoRoom;
+use crate::clock;
+use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
 use crate::store::order::{self, OrderRow, OrderState};
 use crate::store::{StoreError, WriteTx, credential, event, group};
 
-/// An account limit without Retry-After holds the issuer for this long.
+/// An account limit without Retry-After holds an order for this long.
 const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
 
 /// What became of a run.
@@ -68,11 +69,12 @@ pub(super) async fn stopped(
     let transient = issuance.parts.clock.now_ms() + timing::after_transient(row.attempts + 1, seed(row));
     match stop {
         Stop::Store(error) => Err(error),
-        Stop::Names(names) => eject(issuance, row, &names).await,
+        Stop::Names(names) => eject(issuance, issuer, row, &names).await,
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
         Stop::NoRoom(no_room) => {
-            let (limit, next) = (no_room.limit.text(), crate::clock::rfc3339(no_room.next_ms));
+            let next = clock::rfc3339(no_room.next_ms);
+            let limit = no_room_text(&no_room);
             let (reason, text) = if no_room.limit.is_of_tenant() {
                 let text = format!(
                     "the tenant has used up its budget of {limit}; the next order can go at {next}; an operator can \
@@ -109,15 +111,12 @@ async fn held_up(
     let transient = at(now + timing::after_transient(row.attempts + 1, seed(row)));
     let (text, reason) = (error.to_string(), error.kind.reason());
     let until = match error.kind {
-        AcmeErrorKind::AccountLimited => {
-            let until = at(now + ACCOUNT_HOLD_MS);
-            hold(issuer, until);
-            until
-        }
+        // The ledger knows: orders that are exempt go on.
+        AcmeErrorKind::AccountLimited => at(now + ACCOUNT_HOLD_MS),
         AcmeErrorKind::NamesLimited => at(now + timing::after_failures(row.attempts + 1, seed(row))),
         AcmeErrorKind::Unavailable => {
-            if let Some(until) = asked {
-                hold(issuer, until);
+            if let (Some(issuer), Some(until)) = (issuer, asked) {
+                issuer.hold(until);
             }
             transient
         }
@@ -133,7 +132,7 @@ async fn held_up(
         AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
         AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
             return if !names_nobody(row, &error) {
-                eject(issuance, row, &refused_names(row, &error)).await
+                eject(issuance, issuer, row, &refused_names(row, &error)).await
             } else if is_about_names(row, &error) && issuer.is_some_and(Issuer::may_halve) {
                 split(issuance, row, reason, &text).await
             } else {
@@ -144,9 +143,18 @@ async fn held_up(
     wait(issuance, row, until, reason, &text).await
 }
 
-fn hold(issuer: Option<&Issuer>, until_ms: i64) {
-    if let Some(issuer) = issuer {
-        issuer.hold(until_ms);
+/// The limit with what it is about, where people know that by name.
+fn no_room_text(no_room: &NoRoom) -> String {
+    let text = no_room.limit.text();
+    match no_room.limit {
+        LimitName::RegisteredDomain | LimitName::FailedAuthorizations | LimitName::ConsecutiveFailures => {
+            format!("{text} ({})", no_room.subject)
+        }
+        LimitName::Orders
+        | LimitName::ExactSet
+        | LimitName::NewAccounts
+        | LimitName::TenantHour
+        | LimitName::TenantDay => text.to_owned(),
     }
 }
 
@@ -244,6 +252,7 @@ fn part_of(order: OrderId, second: bool) -> u64 {
 /// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once.
 async fn eject(
     issuance: &Arc<Issuance>,
+    issuer: Option<&Issuer>,
     row: &OrderRow,
     failed: &[(String, String)],
 ) -> Result<Ran, StoreError> {
@@ -266,17 +275,29 @@ async fn eject(
         // Pre-flight looks again before the next order.
         state.methods.clear();
         let seed = timing::seed_of(row.lineage) ^ u64::from(state.attempts);
-        state.next_at = now + timing::after_failures(state.attempts, seed);
+        let pause_after = issuer.map_or(0, |issuer| issuer.limits.pause_after);
+        let paused = pause_after > 0 && state.attempts >= pause_after;
+        state.next_at =
+            if paused { clock::NEVER_MS } else { now + timing::after_failures(state.attempts, seed) };
         state.error = Some(words.clone());
         last_retry = last_retry.max(state.next_at);
         group::put_name_state(&mut tx, *domain, &state, now).await?;
         let text = format!("the CA could not validate {name}: {words}");
-        observe_certificate(&mut tx, *domain, "ValidationFailed", &text, Some(state.next_at), now).await?;
+        let mend = format!("mend it and run `portico domain retry {name}` for a new try");
+        let next = if paused {
+            format!(
+                "it has failed {} times in a row and is not tried again by itself: {mend}",
+                state.attempts
+            )
+        } else {
+            let next = clock::rfc3339(state.next_at);
+            format!("{mend} at once, else it is tried again at {next}")
+        };
+        let (shown, next_check) =
+            if paused { (format!("{text}; {next}"), None) } else { (text.clone(), Some(state.next_at)) };
+        observe_certificate(&mut tx, *domain, "ValidationFailed", &shown, next_check, now).await?;
         let kind = if row.renewal { "certificate.renewal_failed" } else { "domain.failed" };
-        let text = format!(
-            "{text}; mend it and run `portico domain retry {name}` for a new try at once, else it is tried again at {}",
-            crate::clock::rfc3339(state.next_at)
-        );
+        let text = format!("{text}; {next}");
         event::append(&mut tx, kind, row.tenant, &domain.to_string(), &text, now).await?;
     }
     let retry_at = if ejected < row.names.len() { now } else { last_retry };
@@ -294,6 +315,7 @@ async fn over(
     reason: &'static str,
 ) -> Result<Ran, StoreError> {
     let records = close(&mut tx, row).await?;
+    spending::ended(&mut tx, row, issuance.parts.clock.now_ms()).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
     crate::metrics::order_failed(reason);

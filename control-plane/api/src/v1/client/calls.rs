@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    Attestation, AuditEntry, AuditVerdict, Certificate, CertificateUpload, CertificateUploadAnswer,
-    DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
-    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken, JoinTokenRequest, NewToken,
-    OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest, RemovalSignOff, RemovalsSignedOff,
-    RenewalsReport, Sharing, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
-    UsageOrder, UsageRow,
+    Attestation, AuditEntry, AuditVerdict, BudgetReport, Certificate, CertificateUpload,
+    CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
+    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken,
+    JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
+    RemovalSignOff, RemovalsSignedOff, RenewalsReport, Sharing, Suspension, SuspensionAnswer, Tenant,
+    TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -324,6 +324,15 @@ pub struct PlanQuery {
 impl Client {
     pub async fn renewals(&self) -> Result<RenewalsReport, ClientError> {
         self.get("/v1/renewals").await
+    }
+
+    /// Of one issuer or all, and of one name or all that the token sees.
+    pub async fn budget(
+        &self,
+        issuer: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<BudgetReport, ClientError> {
+        self.get(&Query::new("/v1/budget").text("issuer", issuer).text("name", name).0).await
     }
 
     pub async fn plan(&self, query: &PlanQuery) -> Result<PlanReport, ClientError> {

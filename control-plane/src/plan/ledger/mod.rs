@@ -1,0 +1,323 @@
+//! Whether a CA's limits, and our own on one tenant, leave room for one more order, and when.
+//!
+//! - [`bucket`]: one limit's bucket.
+//! - [`limits`]: which limits there are, by the CA's published table and the configuration.
+//! - [`refusal`]: which of them a CA's refusal is about.
+//!
+//! An order **needs** room in several buckets ([`needs`]). What it takes is reserved before the CA is asked, in one
+//! transaction with the note that it will be asked, and charged when we know that the CA has charged it: a new order when
+//! its answer is here, a certificate when it is. A reservation counts like something that is spent at this very moment, so
+//! what is under way is never forgotten, a request whose answer was lost included, and what fails is given back.
+
+pub mod bucket;
+pub mod limits;
+pub mod refusal;
+
+use std::collections::HashMap;
+
+use portico_cert_store::{NamePattern, TenantId};
+
+pub use bucket::{Bucket, Rate};
+pub use limits::{Limits, LimitsConfig};
+
+pub const HOUR_MS: i64 = 3_600_000;
+pub const DAY_MS: i64 = 24 * HOUR_MS;
+pub const HOURS_3_MS: i64 = 3 * HOUR_MS;
+pub const DAYS_7_MS: i64 = 7 * DAY_MS;
+
+/// Every limit that the ledger keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LimitName {
+    Orders,
+    RegisteredDomain,
+    ExactSet,
+    FailedAuthorizations,
+    ConsecutiveFailures,
+    NewAccounts,
+    TenantHour,
+    TenantDay,
+}
+
+impl LimitName {
+    pub const ALL: [Self; 8] = [
+        Self::Orders,
+        Self::RegisteredDomain,
+        Self::ExactSet,
+        Self::FailedAuthorizations,
+        Self::ConsecutiveFailures,
+        Self::NewAccounts,
+        Self::TenantHour,
+        Self::TenantDay,
+    ];
+
+    /// In the store and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orders => "orders",
+            Self::RegisteredDomain => "registered_domain",
+            Self::ExactSet => "exact_set",
+            Self::FailedAuthorizations => "failed_authorizations",
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::NewAccounts => "new_accounts",
+            Self::TenantHour => "tenant_1h",
+            Self::TenantDay => "tenant_24h",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|limit| limit.as_str() == text)
+    }
+
+    /// For people; the figures are told beside it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Orders => "new orders of one account",
+            Self::RegisteredDomain => "certificates of one registered domain",
+            Self::ExactSet => "certificates of one exact set of names",
+            Self::FailedAuthorizations => "failed validations of one name",
+            Self::ConsecutiveFailures => "failed validations of one name in a row",
+            Self::NewAccounts => "new accounts of one address",
+            Self::TenantHour => "new orders of one tenant in an hour",
+            Self::TenantDay => "new orders of one tenant in a day",
+        }
+    }
+
+    /// Ours, not the CA's.
+    pub fn is_of_tenant(self) -> bool {
+        matches!(self, Self::TenantHour | Self::TenantDay)
+    }
+
+    /// Others spend of it, too.
+    pub fn is_global(self) -> bool {
+        matches!(self, Self::RegisteredDomain | Self::ExactSet | Self::NewAccounts)
+    }
+}
+
+/// One bucket among all that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BucketKey {
+    pub limit: LimitName,
+    /// The directory's URL: several issuers of one CA share what is global there. Empty for a tenant's.
+    pub ca: String,
+    /// The issuer's name, where the limit is one account's; else empty.
+    pub account: String,
+    /// Registered domain, hash of the set, name, or tenant; else empty.
+    pub subject: String,
+}
+
+/// An issuer, as far as buckets go.
+#[derive(Clone, Copy, Debug)]
+pub struct At<'a> {
+    pub ca: &'a str,
+    pub account: &'a str,
+}
+
+impl BucketKey {
+    pub fn new(limit: LimitName, at: At<'_>, subject: &str) -> Self {
+        let (ca, account) = match limit {
+            LimitName::TenantHour | LimitName::TenantDay => ("", ""),
+            LimitName::RegisteredDomain | LimitName::ExactSet | LimitName::NewAccounts => (at.ca, ""),
+            LimitName::Orders | LimitName::FailedAuthorizations | LimitName::ConsecutiveFailures => {
+                (at.ca, at.account)
+            }
+        };
+        Self { limit, ca: ca.to_owned(), account: account.to_owned(), subject: subject.to_owned() }
+    }
+}
+
+/// What of its limits a CA does not apply to an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exemption {
+    None,
+    /// A certificate of the exact names was issued before: new orders and registered domains are not charged.
+    SameNames,
+    /// The CA takes it as the replacement of a certificate (RFC 9773 section 5): nothing is charged.
+    Replaces,
+}
+
+/// An order, as far as limits go.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    pub names: &'a [String],
+    pub name_set: &'a str,
+    pub exemption: Exemption,
+    /// Each of its names has a certificate in its cell: neither the tenant's budget nor the reserve holds it back.
+    pub keeps_alive: bool,
+    pub tenant: Option<TenantId>,
+}
+
+/// When what is reserved becomes spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charged {
+    /// When the CA has made the order.
+    AtOrder,
+    AtCertificate,
+    /// Never: there only has to be room.
+    Never,
+}
+
+/// Room that an order needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    pub key: BucketKey,
+    pub rate: Rate,
+    /// Units that it must leave untouched.
+    pub keep: u32,
+    pub charged: Charged,
+}
+
+/// All buckets in which an order needs room, those without limit among them: a CA may have told of one all the same.
+pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
+    let mut needs = Vec::new();
+    if order.exemption == Exemption::Replaces {
+        return needs;
+    }
+    let mut need = |limit: LimitName, subject: &str, keep: u32, charged: Charged| {
+        let rate = limits.rate(limit, subject);
+        needs.push(Need { key: BucketKey::new(limit, at, subject), rate, keep, charged });
+    };
+    need(LimitName::ExactSet, order.name_set, 0, Charged::AtCertificate);
+    if order.exemption == Exemption::None {
+        let keep = if order.keeps_alive { 0 } else { limits.reserve() };
+        need(LimitName::Orders, "", keep, Charged::AtOrder);
+        for domain in registered_domains(order.names) {
+            need(LimitName::RegisteredDomain, &domain, 0, Charged::AtCertificate);
+        }
+    }
+    // A further cell's certificate of the same names is an order like any other, to the tenant.
+    if let Some(tenant) = order.tenant.filter(|_| !order.keeps_alive) {
+        need(LimitName::TenantHour, &tenant.to_string(), 0, Charged::AtOrder);
+        need(LimitName::TenantDay, &tenant.to_string(), 0, Charged::AtOrder);
+    }
+    for name in order.names {
+        need(LimitName::FailedAuthorizations, name, 0, Charged::Never);
+        // The last one is never spent: a CA that pauses a name takes it up again only when somebody visits its page.
+        let keep = 1.min(limits.consecutive_failures.count.saturating_sub(1));
+        need(LimitName::ConsecutiveFailures, name, keep, Charged::Never);
+    }
+    needs
+}
+
+/// What is spent of one bucket, and what is reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    pub bucket: Bucket,
+    pub reserved: u32,
+}
+
+/// A limit without room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    pub limit: LimitName,
+    pub subject: String,
+    /// When there is room again.
+    pub next_ms: i64,
+}
+
+/// Whether there is room for all needs in their buckets; else the limit that holds back longest.
+///
+/// # Errors
+/// [`NoRoom`].
+pub fn check(needs: &[Need], levels: &[Level], now_ms: i64) -> Result<(), NoRoom> {
+    let wait = |(need, level): (&Need, &Level)| {
+        let next_ms = level.bucket.room_at(need.rate, level.reserved, need.keep, now_ms);
+        let no_room = || NoRoom { limit: need.key.limit, subject: need.key.subject.clone(), next_ms };
+        (next_ms > now_ms).then(no_room)
+    };
+    needs.iter().zip(levels).filter_map(wait).max_by_key(|no_room| no_room.next_ms).map_or(Ok(()), Err)
+}
+
+/// Levels of one CA's buckets that are not empty, and of tenants'; the others are empty.
+#[derive(Clone, Debug, Default)]
+pub struct Levels(pub HashMap<BucketKey, Level>);
+
+impl Levels {
+    pub fn of(&self, key: &BucketKey) -> Level {
+        self.0.get(key).copied().unwrap_or_default()
+    }
+}
+
+/// The registered domains (public suffix and one label) that certificates of these names are counted by.
+pub fn registered_domains<T: AsRef<str>>(names: &[T]) -> Vec<String> {
+    let registered = |name: &T| {
+        let pattern = NamePattern::parse(name.as_ref()).ok()?;
+        Some(pattern.registered_domain().unwrap_or_else(|| pattern.base().as_str()).to_owned())
+    };
+    let mut found: Vec<String> = names.iter().filter_map(registered).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: At<'static> = At { ca: "https://ca.test/dir", account: "le" };
+
+    fn taken(order: &Order<'_>) -> Vec<&'static str> {
+        let needs = needs(order, AT, &Limits::default());
+        needs
+            .iter()
+            .filter(|need| need.charged != Charged::Never)
+            .map(|need| need.key.limit.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn an_order_takes_what_the_ca_charges_it_and_no_more() {
+        let names = ["a.shop.test".to_owned(), "b.shop.test".to_owned(), "*.else.test".to_owned()];
+        let tenant = Some(TenantId::generate());
+        let new =
+            Order { names: &names, name_set: "ab", exemption: Exemption::None, keeps_alive: false, tenant };
+        let domains = ["registered_domain", "registered_domain"];
+        let all = [&["exact_set", "orders"][..], &domains, &["tenant_1h", "tenant_24h"]].concat();
+        assert_eq!(taken(&new), all);
+        let regrouped = Order { keeps_alive: true, ..new };
+        assert_eq!(taken(&regrouped), all[..4], "our own budgets hold no name back that is served");
+        let same = Order { exemption: Exemption::SameNames, ..new };
+        assert_eq!(taken(&same), ["exact_set", "tenant_1h", "tenant_24h"], "in a further cell");
+        assert_eq!(taken(&Order { keeps_alive: true, ..same }), ["exact_set"]);
+        assert_eq!(taken(&Order { exemption: Exemption::Replaces, ..new }), [""; 0]);
+        let keep = |order| needs(order, AT, &Limits::default())[1].keep;
+        assert_eq!((keep(&new), keep(&regrouped)), (30, 0), "the reserve is for names that are served");
+        let replaces = needs(&Order { exemption: Exemption::Replaces, ..new }, AT, &Limits::default());
+        assert_eq!(replaces, []);
+    }
+
+    #[test]
+    fn accounts_of_one_ca_share_what_is_global_there() {
+        let other = At { account: "second", ..AT };
+        let same = |limit| BucketKey::new(limit, AT, "x") == BucketKey::new(limit, other, "x");
+        for limit in LimitName::ALL {
+            assert_eq!(same(limit), limit.is_global() || limit.is_of_tenant(), "{limit:?}");
+            assert_eq!(LimitName::parse(limit.as_str()), Some(limit));
+        }
+    }
+
+    #[test]
+    fn the_limit_that_holds_longest_is_named() {
+        let rate = Rate::per(2, 2 * HOUR_MS);
+        let need =
+            |limit, keep| Need { key: BucketKey::new(limit, AT, ""), rate, keep, charged: Charged::AtOrder };
+        let level = |spent: i64, reserved| Level {
+            bucket: Bucket { arrival_ms: 1000 + spent * HOUR_MS, seen_ms: 1000 },
+            reserved,
+        };
+        assert_eq!(check(&[need(LimitName::Orders, 0)], &[level(1, 0)], 1000), Ok(()));
+        let held = [need(LimitName::Orders, 0), need(LimitName::ExactSet, 0)];
+        let levels = [level(1, 1), level(3, 0)];
+        let no_room =
+            |limit, hours| NoRoom { limit, subject: String::new(), next_ms: 1000 + hours * HOUR_MS };
+        assert_eq!(check(&held, &levels, 1000), Err(no_room(LimitName::ExactSet, 2)));
+        assert_eq!(
+            check(&held[..1], &levels, 1000),
+            Err(no_room(LimitName::Orders, 1)),
+            "what is under way counts"
+        );
+        assert_eq!(
+            check(&[need(LimitName::Orders, 1)], &[level(1, 0)], 1000).unwrap_err().limit,
+            LimitName::Orders
+        );
+    }
+}
