@@ -266,7 +266,7 @@ fn explain_sni(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     let sni = pairs.into_iter().find(|(key, _)| key == "sni").map(|(_, value)| value.into_owned());
     let bad = |text: String| Refused { status: StatusCode::BAD_REQUEST, code: "BadName", text };
-    let sni = sni.ok_or_else(|| bad("say which name: /v1/debug/certs?sni=shop.example".to_owned()))?;
+    let sni = sni.ok_or_else(|| bad("say which name: /debug/certs?sni=shop.example".to_owned()))?;
     let name = DomainName::parse(&sni).map_err(|error| bad(error.to_string()))?;
     let live = &admin.edge.live;
     let host = live.host(&name);

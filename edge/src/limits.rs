@@ -135,7 +135,8 @@ pub const H2_LOCAL_RESETS_MAX: usize = 50;
 /// Unsent answer bytes that h2 holds for one stream (its default is 400 KiB).
 pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Of all answers of one HTTP/2 or HTTP/3 connection, bytes that were read from origins and that the client has not taken.
-/// An answer of which nothing is held may have one more piece, which is as long as the origin's connection reads: 8 to 40 KiB.
+/// Beyond it an answer of which nothing is held may have 4 KiB more, so that none waits for the others' readers: with
+/// [`H2_STREAMS_MAX`] answers about 600 KiB in all.
 pub const CONNECTION_ANSWER_BYTES_MAX: usize = 192 * 1024;
 /// Heads of requests that are open at once on such a connection, with what their fields take in tables (96 bytes each). A
 /// browser's 100 requests with 30 cookies are near 600 KiB.

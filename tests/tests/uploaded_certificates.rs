@@ -319,6 +319,6 @@ fn pem_lines(key: &PrivateKey) -> Vec<String> {
     let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, algorithm).expect("a key pair");
     let pem = pair.serialize_pem();
     let lines: Vec<String> = pem.lines().filter(|line| line.len() == 64).map(str::to_owned).collect();
-    // The second half of an RSA key; of an ECDSA key the first two lines, its public key stands in the last.
+    // The second half of an RSA key; of an ECDSA key the first line, for its public key begins in the second.
     if key.key_type().is_rsa() { lines[lines.len() / 2..].to_vec() } else { lines[..1].to_vec() }
 }
