@@ -130,7 +130,7 @@ impl RawClient {
     }
 }
 
-async fn get(client: &ApiClient, url: &str) -> Response<Bytes> {
+pub(crate) async fn get(client: &ApiClient, url: &str) -> Response<Bytes> {
     client.send(Request::get(url).body(Full::default()).unwrap()).await.unwrap()
 }
 
@@ -138,7 +138,7 @@ fn encode(bytes: &[u8]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn expect(response: &Response<Bytes>, status: u16, kind: &str) {
+pub(crate) fn expect(response: &Response<Bytes>, status: u16, kind: &str) {
     let document: Value = serde_json::from_slice(response.body()).unwrap_or_default();
     assert_eq!(document["type"], format!("urn:ietf:params:acme:error:{kind}"), "{document}");
     assert_eq!(response.status(), status, "{document}");
