@@ -4,7 +4,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use portico_api::v1::{DomainSpec, FieldError, OriginAuthority as Shown, OriginIdentity as ShownIdentity};
 use portico_cert_store::{CellId, CredentialId, LineageId, SealContext, TenantId};
-use sqlx::sqlite::SqliteConnection;
 use time::OffsetDateTime;
 
 use crate::ca::{CaError, OriginAuthority, hex, sha256};
@@ -12,7 +11,7 @@ use crate::clock::rfc3339;
 use crate::http::fault::field;
 use crate::sealer::{Sealer, SealerError};
 use crate::store::origin_identity::{self, AuthorityRow, IdentityRow};
-use crate::store::{StoreError, WriteTx, cell};
+use crate::store::{Connection, StoreError, WriteTx, cell};
 
 const PURPOSE: &str = "origin authority";
 
@@ -55,7 +54,7 @@ pub(crate) async fn make_authority(
 /// # Errors
 /// The store's.
 pub(crate) async fn check(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
     spec: &DomainSpec,
 ) -> Result<Option<FieldError>, StoreError> {
@@ -144,7 +143,7 @@ pub(crate) fn is_good(row: &IdentityRow, newest: Option<u32>, now_ms: i64) -> bo
 ///
 /// # Errors
 /// The store's.
-pub(crate) async fn show(connection: &mut SqliteConnection, row: &AuthorityRow) -> Result<Shown, StoreError> {
+pub(crate) async fn show(connection: &mut Connection, row: &AuthorityRow) -> Result<Shown, StoreError> {
     let identities = origin_identity::of_tenant(connection, row.tenant).await?;
     let identities = identities.into_iter().map(|identity| ShownIdentity {
         cell: identity.cell,
