@@ -7,12 +7,14 @@
 #![expect(clippy::disallowed_methods, reason = "deadlines of real processes run on real time")]
 
 mod addresses;
+mod files;
 mod lab;
 mod pebble;
 mod process;
 mod tls;
 
 pub use addresses::Addresses;
+pub use files::{files, holds};
 pub use lab::{CaKind, CellPlan, Lab, LabOptions, ca_stats_at, plain_http};
 pub use pebble::pebble_is_installed;
 pub use process::{Running, binary, wait_until};

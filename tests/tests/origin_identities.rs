@@ -2,7 +2,6 @@
 //! its own, and an origin is never touched again.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use portico_api::v1::client::ClientError;
 use portico_api::v1::{OriginAuthority, Sharing};
-use portico_tests::{CellPlan, Lab, LabOptions, ask, wait_until};
+use portico_tests::{CellPlan, Lab, LabOptions, ask, holds, wait_until};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
@@ -170,23 +169,4 @@ async fn what_is_no_longer_needed_is_taken_back_and_a_removed_edge_gets_nothing_
     lab.client.patch_domain(domain.id, &route("master", false), Some(domain.revision)).await?;
     wait_until("none is needed", DEADLINE, async || shown().await.ok()?.is_empty().then_some(())).await;
     Ok(())
-}
-
-/// Whether any file below `folder` holds `needle`.
-fn holds(folder: &Path, needle: &[u8]) -> Result<bool> {
-    let mut open: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                open.push(entry.path());
-            } else if kind.is_file()
-                && std::fs::read(entry.path())?.windows(needle.len()).any(|w| w == needle)
-            {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
 }

@@ -1,10 +1,8 @@
 //! MASTER and SHADOW: one name, two cells, two keys, one validation; and no key of one cell in the other.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::Result;
 use portico_api::v1::Sharing;
-use portico_tests::{CaKind, CellPlan, Lab, LabOptions, ask, pebble_is_installed};
+use portico_tests::{CaKind, CellPlan, Lab, LabOptions, ask, holds, pebble_is_installed};
 
 fn two_cells(ca: CaKind) -> LabOptions {
     LabOptions {
@@ -89,23 +87,4 @@ async fn no_key_of_one_cell_is_in_the_other_cells_files() -> Result<()> {
     assert!(!holds(&lab.edges[0].folder, &shadow.shown.leaf)?);
     assert!(!holds(&lab.edges[1].folder, &master.shown.leaf)?);
     Ok(())
-}
-
-/// Whether any file below `folder` holds `needle`.
-fn holds(folder: &Path, needle: &[u8]) -> Result<bool> {
-    let mut open: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                open.push(entry.path());
-            } else if kind.is_file()
-                && std::fs::read(entry.path())?.windows(needle.len()).any(|w| w == needle)
-            {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use portico_api::v1::Sharing;
 use portico_cert_store::{KeyType, PrivateKey};
-use portico_tests::{CellPlan, Lab, LabOptions, wait_until};
+use portico_tests::{CellPlan, Lab, LabOptions, files, holds, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite as suite, kx_group};
 use rustls::pki_types::pem::PemObject as _;
@@ -214,8 +214,9 @@ async fn own_certificates_go_to_the_cells_of_their_name_and_each_client_gets_the
     check_abilities(edge, &roots, &rsa, &ecdsa).await?;
 
     for brought in [&rsa, &ecdsa] {
-        assert!(holds(&lab.edges[0].folder, &brought.leaf), "the scan finds what is there");
-        assert!(!holds(&lab.edges[1].folder, &brought.leaf), "a cell that does not serve the name has it");
+        let has = |edge: usize| holds(&lab.edges[edge].folder, &brought.leaf).expect("an edge's files");
+        assert!(has(0), "the scan finds what is there");
+        assert!(!has(1), "a cell that does not serve the name has it");
         for folder in [&lab.edges[0].folder, &lab.edges[1].folder, &folder.join("control-plane")] {
             assert_no_key(folder, &brought.key);
         }
@@ -267,29 +268,8 @@ async fn check_abilities(
     Ok(())
 }
 
-/// Every file below `folder`.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
-        let kind = entry.file_type().expect("a kind");
-        if kind.is_dir() {
-            found.extend(files(&entry.path()));
-        } else if kind.is_file() {
-            found.push(entry.path());
-        }
-    }
-    found
-}
-
-fn holds(folder: &Path, needle: &[u8]) -> bool {
-    // A file may have gone since it was listed.
-    let has =
-        |file: &PathBuf| std::fs::read(file).unwrap_or_default().windows(needle.len()).any(|w| w == needle);
-    files(folder).iter().any(has)
-}
-
 fn assert_no_key(folder: &Path, key: &PrivateKey) {
-    for file in files(folder) {
+    for file in files(folder).expect("a folder") {
         let bytes = std::fs::read(&file).unwrap_or_default();
         assert!(!has_key(&bytes, key), "a key is in {}", file.display());
     }
