@@ -8,6 +8,7 @@
 
 mod stage;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -736,20 +737,22 @@ async fn a_misspelt_cell_is_refused_with_those_that_exist() {
     }
 }
 
+/// The settings of a CA that nobody answers for, and no pre-flight.
+fn absent_ca(folder: &Path) -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+    std::fs::write(folder.join("root.pem"), root.pem()).unwrap();
+    let root = folder.join("root.pem");
+    format!(
+        "[preflight]\nenabled = false\n[[issuer]]\nname = \"gone\"\ndirectory = \"https://127.0.0.1:1/directory\"\n\
+         root_pem = {root:?}\nroots_pem = {root:?}\n"
+    )
+}
+
 /// Over the real store, with a CA that is not there: the plan asks nobody.
 #[tokio::test]
 async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
-    let stage = Stage::start_with(|folder, _| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let root = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
-        std::fs::write(folder.join("root.pem"), root.pem()).unwrap();
-        let root = folder.join("root.pem");
-        format!(
-            "[preflight]\nenabled = false\n[[issuer]]\nname = \"gone\"\ndirectory = \"https://127.0.0.1:1/directory\"\n\
-             root_pem = {root:?}\nroots_pem = {root:?}\n"
-        )
-    })
-    .await;
+    let stage = Stage::start_with(|folder, _| absent_ca(folder)).await;
     let (one, own) = stage.tenant("one").await;
     let names = ["a.example", "www.a.example", "b.example", "c.example"];
     let mut ids = Vec::new();
@@ -801,17 +804,8 @@ async fn the_plan_tells_groups_orders_and_what_other_terms_would_change() {
 /// With a CA that is not there: nothing is spent, and the forecast is what the limits let through.
 #[tokio::test]
 async fn the_budget_shows_the_operator_all_and_a_tenant_its_own() {
-    let stage = Stage::start_with(|folder, _| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let root = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
-        std::fs::write(folder.join("root.pem"), root.pem()).unwrap();
-        let root = folder.join("root.pem");
-        format!(
-            "[preflight]\nenabled = false\n[[issuer]]\nname = \"gone\"\ndirectory = \"https://127.0.0.1:1/directory\"\n\
-             root_pem = {root:?}\nroots_pem = {root:?}\n[issuer.limits]\norders = \"2/4h\"\nreserve = 0.5\n"
-        )
-    })
-    .await;
+    let limits = "[issuer.limits]\norders = \"2/4h\"\nreserve = 0.5\n";
+    let stage = Stage::start_with(|folder, _| absent_ca(folder) + limits).await;
     let (one, own) = stage.tenant("one").await;
     let (_, stranger) = stage.tenant("two").await;
     let mut ids = Vec::new();
