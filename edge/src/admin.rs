@@ -24,7 +24,7 @@ use crate::{
     drain::DrainSwitch,
     heap::{self, NoProfile},
     limits,
-    live::{Fault, Sites},
+    live::{Counts, Fault, Host, Sites},
     server::Edge,
     service, standalone,
 };
@@ -118,6 +118,7 @@ async fn route(
         (&Method::PUT, ["v1", "certificates", id]) => ok(replace_certificate(admin, id, body)?),
         (&Method::DELETE, ["v1", "certificates", id]) => ok(remove_certificate(admin, id)?),
         (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
+        (&Method::GET, ["debug", "usage"]) => ok(busiest(admin, query)?),
         (&Method::GET, ["v1", "debug", "certs"] | ["debug", "certs"]) => ok(explain_sni(admin, query)?),
         (&Method::POST, ["v1", "drain"]) => {
             admin.switch.order();
@@ -131,7 +132,7 @@ async fn route(
             status: StatusCode::NOT_FOUND,
             code: "NoSuchCall",
             text: "calls: GET /metrics, /healthz, /readyz, /v1/status, /v1/certificates, /v1/names, /debug/certs?sni=NAME, \
-                   /debug/generation, /debug/pprof/heap; POST /v1/certificates, \
+                   /debug/generation, /debug/usage?order=requests, /debug/pprof/heap; POST /v1/certificates, \
                    /v1/drain, /v1/access-log/reopen; PUT and DELETE /v1/certificates/ID"
                 .to_owned(),
         }),
@@ -285,13 +286,46 @@ fn explain_sni(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
     }))
 }
 
+/// The names of a standalone edge that were used most since it started. In a fleet the control plane sums them up.
+fn busiest(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
+    with_sites(admin, |_| Ok(()))?;
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let order = pairs.into_iter().find(|(key, _)| key == "order").map(|(_, value)| value.into_owned());
+    let by: fn(&Counts) -> u64 = match order.as_deref() {
+        None | Some("requests") => |counts| counts.requests,
+        Some("request_bytes") => |counts| counts.request_bytes,
+        Some("response_bytes") => |counts| counts.response_bytes,
+        Some("cached_bytes") => |counts| counts.cached_bytes,
+        Some(other) => {
+            let text =
+                format!("{other:?} is no order; use requests, request_bytes, response_bytes or cached_bytes");
+            return Err(Refused { status: StatusCode::BAD_REQUEST, code: "BadOrder", text });
+        }
+    };
+    let mut used = admin.edge.live.used.look();
+    used.sort_by(|(host, counts), (other, others)| {
+        by(others).cmp(&by(counts)).then_with(|| host.name.cmp(&other.name))
+    });
+    used.truncate(limits::ADMIN_USAGE_ROWS_MAX);
+    let row = |(host, counts): &(Arc<Host>, Counts)| {
+        json!({
+            "name": host.name.to_string(),
+            "requests": counts.requests,
+            "request_bytes": counts.request_bytes,
+            "response_bytes": counts.response_bytes,
+            "cached_bytes": counts.cached_bytes,
+        })
+    };
+    Ok(json!({ "names": used.iter().map(row).collect::<Vec<_>>() }))
+}
+
 fn with_sites<T>(admin: &Admin, act: impl FnOnce(&mut Sites) -> Result<T, Refused>) -> Result<T, Refused> {
     match &mut *admin.source.borrow_mut() {
         Source::Standalone(sites) => act(sites),
         Source::Fleet(_) => Err(Refused {
             status: StatusCode::CONFLICT,
             code: "FleetMode",
-            text: "this edge is part of a fleet: certificates come from the control plane; use `portico cert` there"
+            text: "this edge is part of a fleet: ask the control plane (`portico cert`, `portico usage`)"
                 .to_owned(),
         }),
     }

@@ -11,7 +11,7 @@ use crate::{
     proxy_protocol,
     seats::Seat,
     sources::Source,
-    tls::{self, Shown},
+    tls::{self, Handshake, Shown},
     worker::Worker,
 };
 
@@ -46,13 +46,14 @@ pub(crate) async fn serve(
             }
             let accepting = tls::accept(stream, &worker.edge);
             let Some(accepted) = Box::pin(accepting).await else { return };
-            let tls::Accepted { stream, shown, resumed } = *accepted;
-            if resumed {
+            let tls::Accepted { stream, shown, handshake } = *accepted;
+            if handshake.resumed {
                 source.handshake_was_resumed();
             }
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };
-            let context = context(&worker, (peer, local), source, (protocol, Some(shown)), bound);
+            let by_tls = Some((shown, handshake));
+            let context = context(&worker, (peer, local), source, (protocol, by_tls), bound);
             seat.serves(&context.clock);
             if h2 {
                 let clock = Rc::clone(&context.clock);
@@ -75,15 +76,17 @@ fn context(
     worker: &Rc<Worker>,
     (peer, local): (SocketAddr, SocketAddr),
     source: Source,
-    (protocol, shown): (Protocol, Option<Shown>),
+    (protocol, by_tls): (Protocol, Option<(Shown, Handshake)>),
     bound: &BoundListener,
 ) -> Rc<ConnectionContext> {
+    let (shown, handshake) = by_tls.unzip();
     Rc::new(ConnectionContext {
         worker: Rc::clone(worker),
         peer,
         local,
         protocol,
         shown,
+        handshake,
         public_https_port: bound.config.public_https_port,
         alt_svc: bound.alt_svc.clone(),
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),

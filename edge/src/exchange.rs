@@ -44,7 +44,7 @@ use crate::{
     live::{Action, Host, Maintenance, OverShare, Suspension, SuspensionMode},
     metrics::Limited,
     sources::Source,
-    tls::{ClientIdentity, Shown},
+    tls::{ClientIdentity, Handshake, Shown},
     worker::Worker,
 };
 
@@ -67,6 +67,8 @@ pub struct ConnectionContext {
     pub protocol: Protocol,
     /// `None` on a plain listener.
     pub shown: Option<Shown>,
+    /// `None` on a plain listener.
+    pub handshake: Option<Handshake>,
     /// Where https is, as clients see it.
     pub public_https_port: u16,
     /// Advertised to clients of HTTP/1.1 and 2 whose name may use HTTP/3.

@@ -168,6 +168,8 @@ async fn an_edge_of_a_fleet_answers_its_operator() {
     assert_eq!((&generation["epoch"], &generation["sequence"]), (&1.into(), &1.into()), "{generation}");
     let (_, shown) = ask(socket().await.unwrap(), "/debug/certs?sni=www.shop.example").await;
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let (status, said) = ask(socket().await.unwrap(), "/debug/usage").await;
+    assert!(status == 409 && said.contains("portico usage"), "{said}");
     assert_eq!(shown["tenant"], shops[0].tenant.to_string().as_str(), "{shown}");
     assert_serves(&edge, &shops[0], "www.shop.example").await;
     // The log's settings are the edge's own in a fleet as well.

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
+use portico_cert_store::DomainName;
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 
@@ -19,12 +20,16 @@ struct Line<'a> {
     client: std::net::IpAddr,
     protocol: &'static str,
     tls: bool,
+    tls_version: Option<&'static str>,
+    tls_resumed: Option<bool>,
+    sni: Option<&'a str>,
     method: Text<'a>,
     authority: Option<Text<'a>>,
     target: Text<'a>,
     tenant: Option<String>,
     domain: Option<String>,
     status: u16,
+    request_bytes: u64,
     response_bytes: u64,
     duration_us: u64,
     first_byte_us: Option<u64>,
@@ -48,13 +53,17 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
         peer_port: privacy.port(record.peer.port()),
         client: privacy.address(record.visitor.client),
         protocol: record.protocol.as_str(),
-        tls: record.tls,
+        tls: record.handshake.is_some(),
+        tls_version: record.handshake.as_ref().map(|handshake| handshake.version),
+        tls_resumed: record.handshake.as_ref().map(|handshake| handshake.resumed),
+        sni: record.handshake.as_ref().and_then(|handshake| handshake.sni.as_ref()).map(DomainName::as_str),
         method: text(record.method.as_str().as_bytes()),
         authority: record.authority.as_deref().map(|authority| text(without_user(authority).as_bytes())),
         target: Text(privacy.target(record.path_and_query().as_bytes())),
         tenant: record.host.as_ref().map(|host| host.tenant.id.to_string()),
         domain: record.host.as_ref().map(|host| host.domain.to_string()),
         status: record.status.as_u16(),
+        request_bytes: record.request_bytes,
         response_bytes: record.response_bytes,
         duration_us: record.duration_us,
         first_byte_us: record.first_byte.map(micros),

@@ -38,6 +38,7 @@ use crate::{
     live::Host,
     metrics::Metrics,
     privacy::Privacy,
+    tls::Handshake,
 };
 
 /// What is known of an exchange when its last byte has gone, or when it was given up.
@@ -54,7 +55,8 @@ pub struct AccessRecord {
     pub protocol: Protocol,
     /// Tells HTTP/1.0 from 1.1.
     pub version: Version,
-    pub tls: bool,
+    /// None: a plain connection.
+    pub handshake: Option<Handshake>,
     pub method: Method,
     /// As the request had it; empty when it was refused before it was read.
     pub authority: Option<Box<str>>,
@@ -63,6 +65,9 @@ pub struct AccessRecord {
     /// The path of the rule that was followed; known for exchanges with a span.
     pub route: Option<Box<str>>,
     pub status: StatusCode,
+    /// Of the body, as far as it was read.
+    pub request_bytes: u64,
+    /// Of the body, as far as it was sent.
     pub response_bytes: u64,
     pub referer: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,

@@ -18,6 +18,8 @@ pub(crate) struct Tally {
     context: Rc<ConnectionContext>,
     host: OnceCell<Arc<Host>>,
     counts: Cell<Counts>,
+    /// Of the request's body so far.
+    received: Cell<u64>,
     is_cached: Cell<bool>,
 }
 
@@ -35,7 +37,8 @@ impl Tally {
 
     fn new(context: &Rc<ConnectionContext>, counts: Counts) -> Rc<Self> {
         let (host, is_cached) = (OnceCell::new(), Cell::new(false));
-        Rc::new(Self { context: Rc::clone(context), host, counts: Cell::new(counts), is_cached })
+        let received = Cell::new(0);
+        Rc::new(Self { context: Rc::clone(context), host, counts: Cell::new(counts), received, is_cached })
     }
 
     /// A claim without a proof has nothing to pay for.
@@ -50,7 +53,12 @@ impl Tally {
         self.is_cached.set(true);
     }
 
+    pub(super) fn request_bytes(&self) -> u64 {
+        self.received.get()
+    }
+
     pub(crate) fn received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
         self.add(Counts { request_bytes: bytes as u64, ..Counts::default() });
     }
 

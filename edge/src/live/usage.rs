@@ -62,6 +62,23 @@ impl UsedHosts {
         });
         taken.filter(|(_, counts)| *counts != Counts::default()).collect()
     }
+
+    /// The same, without taking them.
+    pub fn look(&self) -> Vec<(Arc<Host>, Counts)> {
+        // Out of the lock: a worker may wait for it.
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let looked = hosts.into_iter().map(|host| {
+            let usage = &host.state.usage;
+            let counts = Counts {
+                requests: usage.requests.load(Ordering::Relaxed),
+                request_bytes: usage.request_bytes.load(Ordering::Relaxed),
+                response_bytes: usage.response_bytes.load(Ordering::Relaxed),
+                cached_bytes: usage.cached_bytes.load(Ordering::Relaxed),
+            };
+            (host, counts)
+        });
+        looked.collect()
+    }
 }
 
 impl std::ops::AddAssign for Counts {

@@ -16,7 +16,9 @@ mod tickets;
 use std::{io, sync::Arc, time::Duration};
 
 use portico_cert_store::{Credential, DomainName, TlsPolicy, UnixTime};
-use rustls::{AlertDescription, HandshakeKind, ServerConfig, server::Acceptor, sign::CertifiedKey};
+use rustls::{
+    AlertDescription, HandshakeKind, ProtocolVersion, ServerConfig, server::Acceptor, sign::CertifiedKey,
+};
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
@@ -50,6 +52,17 @@ pub struct Shown {
     pub client: Option<Arc<ClientIdentity>>,
     /// The default certificate: every request on it is misdirected.
     pub is_default: bool,
+}
+
+/// How a connection came to be, for who keeps account of it.
+#[derive(Debug, Clone)]
+pub struct Handshake {
+    /// Whom the client asked for, also where the default certificate was shown; absent when that is no domain name.
+    pub sni: Option<DomainName>,
+    /// "1.2" or "1.3".
+    pub version: &'static str,
+    /// By a session of before.
+    pub resumed: bool,
 }
 
 /// What to do with a ClientHello.
@@ -132,7 +145,7 @@ pub struct Accepted {
     /// Boxed: it is large, and each phase of a connection takes it over.
     pub stream: Box<TlsStream<Stream>>,
     pub shown: Shown,
-    pub resumed: bool,
+    pub handshake: Handshake,
 }
 
 /// Does the handshake of one connection, within its deadline. `None`: nothing to serve; the client got
@@ -147,7 +160,11 @@ pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
     };
     match result {
         Ok(accepted) => {
-            metrics.handshake(if accepted.resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
+            metrics.handshake(if accepted.handshake.resumed {
+                HandshakeEnd::Resumed
+            } else {
+                HandshakeEnd::Full
+            });
             metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
             Some(accepted)
         }
@@ -189,9 +206,11 @@ async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, Han
         }
     };
     let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    let is_old = stream.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_2);
+    let handshake = Handshake { sni: hello.sni, version: if is_old { "1.2" } else { "1.3" }, resumed };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     shown.client = ClientIdentity::of(chain).map(Arc::new);
-    Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown, resumed }))
+    Ok(Box::new(Accepted { stream: Box::new(stream), shown: *shown, handshake }))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]

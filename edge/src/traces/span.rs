@@ -50,13 +50,13 @@ fn attributes(record: &AccessRecord, privacy: &Privacy) -> Vec<KeyValue> {
         Some((path, query)) => (path, Some(query)),
         None => (record.path_and_query(), None),
     };
-    let mut list = List(Vec::with_capacity(24));
+    let mut list = List(Vec::with_capacity(32));
     let method = known_method(&record.method);
     list.text("http.request.method", method.as_bytes());
     if method == "_OTHER" {
         list.text("http.request.method_original", record.method.as_str().as_bytes());
     }
-    list.text("url.scheme", if record.tls { b"https" } else { b"http" });
+    list.text("url.scheme", if record.handshake.is_some() { b"https" } else { b"http" });
     list.text("url.path", path.as_bytes());
     list.maybe("url.query", query.map(|query| privacy.query(query.as_bytes())).as_deref());
     if let Some(authority) = &record.authority {
@@ -69,12 +69,18 @@ fn attributes(record: &AccessRecord, privacy: &Privacy) -> Vec<KeyValue> {
         list.number("network.peer.port", port.into());
     }
     list.text("network.protocol.version", version(record).as_bytes());
+    if let Some(handshake) = &record.handshake {
+        list.maybe("tls.client.server_name", handshake.sni.as_ref().map(|sni| sni.as_str().as_bytes()));
+        list.text("tls.protocol.version", handshake.version.as_bytes());
+        list.flag("tls.resumed", handshake.resumed);
+    }
     list.maybe("http.route", record.route.as_deref().map(str::as_bytes));
     list.maybe("user_agent.original", record.user_agent.as_ref().map(http::HeaderValue::as_bytes));
     // 499: there was no answer.
     if record.status.as_u16() != 499 {
         list.number("http.response.status_code", record.status.as_u16().into());
     }
+    list.number("http.request.body.size", i64::try_from(record.request_bytes).unwrap_or(i64::MAX));
     list.number("http.response.body.size", i64::try_from(record.response_bytes).unwrap_or(i64::MAX));
     if record.status.is_server_error() {
         list.text("error.type", record.reason.unwrap_or(record.status.as_str()).as_bytes());

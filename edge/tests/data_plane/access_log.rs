@@ -7,9 +7,10 @@ use portico_edge::config::LogFormat;
 use portico_edge::privacy::{AddressDetail, Privacy, QueryValues};
 use regex::Regex;
 
-use crate::client::{collect, http2, https, plain, runtime};
-use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
+use crate::client::{collect, config, http2, https, plain, runtime, try_https};
+use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, wait_until};
 use crate::http3_client::http3_get;
+use crate::origin::Origin;
 
 const HOST: &str = "shop.example";
 
@@ -106,6 +107,40 @@ fn combined_lines_are_read_by_the_rules_of_others_and_cannot_be_forged() {
         ];
         wanted.sort();
         assert_eq!(seen, wanted);
+    });
+}
+
+#[test]
+fn a_line_tells_of_the_handshake_and_of_both_bodies() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let mut edge = TestEdge::start(backend);
+        let route = proxy_to(&origin.url());
+        edge.serve_with(&[HOST, "www.shop.example"], &[origin.grant()], |domain| {
+            domain.routes = vec![route.clone()];
+        });
+        for (round, version) in [&rustls::version::TLS12, &rustls::version::TLS13].into_iter().enumerate() {
+            let config = config(&["http/1.1"], &[version]);
+            for _ in 0..2 {
+                let mut client = try_https(edge.https, Some(HOST), config.clone()).unwrap();
+                client.send("POST /abc HTTP/1.1\r\nHost: www.shop.example\r\nContent-Length: 5\r\n\r\nhello");
+                assert_eq!(client.answer().text(), "/abc");
+            }
+            let lines = edge.log_lines(2 * round + 2);
+            let wanted = ["1.2", "1.3"][round];
+            for (line, resumed) in lines[2 * round..].iter().zip([false, true]) {
+                assert_eq!((&line["tls"], &line["tls_version"]), (&true.into(), &wanted.into()));
+                assert_eq!(line["tls_resumed"], resumed, "{line}");
+                assert_eq!((&line["sni"], &line["authority"]), (&HOST.into(), &"www.shop.example".into()));
+                assert_eq!((&line["request_bytes"], &line["response_bytes"]), (&5.into(), &4.into()));
+                assert!(line["first_byte_us"].as_u64() <= line["duration_us"].as_u64(), "{line}");
+                assert!(line["origin_first_byte_us"].is_u64(), "{line}");
+            }
+            assert!(lines[2 * round]["origin_connect_us"].is_u64() || round > 0, "{lines:?}");
+        }
+        assert_eq!(plain(edge.http).get(HOST, "/").status, 301);
+        let line = edge.log_lines(5).remove(4);
+        assert!(line["tls_version"].is_null() && line["tls_resumed"].is_null() && line["sni"].is_null());
     });
 }
 

@@ -10,6 +10,8 @@ use std::sync::mpsc;
 
 use serde_json::Value;
 
+use portico_edge::limits::ADMIN_USAGE_ROWS_MAX;
+
 use crate::client::{https, plain};
 use crate::harness::wait_until;
 
@@ -212,6 +214,27 @@ fn a_heap_profile_is_taken_where_allocations_are_sampled() {
         assert!(status == 200 && text.starts_with("heap_v2/4096\n"), "{status} {text:.200}");
         assert!(text.contains("MAPPED_LIBRARIES:") && text.contains("portico-edge"));
     }
+}
+
+#[test]
+fn the_busiest_names_of_a_standalone_edge_are_told() {
+    let folder = prepare();
+    let names: Vec<String> = (0..=ADMIN_USAGE_ROWS_MAX).map(|number| format!("n{number}.example")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    std::fs::write(folder.path().join("certificates/names.pem"), pem(&names)).unwrap();
+    let edge = Running::start(folder, "auto");
+    let mut client = https(edge.https(), "n0.example");
+    for name in names.iter().chain(["n7.example", "n7.example", "n3.example"].iter()) {
+        assert_eq!(client.get(name, "/").status, 200, "{name}");
+    }
+    drop(client);
+    let told = |order: &str| edge.admin("GET", &format!("/debug/usage{order}"), "").1["names"].clone();
+    wait_until("all are counted", || told("")[1]["requests"] == 2 && told("")[0]["requests"] == 3);
+    let busiest = told("?order=requests");
+    assert_eq!((&busiest[0]["name"], &busiest[1]["name"]), (&"n7.example".into(), &"n3.example".into()));
+    assert_eq!(busiest.as_array().unwrap().len(), ADMIN_USAGE_ROWS_MAX, "and no more");
+    assert_eq!(told("?order=response_bytes")[0]["response_bytes"], 3 * "a body from a file".len());
+    assert_eq!(edge.admin("GET", "/debug/usage?order=beauty", "").0, 400);
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
 use crate::metrics::HandshakeEnd;
 use crate::sources::{Refused, Source};
-use crate::tls::ClientIdentity;
+use crate::tls::{ClientIdentity, Handshake};
 use crate::worker::{Place, Worker};
 use crate::{clock, limits};
 
@@ -311,6 +311,7 @@ async fn handshake(
     };
     let finished = connection.handshake_data().and_then(|data| data.downcast::<Finished>().ok())?;
     let Finished { mut shown, resumed } = *finished;
+    let of_log = Handshake { sni: shown.sni.clone(), version: "1.3", resumed }; // RFC 9001 section 4.2
     let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'_>>>().ok());
     shown.client = chain.and_then(|chain| ClientIdentity::of(&chain)).map(Arc::new);
     metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
@@ -329,6 +330,7 @@ async fn handshake(
         local,
         protocol: Protocol::Http3,
         shown: Some(shown),
+        handshake: Some(of_log),
         public_https_port: bound.config.public_https_port,
         alt_svc: None,
         clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
