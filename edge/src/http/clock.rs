@@ -9,6 +9,7 @@ use std::{
 use super::framing::FramingFault;
 use crate::{
     clock,
+    io::TakenBytes,
     limits::{self, Deadlines},
 };
 
@@ -27,6 +28,9 @@ pub struct ConnectionClock {
     head_since: Cell<Option<Instant>>,
     /// The client takes no bytes.
     write_blocked_since: Cell<Option<Instant>>,
+    /// What the kernel has taken, and how much that was at the last look.
+    taken: TakenBytes,
+    taken_before: Cell<u64>,
     /// Bytes were written and may not be with the kernel yet.
     unflushed: Cell<bool>,
     /// A message has begun on the wire and not ended.
@@ -76,7 +80,13 @@ pub enum Expired {
 }
 
 impl ConnectionClock {
+    /// For a connection whose transport sees to it by itself that its client takes what is sent.
     pub fn new(deadlines: Deadlines) -> Self {
+        Self::over(TakenBytes::default(), deadlines)
+    }
+
+    /// For a connection over TCP.
+    pub fn over(taken: TakenBytes, deadlines: Deadlines) -> Self {
         let now = clock::now();
         Self {
             deadlines: deadlines.into(),
@@ -88,6 +98,8 @@ impl ConnectionClock {
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
+            taken_before: Cell::new(taken.count()),
+            taken,
             unflushed: Cell::new(false),
             mid_message: Cell::new(false),
             may_doze: Cell::new(false),
@@ -229,9 +241,9 @@ impl ConnectionClock {
         self.mid_message.set(begun);
     }
 
-    /// Whether bytes were written that may not be with the kernel yet.
-    pub(super) fn unflushed(&self, held: bool) {
-        self.unflushed.set(held);
+    /// Bytes were written that may not be with the kernel yet.
+    pub(super) fn unflushed(&self) {
+        self.unflushed.set(true);
     }
 
     /// Lets [`Expired::Quiet`] be told.
@@ -239,12 +251,23 @@ impl ConnectionClock {
         self.may_doze.set(may);
     }
 
+    /// Bytes were written as far as there is room for them. Room in a buffer above the socket is none: only what the kernel
+    /// takes tells that the client goes on.
     pub(super) fn wrote(&self, pending: bool) {
+        let taken = self.taken.count();
+        let goes_on = taken != self.taken_before.replace(taken);
         match (pending, self.write_blocked_since.get()) {
             (true, None) => self.write_blocked_since.set(Some(clock::now())),
-            (false, Some(_)) => self.write_blocked_since.set(None),
+            (true, Some(_)) if goes_on => self.write_blocked_since.set(Some(clock::now())),
+            (false, Some(_)) if goes_on => self.write_blocked_since.set(None),
             _ => {}
         }
+    }
+
+    /// The kernel has all that was written.
+    pub(super) fn flushed(&self) {
+        self.write_blocked_since.set(None);
+        self.unflushed.set(false);
     }
 
     /// The limit that has run out at `now`, or the earliest time at which one can.
@@ -307,9 +330,36 @@ mod tests {
         assert!(clock.check(start + 10 * limits::IDLE_DEADLINE).is_ok(), "an exchange may take its time");
         clock.wrote(true);
         assert_eq!(clock.check(clock::now() + limits::WRITE_STALL_DEADLINE), Err(Expired::StalledRead));
-        clock.wrote(false);
+        clock.flushed();
         clock.exchange_ends();
         assert_eq!(clock.check(clock::now() + limits::IDLE_DEADLINE), Err(Expired::Idle));
+    }
+
+    #[test]
+    fn room_in_a_buffer_is_no_sign_of_a_client() {
+        let taken = TakenBytes::default();
+        let clock = ConnectionClock::over(taken.clone(), Deadlines::default());
+        assert!(clock.exchange_begins());
+        let is_stalled = || clock.check(clock::now() + limits::WRITE_STALL_DEADLINE).is_err();
+        clock.wrote(false);
+        assert!(!is_stalled());
+        clock.wrote(true);
+        clock.wrote(false);
+        assert!(is_stalled(), "TLS took it and the kernel did not");
+        taken.add(1);
+        clock.wrote(false);
+        assert!(!is_stalled());
+
+        clock.wrote(true);
+        let since = clock.write_blocked_since.get();
+        while clock::now() == since.unwrap() {}
+        clock.wrote(true);
+        assert_eq!(clock.write_blocked_since.get(), since);
+        taken.add(1);
+        clock.wrote(true);
+        assert!(clock.write_blocked_since.get() > since, "some of it went, and it counts anew");
+        clock.flushed();
+        assert!(!is_stalled());
     }
 
     #[test]
@@ -322,9 +372,9 @@ mod tests {
         clock.mid_message(true);
         assert!(clock.check(soon).is_ok());
         clock.mid_message(false);
-        clock.unflushed(true);
+        clock.unflushed();
         assert!(clock.check(soon).is_ok());
-        clock.unflushed(false);
+        clock.flushed();
         assert!(clock.exchange_begins());
         assert!(clock.check(soon + limits::IDLE_DEADLINE).is_ok());
         clock.exchange_ends();

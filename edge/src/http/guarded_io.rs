@@ -77,7 +77,7 @@ impl<S> GuardedIo<S> {
 
     fn wrote(&mut self, result: &Poll<io::Result<usize>>) {
         self.clock.wrote(result.is_pending());
-        self.clock.unflushed(true);
+        self.clock.unflushed();
         if let (Framing::Http2(budget, ..), Poll::Ready(Ok(count))) = (&mut self.framing, result) {
             budget.wrote(*count);
         }
@@ -233,9 +233,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for GuardedIo<S> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_flush(context);
-        this.clock.wrote(result.is_pending());
-        if result.is_ready() {
-            this.clock.unflushed(false);
+        match &result {
+            Poll::Pending => this.clock.wrote(true),
+            Poll::Ready(_) => this.clock.flushed(),
         }
         result
     }

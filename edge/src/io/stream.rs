@@ -1,6 +1,7 @@
 //! A connected TCP socket on either backend.
 
 use std::{
+    cell::Cell,
     fmt,
     io::{self, IoSlice},
     mem::MaybeUninit,
@@ -24,9 +25,15 @@ use super::{
 /// A connected socket; `!Send`, it lives on its worker.
 pub struct Stream {
     socket: Socket,
+    taken: TakenBytes,
     /// Bytes that may still be read before reading fails; `None`: no limit. Bounds a ClientHello.
     read_budget: Option<usize>,
 }
+
+/// How many bytes the kernel has taken for the peer so far. It takes no more than its buffer holds, so once that is full the
+/// number tells what the peer takes, whatever lies above the socket.
+#[derive(Clone, Debug, Default)]
+pub struct TakenBytes(Rc<Cell<u64>>);
 
 enum Socket {
     Ring(RingSocket),
@@ -50,14 +57,20 @@ struct EpollSocket {
 impl Stream {
     /// A non-blocking, connected socket whose readiness comes through the ring.
     pub(super) fn ring(fd: OwnedFd) -> Self {
-        Self { socket: Socket::Ring(RingSocket::new(fd)), read_budget: None }
+        Self::new(Socket::Ring(RingSocket::new(fd)))
     }
 
     pub(super) fn epoll(tcp: TcpStream) -> Self {
-        Self {
-            socket: Socket::Epoll(EpollSocket { tcp, read_waited: false, write_waited: false }),
-            read_budget: None,
-        }
+        Self::new(Socket::Epoll(EpollSocket { tcp, read_waited: false, write_waited: false }))
+    }
+
+    fn new(socket: Socket) -> Self {
+        Self { socket, taken: TakenBytes::default(), read_budget: None }
+    }
+
+    /// Goes on counting for as long as the stream writes.
+    pub fn taken(&self) -> TakenBytes {
+        self.taken.clone()
     }
 
     /// Lets at most `bytes` more be read; reading beyond fails with `InvalidData`. `None` lifts the limit.
@@ -85,6 +98,16 @@ impl Stream {
     }
 }
 
+impl TakenBytes {
+    pub fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.set(self.0.get() + bytes as u64);
+    }
+}
+
 impl RingSocket {
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self { fd: Rc::new(fd), readable: None, writable: None, probably_empty: false }
@@ -101,7 +124,7 @@ impl RingSocket {
     }
 
     pub(super) fn into_stream(self) -> Stream {
-        Stream { socket: Socket::Ring(self), read_budget: None }
+        Stream::new(Socket::Ring(self))
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -239,10 +262,13 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         // IOV_MAX; what is left goes with the next call.
         let pieces = &pieces[..pieces.len().min(1024)];
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        let taken = ready!(match &mut this.socket {
             Socket::Ring(socket) => socket.poll_write(context, pieces),
             Socket::Epoll(socket) => socket.poll_write(context, pieces),
-        }
+        })?;
+        this.taken.add(taken);
+        Poll::Ready(Ok(taken))
     }
 
     fn is_write_vectored(&self) -> bool {
