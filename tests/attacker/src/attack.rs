@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::{Client, Target};
 use crate::frame::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS};
+use crate::holding;
 
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,11 @@ pub enum Attack {
     CookieCrumbs,
     /// CVE-2019-9511, 9517: answers that are asked for and never taken.
     ZeroWindow,
-    /// The same over HTTP/1.1.
+    /// The same with windows wide open, and a socket that is no longer read.
+    UnreadAnswers,
+    /// Large heads of requests that do not end, many at once.
+    OpenHeads,
+    /// Answers that are never taken over HTTP/1.1.
     SlowRead,
     /// Slowloris: a request head, byte by byte.
     SlowHead,
@@ -66,8 +71,6 @@ pub struct Outcome {
     pub ended: bool,
 }
 
-/// Streams whose answers nobody takes, below what servers allow at once.
-const UNREAD_STREAMS: u32 = 20;
 /// Pieces of a flood that goes on and on are sent many at a time: the bound is on frames and not on packets.
 const AT_ONCE: u32 = 50;
 /// Requests of an attack whose requests are refused alone.
@@ -75,7 +78,7 @@ const REFUSED_REQUESTS: u32 = 200;
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "each function is about some of the attacks")]
 impl Attack {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::RapidReset,
         Self::WindowIncrementZero,
         Self::WindowOverflow,
@@ -94,6 +97,8 @@ impl Attack {
         Self::HpackBomb,
         Self::CookieCrumbs,
         Self::ZeroWindow,
+        Self::UnreadAnswers,
+        Self::OpenHeads,
         Self::SlowRead,
         Self::SlowHead,
         Self::StalledBody,
@@ -119,7 +124,9 @@ impl Attack {
             Self::SlowHead => slow_head(target, until),
             Self::StalledBody => stalled_body(target, until),
             Self::SlowRead => slow_read(target, until),
-            Self::ZeroWindow => zero_window(target, until),
+            Self::ZeroWindow => holding::zero_window(target, until),
+            Self::UnreadAnswers => holding::unread_answers(target, until),
+            Self::OpenHeads => holding::open_heads(target, until),
             Self::KeyUpdates => key_updates(target, until),
             Self::HpackBomb | Self::CookieCrumbs => self.refused(target, until),
             _ => self.flood(target, until),
@@ -237,19 +244,6 @@ fn in_frames(stream: u32, block: &[u8]) -> Vec<u8> {
     block.chunks(FRAME_BYTES).enumerate().flat_map(piece).collect()
 }
 
-fn zero_window(target: &Target, until: Instant) -> io::Result<Outcome> {
-    let mut client = Client::http2(target, &frame::setting(frame::INITIAL_WINDOW_SIZE, 0))?;
-    for number in 0..UNREAD_STREAMS {
-        client.send(&frame::get(frame::stream(number), &target.host));
-    }
-    let all_reset = |client: &Client| client.seen.ended || client.seen.resets >= u64::from(UNREAD_STREAMS);
-    while !all_reset(&client) && now() < until {
-        client.look();
-        client.read_frames();
-    }
-    Ok(Outcome { requests: UNREAD_STREAMS.into(), ended: all_reset(&client) })
-}
-
 fn key_updates(target: &Target, until: Instant) -> io::Result<Outcome> {
     let mut client = Client::connect(target, "h2")?;
     while !client.seen.ended && now() < until {
@@ -304,6 +298,6 @@ fn half_open(target: &Target, until: Instant) -> io::Result<Outcome> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "an attacker has no other clock")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

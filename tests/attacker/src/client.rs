@@ -41,6 +41,8 @@ pub struct Seen {
 
 /// Between two looks at what the server says, while there is nothing to send.
 const LOOK: Duration = Duration::from_millis(20);
+/// Taken at a time.
+const BYTES_AT_ONCE: u64 = 256 * 1024;
 
 impl Client {
     /// Connects and shakes hands; `alpn` is "h2" or "http/1.1".
@@ -102,9 +104,10 @@ impl Client {
         self.flush();
     }
 
-    /// Takes what has come.
+    /// Takes what has come, of a server that sends on and on only some.
     pub fn receive(&mut self) {
-        loop {
+        let enough = self.seen.bytes + BYTES_AT_ONCE;
+        while self.seen.bytes < enough {
             match self.tls.read_tls(&mut self.socket) {
                 Ok(0) => self.seen.ended = true,
                 Ok(_) => {}
@@ -134,6 +137,11 @@ impl Client {
     pub fn look(&mut self) {
         std::thread::sleep(LOOK);
         self.receive();
+    }
+
+    /// Throws away what has come, frames and all.
+    pub fn forget(&mut self) {
+        self.unread.clear();
     }
 
     /// Counts the frames that have come; for connections of HTTP/2 alone.

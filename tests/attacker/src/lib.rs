@@ -9,6 +9,7 @@
 mod attack;
 mod client;
 pub mod frame;
+mod holding;
 
 pub use attack::{Attack, End, Outcome};
 pub use client::{Client, Target};
