@@ -1,10 +1,13 @@
 //! How renewals stand over the whole fleet, and which certificates are later than they should be.
 
+use std::collections::BTreeSet;
+
 use portico_cert_store::{CredentialId, DomainId, EdgeId, LineageId, TenantId};
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id, from_json};
+use super::{StoreError, WriteTx, from_id, from_json, meta, to_json};
 
 /// Figures of the certificates in use. Times are Unix milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +116,32 @@ pub async fn set_told(tx: &mut WriteTx, id: CredentialId, now_ms: i64) -> Result
         .execute(&mut **tx)
         .await?;
     Ok(())
+}
+
+/// What the operator was told and is still so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// That renewals are late.
+    pub late: bool,
+    /// That a CA wants many certificates replaced at once.
+    pub many: bool,
+    /// Whose identity is late.
+    pub edges: BTreeSet<EdgeId>,
+}
+
+const META_TOLD: &str = "renewals_told";
+
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn told(connection: &mut SqliteConnection) -> Result<Told, StoreError> {
+    let text = meta::find(connection, META_TOLD).await?;
+    text.map_or_else(|| Ok(Told::default()), |text| from_json(&text, "meta: renewals_told"))
+}
+
+/// # Errors
+/// The database's.
+pub async fn set_operator_told(tx: &mut WriteTx, told: &Told) -> Result<(), StoreError> {
+    meta::put(tx, META_TOLD, &to_json(told)?).await
 }
 
 /// Domains that a lineage's certificate serves, of those that are still there.

@@ -4,7 +4,7 @@
 //! for all that became late together and a condition on each domain; the operator has one event when the first is late,
 //! and one when a CA wants many replaced at once. Figures are metrics (`portico_certificates`).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use portico_api::v1::{ConditionKind, ConditionStatus};
@@ -13,7 +13,7 @@ use portico_cert_store::{EdgeId, TenantId};
 use super::Issuance;
 use crate::clock::rfc3339;
 use crate::store::condition::{self, Observation};
-use crate::store::renewals::{self, Late, Standing};
+use crate::store::renewals::{self, Late, Standing, Told};
 use crate::store::{StoreError, WriteTx, event};
 
 const INTERVAL_MS: i64 = 60_000;
@@ -24,13 +24,10 @@ const MANY: u64 = 50;
 /// Names that one event lists.
 const NAMES_LISTED: usize = 5;
 
-/// What was told before.
+/// When the last look was.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     looked_at_ms: i64,
-    late_told: bool,
-    many_told: bool,
-    edges_told: HashSet<EdgeId>,
 }
 
 impl Watch {
@@ -46,13 +43,14 @@ impl Watch {
         let late = renewals::late_and_untold(&mut read, now, TOLD_AT_ONCE).await?;
         let lifetime = issuance.parts.config.identity_lifetime_ms();
         let ending = renewals::identities_ending(&mut read, now + lifetime / 4).await?;
+        let before = renewals::told(&mut read).await?;
         drop(read);
         crate::metrics::certificates(&standing, ending.len());
         let edges: Vec<(EdgeId, i64)> =
-            ending.iter().filter(|(edge, _)| !self.edges_told.contains(edge)).copied().collect();
-        self.edges_told = ending.into_iter().map(|(edge, _)| edge).collect();
-        let alarms = self.alarms(&standing);
-        if late.is_empty() && edges.is_empty() && alarms.is_empty() {
+            ending.iter().filter(|(edge, _)| !before.edges.contains(edge)).copied().collect();
+        let (alarms, mut told) = alarms(&standing, &before);
+        told.edges = ending.into_iter().map(|(edge, _)| edge).collect();
+        if late.is_empty() && told == before {
             return Ok(());
         }
         let mut tx = issuance.parts.store.begin().await?;
@@ -62,33 +60,33 @@ impl Watch {
         }
         tell_edges(&mut tx, &edges, now).await?;
         tell_tenants(&mut tx, &late, now).await?;
+        renewals::set_operator_told(&mut tx, &told).await?;
         tx.commit().await
     }
+}
 
-    /// What the operator is told: each once, and again when it was over in between.
-    fn alarms(&mut self, standing: &Standing) -> Vec<(&'static str, String)> {
-        let mut alarms = Vec::new();
-        let late = standing.late > 0;
-        if late && !self.late_told {
-            let text = format!(
-                "{} of {} certificates are renewed late, {} have expired; see `portico renewals`",
-                standing.late, standing.live, standing.expired
-            );
-            alarms.push(("renewals.late", text));
-        }
-        self.late_told = late;
-        let many = standing.overdue >= MANY;
-        if many && !self.many_told {
-            let text = format!(
-                "the CA wants {} certificates replaced at once, as before a revocation; `portico renewals` shows how far it is",
-                standing.overdue
-            );
-            alarms.push(("renewals.many", text));
-        }
-        // Until nearly all are replaced it is the same event.
-        self.many_told = many || (self.many_told && standing.overdue > 0);
-        alarms
+/// What the operator is told: each once, also over a restart, and again when it was over in between.
+fn alarms(standing: &Standing, before: &Told) -> (Vec<(&'static str, String)>, Told) {
+    let mut alarms = Vec::new();
+    let late = standing.late > 0;
+    if late && !before.late {
+        let text = format!(
+            "{} of {} certificates are renewed late, {} have expired; see `portico renewals`",
+            standing.late, standing.live, standing.expired
+        );
+        alarms.push(("renewals.late", text));
     }
+    let many = standing.overdue >= MANY;
+    if many && !before.many {
+        let text = format!(
+            "the CA wants {} certificates replaced at once, as before a revocation; `portico renewals` shows how far it is",
+            standing.overdue
+        );
+        alarms.push(("renewals.many", text));
+    }
+    // Until nearly all are replaced it is the same event.
+    let many = many || (before.many && standing.overdue > 0);
+    (alarms, Told { late, many, edges: BTreeSet::new() })
 }
 
 async fn tell_edges(tx: &mut WriteTx, edges: &[(EdgeId, i64)], now: i64) -> Result<(), StoreError> {
@@ -141,4 +139,27 @@ fn words(late: &[&Late]) -> String {
         late.len(),
         rfc3339(first_end)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_is_given_once_until_it_was_over() {
+        let kinds = |late, overdue, before: &Told| {
+            let standing = Standing { live: 100, late, overdue, ..Standing::default() };
+            let (alarms, told) = alarms(&standing, before);
+            (alarms.into_iter().map(|(kind, _)| kind).collect::<Vec<_>>(), told)
+        };
+        let (first, told) = kinds(1, MANY, &Told::default());
+        assert_eq!(first, ["renewals.late", "renewals.many"]);
+        let (again, told) = kinds(2, MANY, &told);
+        assert!(again.is_empty());
+        let (fewer, told) = kinds(0, 1, &told);
+        assert!(fewer.is_empty() && told.many && !told.late);
+        assert!(kinds(0, MANY, &told).0.is_empty(), "the same event goes on");
+        let (_, over) = kinds(0, 0, &told);
+        assert_eq!(over, Told::default());
+    }
 }
