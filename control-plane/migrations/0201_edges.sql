@@ -10,9 +10,8 @@ CREATE TABLE internal_ca (
 
 -- A set of edges that share keys; the row is made when the name is first used.
 CREATE TABLE cells (
-    id              TEXT PRIMARY KEY NOT NULL,
-    default_lineage TEXT,                 -- what unknown names get, where the operator wants that
-    created_at      INTEGER NOT NULL
+    id         TEXT PRIMARY KEY NOT NULL,
+    created_at INTEGER NOT NULL
 );
 
 -- One data key per cell and epoch. The highest epoch seals; older ones stay to open what they sealed.

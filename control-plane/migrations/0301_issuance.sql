@@ -38,7 +38,7 @@ CREATE TABLE lineages (
     id              TEXT PRIMARY KEY,
     group_id        TEXT NOT NULL REFERENCES groups (id),
     cell            TEXT NOT NULL,
-    custody         TEXT NOT NULL DEFAULT 'cell' CHECK (custody IN ('cell')),
+    custody         TEXT NOT NULL DEFAULT 'cell' CHECK (custody IN ('cell', 'uploaded')),
     live_credential TEXT,
     created_at      INTEGER NOT NULL,
     retired_at      INTEGER,              -- no longer distributed; the row stays, references to it may exist
@@ -52,17 +52,21 @@ CREATE TABLE credentials (
     state              TEXT NOT NULL CHECK (state IN ('live', 'replaced', 'refused')),
     names              TEXT NOT NULL,     -- JSON, as in the leaf
     chain_pem          TEXT NOT NULL,     -- leaf first, as the CA gave it
-    sealed_key         BLOB NOT NULL,     -- under the cell's data key: the bytes that go to the edges
+    sealed_key         BLOB NOT NULL,     -- under the cell's data key: the bytes that go to the edges; empty: was forgotten
     cell_key_epoch     INTEGER NOT NULL,
     key_tenant         TEXT NOT NULL,     -- tenant id or 'operator': part of the seal's AAD
     spki_sha256        BLOB NOT NULL,
     fingerprint_sha256 BLOB NOT NULL,
     not_before         INTEGER NOT NULL,
     not_after          INTEGER NOT NULL,
-    renew_at           INTEGER NOT NULL,
+    renew_at           INTEGER NOT NULL,  -- of an uploaded one: when its tenant is asked for the next
     created_at         INTEGER NOT NULL,
-    UNIQUE (spki_sha256)                  -- a key belongs to one lineage
+    custody            TEXT NOT NULL DEFAULT 'cell' CHECK (custody IN ('cell', 'uploaded')),
+    told               INTEGER NOT NULL DEFAULT 0 -- what its tenant has heard of its end: 0 nothing, 1 soon, 2 very soon, 3 over
 );
+-- A key that is made here belongs to one lineage. One that is brought is in each cell that serves its names, and may come again
+-- with its next certificate.
+CREATE UNIQUE INDEX credentials_made_key ON credentials (spki_sha256) WHERE custody = 'cell';
 CREATE INDEX credentials_lineage ON credentials (lineage_id, not_after);
 CREATE INDEX credentials_renew ON credentials (renew_at) WHERE state = 'live';
 
@@ -104,28 +108,16 @@ CREATE INDEX orders_open ON orders (state, next_at) WHERE state NOT IN ('issued'
 CREATE UNIQUE INDEX orders_one_open_per_lineage ON orders (lineage_id) WHERE state NOT IN ('issued', 'failed');
 CREATE INDEX orders_lineage ON orders (lineage_id, created_at);
 
--- The ledger: one row for each newOrder, written before it is sent (a request whose answer was lost counts).
+-- A log of newOrders, written before each is sent: what the fair queue counts by. Its spending is the ledger's (0311).
 CREATE TABLE order_requests (
-    id       INTEGER PRIMARY KEY,
-    issuer   TEXT NOT NULL,
-    order_id TEXT NOT NULL,
-    name_set TEXT NOT NULL,
-    renewal  INTEGER NOT NULL,
-    certificate INTEGER NOT NULL DEFAULT 1, -- 0: its order ended without one
-    at       INTEGER NOT NULL
+    id        INTEGER PRIMARY KEY,
+    order_id  TEXT NOT NULL,
+    tenant_id TEXT,                       -- NULL: the operator's
+    renewal   INTEGER NOT NULL,           -- 1: the CA charges nothing for it but the exact set
+    at        INTEGER NOT NULL
 );
-CREATE INDEX order_requests_at ON order_requests (issuer, at);
-CREATE INDEX order_requests_set ON order_requests (name_set, at);
-
--- The registered domains (public suffix and one label) that a newOrder is charged to.
-CREATE TABLE order_request_domains (
-    request_id        INTEGER NOT NULL REFERENCES order_requests (id) ON DELETE CASCADE,
-    issuer            TEXT NOT NULL,
-    registered_domain TEXT NOT NULL,
-    at                INTEGER NOT NULL,
-    PRIMARY KEY (request_id, registered_domain)
-);
-CREATE INDEX order_request_domains_at ON order_request_domains (issuer, registered_domain, at);
+CREATE INDEX order_requests_at ON order_requests (at);
+CREATE INDEX order_requests_order ON order_requests (order_id);
 
 -- What is known about getting a certificate for a name: the pre-flight's result and past failures.
 CREATE TABLE name_states (
@@ -133,6 +125,9 @@ CREATE TABLE name_states (
     methods       TEXT NOT NULL,          -- JSON: challenge types that pre-flight found possible; [] until it passed
     ready_at      INTEGER,                -- when pre-flight passed first
     failed_before INTEGER NOT NULL DEFAULT 0, -- a validation failed and none has succeeded since: ordered alone
+    -- A CA that refuses an order without naming the culprit has its names ordered in two parts, each by itself, until the
+    -- culprit is alone. 0: no part.
+    part          INTEGER NOT NULL DEFAULT 0,
     attempts      INTEGER NOT NULL DEFAULT 0,
     next_at       INTEGER NOT NULL DEFAULT 0, -- nothing is tried before
     error         TEXT,

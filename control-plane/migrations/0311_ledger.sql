@@ -26,8 +26,3 @@ CREATE INDEX ledger_reservations_bucket ON ledger_reservations (ca, limit_name, 
 
 -- Which names a set has.
 CREATE INDEX orders_name_set ON orders (name_set);
-
--- From now on a log for the fair queue. Its rows until here are taken into the buckets at the next start.
-ALTER TABLE order_requests ADD COLUMN in_ledger INTEGER NOT NULL DEFAULT 1;
-UPDATE order_requests SET in_ledger = 0;
-CREATE INDEX order_requests_not_in_ledger ON order_requests (id) WHERE in_ledger = 0;

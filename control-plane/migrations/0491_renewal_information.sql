@@ -1,9 +1,7 @@
--- Renewal information (RFC 9773): what the CA suggests for each certificate, and which one an order replaces. After 0401,
--- which makes the table of certificates anew.
+-- Renewal information (RFC 9773): what the CA suggests for each certificate, and which one an order replaces.
 
 -- URL of the account that ordered it: only that account may say that an order replaces it.
 ALTER TABLE credentials ADD COLUMN account TEXT;
-UPDATE credentials SET account = (SELECT url FROM accounts WHERE accounts.issuer = credentials.issuer);
 -- The suggested window; NULL: none that can be followed, and renew_at is by share of the lifetime.
 ALTER TABLE credentials ADD COLUMN window_start INTEGER;
 ALTER TABLE credentials ADD COLUMN window_end INTEGER;

@@ -11,6 +11,11 @@ use portico_cert_store::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub const SECOND_MS: i64 = 1000;
+pub const MINUTE_MS: i64 = 60 * SECOND_MS;
+pub const HOUR_MS: i64 = 60 * MINUTE_MS;
+pub const DAY_MS: i64 = 24 * HOUR_MS;
+
 /// When something is tried again that nobody tries again: the end of 9999, the last time that RFC 3339 can write.
 pub const NEVER_MS: i64 = 253_402_300_799_000;
 

@@ -25,7 +25,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Pebble is on this machine and counts nothing.
 const PEBBLE_LIMITS: &str = "requests_per_second = 2000\nnonces_per_second = 500\n\n\
-     [issuer.limits]\norders_3h = 0\nregistered_domain_7d = 0\nexact_set_7d = 0\n";
+     [issuer.limits]\npreset = \"none\"\n";
 
 /// Which CA issues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use portico_api::v1::{BudgetBucket, BudgetLimit, IssuerBudget};
+use portico_api::v1::{BudgetBucket, IssuerBudget};
 use portico_cert_store::{NamePattern, TenantId};
 
 use super::App;
@@ -61,8 +61,9 @@ pub(crate) async fn of_issuer(
     let now_ms = app.parts.clock.now_ms();
     let mut read = app.parts.store.read().await?;
     let spent = spent_as_of(&mut read, issuer, now_ms).await?;
-    let planned = order::planned(&mut read, &issuer.name).await?;
-    let mut view = View { waiting: waiting(&planned, &spent), spent: &spent, now_ms, sets: HashMap::new() };
+    let planned = order::planned(&mut read, spent.at()).await?;
+    let mut view =
+        View { waiting: waiting(&planned, &spent, now_ms), spent: &spent, now_ms, sets: HashMap::new() };
     let (first, others) = match scope {
         Scope::All => {
             (vec![view.key(LimitName::Orders, ""), view.key(LimitName::NewAccounts, "")], view.in_use())
@@ -97,14 +98,16 @@ pub(crate) async fn of_issuer(
 }
 
 /// How many planned orders need each bucket.
-fn waiting(planned: &[PlannedOrder], spent: &Spent) -> HashMap<BucketKey, u32> {
+fn waiting(planned: &[PlannedOrder], spent: &Spent, now_ms: i64) -> HashMap<BucketKey, u32> {
     let mut waiting: HashMap<BucketKey, u32> = HashMap::new();
     for order in planned {
+        let replaces = order.replaces.as_ref().filter(|predecessor| predecessor.window.is_open(now_ms));
+        let covered = replaces.map(|predecessor| predecessor.names.as_slice());
         let order = Order {
             names: &order.names,
             name_set: &order.name_set,
-            exemption: if order.renewal { Exemption::SameNames } else { Exemption::None },
-            keeps_alive: false,
+            exemption: Exemption::of(&order.names, order.issued, covered),
+            keeps_alive: order.keeps_alive,
             tenant: order.tenant,
         };
         for need in needs(&order, spent.at(), &spent.limits) {
@@ -164,7 +167,7 @@ impl View<'_> {
         let last_ms = bucket.room_at(rate, (reserved + waiting).saturating_sub(1), kept, now);
         let at = |ms: i64| (ms > now).then(|| rfc3339(ms));
         Some(BudgetBucket {
-            limit: limit_of(key.limit),
+            limit: key.limit,
             subject: self.subject(key),
             shared_with_others: key.limit.is_global(),
             count: rate.count,
@@ -245,15 +248,41 @@ async fn of_name(
     Ok(keys)
 }
 
-fn limit_of(limit: LimitName) -> BudgetLimit {
-    match limit {
-        LimitName::Orders => BudgetLimit::Orders,
-        LimitName::RegisteredDomain => BudgetLimit::RegisteredDomain,
-        LimitName::ExactSet => BudgetLimit::ExactSet,
-        LimitName::FailedAuthorizations => BudgetLimit::FailedAuthorizations,
-        LimitName::ConsecutiveFailures => BudgetLimit::ConsecutiveFailures,
-        LimitName::NewAccounts => BudgetLimit::NewAccounts,
-        LimitName::TenantHour => BudgetLimit::TenantHour,
-        LimitName::TenantDay => BudgetLimit::TenantDay,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::ledger::Levels;
+    use crate::plan::renewal_info::Window;
+    use crate::store::renewal_info::Predecessor;
+
+    #[test]
+    fn renewals_that_wait_are_forecast_as_the_ledger_will_count_them() {
+        let (ca, account) = ("https://ca.test/dir".to_owned(), "le".to_owned());
+        let spent = Spent { levels: Levels::default(), limits: Limits::default(), ca, account };
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let predecessor =
+            |of: &[&str]| Some(Predecessor { names: names(of), window: Window { start: 500, end: 1500 } });
+        let new = PlannedOrder {
+            names: names(&["shop.test", "www.shop.test"]),
+            name_set: "set".to_owned(),
+            tenant: Some(TenantId::generate()),
+            keeps_alive: false,
+            issued: false,
+            replaces: None,
+        };
+        let served = PlannedOrder { keeps_alive: true, ..new.clone() };
+        let replacing = |of: &[&str]| PlannedOrder { replaces: predecessor(of), ..served.clone() };
+        let counted = |order: &PlannedOrder, now_ms| {
+            let waiting = waiting(std::slice::from_ref(order), &spent, now_ms);
+            [LimitName::Orders, LimitName::RegisteredDomain, LimitName::ExactSet, LimitName::TenantHour].map(
+                |limit| waiting.iter().filter(|(key, _)| key.limit == limit).map(|(_, n)| *n).sum::<u32>(),
+            )
+        };
+        assert_eq!(counted(&new, 1000), [1, 1, 1, 1]);
+        assert_eq!(counted(&served, 1000), [1, 1, 1, 0], "a tenant's budget holds nothing that is served");
+        assert_eq!(counted(&PlannedOrder { issued: true, ..served.clone() }, 1000), [0, 0, 1, 0]);
+        assert_eq!(counted(&replacing(&["shop.test", "www.shop.test"]), 1000), [0; 4]);
+        assert_eq!(counted(&replacing(&["shop.test", "www.shop.test"]), 1500), [1, 1, 1, 0], "too late");
+        assert_eq!(counted(&replacing(&["shop.test"]), 1000), [1, 1, 1, 0], "a name more");
     }
 }

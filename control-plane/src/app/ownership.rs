@@ -10,6 +10,7 @@ use portico_cert_store::{DomainId, DomainName};
 use super::claim::new_labels;
 use super::status::{CLAIM_LASTS_MS, RECHECK_FAILED};
 use super::{App, instructions};
+use crate::clock::{DAY_MS, HOUR_MS};
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
 use crate::proof::{self, Decision, Refusal, Standing};
@@ -21,12 +22,12 @@ use crate::store::{StoreError, WriteTx, event, proof as proofs};
 mod fetch;
 
 /// A standing proof is looked at again after this.
-const RECHECK_MS: i64 = 30 * 24 * 3600 * 1000;
+const RECHECK_MS: i64 = 30 * DAY_MS;
 /// The first waiting time of an unproved claim; it doubles with each check, up to the second figure.
 const BACKOFF_FIRST_MS: i64 = 2_000;
-const BACKOFF_MAX_MS: i64 = 3_600_000;
+const BACKOFF_MAX_MS: i64 = HOUR_MS;
 /// The same for a served domain whose record is gone: many take the record away once it has served, and mean it.
-const GONE_BACKOFF_MAX_MS: i64 = 24 * 3600 * 1000;
+const GONE_BACKOFF_MAX_MS: i64 = DAY_MS;
 
 /// What a look found.
 #[derive(Clone, Debug)]

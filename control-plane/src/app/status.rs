@@ -10,14 +10,14 @@ use portico_api::v1::{
 use portico_cert_store::{CellId, EdgeId};
 
 use super::instructions::{file_text, proof_text, traffic_text};
-use crate::clock::{NEVER_MS, rfc3339};
+use crate::clock::{DAY_MS, NEVER_MS, rfc3339};
 use crate::store::condition::ConditionRow;
 
 #[path = "status/uploaded.rs"]
 mod uploaded;
 
 /// Unproved claims are looked at for so long after they were made.
-pub(crate) const CLAIM_LASTS_MS: i64 = 7 * 24 * 3600 * 1000;
+pub(crate) const CLAIM_LASTS_MS: i64 = 7 * DAY_MS;
 
 /// What is stored about a domain. Times are Unix milliseconds.
 #[derive(Clone, Debug)]

@@ -7,11 +7,11 @@ use tonic::Status;
 use super::context::Context;
 use super::metrics;
 use super::sync::unavailable;
+use crate::clock::HOUR_MS;
 use crate::store::StoreError;
 use crate::store::usage::{self, Reported};
 
 const SERIES_BYTES: usize = 16;
-const HOUR_MS: i64 = 3_600_000;
 /// Clocks differ; beyond this a figure is of no hour that can be.
 const AHEAD_HOURS: i64 = 24;
 

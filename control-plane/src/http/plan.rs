@@ -12,7 +12,8 @@ use super::call::OperatorCall;
 use super::fault::{Answered, Fault};
 use super::query::Query;
 use crate::app::{App, budget};
-use crate::plan::ledger::{HOURS_3_MS, Rate};
+use crate::clock::HOUR_MS;
+use crate::plan::ledger::Rate;
 use crate::plan::reconcile::Facts;
 use crate::plan::report::{Asked, Question, Terms, report};
 use crate::store::{condition, domain, tenant};
@@ -68,7 +69,7 @@ pub(super) async fn show(
     };
     let spent = Arc::new(budget::spent(&app, issuer).await?);
     let limits = match query.orders_3h {
-        Some(orders) => issuer.limits_with(Rate::per(orders, HOURS_3_MS)),
+        Some(orders) => issuer.limits_with(Rate::per(orders, 3 * HOUR_MS)),
         None => spent.limits.clone(),
     };
     let terms = Terms { names_per_certificate_max: names_max, limits, spent, sharing: query.sharing };

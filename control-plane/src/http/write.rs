@@ -12,7 +12,7 @@ use super::call::{Call, etag};
 use super::fault::{Answered, Fault};
 use super::pace::Pace;
 use crate::app::App;
-use crate::clock;
+use crate::clock::{self, DAY_MS};
 use crate::store::idempotency::{self, Remembered};
 use crate::store::{WriteTx, audit, event};
 
@@ -20,7 +20,7 @@ use crate::store::{WriteTx, audit, event};
 const SHOWN_ONCE: &str = "secret_shown_once";
 
 /// How long an `Idempotency-Key` is remembered.
-pub(crate) const KEY_LASTS_MS: i64 = 24 * 3600 * 1000;
+pub(crate) const KEY_LASTS_MS: i64 = DAY_MS;
 
 /// Keys of one tenant's token that are remembered at the same time, and the bytes of their answers.
 pub(crate) const TENANT_KEYS_MAX: i64 = 5_000;

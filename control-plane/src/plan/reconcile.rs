@@ -18,6 +18,7 @@ use portico_cert_store::{
 
 use self::predecessors::Predecessors;
 use crate::acme::ChallengeMethod;
+use crate::clock::{DAY_MS, HOUR_MS};
 use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 
 /// A tenant's names that became ready within this time are grouped together…
@@ -456,7 +457,13 @@ pub fn by_urgency<T>(
 }
 
 /// What has to be done within such a time goes before what has more.
-const PRESSING_MS: [i64; 3] = [3_600_000, 24 * 3_600_000, 7 * 24 * 3_600_000];
+const PRESSING_MS: [i64; 3] = [HOUR_MS, DAY_MS, 7 * DAY_MS];
+
+/// Whether what has this deadline goes before all that has none and all that has time yet.
+pub fn is_pressing(deadline: Option<i64>, now_ms: i64) -> bool {
+    let within = PRESSING_MS.last().copied().unwrap_or(0);
+    deadline.is_some_and(|at| at <= now_ms + within)
+}
 
 /// All items of the queues, the next one always of the queue that was given least so far, what it had before included: no
 /// tenant's import holds up another's single name, also where there is room for one item at a time only.

@@ -10,10 +10,8 @@ use portico_cert_store::{CredentialId, LineageId};
 
 use super::timing::{self, jitter, unit};
 use crate::acme::renewal_info::Suggestion;
+use crate::clock::{DAY_MS, HOUR_MS, MINUTE_MS};
 
-const MINUTE_MS: i64 = 60_000;
-const HOUR_MS: i64 = 60 * MINUTE_MS;
-const DAY_MS: i64 = 24 * HOUR_MS;
 /// Between two questions where the CA does not say: four a day.
 const POLL_MS: i64 = 6 * HOUR_MS;
 /// RFC 9773 section 4.3.1: less is taken as a minute, more as a day.

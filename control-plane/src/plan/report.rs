@@ -12,10 +12,9 @@ use std::sync::Arc;
 use portico_api::v1;
 use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, TenantId};
 
-use super::ledger::{
-    At, Bucket, BucketKey, DAYS_7_MS, HOURS_3_MS, Levels, LimitName, Limits, Rate, registered_domains,
-};
+use super::ledger::{At, Bucket, BucketKey, Levels, LimitName, Limits, Rate, registered_domains};
 use super::reconcile::{Coverage, Facts, fair, plans};
+use crate::clock::{DAY_MS, HOUR_MS};
 use crate::store::condition::ConditionRow;
 use crate::store::domain::DomainRow;
 use crate::store::group::NameState;
@@ -157,9 +156,9 @@ pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanRepo
         changes_at_renewal: wide(groups.iter().filter(|group| group.order == OrderNeed::AtRenewal).count()),
         limits: v1::PlanLimits {
             names_per_certificate_max: wide(terms.names_per_certificate_max),
-            orders_3h: terms.limits.orders.count_in(HOURS_3_MS),
+            orders_3h: terms.limits.orders.count_in(3 * HOUR_MS),
             orders_left: orders_left(facts, terms),
-            registered_domain_7d: terms.limits.registered_domain.count_in(DAYS_7_MS),
+            registered_domain_7d: terms.limits.registered_domain.count_in(7 * DAY_MS),
             tenant_1h: terms.limits.tenant_1h,
         },
         eta: schedule.eta(),
@@ -418,7 +417,7 @@ fn seconds(ms: i64) -> u64 {
 mod tests {
     use portico_cert_store::DomainId;
 
-    use super::super::ledger::{HOUR_MS, Level};
+    use super::super::ledger::Level;
     use super::*;
     use crate::acme::ChallengeMethod;
     use crate::store::group::OrderableDomain;

@@ -2,10 +2,8 @@
 
 use portico_cert_store::LineageId;
 
-const SECOND_MS: i64 = 1000;
-const MINUTE_MS: i64 = 60 * SECOND_MS;
-const HOUR_MS: i64 = 60 * MINUTE_MS;
-const DAY_MS: i64 = 24 * HOUR_MS;
+use crate::clock::{DAY_MS, MINUTE_MS, SECOND_MS};
+
 /// The last 5 % of the time before a renewal is due are the spread: certificates issued together renew apart.
 const SPREAD: f64 = 0.05;
 /// A lifetime below this is short (Let's Encrypt's integration guide): there, days of trouble are a large part of it.
@@ -80,6 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock::HOUR_MS;
 
     #[test]
     fn waits_grow_to_a_day_and_never_beyond_a_tenth_more() {

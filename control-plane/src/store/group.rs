@@ -9,6 +9,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{StoreError, WriteTx, cell, from_id, from_json, to_json};
 use crate::acme::ChallengeMethod;
+use crate::clock::DAY_MS;
 
 /// A domain that may have a certificate: its proof stands.
 #[derive(Clone, Debug)]
@@ -461,7 +462,7 @@ pub async fn inherit_back_off(
 }
 
 /// For so long after a back-off's end the next failure counts as the one after it: the longest back-off.
-const BACK_OFF_KEPT_MS: i64 = 24 * 3600 * 1000;
+const BACK_OFF_KEPT_MS: i64 = DAY_MS;
 
 /// Whether a try of this name waits for its back-off.
 ///

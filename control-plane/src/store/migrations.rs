@@ -14,13 +14,10 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (104, "names of deleted domains", include_str!("../../migrations/0104_names_of_deleted_domains.sql")),
     // Edges and cells.
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
-    (202, "default domain", include_str!("../../migrations/0202_default_domain.sql")),
     (203, "purges", include_str!("../../migrations/0203_purges.sql")),
     (204, "usage", include_str!("../../migrations/0204_usage.sql")),
     // Issuance.
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
-    (302, "parts", include_str!("../../migrations/0302_parts.sql")),
-    (303, "tenant budget", include_str!("../../migrations/0303_tenant_budget.sql")),
     (311, "ledger", include_str!("../../migrations/0311_ledger.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),

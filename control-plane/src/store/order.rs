@@ -4,8 +4,10 @@ use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::renewal_info::{self, Predecessor};
 use super::replacement::{self, Replaces};
 use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use crate::plan::ledger::{At, LimitName};
 use crate::plan::reconcile::OpenOrder;
 
 /// Where an order stands; RFC 8555 section 7.1.6 from our side. Each state is durable before the step out of it begins.
@@ -283,8 +285,12 @@ pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Opti
 pub struct PlannedOrder {
     pub names: Vec<String>,
     pub name_set: String,
-    pub renewal: bool,
     pub tenant: Option<TenantId>,
+    /// Each of its names was served when it was planned.
+    pub keeps_alive: bool,
+    /// The CA has issued exactly these names to us before.
+    pub issued: bool,
+    pub replaces: Option<Predecessor>,
 }
 
 /// Planned orders that are told of.
@@ -294,15 +300,18 @@ const PLANNED_MAX: u32 = 50_000;
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn planned(
-    connection: &mut SqliteConnection,
-    issuer: &str,
-) -> Result<Vec<PlannedOrder>, StoreError> {
+pub async fn planned(connection: &mut SqliteConnection, at: At<'_>) -> Result<Vec<PlannedOrder>, StoreError> {
     let rows = sqlx::query(
-        "SELECT names, name_set, renewal, tenant_id FROM orders WHERE state = 'planned' AND issuer = ? \
-         ORDER BY created_at, id LIMIT ?",
+        "SELECT o.names AS order_names, o.name_set, o.tenant_id, o.deadline, p.names, p.window_start, p.window_end, \
+         EXISTS (SELECT 1 FROM ledger_buckets b WHERE b.ca = ?2 AND b.limit_name = ?3 AND b.account = '' \
+         AND b.subject = o.name_set AND b.charged_at IS NOT NULL) OR (o.renewal AND c.issuer = o.issuer) AS issued \
+         FROM orders o LEFT JOIN lineages l ON l.id = o.lineage_id LEFT JOIN credentials c ON c.id = l.live_credential \
+         LEFT JOIN credentials p ON p.id = o.replaces_credential WHERE o.state = 'planned' AND o.issuer = ?1 \
+         ORDER BY o.created_at, o.id LIMIT ?4",
     )
-    .bind(issuer)
+    .bind(at.account)
+    .bind(at.ca)
+    .bind(LimitName::ExactSet.as_str())
     .bind(PLANNED_MAX)
     .fetch_all(connection)
     .await?;
@@ -310,10 +319,12 @@ pub async fn planned(
         .map(|row| {
             let tenant: Option<String> = row.try_get("tenant_id")?;
             Ok(PlannedOrder {
-                names: from_json(row.try_get("names")?, "orders: names")?,
+                names: from_json(row.try_get("order_names")?, "orders: names")?,
                 name_set: row.try_get("name_set")?,
-                renewal: row.try_get("renewal")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
+                keeps_alive: row.try_get::<Option<i64>, _>("deadline")?.is_some(),
+                issued: row.try_get::<Option<bool>, _>("issued")?.unwrap_or(false),
+                replaces: renewal_info::predecessor_of(row)?,
             })
         })
         .collect()
@@ -406,17 +417,13 @@ pub async fn log_request(
     renewal: bool,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO order_requests (issuer, order_id, tenant_id, name_set, renewal, at) VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(&order.issuer)
-    .bind(order.id.to_string())
-    .bind(order.tenant.map(|tenant| tenant.to_string()))
-    .bind(&order.name_set)
-    .bind(renewal)
-    .bind(now_ms)
-    .execute(&mut **tx)
-    .await?;
+    sqlx::query("INSERT INTO order_requests (order_id, tenant_id, renewal, at) VALUES (?, ?, ?, ?)")
+        .bind(order.id.to_string())
+        .bind(order.tenant.map(|tenant| tenant.to_string()))
+        .bind(renewal)
+        .bind(now_ms)
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 

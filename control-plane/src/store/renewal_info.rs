@@ -124,19 +124,33 @@ pub async fn note_failure(
     Ok(())
 }
 
-/// The window of a certificate, where its CA suggests one.
+/// A certificate that an order replaces.
+#[derive(Clone, Debug)]
+pub struct Predecessor {
+    pub names: Vec<String>,
+    /// As its CA suggests.
+    pub window: Window,
+}
+
+/// The names of a certificate, and its window; `None` where its CA suggests none.
 ///
 /// # Errors
-/// The database's.
-pub async fn window_of(
+/// The database's, or a row that cannot be read.
+pub async fn predecessor(
     connection: &mut SqliteConnection,
     id: CredentialId,
-) -> Result<Option<Window>, StoreError> {
-    let row = sqlx::query("SELECT window_start, window_end FROM credentials WHERE id = ?")
+) -> Result<Option<Predecessor>, StoreError> {
+    let row = sqlx::query("SELECT names, window_start, window_end FROM credentials WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
-    row.as_ref().map_or(Ok(None), window)
+    row.as_ref().map_or(Ok(None), predecessor_of)
+}
+
+/// From the columns `names`, `window_start` and `window_end` of a certificate, which may all be NULL.
+pub(super) fn predecessor_of(row: &SqliteRow) -> Result<Option<Predecessor>, StoreError> {
+    let Some(window) = window(row)? else { return Ok(None) };
+    Ok(Some(Predecessor { names: from_json(row.try_get("names")?, "credentials: names")?, window }))
 }
 
 /// Which account of which issuer ordered a certificate, and its chain in PEM.

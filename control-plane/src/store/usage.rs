@@ -6,9 +6,8 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::{StoreError, WriteTx};
-use crate::clock::rfc3339;
+use crate::clock::{HOUR_MS, rfc3339};
 
-const HOUR_MS: i64 = 3_600_000;
 const DAY_HOURS: i64 = 24;
 
 /// One domain's figures in one hour.

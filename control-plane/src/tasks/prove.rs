@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::app::{App, ownership};
+use crate::clock::DAY_MS;
 use crate::http::write::KEY_LASTS_MS;
 use crate::metrics;
 use crate::store::{StoreError, audit, domain, event, idempotency, usage};
@@ -20,7 +21,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const FORGOTTEN_TOGETHER: u32 = 5_000;
 /// Events are kept so long.
 const EVENTS_LAST_MS: i64 = 90 * DAY_MS;
-const DAY_MS: i64 = 24 * 3600 * 1000;
 const TIDY_EVERY: u64 = 3600;
 
 /// Runs until the control plane ends.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use portico_cert_store::{CellId, DomainId};
 
 use crate::Parts;
-use crate::clock::rfc3339;
+use crate::clock::{DAY_MS, HOUR_MS, rfc3339};
 use crate::store::uploaded::{self, Uploaded, UploadedLineage};
 use crate::store::{StoreError, WriteTx, event, group};
 
@@ -19,8 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// What has been replaced or removed is listed for so long after it was uploaded; looked at once an hour.
-const KEPT_MS: i64 = 30 * 24 * HOUR_MS;
-const HOUR_MS: i64 = 3_600_000;
+const KEPT_MS: i64 = 30 * DAY_MS;
 
 /// The second word about an end comes when this share of the lifetime is left.
 const VERY_SOON_SHARE: i64 = 10;

@@ -343,7 +343,7 @@ async fn a_tenant_whose_name_servers_do_not_answer_holds_up_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_ledger_stops_before_the_cas_limit_does() {
-    let issuer = "[issuer.limits]\norders_3h = 2\ntenant_1h = 0";
+    let issuer = "[issuer.limits]\norders = \"2/3h\"\ntenant_1h = 0";
     let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
     let tenant = lab.tenant(&[], "alone").await;
     let ids = lab.domains(tenant, &["a.test", "b.test", "c.test"]).await;
@@ -369,7 +369,7 @@ async fn our_ledger_stops_before_the_cas_limit_does() {
 /// One tenant's import meets its own budget; another's single name, added behind it, is issued at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_of_many_names_leaves_orders_to_the_others() {
-    let issuer = "[issuer.limits]\norders_3h = 8\ntenant_1h = 4\ntenant_24h = 6";
+    let issuer = "[issuer.limits]\norders = \"8/3h\"\ntenant_1h = 4\ntenant_24h = 6";
     let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
     let many = lab.tenant(&[], "alone").await;
     let names: Vec<String> = (0..100).map(|n| format!("n{n}.test")).collect();
@@ -398,7 +398,7 @@ async fn a_tenant_of_many_names_leaves_orders_to_the_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_of_many_cells_leaves_orders_to_the_others() {
     let cells = vec!["one", "two", "three"];
-    let issuer = "[issuer.limits]\norders_3h = 8\ntenant_1h = 4";
+    let issuer = "[issuer.limits]\norders = \"8/3h\"\ntenant_1h = 4";
     let lab = Lab::start(&Options { issuer, cells: cells.clone(), ..Options::default() }).await;
     let many = lab.tenant(&cells, "alone").await;
     lab.domains(many, &["a.test", "b.test", "c.test", "d.test"]).await;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use portico_acme_ca::AriExemption;
 use portico_control_plane::clock::NEVER_MS;
 use portico_control_plane::plan::ledger::{At, LimitName, Limits};
 use portico_control_plane::plan::reconcile::name_set;
@@ -174,6 +175,56 @@ async fn what_others_spend_of_a_domain_costs_one_refusal_each_time_and_holds_tha
     let bucket = (LimitName::RegisteredDomain, "shop.test".to_owned());
     assert_eq!(ours[&bucket], cas_counters(&lab.world).await[&bucket]);
     assert_eq!(ours[&bucket], 5);
+}
+
+/// A CA that exempts, of an order that replaces a certificate, only the names which that one had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_with_a_name_more_waits_for_the_limits_and_meets_none() {
+    let lab = Lab::start(&Options {
+        // Two orders, and one more each 80 days.
+        issuer: "[issuer.limits]\norders = \"2/160d\"\nreserve = 0.0\ntenant_1h = 0",
+        ca: |args| {
+            args.ari_exemption = AriExemption::CoveredNames;
+            args.limit = vec!["new-orders=2/160d".parse().unwrap()];
+        },
+        ..Options::default()
+    })
+    .await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["shop.test", "rose.test"]).await;
+    assert_eq!(lab.until_covered(2).await.len(), 2);
+    until_rows(&lab, "SELECT 'all' WHERE NOT EXISTS (SELECT 1 FROM credentials WHERE window_start IS NULL)")
+        .await;
+    let first_due = lab.rows("SELECT CAST(MIN(renew_at) AS TEXT) FROM credentials").await.concat();
+    let mut tx = lab.begin().await;
+    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant')")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    until_rows(&lab, "SELECT id FROM groups WHERE retired_at IS NOT NULL").await;
+    lab.world.advance_to(first_due[0].parse().unwrap()).await;
+    until_held(&lab, 1).await;
+    let orders = async || lab.world.stats().await["new_orders"].as_array().unwrap().len();
+    assert_eq!(orders().await, 2, "it is not even sent");
+    let replaces = "SELECT id FROM orders WHERE state = 'planned' AND replaces IS NOT NULL";
+    assert_eq!(lab.rows(replaces).await.len(), 1);
+    advance(&lab, 21 * 86_400, None).await;
+    until_rows(
+        &lab,
+        "SELECT id FROM credentials WHERE state = 'live' AND names LIKE '%rose.test%shop.test%'",
+    )
+    .await;
+    assert_eq!(lab.world.stats().await["rate_limited"], json!({}));
+    let limits = lab.running.parts.config.issuers[0].limits();
+    let mut read = lab.running.parts.store.read().await.unwrap();
+    let ours = our_counters(&mut read, &lab.world.directory(), &limits, lab.world.clock.now_ms()).await;
+    for (bucket, used) in cas_counters(&lab.world).await {
+        assert!(
+            ours.get(&bucket).is_some_and(|ours| *ours >= used),
+            "{bucket:?}: {used} at the CA, {ours:?}"
+        );
+    }
 }
 
 async fn until_rows(lab: &Lab, sql: &'static str) {

@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 use crate::lab::{Lab, Options};
 
 /// Nothing of ours holds orders back, so that the pace of the order machine shows.
-const NO_LIMITS: &str =
-    "limits = { orders_3h = 0, registered_domain_7d = 0, exact_set_7d = 0, tenant_1h = 0, tenant_24h = 0 }";
+const NO_LIMITS: &str = "limits = { preset = \"none\", tenant_1h = 0, tenant_24h = 0 }";
 /// How many certificates instead of a few hundred, for figures.
 const CERTIFICATES: &str = "PORTICO_MASS_CERTIFICATES";
 /// Names that one transaction adds.

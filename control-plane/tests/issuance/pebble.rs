@@ -148,11 +148,7 @@ async fn pebble_validates_once_for_two_cells() {
 /// The import's shape: many small tenants, a few large ones. Prints the rate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pebble_issues_2000_names_in_minutes() {
-    let options = Options {
-        preflight: false,
-        issuer: "[issuer.limits]\norders_3h = 0\nregistered_domain_7d = 0\nexact_set_7d = 0",
-        ..options()
-    };
+    let options = Options { preflight: false, issuer: "[issuer.limits]\npreset = \"none\"", ..options() };
     let Some(lab) = Lab::try_start(&options).await else { return };
     let mut names = 0;
     let start = Instant::now();

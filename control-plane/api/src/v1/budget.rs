@@ -57,26 +57,86 @@ pub struct BudgetBucket {
     pub waiting_through_at: Option<String>,
 }
 
-/// Which limit. There may be more of them in a later release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Every limit that is kept account of. There may be more of them in a later release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BudgetLimit {
-    /// New orders of the account.
     Orders,
-    /// Certificates of a registered domain.
     RegisteredDomain,
-    /// Certificates of an exact set of names.
     ExactSet,
-    /// Failed validations of a name.
     FailedAuthorizations,
-    /// Failed validations of a name in a row.
     ConsecutiveFailures,
-    /// New accounts of our address.
     NewAccounts,
-    /// New orders of a tenant in an hour, ours.
     #[serde(rename = "tenant_1h")]
     TenantHour,
-    /// New orders of a tenant in a day, ours.
     #[serde(rename = "tenant_24h")]
     TenantDay,
+}
+
+impl BudgetLimit {
+    pub const ALL: [Self; 8] = [
+        Self::Orders,
+        Self::RegisteredDomain,
+        Self::ExactSet,
+        Self::FailedAuthorizations,
+        Self::ConsecutiveFailures,
+        Self::NewAccounts,
+        Self::TenantHour,
+        Self::TenantDay,
+    ];
+
+    /// Its key in `[issuer.limits]`, in JSON and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orders => "orders",
+            Self::RegisteredDomain => "registered_domain",
+            Self::ExactSet => "exact_set",
+            Self::FailedAuthorizations => "failed_authorizations",
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::NewAccounts => "new_accounts",
+            Self::TenantHour => "tenant_1h",
+            Self::TenantDay => "tenant_24h",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|limit| limit.as_str() == text)
+    }
+
+    /// What is counted, for people; the figures are told beside it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Orders => "new orders of one account",
+            Self::RegisteredDomain => "certificates of one registered domain",
+            Self::ExactSet => "certificates of one exact set of names",
+            Self::FailedAuthorizations => "failed validations of one name",
+            Self::ConsecutiveFailures => "failed validations of one name in a row",
+            Self::NewAccounts => "new accounts of one address",
+            Self::TenantHour => "new orders of one tenant in an hour",
+            Self::TenantDay => "new orders of one tenant in a day",
+        }
+    }
+
+    /// Ours, not the CA's.
+    pub fn is_of_tenant(self) -> bool {
+        matches!(self, Self::TenantHour | Self::TenantDay)
+    }
+
+    /// Others spend of it, too.
+    pub fn is_global(self) -> bool {
+        matches!(self, Self::RegisteredDomain | Self::ExactSet | Self::NewAccounts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_has_one_word_in_the_configuration_the_store_and_the_api() {
+        for limit in BudgetLimit::ALL {
+            assert_eq!(serde_json::to_value(limit).unwrap(), limit.as_str());
+            assert_eq!(BudgetLimit::parse(limit.as_str()), Some(limit));
+        }
+    }
 }

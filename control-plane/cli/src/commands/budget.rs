@@ -1,6 +1,6 @@
 //! `portico budget`: what CAs, and the operator, still let us order.
 
-use portico_api::v1::{BudgetBucket, BudgetLimit, IssuerBudget};
+use portico_api::v1::{BudgetBucket, IssuerBudget};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
@@ -79,20 +79,10 @@ fn print(issuer: &IssuerBudget) {
     }
 }
 
-/// Those that others spend of, too, have a star.
+/// By its key in `[issuer.limits]`; those that others spend of, too, have a star.
 fn limit(bucket: &BudgetBucket) -> String {
-    let text = match bucket.limit {
-        BudgetLimit::Orders => "new orders",
-        BudgetLimit::RegisteredDomain => "registered domain",
-        BudgetLimit::ExactSet => "exact set of names",
-        BudgetLimit::FailedAuthorizations => "failed validations",
-        BudgetLimit::ConsecutiveFailures => "failures in a row",
-        BudgetLimit::NewAccounts => "new accounts",
-        BudgetLimit::TenantHour => "tenant, an hour",
-        BudgetLimit::TenantDay => "tenant, a day",
-    };
     let star = if bucket.shared_with_others { "*" } else { "" };
-    format!("{text}{star}")
+    format!("{}{star}", bucket.limit.as_str())
 }
 
 fn period(seconds: u64) -> String {

@@ -7,6 +7,8 @@
 
 use std::str::FromStr;
 
+use crate::clock::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS};
+
 /// So many in so long, all of them at once if nothing was spent before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
@@ -17,11 +19,11 @@ pub struct Rate {
 }
 
 /// The longest period that can be written, milliseconds: ten years.
-const PERIOD_MS_MAX: i64 = 3650 * super::DAY_MS;
+const PERIOD_MS_MAX: i64 = 3650 * DAY_MS;
 
 impl Rate {
     /// No limit.
-    pub const NONE: Self = Self { count: 0, period_ms: super::DAY_MS };
+    pub const NONE: Self = Self { count: 0, period_ms: DAY_MS };
 
     pub const fn per(count: u32, period_ms: i64) -> Self {
         Self { count, period_ms }
@@ -124,10 +126,10 @@ impl FromStr for Rate {
         let (count, period) = text.split_once('/').ok_or_else(form)?;
         let unit = period.chars().last().filter(char::is_ascii).ok_or_else(form)?;
         let unit_ms = match unit {
-            's' => 1000,
-            'm' => 60_000,
-            'h' => super::HOUR_MS,
-            'd' => super::DAY_MS,
+            's' => SECOND_MS,
+            'm' => MINUTE_MS,
+            'h' => HOUR_MS,
+            'd' => DAY_MS,
             _ => return Err(form()),
         };
         let count: u32 = count.parse().ok().filter(|count| *count > 0).ok_or_else(form)?;
@@ -145,7 +147,6 @@ impl FromStr for Rate {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{DAY_MS, HOUR_MS};
     use super::*;
 
     const ORDERS: Rate = Rate::per(300, 3 * HOUR_MS);

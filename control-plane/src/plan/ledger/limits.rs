@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{DAY_MS, DAYS_7_MS, HOUR_MS, HOURS_3_MS, LimitName, Rate};
+use super::{LimitName, Rate};
+use crate::clock::{DAY_MS, HOUR_MS};
 
 /// What is kept for renewals that are not exempt and for revocation days when nothing else is said.
 const RESERVE_SHARE: f64 = 0.1;
@@ -85,10 +86,6 @@ pub struct LimitsConfig {
     /// alone loses nothing by it, and many names at once leave two thirds to the others.
     tenant_1h: Option<u32>,
     tenant_24h: u32,
-    /// As `orders = "N/3h"`, and so on; 0: none.
-    orders_3h: Option<u32>,
-    registered_domain_7d: Option<u32>,
-    exact_set_7d: Option<u32>,
 }
 
 /// A published table.
@@ -107,18 +104,10 @@ impl LimitsConfig {
     /// The faulty key, and what is wrong with its value.
     ///
     /// # Errors
-    /// A limit that is given twice, a reserve that leaves nothing, a name that is no registered domain.
+    /// A reserve that leaves nothing, a name that is no registered domain.
     pub fn check(&self) -> Result<(), (String, String)> {
         let fault =
             |key: &str, message: String| Err((format!("limits.{key}"), format!("limits.{key} {message}")));
-        let twice = [
-            ("orders_3h", self.orders_3h.is_some() && self.orders.is_some()),
-            ("registered_domain_7d", self.registered_domain_7d.is_some() && self.registered_domain.is_some()),
-            ("exact_set_7d", self.exact_set_7d.is_some() && self.exact_set.is_some()),
-        ];
-        if let Some((key, _)) = twice.into_iter().find(|(_, twice)| *twice) {
-            return fault(key, "says again what is said without the period; keep one".to_owned());
-        }
         if let Some(share) = self.reserve.filter(|share| !(0.0..=RESERVE_SHARE_MAX).contains(share)) {
             return fault(
                 "reserve",
@@ -140,7 +129,7 @@ impl LimitsConfig {
     /// With other orders of the account.
     #[must_use]
     pub fn with_orders(&self, orders: Rate) -> Self {
-        Self { orders: Some(orders), orders_3h: None, ..self.clone() }
+        Self { orders: Some(orders), ..self.clone() }
     }
 
     /// What holds for an issuer with this directory.
@@ -153,16 +142,11 @@ impl LimitsConfig {
             },
         );
         let table = published(preset);
-        let or = |given: Option<Rate>, old: Option<u32>, old_period: i64, published: Rate| {
-            given.or(old.map(|count| Rate::per(count, old_period))).unwrap_or(published)
-        };
-        let orders = or(self.orders, self.orders_3h, HOURS_3_MS, table.orders);
-        let domain =
-            or(self.registered_domain, self.registered_domain_7d, DAYS_7_MS, table.registered_domain);
+        let orders = self.orders.unwrap_or(table.orders);
         Limits {
             orders,
-            registered_domain: domain,
-            exact_set: or(self.exact_set, self.exact_set_7d, DAYS_7_MS, table.exact_set),
+            registered_domain: self.registered_domain.unwrap_or(table.registered_domain),
+            exact_set: self.exact_set.unwrap_or(table.exact_set),
             failed_authorizations: self.failed_authorizations.unwrap_or(table.failed_authorizations),
             consecutive_failures: self.consecutive_failures.unwrap_or(table.consecutive_failures),
             new_accounts: self.new_accounts.unwrap_or(table.new_accounts),
@@ -180,19 +164,19 @@ fn published(preset: Preset) -> Limits {
     let consecutive_failures = Rate::per(1152, 1152 * DAY_MS);
     let (orders, registered_domain, exact_set, failed_authorizations, new_accounts) = match preset {
         Preset::LetsEncrypt => (
-            Rate::per(300, HOURS_3_MS),
-            Rate::per(50, DAYS_7_MS),
-            Rate::per(5, DAYS_7_MS),
+            Rate::per(300, 3 * HOUR_MS),
+            Rate::per(50, 7 * DAY_MS),
+            Rate::per(5, 7 * DAY_MS),
             Rate::per(5, HOUR_MS),
-            Rate::per(10, HOURS_3_MS),
+            Rate::per(10, 3 * HOUR_MS),
         ),
         Preset::LetsEncryptStaging => (
-            Rate::per(1500, HOURS_3_MS),
+            Rate::per(1500, 3 * HOUR_MS),
             // 30,000 a second, which nothing of ours can reach.
             Rate::NONE,
-            Rate::per(30_000, DAYS_7_MS),
+            Rate::per(30_000, 7 * DAY_MS),
             Rate::per(200, HOUR_MS),
-            Rate::per(50, HOURS_3_MS),
+            Rate::per(50, 3 * HOUR_MS),
         ),
         Preset::None => (Rate::NONE, Rate::NONE, Rate::NONE, Rate::NONE, Rate::NONE),
     };
@@ -221,13 +205,11 @@ mod tests {
 
     #[test]
     fn a_small_limit_of_the_account_never_derives_no_limit_for_a_tenant() {
-        let derived = |orders_3h: u32| read(&format!("orders_3h = {orders_3h}")).limits("").tenant_1h;
-        assert_eq!([0, 1, 2, 3, 4, 300].map(derived), [0, 1, 1, 1, 2, 100]);
-        assert_eq!(
-            read("orders_3h = 1\ntenant_1h = 0").limits("").tenant_1h,
-            0,
-            "an operator may still say so"
-        );
+        let derived = |orders: &str| read(&format!("orders = \"{orders}\"")).limits("").tenant_1h;
+        let orders = ["none", "1/3h", "2/3h", "3/3h", "4/3h", "300/3h"];
+        assert_eq!(orders.map(derived), [0, 1, 1, 1, 2, 100]);
+        let said = read("orders = \"1/3h\"\ntenant_1h = 0").limits("").tenant_1h;
+        assert_eq!(said, 0, "an operator may still say so");
     }
 
     #[test]
@@ -236,14 +218,14 @@ mod tests {
         let production = plain.limits("https://acme-v02.api.letsencrypt.org/directory");
         assert_eq!(
             (production.orders, production.exact_set),
-            (Rate::per(300, HOURS_3_MS), Rate::per(5, DAYS_7_MS))
+            (Rate::per(300, 3 * HOUR_MS), Rate::per(5, 7 * DAY_MS))
         );
         assert_eq!(production.consecutive_failures.interval_ms(), DAY_MS);
         assert_eq!(production.reserve(), 30);
         assert_eq!(plain.limits("https://acme-staging-v02.api.letsencrypt.org/directory").orders.count, 1500);
         assert_eq!(read("preset = \"none\"").limits("").orders, Rate::NONE);
         let paid = read(
-            "orders = \"1000/1d\"\nreserve = 0.25\npause_after = 3\nexact_set_7d = 0\n[domains]\n\"shop.test\" = \"500/7d\"",
+            "orders = \"1000/1d\"\nreserve = 0.25\npause_after = 3\nexact_set = \"none\"\n[domains]\n\"shop.test\" = \"500/7d\"",
         );
         assert_eq!(paid.check(), Ok(()));
         let limits = paid.limits("");
@@ -258,7 +240,6 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         for (text, key, words) in [
-            ("orders = \"1/1h\"\norders_3h = 3", "limits.orders_3h", "keep one"),
             ("reserve = 1.0", "limits.reserve", "from 0 to 0.9"),
             ("[domains]\n\"www.shop.test\" = \"1/1h\"", "limits.domains", "write \"shop.test\""),
             ("[domains]\n\"co.uk\" = \"1/1h\"", "limits.domains", "no registered domain"),

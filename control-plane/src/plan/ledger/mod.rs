@@ -19,79 +19,7 @@ use portico_cert_store::{NamePattern, TenantId};
 
 pub use bucket::{Bucket, Rate};
 pub use limits::{Limits, LimitsConfig};
-
-pub const HOUR_MS: i64 = 3_600_000;
-pub const DAY_MS: i64 = 24 * HOUR_MS;
-pub const HOURS_3_MS: i64 = 3 * HOUR_MS;
-pub const DAYS_7_MS: i64 = 7 * DAY_MS;
-
-/// Every limit that the ledger keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LimitName {
-    Orders,
-    RegisteredDomain,
-    ExactSet,
-    FailedAuthorizations,
-    ConsecutiveFailures,
-    NewAccounts,
-    TenantHour,
-    TenantDay,
-}
-
-impl LimitName {
-    pub const ALL: [Self; 8] = [
-        Self::Orders,
-        Self::RegisteredDomain,
-        Self::ExactSet,
-        Self::FailedAuthorizations,
-        Self::ConsecutiveFailures,
-        Self::NewAccounts,
-        Self::TenantHour,
-        Self::TenantDay,
-    ];
-
-    /// In the store and in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Orders => "orders",
-            Self::RegisteredDomain => "registered_domain",
-            Self::ExactSet => "exact_set",
-            Self::FailedAuthorizations => "failed_authorizations",
-            Self::ConsecutiveFailures => "consecutive_failures",
-            Self::NewAccounts => "new_accounts",
-            Self::TenantHour => "tenant_1h",
-            Self::TenantDay => "tenant_24h",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|limit| limit.as_str() == text)
-    }
-
-    /// For people; the figures are told beside it.
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Orders => "new orders of one account",
-            Self::RegisteredDomain => "certificates of one registered domain",
-            Self::ExactSet => "certificates of one exact set of names",
-            Self::FailedAuthorizations => "failed validations of one name",
-            Self::ConsecutiveFailures => "failed validations of one name in a row",
-            Self::NewAccounts => "new accounts of one address",
-            Self::TenantHour => "new orders of one tenant in an hour",
-            Self::TenantDay => "new orders of one tenant in a day",
-        }
-    }
-
-    /// Ours, not the CA's.
-    pub fn is_of_tenant(self) -> bool {
-        matches!(self, Self::TenantHour | Self::TenantDay)
-    }
-
-    /// Others spend of it, too.
-    pub fn is_global(self) -> bool {
-        matches!(self, Self::RegisteredDomain | Self::ExactSet | Self::NewAccounts)
-    }
-}
+pub use portico_api::v1::BudgetLimit as LimitName;
 
 /// One bucket among all that are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,12 +55,38 @@ impl BucketKey {
 
 /// What of its limits a CA does not apply to an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exemption {
+pub enum Exemption<'a> {
     None,
     /// A certificate of the exact names was issued before: new orders and registered domains are not charged.
     SameNames,
-    /// The CA takes it as the replacement of a certificate (RFC 9773 section 5): nothing is charged.
-    Replaces,
+    /// The CA takes it as the replacement of a certificate (RFC 9773 section 5) with these names. Of them nothing is charged.
+    /// Any other name is counted like one that is new: not every CA exempts what the certificate before did not cover.
+    Replaces {
+        covered: &'a [String],
+    },
+}
+
+impl<'a> Exemption<'a> {
+    /// Of an order for `names`. `issued`: the CA has issued exactly these before. `covered`: the names of the certificate that
+    /// it replaces within that one's suggested window.
+    pub fn of(names: &[String], issued: bool, covered: Option<&'a [String]>) -> Self {
+        match covered {
+            Some(covered) if !issued || uncovered(names, covered).next().is_none() => {
+                Self::Replaces { covered }
+            }
+            _ if issued => Self::SameNames,
+            _ => Self::None,
+        }
+    }
+
+    /// Whether nothing at all is charged for `names`.
+    pub fn is_of_all(self, names: &[String]) -> bool {
+        matches!(self, Self::Replaces { covered } if uncovered(names, covered).next().is_none())
+    }
+}
+
+fn uncovered<'a>(names: &'a [String], covered: &[String]) -> impl Iterator<Item = &'a String> {
+    names.iter().filter(|name| !covered.contains(name))
 }
 
 /// An order, as far as limits go.
@@ -140,7 +94,7 @@ pub enum Exemption {
 pub struct Order<'a> {
     pub names: &'a [String],
     pub name_set: &'a str,
-    pub exemption: Exemption,
+    pub exemption: Exemption<'a>,
     /// Each of its names has a certificate in its cell: neither the tenant's budget nor the reserve holds it back.
     pub keeps_alive: bool,
     pub tenant: Option<TenantId>,
@@ -169,7 +123,11 @@ pub struct Need {
 /// All buckets in which an order needs room, those without limit among them: a CA may have told of one all the same.
 pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
     let mut needs = Vec::new();
-    if order.exemption == Exemption::Replaces {
+    let counted: Vec<&String> = match order.exemption {
+        Exemption::Replaces { covered } => uncovered(order.names, covered).collect(),
+        Exemption::None | Exemption::SameNames => order.names.iter().collect(),
+    };
+    if counted.is_empty() {
         return needs;
     }
     let mut need = |limit: LimitName, subject: &str, keep: u32, charged: Charged| {
@@ -177,10 +135,10 @@ pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
         needs.push(Need { key: BucketKey::new(limit, at, subject), rate, keep, charged });
     };
     need(LimitName::ExactSet, order.name_set, 0, Charged::AtCertificate);
-    if order.exemption == Exemption::None {
+    if order.exemption != Exemption::SameNames {
         let keep = if order.keeps_alive { 0 } else { limits.reserve() };
         need(LimitName::Orders, "", keep, Charged::AtOrder);
-        for domain in registered_domains(order.names) {
+        for domain in registered_domains(&counted) {
             need(LimitName::RegisteredDomain, &domain, 0, Charged::AtCertificate);
         }
     }
@@ -189,7 +147,7 @@ pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
         need(LimitName::TenantHour, &tenant.to_string(), 0, Charged::AtOrder);
         need(LimitName::TenantDay, &tenant.to_string(), 0, Charged::AtOrder);
     }
-    for name in order.names {
+    for name in counted {
         need(LimitName::FailedAuthorizations, name, 0, Charged::Never);
         // The last one is never spent: a CA that pauses a name takes it up again only when somebody visits its page.
         let keep = 1.min(limits.consecutive_failures.count.saturating_sub(1));
@@ -252,6 +210,7 @@ pub fn registered_domains<T: AsRef<str>>(names: &[T]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::HOUR_MS;
 
     const AT: At<'static> = At { ca: "https://ca.test/dir", account: "le" };
 
@@ -278,11 +237,30 @@ mod tests {
         let same = Order { exemption: Exemption::SameNames, ..new };
         assert_eq!(taken(&same), ["exact_set", "tenant_1h", "tenant_24h"], "in a further cell");
         assert_eq!(taken(&Order { keeps_alive: true, ..same }), ["exact_set"]);
-        assert_eq!(taken(&Order { exemption: Exemption::Replaces, ..new }), [""; 0]);
         let keep = |order| needs(order, AT, &Limits::default())[1].keep;
         assert_eq!((keep(&new), keep(&regrouped)), (30, 0), "the reserve is for names that are served");
-        let replaces = needs(&Order { exemption: Exemption::Replaces, ..new }, AT, &Limits::default());
-        assert_eq!(replaces, []);
+        let replaces = Exemption::Replaces { covered: &names };
+        assert_eq!(needs(&Order { exemption: replaces, ..new }, AT, &Limits::default()), []);
+    }
+
+    #[test]
+    fn a_replacement_pays_for_the_names_that_its_predecessor_did_not_have() {
+        let [a, b, other] = ["a.shop.test", "b.shop.test", "www.else.test"].map(str::to_owned);
+        let (names, of) = ([a.clone(), b.clone(), other.clone()], Exemption::of);
+        let (some, all) =
+            ([a.clone(), b.clone()], [b.clone(), a.clone(), other.clone(), "gone.test".to_owned()]);
+        assert_eq!(of(&names, false, None), Exemption::None);
+        assert_eq!(of(&names, true, None), Exemption::SameNames);
+        assert_eq!(of(&names, true, Some(&some)), Exemption::SameNames, "that charges the set alone");
+        let (part, whole) = (of(&names, false, Some(&some)), of(&names, true, Some(&all)));
+        assert_eq!((part.is_of_all(&names), whole.is_of_all(&names)), (false, true));
+        let order =
+            |exemption| Order { names: &names, name_set: "x", exemption, keeps_alive: true, tenant: None };
+        assert_eq!(taken(&order(whole)), [""; 0]);
+        assert_eq!(taken(&order(part)), ["exact_set", "orders", "registered_domain"]);
+        let needs = needs(&order(part), AT, &Limits::default());
+        let domains = needs.iter().filter(|need| need.key.limit == LimitName::RegisteredDomain);
+        assert_eq!(domains.map(|need| need.key.subject.as_str()).collect::<Vec<_>>(), ["else.test"]);
     }
 
     #[test]
@@ -291,7 +269,6 @@ mod tests {
         let same = |limit| BucketKey::new(limit, AT, "x") == BucketKey::new(limit, other, "x");
         for limit in LimitName::ALL {
             assert_eq!(same(limit), limit.is_global() || limit.is_of_tenant(), "{limit:?}");
-            assert_eq!(LimitName::parse(limit.as_str()), Some(limit));
         }
     }
 

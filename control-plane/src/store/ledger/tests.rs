@@ -1,6 +1,7 @@
 use super::*;
+use crate::clock::{DAY_MS, HOUR_MS};
 use crate::plan::ledger::Exemption;
-use crate::plan::ledger::{DAY_MS, HOUR_MS, Limits, Order, check, needs};
+use crate::plan::ledger::{Limits, Order, check, needs};
 use crate::store::Store;
 
 const AT: At<'static> = At { ca: "https://ca.test/dir", account: "le" };

@@ -7,6 +7,7 @@
 //! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
+//! - [`slots`]: which orders run.
 //! - [`issuer`]: CA, account, pace. [`spending`]: what an order spends of the CA's limits.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
@@ -19,6 +20,7 @@ mod preflight;
 mod publish;
 mod renewal_info;
 mod self_fetch;
+mod slots;
 mod spending;
 mod stopped;
 mod turns;
@@ -39,22 +41,20 @@ pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
 
 use crate::Parts;
 use crate::acme::CertificateId;
-use crate::clock;
+use crate::clock::{self, DAY_MS, HOUR_MS};
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
-use crate::plan::ledger::HOURS_3_MS;
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::account::AccountState;
 use crate::store::group::{self, GroupRow, OrderableDomain};
-use crate::store::ledger::{self, take_over::IssuerLimits};
+use crate::store::ledger;
 use crate::store::order::{OrderRow, OrderState};
 use crate::store::replacement::Replaces;
 use crate::store::{self, StoreError, WriteTx, cell, credential};
 use issuer::Issuer;
+use slots::Slots;
 
-/// Orders that run at the same time.
-const ORDERS_IN_FLIGHT_MAX: usize = 32;
 /// Orders that one transaction writes, each with a key and a signature (about 0.1 ms): others write in between.
 const ORDERS_PLANNED_AT_ONCE: usize = 64;
 const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
@@ -68,7 +68,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// And at most this often, and for a quarter of the time at most.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// What was asked and ended orders are kept for.
-const KEEP_MS: i64 = 30 * 24 * 3_600_000;
+const KEEP_MS: i64 = 30 * DAY_MS;
 
 /// What all of issuance shares.
 #[derive(Debug)]
@@ -111,29 +111,8 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
         fleet,
         zone,
     });
-    take_over(&issuance).await?;
     challenge::load_zone(&issuance).await?;
     Ok(Issuing { responder: responder_address, issuance })
-}
-
-/// What earlier releases counted goes into the ledger.
-async fn take_over(issuance: &Issuance) -> Result<(), StoreError> {
-    let issuers: Vec<IssuerLimits<'_>> = issuance
-        .issuers
-        .iter()
-        .map(|issuer| IssuerLimits {
-            name: &issuer.config.name,
-            directory: &issuer.config.directory,
-            limits: &issuer.limits,
-        })
-        .collect();
-    let mut tx = issuance.parts.store.begin().await?;
-    let requests = ledger::take_over::take_over(&mut tx, &issuers, issuance.parts.clock.now_ms()).await?;
-    tx.commit().await?;
-    if requests > 0 {
-        tracing::info!(requests, "what an earlier release asked of CAs is in the ledger now");
-    }
-    Ok(())
 }
 
 impl Issuing {
@@ -155,9 +134,8 @@ impl Issuance {
 /// The loop's own state: what runs now.
 struct Work {
     issuance: Arc<Issuance>,
-    orders: JoinSet<(OrderId, String)>,
-    running: HashSet<OrderId>,
-    running_sets: HashSet<String>,
+    orders: JoinSet<()>,
+    slots: Slots,
     preflights: JoinSet<DomainId>,
     looking_at: HashSet<DomainId>,
     /// As of the last look: whose turn it is.
@@ -172,8 +150,7 @@ impl Work {
         Self {
             issuance,
             orders: JoinSet::new(),
-            running: HashSet::new(),
-            running_sets: HashSet::new(),
+            slots: Slots::default(),
             preflights: JoinSet::new(),
             looking_at: HashSet::new(),
             spent: HashMap::new(),
@@ -197,11 +174,8 @@ impl Work {
                     continue;
                 }
                 Ok(()) = changes.changed() => {}
-                Some(ended) = self.orders.join_next() => {
-                    if let Ok((id, set)) = ended {
-                        self.running.remove(&id);
-                        self.running_sets.remove(&set);
-                    }
+                Some(ended) = self.orders.join_next_with_id() => {
+                    self.slots.free(ended.map_or_else(|error| error.id(), |(task, ())| task));
                     self.start_orders().await;
                 }
                 Some(ended) = self.preflights.join_next() => {
@@ -254,7 +228,7 @@ impl Work {
     }
 
     async fn prune(&mut self, now_ms: i64) -> Result<(), StoreError> {
-        if now_ms - self.pruned_at_ms < 3_600_000 {
+        if now_ms - self.pruned_at_ms < HOUR_MS {
             return Ok(());
         }
         self.pruned_at_ms = now_ms;
@@ -296,54 +270,36 @@ impl Work {
         }
     }
 
-    /// Runs what is open and due: tenants in turn, never two orders of one set of names.
+    /// Runs what is open and due, as far as there are slots.
     async fn start_orders(&mut self) {
-        let room = ORDERS_IN_FLIGHT_MAX.saturating_sub(self.orders.len());
-        if room == 0 {
+        if !self.slots.has_room() {
             return;
         }
         let now = self.issuance.parts.clock.now_ms();
         let due = async { store::order::due(&mut *self.issuance.parts.store.read().await?, now).await };
-        let due = match due.await {
+        let mut due = match due.await {
             Ok(due) => due,
             Err(error) => {
                 tracing::warn!(%error, "orders that are due could not be read");
                 return;
             }
         };
-        let held = |row: &OrderRow| {
+        due.retain(|row| {
             let issuer = self.issuance.issuer(&row.issuer);
-            issuer.is_some_and(|issuer| issuer.held_until() > now)
-        };
-        let mut by_tenant: BTreeMap<Option<TenantId>, Vec<OrderRow>> = BTreeMap::new();
-        for row in due {
-            if !self.running.contains(&row.id) && !held(&row) {
-                by_tenant.entry(row.tenant).or_default().push(row);
-            }
-        }
-        let queues = by_tenant.into_iter().map(|(tenant, mut rows)| {
-            rows.sort_by_key(|row| row.deadline.unwrap_or(i64::MAX));
-            let spent = self.spent.get(&tenant).copied().unwrap_or(0);
-            (usize::try_from(spent).unwrap_or(usize::MAX), rows)
+            let held = issuer.is_some_and(|issuer| issuer.held_until() > now);
+            !held && !self.slots.runs(row.id)
         });
-        for row in reconcile::by_urgency(queues.collect(), now, |row: &OrderRow| row.deadline) {
-            if self.orders.len() >= ORDERS_IN_FLIGHT_MAX {
-                break;
-            }
-            if !self.running_sets.insert(row.name_set.clone()) {
-                continue;
-            }
-            self.running.insert(row.id);
-            let issuance = self.issuance.clone();
-            self.orders.spawn(async move {
-                if let Err(error) = order::run(&issuance, row.id).await {
-                    tracing::warn!(%error, order = %row.id, "an order could not be carried on; it is taken up again");
+        for row in self.slots.fill(due, &self.spent, now) {
+            let (issuance, id) = (self.issuance.clone(), row.id);
+            let task = self.orders.spawn(async move {
+                if let Err(error) = order::run(&issuance, id).await {
+                    tracing::warn!(%error, order = %id, "an order could not be carried on; it is taken up again");
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }
-                (row.id, row.name_set)
             });
+            self.slots.take(task.id(), &row);
         }
-        crate::metrics::orders_running(self.orders.len());
+        crate::metrics::orders_running(self.slots.count());
     }
 }
 
@@ -364,7 +320,7 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         open_orders: store::order::open_summaries(&mut read).await?,
         retry_at,
         replaced: store::replacement::replaced_credentials(&mut read).await?.into_iter().collect(),
-        spent: store::order::requests_by_tenant(&mut read, now_ms - HOURS_3_MS).await?.into_iter().collect(),
+        spent: store::order::requests_by_tenant(&mut read, now_ms - 3 * HOUR_MS).await?.into_iter().collect(),
     })
 }
 

@@ -23,10 +23,12 @@ pub(super) async fn take(issuance: &Issuance, issuer: &Issuer, row: &OrderRow) -
     // Asked before and the answer lost: the CA may have made an order of it. The certificate is reserved anew.
     buckets::charge_reserved(&mut tx, &holder, Charged::AtOrder, now).await?;
     buckets::release(&mut tx, &holder).await?;
+    let covered = covered(&mut tx, issuer, row, now).await?;
+    let issued = was_issued(&mut tx, issuer, row).await?;
     let order = ledger::Order {
         names: &row.names,
         name_set: &row.name_set,
-        exemption: exemption(&mut tx, issuer, row, now).await?,
+        exemption: Exemption::of(&row.names, issued, covered.as_deref()),
         keeps_alive: !has_new_name(&mut tx, row).await?,
         tenant: row.tenant,
     };
@@ -38,7 +40,8 @@ pub(super) async fn take(issuance: &Issuance, issuer: &Issuer, row: &OrderRow) -
         return Err(Stop::NoRoom(no_room));
     }
     buckets::reserve(&mut tx, &holder, &needs).await?;
-    order::log_request(&mut tx, row, row.renewal || order.exemption == Exemption::Replaces, now).await?;
+    let renewal = row.renewal || order.exemption.is_of_all(&row.names);
+    order::log_request(&mut tx, row, renewal, now).await?;
     tx.commit().await?;
     Ok(turn)
 }
@@ -153,34 +156,25 @@ pub(super) fn replaces(issuer: &Issuer, row: &OrderRow) -> Option<CertificateId>
     CertificateId::parse(&row.replaces.as_ref()?.certificate)
 }
 
-/// Whether the CA exempts this order from its limits: it replaces a certificate within that one's suggested window.
-async fn is_replacement(
+/// The names of the certificate that this order replaces; `None`: the CA exempts nothing for it.
+async fn covered(
     tx: &mut WriteTx,
     issuer: &Issuer,
     row: &OrderRow,
     now: i64,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Vec<String>>, StoreError> {
     let Some(replaced) = row.replaces.as_ref().filter(|_| replaces(issuer, row).is_some()) else {
-        return Ok(false);
+        return Ok(None);
     };
-    let window = renewal_info::window_of(tx, replaced.credential).await?;
-    Ok(window.is_some_and(|window| window.is_open(now)))
+    let predecessor = renewal_info::predecessor(tx, replaced.credential).await?;
+    Ok(predecessor.filter(|predecessor| predecessor.window.is_open(now)).map(|predecessor| predecessor.names))
 }
 
-/// What the CA will not charge, as far as it and we both know.
-async fn exemption(
-    tx: &mut WriteTx,
-    issuer: &Issuer,
-    row: &OrderRow,
-    now: i64,
-) -> Result<Exemption, StoreError> {
-    if is_replacement(tx, issuer, row, now).await? {
-        return Ok(Exemption::Replaces);
-    }
+/// Whether this CA has issued these names to us before.
+async fn was_issued(tx: &mut WriteTx, issuer: &Issuer, row: &OrderRow) -> Result<bool, StoreError> {
     let set = BucketKey::new(LimitName::ExactSet, issuer.at(), &row.name_set);
-    let issued = buckets::was_charged(tx, &set).await?
-        || (row.renewal && credential::is_live_of_issuer(tx, row.lineage, &row.issuer).await?);
-    Ok(if issued { Exemption::SameNames } else { Exemption::None })
+    Ok(buckets::was_charged(tx, &set).await?
+        || (row.renewal && credential::is_live_of_issuer(tx, row.lineage, &row.issuer).await?))
 }
 
 /// Whether some name of an order has no certificate yet in the order's cell. Where all have one the order keeps them alive.

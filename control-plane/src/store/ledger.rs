@@ -1,8 +1,4 @@
 //! The ledger's buckets and what orders under way have reserved of them; the arithmetic is [`crate::plan::ledger`]'s.
-//!
-//! - [`take_over`]: the requests that earlier releases counted, made into buckets.
-
-pub mod take_over;
 
 use std::collections::BTreeMap;
 
@@ -10,11 +6,12 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
 use super::{StoreError, WriteTx};
+use crate::clock::DAY_MS;
 use crate::plan::ledger::{At, Bucket, BucketKey, Charged, Level, Levels, LimitName, Need, Rate};
 
 /// How long an empty bucket is remembered: longer than any certificate lives, because one that was ever charged for a set
 /// says that an order for the same set is a renewal.
-const KEEP_MS: i64 = 400 * 24 * 3_600_000;
+const KEEP_MS: i64 = 400 * DAY_MS;
 
 /// The level of each need's bucket.
 ///
