@@ -134,6 +134,15 @@ pub fn without_user(authority: &str) -> &str {
     authority.rsplit('@').next().unwrap_or_default()
 }
 
+/// The host of an authority alone.
+pub fn host_of(authority: &str) -> &str {
+    let authority = without_user(authority);
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -194,6 +203,9 @@ mod tests {
             assert_eq!(Privacy::default().url(text.as_bytes()), wanted.as_bytes(), "{text}");
         }
         assert_eq!(without_user("user:pw@shop.example:8443"), "shop.example:8443");
+        for authority in ["user:pw@shop.example:8443", "shop.example:", "shop.example"] {
+            assert_eq!(host_of(authority), "shop.example");
+        }
     }
 
     #[test]

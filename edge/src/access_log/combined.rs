@@ -14,7 +14,7 @@ use time::{format_description::BorrowedFormatItem, macros::format_description};
 use super::{AccessRecord, cut};
 use crate::{
     exchange::Protocol,
-    privacy::{Privacy, without_user},
+    privacy::{Privacy, host_of},
 };
 
 const TIME: &[BorrowedFormatItem<'_>] =
@@ -44,12 +44,7 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
 /// The name that was served: programs make a file or a page of each, so none that is not ours.
 fn site_of(record: &AccessRecord) -> Option<DomainName> {
     record.host.as_ref()?;
-    let authority = without_user(record.authority.as_deref()?);
-    let name = match authority.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => authority,
-    };
-    DomainName::parse(name).ok()
+    DomainName::parse(host_of(record.authority.as_deref()?)).ok()
 }
 
 fn version(record: &AccessRecord) -> &'static str {

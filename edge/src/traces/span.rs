@@ -12,7 +12,7 @@ use crate::{
     cache::Outcome,
     exchange::Protocol,
     limits,
-    privacy::{Privacy, without_user},
+    privacy::{Privacy, host_of},
 };
 
 /// Of flags: that the parent is in another process is known, and that it is (trace.proto, `SpanFlags`).
@@ -142,14 +142,6 @@ fn version(record: &AccessRecord) -> &'static str {
         (Protocol::Http1, _) => "1.1",
         (Protocol::Http2, _) => "2",
         (Protocol::Http3, _) => "3",
-    }
-}
-
-fn host_of(authority: &str) -> &str {
-    let authority = without_user(authority);
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
     }
 }
 
