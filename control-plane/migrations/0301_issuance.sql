@@ -62,7 +62,10 @@ CREATE TABLE credentials (
     renew_at           INTEGER NOT NULL,  -- of an uploaded one: when its tenant is asked for the next
     created_at         INTEGER NOT NULL,
     custody            TEXT NOT NULL DEFAULT 'cell' CHECK (custody IN ('cell', 'uploaded')),
-    told               INTEGER NOT NULL DEFAULT 0 -- what its tenant has heard of its end: 0 nothing, 1 soon, 2 very soon, 3 over
+    is_rsa             INTEGER NOT NULL DEFAULT 0, -- of an uploaded one: 1: its key is an RSA key
+    stored_bytes       INTEGER NOT NULL DEFAULT 0, -- of an uploaded one: chain and sealed key, as they came
+    told               INTEGER NOT NULL DEFAULT 0, -- what its tenant has heard of its end: 0 nothing, 1 soon, 2 very soon, 3 over
+    tell_at            INTEGER            -- of an uploaded one: when there is more to tell; NULL: nothing more
 );
 -- A key that is made here belongs to one lineage. One that is brought is in each cell that serves its names, and may come again
 -- with its next certificate.

@@ -14,7 +14,7 @@ pub mod config;
 pub mod distribution;
 pub mod dns;
 pub mod http;
-mod limits;
+pub mod limits;
 mod metrics;
 mod parts;
 pub mod plan;

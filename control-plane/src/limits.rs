@@ -8,3 +8,7 @@ pub const ORDERS_IN_FLIGHT_MAX: usize = 32;
 pub const ORDERS_OF_TENANT_IN_FLIGHT_MAX: usize = 24;
 /// Of them, such as are pressing, as long as others could run: a revocation of all must not stop what is new.
 pub const PRESSING_ORDERS_IN_FLIGHT_MAX: usize = 24;
+
+/// Chains and sealed keys of the certificates that one tenant has uploaded, in all its cells together, bytes: some 8,000 of them.
+/// All are in every backup, and each edge of a cell holds those of the cell.
+pub const UPLOADED_BYTES_OF_TENANT_MAX: u64 = 64 << 20;

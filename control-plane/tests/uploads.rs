@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portico_cert_store::{CHAIN_LENGTH_MAX, EdgeId, KeyType, PrivateKey};
+use portico_control_plane::limits::UPLOADED_BYTES_OF_TENANT_MAX;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
@@ -238,6 +239,37 @@ async fn a_replaced_one_is_removed_without_its_successor() {
     assert!(!events(&stage, &token).await.contains(&"certificate.removed".to_owned()));
     assert_eq!(delete(&stage, &token, &id(&made[1]), "?leave_unserved=true").await.status, 204);
     assert_eq!(sealed(&stage, "live").await, [0_i64; 0]);
+}
+
+#[tokio::test]
+async fn a_tenants_uploads_take_no_more_than_their_bound() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &["shop.example", "www.shop.example"]).await;
+    let ca = Ca::new();
+    let body = |name: &str, days| {
+        let brought = ca.issue(&[name], KeyType::EcdsaP256, days);
+        ca.body(&[name], &brought)
+    };
+    taken(&stage, &one, &token, &body("shop.example", 90)).await;
+    // As if it had been as large as all may be.
+    let most = UPLOADED_BYTES_OF_TENANT_MAX.cast_signed();
+    let mut tx = stage.running.parts.store.begin().await.unwrap();
+    let filled =
+        sqlx::query("UPDATE credentials SET stored_bytes = ?").bind(most).execute(&mut *tx).await.unwrap();
+    assert_eq!(filled.rows_affected(), 1);
+    tx.commit().await.unwrap();
+    let refused = upload(&stage, &one, &token, &body("www.shop.example", 90)).await;
+    assert_eq!((refused.status, &refused.body["code"]), (409, &json!("uploads_full")), "{}", refused.text);
+    let detail = refused.body["detail"].as_str().unwrap();
+    assert!(detail.contains("tenant one") && detail.contains("portico cert rm"), "{detail}");
+    assert_eq!(domain(&stage, "www.shop.example").await["certificates"], json!([]), "nothing of it is kept");
+    // Its successor makes room, and what was replaced is forgotten before its time.
+    taken(&stage, &one, &token, &body("shop.example", 120)).await;
+    taken(&stage, &one, &token, &body("www.shop.example", 90)).await;
+    assert_eq!(sealed(&stage, "replaced").await, [0_i64; 0]);
+    // Another tenant's are not counted with them.
+    let (two, other) = tenant(&stage, "two", &["other.example"]).await;
+    taken(&stage, &two, &other, &body("other.example", 90)).await;
 }
 
 /// A pointer with its code.

@@ -1,4 +1,4 @@
-//! Every bound of the edge is hit by a test, and by name (promise P13): a limit that nobody has ever reached is a guess.
+//! Every bound of the edge, and those of the control plane's table, is hit by a test, and by name (promise P13): a limit that nobody has ever reached is a guess.
 //!
 //! The test that hits a limit says so by naming its constant, or the field of `Deadlines` that the constant is the default
 //! of. So a limit that is added, renamed or moved without its test fails here.
@@ -8,7 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the bounds stand.
-const TABLES: [&str; 3] = ["edge/src/limits.rs", "edge/src/live/limits.rs", "edge/src/control/limits.rs"];
+const TABLES: [&str; 4] = [
+    "edge/src/limits.rs",
+    "edge/src/live/limits.rs",
+    "edge/src/control/limits.rs",
+    "control-plane/src/limits.rs",
+];
 
 /// Not bounds on what comes from outside: how long and how often the edge itself does something, and what it asks of the
 /// kernel.
@@ -64,7 +69,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The words of all tests of the edge: of its `tests` folder, of `tests.rs` files, and of what stands behind
+/// The words of all tests of both services: of their `tests` folders, of `tests.rs` files, and of what stands behind
 /// `mod tests {` in a source.
 fn words_of_tests() -> BTreeSet<String> {
     let mut words = BTreeSet::new();
@@ -72,10 +77,11 @@ fn words_of_tests() -> BTreeSet<String> {
         let is_word = |character: char| character.is_ascii_alphanumeric() || character == '_';
         words.extend(text.split(|character| !is_word(character)).map(ToOwned::to_owned));
     };
-    for path in sources(&root().join("edge/tests")) {
+    for path in ["edge/tests", "control-plane/tests"].iter().flat_map(|folder| sources(&root().join(folder)))
+    {
         add(&fs::read_to_string(path).expect("a source file"));
     }
-    for path in sources(&root().join("edge/src")) {
+    for path in ["edge/src", "control-plane/src"].iter().flat_map(|folder| sources(&root().join(folder))) {
         let text = fs::read_to_string(&path).expect("a source file");
         if path.ends_with("tests.rs") {
             add(&text);

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portico_api::v1::{CertificateUpload, FieldError, UPLOAD_HOSTNAMES_MAX};
 use portico_cert_store::{
-    CellId, CertificateChain, CertificateFacts, CredentialId, Custody, DomainId, GroupId, LineageId,
-    NamePattern, SealContext, TenantId, Upload, UploadPart, check_certified_key,
+    CellId, CertificateFacts, CredentialId, Custody, DomainId, GroupId, LineageId, NamePattern, SealContext,
+    TenantId, Upload, UploadPart, check_certified_key,
 };
 use rustls::sign::CertifiedKey;
 
@@ -19,7 +19,8 @@ use super::App;
 use crate::clock::rfc3339;
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
-use crate::plan::timing;
+use crate::limits::UPLOADED_BYTES_OF_TENANT_MAX;
+use crate::plan::timing::{self, Ends};
 use crate::sealer::hex;
 use crate::store::credential::NewCredential;
 use crate::store::tenant::TenantRow;
@@ -83,7 +84,7 @@ pub(crate) async fn put(
     let kind = upload.chain.facts().key_type.is_rsa();
     let ids: Vec<DomainId> = wanted.names.values().copied().collect();
     let mut present = uploaded::of_domains(&mut write.tx, &ids).await?;
-    present.retain(|other| is_rsa(other) == Some(kind));
+    present.retain(|other| other.is_rsa() == kind);
     if let Some(same) = same(write, &present, &wanted, upload).await? {
         return Ok(Put::Same(same));
     }
@@ -113,7 +114,26 @@ pub(crate) async fn put(
         let left = left.into_iter().map(|(name, id)| (name.clone(), *id)).collect();
         leave(write, other, &left).await?;
     }
+    has_room(write, tenant).await?;
     Ok(Put::New(made))
+}
+
+/// Whether a tenant's uploads are within their bound. What is in use no more is forgotten before anything is refused for it.
+async fn has_room(write: &mut Write, tenant: &TenantRow) -> Answered<()> {
+    let bytes = uploaded::bytes_of(&mut write.tx, tenant.id).await?;
+    if bytes.kept > UPLOADED_BYTES_OF_TENANT_MAX {
+        uploaded::forget_replaced(&mut write.tx, tenant.id).await?;
+    }
+    if bytes.live <= UPLOADED_BYTES_OF_TENANT_MAX {
+        return Ok(());
+    }
+    let detail = format!(
+        "with this one the uploaded certificates of tenant {} would take {} bytes (chains and sealed keys, in each cell); at \
+         most {UPLOADED_BYTES_OF_TENANT_MAX}; remove those that are not needed (`portico cert rm`), or have one for several \
+         names, and upload it again",
+        tenant.spec.name, bytes.live
+    );
+    Err(Fault::conflict("uploads_full", detail))
 }
 
 /// The hostnames that it is for, and the cells that serve them.
@@ -271,6 +291,7 @@ async fn sealed(
     };
     let sealed_key = cell_key.seal(&upload.key, &context).map_err(|error| internal(&error))?;
     let (not_before, not_after) = (unix_ms(facts.not_before.as_secs()), unix_ms(facts.not_after.as_secs()));
+    let renew_at = timing::renew_at(not_before, not_after, app.parts.config.renewal.share, lineage);
     Ok(NewCredential {
         id,
         lineage,
@@ -286,8 +307,10 @@ async fn sealed(
         fingerprint_sha256: facts.fingerprint_sha256,
         not_before,
         not_after,
-        renew_at: timing::renew_at(not_before, not_after, app.parts.config.renewal.share, lineage),
+        renew_at,
         account: None,
+        is_rsa: facts.key_type.is_rsa(),
+        tell_at: timing::tell_at(&Ends { not_before, not_after, renew_at }, 0),
     })
 }
 
@@ -352,12 +375,6 @@ pub(crate) fn described(uploaded: &Uploaded) -> serde_json::Value {
         "not_after": first.map(|lineage| rfc3339(lineage.not_after)),
         "cells": uploaded.lineages.iter().map(|lineage| &lineage.cell).collect::<Vec<_>>(),
     })
-}
-
-/// `None` for a chain that this release cannot read.
-fn is_rsa(uploaded: &Uploaded) -> Option<bool> {
-    let chain = CertificateChain::parse_pem(uploaded.lineages.first()?.chain_pem.as_bytes()).ok()?;
-    Some(chain.facts().key_type.is_rsa())
 }
 
 fn unix_ms(seconds: u64) -> i64 {

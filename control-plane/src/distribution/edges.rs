@@ -275,10 +275,8 @@ async fn tell_of_uploaded_keys(
     epoch: u32,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    for found in uploaded::all(tx).await? {
-        let could_read =
-            |lineage: &&uploaded::UploadedLineage| lineage.cell == *cell && lineage.cell_key_epoch < epoch;
-        let Some(lineage) = found.lineages.iter().find(could_read) else { continue };
+    for found in uploaded::under_older_key(tx, cell, epoch).await? {
+        let Some(lineage) = found.lineages.first() else { continue };
         let names: Vec<&str> = lineage.names.keys().map(String::as_str).collect();
         let text = format!(
             "an edge that could read the uploaded key of {} was removed; upload a certificate with a new key",

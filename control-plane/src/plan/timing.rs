@@ -13,6 +13,37 @@ const SHORT_SHARE: f64 = 0.5;
 /// machine tries those again soon and slows down as [`after_failures`] does.
 const TRANSIENT_MS: [i64; 3] = [SECOND_MS, 5 * SECOND_MS, 20 * SECOND_MS];
 
+/// The second word about a certificate's end comes when this share of the lifetime is left.
+const VERY_SOON_SHARE: i64 = 10;
+
+/// When a certificate ends that its tenant has to replace. Unix milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub not_before: i64,
+    pub not_after: i64,
+    /// When the next one is asked for.
+    pub renew_at: i64,
+}
+
+/// All is said of an end.
+pub const TOLD_OVER: u8 = 3;
+
+/// What is to be said of an end by now: nothing (0), that it is near (1), very near (2), or past ([`TOLD_OVER`]).
+pub fn told_by(ends: &Ends, now_ms: i64) -> u8 {
+    (0..TOLD_OVER).find(|told| tell_at(ends, *told).is_some_and(|at| at > now_ms)).unwrap_or(TOLD_OVER)
+}
+
+/// When there is more to say to whom that much was told; `None`: never.
+pub fn tell_at(ends: &Ends, told: u8) -> Option<i64> {
+    let very_soon = ends.not_after - (ends.not_after - ends.not_before) / VERY_SOON_SHARE;
+    match told {
+        0 => Some(ends.renew_at.min(very_soon)),
+        1 => Some(very_soon),
+        2 => Some(ends.not_after),
+        _ => None,
+    }
+}
+
 /// The wait after `failures` failures in a row of the same names: 1 minute, 10 minutes, 100 minutes, then a day (what
 /// Let's Encrypt's integration guide asks of large users), each with up to a tenth added by `seed` so that what failed
 /// together is not tried together.
@@ -132,5 +163,17 @@ mod tests {
             let at = renew_at(start, start + life, share, LineageId::generate());
             prop_assert!(at >= start && at <= start + life);
         }
+    }
+
+    #[test]
+    fn an_end_is_told_three_times() {
+        let ends = Ends { not_before: 0, not_after: 90 * DAY_MS, renew_at: 60 * DAY_MS };
+        for (day, told) in [(0, 0), (59, 0), (60, 1), (80, 1), (81, 2), (89, 2), (90, 3), (900, 3)] {
+            assert_eq!(told_by(&ends, day * DAY_MS), told, "day {day}");
+        }
+        let times = (0..=TOLD_OVER).map(|told| tell_at(&ends, told).map(|at| at / DAY_MS));
+        assert_eq!(times.collect::<Vec<_>>(), [Some(60), Some(81), Some(90), None]);
+        let late = Ends { renew_at: 85 * DAY_MS, ..ends };
+        assert_eq!((tell_at(&late, 0), told_by(&late, 82 * DAY_MS)), (Some(81 * DAY_MS), 2));
     }
 }

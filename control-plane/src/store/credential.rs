@@ -27,6 +27,9 @@ pub struct NewCredential {
     pub renew_at: i64,
     /// URL of the account that ordered it.
     pub account: Option<String>,
+    pub is_rsa: bool,
+    /// When its tenant is to hear of its end; `None`: it is renewed here.
+    pub tell_at: Option<i64>,
 }
 
 /// What the API shows of a credential.
@@ -265,8 +268,9 @@ pub async fn live_of_lineage(
 pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
-         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody) \
-         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody, \
+         is_rsa, stored_bytes, tell_at) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id.to_string())
     .bind(new.lineage.to_string())
@@ -284,6 +288,9 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     .bind(&new.account)
     .bind(now_ms)
     .bind(new.custody.as_str())
+    .bind(new.is_rsa)
+    .bind(i64::try_from(new.chain_pem.len() + new.sealed_key.len()).unwrap_or(i64::MAX))
+    .bind(new.tell_at)
     .execute(&mut **tx)
     .await?;
     Ok(())

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use portico_api::distribution::ResourceKind;
 use portico_api::v1;
 use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, NamePattern, TenantId};
 use sqlx::Row;
@@ -13,6 +14,7 @@ use sqlx::{QueryBuilder, Sqlite};
 use super::credential::{self, NewCredential};
 use super::group::{self, GroupRow};
 use super::{StoreError, WriteTx, cell, from_id, from_json, push_ids};
+use crate::plan::timing::Ends;
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
 const IDS_PER_QUERY: usize = 500;
@@ -33,6 +35,15 @@ impl Uploaded {
     pub fn serves(&self, credential: CredentialId) -> bool {
         self.lineages.iter().any(|lineage| lineage.credential == credential)
     }
+
+    pub fn is_rsa(&self) -> bool {
+        self.lineages.iter().any(|lineage| lineage.is_rsa)
+    }
+
+    /// The domains of its hostnames.
+    pub fn domains(&self) -> impl Iterator<Item = DomainId> {
+        self.lineages.iter().flat_map(|lineage| lineage.names.values().copied())
+    }
 }
 
 /// It in one cell.
@@ -44,13 +55,19 @@ pub struct UploadedLineage {
     pub cell_key_epoch: u32,
     /// The hostnames that this cell serves.
     pub names: BTreeMap<String, DomainId>,
-    pub chain_pem: String,
+    pub is_rsa: bool,
     pub fingerprint_sha256: Vec<u8>,
     pub not_before: i64,
     pub not_after: i64,
     pub renew_at: i64,
     /// What the tenant has heard of its end.
     pub told: u8,
+}
+
+impl UploadedLineage {
+    pub fn ends(&self) -> Ends {
+        Ends { not_before: self.not_before, not_after: self.not_after, renew_at: self.renew_at }
+    }
 }
 
 /// Those in use for one of these domains.
@@ -79,16 +96,94 @@ pub async fn find(connection: &mut SqliteConnection, group: GroupId) -> Result<O
     Ok(gathered(connection, &rows).await?.pop())
 }
 
-/// All in use.
+/// Those of these groups that are in use.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<Uploaded>, StoreError> {
-    let rows = sqlx::query(SELECT).fetch_all(&mut *connection).await?;
+pub async fn of_groups(
+    connection: &mut SqliteConnection,
+    groups: &[GroupId],
+) -> Result<Vec<Uploaded>, StoreError> {
+    let mut found = Vec::with_capacity(groups.len());
+    for groups in groups.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" AND l.group_id IN (");
+        push_ids(&mut query, groups).push(")");
+        let rows = query.build().fetch_all(&mut *connection).await?;
+        found.extend(gathered(connection, &rows).await?);
+    }
+    Ok(found)
+}
+
+/// Those in one cell whose key is sealed under an older key of the cell; each with that lineage alone.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn under_older_key(
+    connection: &mut SqliteConnection,
+    cell: &CellId,
+    newest_epoch: u32,
+) -> Result<Vec<Uploaded>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    query.push(" AND l.cell = ").push_bind(cell.as_str());
+    query.push(" AND c.cell_key_epoch < ").push_bind(newest_epoch);
+    let rows = query.build().fetch_all(&mut *connection).await?;
     gathered(connection, &rows).await
 }
 
-const SELECT: &str = "SELECT l.id, l.group_id, l.cell, g.tenant_id, c.id AS credential_id, c.cell_key_epoch, c.chain_pem, \
+/// The groups of all in use.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn groups(connection: &mut SqliteConnection) -> Result<Vec<GroupId>, StoreError> {
+    let sql = "SELECT DISTINCT group_id FROM lineages WHERE custody = 'uploaded' AND retired_at IS NULL";
+    group_ids(sqlx::query_scalar(sql).fetch_all(connection).await?)
+}
+
+/// The groups of those in use with a domain that changed after `sequence`.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn groups_changed_after(
+    connection: &mut SqliteConnection,
+    sequence: u64,
+) -> Result<Vec<GroupId>, StoreError> {
+    // What changed is few as a rule, so it comes first (CROSS JOIN keeps the order).
+    let ids = sqlx::query_scalar(
+        "SELECT DISTINCT l.group_id FROM changes c CROSS JOIN lineage_names n ON n.domain_id = c.id \
+         CROSS JOIN lineages l ON l.id = n.lineage_id \
+         WHERE c.sequence > ? AND c.kind = ? AND l.custody = 'uploaded' AND l.retired_at IS NULL",
+    )
+    .bind(i64::try_from(sequence).unwrap_or(i64::MAX))
+    .bind(ResourceKind::Domain as i32)
+    .fetch_all(connection)
+    .await?;
+    group_ids(ids)
+}
+
+/// The groups of those in use of whose end there is more to tell by now.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn groups_to_tell(
+    connection: &mut SqliteConnection,
+    now_ms: i64,
+) -> Result<Vec<GroupId>, StoreError> {
+    let ids = sqlx::query_scalar(
+        "SELECT DISTINCT l.group_id FROM credentials c CROSS JOIN lineages l ON l.live_credential = c.id AND l.id = c.lineage_id \
+         WHERE c.custody = 'uploaded' AND c.state = 'live' AND c.tell_at <= ? AND l.retired_at IS NULL",
+    )
+    .bind(now_ms)
+    .fetch_all(connection)
+    .await?;
+    group_ids(ids)
+}
+
+fn group_ids(ids: Vec<String>) -> Result<Vec<GroupId>, StoreError> {
+    ids.iter().map(|id| from_id(id, "lineages")).collect()
+}
+
+const SELECT: &str = "SELECT l.id, l.group_id, l.cell, g.tenant_id, c.id AS credential_id, c.cell_key_epoch, c.is_rsa, \
      c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.told FROM lineages l JOIN groups g ON g.id = l.group_id \
      JOIN credentials c ON c.id = l.live_credential WHERE l.custody = 'uploaded' AND l.retired_at IS NULL";
 
@@ -127,7 +222,7 @@ fn lineage(row: &SqliteRow, names: BTreeMap<String, DomainId>) -> Result<Uploade
         credential: from_id(row.try_get("credential_id")?, "credentials")?,
         cell_key_epoch: row.try_get("cell_key_epoch")?,
         names,
-        chain_pem: row.try_get("chain_pem")?,
+        is_rsa: row.try_get("is_rsa")?,
         fingerprint_sha256: row.try_get("fingerprint_sha256")?,
         not_before: row.try_get("not_before")?,
         not_after: row.try_get("not_after")?,
@@ -296,14 +391,58 @@ pub async fn prune(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Notes what the tenant has heard of a certificate's end.
+/// Notes what the tenant has heard of a certificate's end, and when there is more to tell.
 ///
 /// # Errors
 /// The database's.
-pub async fn set_told(tx: &mut WriteTx, credential: CredentialId, told: u8) -> Result<(), StoreError> {
-    sqlx::query("UPDATE credentials SET told = ? WHERE id = ?")
+pub async fn set_told(
+    tx: &mut WriteTx,
+    credential: CredentialId,
+    told: u8,
+    tell_at: Option<i64>,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE credentials SET told = ?, tell_at = ? WHERE id = ?")
         .bind(told)
+        .bind(tell_at)
         .bind(credential.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// What a tenant's uploads take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadedBytes {
+    /// Of those in use.
+    pub live: u64,
+    /// Of all that are kept.
+    pub kept: u64,
+}
+
+/// # Errors
+/// The database's.
+pub async fn bytes_of(
+    connection: &mut SqliteConnection,
+    tenant: TenantId,
+) -> Result<UploadedBytes, StoreError> {
+    let row = sqlx::query(
+        "SELECT COALESCE(SUM(stored_bytes) FILTER (WHERE state = 'live'), 0) AS live, \
+         COALESCE(SUM(stored_bytes), 0) AS kept FROM credentials WHERE custody = 'uploaded' AND key_tenant = ?",
+    )
+    .bind(tenant.to_string())
+    .fetch_one(connection)
+    .await?;
+    let bytes = |column| Ok::<_, StoreError>(row.try_get::<i64, _>(column)?.unsigned_abs());
+    Ok(UploadedBytes { live: bytes("live")?, kept: bytes("kept")? })
+}
+
+/// Forgets those of a tenant that are in use no more, before their time.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_replaced(tx: &mut WriteTx, tenant: TenantId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND key_tenant = ?")
+        .bind(tenant.to_string())
         .execute(&mut **tx)
         .await?;
     Ok(())
@@ -359,25 +498,27 @@ pub async fn group_of(
     Ok(Some((from_id(row.try_get("group_id")?, "lineages")?, tenant, row.try_get("uploaded")?)))
 }
 
-/// The cells that are to serve each domain for which there is an uploaded certificate; those that are not served are left out.
+/// The cells that are to serve each of these domains; those that are not served are left out.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn served_cells(
     connection: &mut SqliteConnection,
+    domains: &[DomainId],
 ) -> Result<HashMap<DomainId, Vec<CellId>>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT DISTINCT d.id, d.spec, t.spec AS tenant_spec FROM lineages l \
-         JOIN lineage_names n ON n.lineage_id = l.id JOIN domains d ON d.id = n.domain_id \
-         JOIN tenants t ON t.id = d.tenant_id \
-         WHERE l.custody = 'uploaded' AND l.retired_at IS NULL AND d.deleted_at IS NULL AND d.served = 1",
-    )
-    .fetch_all(connection)
-    .await?;
-    let cells = |row: &SqliteRow| {
-        let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
-        let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
-        Ok((from_id(row.try_get("id")?, "domains")?, cell::of_domain(&spec.cells, &tenant.cells)))
-    };
-    rows.iter().map(cells).collect()
+    let mut served = HashMap::with_capacity(domains.len());
+    for domains in domains.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT d.id, d.spec, t.spec AS tenant_spec FROM domains d JOIN tenants t ON t.id = d.tenant_id \
+             WHERE d.deleted_at IS NULL AND d.served = 1 AND d.id IN (",
+        );
+        push_ids(&mut query, domains).push(")");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
+            let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
+            let cells = cell::of_domain(&spec.cells, &tenant.cells);
+            served.insert(from_id(row.try_get("id")?, "domains")?, cells);
+        }
+    }
+    Ok(served)
 }

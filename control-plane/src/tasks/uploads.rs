@@ -4,15 +4,16 @@
 //! A key leaves a cell when the last of its hostnames there has gone: deleted, proved by another tenant, or moved to other
 //! cells. Nothing is renewed here; after an end edges show what else there is by themselves.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use portico_cert_store::{CellId, DomainId};
+use portico_cert_store::{CellId, DomainId, GroupId};
 
 use crate::Parts;
 use crate::clock::{DAY_MS, HOUR_MS, rfc3339};
+use crate::plan::timing::{self, TOLD_OVER};
 use crate::store::uploaded::{self, Uploaded, UploadedLineage};
-use crate::store::{StoreError, WriteTx, event, group};
+use crate::store::{Store, StoreError, WriteTx, change, event, group};
 
 /// Ends are looked at so often, and what has changed at most so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -21,8 +22,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// What has been replaced or removed is listed for so long after it was uploaded; looked at once an hour.
 const KEPT_MS: i64 = 30 * DAY_MS;
 
-/// The second word about an end comes when this share of the lifetime is left.
-const VERY_SOON_SHARE: i64 = 10;
+/// Groups that are read at once.
+const TOGETHER: usize = 500;
 
 /// Runs until the control plane ends.
 ///
@@ -30,9 +31,9 @@ const VERY_SOON_SHARE: i64 = 10;
 /// None of its own: a round that fails is logged and done again.
 pub async fn run(parts: Parts) -> anyhow::Result<()> {
     let mut changes = parts.store.changes();
-    let mut pruned_at_ms = 0;
+    let (mut seen, mut pruned_at_ms) = (None, 0);
     loop {
-        if let Err(error) = round(&parts, &mut pruned_at_ms).await {
+        if let Err(error) = round(&parts, &mut seen, &mut pruned_at_ms).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "uploaded certificates could not be looked at"
@@ -50,31 +51,53 @@ pub async fn run(parts: Parts) -> anyhow::Result<()> {
     }
 }
 
-async fn round(parts: &Parts, pruned_at_ms: &mut i64) -> Result<(), StoreError> {
-    look(parts).await?;
+async fn round(parts: &Parts, seen: &mut Option<u64>, pruned_at_ms: &mut i64) -> Result<(), StoreError> {
+    look(&parts.store, parts.clock.now_ms(), seen).await?;
     prune(parts, pruned_at_ms).await
 }
 
-async fn look(parts: &Parts) -> Result<(), StoreError> {
-    let now = parts.clock.now_ms();
-    let mut read = parts.store.read().await?;
-    let all = uploaded::all(&mut read).await?;
-    let cells = uploaded::served_cells(&mut read).await?;
+/// Looks at those of which there is something to tell, and at those with a domain that changed since `seen`; at all where
+/// that is `None`. Answers how many these were.
+async fn look(store: &Store, now_ms: i64, seen: &mut Option<u64>) -> Result<usize, StoreError> {
+    let mut read = store.read().await?;
+    let newest = change::last_sequence(&mut read).await?;
+    let mut groups: BTreeSet<GroupId> = match *seen {
+        None => uploaded::groups(&mut read).await?,
+        Some(seen) if seen == newest => Vec::new(),
+        Some(seen) => uploaded::groups_changed_after(&mut read, seen).await?,
+    }
+    .into_iter()
+    .collect();
+    groups.extend(uploaded::groups_to_tell(&mut read, now_ms).await?);
+    let groups: Vec<GroupId> = groups.into_iter().collect();
+    let mut due = Vec::new();
+    for groups in groups.chunks(TOGETHER) {
+        let found = uploaded::of_groups(&mut read, groups).await?;
+        let domains: Vec<DomainId> = found.iter().flat_map(Uploaded::domains).collect();
+        let cells = uploaded::served_cells(&mut read, &domains).await?;
+        due.extend(found.iter().filter(|found| is_due(found, &cells, now_ms)).map(|found| found.group));
+    }
     drop(read);
-    let is_due = |lineage: &UploadedLineage| {
-        word(lineage, now) > lineage.told || staying(&cells, lineage).len() < lineage.names.len()
-    };
-    for group in all.iter().filter(|found| found.lineages.iter().any(is_due)).map(|found| found.group) {
-        let mut tx = parts.store.begin().await?;
+    for group in due {
+        let mut tx = store.begin().await?;
         // Anew: it may have been replaced since.
         if let Some(found) = uploaded::find(&mut tx, group).await? {
-            let cells = uploaded::served_cells(&mut tx).await?;
-            tell(&mut tx, &found, now).await?;
-            withdraw(&mut tx, &found, &cells, now).await?;
+            let domains: Vec<DomainId> = found.domains().collect();
+            let cells = uploaded::served_cells(&mut tx, &domains).await?;
+            tell(&mut tx, &found, now_ms).await?;
+            withdraw(&mut tx, &found, &cells, now_ms).await?;
         }
         tx.commit().await?;
     }
-    Ok(())
+    *seen = Some(newest);
+    Ok(groups.len())
+}
+
+fn is_due(found: &Uploaded, cells: &Cells, now_ms: i64) -> bool {
+    found.lineages.iter().any(|lineage| {
+        timing::told_by(&lineage.ends(), now_ms) > lineage.told
+            || staying(cells, lineage).len() < lineage.names.len()
+    })
 }
 
 async fn prune(parts: &Parts, pruned_at_ms: &mut i64) -> Result<(), StoreError> {
@@ -119,11 +142,13 @@ async fn withdraw(tx: &mut WriteTx, found: &Uploaded, cells: &Cells, now_ms: i64
 }
 
 async fn tell(tx: &mut WriteTx, found: &Uploaded, now_ms: i64) -> Result<(), StoreError> {
-    let Some(first) = found.lineages.first() else { return Ok(()) };
-    let words = word(first, now_ms);
-    if words > first.told {
+    // Its cells are asked for the next at moments apart; the first of them counts.
+    let words = found.lineages.iter().map(|lineage| timing::told_by(&lineage.ends(), now_ms)).max();
+    let told = found.lineages.iter().map(|lineage| lineage.told).max();
+    let (Some(words), Some(told), Some(first)) = (words, told, found.lineages.first()) else { return Ok(()) };
+    if words > told {
         let ends = rfc3339(first.not_after);
-        let (kind, text) = if words == OVER {
+        let (kind, text) = if words == TOLD_OVER {
             ("certificate.expired", format!("the uploaded certificate of {} ended at {ends}", listed(found)))
         } else {
             let text =
@@ -132,24 +157,12 @@ async fn tell(tx: &mut WriteTx, found: &Uploaded, now_ms: i64) -> Result<(), Sto
         };
         event::append(tx, kind, Some(found.tenant), &subject(found), &text, now_ms).await?;
     }
+    let told = words.max(told);
     for lineage in &found.lineages {
-        uploaded::set_told(tx, lineage.credential, words.max(lineage.told)).await?;
+        let next = timing::tell_at(&lineage.ends(), told);
+        uploaded::set_told(tx, lineage.credential, told, next).await?;
     }
     Ok(())
-}
-
-const OVER: u8 = 3;
-
-/// What is to be said of an end by now: nothing (0), that it is near (1), very near (2), or past.
-fn word(lineage: &UploadedLineage, now_ms: i64) -> u8 {
-    let very_soon = lineage.not_after - (lineage.not_after - lineage.not_before) / VERY_SOON_SHARE;
-    if lineage.not_after <= now_ms {
-        OVER
-    } else if very_soon <= now_ms {
-        2
-    } else {
-        u8::from(lineage.renew_at <= now_ms)
-    }
 }
 
 fn subject(found: &Uploaded) -> String {
@@ -159,3 +172,6 @@ fn subject(found: &Uploaded) -> String {
 fn listed(found: &Uploaded) -> String {
     found.names.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,6 +141,8 @@ fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f6
         not_after,
         renew_at: timing::renew_at(not_before, not_after, share, row.lineage),
         account: None,
+        is_rsa: facts.key_type.is_rsa(),
+        tell_at: None,
     }
 }
 
