@@ -371,6 +371,7 @@ async fn a_tenant_sets_rules_and_maintenance_itself_and_a_wrong_one_changes_noth
         (json!({ "routes": late }), "/routes/3/path_prefix", "unreachable"),
         (json!({ "routes": forbidden }), "/routes/0/request_headers/set/x-forwarded-for", "header_refused"),
         (json!({ "hsts_preload": true }), "/hsts_preload", "incomplete"),
+        (json!({ "early_data": true, "http3": false }), "/early_data", "conflict"),
         (
             json!({ "maintenance": { "retry_after_seconds": 0 } }),
             "/maintenance/retry_after_seconds",

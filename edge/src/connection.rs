@@ -96,5 +96,6 @@ fn context(
         budget: ConnectionBudget::default(),
         source,
         trusted: bound.config.trusted_proxies.clone(),
+        early: None,
     })
 }

@@ -19,6 +19,7 @@ use http::{
 };
 
 mod challenge;
+mod early;
 mod end;
 mod grpc;
 mod page;
@@ -27,6 +28,8 @@ mod proof;
 mod rewrite;
 mod tally;
 
+pub(crate) use early::EARLY_DATA;
+pub use early::Handshaking;
 pub use end::ExchangeEnd;
 pub(crate) use tally::Tally;
 
@@ -79,6 +82,8 @@ pub struct ConnectionContext {
     pub source: Source,
     /// Whose word counts on who asks.
     pub trusted: Option<Arc<TrustedProxies>>,
+    /// Set: requests may come before the end of the handshake.
+    pub early: Option<Rc<Handshaking>>,
 }
 
 impl ConnectionContext {
@@ -209,6 +214,7 @@ async fn answer(
     if !host.served {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "not_served"));
     }
+    let early = early::may_go_on(&parts, &body, context, &host).await?;
     match host.tenant.begin_exchange(&live.fleet.load().tenant_limits) {
         Ok(share) => {
             body.set_most(share.request_body_bytes_max);
@@ -234,9 +240,31 @@ async fn answer(
     if context.protocol != Protocol::Http1 && says_empty(&parts) && !body.turns_out_empty().await {
         return Ok(Answer::page(StatusCode::BAD_REQUEST, "body_beyond_length"));
     }
-    let mut answer = follow_route(parts, body, context, (&host, &authority), &visitor, end).await?;
+    let mut answer = match early {
+        false => follow_route(parts, body, context, (&host, &authority), &visitor, end).await?,
+        true => follow_early(parts, context, (&host, &authority), &visitor, end).await?,
+    };
     add_policy_headers(&mut answer, context, &visitor, &host);
     Ok(answer)
+}
+
+/// A request without a body, before the end of its connection's handshake.
+async fn follow_early(
+    mut parts: Parts,
+    context: &Rc<ConnectionContext>,
+    asking: (&Arc<Host>, &Authority),
+    visitor: &Arc<Visitor>,
+    end: &mut ExchangeEnd,
+) -> Result<Answer, Dropped> {
+    // One that was early for a proxy before us is not made good by our handshake.
+    let again = (!parts.headers.contains_key(EARLY_DATA)).then(|| parts.clone());
+    early::mark(&mut parts);
+    let answer = follow_route(parts, RequestBody::empty(), context, asking, visitor, end).await?;
+    let (Some(parts), StatusCode::TOO_EARLY) = (again, answer.response.status()) else { return Ok(answer) };
+    // To be asked again when the handshake has ended (RFC 8470 section 5.2): better by us than by the client.
+    drop(answer);
+    early::wait(context).await?;
+    follow_route(parts, RequestBody::empty(), context, asking, visitor, end).await
 }
 
 /// Such a body is taken for none by those who read the length; frames that are there all the same would be dropped.

@@ -77,6 +77,11 @@ impl Default for Deadlines {
 
 /// Bytes read from a client before its ClientHello is complete. Post-quantum hellos are near 2 KiB; a TLS record is 16 KiB.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024 + 5;
+/// Sessions of names that take early data: a name has its own in one of so many shards, each with so many at most, of so many
+/// bytes at most. All together 32 MiB, and half as much again for what finds them; a handshake each fills them.
+pub const SESSION_SHARDS: usize = 64;
+pub const SESSIONS_PER_SHARD_MAX: usize = 1024;
+pub const SESSION_BYTES_MAX: usize = 512;
 /// Certificates that are kept compressed for the whole process, each with its plain form and about 2 KiB, and those that were
 /// seen once, which take 100 bytes.
 pub const CERTIFICATE_COMPRESSIONS_MAX: usize = 16 * 1024;

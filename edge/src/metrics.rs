@@ -26,6 +26,7 @@ pub mod names {
     pub const CONNECTIONS_EVICTED: &str = "portico_edge_connections_evicted_total";
     pub const ACCEPT_ERRORS: &str = "portico_edge_accept_errors_total";
     pub const CONNECTIONS_EXPIRED: &str = "portico_edge_connections_expired_total";
+    pub const EARLY_REQUESTS: &str = "portico_edge_early_requests_total";
     pub const CONNECTIONS_ABUSIVE: &str = "portico_edge_connections_abusive_total";
     pub const QUIC_RETRIES: &str = "portico_edge_quic_retries_total";
     pub const QUIC_FORWARDED: &str = "portico_edge_quic_forwarded_packets_total";
@@ -168,6 +169,9 @@ pub struct Metrics {
     connections_evicted: [Counter; Evicted::ALL.len()],
     pub accept_errors: Counter,
     pub connections_expired: Counter,
+    /// Requests before the end of a handshake: acted on at once, and those that waited for it.
+    pub early_served: Counter,
+    pub early_waited: Counter,
     pub connections_abusive: Counter,
     pub streams_stalled: Counter,
     pub quic_retries: Counter,
@@ -229,6 +233,8 @@ impl Metrics {
                 .map(|evicted| counter!(names::CONNECTIONS_EVICTED, "reason" => evicted.as_str())),
             accept_errors: counter!(names::ACCEPT_ERRORS),
             connections_expired: counter!(names::CONNECTIONS_EXPIRED),
+            early_served: counter!(names::EARLY_REQUESTS, "result" => "served"),
+            early_waited: counter!(names::EARLY_REQUESTS, "result" => "waited"),
             connections_abusive: counter!(names::CONNECTIONS_ABUSIVE),
             quic_retries: counter!(names::QUIC_RETRIES),
             quic_forwarded: counter!(names::QUIC_FORWARDED, "result" => "sent"),
@@ -401,6 +407,10 @@ fn describe() {
     );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
     describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");
+    describe_counter!(
+        names::EARLY_REQUESTS,
+        "requests before the end of a handshake: acted on at once, or held till then"
+    );
     describe_counter!(
         names::CONNECTIONS_ABUSIVE,
         "client connections closed because their frames or given-up requests made work for nothing"

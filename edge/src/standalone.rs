@@ -295,6 +295,7 @@ impl Draft {
             routes: self.routes.into(),
             policy: TlsPolicy::default(),
             client_auth: None,
+            early_data: false,
             hsts: self.hsts,
             https_redirect: !self.plain_http,
             maintenance: self.maintenance,
@@ -306,7 +307,10 @@ impl Draft {
 impl Site {
     fn under(self, tls: Option<&TlsSection>) -> Self {
         match tls {
-            Some(tls) => Self { policy: tls.policy, client_auth: tls.client_auth.clone(), ..self },
+            Some(tls) => {
+                let TlsSection { host: _, policy, client_auth, early_data } = tls.clone();
+                Self { policy, client_auth, early_data, ..self }
+            }
             None => self,
         }
     }

@@ -93,6 +93,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
         http2_off: true,
         http3_off: true,
         client_certificates: None,
+        early_data: true,
     });
     domain_body.routes.extend([
         route(wire::route::Action::Proxy(wire::Proxy {

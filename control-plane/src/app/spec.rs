@@ -57,6 +57,7 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
     }
     errors.extend(hsts(spec));
     errors.extend(client_certificates(spec));
+    errors.extend(early_data(spec));
     errors.extend(spec.maintenance.iter().flat_map(maintenance));
     errors.extend(route::check_all(&spec.routes, policy, grants));
     let size = serde_json::to_vec(&spec.routes).map_or(usize::MAX, |text| text.len());
@@ -92,6 +93,17 @@ fn client_certificates(spec: &DomainSpec) -> Vec<FieldError> {
         errors.push(field("/https_redirect", "conflict", message));
     }
     errors
+}
+
+fn early_data(spec: &DomainSpec) -> Option<FieldError> {
+    let why = match (spec.early_data, spec.http3, &spec.client_certificates) {
+        (false, _, _) | (true, true, None) => return None,
+        (true, false, _) => "early data comes over HTTP/3 only; set http3 to true, or leave early_data out",
+        (true, true, Some(_)) => {
+            "what comes before the end of the handshake comes before the client's certificate; leave early_data out"
+        }
+    };
+    Some(field("/early_data", "conflict", why))
 }
 
 fn maintenance(asked: &Maintenance) -> Vec<FieldError> {

@@ -296,6 +296,7 @@ fn wire_tls(spec: &v1::DomainSpec) -> wire::TlsPolicy {
         http2_off: !spec.http2,
         http3_off: !spec.http3,
         client_certificates: asked,
+        early_data: spec.early_data,
     }
 }
 
@@ -396,6 +397,9 @@ mod tests {
         row.spec.http3 = false;
         let tls = |row: &DomainRow| body::<wire::Domain>(&domain(row, 1).unwrap()).tls.unwrap();
         assert_eq!((tls(&row).minimum_version(), tls(&row).http3_off), (TlsVersion::TlsVersion13, true));
+        assert!(!tls(&row).early_data);
+        row.spec.early_data = true;
+        assert!(tls(&row).early_data);
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let authority = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock,
-    exchange::{Answer, ConnectionContext, Dropped},
+    exchange::{Answer, ConnectionContext, Dropped, EARLY_DATA},
     http::{
         authority::Authority,
         body::{OriginBody, RequestBody, ResponseSource},
@@ -301,7 +301,7 @@ impl Exchange {
             return Ok(self.stale(&stale, now, "stale-if-error"));
         }
         if answer.response.status() != StatusCode::NOT_MODIFIED {
-            if !answer.response.status().is_server_error() {
+            if !answer.response.status().is_server_error() && !self.was_too_early(&answer) {
                 self.cache.store.remove(&stale);
             }
             return Ok(self.keep(leading, answer, timing));
@@ -389,8 +389,17 @@ impl Exchange {
         put(&self.cache, leading, stored);
     }
 
+    /// Says when this request came (RFC 8470 section 5.2), and nothing of the page.
+    fn was_too_early(&self, answer: &Answer) -> bool {
+        answer.response.status() == StatusCode::TOO_EARLY && self.parts.headers.contains_key(EARLY_DATA)
+    }
+
     /// Passes an answer on, and keeps it if it may be kept.
     fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing) -> Answer {
+        if self.was_too_early(&answer) {
+            drop(leading); // who waits for it goes on in its place
+            return labelled(answer, Told::detailed(Outcome::NotKept, "too_early"));
+        }
         let wanted = match self.plan(&answer, timing) {
             Ok(wanted) => wanted,
             Err(why) => {

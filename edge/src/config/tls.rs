@@ -16,6 +16,8 @@ pub struct TlsSection {
     pub host: Option<NamePattern>,
     pub policy: TlsPolicy,
     pub client_auth: Option<Arc<ClientAuth>>,
+    /// Safe requests are taken before the handshake has ended, over HTTP/3.
+    pub early_data: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -28,6 +30,7 @@ pub(super) struct RawTls {
     http2: bool,
     #[serde(default = "yes")]
     http3: bool,
+    early_data: Option<Spanned<bool>>,
     client_certificates: Option<Spanned<ClientCertificateMode>>,
     client_ca_file: Option<Spanned<PathBuf>>,
 }
@@ -63,9 +66,22 @@ pub(super) fn check(source: Source<'_>, raw: &[Spanned<RawTls>]) -> Result<Vec<T
             http3: raw.http3,
             client_certificates: client_auth.as_ref().map(|auth| auth.policy()),
         };
-        sections.push(TlsSection { host, policy, client_auth });
+        let early_data = early_data(source, raw)?;
+        sections.push(TlsSection { host, policy, client_auth, early_data });
     }
     Ok(sections)
+}
+
+fn early_data(source: Source<'_>, raw: &RawTls) -> Result<bool, ConfigError> {
+    let Some(wish) = raw.early_data.as_ref().filter(|wish| *wish.get_ref()) else { return Ok(false) };
+    let problem = match (raw.http3, &raw.client_certificates) {
+        (true, None) => return Ok(true),
+        (false, _) => "early data comes over HTTP/3 only: remove it, or http3 = false",
+        (true, Some(_)) => {
+            "what comes before the end of the handshake comes before the client's certificate: remove one of them"
+        }
+    };
+    Err(source.error(Some(wish.span()), problem.into()))
 }
 
 fn client_auth(source: Source<'_>, raw: &RawTls) -> Result<Option<Arc<ClientAuth>>, ConfigError> {
@@ -125,7 +141,7 @@ mod tests {
         let sections = parse(
             folder.path(),
             "[[tls]]\nhost = \"*\"\nhttp3 = false\n[[tls]]\nhost = \"*.a.example\"\nminimum_version = \"1.3\"\n\
-             [[tls]]\nhost = \"x.a.example\"\nclient_certificates = \"require\"\nclient_ca_file = \"clients.pem\"\n",
+             early_data = true\n[[tls]]\nhost = \"x.a.example\"\nclient_certificates = \"require\"\nclient_ca_file = \"clients.pem\"\n",
         )
         .unwrap();
         let of = |name: &str| TlsSection::of(&sections, &NamePattern::parse(name).unwrap()).unwrap();
@@ -134,6 +150,7 @@ mod tests {
         assert_eq!(of("y.a.example").policy.minimum_version, TlsVersion::Tls13);
         assert_eq!(of("*.a.example").policy.minimum_version, TlsVersion::Tls13);
         assert!(!of("b.example").policy.http3 && of("b.example").policy.http2);
+        assert!(of("y.a.example").early_data && !of("x.a.example").early_data && !of("b.example").early_data);
         assert!(TlsSection::of(&sections[1..], &NamePattern::parse("b.example").unwrap()).is_none());
     }
 
@@ -149,6 +166,13 @@ mod tests {
             ("[[tls]]\nhost = \"*\"\n[[tls]]\nhost = \"*\"\n", "7:8", "already; remove one"),
             ("[[tls]]\nhost = \"*\"\nminimum_version = \"1.1\"\n", "6:19", "1.1"),
             ("[[tls]]\nhost = \"*\"\nhttp4 = true\n", "6:1", "unknown field"),
+            ("[[tls]]\nhost = \"*\"\nhttp3 = false\nearly_data = true\n", "7:14", "over HTTP/3 only"),
+            (
+                "[[tls]]\nhost = \"*\"\nearly_data = true\nclient_certificates = \"require\"\n\
+                 client_ca_file = \"clients.pem\"\n",
+                "6:14",
+                "before the client's certificate",
+            ),
             ("[[tls]]\nhost = \"*\"\nclient_certificates = \"maybe\"\n", "6:23", "maybe"),
             ("[[tls]]\nhost = \"*\"\nclient_certificates = \"require\"\n", "6:23", "add client_ca_file"),
             ("[[tls]]\nhost = \"*\"\nclient_ca_file = \"empty.pem\"\n", "6:18", "add client_certificates"),

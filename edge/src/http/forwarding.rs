@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{trace_context, visitor::Visitor};
 use crate::{
-    exchange::Protocol,
+    exchange::{EARLY_DATA, Protocol},
     limits,
     tls::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity},
 };
@@ -43,7 +43,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Fields that origins believe and clients forge; we set some of them and drop all others.
-const FORGEABLE: [HeaderName; 21] = [
+const FORGEABLE: [HeaderName; 20] = [
     header::FORWARDED,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("x-forwarded-host"),
@@ -57,7 +57,6 @@ const FORGEABLE: [HeaderName; 21] = [
     HeaderName::from_static("x-real-ip"),
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("early-data"),
     CLIENT_CERT,
     CLIENT_CERT_SUBJECT,
     CLIENT_CERT_SHA256,
@@ -96,6 +95,10 @@ pub fn request_headers(
     headers.insert(header::HOST, host.clone());
     if keeps_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    // Who has it says that it may come twice, which nobody on the way can take back; whatever it says (RFC 8470 section 5.1).
+    if headers.contains_key(EARLY_DATA) {
+        headers.insert(EARLY_DATA, HeaderValue::from_static("1"));
     }
     add_forwarded(&mut headers, facts);
     trace_context::hand_on(&mut headers, facts.visitor.unique, facts.visitor.span);

@@ -35,6 +35,8 @@ pub struct Host {
     pub policy: TlsPolicy,
     /// What `policy` asks of clients, in full.
     pub client_auth: Option<Arc<ClientAuth>>,
+    /// Safe requests are taken before the handshake has ended, over HTTP/3.
+    pub early_data: bool,
     /// Set while an order of that account is open: `token.thumbprint` answers any HTTP-01 token.
     pub acme_thumbprint: Option<Box<str>>,
     /// Control of the name is proved; otherwise only challenges are answered.

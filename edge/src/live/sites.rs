@@ -40,6 +40,8 @@ pub struct Site {
     pub policy: TlsPolicy,
     /// What `policy` asks of clients, in full.
     pub client_auth: Option<Arc<ClientAuth>>,
+    /// Safe requests are taken before the handshake has ended, over HTTP/3.
+    pub early_data: bool,
     pub hsts: Hsts,
     pub https_redirect: bool,
     pub maintenance: Option<Maintenance>,
@@ -296,6 +298,7 @@ impl Sites {
             routes: site.map(|site| Arc::clone(&site.routes)).unwrap_or_default(),
             policy,
             client_auth: site.and_then(|site| site.client_auth.clone()),
+            early_data: site.is_some_and(|site| site.early_data),
             suspension: None,
             acme_thumbprint: None,
             served: true,

@@ -22,7 +22,7 @@ use crate::{clock, limits};
 
 pub(crate) struct Asking {
     tickets: Arc<Tickets>,
-    /// Absent: nothing is asked. Over QUIC it is known only when the ClientHello is there.
+    /// Absent: nothing is asked.
     auth: OnceLock<Arc<ClientAuth>>,
     /// Unix seconds: until when the client's certificates are good.
     good_until: AtomicU64,

@@ -1,14 +1,13 @@
 //! Server configurations: a few bases made at start, one small clone per connection that carries the chosen key.
 //!
 //! A clone is about 0.3 KB (a default configuration with its session cache: 32 KB). Where clients are asked for
-//! certificates, and over QUIC, whose sessions begin before it is known who is asked for, a configuration is made for the
-//! connection, because a clone cannot get another verifier. AES-128-GCM comes first and the
+//! certificates, a configuration is made for the connection, because a clone cannot get another verifier. AES-128-GCM comes first and the
 //! server's order counts: SHA-384, which AES-256-GCM brings along, has no hardware path and costs a fifth of a handshake.
 //! Only a client that leads with ChaCha20 gets ChaCha20, because it has no AES instructions.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
-use portico_cert_store::TlsVersion;
+use portico_cert_store::{DomainId, TlsVersion};
 use rustls::{
     ServerConfig, SupportedCipherSuite,
     compress::{CertCompressor, CompressionCache},
@@ -20,7 +19,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::{Asking, CertificateCompressions, Shown, Tickets};
+use super::{
+    Asking, CertificateCompressions, Shown, Tickets,
+    sessions::{Sessions, SessionsOf},
+};
 
 /// The protocols that ALPN may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +43,13 @@ pub struct TlsConfigs {
     providers: [Arc<CryptoProvider>; 2],
     /// \[minimum version 1.3\]\[ChaCha first\]\[ALPN\]
     bases: [[[ServerConfig; 2]; 2]; 2],
+    /// For QUIC: \[ChaCha first\]
+    quic: [ServerConfig; 2],
     challenge: ServerConfig,
     tickets: Arc<Tickets>,
     compressions: &'static CertificateCompressions,
     compressors: Compressors,
+    sessions: Arc<Sessions>,
 }
 
 type Compressors = Vec<&'static dyn CertCompressor>;
@@ -68,10 +73,17 @@ impl TlsConfigs {
                 })
             })
         });
+        // QUIC has no TLS 1.2 (RFC 9001 section 4.2).
+        let quic = [0, 1].map(|order| {
+            let mut base = base(&providers[order], TlsVersion::Tls13, Alpn::Http3, &nothing, &compressors);
+            base.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
+            base
+        });
         let mut challenge = base(&providers[0], TlsVersion::Tls12, Alpn::AcmeTls, &nothing, &compressors);
         challenge.send_tls13_tickets = 0;
         challenge.ticketer = Arc::new(NoTickets);
-        Ok(Self { providers, bases, challenge, tickets, compressions, compressors })
+        let sessions = Arc::default();
+        Ok(Self { providers, bases, quic, challenge, tickets, compressions, compressors, sessions })
     }
 
     /// The configuration of one connection over TCP.
@@ -92,16 +104,40 @@ impl TlsConfigs {
         }
     }
 
-    /// For QUIC, whose sessions begin before the ClientHello is there: `resolver` chooses when it is, and may tell
-    /// `asking`. QUIC has no TLS 1.2 (RFC 9001 section 4.2).
-    pub(crate) fn resolving(
+    /// The configuration of one connection over QUIC; `early` are the sessions of a name that takes early data.
+    pub(crate) fn serving_quic(
         &self,
-        resolver: Arc<dyn ResolvesServerCert>,
-        asking: &Arc<Asking>,
+        shown: &Shown,
+        prefers_chacha: bool,
+        key: Arc<CertifiedKey>,
+        early: Option<SessionsOf>,
     ) -> Arc<ServerConfig> {
-        let mut config = base(&self.providers[0], TlsVersion::Tls13, Alpn::Http3, asking, &self.compressors);
-        config.cert_resolver = resolver;
-        Arc::new(config)
+        let order = usize::from(prefers_chacha);
+        if let Some(auth) = &shown.client_auth {
+            let asking = Asking::nothing(Arc::clone(&self.tickets));
+            asking.ask(Arc::clone(auth));
+            let (provider, tls13) = (&self.providers[order], TlsVersion::Tls13);
+            return with_key(base(provider, tls13, Alpn::Http3, &asking, &self.compressors), key);
+        }
+        let mut config = self.quic[order].clone();
+        if let Some(sessions) = early {
+            // Early data goes with sessions that are kept, and thus used once; never with tickets.
+            config.ticketer = Arc::new(NoTickets);
+            config.session_storage = Arc::new(sessions);
+            // The only bound that QUIC knows (RFC 9001 section 4.6.1); what may come is bounded by flow control.
+            config.max_early_data_size = u32::MAX;
+        }
+        with_key(config, key)
+    }
+
+    /// The kept sessions of a name, as one client's address may use them.
+    pub(crate) fn sessions_of(&self, domain: DomainId, client: IpAddr) -> SessionsOf {
+        SessionsOf { domain, client, sessions: Arc::clone(&self.sessions) }
+    }
+
+    /// For packets that come before a name is known.
+    pub(crate) fn before_choice(&self) -> Arc<ServerConfig> {
+        Arc::new(self.quic[0].clone())
     }
 
     /// For a CA that validates by TLS-ALPN-01.
@@ -194,7 +230,7 @@ impl Alpn {
     }
 }
 
-/// For a CA, which comes once.
+/// For a CA, which comes once, and where sessions are kept.
 #[derive(Debug)]
 struct NoTickets;
 

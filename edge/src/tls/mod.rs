@@ -4,13 +4,16 @@
 //! whole. The choice itself ([`select`]) is pure and shared with QUIC: name, index, policy in, a `ServerConfig` or a
 //! refusal out. No lock, no disk and no other thread is waited for on the way (promise P1).
 //!
-//! Deliberately absent: session storage (tickets only, so that workers share nothing) and early data (replay).
+//! Sessions go by tickets, so that workers share nothing; except for names that take early data, whose sessions are kept and
+//! used once ([`sessions`]). Deliberately absent: early data over TCP. tokio-rustls gives a server its stream only when the
+//! handshake has ended, and a request that waits for that has gained nothing.
 
 mod asking;
 mod client_identity;
 mod compression;
 mod configs;
 mod hello;
+pub(crate) mod sessions;
 mod tickets;
 
 use std::{io, sync::Arc, time::Duration};

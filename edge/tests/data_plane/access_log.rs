@@ -114,7 +114,7 @@ fn combined_lines_are_read_by_the_rules_of_others_and_cannot_be_forged() {
 fn a_line_tells_of_the_handshake_and_of_both_bodies() {
     on_each_backend(|backend| {
         let origin = Origin::echoing();
-        let mut edge = TestEdge::start(backend);
+        let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
         let route = proxy_to(&origin.url());
         edge.serve_with(&[HOST, "www.shop.example"], &[origin.grant()], |domain| {
             domain.routes = vec![route.clone()];
@@ -141,6 +141,10 @@ fn a_line_tells_of_the_handshake_and_of_both_bodies() {
         assert_eq!(plain(edge.http).get(HOST, "/").status, 301);
         let line = edge.log_lines(5).remove(4);
         assert!(line["tls_version"].is_null() && line["tls_resumed"].is_null() && line["sni"].is_null());
+        assert_eq!(http3_get(edge.https, Some(HOST), "www.shop.example", "/"), Ok(200));
+        let line = edge.log_lines(6).remove(5);
+        assert_eq!((&line["protocol"], &line["sni"]), (&"h3".into(), &HOST.into()));
+        assert_eq!((&line["tls_version"], &line["tls_resumed"]), (&"1.3".into(), &false.into()));
     });
 }
 

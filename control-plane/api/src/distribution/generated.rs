@@ -519,6 +519,9 @@ pub struct TlsPolicy {
     /// field refuses the domain instead of serving it to anybody.
     #[prost(message, optional, tag = "4")]
     pub client_certificates: ::core::option::Option<ClientCertificates>,
+    /// Safe requests are taken before the handshake has ended, over HTTP/3 (RFC 8470). Names that share a certificate may differ in it.
+    #[prost(bool, tag = "5")]
+    pub early_data: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientCertificates {

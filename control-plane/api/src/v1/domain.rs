@@ -69,6 +69,10 @@ pub struct DomainSpec {
     /// HTTP/3 is offered to clients, where an edge has it.
     #[serde(default = "yes")]
     pub http3: bool,
+    /// GET, HEAD and OPTIONS without a body are taken before the handshake has ended (0-RTT), over HTTP/3, and go to origins with
+    /// `Early-Data: 1` (RFC 8470): such a request may come twice. Needs `http3`, and is not to be had with `client_certificates`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early_data: bool,
     /// Set: clients are asked for a certificate (mTLS). `null` in a patch ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificates: Option<ClientCertificates>,
@@ -103,6 +107,7 @@ impl DomainSpec {
             minimum_tls: MinimumTls::default(),
             http2: true,
             http3: true,
+            early_data: false,
             client_certificates: None,
             hsts_max_age_seconds: 0,
             hsts_include_subdomains: false,

@@ -46,6 +46,9 @@ struct TlsArgs {
     /// Offer HTTP/3, where an edge has it (true, from the start)
     #[arg(long, value_name = "BOOL")]
     http3: Option<bool>,
+    /// Take safe requests before the handshake has ended (0-RTT), over HTTP/3 (false, from the start)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    early_data: Option<bool>,
     /// Ask clients for a certificate: require, optional or off; the first two with --client-ca
     #[arg(long, value_name = "MODE", value_parser = ["require", "optional", "off"])]
     client_certificates: Option<String>,
@@ -126,6 +129,7 @@ impl PolicyArgs {
         spec.minimum_tls = self.tls.minimum_tls.unwrap_or(spec.minimum_tls);
         spec.http2 = self.tls.http2.unwrap_or(spec.http2);
         spec.http3 = self.tls.http3.unwrap_or(spec.http3);
+        spec.early_data = self.tls.early_data.unwrap_or(spec.early_data);
         if let Some(wish) = self.tls.client_certificates()? {
             spec.client_certificates = wish;
         }
@@ -142,6 +146,7 @@ impl PolicyArgs {
             ("minimum_tls", self.tls.minimum_tls.map(|version| json!(version))),
             ("http2", self.tls.http2.map(Value::from)),
             ("http3", self.tls.http3.map(Value::from)),
+            ("early_data", self.tls.early_data.map(Value::from)),
             ("client_certificates", self.tls.client_certificates()?.map(|wish| json!(wish))),
         ];
         Ok(wishes.into_iter().filter_map(|(name, wish)| Some((name.to_owned(), wish?))).collect())
@@ -155,6 +160,7 @@ pub(crate) fn tls_text(spec: &DomainSpec) -> Option<String> {
         (!spec.issue_certificates).then_some("uploaded certificates alone"),
         (!spec.http2).then_some("no HTTP/2"),
         (!spec.http3).then_some("no HTTP/3"),
+        spec.early_data.then_some("early data"),
         spec.client_certificates.as_ref().map(|asked| match asked.mode {
             ClientCertificateMode::Require => "client certificates required",
             ClientCertificateMode::Optional => "client certificates optional",

@@ -156,6 +156,11 @@ async fn tls_and_client_certificates_of_a_domain_are_set_by_options() {
     let of = |name: &str| shown[name].clone();
     let expected = serde_json::json!(["1.3", false, true]);
     assert_eq!(serde_json::json!([of("minimum_tls"), of("http2"), of("http3")]), expected, "{shown}");
+    let shown = plane.json(&["domain", "set", "x.test", "--early-data"]).await;
+    assert_eq!(shown["early_data"], true, "{shown}");
+    assert!(plane.succeeds(&["domain", "show", "x.test"]).await.contains("no HTTP/2, early data"));
+    let shown = plane.json(&["domain", "set", "x.test", "--early-data", "false"]).await;
+    assert!(shown["early_data"].is_null(), "{shown}");
     let require = ["domain", "set", "x.test", "--client-certificates", "require", "--client-ca", file];
     let shown = plane.json(&require).await;
     let expected = serde_json::json!({ "mode": "require", "ca_pem": pem });

@@ -328,6 +328,11 @@ fn what_a_domain_tells_browsers_and_visitors_is_checked() {
         check(json!({ "hsts_include_subdomains": true })),
         one("/hsts_include_subdomains", "incomplete")
     );
+    assert_eq!(check(json!({ "early_data": true })), []);
+    assert_eq!(check(json!({ "early_data": true, "http3": false })), one("/early_data", "conflict"));
+    let asked = json!({ "mode": "optional", "ca_pem": authority_pem() });
+    let both = json!({ "early_data": true, "client_certificates": asked });
+    assert_eq!(check(both), one("/early_data", "conflict"));
     let too_long = json!({ "hsts_max_age_seconds": 63_072_001 });
     assert_eq!(check(too_long), one("/hsts_max_age_seconds", "out_of_range"));
     assert_eq!(check(json!({ "maintenance": {} })), []);

@@ -1,82 +1,94 @@
 //! TLS for QUIC: the same choice by ClientHello as over TCP.
 //!
-//! quinn makes a TLS session before it has seen the ClientHello, so each session gets a resolver of its own, which makes
-//! the choice when the hello is there and remembers what it has shown. rustls can only say `access_denied` when a
-//! resolver has nothing; the session's error is therefore replaced by the alert that is meant.
+//! quinn wants a session before the ClientHello is there. So a session here gathers the hello first, chooses for it, and
+//! begins the real one with the configuration that was chosen: what rustls fixes when a connection begins (its verifier, its
+//! suites, whether it takes early data) is then the name's own.
 
 use std::any::Any;
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
+use portico_cert_store::DomainName;
 use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn_proto::crypto::{
     ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig, Session, UnsupportedVersion,
 };
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
-use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{AlertDescription, SignatureAlgorithm, SignatureScheme};
 
+use super::hello::Hello;
 use crate::clock;
 use crate::metrics::HandshakeEnd;
 use crate::server::Edge;
-use crate::tls::{Asking, HelloFacts, Selection, Shown, select};
+use crate::tls::sessions::SessionsOf;
+use crate::tls::{Selection, Shown, select};
 
 pub(super) struct SelectingCrypto {
     edge: Arc<Edge>,
-    /// For what comes before a session: initial keys and Retry.
-    initial: QuicServerConfig,
+    /// For what comes before a session is chosen: initial keys and Retry.
+    initial: Arc<QuicServerConfig>,
+    /// Whose connections these are, by the address of their first packet; None: anybody's, and none takes early data.
+    client: Option<IpAddr>,
 }
 
-/// What a finished handshake has shown.
+/// What a handshake has shown; it may still be under way.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) shown: Shown,
+    /// Whom the client asked for.
+    pub(super) sni: Option<DomainName>,
     pub(super) resumed: bool,
-}
-
-/// What one session's resolver has decided, and what came of it.
-#[derive(Debug, Default)]
-struct Choice {
-    shown: OnceLock<Result<Shown, AlertDescription>>,
-    /// The key has signed: a full handshake. A resumed one proves itself by its ticket (RFC 8446 section 2.2).
-    signed: AtomicBool,
-}
-
-/// Notes that the key is used; quinn does not say how a handshake went.
-struct NotingKey {
-    key: Arc<dyn SigningKey>,
-    choice: Arc<Choice>,
-}
-
-struct Selecting {
-    edge: Arc<Edge>,
-    choice: Arc<Choice>,
-    asking: Arc<Asking>,
+    /// The client's early data is taken.
+    pub(super) early: bool,
 }
 
 struct SelectedSession {
+    crypto: Arc<SelectingCrypto>,
+    state: State,
+}
+
+enum State {
+    Waiting { hello: Hello, version: u32, parameters: Box<TransportParameters> },
+    Chosen(Chosen),
+}
+
+struct Chosen {
     inner: Box<dyn Session>,
-    choice: Arc<Choice>,
+    shown: Box<Shown>,
+    sni: Option<DomainName>,
+    signed: Arc<AtomicBool>,
+}
+
+/// Notes that the key is used; quinn does not say how a handshake went. A full handshake signs, a resumed one proves itself by
+/// its ticket (RFC 8446 section 2.2).
+struct NotingKey {
+    key: Arc<dyn SigningKey>,
+    signed: Arc<AtomicBool>,
 }
 
 impl SelectingCrypto {
     pub(super) fn new(edge: Arc<Edge>) -> Result<Self, NoInitialCipherSuite> {
-        let (config, _) = session_config(&edge);
-        let initial = QuicServerConfig::try_from(config)?;
-        Ok(Self { edge, initial })
+        let initial = Arc::new(QuicServerConfig::try_from(edge.tls.before_choice())?);
+        Ok(Self { edge, initial, client: None })
     }
-}
 
-/// A configuration for one session, and what will be chosen in it.
-fn session_config(edge: &Arc<Edge>) -> (Arc<rustls::ServerConfig>, Arc<Choice>) {
-    let choice = Arc::new(Choice::default());
-    let asking = Asking::nothing(Arc::clone(edge.tls.tickets()));
-    let (of_resolver, edge_of_resolver) = (Arc::clone(&asking), Arc::clone(edge));
-    let resolver = Selecting { edge: edge_of_resolver, choice: Arc::clone(&choice), asking: of_resolver };
-    (edge.tls.resolving(Arc::new(resolver), &asking), choice)
+    /// The same for the connection of one client, which may use sessions that were made with its address.
+    pub(super) fn for_client(&self, client: IpAddr) -> Arc<Self> {
+        let (edge, initial) = (Arc::clone(&self.edge), Arc::clone(&self.initial));
+        Arc::new(Self { edge, initial, client: Some(client) })
+    }
+
+    /// The sessions of the name that is shown, where it takes early data.
+    fn early_sessions(&self, shown: &Shown) -> Option<SessionsOf> {
+        // Over HTTP/3 the end of the handshake brings the client's certificate, and requests are judged by it.
+        let name = shown.sni.as_ref().filter(|_| shown.client_auth.is_none())?;
+        let host = self.edge.live.host(name).filter(|host| host.early_data)?;
+        Some(self.edge.tls.sessions_of(host.domain, self.client?))
+    }
 }
 
 /// How a handshake that failed is counted.
@@ -122,46 +134,67 @@ impl ServerConfig for SelectingCrypto {
     }
 
     fn start_session(self: Arc<Self>, version: u32, parameters: &TransportParameters) -> Box<dyn Session> {
-        let (config, choice) = session_config(&self.edge);
-        let config = QuicServerConfig::try_from(config)
-            .expect("the suite of initial packets was there when this endpoint was made");
-        let inner = Arc::new(config).start_session(version, parameters);
-        Box::new(SelectedSession { inner, choice })
+        let state = State::Waiting { hello: Hello::default(), version, parameters: Box::new(*parameters) };
+        Box::new(SelectedSession { crypto: self, state })
     }
 }
 
-impl ResolvesServerCert for Selecting {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let facts = HelloFacts::of(&hello);
-        let live = &self.edge.live;
-        let selection = select(&facts, live, &self.edge.tls, clock::unix_time());
-        let (choice, key) = match selection {
-            Selection::Serve { key, shown } if shown.is_default || shown.policy.http3 => {
-                if let Some(auth) = &shown.client_auth {
-                    self.asking.ask(Arc::clone(auth));
-                }
-                (Ok(*shown), Some(key))
-            }
+impl SelectedSession {
+    /// Takes bytes of the hello; the session goes on by itself once it is whole.
+    fn wait_for_hello(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
+        let State::Waiting { hello, version, parameters } = &mut self.state else { return Ok(false) };
+        let Some(facts) = hello.take(bytes).map_err(refusal)? else { return Ok(false) };
+        let Edge { live, tls, .. } = &*self.crypto.edge;
+        let (key, shown) = match select(&facts, live, tls, clock::unix_time()) {
+            Selection::Serve { key, shown } if shown.is_default || shown.policy.http3 => (key, shown),
             // Over TCP these would be served: what is missing is the protocol.
             Selection::Serve { .. } | Selection::Challenge { .. } => {
-                (Err(AlertDescription::NoApplicationProtocol), None)
+                return Err(refusal(AlertDescription::NoApplicationProtocol));
             }
-            Selection::Refuse { alert, .. } => (Err(alert), None),
+            Selection::Refuse { alert, .. } => return Err(refusal(alert)),
         };
-        // A second ClientHello, after a HelloRetryRequest, may be chosen for anew; the first choice stands.
-        let _chosen = self.choice.shown.set(choice);
-        key.map(|key| {
-            let noting = NotingKey { key: Arc::clone(&key.key), choice: Arc::clone(&self.choice) };
-            let mut noted = CertifiedKey::new(key.cert.clone(), Arc::new(noting));
-            noted.ocsp.clone_from(&key.ocsp);
-            Arc::new(noted)
-        })
+        let signed = Arc::<AtomicBool>::default();
+        let noting = NotingKey { key: Arc::clone(&key.key), signed: Arc::clone(&signed) };
+        let mut noted = CertifiedKey::new(key.cert.clone(), Arc::new(noting));
+        noted.ocsp.clone_from(&key.ocsp);
+        let early = self.crypto.early_sessions(&shown);
+        let config = tls.serving_quic(&shown, facts.prefers_chacha, Arc::new(noted), early);
+        let config =
+            QuicServerConfig::try_from(config).map_err(|_| refusal(AlertDescription::InternalError))?;
+        let mut inner = Arc::new(config).start_session(*version, parameters);
+        let known = inner.read_handshake(&hello.bytes())?;
+        self.state = State::Chosen(Chosen { inner, shown, sni: facts.sni, signed });
+        Ok(known)
+    }
+
+    fn inner(&self) -> Option<&dyn Session> {
+        match &self.state {
+            State::Waiting { .. } => None,
+            State::Chosen(chosen) => Some(&*chosen.inner),
+        }
+    }
+
+    fn inner_mut(&mut self) -> Option<&mut Box<dyn Session>> {
+        match &mut self.state {
+            State::Waiting { .. } => None,
+            State::Chosen(chosen) => Some(&mut chosen.inner),
+        }
+    }
+}
+
+fn refusal(alert: AlertDescription) -> TransportError {
+    TransportErrorCode::crypto(u8::from(alert)).into()
+}
+
+impl fmt::Debug for NotingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NotingKey").finish_non_exhaustive()
     }
 }
 
 impl SigningKey for NotingKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        self.choice.signed.store(true, Ordering::Relaxed);
+        self.signed.store(true, Ordering::Relaxed);
         self.key.choose_scheme(offered)
     }
 
@@ -176,55 +209,62 @@ impl SigningKey for NotingKey {
 
 impl Session for SelectedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        self.inner.handshake_data()?;
-        let shown = self.choice.shown.get()?.as_ref().ok()?.clone();
-        let resumed = !self.choice.signed.load(Ordering::Relaxed);
-        Some(Box::new(Finished { shown, resumed }))
+        let State::Chosen(Chosen { inner, shown, sni, signed }) = &self.state else { return None };
+        inner.handshake_data()?;
+        // The keys are there where rustls has taken the data, and only there.
+        let early = inner.early_crypto().is_some();
+        let (shown, sni, resumed) = (Shown::clone(shown), sni.clone(), !signed.load(Ordering::Relaxed));
+        Some(Box::new(Finished { shown, sni, resumed, early }))
     }
 
     fn read_handshake(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
-        self.inner.read_handshake(bytes).map_err(|mut error| {
-            if let Some(Err(alert)) = self.choice.shown.get() {
-                error.code = TransportErrorCode::crypto(u8::from(*alert));
-            }
-            error
-        })
+        match self.inner_mut() {
+            Some(inner) => inner.read_handshake(bytes),
+            None => self.wait_for_hello(bytes),
+        }
     }
 
     fn initial_keys(&self, id: &ConnectionId, side: Side) -> Keys {
-        self.inner.initial_keys(id, side)
+        match &self.state {
+            State::Chosen(chosen) => chosen.inner.initial_keys(id, side),
+            // Those of a server.
+            State::Waiting { version, .. } => {
+                let keys = self.crypto.initial.initial_keys(*version, id);
+                keys.expect("a session begins only with a version that has keys")
+            }
+        }
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.inner.peer_identity()
+        self.inner()?.peer_identity()
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
-        self.inner.early_crypto()
+        self.inner()?.early_crypto()
     }
 
     fn early_data_accepted(&self) -> Option<bool> {
-        self.inner.early_data_accepted()
+        self.inner()?.early_data_accepted()
     }
 
     fn is_handshaking(&self) -> bool {
-        self.inner.is_handshaking()
+        self.inner().is_none_or(Session::is_handshaking)
     }
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        self.inner.transport_parameters()
+        self.inner().map_or(Ok(None), Session::transport_parameters)
     }
 
     fn write_handshake(&mut self, buffer: &mut Vec<u8>) -> Option<Keys> {
-        self.inner.write_handshake(buffer)
+        self.inner_mut()?.write_handshake(buffer)
     }
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
-        self.inner.next_1rtt_keys()
+        self.inner_mut()?.next_1rtt_keys()
     }
 
     fn is_valid_retry(&self, original_id: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.inner.is_valid_retry(original_id, header, payload)
+        self.inner().is_some_and(|inner| inner.is_valid_retry(original_id, header, payload))
     }
 
     fn export_keying_material(
@@ -233,18 +273,7 @@ impl Session for SelectedSession {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.inner.export_keying_material(output, label, context)
-    }
-}
-
-impl fmt::Debug for NotingKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NotingKey").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Selecting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Selecting").finish_non_exhaustive()
+        let inner = self.inner().ok_or(ExportKeyingMaterialError)?;
+        inner.export_keying_material(output, label, context)
     }
 }

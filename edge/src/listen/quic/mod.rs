@@ -9,6 +9,8 @@
 
 mod connection_id;
 mod crypto;
+mod handshake;
+mod hello;
 mod steering;
 
 use std::cell::Cell;
@@ -19,25 +21,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{EndpointConfig, IdleTimeout, Runtime as _, ServerConfig, TokioRuntime, TransportConfig, VarInt};
-use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 use zeroize::Zeroizing;
 
 use self::connection_id::SlotIds;
-use self::crypto::{Finished, SelectingCrypto};
+use self::crypto::SelectingCrypto;
+use self::handshake::{HalfOpen, begun, handshake};
 use self::steering::{SteeredSocket, SteeringCounts};
 use super::BoundListener;
-use crate::exchange::{ConnectionContext, Protocol};
-use crate::http::budget::ConnectionBudget;
-use crate::http::clock::ConnectionClock;
 use crate::http::drive::Ended;
 use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
-use crate::metrics::HandshakeEnd;
-use crate::sources::{Refused, Source};
-use crate::tls::{ClientIdentity, Handshake};
+use crate::limits;
+use crate::sources::Source;
 use crate::worker::{Place, Worker};
-use crate::{clock, limits};
 
 pub use self::connection_id::ProcessTag;
 pub use self::steering::{Channel, Gate, Predecessor, Predecessors};
@@ -152,16 +149,34 @@ fn plain_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// What the connections of one slot have in common.
+struct Slot {
+    worker: Rc<Worker>,
+    bound: Rc<BoundListener>,
+    server: ServerConfig,
+    crypto: Arc<SelectingCrypto>,
+    /// Handshakes under way.
+    half_open: Cell<usize>,
+}
+
+impl Slot {
+    /// The configuration of one connection.
+    fn server_for(&self, client: IpAddr) -> Arc<ServerConfig> {
+        let mut server = self.server.clone();
+        server.crypto = self.crypto.for_client(client);
+        Arc::new(server)
+    }
+}
+
 /// Takes connections until the drain, then those that still come for a moment, and waits for the last one.
 pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundListener>) {
-    let endpoint = match endpoint(&worker, quic) {
-        Ok(endpoint) => endpoint,
+    let (endpoint, slot) = match endpoint(&worker, quic, &bound) {
+        Ok(begun) => begun,
         Err(error) => {
             tracing::error!(%error, address = %bound.config.address, "HTTP/3 is not served here");
             return;
         }
     };
-    let half_open = Rc::new(Cell::new(0));
     let mut draining = std::pin::pin!(worker.drain.begun());
     loop {
         let incoming = tokio::select! {
@@ -170,7 +185,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        take(&worker, incoming, &bound, &half_open);
+        take(&slot, incoming);
     }
     // A client may have had a Retry from us, or a packet of ours that it has not answered yet. Refusing it would be a lost
     // connection; with a successor only such clients still come here.
@@ -180,7 +195,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
     };
     let settled = tokio::time::timeout(patience, async {
         while let Some(incoming) = endpoint.accept().await {
-            take(&worker, incoming, &bound, &half_open);
+            take(&slot, incoming);
         }
     });
     tokio::select! {
@@ -202,17 +217,13 @@ async fn quiet(endpoint: &quinn::Endpoint) {
     }
 }
 
-fn take(
-    worker: &Rc<Worker>,
-    incoming: quinn::Incoming,
-    bound: &Rc<BoundListener>,
-    half_open: &Rc<Cell<usize>>,
-) {
+fn take(slot: &Rc<Slot>, incoming: quinn::Incoming) {
+    let worker = &slot.worker;
     let client = incoming.remote_address().ip();
     let has_room = worker.edge.sources.has_room(client);
     // On a full edge somebody loses his place for it; not for an address that nobody may have.
     let must_show_address =
-        !has_room || worker.is_full() || half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
+        !has_room || worker.is_full() || slot.half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
     if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
         // It may retry: that was asked.
         let _retried = incoming.retry();
@@ -230,135 +241,52 @@ fn take(
         return;
     };
     // Counted now: a burst is taken before the first of its tasks runs.
-    let half_open = HalfOpen::begun(half_open);
-    let accepting = accept(Rc::clone(worker), incoming, Rc::clone(bound), (place, source), half_open);
-    tokio::task::spawn_local(accepting);
-}
-
-/// A client whose address is its own, with the handshake that it has paid for.
-fn begun(worker: &Worker, client: IpAddr) -> Result<Source, Refused> {
-    let source = worker.edge.sources.connect(client)?;
-    source.take_handshake()?;
-    Ok(source)
+    let half_open = HalfOpen::begun(slot);
+    tokio::task::spawn_local(accept(Rc::clone(slot), incoming, (place, source), half_open));
 }
 
 async fn accept(
-    worker: Rc<Worker>,
+    slot: Rc<Slot>,
     incoming: quinn::Incoming,
-    bound: Rc<BoundListener>,
     (place, source): (Place, Option<Source>),
     half_open: HalfOpen,
 ) {
-    let handshake = handshake(&worker, incoming, &bound, source);
+    let handshake = handshake(&slot, incoming, (source, half_open));
     let seat = place.seat();
     let accepted = seat.until_evicted(Box::pin(handshake)).await.flatten();
-    drop(half_open);
     if let Some((connection, context)) = accepted {
         seat.serves(&context.clock);
         let ended = seat.until_evicted(Box::pin(h3::serve(connection, context))).await;
         if matches!(ended, Some(Ended::Expired(_))) {
-            worker.edge.metrics.connections_expired.increment(1);
+            slot.worker.edge.metrics.connections_expired.increment(1);
         }
     }
     drop(place);
 }
 
-/// A handshake under way, also when its task panics.
-struct HalfOpen(Rc<Cell<usize>>);
-
-impl HalfOpen {
-    fn begun(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(Rc::clone(count))
-    }
-}
-
-impl Drop for HalfOpen {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-async fn handshake(
+fn endpoint(
     worker: &Rc<Worker>,
-    incoming: quinn::Incoming,
-    bound: &BoundListener,
-    source: Option<Source>,
-) -> Option<(quinn::Connection, Rc<ConnectionContext>)> {
-    let metrics = &worker.edge.metrics;
-    let started = clock::now();
-    let address = bound.config.address;
-    let local = SocketAddr::new(incoming.local_ip().unwrap_or(address.ip()), address.port());
-    let connecting = match incoming.accept() {
-        Ok(connecting) => connecting,
-        Err(error) => {
-            tracing::trace!(%error, "a QUIC handshake did not begin");
-            metrics.handshake(HandshakeEnd::Failed);
-            return None;
-        }
-    };
-    let connection = match tokio::time::timeout(worker.edge.deadlines.handshake, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::trace!(%error, "a QUIC handshake failed");
-            metrics.handshake(crypto::end_of(&error));
-            return None;
-        }
-        Err(_) => {
-            metrics.handshake(HandshakeEnd::TimedOut);
-            return None;
-        }
-    };
-    let finished = connection.handshake_data().and_then(|data| data.downcast::<Finished>().ok())?;
-    let Finished { mut shown, resumed } = *finished;
-    let of_log = Handshake { sni: shown.sni.clone(), version: "1.3", resumed }; // RFC 9001 section 4.2
-    let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'_>>>().ok());
-    shown.client = chain.and_then(|chain| ClientIdentity::of(&chain)).map(Arc::new);
-    metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
-    metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
-    let peer = connection.remote_address();
-    let Ok(source) = source.map_or_else(|| begun(worker, peer.ip()), Ok) else {
-        connection.close(VarInt::from_u32(H3_EXCESSIVE_LOAD), b"");
-        return None;
-    };
-    if resumed {
-        source.handshake_was_resumed();
-    }
-    let context = Rc::new(ConnectionContext {
-        worker: Rc::clone(worker),
-        peer,
-        local,
-        protocol: Protocol::Http3,
-        shown: Some(shown),
-        handshake: Some(of_log),
-        public_https_port: bound.config.public_https_port,
-        alt_svc: None,
-        clock: Rc::new(ConnectionClock::new(worker.edge.deadlines)),
-        budget: ConnectionBudget::default(),
-        source,
-        trusted: bound.config.trusted_proxies.clone(),
-    });
-    Some((connection, context))
-}
-
-/// RFC 9114 section 8.1.
-const H3_EXCESSIVE_LOAD: u32 = 0x107;
-
-fn endpoint(worker: &Rc<Worker>, quic: QuicSocket) -> io::Result<quinn::Endpoint> {
+    quic: QuicSocket,
+    bound: &Rc<BoundListener>,
+) -> io::Result<(quinn::Endpoint, Rc<Slot>)> {
     let QuicSocket { socket, slot, slots, process, gate, predecessors } = quic;
     let mut config = EndpointConfig::new(Arc::new(process.reset.clone()));
     let tag = process.tag;
     config.cid_generator(move || Box::new(SlotIds::new(slot, slots, tag)));
-    let crypto = SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?;
-    let server = server_config(Arc::new(crypto), Arc::clone(&process.token), worker.edge.deadlines.idle);
+    let crypto = Arc::new(SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?);
+    let token = Arc::clone(&process.token);
+    let server = server_config(Arc::clone(&crypto) as Arc<_>, token, worker.edge.deadlines.idle);
     let metrics = &worker.edge.metrics;
     let counts = SteeringCounts {
         forwarded: metrics.quic_forwarded.clone(),
         dropped: metrics.quic_not_forwarded.clone(),
     };
     let kernel = TokioRuntime.wrap_udp_socket(socket)?;
-    let socket = SteeredSocket::new(kernel, gate, predecessors, counts);
-    quinn::Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), Arc::new(TokioRuntime))
+    let socket = Arc::new(SteeredSocket::new(kernel, gate, predecessors, counts));
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)?;
+    let (worker, bound, half_open) = (Rc::clone(worker), Rc::clone(bound), Cell::new(0));
+    Ok((endpoint, Rc::new(Slot { worker, bound, server, crypto, half_open })))
 }
 
 fn server_config(

@@ -16,6 +16,7 @@ use quinn_proto::{
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::*;
+use crate::clock;
 
 const NAME: &str = "shop.example";
 const SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 443);

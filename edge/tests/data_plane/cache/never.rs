@@ -2,7 +2,7 @@
 
 use portico_api::distribution as wire;
 
-use super::{Shop, ask, cached, is_hit, method, reply, target};
+use super::{Shop, ask, cached, is_hit, method, reply, status, target};
 use crate::client::https;
 use crate::harness::{Setup, TestEdge, on_each_backend};
 use crate::origin::{Origin, Reply};
@@ -58,6 +58,32 @@ fn answers_that_forbid_it_or_are_for_one_visitor_are_not_kept() {
             assert_not_kept(&shop, path, &[]);
         }
         assert_eq!(shop.edge.edge.cache.entries(), 0);
+    });
+}
+
+/// An origin's 425 is about the moment at which a request came (RFC 8470 section 5.2). Anybody can mark one as early.
+#[test]
+fn an_answer_to_a_request_that_came_too_early_says_nothing_of_the_page() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| match (message.header("early-data"), target(message)) {
+            (Some(_), _) => reply(425, &[FRESH], ""),
+            (None, "/fresh") => reply(200, &[FRESH], "page"),
+            (None, _) if message.header("if-none-match").is_some() => reply(304, &["ETag: \"a\""], ""),
+            (None, _) => reply(200, &["Cache-Control: no-cache", "ETag: \"a\""], "page"),
+        });
+        let early = |path| shop.ask("GET", path, &[("Early-Data", "1")]);
+        for _ in 0..2 {
+            let answer = early("/fresh");
+            assert_eq!((answer.status, status(&answer)), (425, "portico; fwd=uri-miss; detail=too_early"));
+        }
+        assert_eq!(shop.get("/fresh").text(), "page");
+        assert!(is_hit(&shop.get("/fresh")), "nobody has kept it out of the cache");
+        assert!(is_hit(&early("/fresh")), "what is here comes early enough for everybody");
+        // One that is asked for again each time.
+        assert_eq!(shop.get("/asked-again").text(), "page");
+        assert_eq!(early("/asked-again").status, 425);
+        let answer = shop.get("/asked-again");
+        assert_eq!((answer.text().as_str(), status(&answer)), ("page", "portico; fwd=stale; fwd-status=304"));
     });
 }
 
