@@ -14,6 +14,7 @@ use portico_cert_store::{Credential, DomainId, LineageId, NamePattern, TenantId}
 
 use super::admit::{Batch, BatchKind};
 use super::host::{Host, TenantState};
+use super::origin_identity::OriginIdentity;
 use super::stage::{Item, Staged};
 use super::{DefaultCertificate, Fault};
 
@@ -42,11 +43,14 @@ pub(super) struct TenantRecord {
     pub(super) suspension_version: u64,
     pub(super) state: Arc<TenantState>,
     pub(super) domains: usize,
+    /// Nearly always one; two while one takes the other's place.
+    pub(super) identities: Vec<LineageId>,
 }
 
 pub(super) struct IdentityRecord {
     pub(super) version: u64,
     pub(super) tenant: TenantId,
+    pub(super) identity: Arc<OriginIdentity>,
 }
 
 pub(super) struct DomainRecord {
@@ -214,6 +218,41 @@ impl Held {
                 self.lineages.remove(lineage);
             }
         }
+    }
+
+    /// # Errors
+    /// A [`Fault`] if the tenant is not here, or the identity is another tenant's.
+    pub(super) fn put_identity(&mut self, id: LineageId, record: IdentityRecord) -> Result<(), Fault> {
+        let tenant = record.tenant;
+        let Some(of) = self.tenants.get_mut(&tenant) else {
+            return Err(Fault::new("UnknownTenant", format!("{tenant} is not on this edge")));
+        };
+        if self.identities.get(&id).is_some_and(|held| held.tenant != tenant) {
+            let text = "an identity's tenant never changes; a new identity has a new id";
+            return Err(Fault::new("IdentityChanged", text));
+        }
+        if !of.identities.contains(&id) {
+            of.identities.push(id);
+        }
+        self.identities.insert(id, record);
+        self.show_identity(tenant);
+        Ok(())
+    }
+
+    pub(super) fn remove_identity(&mut self, id: LineageId) {
+        let Some(record) = self.identities.remove(&id) else { return };
+        if let Some(tenant) = self.tenants.get_mut(&record.tenant) {
+            tenant.identities.retain(|other| *other != id);
+        }
+        self.show_identity(record.tenant);
+    }
+
+    /// In force is the one that changed last of those that are here.
+    fn show_identity(&self, tenant: TenantId) {
+        let Some(tenant) = self.tenants.get(&tenant) else { return };
+        let held = tenant.identities.iter().filter_map(|id| Some((self.identities.get(id)?, *id)));
+        let newest = held.max_by_key(|(record, id)| (record.version, *id));
+        tenant.state.set_identity(newest.map(|(record, _)| Arc::clone(&record.identity)));
     }
 
     /// Only the owner's domain is published under a name.

@@ -261,6 +261,7 @@ impl LivePublisher {
                     suspension_version: 0,
                     state: Arc::new(TenantState::new(id, Vec::new())),
                     domains: 0,
+                    identities: Vec::new(),
                 });
                 record.version = resource.version;
                 record.state.set_egress(egress);
@@ -279,14 +280,9 @@ impl LivePublisher {
             }
             Item::Domain(item) => self.put_domain(round, resource.version, *item),
             Item::OriginIdentity { tenant, identity } => {
-                let Some(of) = self.held.tenants.get(&tenant) else {
-                    return Err(Fault::new("UnknownTenant", format!("{tenant} is not on this edge")));
-                };
-                of.state.set_identity(Some(identity));
                 let lineage = resource.id.parse().map_err(bad_id)?;
-                // There is one of each tenant; another that it takes the place of is removed in its own time.
-                self.held.identities.insert(lineage, IdentityRecord { version: resource.version, tenant });
-                Ok(())
+                let record = IdentityRecord { version: resource.version, tenant, identity };
+                self.held.put_identity(lineage, record)
             }
             Item::Fleet { policy, default } => {
                 self.held.fleet_version = Some(resource.version);
@@ -495,15 +491,17 @@ impl LivePublisher {
             }
             Some(ResourceKind::Credential) => self.remove_lineage(tombstone.id.parse().map_err(bad_id)?),
             Some(ResourceKind::OriginIdentity) => {
-                self.remove_identity(tombstone.id.parse().map_err(bad_id)?);
+                self.held.remove_identity(tombstone.id.parse().map_err(bad_id)?);
                 Ok(())
             }
             Some(ResourceKind::Tenant) => {
                 let id: TenantId = tombstone.id.parse().map_err(bad_id)?;
                 match self.held.tenants.get(&id).map_or(0, |record| record.domains) {
                     0 => {
-                        self.held.identities.retain(|_, record| record.tenant != id);
-                        self.held.tenants.remove(&id);
+                        let gone = self.held.tenants.remove(&id).map(|record| record.identities);
+                        for identity in gone.into_iter().flatten() {
+                            self.held.identities.remove(&identity);
+                        }
                         Ok(())
                     }
                     domains => {
@@ -518,14 +516,6 @@ impl LivePublisher {
                 self.held.unknown.remove(&(tombstone.kind, tombstone.id.clone()));
                 Ok(())
             }
-        }
-    }
-
-    fn remove_identity(&mut self, id: LineageId) {
-        let Some(record) = self.held.identities.remove(&id) else { return };
-        let is_last = !self.held.identities.values().any(|other| other.tenant == record.tenant);
-        if let (Some(tenant), true) = (self.held.tenants.get(&record.tenant), is_last) {
-            tenant.state.set_identity(None);
         }
     }
 

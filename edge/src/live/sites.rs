@@ -56,7 +56,8 @@ impl Sites {
         publisher.live.keys.cell_keys().add(kept);
         let tenant = TenantId::generate();
         let state = Arc::new(TenantState::new(tenant, grants));
-        let record = TenantRecord { version: 1, suspension_version: 0, state, domains: 0 };
+        let record =
+            TenantRecord { version: 1, suspension_version: 0, state, domains: 0, identities: Vec::new() };
         publisher.held.tenants.insert(tenant, record);
         Self {
             publisher,

@@ -270,6 +270,38 @@ fn a_rotation_takes_effect_at_once_and_cuts_nobody() {
     });
 }
 
+#[test]
+fn a_removed_identity_is_shown_no_more_and_the_one_before_is_in_force_again() {
+    on_each_backend(|backend| {
+        let ca = ClientCa::new("ours");
+        let origin = Origin::start(&Wants::from(&ca));
+        let (mut edge, served) = origin.edge(backend, |_| ());
+        let (older, newer) = (LineageId::generate(), LineageId::generate());
+        let shown = |edge: &TestEdge| {
+            let answer = https(edge.https, HOST).get(HOST, "/");
+            (answer.status, answer.text().split(' ').next().unwrap().to_owned())
+        };
+        let remove = |edge: &mut TestEdge, id: LineageId| {
+            let tombstone = fleet::tombstone(wire::ResourceKind::OriginIdentity, &id.to_string());
+            assert!(edge.bench.remove(vec![tombstone]).nacks.is_empty());
+        };
+        // The order within a batch says nothing.
+        edge.apply(vec![
+            identity(newer, 8, served.tenant, &ca.issue("newer")),
+            identity(older, 7, served.tenant, &ca.issue("older")),
+        ]);
+        assert_eq!(shown(&edge), (200, "newer".to_owned()));
+        remove(&mut edge, newer);
+        assert_eq!(shown(&edge), (200, "older".to_owned()));
+        edge.apply(vec![identity(newer, 9, served.tenant, &ca.issue("newest"))]);
+        remove(&mut edge, older);
+        assert_eq!(shown(&edge), (200, "newest".to_owned()));
+        remove(&mut edge, newer);
+        assert_eq!(shown(&edge).0, 502);
+        assert_eq!(edge.log_lines(4)[3]["reason"], "no_client_certificate");
+    });
+}
+
 /// Neither a kept connection nor a TLS session goes from one to another.
 #[test]
 fn no_connection_of_one_identity_serves_another() {
