@@ -1,6 +1,9 @@
 //! The line that Apache and nginx call `combined`, and that GoAccess, awstats and fail2ban read; and the same with the
 //! site's name and port before it, which Apache's packages call `vhost_combined`.
 //!
+//! The site is the domain as it is configured, `*.shop.example` for all that a wildcard serves: programs make a file or a page
+//! of each, and whoever asks could invent names below it without end.
+//!
 //! Text of clients is escaped as nginx does it: `"`, `\` and all bytes that are not printable ASCII become `\xHH`. So no
 //! client can end a field, begin a line or steer a terminal. The user (the third field) is always `-`, since credentials are
 //! not read. Times are UTC.
@@ -8,14 +11,10 @@
 use std::io::Write as _;
 
 use http::Version;
-use portico_cert_store::DomainName;
 use time::{format_description::BorrowedFormatItem, macros::format_description};
 
 use super::{AccessRecord, cut};
-use crate::{
-    exchange::Protocol,
-    privacy::{Privacy, host_of},
-};
+use crate::{exchange::Protocol, privacy::Privacy};
 
 const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[day]/[month repr:short]/[year]:[hour]:[minute]:[second] +0000");
@@ -23,11 +22,10 @@ const TIME: &[BorrowedFormatItem<'_>] =
 /// Adds a line to `out`; with `site`, the site's name and port stand before it.
 pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Privacy, site: bool) {
     if site {
-        match site_of(record) {
-            Some(name) => out.extend_from_slice(name.as_str().as_bytes()),
-            None => out.push(b'-'),
-        }
-        let _ = write!(out, ":{} ", record.local_port);
+        let _ = match &record.host {
+            Some(host) => write!(out, "{}:{} ", host.name, record.local_port),
+            None => write!(out, "-:{} ", record.local_port),
+        };
     }
     let time = super::time_of(record).and_then(|time| time.format(TIME).ok()).unwrap_or_default();
     let _ = write!(out, "{} - - [{time}] \"", privacy.address(record.visitor.client));
@@ -39,12 +37,6 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
     out.push(b' ');
     quoted(out, record.user_agent.as_ref().map(http::HeaderValue::as_bytes));
     out.push(b'\n');
-}
-
-/// The name that was served: programs make a file or a page of each, so none that is not ours.
-fn site_of(record: &AccessRecord) -> Option<DomainName> {
-    record.host.as_ref()?;
-    DomainName::parse(host_of(record.authority.as_deref()?)).ok()
 }
 
 fn version(record: &AccessRecord) -> &'static str {

@@ -149,6 +149,21 @@ fn a_line_tells_of_the_handshake_and_of_both_bodies() {
 }
 
 #[test]
+fn names_that_visitors_invent_below_a_wildcard_are_one_site() {
+    on_each_backend(|backend| {
+        let mut edge =
+            TestEdge::with(backend, Setup { log_format: LogFormat::VhostCombined, ..Setup::default() });
+        edge.serve(&["*.shop.example"]);
+        for name in ["a.shop.example", "b.shop.example", "evil.shop.example"] {
+            assert_eq!(https(edge.https, name).get(name, "/").status, 200);
+        }
+        let text = text_of(&edge, 3);
+        let site = format!("*.shop.example:{} ", edge.https.port());
+        assert!(text.lines().count() == 3 && text.lines().all(|line| line.starts_with(&site)), "{text}");
+    });
+}
+
+#[test]
 fn no_secret_of_a_visitor_is_written() {
     on_each_backend(|backend| {
         for log_format in [LogFormat::Json, LogFormat::Combined] {
