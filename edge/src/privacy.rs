@@ -8,6 +8,7 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
 };
 
 /// The operator's choice.
@@ -113,20 +114,35 @@ impl Privacy {
         })
     }
 
-    /// The URL of another page: its query as any, no fragment, and nobody's password.
+    /// The URL of another page, whole or relative: its query as any, no fragment, and nobody's password.
     pub fn url<'a>(&self, url: &'a [u8]) -> Cow<'a, [u8]> {
         let url = url.split(|byte| *byte == b'#').next().unwrap_or_default();
-        let authority = url.windows(3).position(|three| three == b"://").map_or(0, |at| at + 3);
-        let end = url[authority..].iter().position(|byte| matches!(byte, b'/' | b'?'));
-        let end = end.map_or(url.len(), |at| authority + at);
-        match url[authority..end].iter().rposition(|byte| *byte == b'@') {
+        let authority = authority_of(url);
+        match url[authority.clone()].iter().rposition(|byte| *byte == b'@') {
             None => self.target(url),
             Some(at) => {
-                let rest = self.target(&url[authority + at + 1..]);
-                Cow::Owned([&url[..authority], &rest].concat())
+                let rest = self.target(&url[authority.start + at + 1..]);
+                Cow::Owned([&url[..authority.start], &rest].concat())
             }
         }
     }
+}
+
+/// Where a URL names the server, and who asks it: behind `scheme://` or `//`; at its beginning where it is neither that nor a
+/// path. Browsers take a backslash for a slash, and any number of them.
+fn authority_of(url: &[u8]) -> Range<usize> {
+    let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
+    let of_scheme = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    let scheme = url.iter().take_while(|byte| of_scheme(byte)).count();
+    let has_scheme = url[scheme..].starts_with(b":") && url.get(scheme + 1).is_some_and(is_slash);
+    let behind = if has_scheme { scheme + 1 } else { 0 };
+    let slashes = url[behind..].iter().take_while(|byte| is_slash(byte)).count();
+    let start = behind + slashes;
+    if !has_scheme && slashes == 1 {
+        return 0..0; // a path
+    }
+    let length = url[start..].iter().position(|byte| is_slash(byte) || *byte == b'?');
+    start..length.map_or(url.len(), |length| start + length)
 }
 
 /// An authority without a user's name and password.
@@ -209,6 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn a_page_without_a_scheme_tells_no_secret() {
+        let table = [
+            ("/a?token=t", "/a?token=REDACTED"),
+            ("/@a?token=t", "/@a?token=REDACTED"),
+            ("?token=t", "?token=REDACTED"),
+            ("//shop.example/a?token=t#frag", "//shop.example/a?token=REDACTED"),
+            ("//user:pw@shop.example/a?token=t", "//shop.example/a?token=REDACTED"),
+            ("user:pw@shop.example/a?token=t", "shop.example/a?token=REDACTED"),
+            ("https:/user:pw@shop.example/a", "https:/shop.example/a"),
+            ("https:\\\\user:pw@shop.example\\a", "https:\\\\shop.example\\a"),
+            // The scheme and the name of another URL are in this one's query.
+            ("/a?token=t&next=https://b@shop.example/", "/a?token=REDACTED&next=REDACTED"),
+            ("a?token=t&next=//b@shop.example/", "a?token=REDACTED&next=REDACTED"),
+            (
+                "https://shop.example?token=t&next=https://b@c/",
+                "https://shop.example?token=REDACTED&next=REDACTED",
+            ),
+        ];
+        for (text, wanted) in table {
+            let written = Privacy::default().url(text.as_bytes()).into_owned();
+            assert_eq!(String::from_utf8(written).unwrap(), wanted, "{text}");
+        }
+    }
+
+    #[test]
     fn addresses_are_shortened_where_the_operator_says_so() {
         let network = Privacy { client_address: AddressDetail::Network, ..Privacy::default() };
         let table = [
@@ -224,6 +265,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_value_of_another_page_is_ever_written(
+            before in "(https?://|//|/|)(user:pw@)?[a-z.]{0,9}(/[a-z@:]{0,5}){0,2}",
+            value in "[A-Z]{9,20}",
+            after in "[a-z:/@?;]{0,20}",
+        ) {
+            let url = format!("{before}?token={value}&next={after}");
+            let written = Privacy::default().url(url.as_bytes()).into_owned();
+            prop_assert!(!String::from_utf8(written).unwrap().contains(&value), "{url}");
+        }
+
         #[test]
         fn no_value_is_ever_written(pairs in proptest::collection::vec(("[a-z]{1,8}", "[A-Z]{9,20}", "[&;]"), 1..8)) {
             let query: String = pairs.iter().map(|(name, value, end)| format!("{name}={value}{end}")).collect();
