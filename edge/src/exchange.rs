@@ -181,8 +181,7 @@ async fn answer(
         let reason = Limited::SourceRequests.as_str();
         return Ok(Answer::page(StatusCode::TOO_MANY_REQUESTS, reason).after(wait));
     }
-    let visitor = Arc::clone(end.visitor());
-    let authority = match check_request(&parts, context, &visitor) {
+    let authority = match check_request(&parts, context, end.visitor()) {
         Ok(authority) => authority,
         Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
     };
@@ -208,6 +207,7 @@ async fn answer(
         return Ok(Answer::page(StatusCode::NOT_FOUND, "unknown_host"));
     };
     end.of_host(&host);
+    let visitor = Arc::clone(end.visitor());
     if let Some(suspension) = host.suspended(end.started_unix_ms()) {
         return suspended(&suspension);
     }

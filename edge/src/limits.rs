@@ -281,7 +281,9 @@ pub const SPANS_QUEUE: usize = 4096;
 pub const SPANS_BATCH: usize = 512;
 /// Exchanges that are recorded in a second, where the edge's file does not say it: whoever asks may set the flag.
 pub const SPANS_PER_SECOND: u64 = 1000;
-/// Bytes of one text in a span; with all of them a batch is below the 4 MiB that collectors take.
+/// The part of that rate, one in so many, which each tenant has for itself however much others' callers ask for.
+pub const SPANS_TENANT_PART: u64 = 32;
+/// Bytes of one text in a span.
 pub const SPAN_TEXT_BYTES_MAX: usize = 1024;
 /// How long a batch waits for more spans, a call may take, and its connection; between two tries; and the last one.
 pub const SPANS_GATHER: Duration = Duration::from_secs(1);
@@ -291,13 +293,19 @@ pub const SPANS_PAUSE_MIN: Duration = Duration::from_millis(500);
 pub const SPANS_PAUSE_MAX: Duration = Duration::from_secs(30);
 pub const SPANS_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Pause before a worker that ended by a panic or an error is started again.
+/// Pause before a worker that ended by a panic or an error is started again: at first, and at most while it fails again and
+/// again (no descriptors, mostly).
 pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
+pub const SPANS_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+/// Spans that go with one call, and their bytes: collectors take 4 MiB (gRPC's own bound).
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
+pub const SPANS_BATCH_BYTES: usize = 3 * 1024 * 1024;
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// A full edge ends a connection without an exchange for a newcomer after this, and looks for it among so many at a time.
+/// For how long a batch is tried that the collector does not take; then it is dropped and counted.
+pub const SPANS_TRIED_FOR: Duration = Duration::from_secs(120);
 pub const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 pub const SEATS_LOOKED_AT: usize = 64;
 /// Connections taken from one listener before other tasks run.

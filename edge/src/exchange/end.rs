@@ -79,6 +79,10 @@ impl ExchangeEnd {
     pub(super) fn of_host(&mut self, host: &Arc<Host>) {
         self.host = Some(Arc::clone(host));
         self.tally.of_host(host);
+        let traces = &self.context.worker.edge.traces;
+        if self.visitor.span.is_some() && !traces.admits(Some(host.tenant.spans())) {
+            Arc::make_mut(&mut self.visitor).span = None;
+        }
     }
 
     pub(super) fn of_route(&mut self, rule: &Rule) {
@@ -164,16 +168,18 @@ impl Drop for ExchangeEnd {
             edge.metrics.cache(outcome);
         }
         edge.metrics.exchange_seconds.record(duration.as_secs_f64());
-        let is_recorded = self.visitor.span.is_some();
+        // Nobody's until now: of a request that was refused before its host was known.
+        let is_recorded = self.visitor.span.is_some() && (self.host.is_some() || edge.traces.admits(None));
         if !edge.access_log.is_on() && !is_recorded {
             return;
         }
-        let record = Arc::new(self.record(duration));
+        let record = self.record(duration);
         let edge = &self.context.worker.edge;
+        #[cfg(feature = "otlp")]
         if is_recorded {
-            edge.traces.write(Arc::clone(&record));
+            edge.traces.write(&record);
         }
-        edge.access_log.write(record);
+        edge.access_log.write(record.into());
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) struct TenantUsage {
     requests: Meter,
     exchanges: AtomicU32,
     bandwidth: Meter,
+    spans: Meter,
 }
 
 /// One exchange of a tenant, counted until it is dropped.
@@ -116,6 +117,11 @@ impl TenantState {
     pub fn go_on(self: &Arc<Self>, fleet: &TenantLimits) -> TenantShare {
         self.usage.exchanges.fetch_add(1, Ordering::Relaxed);
         self.counted(&self.limits.load().or(fleet))
+    }
+
+    /// Exchanges that are recorded; the rate is that of the edge's file.
+    pub(crate) fn spans(&self) -> &Meter {
+        &self.usage.spans
     }
 
     fn counted(self: &Arc<Self>, allowed: &TenantLimits) -> TenantShare {

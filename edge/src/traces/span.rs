@@ -153,10 +153,12 @@ impl List {
         self.0.push(KeyValue { key: key.to_owned(), value, ..KeyValue::default() });
     }
 
-    /// Cut, so that a batch is no larger than collectors take (4 MiB).
+    /// Cut behind the conversion too: it makes three bytes of one that is no UTF-8.
     fn text(&mut self, key: &str, text: &[u8]) {
         let cut = &text[..text.len().min(limits::SPAN_TEXT_BYTES_MAX)];
-        self.add(key, Value::StringValue(String::from_utf8_lossy(cut).into_owned()));
+        let mut text = String::from_utf8_lossy(cut).into_owned();
+        text.truncate(text.floor_char_boundary(limits::SPAN_TEXT_BYTES_MAX));
+        self.add(key, Value::StringValue(text));
     }
 
     fn maybe(&mut self, key: &str, text: Option<&[u8]>) {
@@ -175,5 +177,24 @@ impl List {
 
     fn seconds(&mut self, key: &str, duration: std::time::Duration) {
         self.add(key, Value::DoubleValue(duration.as_secs_f64()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_no_utf8_is_no_longer_than_one_that_is() {
+        let most = limits::SPAN_TEXT_BYTES_MAX;
+        let mut list = List(Vec::new());
+        for (text, length) in
+            [(vec![0xff; 2 * most], most - most % 3), (vec![b'x'; 2 * most], most), (vec![b'x'; 5], 5)]
+        {
+            list.text("a", &text);
+            let value = list.0.pop().and_then(|pair| pair.value?.value);
+            let Some(Value::StringValue(text)) = value else { panic!("{value:?}") };
+            assert_eq!(text.len(), length);
+        }
     }
 }

@@ -12,8 +12,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
-use portico_edge::limits::{SPAN_TEXT_BYTES_MAX, SPANS_BATCH, SPANS_QUEUE};
-use tonic::{Request, Response, Status};
+use portico_edge::limits::{SPAN_TEXT_BYTES_MAX, SPANS_BATCH, SPANS_BATCH_BYTES, SPANS_QUEUE};
+use prost::Message as _;
+use tonic::{Code, Request, Response, Status};
 
 use crate::client::{https, plain};
 use crate::harness::wait_until;
@@ -28,6 +29,8 @@ const CALLER: &str = "00f067aa0ba902b7";
 #[derive(Clone, Default)]
 struct Collector {
     requests: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    /// What it says of all that it gets.
+    refusal: Option<Code>,
 }
 
 #[tonic::async_trait]
@@ -37,14 +40,21 @@ impl TraceService for Collector {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.requests.lock().unwrap().push(request.into_inner());
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+        match self.refusal {
+            Some(code) => Err(Status::new(code, "not today")),
+            None => Ok(Response::new(ExportTraceServiceResponse::default())),
+        }
     }
 }
 
 impl Collector {
     /// Serves on a listener until the test binary ends.
     fn serve(listener: TcpListener) -> Self {
-        let collector = Self::default();
+        Self::default().start(listener)
+    }
+
+    fn start(self, listener: TcpListener) -> Self {
+        let collector = self;
         let service = TraceServiceServer::new(collector.clone());
         listener.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
@@ -255,15 +265,56 @@ fn a_collector_that_hangs_holds_up_no_request_and_each_span_is_sent_or_counted()
 }
 
 #[test]
+fn what_a_collector_refuses_for_good_is_not_sent_again() {
+    let listener = listener();
+    let edge = edge(&listener, "ratio = 1\n");
+    let collector = Collector { refusal: Some(Code::Unknown), ..Collector::default() }.start(listener);
+    let of = |result: &str| edge.metric(&format!("portico_edge_spans_total{{result=\"{result}\"}}"));
+    for asked in 1..=2 {
+        assert_eq!(https(edge.https(), HOST).get(HOST, "/").status, 200);
+        wait_until("it is counted", || of("dropped") == f64::from(asked));
+    }
+    assert_eq!((collector.requests.lock().unwrap().len(), of("sent")), (2, 0.0));
+}
+
+/// Each request has texts of 24 KiB, most of them no UTF-8.
+#[test]
+fn spans_full_of_a_clients_text_are_sent_in_calls_that_a_collector_takes() {
+    let listener = listener();
+    let edge = edge(&listener, "ratio = 1\n");
+    let collector = Collector::serve(listener);
+    let (agent, path) = (vec![0xff; 8 * SPAN_TEXT_BYTES_MAX], "/p".repeat(2 * SPAN_TEXT_BYTES_MAX));
+    let head = format!("GET {path}?{} HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: ", "q=&".repeat(2000));
+    let request = [head.as_bytes(), &agent, b"\r\n\r\n"].concat();
+    let mut client = plain(edge.addresses[1]);
+    for _ in 0..SPANS_BATCH {
+        client.send(&request);
+        assert_eq!(client.answer().status, 301);
+    }
+    let spans = collector.wait_for(SPANS_BATCH);
+    assert_eq!(edge.metric("portico_edge_spans_total{result=\"dropped\"}"), 0.0);
+    for span in &spans {
+        let found = attributes(&span.attributes);
+        assert!(found.values().all(|text| text.len() <= SPAN_TEXT_BYTES_MAX), "{found:?}");
+        assert_eq!(found["user_agent.original"].len(), SPAN_TEXT_BYTES_MAX / 3 * 3);
+    }
+    for request in collector.requests.lock().unwrap().iter() {
+        assert!(request.encoded_len() <= SPANS_BATCH_BYTES + 4096, "{}", request.encoded_len());
+    }
+}
+
+#[test]
 fn a_dead_collector_keeps_no_edge_from_ending() {
     let listener = listener();
     let mut edge = edge(&listener, "ratio = 1\n");
     drop(listener);
     assert_eq!(https(edge.https(), HOST).get(HOST, "/").status, 200);
-    // SPANS_FINISH_DEADLINE is far below the patience of this test.
+    // It is tried for that long, which is far below the patience of this test.
+    let begun = portico_edge::clock::now();
     edge.terminate();
     let child = std::cell::RefCell::new(&mut edge.child);
     wait_until("it has ended", || child.borrow_mut().try_wait().is_ok_and(|status| status.is_some()));
+    assert!(begun.elapsed() >= portico_edge::limits::SPANS_FINISH_DEADLINE);
     assert!(edge.child.wait().unwrap().success());
 }
 
