@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Frame;
 
 use super::{
+    coded::Whole,
     conditions::{self, OF_A_BODY, Part},
     filling::Filling,
     growing::GrowingReader,
@@ -27,6 +28,7 @@ use crate::{
 };
 
 /// One client's way through a kept body.
+#[derive(Clone)]
 pub struct StoredReader {
     key: Arc<CacheKey>,
     body: Arc<StoredBody>,
@@ -149,26 +151,20 @@ impl StoredReader {
         Self { key, body, piece, skip, left: to - from, host }
     }
 
-    /// The same client's way through a form of the whole.
-    pub(super) fn of_form(&self, form: &Arc<StoredBody>) -> Self {
-        let (key, host) = (Arc::clone(&self.key), Arc::clone(&self.host));
+    /// A client's way through a form of what is kept under `key`.
+    pub(super) fn of_form(key: &Arc<CacheKey>, form: &Arc<StoredBody>, host: &Arc<Host>) -> Self {
+        let (key, host) = (Arc::clone(key), Arc::clone(host));
         Self { key, body: Arc::clone(form), piece: 0, skip: 0, left: form.length, host }
     }
 
-    /// Nothing has been read, and nothing is to be left out.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.piece == 0 && self.skip == 0 && self.left == self.body.length
+    /// Absent, when something has been read or is to be left out.
+    pub(crate) fn whole(&self) -> Option<Whole> {
+        let is_whole = self.piece == 0 && self.skip == 0 && self.left == self.body.length;
+        let (key, forms, length) = (Arc::clone(&self.key), Arc::clone(&self.body.forms), self.body.length);
+        is_whole.then_some(Whole { key, forms, length })
     }
 
-    pub(super) fn key(&self) -> &Arc<CacheKey> {
-        &self.key
-    }
-
-    pub(super) fn body(&self) -> &Arc<StoredBody> {
-        &self.body
-    }
-
-    pub(super) fn host(&self) -> &Arc<Host> {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
 

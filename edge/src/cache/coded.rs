@@ -1,8 +1,9 @@
 //! Compressed forms of what is kept, one for each coding that clients have asked for.
 //!
 //! A form is made once, whole, by a task of its own, at a level that one client alone would not be worth; whoever asks
-//! meanwhile reads along. It is weighed like all else that is kept, and goes with the body that it is a form of: forgotten,
-//! or evicted, or good for longer when the origin says that the body still is.
+//! meanwhile reads along. It may begin while the body itself still comes, and is that of the kept body afterwards. It is
+//! weighed like all else that is kept, and goes with the body that it is a form of: forgotten, or evicted, or good for longer
+//! when the origin says that the body still is.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering};
 
@@ -18,8 +19,10 @@ use super::{
     stored::StoredBody,
 };
 use crate::{
-    coding::{Effort, Encoder, SLICE_BYTES},
-    worker::{CodingPlace, Worker},
+    coding::{CodedBody, Effort, Encoder},
+    http::body::ResponseSource,
+    live::Host,
+    worker::Worker,
 };
 
 /// The forms of one body.
@@ -37,6 +40,14 @@ enum Form {
     WorthNothing,
 }
 
+/// A body that is kept or that will be, as its forms know it.
+#[derive(Debug, Clone)]
+pub(crate) struct Whole {
+    pub(super) key: Arc<CacheKey>,
+    pub(super) forms: Arc<Forms>,
+    pub(super) length: u64,
+}
+
 /// What a client gets in a coding.
 pub(crate) enum Coded {
     Kept(StoredReader),
@@ -48,18 +59,18 @@ pub(crate) enum Coded {
 /// A form in the making.
 struct Making {
     cache: Arc<Cache>,
-    key: Arc<CacheKey>,
-    body: Arc<StoredBody>,
+    of: Whole,
     coding: ContentCoding,
     held: Held,
     growing: Arc<Growing>,
-    _place: CodingPlace,
 }
 
 /// A form that is not smaller than this share of the whole, in percent, is not kept.
 const PAYS_PERCENT: u64 = 95;
+/// Where the whole pauses on its way, the form is flushed so often at most; a flush costs less than 16 bytes in each coding.
+const FLUSHES_MAX: u32 = 256;
 /// Beyond the whole's own bytes: no coding makes more of what it cannot compress.
-const EXPANSION_BYTES: u64 = 4096;
+const EXPANSION_BYTES: u64 = 4096 + 16 * FLUSHES_MAX as u64;
 
 impl Forms {
     fn of(&self, coding: ContentCoding) -> MutexGuard<'_, Form> {
@@ -82,26 +93,26 @@ impl Forms {
 }
 
 impl Cache {
-    /// The whole that `reader` reads, in a coding.
+    /// The whole that a client reads as `plain`, in a coding.
     pub(crate) fn coded(
         self: &Arc<Self>,
-        reader: &StoredReader,
-        coding: ContentCoding,
-        worker: &Worker,
+        of: Whole,
+        plain: ResponseSource,
+        host: &Arc<Host>,
+        (coding, worker): (ContentCoding, &Worker),
     ) -> Coded {
-        let (body, host) = (reader.body(), reader.host());
-        if let Some(found) = found(&body.forms.of(coding), reader) {
+        if let Some(found) = found(&of.forms.of(coding), &of, host) {
             return found;
         }
-        let room = body.length + body.length / 256 + EXPANSION_BYTES;
-        let Some(held) = self.store.take(reader.key().tenant(), room) else { return Coded::Plain };
+        let room = of.length + of.length / 256 + EXPANSION_BYTES;
+        let Some(held) = self.store.take(of.key.tenant(), room) else { return Coded::Plain };
         let Some(place) = worker.coding_place() else { return Coded::Plain };
         let Ok(encoder) = Encoder::new(coding, Effort::Kept) else { return Coded::Plain };
         let growing = Arc::<Growing>::default();
         {
-            let mut form = body.forms.of(coding);
+            let mut form = of.forms.of(coding);
             // Somebody else may have begun meanwhile.
-            if let Some(found) = found(&form, reader) {
+            if let Some(found) = found(&form, &of, host) {
                 return found;
             }
             *form = Form::Coming(Arc::downgrade(&growing));
@@ -109,46 +120,42 @@ impl Cache {
         self.forms_made.fetch_add(1, Ordering::Relaxed);
         worker.edge.metrics.compression(coding);
         let along = growing.read(None, host);
-        let making = Making {
-            cache: Arc::clone(self),
-            key: Arc::clone(reader.key()),
-            body: Arc::clone(body),
-            coding,
-            held,
-            growing,
-            _place: place,
-        };
-        tokio::task::spawn_local(making.run(encoder));
+        let body = CodedBody::new(plain, encoder, place).flushed_at_most(FLUSHES_MAX);
+        let making = Making { cache: Arc::clone(self), of, coding, held, growing };
+        tokio::task::spawn_local(making.run(body));
         Coded::Growing(Box::new(along))
     }
 }
 
-fn found(form: &Form, reader: &StoredReader) -> Option<Coded> {
+fn found(form: &Form, of: &Whole, host: &Arc<Host>) -> Option<Coded> {
     match form {
         Form::Absent => None,
         Form::Coming(growing) => {
-            let along = growing.upgrade()?.read(None, reader.host());
-            Some(Coded::Growing(Box::new(along)))
+            let growing = growing.upgrade().filter(|growing| !growing.is_broken())?;
+            Some(Coded::Growing(Box::new(growing.read(None, host))))
         }
-        Form::Kept(body) => Some(Coded::Kept(reader.of_form(body))),
+        Form::Kept(body) => Some(Coded::Kept(StoredReader::of_form(&of.key, body, host))),
         Form::WorthNothing => Some(Coded::Plain),
     }
 }
 
 impl Making {
-    async fn run(self, mut encoder: Encoder) {
+    async fn run(self, mut body: CodedBody) {
         let mut unfinished = Unfinished(Some(Arc::clone(&self.growing)));
-        for slice in self.body.pieces.iter().flat_map(|piece| piece.chunks(SLICE_BYTES)) {
-            if encoder.write(slice).is_err() {
-                return;
-            }
-            if !encoder.output().is_empty() {
-                self.growing.push(std::mem::take(encoder.output()).into());
+        loop {
+            match std::future::poll_fn(|context| body.poll_frame(context)).await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => self.growing.push(data),
+                    Ok(_) | Err(_) => {}
+                },
+                Some(Err(error)) => {
+                    tracing::debug!(error, "a body broke off on its way into a coding");
+                    return;
+                }
+                None => break,
             }
             tokio::task::yield_now().await;
         }
-        let Ok(last) = encoder.finish() else { return };
-        self.growing.push(last.into());
         unfinished.0 = None;
         let growing = Arc::clone(&self.growing);
         self.keep();
@@ -158,14 +165,15 @@ impl Making {
     fn keep(mut self) {
         let pieces = self.growing.pieces();
         let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
-        if bytes < self.body.length * PAYS_PERCENT / 100 {
+        let forms = Arc::clone(&self.of.forms);
+        if bytes < self.of.length * PAYS_PERCENT / 100 {
             self.held.shrink_to(bytes);
             let whole: Bytes = pieces.concat().into();
-            let form = Arc::new(StoredBody::new(vec![whole], self.held));
+            let form = Arc::new(StoredBody::new(vec![whole], Arc::default(), self.held));
             // Nobody would find a form of what is forgotten by now.
-            let keep = || *self.body.forms.of(self.coding) = Form::Kept(form);
-            return self.cache.store.widen(&self.key, &self.body, bytes, keep);
+            let keep = || *forms.of(self.coding) = Form::Kept(form);
+            return self.cache.store.widen(&self.of.key, &forms, bytes, keep);
         }
-        *self.body.forms.of(self.coding) = Form::WorthNothing;
+        *forms.of(self.coding) = Form::WorthNothing;
     }
 }

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
+    coded::{Forms, Whole},
     flight::Leading,
     freshness::Life,
     growing::{End, Growing, GrowingReader, Unfinished},
+    key::CacheKey,
     store::{Held, Store},
     stored::{Head, StoredBody, Variant},
 };
@@ -32,16 +34,27 @@ pub(super) struct Filling {
     pub length: Option<u64>,
     pub life: Life,
     body: Arc<Growing>,
+    key: Arc<CacheKey>,
+    forms: Arc<Forms>,
 }
 
 impl Filling {
-    pub(super) fn new(variant: Variant, head: Head, length: Option<u64>, life: Life) -> Arc<Self> {
-        Arc::new(Self { variant, head, length, life, body: Arc::default() })
+    pub(super) fn new(
+        key: &Arc<CacheKey>,
+        variant: Variant,
+        head: Head,
+        length: Option<u64>,
+        life: Life,
+    ) -> Arc<Self> {
+        let (key, body, forms) = (Arc::clone(key), Arc::default(), Arc::default());
+        Arc::new(Self { variant, head, length, life, body, key, forms })
     }
 
     /// For a client that came while the body was on its way.
     pub(super) fn read(&self, host: &Arc<Host>) -> GrowingReader {
-        self.body.read(self.length, host)
+        let reader = self.body.read(self.length, host);
+        let Some(length) = self.length else { return reader };
+        reader.of_whole(Whole { key: Arc::clone(&self.key), forms: Arc::clone(&self.forms), length })
     }
 }
 
@@ -112,7 +125,8 @@ async fn fill(
     job.held.shrink_to(bytes);
     let pieces = job.filling.body.pieces();
     // Before those are told who wait for the kept answer, so that they find it.
-    keep(job.leading, Arc::new(StoredBody::new(gathered(pieces, bytes), job.held)));
+    let forms = Arc::clone(&job.filling.forms);
+    keep(job.leading, Arc::new(StoredBody::new(gathered(pieces, bytes), forms, job.held)));
     job.filling.body.finish(End::Whole);
 }
 

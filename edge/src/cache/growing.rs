@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
+use super::coded::Whole;
 use crate::{
     clock,
     http::body::{BodyError, OriginBody},
@@ -44,6 +45,8 @@ pub struct GrowingReader {
     length: Option<u64>,
     next: usize,
     rest: Rest,
+    /// Of a body that will be kept as it is.
+    whole: Option<Whole>,
     /// A suspension ends answers that are under way.
     host: Arc<Host>,
 }
@@ -59,7 +62,7 @@ impl Growing {
     /// For a client that reads along; `length` of the whole where it is known.
     pub(super) fn read(self: &Arc<Self>, length: Option<u64>, host: &Arc<Host>) -> GrowingReader {
         let (growing, host) = (Arc::clone(self), Arc::clone(host));
-        GrowingReader { growing, length, next: 0, rest: Rest::None, host }
+        GrowingReader { growing, length, next: 0, rest: Rest::None, whole: None, host }
     }
 
     pub(super) fn push(&self, piece: Bytes) {
@@ -68,6 +71,10 @@ impl Growing {
 
     pub(super) fn finish(&self, end: End) {
         self.change(|state| state.end = Some(end));
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.state().end == Some(End::Broken)
     }
 
     pub(super) fn pieces(&self) -> Vec<Bytes> {
@@ -106,6 +113,25 @@ impl GrowingReader {
     pub(super) fn with_rest(mut self, rest: oneshot::Receiver<OriginBody>) -> Self {
         self.rest = Rest::Awaited(rest);
         self
+    }
+
+    /// Others may have it in the same coding.
+    pub(super) fn of_whole(mut self, whole: Whole) -> Self {
+        self.whole = Some(whole);
+        self
+    }
+
+    pub(crate) fn whole(&self) -> Option<&Whole> {
+        self.whole.as_ref()
+    }
+
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// From the beginning, for whoever reads along.
+    pub(crate) fn along(&self) -> Self {
+        self.growing.read(self.length, &self.host)
     }
 
     pub(crate) fn poll_frame(

@@ -423,7 +423,7 @@ impl Exchange {
             }
         };
         let Plan { head, variant, life, length, head_held, body_held, bytes_max } = wanted;
-        let filling = Filling::new(variant, head, length, life);
+        let filling = Filling::new(&self.key, variant, head, length, life);
         if length.is_some() {
             leading.filling(&filling);
         }

@@ -23,10 +23,8 @@ use std::{
 
 use portico_cert_store::TenantId;
 
-use super::{
-    key::CacheKey,
-    stored::{Stored, StoredBody},
-};
+use super::{coded::Forms, key::CacheKey, stored::Stored};
+use crate::limits;
 
 /// Enough that workers seldom meet.
 const SHARDS: usize = 256;
@@ -193,11 +191,12 @@ impl Store {
         true
     }
 
-    /// Adds to a kept body what `add` adds, of `bytes` that are taken already. Nothing is done if the body is not kept.
-    pub(super) fn widen(&self, key: &CacheKey, body: &Arc<StoredBody>, bytes: u64, add: impl FnOnce()) {
+    /// Adds to the kept body of these forms what `add` adds, of `bytes` that are taken already. Nothing is done if the body is
+    /// not kept.
+    pub(super) fn widen(&self, key: &CacheKey, forms: &Arc<Forms>, bytes: u64, add: impl FnOnce()) {
         let mut ledger = self.ledger();
         let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
-        let of_body = |stored: &&Arc<Stored>| Arc::ptr_eq(&stored.body, body);
+        let of_body = |stored: &&Arc<Stored>| Arc::ptr_eq(&stored.body.forms, forms);
         let Some(stored) = shard.get(key).and_then(|variants| variants.iter().find(of_body)) else {
             return;
         };

@@ -66,7 +66,7 @@ pub(super) struct Head {
 pub(super) struct StoredBody {
     pub pieces: Box<[Bytes]>,
     pub length: u64,
-    pub forms: Forms,
+    pub forms: Arc<Forms>,
     _held: Held,
 }
 
@@ -295,9 +295,9 @@ pub(super) fn take_tags(headers: &mut HeaderMap) -> Arc<[Box<str>]> {
 }
 
 impl StoredBody {
-    pub(super) fn new(pieces: Vec<Bytes>, held: Held) -> Self {
+    pub(super) fn new(pieces: Vec<Bytes>, forms: Arc<Forms>, held: Held) -> Self {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces: pieces.into(), length, forms: Forms::default(), _held: held }
+        Self { pieces: pieces.into(), length, forms, _held: held }
     }
 
     /// Its forms included.

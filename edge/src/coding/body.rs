@@ -32,6 +32,8 @@ pub struct CodedBody {
     /// The encoder has had something that its client cannot read yet.
     withheld: bool,
     pause: Option<Pin<Box<Sleep>>>,
+    /// Each makes the output longer.
+    flushes_left: u32,
     /// To follow the last piece.
     trailers: Option<Frame<Bytes>>,
     _place: CodingPlace,
@@ -45,10 +47,22 @@ const PIECE_BYTES: usize = 8 * 1024;
 type Turn = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 impl CodedBody {
-    pub(super) fn new(source: ResponseSource, encoder: Encoder, place: CodingPlace) -> Self {
-        let encoder = Some(encoder);
-        let (plain, withheld, pause, trailers) = (Bytes::new(), false, None, None);
-        Self { source, encoder, plain, withheld, pause, trailers, _place: place }
+    pub(crate) fn new(source: ResponseSource, encoder: Encoder, place: CodingPlace) -> Self {
+        Self {
+            source,
+            encoder: Some(encoder),
+            plain: Bytes::new(),
+            withheld: false,
+            pause: None,
+            flushes_left: u32::MAX,
+            trailers: None,
+            _place: place,
+        }
+    }
+
+    /// Then pauses of the source make nothing readable any more.
+    pub(crate) fn flushed_at_most(self, times: u32) -> Self {
+        Self { flushes_left: times, ..self }
     }
 
     pub(crate) fn poll_frame(&mut self, context: &mut Context<'_>) -> Turn {
@@ -87,7 +101,8 @@ impl CodedBody {
 
     /// The source has nothing now. A flush costs bytes, so it is not done between two packets of one answer.
     fn paused(&mut self, context: &mut Context<'_>) -> Turn {
-        let Some(encoder) = self.encoder.as_mut().filter(|_| self.withheld) else { return Poll::Pending };
+        let may_flush = self.withheld && self.flushes_left > 0;
+        let Some(encoder) = self.encoder.as_mut().filter(|_| may_flush) else { return Poll::Pending };
         let pause =
             self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::CODING_FLUSH_AFTER)));
         if pause.as_mut().poll(context).is_pending() {
@@ -95,6 +110,7 @@ impl CodedBody {
         }
         self.pause = None;
         self.withheld = false;
+        self.flushes_left -= 1;
         encoder.flush()?;
         if encoder.output().is_empty() { Poll::Pending } else { Poll::Ready(Some(Ok(piece(encoder)))) }
     }

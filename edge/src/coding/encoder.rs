@@ -8,7 +8,7 @@ use portico_api::v1::ContentCoding;
 use zstd::stream::raw::CParameter;
 
 /// Bytes given to an encoder at a time. brotli works when it has 64 KiB, zstd when it has 128: 2 to 5 ms at the levels below.
-pub(crate) const SLICE_BYTES: usize = 16 * 1024;
+pub(super) const SLICE_BYTES: usize = 16 * 1024;
 
 /// Back-references reach this far, as a power of two: 128 KiB hold what repeats in most pages, and bound what a stream costs.
 const WINDOW_BITS: u32 = 17;

@@ -3,7 +3,7 @@
 //!
 //! [`Client`] is what a request says of it, read before the route changes the request; [`Client::encode`] decides by the
 //! answer's head, so that HEAD is answered as GET would be. Bodies go through [`CodedBody`] piece by piece; what is kept in the
-//! cache as a whole is compressed once, by `cache::coded`.
+//! cache as a whole, or will be, is compressed once for all, by `cache::coded`.
 //!
 //! A compressed answer is another representation, and cannot be promised to be the same byte for byte next time: its tag
 //! becomes a weak one, it offers no ranges, and the client's own weak tag comes back with a 304.
@@ -23,7 +23,7 @@ use portico_api::{rule::CompressionRule, v1::ContentCoding};
 
 pub(crate) use accept::name;
 pub use body::CodedBody;
-pub(crate) use encoder::{Effort, Encoder, SLICE_BYTES};
+pub(crate) use encoder::{Effort, Encoder};
 
 use crate::{
     cache::{Coded, contains_token},
@@ -136,27 +136,19 @@ impl Client {
             return true;
         }
         let source = answer.response.body_mut();
-        let length = match source {
-            ResponseSource::Stored(reader) if reader.is_whole() => {
-                match worker.edge.cache.coded(reader, coding, worker) {
-                    Coded::Plain => return false,
-                    Coded::Kept(reader) => {
-                        let length = reader.left();
-                        *source = ResponseSource::Stored(reader);
-                        Some(length)
-                    }
-                    Coded::Growing(reader) => {
-                        *source = ResponseSource::Growing(reader);
-                        None
-                    }
-                }
+        let length = match shared(source, coding, worker) {
+            Some(Coded::Kept(reader)) => {
+                let length = reader.left();
+                *source = ResponseSource::Stored(reader);
+                Some(length)
             }
-            ResponseSource::Empty
-            | ResponseSource::Full(_)
-            | ResponseSource::Origin(_)
-            | ResponseSource::Stored(_)
-            | ResponseSource::Growing(_)
-            | ResponseSource::Coded(_) => {
+            Some(Coded::Growing(reader)) => {
+                *source = ResponseSource::Growing(reader);
+                None
+            }
+            // It is there in full: this client's own work on it would be done for nobody else.
+            Some(Coded::Plain) if matches!(source, ResponseSource::Stored(_)) => return false,
+            Some(Coded::Plain) | None => {
                 let Some(place) = worker.coding_place() else { return false };
                 let Ok(encoder) = Encoder::new(coding, Effort::Quick) else { return false };
                 worker.edge.metrics.compression(coding);
@@ -172,6 +164,23 @@ impl Client {
         }
         true
     }
+}
+
+/// The form that all have who ask for this body; absent: it is this client's alone.
+fn shared(source: &ResponseSource, coding: ContentCoding, worker: &Worker) -> Option<Coded> {
+    let (whole, plain, host) = match source {
+        ResponseSource::Stored(reader) => {
+            (reader.whole()?, ResponseSource::Stored(reader.clone()), reader.host())
+        }
+        ResponseSource::Growing(reader) => {
+            (reader.whole()?.clone(), ResponseSource::Growing(Box::new(reader.along())), reader.host())
+        }
+        ResponseSource::Empty
+        | ResponseSource::Full(_)
+        | ResponseSource::Origin(_)
+        | ResponseSource::Coded(_) => return None,
+    };
+    Some(worker.edge.cache.coded(whole, plain, host, (coding, worker)))
 }
 
 /// The head of the compressed form.

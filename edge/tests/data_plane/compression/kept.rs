@@ -1,11 +1,13 @@
 //! Compressed forms beside what the cache keeps.
 
+use std::io::Write as _;
 use std::sync::{Arc, Barrier};
 
 use portico_api::distribution as wire;
 use portico_edge::io::Backend;
 
-use super::{CODINGS, Press, decode, decoded, page, reply};
+use super::{CODINGS, HOST, Press, decode, decoded, page, reply};
+use crate::client::https;
 use crate::harness::{Setup, on_each_backend, wait_until};
 use crate::origin::Reply;
 
@@ -33,8 +35,6 @@ fn a_form_is_made_once_for_each_coding_and_weighed() {
     on_each_backend(|backend| {
         let press = press(backend, 200_000, Setup { workers: 2, ..Setup::default() });
         let text = page(200_000);
-        let first = press.get("/", "br");
-        assert!(decoded(&first) == text && first.header("content-encoding") == Some("br"), "as it comes");
         wait_until("the whole is kept", || is_hit(&press.get("/", "identity")));
         let plain = press.edge.edge.cache.bytes_of(press.served.tenant);
         let mut expected = plain;
@@ -64,6 +64,66 @@ fn a_form_is_made_once_for_each_coding_and_weighed() {
         purge(&press);
         wait_until("nothing is held", || press.edge.edge.cache.bytes() == 0);
     });
+}
+
+/// The origin stops in the middle of its answer until all have begun to read it.
+#[test]
+fn who_asks_for_one_coding_while_the_body_comes_shares_one_compression() {
+    const CLIENTS: usize = 8;
+    on_each_backend(|backend| {
+        for coding in CODINGS {
+            let text = page(200_000);
+            let head = format!("HTTP/1.1 200 OK\r\n{}\r\nContent-Length: 200000\r\n\r\n", LINES.join("\r\n"));
+            let (first, second) = (head + &text[..100_000], text[100_000..].to_owned());
+            let all_read = Arc::new(Barrier::new(CLIENTS + 1));
+            let change = |proxy: &mut wire::Proxy| proxy.cache = Some(wire::CachePolicy::default());
+            let parts = (first, second, Arc::clone(&all_read));
+            let setup = Setup { workers: 2, ..Setup::default() };
+            let press = Press::with(backend, setup, change, move |_| {
+                let (first, second, all_read) = parts.clone();
+                Reply::Take(Box::new(move |mut stream| {
+                    stream.write_all(first.as_bytes()).unwrap();
+                    all_read.wait();
+                    stream.write_all(second.as_bytes()).unwrap();
+                }))
+            });
+            let got: Vec<Vec<u8>> = std::thread::scope(|scope| {
+                let clients: Vec<_> =
+                    (0..CLIENTS).map(|_| scope.spawn(|| read_along(&press, coding, &all_read))).collect();
+                clients.into_iter().map(|client| client.join().unwrap()).collect()
+            });
+            let kept = kept(&press, coding);
+            assert!(decoded(&kept) == text);
+            assert!(got.iter().all(|body| *body == kept.body), "{coding}: each is what is kept");
+            assert_eq!(
+                (press.origin.messages().len(), press.edge.edge.cache.forms_made()),
+                (1, 1),
+                "{coding}"
+            );
+            let weight = press.edge.edge.cache.bytes_of(press.served.tenant);
+            assert!(weight > 200_000 + kept.body.len() as u64, "it is weighed: {weight}");
+            purge(&press);
+            wait_until("nothing is held", || press.edge.edge.cache.bytes() == 0);
+        }
+    });
+}
+
+/// The body in its coding; what has come before all have read something is as far as the origin has sent it.
+fn read_along(press: &Press, coding: &str, all_read: &Barrier) -> Vec<u8> {
+    let mut client = https(press.edge.https, HOST);
+    client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nAccept-Encoding: {coding}\r\n\r\n"));
+    assert!(client.head().unwrap().to_lowercase().contains(&format!("content-encoding: {coding}")));
+    let mut size = client.line().unwrap();
+    all_read.wait();
+    let mut body = Vec::new();
+    loop {
+        let count = usize::from_str_radix(size.trim(), 16).unwrap();
+        body.extend_from_slice(&client.exactly(count + 2).unwrap()[..count]);
+        if count == 0 {
+            return body;
+        }
+        size = client.line().unwrap();
+    }
 }
 
 fn purge(press: &Press) {
