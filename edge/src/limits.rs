@@ -346,8 +346,6 @@ pub const TENANT_BANDWIDTH_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Names that one look at the busiest ones shows.
 pub const ADMIN_USAGE_ROWS_MAX: usize = 100;
-/// Bytes of a configured static body.
-pub const STATIC_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// Parsed keys held ready, by weight; 64 MiB is about 50,000 of them.
 pub const KEY_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Standalone files.

@@ -270,7 +270,7 @@ fn sites_of<'a>(
 #[derive(Clone, Default)]
 struct Draft {
     routes: Vec<Route>,
-    hsts: Hsts,
+    hsts: Option<Hsts>,
     plain_http: bool,
     maintenance: Option<Maintenance>,
 }
@@ -281,11 +281,9 @@ impl Draft {
         self.widen(config.hsts, config.plain_http, config.maintenance.as_ref());
     }
 
-    /// What any of the routes wants of the host holds for the host.
-    fn widen(&mut self, hsts: Hsts, plain_http: bool, maintenance: Option<&Maintenance>) {
-        self.hsts.max_age_seconds = self.hsts.max_age_seconds.max(hsts.max_age_seconds);
-        self.hsts.include_subdomains |= hsts.include_subdomains;
-        self.hsts.preload |= hsts.preload;
+    /// What any of the routes wants of the host holds for the host; its own go before those of `*`.
+    fn widen(&mut self, hsts: Option<Hsts>, plain_http: bool, maintenance: Option<&Maintenance>) {
+        self.hsts = self.hsts.or(hsts);
         self.plain_http |= plain_http;
         self.maintenance = self.maintenance.take().or_else(|| maintenance.cloned());
     }

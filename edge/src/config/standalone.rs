@@ -14,10 +14,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ConfigError, NamedPath, RawConfig, Source, TlsSection, origin_tls, tls};
-use crate::{
-    limits,
-    live::{Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream},
-};
+use crate::live::{Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream, limits};
 
 #[derive(Debug, Clone, Default)]
 pub struct StandaloneConfig {
@@ -55,8 +52,8 @@ pub struct RouteConfig {
     /// `None`: every name of every certificate (`host = "*"`).
     pub host: Option<NamePattern>,
     pub route: Route,
-    /// For the host: the widest of all its routes holds.
-    pub hsts: Hsts,
+    /// For the host, as all its routes say that say something. `None`: not said.
+    pub hsts: Option<Hsts>,
     /// Port 80 answers this route itself instead of pointing to https.
     pub plain_http: bool,
     /// For the host.
@@ -236,6 +233,10 @@ fn routes(source: Source<'_>, raw: &RawConfig) -> Result<Vec<RouteConfig>, Confi
         })
         .collect();
     unreached.sort_unstable();
+    let everywhere = by_host.get(&None).cloned().unwrap_or_default();
+    for indices in by_host.values() {
+        one_policy(source, raw, &routes, (indices, &everywhere))?;
+    }
     if let Some(&(late, early)) = unreached.first() {
         let place = source.place(raw.route[early].span());
         let raw = raw.route[late].get_ref();
@@ -244,6 +245,48 @@ fn routes(source: Source<'_>, raw: &RawConfig) -> Result<Vec<RouteConfig>, Confi
         return Err(source.error(Some(span), problem));
     }
     Ok(routes)
+}
+
+/// What routes say for their whole host, they say alike: which of two would hold could only be guessed. Those of `*` hold
+/// where a host's own say nothing.
+fn one_policy(
+    source: Source<'_>,
+    raw: &RawConfig,
+    routes: &[RouteConfig],
+    (of_host, everywhere): (&[usize], &[usize]),
+) -> Result<(), ConfigError> {
+    let differs = |early: usize, span: Option<std::ops::Range<usize>>, what: &str| {
+        let line = source.place(raw.route[early].span()).0;
+        let problem =
+            format!("{what}: the route of line {line} says otherwise for this host; say it in one of them");
+        Err(source.error(span, problem))
+    };
+    let mut of_host_first = of_host.iter().chain(everywhere).copied();
+    let hsts = of_host_first.clone().find(|at| routes[*at].hsts.is_some());
+    let plain_http = of_host_first.find(|at| routes[*at].plain_http);
+    if let (Some(told), Some(early)) = (hsts, plain_http)
+        && routes[told].hsts.is_some_and(|hsts| hsts.preload)
+    {
+        let span = raw.route[told].get_ref().hsts_preload.as_ref().map(Spanned::span);
+        return differs(early, span, "hsts_preload needs port 80 to lead to https");
+    }
+    let maintenance = of_host.iter().copied().find(|at| routes[*at].maintenance.is_some());
+    for &late in of_host {
+        let (route, raw) = (&routes[late], raw.route[late].get_ref());
+        if let Some(early) = hsts.filter(|early| route.hsts.is_some() && route.hsts != routes[*early].hsts) {
+            return differs(
+                early,
+                raw.hsts_max_age_seconds.as_ref().map(Spanned::span),
+                "hsts_max_age_seconds",
+            );
+        }
+        let other =
+            |early: &usize| route.maintenance.is_some() && route.maintenance != routes[*early].maintenance;
+        if let Some(early) = maintenance.filter(other) {
+            return differs(early, raw.maintenance.as_ref().map(Spanned::span), "maintenance");
+        }
+    }
+    Ok(())
 }
 
 fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig, ConfigError> {
@@ -298,8 +341,8 @@ fn rule_error(source: Source<'_>, raw: &RawRoute, faults: &[RuleFault]) -> Confi
     source.error(span, format!("{name}{} {}", fault.below, fault.message))
 }
 
-fn hsts(source: Source<'_>, raw: &RawRoute) -> Result<Hsts, ConfigError> {
-    let max_age_seconds = raw.hsts_max_age_seconds.as_ref().map_or(0, |seconds| *seconds.get_ref());
+fn hsts(source: Source<'_>, raw: &RawRoute) -> Result<Option<Hsts>, ConfigError> {
+    let max_age_seconds = raw.hsts_max_age_seconds.as_ref().map(|seconds| *seconds.get_ref());
     let is_set = |flag: &Option<Spanned<bool>>| flag.as_ref().is_some_and(|flag| *flag.get_ref());
     let (include_subdomains, preload) = (is_set(&raw.hsts_include_subdomains), is_set(&raw.hsts_preload));
     let wish = HstsWish { max_age_seconds, include_subdomains, preload, https_redirect: !raw.plain_http };
@@ -311,7 +354,7 @@ fn hsts(source: Source<'_>, raw: &RawRoute) -> Result<Hsts, ConfigError> {
         };
         return Err(source.error(span, format!("{field}: {message}")));
     }
-    Ok(Hsts { max_age_seconds, include_subdomains, preload })
+    Ok(max_age_seconds.map(|max_age_seconds| Hsts { max_age_seconds, include_subdomains, preload }))
 }
 
 fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, ConfigError> {
@@ -397,11 +440,9 @@ fn fixed(source: Source<'_>, spanned: &Spanned<RawRoute>, body: Vec<u8>) -> Resu
 
 fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if size > limits::STATIC_BODY_BYTES_MAX {
-        return Err(format!(
-            "{size} bytes; a static body has at most {} bytes",
-            limits::STATIC_BODY_BYTES_MAX
-        ));
+    if size > limits::STATIC_BODY_BYTES_MAX as u64 {
+        let most = limits::STATIC_BODY_BYTES_MAX;
+        return Err(format!("{size} bytes; a static body has at most {most} bytes"));
     }
     std::fs::read(path).map_err(|error| error.to_string())
 }
@@ -443,6 +484,7 @@ mod tests {
     use std::path::Path;
 
     use super::super::{Config, Mode, NamedPath};
+    use super::{limits, read_body};
 
     fn parse(sections: &str) -> Result<Config, String> {
         let text = format!("[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n{sections}");
@@ -558,6 +600,44 @@ mod tests {
             ("[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nstatus = 204\n", "7:10", "no body"),
         ];
         points_at(&table);
+    }
+
+    #[test]
+    fn routes_that_say_different_things_for_one_host_are_pointed_at() {
+        let two = |first: &str, second: &str| {
+            format!(
+                "[[route]]\nhost = \"A.example\"\npath = \"/a\"\nstatic_body = \"x\"\n{first}\n\
+                 [[route]]\nhost = \"a.example\"\nstatic_body = \"y\"\n{second}\n"
+            )
+        };
+        let year = "hsts_max_age_seconds = 31536000";
+        let preload = format!("{year}\nhsts_include_subdomains = true\nhsts_preload = true");
+        for (first, second, place, hint) in [
+            (year, "hsts_max_age_seconds = 0", "12:24", "hsts_max_age_seconds: the route of line 4"),
+            (year, &preload, "12:24", "hsts_max_age_seconds: the route of line 4"),
+            ("plain_http = true", &preload, "14:16", "hsts_preload needs port 80"),
+            (
+                "maintenance = { text = \"a\" }",
+                "maintenance = { text = \"b\" }",
+                "12:15",
+                "maintenance: the route of line 4",
+            ),
+        ] {
+            points_at(&[(&two(first, second), place, hint)]);
+        }
+        for same in [year, "", "maintenance = { text = \"a\" }"] {
+            assert!(parse(&two(same, same)).is_ok() && parse(&two(same, "")).is_ok(), "{same}");
+        }
+    }
+
+    #[test]
+    fn a_file_for_a_static_body_has_a_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("page.html");
+        std::fs::write(&path, vec![b'x'; limits::STATIC_BODY_BYTES_MAX]).unwrap();
+        assert_eq!(read_body(&path).unwrap().len(), limits::STATIC_BODY_BYTES_MAX);
+        std::fs::write(&path, vec![b'x'; limits::STATIC_BODY_BYTES_MAX + 1]).unwrap();
+        assert!(read_body(&path).unwrap_err().contains("at most 65536 bytes"));
     }
 
     fn points_at(table: &[(&str, &str, &str)]) {

@@ -78,9 +78,9 @@ pub struct EgressGrant {
 }
 
 /// What browsers are told of https for a name (RFC 6797).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hsts {
-    /// 0: nothing.
+    /// 0: they forget what they were told before.
     pub max_age_seconds: u32,
     pub include_subdomains: bool,
     pub preload: bool,
@@ -212,12 +212,11 @@ impl TenantState {
 }
 
 impl Hsts {
-    pub fn header(self) -> Option<HeaderValue> {
+    pub fn header(self) -> HeaderValue {
         let include_subdomains = if self.include_subdomains { "; includeSubDomains" } else { "" };
         let preload = if self.preload { "; preload" } else { "" };
         let text = format!("max-age={}{include_subdomains}{preload}", self.max_age_seconds);
-        let value = HeaderValue::try_from(text).expect("digits and fixed words are a header value");
-        (self.max_age_seconds > 0).then_some(value)
+        HeaderValue::try_from(text).expect("digits and fixed words are a header value")
     }
 }
 

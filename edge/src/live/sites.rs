@@ -42,7 +42,7 @@ pub struct Site {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// Safe requests are taken before the handshake has ended, over HTTP/3.
     pub early_data: bool,
-    pub hsts: Hsts,
+    pub hsts: Option<Hsts>,
     pub https_redirect: bool,
     pub maintenance: Option<Maintenance>,
 }
@@ -303,7 +303,7 @@ impl Sites {
             suspension: None,
             acme_thumbprint: None,
             served: true,
-            hsts: site.map(|site| site.hsts).unwrap_or_default(),
+            hsts: site.and_then(|site| site.hsts),
             https_redirect: site.is_none_or(|site| site.https_redirect),
             maintenance: site.and_then(|site| site.maintenance.clone()),
         }

@@ -97,7 +97,7 @@ pub(super) struct DomainItem {
     pub(super) suspension: Option<Suspension>,
     pub(super) acme_thumbprint: Option<Box<str>>,
     pub(super) served: bool,
-    pub(super) hsts: Hsts,
+    pub(super) hsts: Option<Hsts>,
     pub(super) https_redirect: bool,
     pub(super) maintenance: Option<Maintenance>,
 }
@@ -189,7 +189,7 @@ impl DomainItem {
             early_data: self.early_data,
             acme_thumbprint: self.acme_thumbprint,
             served: self.served,
-            hsts: self.hsts.header().map(Box::new),
+            hsts: self.hsts.map(|hsts| Box::new(hsts.header())),
             https_redirect: self.https_redirect,
             maintenance: self.maintenance.map(Arc::new),
             state,
@@ -246,11 +246,11 @@ fn parse_domain(resource: &wire::Resource, cell: &CellId) -> Result<Item, Fault>
         suspension: body.suspension.as_ref().map(Suspension::parse).transpose()?,
         acme_thumbprint: parse_thumbprint(&body.acme_thumbprint)?,
         served: body.served,
-        hsts: Hsts {
-            max_age_seconds: body.hsts_max_age_seconds,
+        hsts: body.hsts_max_age_seconds.map(|max_age_seconds| Hsts {
+            max_age_seconds,
             include_subdomains: body.hsts_include_subdomains,
             preload: body.hsts_preload,
-        },
+        }),
         https_redirect: !body.https_redirect_off,
         maintenance: body.maintenance.as_ref().map(Maintenance::parse).transpose()?,
     })))

@@ -24,12 +24,15 @@ fn static_answers_and_redirects_follow_their_routes() {
         let mut edge = TestEdge::start(backend);
         edge.serve_with(&["shop.example"], &[], |domain| {
             domain.routes.insert(0, redirect("https://new.example/base/", 308, true));
-            domain.hsts_max_age_seconds = 31_536_000;
+            domain.hsts_max_age_seconds = Some(31_536_000);
         });
         let mut client = https(edge.https, "shop.example");
         let answer = client.get("shop.example", "/");
         assert_eq!((answer.status, answer.text().as_str()), (200, "shop.example"));
         assert_eq!(answer.header("strict-transport-security"), Some("max-age=31536000"));
+        edge.serve_with(&["withdrawn.example"], &[], |domain| domain.hsts_max_age_seconds = Some(0));
+        let withdrawn = https(edge.https, "withdrawn.example").get("withdrawn.example", "/");
+        assert_eq!(withdrawn.header("strict-transport-security"), Some("max-age=0"));
         let moved = client.get("shop.example", "/old/x?y=z");
         assert_eq!(moved.status, 308);
         assert_eq!(moved.header("location"), Some("https://new.example/base/old/x?y=z"));

@@ -181,7 +181,7 @@ fn headers_are_changed_on_the_way_there_and_back() {
                 ..below("/")
             };
             domain.routes = vec![with_rule(proxy_to(&url), rule)];
-            domain.hsts_max_age_seconds = 31_536_000;
+            domain.hsts_max_age_seconds = Some(31_536_000);
             domain.hsts_include_subdomains = true;
             domain.hsts_preload = true;
         });
@@ -322,7 +322,7 @@ fn maintenance_takes_the_site_away_and_keeps_its_challenges() {
         let mut edge = TestEdge::with(backend, with_http3());
         let Served { tenant, lineage, domains } = edge.serve(&[HOST]);
         let mut body = fleet::domain_body(HOST, &[lineage]);
-        body.hsts_max_age_seconds = 60;
+        body.hsts_max_age_seconds = Some(60);
         let mut version = 1;
         let mut set = |edge: &mut TestEdge, maintenance: Option<wire::Maintenance>| {
             version += 1;

@@ -26,7 +26,7 @@ fn edge_behind(backend: Backend, networks: &[&str], field: TrustedField) -> (Tes
     let route = proxy_to(&origin.url());
     edge.serve_with(&[HOST], &[origin.grant()], |domain: &mut wire::Domain| {
         domain.routes = vec![route.clone()];
-        domain.hsts_max_age_seconds = 60;
+        domain.hsts_max_age_seconds = Some(60);
     });
     (edge, origin)
 }

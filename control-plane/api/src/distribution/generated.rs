@@ -477,9 +477,9 @@ pub struct Domain {
     /// Proof of control stands: without it the edge answers challenges for the name and nothing else.
     #[prost(bool, tag = "7")]
     pub served: bool,
-    /// 0: no header
-    #[prost(uint32, tag = "8")]
-    pub hsts_max_age_seconds: u32,
+    /// Absent: no header. 0 is sent: browsers forget what they were told.
+    #[prost(uint32, optional, tag = "8")]
+    pub hsts_max_age_seconds: ::core::option::Option<u32>,
     /// port 80 goes to the routes instead of to https
     #[prost(bool, tag = "9")]
     pub https_redirect_off: bool,

@@ -344,16 +344,20 @@ fn what_an_action_has_no_use_for_is_refused() {
 #[test]
 fn hsts_goes_together_or_not_at_all() {
     for (max_age_seconds, include_subdomains, preload, https_redirect, expected) in [
-        (0, false, false, true, vec![]),
-        (1, false, false, false, vec![]),
-        (1, true, false, false, vec![]),
-        (0, true, false, true, vec!["hsts_include_subdomains"]),
-        (31_536_000, true, true, true, vec![]),
-        (31_535_999, true, true, true, vec!["hsts_preload"]),
-        (31_536_000, false, true, true, vec!["hsts_preload"]),
-        (31_536_000, true, true, false, vec!["hsts_preload"]),
-        (0, true, true, true, vec!["hsts_include_subdomains", "hsts_preload"]),
-        (63_072_001, false, false, true, vec!["hsts_max_age_seconds"]),
+        (None, false, false, true, vec![]),
+        (Some(0), false, false, true, vec![]),
+        (Some(0), false, false, false, vec![]),
+        (Some(1), false, false, false, vec![]),
+        (Some(1), true, false, false, vec![]),
+        (None, true, false, true, vec!["hsts_include_subdomains"]),
+        (Some(0), true, false, true, vec!["hsts_include_subdomains"]),
+        (Some(31_536_000), true, true, true, vec![]),
+        (Some(31_535_999), true, true, true, vec!["hsts_preload"]),
+        (Some(31_536_000), false, true, true, vec!["hsts_preload"]),
+        (Some(31_536_000), true, true, false, vec!["hsts_preload"]),
+        (None, true, true, true, vec!["hsts_include_subdomains", "hsts_preload"]),
+        (Some(0), true, true, true, vec!["hsts_include_subdomains", "hsts_preload"]),
+        (Some(63_072_001), false, false, true, vec!["hsts_max_age_seconds"]),
     ] {
         let wish = HstsWish { max_age_seconds, include_subdomains, preload, https_redirect };
         let found: Vec<_> = wish.faults().into_iter().map(|(field, _)| field).collect();

@@ -76,9 +76,10 @@ pub struct DomainSpec {
     /// Set: clients are asked for a certificate (mTLS). `null` in a patch ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificates: Option<ClientCertificates>,
-    /// Strict-Transport-Security max-age, seconds; 0: no header.
-    #[serde(default)]
-    pub hsts_max_age_seconds: u32,
+    /// Strict-Transport-Security max-age, seconds. 0 is sent as it is: browsers forget what they were told before. `null`, as
+    /// from the start: no header, and browsers go on with what they know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hsts_max_age_seconds: Option<u32>,
     /// Strict-Transport-Security holds for all names below, whoever serves them. Needs a max-age.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hsts_include_subdomains: bool,
@@ -109,7 +110,7 @@ impl DomainSpec {
             http3: true,
             early_data: false,
             client_certificates: None,
-            hsts_max_age_seconds: 0,
+            hsts_max_age_seconds: None,
             hsts_include_subdomains: false,
             hsts_preload: false,
             https_redirect: true,

@@ -16,9 +16,9 @@ use crate::settings::Settings;
 /// What a domain tells browsers, and how it may be spoken to.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PolicyArgs {
-    /// How long browsers shall know the name by https only, such as 365d; 0s: they are told nothing
-    #[arg(long, value_name = "DURATION", value_parser = crate::duration::parse)]
-    hsts_max_age: Option<Duration>,
+    /// How long browsers shall know the name by https only, such as 365d; 0s: they forget it; off: they are told nothing
+    #[arg(long, value_name = "DURATION", value_parser = HstsAge::parse)]
+    hsts_max_age: Option<HstsAge>,
     /// For all names below it too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     hsts_include_subdomains: Option<bool>,
@@ -55,6 +55,20 @@ struct TlsArgs {
     /// The authorities of clients' certificates: a PEM file
     #[arg(long, value_name = "FILE", requires = "client_certificates")]
     client_ca: Option<PathBuf>,
+}
+
+/// What browsers are told; absent: nothing.
+#[derive(Clone, Copy, Debug)]
+struct HstsAge(Option<u32>);
+
+impl HstsAge {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let age = crate::duration::parse(text).map_err(|error| format!("{error}, or off"))?;
+        Ok(Self(Some(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))))
+    }
 }
 
 fn parse_version(text: &str) -> Result<MinimumTls, String> {
@@ -120,7 +134,7 @@ impl PolicyArgs {
     /// A wish that is incomplete; a file that cannot be read.
     pub(crate) fn apply(&self, spec: &mut DomainSpec) -> Outcome {
         if let Some(age) = self.hsts_max_age {
-            spec.hsts_max_age_seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+            spec.hsts_max_age_seconds = age.0;
         }
         spec.hsts_include_subdomains = self.hsts_include_subdomains.unwrap_or(spec.hsts_include_subdomains);
         spec.hsts_preload = self.hsts_preload.unwrap_or(spec.hsts_preload);
@@ -138,7 +152,7 @@ impl PolicyArgs {
 
     fn patch(&self) -> Outcome<Map<String, Value>> {
         let wishes = [
-            ("hsts_max_age_seconds", self.hsts_max_age.map(|age| json!(age.as_secs()))),
+            ("hsts_max_age_seconds", self.hsts_max_age.map(|age| json!(age.0))),
             ("hsts_include_subdomains", self.hsts_include_subdomains.map(Value::from)),
             ("hsts_preload", self.hsts_preload.map(Value::from)),
             ("https_redirect", self.https_redirect.map(Value::from)),

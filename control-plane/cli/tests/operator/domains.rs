@@ -133,6 +133,12 @@ async fn hsts_and_maintenance_of_a_domain_are_set_by_options() {
     let wrong = plane.portico(&["domain", "set", "x.test", "--https-redirect", "false"]).await;
     assert_eq!(wrong.code, 2, "preload needs it: {wrong:?}");
     assert_eq!(plane.portico(&["domain", "set", "x.test"]).await.code, 2);
+    let taken_back = ["--hsts-include-subdomains", "false", "--hsts-preload", "false"];
+    let shown =
+        plane.json(&[&["domain", "set", "x.test", "--hsts-max-age", "0s"], &taken_back[..]].concat()).await;
+    assert_eq!(shown["hsts_max_age_seconds"], 0, "{shown}");
+    let shown = plane.json(&["domain", "set", "x.test", "--hsts-max-age", "off"]).await;
+    assert!(shown["hsts_max_age_seconds"].is_null(), "{shown}");
     let shown = plane
         .json(&["domain", "maintenance", "x.test", "--text", "back at noon", "--retry-after", "30m"])
         .await;

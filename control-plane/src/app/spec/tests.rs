@@ -333,6 +333,9 @@ fn what_a_domain_tells_browsers_and_visitors_is_checked() {
     let asked = json!({ "mode": "optional", "ca_pem": authority_pem() });
     let both = json!({ "early_data": true, "client_certificates": asked });
     assert_eq!(check(both), one("/early_data", "conflict"));
+    assert_eq!(check(json!({ "hsts_max_age_seconds": 0 })), [], "takes back what browsers were told");
+    let all_taken_back = json!({ "hsts_max_age_seconds": 0, "hsts_include_subdomains": true });
+    assert_eq!(check(all_taken_back), one("/hsts_include_subdomains", "incomplete"));
     let too_long = json!({ "hsts_max_age_seconds": 63_072_001 });
     assert_eq!(check(too_long), one("/hsts_max_age_seconds", "out_of_range"));
     assert_eq!(check(json!({ "maintenance": {} })), []);
