@@ -1,6 +1,8 @@
 //! One check, and many.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{Stream, StreamExt as _};
@@ -15,7 +17,7 @@ use crate::clock;
 use crate::egress::{EgressPolicy, EgressRefused, Grant};
 use crate::exchange::{self, chain_text};
 use crate::report::{Failure, Report, Step, Timings};
-use crate::tls::{self, Alpn, ProberError, Roots, Tls};
+use crate::tls::{self, Alpn, ClientCertificate, ProberError, Roots, Tls};
 
 /// Checks addresses for names. One prober serves any number of checks at once.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct CheckOptions {
     pub body_bytes_max: usize,
     /// Body bytes shown.
     pub body_first_bytes: usize,
+    /// For servers that ask for one.
+    pub client_certificate: Option<ClientCertificate>,
     /// Absent for the operator's own checks, which may go anywhere; checks on a tenant's behalf have one.
     pub egress: Option<EgressGuard>,
 }
@@ -76,6 +80,7 @@ impl Default for CheckOptions {
             concurrency: 200,
             body_bytes_max: 64 * 1024,
             body_first_bytes: 200,
+            client_certificate: None,
             egress: None,
         }
     }
@@ -105,6 +110,7 @@ impl Prober {
             protocol: None,
             certificate: None,
             chain: None,
+            asks_for_certificate: false,
             status: None,
             redirect: None,
             server: None,
@@ -112,7 +118,12 @@ impl Prober {
             timings: Timings::default(),
             failure: None,
         };
-        report.failure = self.run(&mut report, start).await.err();
+        let asked = Arc::default();
+        report.failure = self.run(&mut report, start, &asked).await.err();
+        report.asks_for_certificate = asked.load(Ordering::Relaxed);
+        if report.asks_for_certificate {
+            report.failure = report.failure.take().map(|failure| self.for_want_of_a_certificate(failure));
+        }
         report.timings.total_ms = clock::elapsed_ms(start);
         report
     }
@@ -127,9 +138,24 @@ impl Prober {
         futures_util::stream::iter(checks).buffer_unordered(self.options.concurrency.max(1))
     }
 
-    async fn run(&self, report: &mut Report, start: Instant) -> Result<(), Failure> {
+    /// What a server that wants another certificate does comes as an alert, in the handshake or behind it (TLS 1.3), or as a
+    /// connection that ends.
+    fn for_want_of_a_certificate(&self, failure: Failure) -> Failure {
+        let Failure { step, text } = failure;
+        let shown = match &self.options.client_certificate {
+            None => "the server asks for a client certificate, and none was shown",
+            Some(_) => "the server asks for a client certificate, and may not take the one that was shown",
+        };
+        let text = match step {
+            Step::Handshake | Step::Request => format!("{shown} ({text})"),
+            Step::Egress | Step::Connect | Step::Body => text,
+        };
+        Failure { step, text }
+    }
+
+    async fn run(&self, report: &mut Report, start: Instant, asked: &Arc<AtomicBool>) -> Result<(), Failure> {
         let end = start + self.options.deadline;
-        let stream = self.connect(report, start, end).await?;
+        let stream = self.connect(report, asked, start, end).await?;
         let h2 = report.protocol.as_deref() == Some("h2");
         let asked = exchange::request(stream, h2, &report.name, report.address.port(), &self.options);
         let (answer, driver) =
@@ -154,6 +180,7 @@ impl Prober {
     async fn connect(
         &self,
         report: &mut Report,
+        asked: &Arc<AtomicBool>,
         start: Instant,
         end: Instant,
     ) -> Result<TlsStream<TcpStream>, Failure> {
@@ -170,7 +197,7 @@ impl Prober {
         report.timings.connected_ms = Some(clock::elapsed_ms(start));
 
         let step_end = end.min(clock::instant() + self.options.step_deadline);
-        let connector = TlsConnector::from(self.tls.config.clone());
+        let connector = TlsConnector::from(self.tls.config(self.options.client_certificate.as_ref(), asked));
         let stream = by(step_end, Step::Handshake, connector.connect(server_name.clone(), tcp))
             .await?
             .map_err(|e| failure(Step::Handshake, chain_text(&e)))?;

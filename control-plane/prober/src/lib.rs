@@ -25,4 +25,4 @@ pub use check::{Check, CheckOptions, EgressGuard, Method, Prober};
 pub use connect::{ConnectError, connect_guarded};
 pub use exchange::chain_text;
 pub use report::{BodyReport, CertificateReport, ChainVerdict, Failure, Redirect, Report, Step, Timings};
-pub use tls::{Alpn, AnyCertificate, ProberError, Roots};
+pub use tls::{Alpn, AnyCertificate, ClientCertificate, ProberError, Roots};

@@ -16,6 +16,8 @@ pub struct Report {
     pub protocol: Option<String>,
     pub certificate: Option<CertificateReport>,
     pub chain: Option<ChainVerdict>,
+    /// The server has asked for a client certificate.
+    pub asks_for_certificate: bool,
     pub status: Option<u16>,
     /// Where the answer points; never followed.
     pub redirect: Option<Redirect>,

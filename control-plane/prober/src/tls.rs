@@ -1,12 +1,14 @@
 //! The TLS half of a check: handshake with any certificate, verdict afterwards.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::digest;
-use portico_cert_store::DomainName;
+use portico_cert_store::{DomainName, PrivateKey};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -45,11 +47,61 @@ impl Roots {
     }
 }
 
+/// What is shown to servers that ask for a client certificate.
+#[derive(Clone)]
+pub struct ClientCertificate(Arc<CertifiedKey>);
+
+impl ClientCertificate {
+    /// A chain and its key, of PEM texts, which may be one and the same.
+    ///
+    /// # Errors
+    /// [`ProberError::ClientCertificate`], which says which of the two is wrong.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, ProberError> {
+        let wrong = |text: String| ProberError::ClientCertificate(text);
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.map_err(|error| wrong(format!("the certificate: {error}")))?;
+        if chain.is_empty() {
+            return Err(wrong("the file holds no certificate".to_owned()));
+        }
+        let key = PrivateKey::from_pem(key).and_then(|key| key.signing_key());
+        let key = key.map_err(|error| wrong(format!("the private key: {error}")))?;
+        let pair = CertifiedKey::new(chain, key);
+        pair.keys_match().map_err(|_| wrong("the private key is not that of the certificate".to_owned()))?;
+        Ok(Self(Arc::new(pair)))
+    }
+}
+
+impl std::fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientCertificate(secret)")
+    }
+}
+
+/// Notes whether the server of one check asks.
+#[derive(Debug)]
+struct Showing {
+    pair: Option<ClientCertificate>,
+    asked: Arc<AtomicBool>,
+}
+
+impl ResolvesClientCert for Showing {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Relaxed);
+        self.pair.as_ref().map(|pair| Arc::clone(&pair.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        self.pair.is_some()
+    }
+}
+
 /// A prober cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ProberError {
     #[error("trust anchors: {0}")]
     Roots(String),
+    #[error("{0}")]
+    ClientCertificate(String),
     #[error("TLS set-up")]
     Tls(#[source] Error),
 }
@@ -76,7 +128,7 @@ impl Alpn {
 /// What the handshakes of one prober share.
 #[derive(Debug)]
 pub(crate) struct Tls {
-    pub(crate) config: Arc<ClientConfig>,
+    config: ClientConfig,
     verifier: Arc<WebPkiServerVerifier>,
 }
 
@@ -96,7 +148,19 @@ impl Tls {
         config.alpn_protocols = alpn.protocols();
         // A resumed session shows no certificate.
         config.resumption = Resumption::disabled();
-        Ok(Self { config: Arc::new(config), verifier })
+        Ok(Self { config, verifier })
+    }
+
+    /// For one check; `asked` is set if its server asks for a client certificate.
+    pub(crate) fn config(
+        &self,
+        pair: Option<&ClientCertificate>,
+        asked: &Arc<AtomicBool>,
+    ) -> Arc<ClientConfig> {
+        let mut config = self.config.clone();
+        let showing = Showing { pair: pair.cloned(), asked: Arc::clone(asked) };
+        config.client_auth_cert_resolver = Arc::new(showing);
+        Arc::new(config)
     }
 
     /// What a client that does verify would have said of this chain.

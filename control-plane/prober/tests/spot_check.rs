@@ -18,10 +18,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portico_cert_store::DomainName;
 use portico_prober::{
-    Alpn, ChainVerdict, Check, CheckOptions, EgressGuard, Method, Prober, Report, Roots, Step,
+    Alpn, ChainVerdict, Check, CheckOptions, ClientCertificate, EgressGuard, Method, Prober, Report, Roots,
+    Step,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -55,6 +57,13 @@ impl Authority {
         (vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
+    /// A client's certificate and its key, as PEM texts.
+    fn client(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["client.test".to_owned()]).unwrap();
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
     fn roots(&self) -> Roots {
         Roots::from_pem(self.0.pem().as_bytes()).unwrap()
     }
@@ -78,13 +87,27 @@ impl Server {
     /// `/long` sends 1 MiB.
     async fn start(authority: &Authority, names: &[&str], not_after_year: i32, alpn: &[&str]) -> Self {
         let (chain, key) = authority.issue(names, not_after_year);
+        let config = config(rustls::ALL_VERSIONS).with_no_client_auth();
+        Self::with(config.with_single_cert(chain, key).unwrap(), alpn).await
+    }
+
+    /// Wants a certificate of this authority from its clients.
+    async fn asking(
+        authority: &Authority,
+        version: &'static SupportedProtocolVersion,
+        alpn: &[&str],
+    ) -> Self {
+        let (chain, key) = authority.issue(&["shop.test"], 2100);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.0.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let config = config(&[version]).with_client_cert_verifier(verifier);
+        Self::with(config.with_single_cert(chain, key).unwrap(), alpn).await
+    }
+
+    async fn with(mut config: ServerConfig, alpn: &[&str]) -> Self {
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -97,6 +120,13 @@ impl Server {
     fn check(&self, name: &str) -> Check {
         Check { name: DomainName::parse(name).unwrap(), address: self.address }
     }
+}
+
+fn config(
+    versions: &[&'static SupportedProtocolVersion],
+) -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ServerConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap()
 }
 
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor, seen: Arc<Seen>) {
@@ -286,6 +316,45 @@ async fn a_guarded_check_connects_only_where_a_grant_allows_it() {
     assert_eq!((report.timings.connected_ms, server.seen.open_max.load(Ordering::SeqCst)), (None, 0));
     let report = guarded(vec![("127.0.0.1/32".parse().unwrap(), vec![server.address.port()])]).await;
     assert!(report.is_sound(), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_site_that_asks_for_a_client_certificate_says_so_and_is_checked_with_one() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let ((own, own_key), (foreign, foreign_key)) = (authority.client(), other.client());
+    let mixed = ClientCertificate::from_pem(own.as_bytes(), foreign_key.as_bytes()).unwrap_err();
+    assert!(mixed.to_string().contains("not that of the certificate"), "{mixed}");
+    ClientCertificate::from_pem(own.as_bytes(), own.as_bytes()).unwrap_err();
+    ClientCertificate::from_pem(own_key.as_bytes(), own_key.as_bytes()).unwrap_err();
+    let with = |pair: Option<String>| CheckOptions {
+        client_certificate: pair
+            .map(|pem| ClientCertificate::from_pem(pem.as_bytes(), pem.as_bytes()).unwrap()),
+        ..CheckOptions::default()
+    };
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for alpn in ["h2", "http/1.1"] {
+            let server = Server::asking(&authority, version, &[alpn]).await;
+            let ask = |pair| check(&authority, with(pair), server.check("shop.test"));
+            for (pair, words) in [
+                (None, "asks for a client certificate, and none was shown ("),
+                (Some(foreign.clone() + &foreign_key), "may not take the one that was shown ("),
+            ] {
+                let report = ask(pair).await;
+                let failure = report.failure.as_ref().unwrap().to_string();
+                assert!(
+                    report.asks_for_certificate && failure.contains(words),
+                    "{version:?} {alpn}: {failure}"
+                );
+                assert_eq!(report.status, None);
+            }
+            let report = ask(Some(own.clone() + &own_key)).await;
+            assert!(report.is_sound() && report.asks_for_certificate, "{version:?} {alpn}: {report:?}");
+            assert_eq!(report.status, Some(200));
+        }
+    }
+    let server = Server::start(&authority, &["shop.test"], 2100, &["h2"]).await;
+    let report = check(&authority, with(Some(own + &own_key)), server.check("shop.test")).await;
+    assert!(report.is_sound() && !report.asks_for_certificate, "{report:?}");
 }
 
 #[test]

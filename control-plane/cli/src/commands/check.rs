@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use portico_api::v1::client::Client;
 use portico_cert_store::DomainName;
-use portico_prober::{Alpn, Check, CheckOptions, Method, Prober, Report, Roots};
+use portico_prober::{Alpn, Check, CheckOptions, ClientCertificate, Method, Prober, Report, Roots};
 use serde::Serialize;
 
 use crate::commands::cert::names_text;
@@ -46,6 +46,12 @@ pub(crate) struct CheckArgs {
     /// Offer HTTP/1.1 only
     #[arg(long)]
     http1: bool,
+    /// A certificate to show to servers that ask for one: a PEM file, its key in it or in --client-key
+    #[arg(long, value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// The key of --client-cert
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
     /// Checks under way at once
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     concurrency: u16,
@@ -97,7 +103,13 @@ pub(crate) async fn run(settings: &Settings, args: CheckArgs) -> Outcome {
         let key = |c: &Checked| (c.is_sound(), c.report.name.to_string(), c.report.address);
         key(a).cmp(&key(b))
     });
-    let next = checked.first().map(|first| next(settings, &expected, &first.report.name));
+    let next = checked.first().map(|first| match &first.report {
+        // It fails for that before it says what it serves.
+        report if report.asks_for_certificate && report.status.is_none() && args.client_cert.is_none() => {
+            format!("check {} --client-cert FILE.pem --client-key FILE.key", report.name)
+        }
+        report => next(settings, &expected, &report.name),
+    });
     finish(settings, &args, &checked, next)
 }
 
@@ -212,9 +224,19 @@ fn prober(settings: &Settings, args: &CheckArgs) -> Outcome<Prober> {
         step_deadline: args.timeout.min(CheckOptions::default().step_deadline),
         deadline: args.timeout,
         concurrency: args.concurrency.into(),
+        client_certificate: client_certificate(args)?,
         ..CheckOptions::default()
     };
     Prober::new(&roots, options).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn client_certificate(args: &CheckArgs) -> Outcome<Option<ClientCertificate>> {
+    let Some(file) = &args.client_cert else { return Ok(None) };
+    let chain = read_bounded(file)?;
+    let key = args.client_key.as_deref().map(read_bounded).transpose()?;
+    ClientCertificate::from_pem(&chain, key.as_ref().unwrap_or(&chain))
+        .map(Some)
+        .map_err(|error| Failure::file(file, error))
 }
 
 fn path(text: &str) -> Result<String, String> {
