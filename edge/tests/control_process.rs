@@ -23,7 +23,7 @@ async fn on_each_backend(test: impl AsyncFn(&str)) {
     test("epoll").await;
     match portico_edge::io::probe() {
         Ok(_) => test("uring").await,
-        Err(refused) => eprintln!("not run on io_uring: {refused}"),
+        Err(refused) => portico_skipping::skipped(&format!("io_uring: {refused}")),
     }
 }
 

@@ -39,7 +39,7 @@ async fn an_origins_certbot_issues_through_our_edges_from_pebble() -> Result<()>
         return Ok(());
     }
     if !pebble_is_installed() {
-        println!("skipped: pebble is not installed (apt-get install pebble)");
+        portico_skipping::skipped("pebble is not installed (apt-get install pebble)");
         return Ok(());
     }
     let lab = Lab::start(LabOptions { ca: CaKind::Pebble, ..LabOptions::default() }).await?;
@@ -104,7 +104,7 @@ async fn certbot_issues_while_our_own_order_is_held_up() -> Result<()> {
 fn certbot_is_installed() -> bool {
     let there = Path::new(CERTBOT).exists();
     if !there {
-        println!("skipped: certbot is not installed (apt-get install certbot)");
+        portico_skipping::skipped("certbot is not installed (apt-get install certbot)");
     }
     there
 }

@@ -59,7 +59,7 @@ fn validations_of(stats: &serde_json::Value, name: &str) -> u64 {
 #[tokio::test]
 async fn the_second_cell_costs_no_validation_at_pebble() -> Result<()> {
     if !pebble_is_installed() {
-        println!("skipped: pebble is not installed (apt-get install pebble)");
+        portico_skipping::skipped("pebble is not installed (apt-get install pebble)");
         return Ok(());
     }
     let lab = two_cells_have_two_keys_from_one_validation(CaKind::Pebble).await?;

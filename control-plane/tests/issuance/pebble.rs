@@ -25,7 +25,7 @@ impl Pebble {
     /// Starts one on free ports, with its API's anchor in `api-ca.pem` and its issuing root in `root.pem`.
     pub async fn start(folder: &Path, dns: SocketAddr, stand_in: &StandIn) -> Option<Self> {
         if !Path::new(PROGRAM).exists() {
-            println!("skipped: {PROGRAM} is not on this machine (apt-get install pebble)");
+            portico_skipping::skipped(&format!("{PROGRAM} is not on this machine (apt-get install pebble)"));
             return None;
         }
         let (api, management) = (free_port(), free_port());

@@ -152,7 +152,7 @@ fn resident_bytes(process: u32) -> u64 {
 fn withstands(attacks: &[Attack]) {
     for io in ["epoll", "uring"] {
         if io == "uring" && !uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let stage = Stage::new(io);

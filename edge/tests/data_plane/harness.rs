@@ -95,7 +95,7 @@ pub fn on_each_backend(test: impl Fn(Backend)) {
     test(choose(IoChoice::Epoll).unwrap().0);
     match probe() {
         Ok(_) => test(choose(IoChoice::Uring).unwrap().0),
-        Err(refused) => eprintln!("not run on io_uring: {refused}"),
+        Err(refused) => portico_skipping::skipped(&format!("io_uring: {refused}")),
     }
 }
 

@@ -441,7 +441,7 @@ fn a_standalone_edge_shows_the_certificate_of_its_file() {
     let origin = Origin::start(&Wants::from(&ca));
     for io in ["epoll", "uring"] {
         if io == "uring" && !crate::process::uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let folder = prepare();

@@ -134,7 +134,7 @@ pub fn uring_works() -> bool {
 fn a_standalone_file_is_served_and_measured_on_both_backends() {
     for io in ["epoll", "uring"] {
         if io == "uring" && !uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let edge = Running::start(prepare(), io);

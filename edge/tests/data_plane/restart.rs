@@ -289,7 +289,7 @@ fn http3_load(address: SocketAddr, progress: &Progress, per_connection: usize) -
 fn restart_after_restart_loses_no_request() {
     for io in ["epoll", "uring"] {
         if io == "uring" && !uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let chain = Chain::start(io, |file| file);
@@ -335,7 +335,7 @@ fn endless_origin() -> (Origin, Arc<AtomicBool>) {
 fn an_http3_exchange_under_way_survives_two_restarts_and_a_new_address() {
     for io in ["epoll", "uring"] {
         if io == "uring" && !uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let (origin, stop) = endless_origin();

@@ -116,7 +116,7 @@ fn assert_complete(folder: &Path, asked: &[u64]) -> usize {
 fn rotation_under_load_loses_and_cuts_no_line() {
     for io in ["epoll", "uring"] {
         if io == "uring" && !uring_works() {
-            eprintln!("not run on io_uring: this kernel refuses it");
+            portico_skipping::skipped("io_uring: this kernel refuses it");
             continue;
         }
         let mut edge = start(io);
@@ -167,11 +167,11 @@ fn logrotate_rotates_as_the_readme_says() {
     let program =
         ["/usr/sbin/logrotate", "/usr/bin/logrotate"].into_iter().find(|path| Path::new(path).exists());
     let Some(program) = program else {
-        eprintln!("skipped: logrotate is not installed (Debian package logrotate)");
+        portico_skipping::skipped("logrotate is not installed (Debian package logrotate)");
         return;
     };
     if !Path::new("/usr/bin/curl").exists() {
-        eprintln!("skipped: curl is not installed, which the README's logrotate file calls");
+        portico_skipping::skipped("curl is not installed, which the README's logrotate file calls");
         return;
     }
     let mut edge = start("auto");

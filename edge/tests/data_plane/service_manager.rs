@@ -20,7 +20,7 @@ fn program(name: &str) -> Option<PathBuf> {
         .into_iter()
         .find(|path| path.exists());
     if found.is_none() {
-        eprintln!("skipped: {name} is not installed (Debian package systemd)");
+        portico_skipping::skipped(&format!("{name} is not installed (Debian package systemd)"));
     }
     found
 }

@@ -33,7 +33,7 @@ pub fn on_each_backend<F: Future<Output = ()>>(test: impl Fn(&'static str) -> F)
     let mut backends = vec!["epoll"];
     match portico_edge::io::probe() {
         Ok(_) => backends.push("uring"),
-        Err(refused) => eprintln!("not run on io_uring: {refused}"),
+        Err(refused) => portico_skipping::skipped(&format!("io_uring: {refused}")),
     }
     for backend in backends {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -42,7 +42,10 @@ impl Server {
         let (here, missing): (Vec<_>, Vec<_>) =
             Self::ALL.into_iter().partition(|server| Path::new(server.program()).exists());
         for server in missing {
-            println!("skipped: {server:?} is not installed (apt-get install {})", server.package());
+            portico_skipping::skipped(&format!(
+                "{server:?} is not installed (apt-get install {})",
+                server.package()
+            ));
         }
         here
     }

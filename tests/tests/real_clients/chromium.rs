@@ -22,7 +22,7 @@ struct Site {
 
 async fn site() -> Option<Site> {
     if !Path::new(PROGRAM).exists() {
-        println!("skipped: {PROGRAM} is not installed (apt-get install chromium)");
+        portico_skipping::skipped(&format!("{PROGRAM} is not installed (apt-get install chromium)"));
         return None;
     }
     let origin = origin::start().await;

@@ -12,7 +12,7 @@ pub(crate) fn interpreter(what: &str) -> Option<PathBuf> {
     let release = binary("portico-edge").parent().map(Path::to_owned).unwrap();
     let python = release.with_file_name("python-peers").join("bin/python");
     if !python.exists() {
-        println!("skipped: {what}: no {} (tests/run makes it)", python.display());
+        portico_skipping::skipped(&format!("{what}: no {} (tests/run makes it)", python.display()));
         return None;
     }
     Some(python)
