@@ -112,14 +112,14 @@ async fn route(
     let ok = |value: Value| Ok((StatusCode::OK, value));
     match (method, segments.as_slice()) {
         (&Method::GET, ["v1", "status"]) => ok(status(admin)),
-        (&Method::GET, ["v1" | "debug", "generation"]) => ok(generation(admin)),
+        (&Method::GET, ["debug", "generation"]) => ok(generation(admin)),
         (&Method::GET, ["v1", "certificates"]) => ok(list_certificates(admin)?),
         (&Method::POST, ["v1", "certificates"]) => Ok((StatusCode::CREATED, add_certificate(admin, body)?)),
         (&Method::PUT, ["v1", "certificates", id]) => ok(replace_certificate(admin, id, body)?),
         (&Method::DELETE, ["v1", "certificates", id]) => ok(remove_certificate(admin, id)?),
         (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
         (&Method::GET, ["debug", "usage"]) => ok(busiest(admin, query)?),
-        (&Method::GET, ["v1", "debug", "certs"] | ["debug", "certs"]) => ok(explain_sni(admin, query)?),
+        (&Method::GET, ["debug", "certs"]) => ok(explain_sni(admin, query)?),
         (&Method::POST, ["v1", "drain"]) => {
             admin.switch.order();
             ok(json!({ "draining": true }))

@@ -170,15 +170,11 @@ fn what_the_metrics_port_answers_the_admin_socket_does_too() {
         let (status, text) = admin_text(&socket, "GET", path, "");
         assert!(status == 200 && text.contains(wanted), "{path}: {text}");
     }
-    for path in ["/debug/certs?sni=shop.example", "/v1/debug/certs?sni=shop.example"] {
-        let (status, answer) = edge.admin("GET", path, "");
-        assert_eq!(
-            (status, &answer["found"], &answer["names"][0]),
-            (200, &true.into(), &"shop.example".into())
-        );
-        // It names names, and nothing on the port does.
-        assert_eq!(edge.metrics(path).0, 404);
-    }
+    let path = "/debug/certs?sni=shop.example";
+    let (status, answer) = edge.admin("GET", path, "");
+    assert_eq!((status, &answer["found"], &answer["names"][0]), (200, &true.into(), &"shop.example".into()));
+    // It names names, and nothing on the port does.
+    assert_eq!(edge.metrics(path).0, 404);
     let (status, answer) = edge.admin("GET", "/debug/generation", "");
     assert_eq!((status, &answer["names"]), (200, &1.into()), "{answer}");
     assert!(answer["epoch"].is_u64() && answer["sequence"].is_u64(), "{answer}");
@@ -383,20 +379,20 @@ fn certificates_change_on_the_admin_socket_without_a_reload() {
     assert_eq!(status, 200, "{replaced}");
     assert_ne!(leaf("new.example"), first);
     leaf("newer.example");
-    let explained = edge.admin("GET", "/v1/debug/certs?sni=newer.example", "").1;
+    let explained = edge.admin("GET", "/debug/certs?sni=newer.example", "").1;
     assert_eq!((&explained["found"], &explained["lineage"]), (&true.into(), &id.as_str().into()));
     assert!(
         edge.admin("GET", "/v1/names", "").1["names"].as_array().unwrap().contains(&"newer.example".into())
     );
 
     assert_eq!(edge.admin("DELETE", &path, "").0, 200);
-    assert_eq!(edge.admin("GET", "/v1/debug/certs?sni=newer.example", "").1["found"], false);
+    assert_eq!(edge.admin("GET", "/debug/certs?sni=newer.example", "").1["found"], false);
     assert_eq!(listed(), 1);
     for (method, path, body, status) in [
         ("DELETE", path.as_str(), "", 404),
         ("POST", "/v1/certificates", "not a pem", 400),
         ("PUT", "/v1/certificates/lin_nonsense", "", 400),
-        ("GET", "/v1/debug/certs?sni=10.0.0.1", "", 400),
+        ("GET", "/debug/certs?sni=10.0.0.1", "", 400),
         ("GET", "/nowhere", "", 404),
     ] {
         let (got, answer) = edge.admin(method, path, body);
