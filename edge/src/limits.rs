@@ -296,8 +296,9 @@ pub const SPANS_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause before a worker that ended by a panic or an error is started again: at first, and at most while it fails again and
 /// again (no descriptors, mostly).
 pub const WORKER_RESTART_PAUSE: Duration = Duration::from_millis(100);
-pub const SPANS_QUEUE_BYTES: usize = 8 * 1024 * 1024;
-/// Spans that go with one call, and their bytes: collectors take 4 MiB (gRPC's own bound).
+pub const WORKER_RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// After a failed accept (no descriptors, mostly): as long as a burst needs to pass, so that the loop never spins.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
 pub const SPANS_BATCH_BYTES: usize = 3 * 1024 * 1024;
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;

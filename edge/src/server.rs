@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use clap::Args as ClapArgs;
@@ -19,6 +20,7 @@ use crate::{
     access_log::{AccessLog, AccessLogWriter},
     admin::Source,
     cache::Cache,
+    clock,
     config::{Config, ControlConfig, Mode},
     control::{Control, ControlDeadlines, ControlOptions, JoinToken},
     drain::{DrainSwitch, DrainWatch},
@@ -358,9 +360,11 @@ pub fn start_workers(
 
 /// Runs a worker again when it panics or cannot start: its connections are lost, its listening sockets are not. It is
 /// never given up: the kernel goes on to hand those sockets their share of the clients. The pause keeps a worker that
-/// fails at once again and again from burning the core.
+/// fails at once again and again from burning the core, and becomes longer, so that it does not fill the log either.
 fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
+    let mut failures = 0;
     loop {
+        let began = clock::now();
         edge.readiness.workers.fetch_add(1, Ordering::AcqRel);
         let sockets = listeners.iter().map(BoundListener::try_clone).collect::<io::Result<Vec<_>>>();
         let run = || worker::run(Arc::clone(edge), index, sockets?);
@@ -377,8 +381,15 @@ fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
         if edge.drain.is_begun() {
             return;
         }
-        std::thread::sleep(limits::WORKER_RESTART_PAUSE);
+        failures = if began.elapsed() > limits::WORKER_RESTART_PAUSE_MAX { 0 } else { failures + 1 };
+        std::thread::sleep(restart_pause(failures));
     }
+}
+
+/// Before the next start of a worker that has failed so many times in a row.
+fn restart_pause(failures: u32) -> Duration {
+    let doubled = limits::WORKER_RESTART_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    doubled.min(limits::WORKER_RESTART_PAUSE_MAX)
 }
 
 fn resolvers(config: &Config) -> Vec<SocketAddr> {
@@ -450,6 +461,16 @@ impl Edge {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_that_fails_again_and_again_is_started_less_often_and_never_given_up() {
+        assert_eq!(restart_pause(0), limits::WORKER_RESTART_PAUSE);
+        assert_eq!(restart_pause(1), limits::WORKER_RESTART_PAUSE);
+        assert_eq!(restart_pause(2), 2 * limits::WORKER_RESTART_PAUSE);
+        for failures in [10, 100, u32::MAX] {
+            assert_eq!(restart_pause(failures), limits::WORKER_RESTART_PAUSE_MAX);
+        }
+    }
 
     /// A full edge can still reach an origin for each of its clients, and its files and the control plane.
     #[test]

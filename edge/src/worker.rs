@@ -42,8 +42,6 @@ pub struct Worker {
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two looks at idle origin connections.
 const SWEEP_TICKS: u32 = 25;
-/// After a failed accept (no descriptors, mostly): as long as a burst needs to pass, so that the loop never spins.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs a worker on the current thread until the drain has ended.
 ///
@@ -158,7 +156,7 @@ impl Worker {
             Err(error) => {
                 self.edge.metrics.accept_errors.increment(1);
                 tracing::debug!(%error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
             }
         }
     }
