@@ -217,6 +217,8 @@ pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
 pub const ORIGIN_IDLE_DEADLINE: Duration = Duration::from_secs(30);
 pub const ORIGIN_HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
+/// What an origin says that refuses an upgrade, bytes: it is held whole.
+pub const TUNNEL_REFUSAL_BYTES_MAX: usize = 64 * 1024;
 /// An upgraded connection may be silent in both directions for this long.
 pub const TUNNEL_IDLE_DEADLINE: Duration = Duration::from_secs(300);
 /// And for this long when one side has ended its half: the other's last words are a matter of a round trip.
@@ -243,6 +245,19 @@ pub const CACHE_WAIT: Duration = Duration::from_secs(5);
 pub const CACHE_SPARE: Duration = Duration::from_secs(5);
 /// Revalidations that no client waits for, over all workers.
 pub const CACHE_BACKGROUND_MAX: usize = 1024;
+
+/// Variants of one resource; the oldest goes.
+pub const CACHE_VARIANTS_MAX: usize = 16;
+/// What of a request may tell variants apart: fields, and bytes of their values. An answer with more is not kept.
+pub const CACHE_VARY_FIELDS_MAX: usize = 16;
+pub const CACHE_VARY_BYTES_MAX: usize = 4096;
+/// Tags by which an answer may be purged, and bytes of one; others are not known.
+pub const CACHE_TAGS_MAX: usize = 256;
+pub const CACHE_TAG_BYTES_MAX: usize = 1024;
+/// Answers on their way into the cache, or out of it but still being read, of one tenant: this share of it.
+pub const CACHE_LOOSE_SHARE: u64 = 4;
+/// Evictions for one reservation; a large object may have to push out many small ones, but not without end.
+pub const CACHE_EVICTIONS_MAX: usize = 16_384;
 
 /// Answers that one worker compresses at a time; beyond that they go as they are. One of them holds 2.0 MiB with brotli, 1.2 with
 /// zstd, 0.3 with gzip (measured).
@@ -276,15 +291,20 @@ pub const ACCESS_LOG_LOOK_EVERY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_RETRY_EVERY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Spans that wait to be sent; then they are dropped and counted. And how many go with one call.
+/// Spans that wait to be sent, and their bytes; then they are dropped and counted. A span has about 1 KiB.
 pub const SPANS_QUEUE: usize = 4096;
+pub const SPANS_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+/// Spans that go with one call, and their bytes: collectors take 4 MiB (gRPC's own bound).
 pub const SPANS_BATCH: usize = 512;
+pub const SPANS_BATCH_BYTES: usize = 3 * 1024 * 1024;
 /// Exchanges that are recorded in a second, where the edge's file does not say it: whoever asks may set the flag.
 pub const SPANS_PER_SECOND: u64 = 1000;
 /// The part of that rate, one in so many, which each tenant has for itself however much others' callers ask for.
 pub const SPANS_TENANT_PART: u64 = 32;
 /// Bytes of one text in a span.
 pub const SPAN_TEXT_BYTES_MAX: usize = 1024;
+/// For how long a batch is tried that the collector does not take; then it is dropped and counted.
+pub const SPANS_TRIED_FOR: Duration = Duration::from_secs(120);
 /// How long a batch waits for more spans, a call may take, and its connection; between two tries; and the last one.
 pub const SPANS_GATHER: Duration = Duration::from_secs(1);
 pub const SPANS_DEADLINE: Duration = Duration::from_secs(10);
@@ -300,13 +320,10 @@ pub const WORKER_RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// After a failed accept (no descriptors, mostly): as long as a burst needs to pass, so that the loop never spins.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Share of the descriptor limit that clients may take; the rest is for origins, files and the control stream.
-pub const SPANS_BATCH_BYTES: usize = 3 * 1024 * 1024;
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// A full edge ends a connection without an exchange for a newcomer after this, and looks for it among so many at a time.
-/// For how long a batch is tried that the collector does not take; then it is dropped and counted.
-pub const SPANS_TRIED_FOR: Duration = Duration::from_secs(120);
 pub const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 pub const SEATS_LOOKED_AT: usize = 64;
 /// Connections taken from one listener before other tasks run.

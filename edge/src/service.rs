@@ -432,6 +432,7 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Deadlines;
 
     /// With a control plane that says nothing until `says`.
     fn control(says: watch::Receiver<bool>) -> RunningControl {
@@ -445,7 +446,8 @@ mod tests {
         std::thread::spawn(move || {
             let (service, (told, says)) = (Service::new().expect("a runtime"), watch::channel(false));
             let control = control(says);
-            service.catch_up(Some(&control), Duration::from_millis(10));
+            let soon = Deadlines { catch_up: Duration::from_millis(10), ..Deadlines::default() };
+            service.catch_up(Some(&control), soon.catch_up);
             ended.send(()).expect("the test waits");
             told.send_replace(true);
             // What only a failure takes.

@@ -483,8 +483,10 @@ async fn usage_is_reported_over_restarts_and_an_unanswered_report_stays_the_same
     feed(&mut conversation, &[&shop]).await;
     edge.count("www.shop.example", counts(3, 500));
     edge.count("www.shop.example", counts(2, 0));
-    // Its last report, to which it has no answer within `USAGE_FINISH_DEADLINE`.
+    // Its last report, to which it has no answer.
+    let begun = clock::now();
     edge.stop().await;
+    assert!(begun.elapsed() >= portico_edge::control::limits::USAGE_FINISH_DEADLINE, "it waited for one");
     let first = conversation.usage().await;
     let [row] = first.rows.as_slice() else { panic!("{first:?}") };
     assert_eq!((row.requests, row.response_bytes, row.name.as_str()), (5, 500, "www.shop.example"));

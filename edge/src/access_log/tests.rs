@@ -77,17 +77,22 @@ fn a_field_has_an_end() {
     }
 }
 
-/// A pipe that nobody reads is full after 64 KiB, and its writer waits for ever.
-#[test]
-fn a_log_that_nobody_reads_does_not_keep_the_edge_from_ending() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pipe");
+/// With a pipe that nobody reads: it is full after 64 KiB, and its writer waits for ever.
+fn log_into_a_full_pipe(folder: &std::path::Path) -> (AccessLog, AccessLogWriter) {
+    let path = folder.join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
     let config = AccessLogConfig { target: AccessLogTarget::File(path), format: LogFormat::Json };
     let (log, writer) = AccessLog::open(&config, &Privacy::default(), Arc::new(Metrics::register())).unwrap();
     for _ in 0..1000 {
         log.write(record(&"a".repeat(limits::ACCESS_LOG_FIELD_BYTES_MAX), b"").into());
     }
+    (log, writer)
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_keep_the_edge_from_ending() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, writer) = log_into_a_full_pipe(folder.path());
     drop(log);
     let deadlines =
         limits::Deadlines { access_log_finish: Duration::from_millis(20), ..limits::Deadlines::default() };
@@ -97,6 +102,16 @@ fn a_log_that_nobody_reads_does_not_keep_the_edge_from_ending() {
         ended.send(()).unwrap();
     });
     assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "it waits for a reader");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_whoever_orders_it_to_be_opened_again_for_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _writer) = log_into_a_full_pipe(folder.path());
+    let begun = clock::now();
+    let reopened = tokio::time::timeout(Duration::from_secs(60), log.reopen()).await;
+    assert!(matches!(reopened, Ok(Err(ReopenError::Busy))), "{reopened:?}");
+    assert!(begun.elapsed() >= limits::ACCESS_LOG_REOPEN_DEADLINE);
 }
 
 proptest! {

@@ -13,12 +13,8 @@ use super::{Cache, key::CacheKey, spelling, stored::Stored};
 use crate::{
     clock,
     http::authority::Authority,
-    live::{Fault, Live},
+    live::{Fault, Live, limits},
 };
-
-/// Targets of one purge.
-const TARGETS_MAX: usize = 100;
-const TARGET_BYTES_MAX: usize = 4096;
 
 /// One thing to forget.
 enum Target {
@@ -39,7 +35,7 @@ impl Cache {
             "" => None,
             text => Some(text.parse().map_err(|_| bad("the tenant's id is none"))?),
         };
-        if purge.targets.len() > TARGETS_MAX {
+        if purge.targets.len() > limits::PURGE_TARGETS_MAX {
             return Err(bad("too many targets"));
         }
         let targets: Vec<Target> = match tenant {
@@ -107,7 +103,7 @@ impl Target {
                 let name = DomainName::parse(text).map_err(|_| bad("not a host"))?;
                 Ok(Self::Host(name.as_str().into()))
             }
-            Some(Kind::Tag(text)) if (1..=TARGET_BYTES_MAX).contains(&text.len()) => {
+            Some(Kind::Tag(text)) if (1..=limits::PURGE_TARGET_BYTES_MAX).contains(&text.len()) => {
                 Ok(Self::Tag(text.as_str().into()))
             }
             Some(Kind::Everything(true)) => Ok(Self::Everything),
@@ -160,7 +156,8 @@ fn paths(text: &str, url: &Url) -> Vec<String> {
 }
 
 fn url(text: &str) -> Result<Url, Fault> {
-    let url = Url::parse(text).ok().filter(|url| text.len() <= TARGET_BYTES_MAX && url.has_host());
+    let url =
+        Url::parse(text).ok().filter(|url| text.len() <= limits::PURGE_TARGET_BYTES_MAX && url.has_host());
     url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| bad("not an http or https URL"))
 }
 

@@ -28,12 +28,6 @@ use crate::limits;
 
 /// Enough that workers seldom meet.
 const SHARDS: usize = 256;
-/// Variants of one resource; the oldest goes.
-pub(super) const VARIANTS_MAX: usize = 16;
-/// Answers on their way into the cache, or out of it but still being read, of one tenant: this share of it.
-const LOOSE_SHARE: u64 = 4;
-/// Evictions for one reservation; a large object may have to push out many small ones, but not without end.
-const EVICTIONS_MAX: usize = 16_384;
 
 type Shard = RwLock<HashMap<Arc<CacheKey>, Vec<Arc<Stored>>, foldhash::fast::RandomState>>;
 
@@ -180,7 +174,7 @@ impl Store {
                 !superseded
             });
             variants.insert(0, Arc::clone(stored));
-            if variants.len() > VARIANTS_MAX {
+            if variants.len() > limits::CACHE_VARIANTS_MAX {
                 gone.extend(variants.pop());
             }
         }
@@ -240,10 +234,10 @@ impl Store {
         let capacity = self.totals.capacity;
         let shelf = ledger.shelf(tenant);
         let loose = shelf.held.load(Ordering::Relaxed).saturating_sub(shelf.bytes);
-        if loose.saturating_add(bytes) > capacity / LOOSE_SHARE {
+        if loose.saturating_add(bytes) > capacity / limits::CACHE_LOOSE_SHARE {
             return false;
         }
-        for _ in 0..EVICTIONS_MAX {
+        for _ in 0..limits::CACHE_EVICTIONS_MAX {
             let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= capacity);
             if self.totals.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
                 return true;
@@ -373,5 +367,86 @@ impl Drop for Held {
 impl fmt::Debug for Store {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Store").field("totals", &self.totals).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{HeaderMap, StatusCode};
+    use portico_cert_store::DomainName;
+
+    use super::*;
+    use crate::{
+        cache::{
+            freshness::Life,
+            stored::{Head, StoredBody, Variant},
+        },
+        clock,
+        http::authority::Authority,
+    };
+
+    fn key(tenant: TenantId, path: &str) -> Arc<CacheKey> {
+        let name = DomainName::parse("shop.example").expect("a name");
+        Arc::new(CacheKey::new(tenant, true, &Authority { name, port: None }, path, None))
+    }
+
+    /// An entry of `bytes`, one of the variants that `route` tells apart.
+    fn put(store: &Store, key: &Arc<CacheKey>, route: u64, bytes: u64) {
+        let held = |bytes| store.take(key.tenant(), bytes).expect("there is room");
+        let life = Life {
+            received: clock::now(),
+            initial_age: Duration::ZERO,
+            lifetime: Duration::from_secs(60),
+            while_revalidate: Duration::ZERO,
+            if_error: Duration::ZERO,
+            shared: true,
+        };
+        let variant = Variant::of(route, &HeaderMap::new(), &HeaderMap::new()).expect("it varies by nothing");
+        let body = Arc::new(StoredBody::new(Vec::new(), Arc::default(), held(0)));
+        let head = Head::of(StatusCode::OK, HeaderMap::new());
+        let stored = Stored::new(Arc::clone(key), variant, head, life, body, held(bytes));
+        assert!(store.put(&Arc::new(stored), || false));
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_a_share_of_the_cache_for_each_tenant() {
+        let store = Store::new(4000);
+        let (one, other) = (TenantId::generate(), TenantId::generate());
+        let share = 4000 / limits::CACHE_LOOSE_SHARE;
+        assert!(store.take(one, share + 1).is_none());
+        let held = store.take(one, share);
+        assert!(held.is_some() && store.take(one, 1).is_none() && store.take(other, share).is_some());
+    }
+
+    #[test]
+    fn a_resource_has_so_many_variants_and_the_oldest_goes() {
+        let store = Store::new(1 << 20);
+        let key = key(TenantId::generate(), "/");
+        let variants = limits::CACHE_VARIANTS_MAX as u64;
+        for route in 0..=variants {
+            put(&store, &key, route, 10);
+        }
+        assert_eq!((store.entries(), store.held()), (variants, 10 * variants));
+        let fits = |route| move |stored: &Stored| stored.variant.fits(route, &HeaderMap::new());
+        assert!(store.find(&key, fits(0)).is_none() && store.find(&key, fits(1)).is_some());
+    }
+
+    #[test]
+    fn one_reservation_pushes_out_so_many_and_the_next_goes_on() {
+        let entries = limits::CACHE_EVICTIONS_MAX as u64 + 10;
+        let store = Store::new(entries);
+        let tenant = TenantId::generate();
+        for number in 0..entries {
+            put(&store, &key(tenant, &format!("/{number}")), 1, 1);
+        }
+        // Nothing is freed by forgetting what somebody still reads.
+        let read = store.all(|_, _| true);
+        let other = TenantId::generate();
+        assert!(store.take(other, 1).is_none());
+        assert_eq!((store.evicted(), store.entries()), (limits::CACHE_EVICTIONS_MAX as u64, 10));
+        drop(read);
+        assert!(store.take(other, 1).is_some());
     }
 }

@@ -14,14 +14,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::{coded::Forms, directives::members, freshness::Life, key::CacheKey, store::Held};
+use crate::limits;
 
 /// Bytes of one entry beyond its text: tables, references, maps.
 const OVERHEAD_BYTES: usize = 1024;
-const TAGS_MAX: usize = 256;
-const TAG_BYTES_MAX: usize = 1024;
-/// What of a request may tell variants apart, in bytes.
-const VARY_BYTES_MAX: usize = 4096;
-const VARY_FIELDS_MAX: usize = 16;
 
 const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
@@ -179,7 +175,7 @@ impl Variant {
             }
         }
         let bytes: usize = fields.iter().map(|(_, value)| value.len()).sum();
-        if bytes > VARY_BYTES_MAX || fields.len() > VARY_FIELDS_MAX {
+        if bytes > limits::CACHE_VARY_BYTES_MAX || fields.len() > limits::CACHE_VARY_FIELDS_MAX {
             return Err("vary");
         }
         fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
@@ -284,13 +280,15 @@ pub(super) fn take_tags(headers: &mut HeaderMap) -> Arc<[Box<str>]> {
     for (name, separators) in [(CACHE_TAG, &[','][..]), (SURROGATE_KEY, &[' ', '\t'])] {
         for value in headers.get_all(&name) {
             let Ok(text) = value.to_str() else { continue };
-            let found =
-                text.split(separators).map(str::trim).filter(|tag| (1..=TAG_BYTES_MAX).contains(&tag.len()));
+            let found = text
+                .split(separators)
+                .map(str::trim)
+                .filter(|tag| (1..=limits::CACHE_TAG_BYTES_MAX).contains(&tag.len()));
             tags.extend(found.map(Into::into));
         }
         headers.remove(&name);
     }
-    tags.truncate(TAGS_MAX);
+    tags.truncate(limits::CACHE_TAGS_MAX);
     tags.into()
 }
 
@@ -351,6 +349,42 @@ mod tests {
         let tags = take_tags(&mut of);
         assert_eq!(tags.iter().map(|tag| &**tag).collect::<Vec<_>>(), ["a", "b", "c d", "e", "f"]);
         assert!(!of.contains_key("cache-tag") && !of.contains_key("surrogate-key"));
+    }
+
+    #[test]
+    fn what_may_tell_variants_apart_is_bounded() {
+        let of = |fields: usize, bytes: usize| {
+            let mut request = HeaderMap::new();
+            let vary: Vec<_> = (0..fields).map(|field| format!("x-{field}")).collect();
+            // With the comma that joins a field's values.
+            let value = HeaderValue::try_from("x".repeat(bytes - fields)).unwrap();
+            request.insert(HeaderName::from_static("x-0"), value);
+            let mut answer = HeaderMap::new();
+            answer.insert(header::VARY, HeaderValue::try_from(vary.join(",")).unwrap());
+            for field in 1..fields {
+                request.insert(
+                    HeaderName::try_from(format!("x-{field}")).unwrap(),
+                    HeaderValue::from_static(""),
+                );
+            }
+            Variant::of(1, &request, &answer)
+        };
+        assert!(of(limits::CACHE_VARY_FIELDS_MAX, limits::CACHE_VARY_BYTES_MAX).is_ok());
+        assert_eq!(of(limits::CACHE_VARY_FIELDS_MAX + 1, 100), Err("vary"));
+        assert_eq!(of(1, limits::CACHE_VARY_BYTES_MAX + 1), Err("vary"));
+    }
+
+    #[test]
+    fn tags_are_bounded_in_number_and_in_length() {
+        let long = "x".repeat(limits::CACHE_TAG_BYTES_MAX);
+        let mut of = HeaderMap::new();
+        of.append(CACHE_TAG, HeaderValue::try_from(format!("{long},{long}y")).unwrap());
+        for number in 0..=limits::CACHE_TAGS_MAX {
+            of.append(CACHE_TAG, HeaderValue::try_from(number.to_string()).unwrap());
+        }
+        let tags = take_tags(&mut of);
+        assert_eq!((tags.len(), &*tags[0]), (limits::CACHE_TAGS_MAX, long.as_str()));
+        assert!(!of.contains_key(CACHE_TAG));
     }
 
     #[test]

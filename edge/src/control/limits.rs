@@ -50,6 +50,10 @@ pub const USAGE_SAVING_SHARE: u32 = 50;
 pub const USAGE_REPORTED_EVERY: Duration = Duration::from_secs(60);
 /// A report without an answer is sent again after this.
 pub const USAGE_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// Reports that the stream has not taken yet.
+pub const USAGE_REPORTS_QUEUE: usize = 16;
+/// No more of a file with figures is read; a control plane that was away for long leaves less ([`USAGE_ROWS_KEPT_MAX`]).
+pub const USAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Figures (of one domain in one hour) that wait while the control plane is away; beyond them the oldest hours become one.
 pub const USAGE_ROWS_KEPT_MAX: usize = 500_000;
 /// How long a process that ends waits for the answer to its last report; without one its successor sends it again.

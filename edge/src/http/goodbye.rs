@@ -36,6 +36,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::limits::Deadlines;
 
     /// What only a failure takes.
     const LONG: Duration = Duration::from_secs(60);
@@ -59,7 +60,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_takes_no_goodbye_is_not_waited_for() {
-        let saying = async { say(&mut TakesNothing, Duration::from_millis(1)).await };
+        let soon = Deadlines { goodbye: Duration::from_millis(1), ..Deadlines::default() };
+        let saying = async { say(&mut TakesNothing, soon.goodbye).await };
         assert!(tokio::time::timeout(LONG, saying).await.is_ok());
     }
 

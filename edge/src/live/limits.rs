@@ -45,6 +45,9 @@ pub const CHAIN_CERTIFICATES_MAX: usize = portico_cert_store::CHAIN_LENGTH_MAX;
 pub const LINEAGES_PER_NAME_MAX: usize = 4;
 /// References of one domain over all cells.
 pub const LINEAGE_REFERENCES_MAX: usize = 64;
+/// Targets of one purge, and bytes of a URL or a tag among them.
+pub const PURGE_TARGETS_MAX: usize = 100;
+pub const PURGE_TARGET_BYTES_MAX: usize = 4096;
 /// A resource's id, bytes.
 pub const RESOURCE_ID_BYTES_MAX: usize = 64;
 

@@ -160,7 +160,7 @@ async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) ->
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(OriginError::BadAnswer);
     }
-    let limited = http_body_util::Limited::new(body, REFUSAL_BYTES_MAX);
+    let limited = http_body_util::Limited::new(body, limits::TUNNEL_REFUSAL_BYTES_MAX);
     let collected =
         tokio::time::timeout(limits::ORIGIN_BODY_STALL_DEADLINE, http_body_util::BodyExt::collect(limited));
     let collected = collected.await.map_err(|_| OriginError::FirstByteTimeout)?;
@@ -174,8 +174,6 @@ async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) ->
         cache: None,
     })
 }
-
-const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Carries bytes both ways until both sides have ended their halves, nothing comes for too long or the host is suspended. A
 /// drain lets it go on until the drain's own deadline.

@@ -36,6 +36,10 @@ fn shouting() -> Origin {
         if path == "/refuse" {
             return Reply::Close(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno".to_vec());
         }
+        if let Some(bytes) = path.strip_prefix("/refuse-at-length-") {
+            let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {bytes}\r\n\r\n").into_bytes();
+            return Reply::Close([head, vec![b'x'; bytes.parse().unwrap()]].concat());
+        }
         let last_word = path == "/last-word";
         let accept = if path == "/lie" { "bm9ib2R5".to_owned() } else { accept_of(message) };
         Reply::Take(Box::new(move |mut stream| {
@@ -195,12 +199,15 @@ fn what_is_no_tunnel_is_told_so() {
     on_each_backend(|backend| {
         let origin = shouting();
         let edge = edge_to(backend, &origin);
+        let at_length = |more| format!("/refuse-at-length-{}", limits::TUNNEL_REFUSAL_BYTES_MAX + more);
         runtime().block_on(async {
             let mut sender = http2::<Empty<Bytes>>(edge.https, Some(HOST)).await.unwrap();
             let get = Request::get(format!("https://{HOST}/")).body(Empty::new()).unwrap();
             assert_eq!(sender.send_request(get).await.unwrap().status(), 200);
             for (path, protocol, status) in [
                 ("/refuse", "websocket", 403),
+                (&at_length(0), "websocket", 403),
+                (&at_length(1), "websocket", 502),
                 // An answer to GET is none to CONNECT: 2xx would say that there is a tunnel.
                 ("/plain", "websocket", 502),
                 ("/lie", "websocket", 502),

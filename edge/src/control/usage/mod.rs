@@ -23,8 +23,6 @@ use crate::live::Live;
 use series::Series;
 
 const HOUR_MS: u64 = 3_600_000;
-/// Reports that the stream has not taken yet.
-const REPORTS_QUEUE: usize = 16;
 
 /// The control stream's end.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl UsageReporter {
     ) -> Result<(Self, UsageEnd), FileError> {
         files::private_folder(folder)?;
         let (events, received) = channel();
-        let (reports_sender, reports) = mpsc::channel(REPORTS_QUEUE);
+        let (reports_sender, reports) = mpsc::channel(limits::USAGE_REPORTS_QUEUE);
         let now = clock::now();
         let keeper = Keeper {
             live,
@@ -243,7 +241,7 @@ impl Keeper {
         if !self.save() {
             return;
         }
-        for report in reports.into_iter().take(REPORTS_QUEUE) {
+        for report in reports.into_iter().take(limits::USAGE_REPORTS_QUEUE) {
             // Full: it is sent again when no answer comes.
             let _ = self.reports.try_send(report);
         }
@@ -275,4 +273,30 @@ fn unix_ms() -> u64 {
 
 fn hour() -> u64 {
     unix_ms() / HOUR_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use portico_cert_store::CellKeys;
+
+    use super::*;
+
+    /// Two more processes have left something than reports may wait for the stream.
+    #[tokio::test]
+    async fn reports_that_wait_for_the_stream_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        files::private_folder(folder.path()).unwrap();
+        for _ in 0..limits::USAGE_REPORTS_QUEUE + 2 {
+            Series::begin(folder.path()).unwrap().leave_one_row();
+        }
+        let (live, _publisher) = Live::new(1, 1 << 20, CellKeys::new());
+        let metrics = ControlMetrics::new();
+        let (mut reporter, end) = UsageReporter::start(folder.path(), live, &metrics).unwrap();
+        reporter.connected(true);
+        for _ in 0..limits::USAGE_REPORTS_QUEUE {
+            reporter.next().await;
+        }
+        end.finish().await;
+        assert!(reporter.reports.recv().await.is_none(), "one more was sent without an answer");
+    }
 }

@@ -15,10 +15,8 @@ use prost::Message as _;
 use rustix::fs::FlockOperation;
 
 use super::super::files::{self, FileError};
+use super::super::limits;
 use crate::live::{Counts, Host};
-
-/// No more is read; a control plane that was away for long leaves less (`limits::USAGE_ROWS_KEPT_MAX` rows).
-const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// One process's counts.
 #[derive(Debug)]
@@ -97,7 +95,7 @@ impl Series {
             Err(error) => return Err(failed(error.into())),
         }
         let path = lock_path.with_extension("usage");
-        let Some(bytes) = files::read_private(&path, FILE_BYTES_MAX)? else {
+        let Some(bytes) = files::read_private(&path, limits::USAGE_FILE_BYTES_MAX)? else {
             let _ = fs::remove_file(lock_path);
             return Ok(None);
         };
@@ -232,6 +230,17 @@ fn hex(id: &[u8; 16]) -> String {
 }
 
 #[cfg(test)]
+impl Series {
+    /// As a process that has ended.
+    pub(super) fn leave_one_row(mut self) {
+        let row = Usage { hour: 1, domain_id: "a".to_owned(), requests: 1, ..Usage::default() };
+        self.rows.insert((1, "a".to_owned()), row);
+        self.is_saved = false;
+        self.save().expect("the disk takes it");
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -286,7 +295,6 @@ mod tests {
 
     #[test]
     fn too_many_rows_lose_their_hour_and_no_request() {
-        // `USAGE_ROWS_KEPT_MAX` rows in earnest.
         let folder = tempfile::tempdir().unwrap();
         let mut series = series(folder.path());
         for hour in 1..=4 {
@@ -303,6 +311,42 @@ mod tests {
         assert_eq!(series.rows.len(), 3, "one hour stays as it is");
         assert_eq!(series.rows.values().map(|row| row.requests).sum::<u64>(), 27);
         assert!(!series.shorten(1));
+    }
+
+    /// As many domains as there may be rows, and one hour more of some.
+    #[test]
+    fn rows_for_a_control_plane_that_is_away_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut series = series(folder.path());
+        let most = limits::USAGE_ROWS_KEPT_MAX;
+        for domain in 0..most {
+            put(&mut series, 2, &domain.to_string(), 1);
+        }
+        assert!(!series.shorten(most));
+        for domain in 0..10 {
+            put(&mut series, 1, &domain.to_string(), 1);
+        }
+        assert!(series.shorten(most) && series.rows.len() == most);
+        assert_eq!(series.rows.values().map(|row| row.requests).sum::<u64>(), most as u64 + 10);
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_put_aside_unread() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dead = series(folder.path());
+        put(&mut dead, 1, "a", 3);
+        dead.save().unwrap();
+        let path = dead.path("usage");
+        drop(dead);
+        // Holes take no room on the disk.
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(limits::USAGE_FILE_BYTES_MAX + 1)
+            .unwrap();
+        assert!(Series::left_behind(folder.path()).unwrap().is_empty());
+        assert!(path.with_extension("damaged").exists() && !path.exists());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use portico_api::distribution::{self as wire, purge_target::Kind};
+use portico_edge::live::limits;
 
 use super::{Shop, is_hit, method, reply, status, target};
 use crate::harness::{Setup, on_each_backend, wait_until};
@@ -184,6 +185,8 @@ fn a_purge_that_cannot_be_read_does_nothing() {
             Some(Kind::Host("not a host".into())),
             Some(Kind::Tag(String::new())),
             Some(Kind::Everything(false)),
+            Some(Kind::Tag("x".repeat(limits::PURGE_TARGET_BYTES_MAX + 1))),
+            Some(Kind::Url(format!("https://shop.example/{}", "x".repeat(limits::PURGE_TARGET_BYTES_MAX)))),
             None,
         ] {
             let targets =
@@ -191,6 +194,13 @@ fn a_purge_that_cannot_be_read_does_nothing() {
             let purge = wire::Purge { number: 1, tenant_id: tenant_id.clone(), targets, soft: false };
             assert!(shop.edge.edge.cache.purge(&purge, &shop.edge.bench.live).is_err(), "{purge:?}");
         }
+        let many = |count: usize| {
+            let targets = vec![wire::PurgeTarget { kind: Some(Kind::Tag("none".into())) }; count];
+            let purge = wire::Purge { number: 1, tenant_id: tenant_id.clone(), targets, soft: false };
+            shop.edge.edge.cache.purge(&purge, &shop.edge.bench.live)
+        };
+        assert_eq!(many(limits::PURGE_TARGETS_MAX).unwrap(), 0);
+        assert!(many(limits::PURGE_TARGETS_MAX + 1).is_err());
         assert!(is_hit(&shop.get("/")));
     });
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Empty, Full};
 use portico_api::distribution as wire;
+use portico_edge::limits::CODING_FLUSH_AFTER;
 
 use super::{CODINGS, HOST, Press, decode, decode_as_far, decoded, page, reply};
 use crate::client::{collect, http2, https, runtime};
@@ -150,7 +151,6 @@ fn read_until(client: &mut crate::client::Https, (coding, body): (&str, &mut Vec
     }
 }
 
-/// A pause is as long as `CODING_FLUSH_AFTER`.
 #[test]
 fn what_an_origin_has_sent_before_a_pause_can_be_read() {
     on_each_backend(|backend| {
@@ -179,8 +179,10 @@ fn what_an_origin_has_sent_before_a_pause_can_be_read() {
             assert!(client.head().unwrap().contains(&format!("content-encoding: {coding}")));
             let mut body = Vec::new();
             read_until(&mut client, (coding, &mut body), "data: an event\n");
+            let begun = portico_edge::clock::now();
             go.send(()).unwrap();
             read_until(&mut client, (coding, &mut body), "data: an event\ndata: an event\n");
+            assert!(begun.elapsed() >= CODING_FLUSH_AFTER, "it waited for more");
             decode(coding, &body).unwrap_err();
             go.send(()).unwrap();
             let size = usize::from_str_radix(&client.line().unwrap(), 16).unwrap();
