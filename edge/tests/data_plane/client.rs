@@ -7,50 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use portico_attacker::TrustAll;
+use portico_attacker::frame::Frame;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::harness::PATIENCE;
-
-/// Trusts everybody: these tests look at certificates themselves.
-#[derive(Debug)]
-struct TrustAll;
-
-impl ServerCertVerifier for TrustAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
 
 pub fn config(alpn: &[&str], versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -58,14 +20,14 @@ pub fn config(alpn: &[&str], versions: &[&'static rustls::SupportedProtocolVersi
         .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAll))
+        .with_custom_certificate_verifier(Arc::new(TrustAll::default()))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     config
 }
 
 pub fn trust_all(config: &mut ClientConfig) {
-    config.dangerous().set_certificate_verifier(Arc::new(TrustAll));
+    config.dangerous().set_certificate_verifier(Arc::new(TrustAll::default()));
 }
 
 pub fn any_version(alpn: &[&str]) -> ClientConfig {
@@ -199,6 +161,17 @@ impl<S: Read + Write> Http1<S> {
             if let Some(end) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
                 let head: Vec<u8> = self.unread.drain(..end + 4).collect();
                 return Ok(String::from_utf8_lossy(&head).into_owned());
+            }
+            self.more()?;
+        }
+    }
+
+    /// The next frame, of a client that speaks HTTP/2 by hand.
+    pub fn frame(&mut self) -> io::Result<Frame> {
+        loop {
+            if let Some((frame, length)) = Frame::parse(&self.unread) {
+                self.unread.drain(..length);
+                return Ok(frame);
             }
             self.more()?;
         }

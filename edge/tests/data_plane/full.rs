@@ -104,10 +104,8 @@ fn newcomers_get_the_places_of_half_open_slow_and_idle_connections_in_this_order
         http2.send(frame::get(1, HOST));
         // Its answer ends with the flag END_STREAM.
         loop {
-            let head = http2.exactly(9).unwrap();
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            http2.exactly(length as usize).unwrap();
-            if head[8] == 1 && head[4] & frame::END_STREAM != 0 {
+            let answer = http2.frame().unwrap();
+            if answer.stream == 1 && answer.flags & frame::END_STREAM != 0 {
                 break;
             }
         }

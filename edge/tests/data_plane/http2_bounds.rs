@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use portico_attacker::frame::{self, GOAWAY, RST_STREAM, SETTINGS, WINDOW_UPDATE};
+use portico_attacker::frame::{self, Frame, GOAWAY, RST_STREAM, SETTINGS, WINDOW_UPDATE};
 use portico_edge::limits;
 
 use crate::client::{Https, any_version, try_https};
@@ -16,13 +16,6 @@ const REFUSED_STREAM: u32 = 7;
 const FRAME_SIZE_ERROR: u32 = 6;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
 fn begun(edge: &TestEdge) -> Https {
     let mut client = try_https(edge.https, Some(HOST), any_version(&["h2"])).unwrap();
     client.send([frame::PREFACE, &frame::frame(SETTINGS, 0, 0, &[])].concat());
@@ -31,11 +24,7 @@ fn begun(edge: &TestEdge) -> Https {
 
 /// The next frame; `None` at the connection's end.
 fn next(client: &mut Https) -> Option<Frame> {
-    let head = client.exactly(9).ok()?;
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
-    let payload = client.exactly(length as usize).ok()?;
-    Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    client.frame().ok()
 }
 
 fn number(bytes: &[u8]) -> u32 {

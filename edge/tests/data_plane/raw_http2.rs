@@ -3,20 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use portico_attacker::frame::{self, PREFACE};
+use portico_attacker::frame::{self, Frame, PREFACE};
 
 use crate::harness::PATIENCE;
 
 /// One connection, from the preface on.
 pub struct RawHttp2 {
     stream: TcpStream,
-}
-
-pub struct Frame {
-    pub kind: u8,
-    pub flags: u8,
-    pub stream: u32,
-    pub payload: Vec<u8>,
 }
 
 pub const ACK: u8 = 1;
@@ -52,13 +45,7 @@ impl RawHttp2 {
     }
 
     pub fn frame(&mut self) -> std::io::Result<Frame> {
-        let mut head = [0; 9];
-        self.stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; usize::try_from(length).unwrap()];
-        self.stream.read_exact(&mut payload)?;
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        Ok(Frame { kind: head[3], flags: head[4], stream, payload })
+        Frame::read(&mut self.stream)
     }
 
     /// The next frame of this kind, not counting acknowledgements.

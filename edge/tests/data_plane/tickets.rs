@@ -1,15 +1,14 @@
 //! Whose sessions go on: those of the same name, with the same client certificates asked for.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use portico_api::distribution as wire;
+use portico_attacker::TrustAll;
 use portico_cert_store::{DomainId, LineageId, TenantId};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, DigitallySignedStruct, NamedGroup, SignatureScheme};
+use rustls::{ClientConfig, NamedGroup};
 use tokio::task::LocalSet;
 
 use crate::client::{alert_of, config, runtime, try_https};
@@ -144,7 +143,7 @@ struct Client {
     over: Over,
     config: ClientConfig,
     tickets: Arc<LastTicket>,
-    certificates_seen: Arc<Seeing>,
+    certificates_seen: Arc<TrustAll>,
 }
 
 impl Client {
@@ -158,7 +157,7 @@ impl Client {
             Some(pair) => pair.config(&[alpn], &[version]),
             None => config(&[alpn], &[version]),
         };
-        let (tickets, certificates_seen) = (Arc::new(LastTicket::default()), Arc::new(Seeing::default()));
+        let (tickets, certificates_seen) = (Arc::new(LastTicket::default()), Arc::new(TrustAll::default()));
         config.resumption = Resumption::store(Arc::clone(&tickets) as Arc<_>);
         config.dangerous().set_certificate_verifier(Arc::clone(&certificates_seen) as Arc<_>);
         Self { over, config, tickets, certificates_seen }
@@ -166,12 +165,12 @@ impl Client {
 
     /// One request, and the wait for the next ticket. A resumed handshake shows no certificate.
     fn visit(&self, edge: &TestEdge, name: &str) -> Result<Kind, String> {
-        let before = self.certificates_seen.count();
+        let before = self.certificates_seen.shown();
         match self.over {
             Over::Tls12 | Over::Tls13 => self.visit_over_tcp(edge, name)?,
             Over::Quic => self.visit_over_quic(edge, name)?,
         }
-        Ok(if self.certificates_seen.count() > before { Kind::Full } else { Kind::Resumed })
+        Ok(if self.certificates_seen.shown() > before { Kind::Full } else { Kind::Resumed })
     }
 
     fn visit_over_tcp(&self, edge: &TestEdge, name: &str) -> Result<(), String> {
@@ -243,51 +242,5 @@ impl ClientSessionStore for LastTicket {
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         self.tls13.lock().unwrap().take()
-    }
-}
-
-/// Trusts everybody, and counts how often it is shown a certificate.
-#[derive(Debug, Default)]
-struct Seeing(AtomicUsize);
-
-impl Seeing {
-    fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-impl ServerCertVerifier for Seeing {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

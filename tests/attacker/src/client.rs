@@ -5,11 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
-use crate::frame;
+use crate::TrustAll;
+use crate::frame::{self, Frame};
 
 /// Whom to attack.
 #[derive(Clone, Debug)]
@@ -146,16 +146,12 @@ impl Client {
 
     /// Counts the frames that have come; for connections of HTTP/2 alone.
     pub fn read_frames(&mut self) {
-        while let Some([high, middle, low, kind, _, ..]) = self.unread.get(..9) {
-            let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
-            let kind = *kind;
-            if self.unread.len() < 9 + length {
-                return;
-            }
-            let payload: Vec<u8> = self.unread.drain(..9 + length).skip(9).collect();
-            self.seen.resets += u64::from(kind == frame::RST_STREAM);
+        while let Some((frame, length)) = Frame::parse(&self.unread) {
+            self.unread.drain(..length);
+            self.seen.resets += u64::from(frame.kind == frame::RST_STREAM);
             // The last stream's number, then the code; 0 is a polite end.
-            self.seen.ended |= kind == frame::GOAWAY && payload.get(4..8).is_some_and(|code| code != [0; 4]);
+            let code = frame.payload.get(4..8);
+            self.seen.ended |= frame.kind == frame::GOAWAY && code.is_some_and(|code| code != [0; 4]);
         }
     }
 }
@@ -165,47 +161,10 @@ fn config(alpn: &str) -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
-    let mut config =
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAll)).with_no_client_auth();
+    let mut config = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(TrustAll::default()))
+        .with_no_client_auth();
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     Ok(config)
-}
-
-/// An attacker does not care whom it attacks.
-#[derive(Debug)]
-struct TrustAll;
-
-impl ServerCertVerifier for TrustAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }

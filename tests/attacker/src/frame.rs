@@ -1,5 +1,7 @@
 //! Frames of HTTP/2 (RFC 9113) and header blocks (RFC 7541), as bytes.
 
+use std::io::{self, Read};
+
 /// What opens a connection (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -15,6 +17,43 @@ pub const CONTINUATION: u8 = 9;
 
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
+
+/// One as it came.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+/// Length, kind, flags, stream (RFC 9113 section 4.1).
+const HEAD_BYTES: usize = 9;
+
+impl Frame {
+    /// The first of `bytes` and its length with its head; `None`: it is not whole yet.
+    pub fn parse(bytes: &[u8]) -> Option<(Self, usize)> {
+        let (head, rest) = bytes.split_first_chunk()?;
+        let payload = rest.get(..length(head))?;
+        let frame = Self::read(&mut (&head[..]).chain(payload)).ok()?;
+        Some((frame, HEAD_BYTES + length(head)))
+    }
+
+    /// # Errors
+    /// What reading fails with.
+    pub fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut head = [0; HEAD_BYTES];
+        from.read_exact(&mut head)?;
+        let mut payload = vec![0; length(&head)];
+        from.read_exact(&mut payload)?;
+        let [_, _, _, kind, flags, stream @ ..] = head;
+        Ok(Self { kind, flags, stream: u32::from_be_bytes(stream), payload })
+    }
+}
+
+fn length(head: &[u8; HEAD_BYTES]) -> usize {
+    usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])
+}
 
 /// # Panics
 /// If the payload is longer than a frame can be.
@@ -104,6 +143,17 @@ pub const INITIAL_WINDOW_SIZE: u16 = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_is_read_as_it_was_made_and_not_before_it_is_whole() {
+        let made = [frame(HEADERS, END_HEADERS, 3, &[9; 300]), vec![1, 2]].concat();
+        let (read, length) = Frame::parse(&made).unwrap();
+        assert_eq!((read.kind, read.flags, read.stream, length), (HEADERS, END_HEADERS, 3, made.len() - 2));
+        assert_eq!(read.payload, [9; 300]);
+        for whole in [0, 8, 9, 308] {
+            assert!(Frame::parse(&made[..whole]).is_none(), "{whole}");
+        }
+    }
 
     #[test]
     fn frames_and_strings_are_those_of_the_standards() {
