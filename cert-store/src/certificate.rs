@@ -177,7 +177,7 @@ impl CertificateChain {
     }
 
     pub fn to_pem(&self) -> String {
-        std::iter::once(&self.leaf).chain(self.intermediates.iter()).map(|der| pem_block(der)).collect()
+        std::iter::once(&self.leaf).chain(self.intermediates.iter()).map(|der| certificate_pem(der)).collect()
     }
 
     /// Checks that a chain leads to one of `roots`, that each of `names` is covered, and that `now` is within the
@@ -425,7 +425,8 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest(&SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-fn pem_block(der: &[u8]) -> String {
+/// A certificate as text (RFC 7468).
+pub fn certificate_pem(der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut block = String::from("-----BEGIN CERTIFICATE-----\n");
     let mut rest = text.as_str();

@@ -26,7 +26,7 @@ mod upload;
 
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CERTIFICATE_NAMES_MAX, CHAIN_LENGTH_MAX, CertificateChain, CertificateError,
-    CertificateFacts, ChainInterner, KeyType,
+    CertificateFacts, ChainInterner, KeyType, certificate_pem,
 };
 pub use client_authorities::{
     CLIENT_AUTHORITIES_BYTES_MAX, CLIENT_AUTHORITIES_MAX, ClientAuthorities, ClientAuthoritiesError,

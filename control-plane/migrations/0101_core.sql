@@ -57,8 +57,10 @@ CREATE TABLE domains (
     check_failures  INTEGER NOT NULL DEFAULT 0,
     revision        INTEGER NOT NULL,
     created_at      INTEGER NOT NULL,
-    deleted_at      INTEGER
+    deleted_at      INTEGER,
+    shows_identity  INTEGER NOT NULL DEFAULT 0 -- 1: a route shows its tenant's client certificate to origins
 );
+CREATE INDEX domains_showing ON domains (tenant_id) WHERE shows_identity = 1;
 CREATE UNIQUE INDEX domains_of_tenant ON domains (tenant_id, name) WHERE deleted_at IS NULL;
 CREATE UNIQUE INDEX domains_served ON domains (name) WHERE served = 1;
 CREATE INDEX domains_by_name ON domains (name) WHERE deleted_at IS NULL;

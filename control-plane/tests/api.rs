@@ -90,7 +90,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(id) FROM edges",
         "SELECT group_concat(id) FROM join_tokens",
         "SELECT group_concat(number || tenant_id) FROM purges",
-        "SELECT group_concat(tenant_id || hex(certificate)) FROM origin_authorities",
+        "SELECT group_concat(tenant_id || role || hex(certificate)) FROM origin_authorities",
     ] {
         let row: Option<String> = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
         all += &row.unwrap_or_default();

@@ -17,6 +17,7 @@ use super::context::Context;
 use super::metrics;
 use crate::ca::{self, EdgeRequest, IssuedIdentity, RequestError};
 use crate::clock::rfc3339;
+use crate::sealer::hex;
 use crate::store::edge::{self, EdgeRow, JoinTokenRow};
 use crate::store::{StoreError, WriteTx, cell, event};
 
@@ -81,7 +82,7 @@ pub(super) async fn create_token(
     rand::fill(&mut secret).map_err(|_| ca::CaError::Crypto)?;
     let text = TokenText {
         id: Ulid::new().to_string(),
-        secret: ca::hex(&secret),
+        secret: hex(&secret),
         fingerprint: context.ca.fingerprint_hex(),
     };
     let now = context.clock.now_ms();

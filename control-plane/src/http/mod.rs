@@ -142,6 +142,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(tenants::resume))
         .routes(routes!(purges::create))
         .routes(routes!(origin_authority::create, origin_authority::show))
+        .routes(routes!(origin_authority::create_next, origin_authority::delete_next))
+        .routes(routes!(origin_authority::switch))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::delete))
         .routes(routes!(domains::create))

@@ -67,8 +67,8 @@ pub struct DomainFilter {
 pub async fn insert(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO domains (id, tenant_id, name, spec, served, proof_label, txt_token, http_token, \
-         challenge_label, suspension, acme_thumbprint, check_at, check_failures, revision, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         challenge_label, suspension, acme_thumbprint, check_at, check_failures, revision, created_at, shows_identity) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(row.id.to_string())
     .bind(row.tenant_id.to_string())
@@ -85,6 +85,7 @@ pub async fn insert(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError>
     .bind(row.check_failures)
     .bind(row.revision.cast_signed())
     .bind(row.created_at)
+    .bind(row.spec.shows_client_certificate().is_some())
     .execute(&mut **tx)
     .await?;
     use_labels(tx, row, row.created_at).await
@@ -98,8 +99,8 @@ pub async fn update(tx: &mut WriteTx, row: &mut DomainRow, now_ms: i64) -> Resul
     row.revision += 1;
     sqlx::query(
         "UPDATE domains SET spec = ?, served = ?, proof_label = ?, txt_token = ?, http_token = ?, \
-         challenge_label = ?, suspension = ?, check_at = ?, check_failures = ?, revision = ?, deleted_at = ? \
-         WHERE id = ?",
+         challenge_label = ?, suspension = ?, check_at = ?, check_failures = ?, revision = ?, deleted_at = ?, \
+         shows_identity = ? WHERE id = ?",
     )
     .bind(to_json(&row.spec)?)
     .bind(row.served)
@@ -112,6 +113,7 @@ pub async fn update(tx: &mut WriteTx, row: &mut DomainRow, now_ms: i64) -> Resul
     .bind(row.check_failures)
     .bind(row.revision.cast_signed())
     .bind(row.deleted_at)
+    .bind(row.spec.shows_client_certificate().is_some())
     .bind(row.id.to_string())
     .execute(&mut **tx)
     .await?;

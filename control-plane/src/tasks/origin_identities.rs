@@ -1,5 +1,6 @@
 //! The reconciler of origin identities: each cell that needs one has one, renewed in time, under the cell's newest key; where
-//! none is needed any more, the edges have none.
+//! none is needed any more, the edges have none; an authority that was replaced is forgotten when no edge can show any more what
+//! it issued.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,9 +8,10 @@ use std::time::Duration;
 use portico_cert_store::{CellId, TenantId};
 
 use crate::Parts;
-use crate::app::origin_identity::{IdentityError, ensure, is_good};
-use crate::store::cell;
-use crate::store::origin_identity::{self, IdentityRow};
+use crate::app::origin_identity::{self as app, IdentityError, ensure, is_good};
+use crate::ca::sha256;
+use crate::store::origin_identity::{self, AuthorityRole, IdentityRow};
+use crate::store::{StoreError, cell};
 
 /// Changes of what is distributed come by the store's hint; time, and new keys of cells, do not.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,6 +50,7 @@ async fn round(parts: &Parts) -> Result<(), IdentityError> {
     for some in due.chunks(TOGETHER) {
         make(parts, some).await?;
     }
+    finish(parts).await?;
     if unwanted.is_empty() {
         return Ok(());
     }
@@ -71,17 +74,46 @@ async fn look(parts: &Parts) -> Result<(Vec<(TenantId, CellId)>, Vec<IdentityRow
             epochs.insert(cell.clone(), cell::newest_epoch(&mut read, cell).await?);
         }
     }
+    let mut authorities = BTreeMap::new();
+    for (tenant, _) in &wanted {
+        if !authorities.contains_key(tenant) {
+            let present = origin_identity::authority(&mut read, *tenant, AuthorityRole::Present).await?;
+            authorities.insert(*tenant, present.map(|row| sha256(&row.certificate)));
+        }
+    }
     let now_ms = parts.clock.now_ms();
     let (mut due, mut unwanted) = (wanted.clone(), Vec::new());
     for row in origin_identity::all(&mut read).await? {
         let place = (row.tenant, row.cell.clone());
+        let epoch = epochs.get(&row.cell).copied().flatten();
+        let authority = authorities.get(&row.tenant).and_then(Option::as_ref);
         if !wanted.contains(&place) {
             unwanted.push(row);
-        } else if is_good(&row, epochs.get(&row.cell).copied().flatten(), now_ms) {
+        } else if is_good(&row, epoch, authority, now_ms) {
             due.remove(&place);
         }
     }
     Ok((due.into_iter().collect(), unwanted))
+}
+
+/// Forgets authorities that were replaced, as far as it is time.
+async fn finish(parts: &Parts) -> Result<(), StoreError> {
+    let mut read = parts.store.read().await?;
+    let mut due = Vec::new();
+    for tenant in origin_identity::with_previous(&mut read).await? {
+        if app::all_switched(&mut read, tenant).await?.is_some() {
+            due.push(tenant);
+        }
+    }
+    drop(read);
+    for tenant in due {
+        let mut tx = parts.store.begin().await?;
+        if app::finish(&mut tx, tenant, parts.clock.now_ms()).await? {
+            tracing::info!(%tenant, "the origin authority before the present one is forgotten");
+        }
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 async fn make(parts: &Parts, places: &[(TenantId, CellId)]) -> Result<(), IdentityError> {

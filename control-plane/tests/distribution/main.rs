@@ -5,6 +5,7 @@
 mod edge;
 mod joining;
 mod plane;
+mod rotating;
 mod scale;
 mod syncing;
 mod urgent;

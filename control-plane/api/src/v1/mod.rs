@@ -21,6 +21,8 @@
 //! | `POST /v1/domains/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
 //! | `POST /v1/tenants/{id}/purges` | `PurgeRequest` -> `Purge`: the edges forget what they keep | tenant (own), operator |
 //! | `POST, GET /v1/tenants/{id}/origin-authority` | - -> 201 (200 when it exists) `OriginAuthority` | tenant (own), operator |
+//! | `POST, DELETE /v1/tenants/{id}/origin-authority/next` | - -> 201 (200 when it exists) `OriginAuthority`; 204 | tenant (own), operator |
+//! | `POST /v1/tenants/{id}/origin-authority/switch` | - -> `OriginAuthority` | tenant (own), operator |
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |

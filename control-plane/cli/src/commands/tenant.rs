@@ -1,7 +1,7 @@
 //! `portico tenant ...`
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{EgressGrant, Sharing, Tenant, TenantSpec};
+use portico_api::v1::{EgressGrant, OriginAuthority, Sharing, Tenant, TenantSpec};
 use portico_cert_store::{CellId, TenantId};
 use serde_json::{Value, json};
 
@@ -30,10 +30,7 @@ pub(crate) enum TenantCommand {
         tenant: String,
     },
     /// Show what its origins trust to know the edges by (PEM); made at the first call
-    OriginAuthority {
-        /// Its name or id
-        tenant: String,
-    },
+    OriginAuthority(OriginAuthorityArgs),
     /// Take all its domains out of service for a while; certificates stay alive
     Suspend {
         /// Its name or id
@@ -46,6 +43,21 @@ pub(crate) enum TenantCommand {
         /// Its name or id
         tenant: String,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct OriginAuthorityArgs {
+    /// The tenant's name or id
+    tenant: String,
+    /// Make the one that is to take its place; what is printed is for origins to trust before the switch
+    #[arg(long)]
+    make_next: bool,
+    /// Show certificates of the next one from now on: its origins trust both
+    #[arg(long, conflicts_with = "make_next")]
+    switch: bool,
+    /// Drop the next one; all stays as it is
+    #[arg(long, conflicts_with_all = ["make_next", "switch"])]
+    drop_next: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -200,7 +212,7 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
         TenantCommand::Set(args) => set(settings, &client, &args).await,
         TenantCommand::List(args) => list(settings, &client, args.limit).await,
         TenantCommand::Show { tenant } => show(settings, &find(&client, &tenant).await?),
-        TenantCommand::OriginAuthority { tenant } => origin_authority(settings, &client, &tenant).await,
+        TenantCommand::OriginAuthority(args) => origin_authority(settings, &client, &args).await,
         TenantCommand::Suspend { tenant, suspension } => {
             let id = find(&client, &tenant).await?.id;
             print_answer(settings, &tenant, &client.suspend_tenant(id, &suspension.into()).await?)
@@ -222,23 +234,53 @@ async fn set(settings: &Settings, client: &Client, args: &SetArgs) -> Outcome {
 }
 
 /// The PEM alone goes to standard output, so that it can be a file.
-async fn origin_authority(settings: &Settings, client: &Client, tenant: &str) -> Outcome {
-    let id = find(client, tenant).await?.id;
-    let made = client.create_origin_authority(id).await;
-    let authority = made.map_err(|error| Failure::from(error).about(format!("tenant {tenant}")))?;
+async fn origin_authority(settings: &Settings, client: &Client, args: &OriginAuthorityArgs) -> Outcome {
+    let id = find(client, &args.tenant).await?.id;
+    if args.drop_next {
+        client.delete_next_origin_authority(id).await?;
+    }
+    let answer = if args.make_next {
+        client.create_next_origin_authority(id).await
+    } else if args.switch {
+        client.switch_origin_authority(id).await
+    } else {
+        client.create_origin_authority(id).await
+    };
+    let authority = answer.map_err(|error| Failure::from(error).about(format!("tenant {}", args.tenant)))?;
     if settings.format == Format::Json {
         return output::json(&authority);
     }
-    line(authority.certificate_pem.trim_end());
-    output::remark(
-        "its origins are to trust this (nginx: ssl_client_certificate, with ssl_verify_client on) before a route shows \
-         itself: domain route NAME --proxy https://.. --origin-client-certificate",
-    );
+    line(authority.trust_pem().trim_end());
     for identity in &authority.identities {
         let until = output::date(&identity.not_after);
         output::remark(format!("cell {} shows {} until {until}", identity.cell, identity.certificate_sha256));
     }
+    output::remark(what_next(&authority, &args.tenant));
     Ok(())
+}
+
+/// What is to be done with an authority as it stands.
+fn what_next(authority: &OriginAuthority, tenant: &str) -> String {
+    let command = format!("{} tenant origin-authority {}", crate::invocation(), shell_word(tenant));
+    match (&authority.next, &authority.previous) {
+        (Some(_), _) => format!(
+            "its origins are to trust both certificates; when all of them do: {command} --switch   (or --drop-next)"
+        ),
+        (None, Some(previous)) if previous.edges_behind.is_empty() => {
+            format!("all edges have switched; within seconds its origins need trust one only, see {command}")
+        }
+        (None, Some(previous)) => {
+            let edges: Vec<String> = previous.edges_behind.iter().map(ToString::to_string).collect();
+            format!(
+                "its origins are to trust both certificates until these edges have switched: {}; look again with {command}, and \
+                 take out what does not come back: edge rm",
+                edges.join(", ")
+            )
+        }
+        (None, None) => "its origins are to trust this (nginx: ssl_client_certificate, with ssl_verify_client on) before a \
+                         route shows itself: domain route NAME --proxy https://.. --origin-client-certificate"
+            .to_owned(),
+    }
 }
 
 /// The tenant of that name or id; with a tenant's token only its own can be found.

@@ -13,8 +13,9 @@ use crate::v1::{
     CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
     DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken,
     JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
-    RemovalSignOff, RemovalsSignedOff, RenewalsReport, Sharing, Suspension, SuspensionAnswer, Tenant,
-    TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
+    RemovalSignOff, RemovalsSignedOff, RenewalsReport, Sharing,
+    Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
+    UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -97,6 +98,20 @@ impl Client {
 
     pub async fn origin_authority(&self, id: TenantId) -> Result<OriginAuthority, ClientError> {
         self.get(&format!("/v1/tenants/{id}/origin-authority")).await
+    }
+
+    /// Makes the one that is to take its place, where there is none.
+    pub async fn create_next_origin_authority(&self, id: TenantId) -> Result<OriginAuthority, ClientError> {
+        self.act(&format!("/v1/tenants/{id}/origin-authority/next")).await
+    }
+
+    pub async fn delete_next_origin_authority(&self, id: TenantId) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/tenants/{id}/origin-authority/next"), None).await
+    }
+
+    /// Has the next one issue from now on: its origins trust both.
+    pub async fn switch_origin_authority(&self, id: TenantId) -> Result<OriginAuthority, ClientError> {
+        self.act(&format!("/v1/tenants/{id}/origin-authority/switch")).await
     }
 
     pub async fn purge(&self, id: TenantId, request: &PurgeRequest) -> Result<Purge, ClientError> {
