@@ -12,3 +12,6 @@ pub const PRESSING_ORDERS_IN_FLIGHT_MAX: usize = 24;
 /// Chains and sealed keys of the certificates that one tenant has uploaded, in all its cells together, bytes: some 8,000 of them.
 /// All are in every backup, and each edge of a cell holds those of the cell.
 pub const UPLOADED_BYTES_OF_TENANT_MAX: u64 = 64 << 20;
+
+/// What an operator notes of a tenant's consent, bytes: a sentence or two, kept for ever in the trail.
+pub const CONSENT_NOTE_BYTES_MAX: usize = 1000;

@@ -11,6 +11,7 @@ mod stage;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use portico_control_plane::limits::CONSENT_NOTE_BYTES_MAX;
 use serde_json::{Value, json};
 use stage::{Stage, spec, until};
 
@@ -67,6 +68,8 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         }
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
+        (_, "/v1/tenants/{id}/shared-group") => json!({ "group": "parked" }),
+        (_, "/v1/tenants/{id}/shared-group/consent") => json!({ "group": "parked", "note": "x" }),
         (_, "/v1/default-certificate") => json!({ "hostname": "shop.example" }),
         ("PATCH", _) => json!({ "cells": ["default"] }),
         (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
@@ -91,6 +94,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(id) FROM join_tokens",
         "SELECT group_concat(number || tenant_id) FROM purges",
         "SELECT group_concat(tenant_id || role || hex(certificate)) FROM origin_authorities",
+        "SELECT group_concat(tenant_id || group_name || coalesce(consented_at, '')) FROM shared_groups",
     ] {
         let row: Option<String> = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
         all += &row.unwrap_or_default();
@@ -1333,4 +1337,78 @@ async fn a_preview_gives_lines_that_can_be_pasted() {
         preview["curl_lines"],
         json!(["curl --resolve shop.example:8443:127.0.0.11 https://shop.example:8443/"])
     );
+}
+
+#[tokio::test]
+async fn names_of_tenants_share_only_what_the_operator_offers_and_each_tenant_consents_to() {
+    let stage = Stage::start_with(|folder, _| absent_ca(folder)).await;
+    let (one, own) = stage.tenant("one").await;
+    let (two, other) = stage.tenant("two").await;
+    let path = |tenant: &str, tail: &str| format!("/v1/tenants/{tenant}/shared-group{tail}");
+    let call = async |method: &str, path: &str, token: &str, body: Value| {
+        let reply = stage.call(method, path, Some(token), &[], body).await;
+        (reply.status, reply.body)
+    };
+    let (status, body) = call("GET", &path(&one, ""), &own, Value::Null).await;
+    assert_eq!((status, &body["code"]), (404, &json!("no_shared_group")), "{body}");
+    let (status, _) = call("PUT", &path(&one, ""), &own, json!({ "group": "parked" })).await;
+    assert_eq!(status, 403, "only an operator offers");
+    let wrong = stage.operator("PUT", &path(&one, ""), json!({ "group": "Parked!" })).await;
+    assert_eq!(
+        (wrong.status, &wrong.body["errors"][0]["pointer"]),
+        (422, &json!("/group")),
+        "{}",
+        wrong.text
+    );
+    for tenant in [&one, &two] {
+        let offered = stage.operator("PUT", &path(tenant, ""), json!({ "group": "parked" })).await;
+        assert_eq!((offered.status, &offered.body["consent"]), (200, &Value::Null), "{}", offered.text);
+        assert!(offered.body["meaning"].as_str().unwrap().contains("for ever"), "{}", offered.text);
+    }
+    let mut ids = Vec::new();
+    for (tenant, name) in [(&one, "a.example"), (&two, "b.example")] {
+        ids.push(stage.domain(tenant, name).await["id"].clone());
+    }
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": ids, "note": "x" })).await;
+    let plan = async || stage.operator("GET", "/v1/plan?explain=a.example", Value::Null).await;
+    let planned = until(plan, |reply| reply.body["names"] == 2).await.body;
+    assert_eq!((&planned["groups"], &planned["tenants_per_key_max"]), (&json!(2), &json!(1)), "{planned}");
+
+    let consent = path(&one, "/consent");
+    let (status, body) = call("POST", &consent, &own, json!({ "group": "another" })).await;
+    assert_eq!((status, &body["code"]), (409, &json!("other_group_offered")), "{body}");
+    assert_eq!(call("POST", &consent, &other, json!({ "group": "parked" })).await.0, 404, "another's");
+    let (status, body) = call("POST", &consent, &own, json!({ "group": "parked" })).await;
+    assert_eq!((status, &body["tenants"]), (200, &json!(1)), "{body}");
+    let silent = stage.operator("POST", &path(&two, "/consent"), json!({ "group": "parked" })).await;
+    assert_eq!(
+        (silent.status, &silent.body["errors"][0]["pointer"]),
+        (422, &json!("/note")),
+        "{}",
+        silent.text
+    );
+    let long = "x".repeat(CONSENT_NOTE_BYTES_MAX + 1);
+    for (note, status) in [(long.as_str(), 422), ("by contract of 2026-08-01", 200)] {
+        let body = json!({ "group": "parked", "note": note });
+        let said = stage.operator("POST", &path(&two, "/consent"), body).await;
+        assert_eq!(said.status, status, "{}", said.text);
+    }
+    let shared = until(plan, |reply| reply.body["groups"] == 1).await.body;
+    assert_eq!(shared["tenants_per_key_max"], 2, "{shared}");
+    let words = shared["explanation"].as_str().unwrap();
+    assert!(words.contains("with 1 other name (b.example)") && words.contains("`parked`"), "{words}");
+    assert!(words.contains("one key for 2 names of 2 tenants"), "{words}");
+    let audit = stage.operator("GET", "/v1/audit?limit=500", Value::Null).await;
+    let entries = audit.body["items"].as_array().unwrap();
+    let consents: Vec<_> =
+        entries.iter().filter(|entry| entry["action"] == "tenant.consent_to_sharing").collect();
+    assert_eq!(consents.len(), 2);
+    assert_eq!(consents[1]["after"]["note"], "by contract of 2026-08-01");
+
+    // Another offer is not what was consented to, and whoever leaves is apart.
+    stage.operator("PUT", &path(&two, ""), json!({ "group": "elsewhere" })).await;
+    until(plan, |reply| reply.body["groups"] == 2).await;
+    assert_eq!(call("DELETE", &path(&one, ""), &own, Value::Null).await.0, 204);
+    assert_eq!(call("DELETE", &path(&one, ""), &own, Value::Null).await.0, 204, "gone counts as left");
+    assert_eq!(call("GET", &path(&one, ""), &own, Value::Null).await.0, 404);
 }

@@ -71,8 +71,13 @@ impl Plan {
     pub fn explain_name(&self, name: &NamePattern, called: &dyn Fn(TenantId) -> String) -> String {
         if let Some(group) = self.group_of(name) {
             let others = group.names.len() - 1;
-            let company =
-                if others == 0 { "alone".into() } else { format!("with {}", count(others, "other name")) };
+            let company = if others == 0 {
+                "alone".into()
+            } else {
+                let names: Vec<NamePattern> =
+                    group.names.iter().filter(|other| *other != name).cloned().collect();
+                format!("with {} ({})", count(others, "other name"), some_names(&names))
+            };
             let basis = group.basis.in_words(called);
             return format!("{name} is {company} in {}: {basis}; {}", group.title(), group.order);
         }

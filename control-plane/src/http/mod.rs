@@ -24,6 +24,7 @@ mod refusals;
 mod removals;
 mod renewals;
 mod request_id;
+mod shared_group;
 mod tenants;
 mod tokens;
 mod trail;
@@ -144,6 +145,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(origin_authority::create, origin_authority::show))
         .routes(routes!(origin_authority::create_next, origin_authority::delete_next))
         .routes(routes!(origin_authority::switch))
+        .routes(routes!(shared_group::show, shared_group::offer, shared_group::leave))
+        .routes(routes!(shared_group::consent))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::delete))
         .routes(routes!(domains::create))

@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
-    CellId, ClientCertificates, CredentialId, DomainId, GroupId, LineageId, NamePattern, Plan, PlanGroup,
-    PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
+    Basis, CellId, ClientCertificates, CredentialId, DomainId, GroupId, LineageId, NamePattern, Plan,
+    PlanGroup, PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
 use self::predecessors::Predecessors;
 use crate::acme::ChallengeMethod;
 use crate::clock::{DAY_MS, HOUR_MS};
+use crate::sealer::hex;
 use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 
 /// A tenant's names that became ready within this time are grouped together…
@@ -163,13 +164,15 @@ impl Class<'_> {
                 Some(id) if groups.iter().any(|g| g.id == id && g.names == names) => {}
                 Some(id) => changes.push(GroupChange::Names { group: id, names }),
                 None => changes.push(GroupChange::New {
-                    tenant: match group.tenants.as_slice() {
-                        [tenant] => Some(*tenant),
+                    tenant: match (&group.basis, group.tenants.as_slice()) {
+                        // Also with one tenant's names alone: a key never changes its owner when others come.
+                        (Basis::Operator { .. }, _) => None,
+                        (_, [tenant]) => Some(*tenant),
                         _ => None,
                     },
                     cells: self.cells.to_vec(),
                     policy: group.policy,
-                    alone: matches!(group.basis, portico_cert_store::Basis::Probation { .. }),
+                    alone: matches!(group.basis, Basis::Probation { .. }),
                     names,
                 }),
             }
@@ -187,20 +190,30 @@ impl Class<'_> {
             .filter_map(|domain| self.plan_name(domain, grouped.contains(&domain.id)))
             .collect();
         // A name that another tenant has proved meanwhile is no longer this group's: a key never changes its tenant.
-        let is_still =
-            |(name, of): &(&String, &DomainId)| by_name.get(name.as_str()).is_none_or(|now| now.id == **of);
+        // Nor is it any more where its tenant has consented to sharing, or takes that back.
+        let is_still = |group: &GroupRow, name: &str, of: DomainId| {
+            by_name.get(name).is_none_or(|now| {
+                now.id == of && self.operators_group(now).is_some() == group.tenant.is_none()
+            })
+        };
         let today = |group: &&GroupRow| PlanGroup {
             id: group.id,
             names: group
                 .names
                 .iter()
-                .filter(is_still)
+                .filter(|(name, of)| is_still(group, name, **of))
                 .filter_map(|(name, _)| NamePattern::parse(name).ok())
                 .collect(),
         };
         let limits =
             PlanLimits { names_per_certificate_max: self.names_per_certificate_max, ..PlanLimits::default() };
         plan(&PlanInput { names, groups: groups.iter().map(today).collect(), limits })
+    }
+
+    /// The group with other tenants that a name is to be in; one that failed is alone, with a key of its tenant's.
+    fn operators_group<'d>(&self, domain: &'d OrderableDomain) -> Option<&'d str> {
+        let failed = self.facts.names.get(&domain.id).is_some_and(|state| state.failed_before);
+        domain.shared_group.as_deref().filter(|_| !failed)
     }
 
     /// `None` for a name that cannot be on a certificate, which the API does not take.
@@ -212,10 +225,11 @@ impl Class<'_> {
             domain: domain.id,
             tenant: domain.tenant,
             policy: policy_class(&domain.spec),
-            sharing: match domain.sharing {
-                v1::Sharing::Alone => Sharing::Alone,
-                v1::Sharing::RegisteredDomain => Sharing::RegisteredDomain,
-                v1::Sharing::Tenant => Sharing::Tenant,
+            sharing: match (self.operators_group(domain), domain.sharing) {
+                (Some(group), _) => Sharing::Operator { group: group.to_owned() },
+                (None, v1::Sharing::Alone) => Sharing::Alone,
+                (None, v1::Sharing::RegisteredDomain) => Sharing::RegisteredDomain,
+                (None, v1::Sharing::Tenant) => Sharing::Tenant,
             },
             ready: passed && (grouped || !self.settling.contains(&domain.tenant)),
             failed_before: state.is_some_and(|state| state.failed_before),
@@ -488,7 +502,7 @@ pub fn name_set<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let sorted: BTreeSet<&str> = names.collect();
     let joined = sorted.into_iter().collect::<Vec<_>>().join("\n");
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, joined.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest.as_ref())
 }
 
 /// What a name needs for DNS-01 only, or may show in any way.

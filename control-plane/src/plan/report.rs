@@ -185,6 +185,7 @@ fn facts_under<'a>(facts: &'a Facts, terms: &Terms) -> Cow<'a, Facts> {
     let mut facts = facts.clone();
     for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
         domain.sharing = sharing;
+        domain.shared_group = None;
     }
     Cow::Owned(facts)
 }
@@ -195,7 +196,8 @@ fn explanation(plans: &[(&[CellId], Plan)], asked: &Asked, question: &Question) 
     let called = |tenant| question.called(tenant);
     let place = |name: &NamePattern| {
         let plan = plans.iter().map(|(_, plan)| plan).find(|plan| plan.group_of(name).is_some())?;
-        Some(plan.explain_name(name, &called))
+        let hangs = plan.group_of(name).map(on_one_key).unwrap_or_default();
+        Some(format!("{}; {hangs}", plan.explain_name(name, &called)))
     };
     if let Some(text) = place(name) {
         return Some(match &asked.hindrance {
@@ -223,6 +225,16 @@ fn explanation(plans: &[(&[CellId], Plan)], asked: &Asked, question: &Question) 
             ))
         }
     }
+}
+
+/// What one lost key or one revocation of a group takes with it, and what a handshake with it costs.
+fn on_one_key(group: &PlannedGroup) -> String {
+    format!(
+        "one key for {} names of {} tenants, about {} bytes of QUIC's {QUIC_BUDGET_BYTES}",
+        group.names.len(),
+        group.tenants.len(),
+        handshake_bytes(&group.names)
+    )
 }
 
 /// The wildcard that serves a name.
@@ -390,6 +402,13 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
     lever("no budget for single tenants (tenant_1h = 0, tenant_24h = 0)", &|t| {
         (t.limits.tenant_1h, t.limits.tenant_24h) = (0, 0);
     });
+    // As many as both CAs let through, as if each had half of the names.
+    lever("a second issuer at another CA ([[issuer]]): half of the orders go there", &|t| {
+        let twice = |rate: Rate| Rate { count: rate.count.saturating_mul(2), ..rate };
+        t.limits.orders = twice(t.limits.orders);
+        t.limits.registered_domain = twice(t.limits.registered_domain);
+        t.limits.domains.values_mut().for_each(|rate| *rate = twice(*rate));
+    });
     let outcome = |(text, terms): (String, Terms)| {
         let shared = facts_under(facts, &terms);
         let schedule = Schedule::of(&shared, &plans(&shared, terms.names_per_certificate_max), &terms);
@@ -401,6 +420,13 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
         })
     };
     let mut levers: Vec<v1::PlanLever> = tried.into_iter().filter_map(outcome).collect();
+    levers.push(v1::PlanLever {
+        text: "adopt the certificates that the names have today (portico cert upload): each is served with it at once, and has \
+               until its end for one of its own"
+            .to_owned(),
+        orders_now: wide(now.slots.len()),
+        seconds: 0,
+    });
     levers.sort_by_key(|lever| (lever.seconds, lever.orders_now));
     levers
 }
@@ -435,6 +461,7 @@ mod tests {
                 name: name.clone(),
                 spec,
                 sharing: v1::Sharing::RegisteredDomain,
+                shared_group: None,
                 cells: vec![CellId::parse("default").unwrap()],
                 challenge_label: String::new(),
                 created_at: 0,
@@ -494,6 +521,42 @@ mod tests {
         assert!(report.handshake_bytes_max < report.handshake_bytes_budget);
     }
 
+    /// Most tenants bring a shop with its `www`; some bring a hundred domains, and one a platform's subdomains.
+    #[test]
+    fn a_heavy_tail_is_told_apart_from_the_middle_with_the_levers_that_help_it() {
+        let mut names = Vec::new();
+        for n in 0..800 {
+            let tenant = TenantId::generate();
+            names.extend(["", "www."].map(|host| (tenant, format!("{host}shop{n}.test"))));
+        }
+        for large in 0..8 {
+            let tenant = TenantId::generate();
+            names.extend((0..50).map(|n| (tenant, format!("brand{large}-{n}.test"))));
+        }
+        let platform = TenantId::generate();
+        names.extend((0..1500).map(|n| (platform, format!("c{n}.platform.test"))));
+        let report = report(&facts(&names), &terms(), &Question::default());
+        assert_eq!(report.orders_now, 800 + 8 * 50 + 60);
+        let (half, all) = (eta_of(&report, 50), eta_of(&report, 100));
+        assert!(half * 2 < all && eta_of(&report, 99) <= all, "{:?}", report.eta);
+        // The platform's subdomains are the tail: what helps the account does not help them.
+        let hold = &report.held_by[0];
+        assert_eq!((hold.limit.as_str(), hold.orders), (LimitName::RegisteredDomain.text(), 10));
+        let lever = |words: &str| report.levers.iter().find(|lever| lever.text.contains(words));
+        assert!(lever("tenfold").is_none(), "{:#?}", report.levers);
+        for words in ["second issuer", "registered domains concerned", "100 names"] {
+            assert!(lever(words).is_some_and(|lever| lever.seconds < all), "{words}: {:#?}", report.levers);
+        }
+        let shared = lever("sharing = tenant").unwrap();
+        assert_eq!(
+            (shared.orders_now, shared.seconds),
+            (800 + 8 * 2 + 60, all),
+            "fewer orders, the same tail"
+        );
+        let adopted = lever("adopt").unwrap();
+        assert_eq!((adopted.seconds, adopted.orders_now), (0, report.orders_now));
+    }
+
     #[test]
     fn one_registered_domain_holds_the_tail_and_names_it() {
         let tenant = TenantId::generate();
@@ -544,7 +607,8 @@ mod tests {
         };
         let words = |name, unproved, hindrance| told(name, unproved, hindrance).unwrap_or_default();
         assert!(
-            words("shop.test", &[], None).ends_with("names of shop.test, tenant tulip; to be ordered now")
+            words("shop.test", &[], None)
+                .contains("names of shop.test, tenant tulip; to be ordered now; one key for 2")
         );
         assert!(words("shop.test", &[], Some("it rains")).ends_with("not ordered as long as it rains"));
         assert!(words("dead.test", &[], Some("it rains")).contains("proved, but it rains"));

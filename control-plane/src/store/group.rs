@@ -20,6 +20,8 @@ pub struct OrderableDomain {
     pub name: String,
     pub spec: v1::DomainSpec,
     pub sharing: v1::Sharing,
+    /// The operator's group with other tenants that it is to be in, its tenant's consent on record.
+    pub shared_group: Option<String>,
     /// The domain's, or its tenant's, or the default cell.
     pub cells: Vec<CellId>,
     /// Label below the challenge zone.
@@ -93,8 +95,9 @@ pub async fn orderable_domains(
     connection: &mut SqliteConnection,
 ) -> Result<Vec<OrderableDomain>, StoreError> {
     let rows = sqlx::query(
-        "SELECT d.id, d.tenant_id, d.name, d.spec, d.challenge_label, d.created_at, t.spec AS tenant_spec \
-         FROM domains d JOIN tenants t ON t.id = d.tenant_id \
+        "SELECT d.id, d.tenant_id, d.name, d.spec, d.challenge_label, d.created_at, t.spec AS tenant_spec, \
+         s.group_name FROM domains d JOIN tenants t ON t.id = d.tenant_id \
+         LEFT JOIN shared_groups s ON s.tenant_id = d.tenant_id AND s.consented_at IS NOT NULL \
          WHERE d.deleted_at IS NULL AND d.served = 1 ORDER BY d.id",
     )
     .fetch_all(connection)
@@ -108,6 +111,7 @@ pub async fn orderable_domains(
             tenant: from_id(row.try_get("tenant_id")?, "domains")?,
             name: row.try_get("name")?,
             sharing: if spec.alone { v1::Sharing::Alone } else { tenant.sharing },
+            shared_group: row.try_get::<Option<String>, _>("group_name")?.filter(|_| !spec.alone),
             spec,
             cells,
             challenge_label: row.try_get("challenge_label")?,

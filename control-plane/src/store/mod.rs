@@ -48,6 +48,7 @@ pub mod renewals;
 pub mod replacement;
 pub mod retry;
 pub mod sealing_key;
+pub mod shared_group;
 pub mod tenant;
 pub mod token;
 pub mod uploaded;

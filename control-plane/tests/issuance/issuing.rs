@@ -215,6 +215,60 @@ pub async fn retry_now(lab: &Lab, domain: DomainId) {
     tx.commit().await.unwrap();
 }
 
+/// The names of each live certificate, with whose its key is.
+async fn names_by_owner(lab: &Lab) -> Vec<Vec<String>> {
+    lab.rows("SELECT names, key_tenant FROM credentials WHERE state = 'live' ORDER BY names").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_that_consent_share_one_certificate_until_one_of_them_leaves() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenants = [lab.tenant(&[], "registered_domain").await, lab.tenant(&[], "registered_domain").await];
+    let mut tx = lab.begin().await;
+    for tenant in tenants {
+        sqlx::query("INSERT INTO shared_groups VALUES (?, 'parked', 0, 0, 'token', NULL)")
+            .bind(tenant.to_string())
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+    }
+    tx.commit().await.unwrap();
+    for (tenant, name) in tenants.into_iter().zip(["a.test", "b.test"]) {
+        lab.domains(tenant, &[name]).await;
+    }
+    lab.until_covered(2).await;
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    // Each may have been ordered before the other was there; by its next renewal at the latest they are together.
+    lab.world.advance(61).await;
+    while names_by_owner(&lab).await != [[r#"["a.test","b.test"]"#, "operator"]] {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", names_by_owner(&lab).await);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let live = lab.live_credentials().await.remove(0);
+    let edge = lab.edge("default");
+    edge.wait("the shared credential", |state| {
+        state.resource(ResourceKind::Credential, &live.lineage).is_some()
+    })
+    .await;
+    let mut tx = lab.begin().await;
+    sqlx::query("DELETE FROM shared_groups WHERE tenant_id = ?")
+        .bind(tenants[0].to_string())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    lab.world.advance(61).await;
+    let apart = [
+        [r#"["a.test"]"#.to_owned(), tenants[0].to_string()],
+        [r#"["b.test"]"#.to_owned(), "operator".to_owned()],
+    ];
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    while names_by_owner(&lab).await != apart {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", names_by_owner(&lab).await);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 pub async fn until_renewed(lab: &Lab, old: &Live) -> Live {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {

@@ -22,6 +22,9 @@
 //! | `POST /v1/tenants/{id}/purges` | `PurgeRequest` -> `Purge`: the edges forget what they keep | tenant (own), operator |
 //! | `POST, GET /v1/tenants/{id}/origin-authority` | - -> 201 (200 when it exists) `OriginAuthority` | tenant (own), operator |
 //! | `POST, DELETE /v1/tenants/{id}/origin-authority/next` | - -> 201 (200 when it exists) `OriginAuthority`; 204 | tenant (own), operator |
+//! | `GET, DELETE /v1/tenants/{id}/shared-group` | - -> `SharedGroup`; 204: nothing is shared any more | tenant (own), operator |
+//! | `PUT /v1/tenants/{id}/shared-group` | `SharedGroupOffer` -> `SharedGroup` | operator |
+//! | `POST /v1/tenants/{id}/shared-group/consent` | `SharingConsentRequest` -> `SharedGroup` | tenant (own), operator with a note |
 //! | `POST /v1/tenants/{id}/origin-authority/switch` | - -> `OriginAuthority` | tenant (own), operator |
 //! | `POST /v1/domains/attest` | `Attestation` -> `DomainBatchAnswer` | operator |
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
@@ -61,6 +64,7 @@ mod proxy;
 mod removal;
 mod renewals;
 mod route;
+mod shared_group;
 mod tenant;
 mod tenant_limits;
 mod tls;
@@ -83,6 +87,7 @@ pub use proxy::*;
 pub use removal::*;
 pub use renewals::*;
 pub use route::*;
+pub use shared_group::*;
 pub use tenant::*;
 pub use tenant_limits::*;
 pub use tls::*;

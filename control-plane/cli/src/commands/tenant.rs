@@ -1,7 +1,9 @@
 //! `portico tenant ...`
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{EgressGrant, OriginAuthority, Sharing, Tenant, TenantSpec};
+use portico_api::v1::{
+    EgressGrant, OriginAuthority, SharedGroupOffer, Sharing, SharingConsentRequest, Tenant, TenantSpec,
+};
 use portico_cert_store::{CellId, TenantId};
 use serde_json::{Value, json};
 
@@ -31,6 +33,8 @@ pub(crate) enum TenantCommand {
     },
     /// Show what its origins trust to know the edges by (PEM); made at the first call
     OriginAuthority(OriginAuthorityArgs),
+    /// Certificates with names of other tenants: what an operator offers, and the tenant's consent
+    SharedGroup(SharedGroupArgs),
     /// Take all its domains out of service for a while; certificates stay alive
     Suspend {
         /// Its name or id
@@ -58,6 +62,24 @@ pub(crate) struct OriginAuthorityArgs {
     /// Drop the next one; all stays as it is
     #[arg(long, conflicts_with_all = ["make_next", "switch"])]
     drop_next: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SharedGroupArgs {
+    /// The tenant's name or id
+    tenant: String,
+    /// Offer it a place in this group; nothing is shared before the tenant consents
+    #[arg(long, value_name = "GROUP")]
+    offer: Option<String>,
+    /// Consent to the group that is offered. Public certificate transparency logs show the names together for ever
+    #[arg(long, value_name = "GROUP", conflicts_with = "offer")]
+    consent: Option<String>,
+    /// With --consent, of an operator: when and how the tenant agreed
+    #[arg(long, value_name = "TEXT", requires = "consent")]
+    note: Option<String>,
+    /// Take offer and consent back; names leave with the next renewal
+    #[arg(long, conflicts_with_all = ["offer", "consent"])]
+    leave: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -213,6 +235,7 @@ pub(crate) async fn run(settings: &Settings, command: TenantCommand) -> Outcome 
         TenantCommand::List(args) => list(settings, &client, args.limit).await,
         TenantCommand::Show { tenant } => show(settings, &find(&client, &tenant).await?),
         TenantCommand::OriginAuthority(args) => origin_authority(settings, &client, &args).await,
+        TenantCommand::SharedGroup(args) => shared_group(settings, &client, args).await,
         TenantCommand::Suspend { tenant, suspension } => {
             let id = find(&client, &tenant).await?.id;
             print_answer(settings, &tenant, &client.suspend_tenant(id, &suspension.into()).await?)
@@ -231,6 +254,44 @@ async fn set(settings: &Settings, client: &Client, args: &SetArgs) -> Outcome {
         patched.map_err(|error| Failure::from(error).about(format!("tenant {}", args.tenant)))
     });
     show(settings, &changed.await?)
+}
+
+async fn shared_group(settings: &Settings, client: &Client, args: SharedGroupArgs) -> Outcome {
+    let id = find(client, &args.tenant).await?.id;
+    if args.leave {
+        client.leave_shared_group(id).await?;
+        if settings.format != Format::Json {
+            line(format!("{}: no further certificate has names of other tenants", args.tenant));
+        }
+        return Ok(());
+    }
+    let answer = match (args.offer, args.consent) {
+        (Some(group), _) => client.offer_shared_group(id, &SharedGroupOffer { group }).await,
+        (None, Some(group)) => {
+            client.consent_to_sharing(id, &SharingConsentRequest { group, note: args.note }).await
+        }
+        (None, None) => client.shared_group(id).await,
+    };
+    let shown = answer.map_err(|error| Failure::from(error).about(format!("tenant {}", args.tenant)))?;
+    if settings.format == Format::Json {
+        return output::json(&shown);
+    }
+    line(format!("group {}, offered {}", shown.group, output::time(&shown.offered_at)));
+    match &shown.consent {
+        Some(consent) => {
+            let note = consent.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
+            line(format!("consented {} by {}{note}", output::time(&consent.at), consent.by));
+        }
+        None => line(format!(
+            "not consented, so nothing is shared; to consent: {} tenant shared-group {} --consent {}",
+            crate::invocation(),
+            shell_word(&args.tenant),
+            shown.group
+        )),
+    }
+    line(format!("{} tenants have consented to it", shown.tenants));
+    output::remark(&shown.meaning);
+    Ok(())
 }
 
 /// The PEM alone goes to standard output, so that it can be a file.

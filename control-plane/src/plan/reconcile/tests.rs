@@ -29,6 +29,7 @@ impl World {
             name: name.to_owned(),
             spec: serde_json::from_value(spec).unwrap(),
             sharing: v1::Sharing::RegisteredDomain,
+            shared_group: None,
             cells: cells.iter().map(|name| cell(name)).collect(),
             challenge_label: String::new(),
             created_at: 0,
@@ -422,4 +423,53 @@ fn a_mass_replacement_goes_by_deadline_and_tenants_have_their_turns() {
     let of_large: Vec<i64> =
         due.iter().filter(|due| due.tenant == Some(large)).map(|due| ends[&name(due)]).collect();
     assert!(of_large.is_sorted(), "{of_large:?}");
+}
+
+#[test]
+fn tenants_share_a_certificate_by_consent_alone_and_part_at_the_next_renewal() {
+    let mut world = World::new();
+    let tenants: Vec<TenantId> = (0..3).map(|_| TenantId::generate()).collect();
+    for (tenant, name) in tenants.iter().zip(["a.test", "b.test", "c.test"]) {
+        world.tenant = *tenant;
+        world.ready(name, &["default"]);
+    }
+    world.plan();
+    for order in orders_due(&world.facts) {
+        assert_eq!(order.names.len(), 1, "nobody has consented");
+        world.issue(&order, NOW + 1);
+    }
+    let consent = |world: &mut World, of: &[TenantId]| {
+        for domain in &mut world.facts.domains {
+            domain.shared_group = of.contains(&domain.tenant).then(|| "parked".to_owned());
+        }
+        world.plan();
+    };
+    consent(&mut world, &tenants[..2]);
+    let groups = |world: &World| {
+        let mut groups: Vec<(Option<TenantId>, Vec<String>)> = (world.facts.groups.iter())
+            .map(|group| (group.tenant, group.names.keys().cloned().collect()))
+            .collect();
+        groups.sort();
+        groups
+    };
+    let named = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (shared, own) = ((None, named(&["a.test", "b.test"])), (Some(tenants[2]), named(&["c.test"])));
+    assert_eq!(groups(&world), [shared, own]);
+    assert_eq!(orders_due(&world.facts), [], "the certificates at hand serve on until they are renewed");
+    world.facts.now_ms = NOW + 2;
+    let due = orders_due(&world.facts);
+    let order = due.iter().find(|order| order.names.len() == 2).unwrap().clone();
+    assert_eq!((order.tenant, order.keeps_alive()), (None, true), "the key is the operator's");
+    world.issue(&order, NOW + 3);
+    // One that fails is alone, with a key of its own tenant's.
+    let failed = world.facts.domains[0].id;
+    world.facts.names.get_mut(&failed).unwrap().failed_before = true;
+    world.plan();
+    assert!(groups(&world).contains(&(Some(tenants[0]), named(&["a.test"]))), "{:?}", groups(&world));
+    world.facts.names.get_mut(&failed).unwrap().failed_before = false;
+    world.plan();
+    // Consent is taken back.
+    consent(&mut world, &tenants[1..2]);
+    assert!(groups(&world).contains(&(None, named(&["b.test"]))), "{:?}", groups(&world));
+    assert!(groups(&world).contains(&(Some(tenants[0]), named(&["a.test"]))));
 }

@@ -19,7 +19,7 @@ use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential, event, group};
+use crate::store::{StoreError, WriteTx, credential, domain, event, group};
 
 /// An account limit without Retry-After holds an order for this long.
 const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
@@ -265,10 +265,10 @@ async fn eject(
     let mut tx = issuance.parts.store.begin().await?;
     let mut last_retry = now;
     let mut ejected = 0;
-    for (name, domain) in row.names.iter().zip(&row.domains) {
+    for (name, id) in row.names.iter().zip(&row.domains) {
         let Some((_, words)) = failed.iter().find(|(failed, _)| failed == name) else { continue };
         ejected += 1;
-        let mut state = group::name_state(&mut tx, *domain).await?.unwrap_or_default();
+        let mut state = group::name_state(&mut tx, *id).await?.unwrap_or_default();
         state.failed_before = true;
         state.part = 0;
         state.attempts += 1;
@@ -281,7 +281,7 @@ async fn eject(
             if paused { clock::NEVER_MS } else { now + timing::after_failures(state.attempts, seed) };
         state.error = Some(words.clone());
         last_retry = last_retry.max(state.next_at);
-        group::put_name_state(&mut tx, *domain, &state, now).await?;
+        group::put_name_state(&mut tx, *id, &state, now).await?;
         let text = format!("the CA could not validate {name}: {words}");
         let mend = format!("mend it and run `portico domain retry {name}` for a new try");
         let next = if paused {
@@ -295,10 +295,12 @@ async fn eject(
         };
         let (shown, next_check) =
             if paused { (format!("{text}; {next}"), None) } else { (text.clone(), Some(state.next_at)) };
-        observe_certificate(&mut tx, *domain, "ValidationFailed", &shown, next_check, now).await?;
+        observe_certificate(&mut tx, *id, "ValidationFailed", &shown, next_check, now).await?;
         let kind = if row.renewal { "certificate.renewal_failed" } else { "domain.failed" };
         let text = format!("{text}; {next}");
-        event::append(&mut tx, kind, row.tenant, &domain.to_string(), &text, now).await?;
+        // The order may be the operator's, with names of several tenants; the name is one's.
+        let of = domain::find(&mut tx, *id).await?.map(|found| found.tenant_id).or(row.tenant);
+        event::append(&mut tx, kind, of, &id.to_string(), &text, now).await?;
     }
     let retry_at = if ejected < row.names.len() { now } else { last_retry };
     let names: Vec<_> = failed.iter().map(|(name, _)| name.as_str()).collect();

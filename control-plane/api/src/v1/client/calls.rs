@@ -13,8 +13,8 @@ use crate::v1::{
     CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
     DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken,
     JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
-    RemovalSignOff, RemovalsSignedOff, RenewalsReport, Sharing,
-    Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
+    RemovalSignOff, RemovalsSignedOff, RenewalsReport, SharedGroup, SharedGroupOffer, Sharing,
+    SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
     UsageOrder, UsageRow,
 };
 
@@ -89,6 +89,31 @@ impl Client {
 
     pub async fn resume_tenant(&self, id: TenantId) -> Result<SuspensionAnswer, ClientError> {
         self.act(&format!("/v1/tenants/{id}/resume")).await
+    }
+
+    pub async fn shared_group(&self, id: TenantId) -> Result<SharedGroup, ClientError> {
+        self.get(&format!("/v1/tenants/{id}/shared-group")).await
+    }
+
+    pub async fn offer_shared_group(
+        &self,
+        id: TenantId,
+        offer: &SharedGroupOffer,
+    ) -> Result<SharedGroup, ClientError> {
+        let path = format!("/v1/tenants/{id}/shared-group");
+        decode(&self.send(Call::new(Method::PUT, &path).json(offer)?).await?)
+    }
+
+    pub async fn consent_to_sharing(
+        &self,
+        id: TenantId,
+        consent: &SharingConsentRequest,
+    ) -> Result<SharedGroup, ClientError> {
+        self.post(&format!("/v1/tenants/{id}/shared-group/consent"), consent).await
+    }
+
+    pub async fn leave_shared_group(&self, id: TenantId) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/tenants/{id}/shared-group"), None).await
     }
 
     /// Makes it, where there is none.
