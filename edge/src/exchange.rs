@@ -109,6 +109,12 @@ impl ConnectionContext {
     /// Who the client is by its certificate.
     pub(crate) fn client(&self) -> Option<&ClientIdentity> {
         self.shown.as_ref()?.client.as_deref()
+    /// How long input that nobody wants is read on, so that the client reads its answer.
+    pub(crate) fn linger(&self) -> Duration {
+        let deadlines = &self.worker.edge.deadlines;
+        if self.worker.drain.is_begun() { deadlines.linger_draining } else { deadlines.linger }
+    }
+
     }
 }
 

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 pub use super::origin_body::OriginBody;
 use super::{
     budget::{AnswerShare, ConnectionBudget, HeadShare},
+    leftover::Leftover,
     h2::SendWatch,
     pacing::Held,
     stall::Stall,
@@ -42,9 +43,11 @@ pub struct RequestBody {
     stall: Stall,
     fault: Rc<Cell<Option<BodyFault>>>,
     tally: Option<Rc<Tally>>,
+    /// Where what nobody has read is left.
+    leftover: Option<Rc<Leftover>>,
 }
 
-enum RequestSource {
+pub(super) enum RequestSource {
     Empty,
     Hyper(Incoming),
     Boxed(BoxedBody),
@@ -82,6 +85,7 @@ impl RequestBody {
             stall: Stall::new(limits::BODY_STALL_DEADLINE),
             fault: Rc::default(),
             tally: None,
+            leftover: None,
         }
     }
 
@@ -93,6 +97,11 @@ impl RequestBody {
     /// How much of it may still come.
     pub fn most(&self) -> u64 {
         self.bytes_left
+    }
+
+    /// Leaves there what its reader does not read.
+    pub(super) fn leave_to(&mut self, leftover: Rc<Leftover>) {
+        self.leftover = Some(leftover);
     }
 
     /// Counts what comes.
@@ -136,14 +145,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let polled = match &mut this.source {
-            RequestSource::Empty => return Poll::Ready(None),
-            RequestSource::Hyper(body) => {
-                Pin::new(body).poll_frame(context).map_err(|error| Box::new(error) as BodyError)
-            }
-            RequestSource::Boxed(body) => body.as_mut().poll_frame(context),
-        };
-        match polled {
+        match this.source.poll_frame(context) {
             Poll::Pending if this.stall.poll(context).is_ready() => this.fail(BodyFault::Stalled),
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
@@ -167,11 +169,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            RequestSource::Empty => true,
-            RequestSource::Hyper(body) => body.is_end_stream(),
-            RequestSource::Boxed(body) => body.is_end_stream(),
-        }
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -186,6 +184,37 @@ impl Body for RequestBody {
 /// An answer's body. Dropping it, finished or not, is the end of the exchange.
 pub struct ResponseBody {
     source: ResponseSource,
+impl RequestSource {
+    pub(super) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Hyper(body) => {
+                Pin::new(body).poll_frame(context).map_err(|error| Box::new(error) as BodyError)
+            }
+            Self::Boxed(body) => body.as_mut().poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Boxed(body) => body.is_end_stream(),
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let Some(leftover) = self.leftover.take() else { return };
+        let rest = std::mem::replace(&mut self.source, RequestSource::Empty);
+        leftover.take_over((!rest.is_end_stream()).then_some(rest));
+    }
+}
+
     end: Option<Box<ExchangeEnd>>,
     /// Came from the source, and waits for its turn.
     held: Option<Held>,

@@ -69,9 +69,7 @@ where
     } else if !matches!(ended, Ended::Expired(_)) {
         let deadlines = &context.worker.edge.deadlines;
         goodbye::say(&mut stream, deadlines.goodbye).await;
-        let draining = context.worker.drain.is_begun();
-        let patience = if draining { deadlines.linger_draining } else { deadlines.linger };
-        Box::pin(goodbye::discard(stream, patience)).await;
+        Box::pin(goodbye::discard(stream, context.linger())).await;
     }
     ended
 }

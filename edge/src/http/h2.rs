@@ -9,7 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::{Request, body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use hyper::{
+    Request,
+    body::{Body as _, Incoming},
+    rt::Executor,
+    server::conn::http2,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -23,6 +29,7 @@ use super::{
     frame_budget::UndecidedHeads,
     gathered_io::GatheredIo,
     guarded_io::GuardedIo,
+    leftover::Leftover,
 };
 use crate::{
     clock,
@@ -45,17 +52,22 @@ where
         heads.go();
         let context = Rc::clone(&context);
         let watch = Rc::<SendWatch>::default();
-        *newest.borrow_mut() = Some(Rc::clone(&watch));
         let (parts, body) = request.into_parts();
         // Now, and not when the task runs: all that came at once would be held until then.
         let admitted = context.admit(&parts).map(move |head| (head, parts, body));
+        let has_body = admitted.as_ref().is_some_and(|(_, _, body)| !body.is_end_stream());
+        let leftover = has_body.then(Rc::<Leftover>::default);
+        *newest.borrow_mut() = Some(Begun { watch: Rc::clone(&watch), leftover: leftover.clone() });
         // Boxed: hyper and the task queue move a stream's future several times, and this one is large.
         Box::pin(async move {
             let Some((head, mut parts, body)) = admitted else {
                 return Err(BodyError::from(::h2::Error::from(::h2::Reason::REFUSED_STREAM)));
             };
             let tunnel = extended_connect::translate(&mut parts, &context);
-            let body = if tunnel.is_some() { RequestBody::empty() } else { RequestBody::hyper(body) };
+            let mut body = if tunnel.is_some() { RequestBody::empty() } else { RequestBody::hyper(body) };
+            if let Some(leftover) = leftover {
+                body.leave_to(leftover);
+            }
             let mut answer = serve_exchange(Request::from_parts(parts, body), &context).await?;
             if let Some(client) = tunnel {
                 client.conclude(&mut answer, &context);
@@ -157,7 +169,15 @@ impl SendWatch {
 struct Streams {
     context: Rc<ConnectionContext>,
     /// Of the request that the service was called with last: hyper runs its stream next.
-    newest: Rc<RefCell<Option<Rc<SendWatch>>>>,
+    newest: Rc<RefCell<Option<Begun>>>,
+}
+
+/// A stream whose request has come.
+#[derive(Debug)]
+struct Begun {
+    watch: Rc<SendWatch>,
+    /// Of its body, if it has one.
+    leftover: Option<Rc<Leftover>>,
 }
 
 impl<F> Executor<F> for Streams
@@ -166,25 +186,30 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        let Some(watch) = self.newest.borrow_mut().take() else {
+        let Some(Begun { watch, leftover }) = self.newest.borrow_mut().take() else {
             tokio::task::spawn_local(future);
             return;
         };
         let context = Rc::clone(&self.context);
         tokio::task::spawn_local(async move {
             let allowed = context.clock.deadlines().write_stall;
-            let mut stream = pin!(future);
-            let mut timer = None;
-            poll_fn(|task| {
-                if stream.as_mut().poll(task).is_ready() {
-                    return Poll::Ready(());
-                }
-                std::task::ready!(watch.poll_stalled(allowed, &mut timer, task));
-                watch.stalled.set(true);
-                context.worker.edge.metrics.streams_stalled.increment(1);
-                Poll::Ready(()) // dropped unfinished: h2 resets it (CANCEL)
-            })
-            .await;
+            {
+                let mut stream = pin!(future);
+                let mut timer = None;
+                poll_fn(|task| {
+                    if stream.as_mut().poll(task).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    std::task::ready!(watch.poll_stalled(allowed, &mut timer, task));
+                    watch.stalled.set(true);
+                    context.worker.edge.metrics.streams_stalled.increment(1);
+                    Poll::Ready(()) // dropped unfinished: h2 resets it (CANCEL)
+                })
+                .await;
+            }
+            if let Some(leftover) = leftover.filter(|_| !watch.stalled.get()) {
+                leftover.discard(context.linger()).await;
+            }
         });
     }
 }

@@ -17,6 +17,7 @@ pub mod h1;
 pub mod h2;
 pub mod h3;
 mod late_pong;
+mod leftover;
 mod origin_body;
 mod pacing;
 mod stall;

@@ -22,6 +22,7 @@ mod client_ca;
 mod client_certificates;
 mod compression;
 mod drain;
+mod early_answers;
 mod early_data;
 mod egress;
 mod endings;

@@ -29,7 +29,8 @@ async fn site() -> Option<Site> {
     let (folder, identity) = identity();
     let to_origin = format!("proxy = \"http://{}\"", origin.address);
     let routes = format!(
-        "[[route]]\nhost = \"{HOST}\"\npath = \"/kept.txt\"\n{to_origin}\ncache = {{}}\n\
+        "[[route]]\nhost = \"{HOST}\"\npath = \"/still\"\nstatic_body = \"still\"\n\
+         [[route]]\nhost = \"{HOST}\"\npath = \"/kept.txt\"\n{to_origin}\ncache = {{}}\n\
          [[route]]\nhost = \"{HOST}\"\n{to_origin}\ncompression = {{}}\n"
     );
     let edge = Edge::start("auto", folder, identity, &routes, &[origin.address.port()]).await;
@@ -69,6 +70,7 @@ async fn report(site: &mut Site, forced: &str, page: &str) -> Value {
     let sizes: (usize, usize) = serde_json::from_value(report["style"].clone()).unwrap();
     assert!(sizes.0 < STYLE_BYTES / 20 && sizes.1 == STYLE_BYTES, "compressed for the browser: {sizes:?}");
     assert_eq!(report["webSocket"], json!(["one", "two", 4000, "enough"]), "{report}");
+    assert_eq!(report["early"], json!([405, 405]), "{report}");
     let kept = "200 kept by the edge";
     assert_eq!(report["revalidated"], json!([kept, kept]), "{report}");
     report

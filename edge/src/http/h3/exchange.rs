@@ -19,6 +19,7 @@ use super::send_window::SendWindow;
 use super::{Exchanges, pseudo};
 use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
+use crate::http::leftover::Leftover;
 use crate::{clock, limits};
 
 type Resolver = RequestResolver<Connection, Bytes>;
@@ -28,6 +29,13 @@ type Recv = RequestStream<RecvStream, Bytes>;
 
 /// Ends when the client has all of the answer, or is gone.
 type Settled = Pin<Box<dyn Future<Output = ()>>>;
+
+/// An exchange whose answer was sent.
+struct Answered {
+    settled: Settled,
+    /// Of the request's body, if it had one.
+    leftover: Option<Rc<Leftover>>,
+}
 
 /// How a stream ended before its answer was whole.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +71,11 @@ pub(super) fn start(
     tokio::task::spawn_local(async move {
         let ended = Box::pin(exchange(resolver, accepted, &exchanges.window, &context)).await;
         let broken = match ended {
-            Ok(settled) => {
+            Ok(Answered { settled, leftover }) => {
                 context.clock.answer_travels();
+                if let Some(leftover) = leftover {
+                    leftover.discard(context.linger()).await;
+                }
                 drop(open);
                 settled.await;
                 context.clock.answer_arrives();
@@ -108,7 +119,7 @@ async fn exchange(
     accepted: Accepted,
     window: &SendWindow,
     context: &Rc<ConnectionContext>,
-) -> Result<Settled, Broken> {
+) -> Result<Answered, Broken> {
     let head = tokio::time::timeout(context.clock.deadlines().header, resolve(resolver));
     let (request, stream, pseudo) = head.await.map_err(|_| Broken::SlowHead)??;
     let Accepted { account, mut settled } = accepted;
@@ -123,8 +134,8 @@ async fn exchange(
         send.stop_stream(Code::H3_REQUEST_REJECTED);
         return Err(Broken::Refused);
     };
-    let request = match read_request(Request::from_parts(head, ()), recv, account) {
-        Ok(request) => request,
+    let (request, leftover) = match read_request(Request::from_parts(head, ()), recv, account) {
+        Ok(read) => read,
         Err(why) => {
             send.stop_stream(Code::H3_MESSAGE_ERROR);
             return Err(Broken::Malformed(why));
@@ -142,7 +153,7 @@ async fn exchange(
             if sent.is_err() {
                 send.stop_stream(Code::H3_INTERNAL_ERROR);
             }
-            sent.map(|()| settled)
+            sent.map(|()| Answered { settled, leftover })
         }
         Err(dropped) => {
             send.stop_stream(Code::H3_REQUEST_REJECTED);
@@ -169,14 +180,19 @@ fn read_request(
     request: Request<()>,
     recv: Recv,
     account: Rc<super::adapter::Account>,
-) -> Result<Request<RequestBody>, &'static str> {
+) -> Result<(Request<RequestBody>, Option<Rc<Leftover>>), &'static str> {
     check_fields(request.headers())?;
     let promised = content_length(request.headers()).map_err(|_| "content-length")?;
     let mut rest = H3Body::new(recv, account, promised);
     let mut first = None;
     let empty = rest.is_empty_already(&mut first).map_err(|_| "body")?;
-    let body = if empty { RequestBody::empty() } else { RequestBody::boxed(Box::pin(Begun { first, rest })) };
-    Ok(request.map(|()| body))
+    if empty {
+        return Ok((request.map(|()| RequestBody::empty()), None));
+    }
+    let leftover = Rc::<Leftover>::default();
+    let mut body = RequestBody::boxed(Box::pin(Begun { first, rest }));
+    body.leave_to(Rc::clone(&leftover));
+    Ok((request.map(|()| body), Some(leftover)))
 }
 
 /// Fields that belong to a connection have no place in a message (RFC 9114 section 4.2); with them an origin that speaks
