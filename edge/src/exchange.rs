@@ -26,12 +26,14 @@ mod page;
 mod path;
 mod proof;
 mod rewrite;
+mod refused;
 mod tally;
 
 pub(crate) use early::EARLY_DATA;
 pub use early::Handshaking;
 pub use end::ExchangeEnd;
 pub(crate) use tally::Tally;
+pub(crate) use refused::Refused;
 
 use crate::{
     cache, clock, coding,

@@ -183,7 +183,6 @@ pub struct Metrics {
     exchanges: [[Counter; 5]; 3],
     pub exchange_seconds: Histogram,
     pub first_byte_seconds: Histogram,
-    pub requests_refused: Counter,
     limited: [Counter; Limited::ALL.len()],
     pub misdirected: Counter,
     pub challenges_http01: Counter,
@@ -250,7 +249,6 @@ impl Metrics {
             }),
             exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
             first_byte_seconds: histogram!(names::FIRST_BYTE_SECONDS),
-            requests_refused: counter!(names::REQUESTS_REFUSED),
             limited: Limited::ALL.map(|limit| counter!(names::LIMITED, "reason" => limit.as_str())),
             misdirected: counter!(names::MISDIRECTED),
             challenges_http01: counter!(names::CHALLENGES_ANSWERED, "kind" => "http-01"),
@@ -318,6 +316,11 @@ impl Metrics {
     /// Counts a body that is compressed.
     pub fn compression(&self, coding: ContentCoding) {
         self.compressions[coding as usize].increment(1);
+    }
+
+    /// Counts a message that makes no request; `reason` is one of our own words.
+    pub fn request_refused(&self, reason: &'static str) {
+        counter!(names::REQUESTS_REFUSED, "reason" => reason).increment(1);
     }
 
     /// Counts an origin's failure; `reason` is one of our own words.
@@ -443,7 +446,10 @@ fn describe() {
         names::FIRST_BYTE_SECONDS,
         "from a request's head until the head of its answer is ready, from cache, origin or the edge itself"
     );
-    describe_counter!(names::REQUESTS_REFUSED, "HTTP/1 messages refused for their framing");
+    describe_counter!(
+        names::REQUESTS_REFUSED,
+        "HTTP/1 messages of which no request was made, by what is wrong with them"
+    );
     describe_counter!(
         names::LIMITED,
         "connections and requests refused because a client address or a tenant takes more than its share, by what of"

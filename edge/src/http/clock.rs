@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::framing::FramingFault;
 use crate::{
     clock,
     io::TakenBytes,
@@ -38,7 +37,6 @@ pub struct ConnectionClock {
     /// What serves the connection can be put away while nothing is under way.
     may_doze: Cell<bool>,
     upgrade_decision: Cell<Option<bool>>,
-    refused: Cell<Option<FramingFault>>,
     /// The connection has had its share of exchanges or of time.
     had_enough: Cell<bool>,
     /// Requests given up since the start of the window, and that start.
@@ -104,7 +102,6 @@ impl ConnectionClock {
             mid_message: Cell::new(false),
             may_doze: Cell::new(false),
             upgrade_decision: Cell::new(None),
-            refused: Cell::new(None),
             had_enough: Cell::new(false),
             given_up: Cell::new((0, now)),
             abusive: Cell::new(false),
@@ -211,17 +208,8 @@ impl ConnectionClock {
         self.upgrade_decision.set(Some(accepted));
     }
 
-    pub fn refused(&self) -> Option<FramingFault> {
-        self.refused.get()
-    }
-
     pub(super) fn take_upgrade_decision(&self) -> Option<bool> {
         self.upgrade_decision.take()
-    }
-
-    pub(super) fn refuse(&self, fault: FramingFault) {
-        self.refused.set(Some(fault));
-        self.head_since.set(None);
     }
 
     pub(super) fn bytes_read(&self) {

@@ -9,6 +9,8 @@
 //!
 //! Deliberately absent: anything about routes, names or header values without influence on framing.
 
+use std::fmt;
+
 use crate::limits;
 
 /// Follows one direction of one connection.
@@ -52,38 +54,23 @@ struct Head {
     fields: usize,
 }
 
-/// Why a message is refused; `Display` is the metric's and log's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a message is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FramingFault {
-    #[error("bare_line_feed")]
     BareLineFeed,
-    #[error("control_byte")]
     ControlByte,
-    #[error("request_line")]
     RequestLine,
-    #[error("field_name")]
     FieldName,
-    #[error("folded_field")]
     FoldedField,
-    #[error("content_length")]
     ContentLength,
-    #[error("repeated_content_length")]
     RepeatedContentLength,
-    #[error("transfer_encoding")]
     TransferEncoding,
-    #[error("length_and_encoding")]
     LengthAndEncoding,
-    #[error("repeated_host")]
     RepeatedHost,
-    #[error("chunk")]
     Chunk,
-    #[error("trailer")]
     Trailer,
-    #[error("line_too_long")]
     LineTooLong,
-    #[error("head_too_large")]
     HeadTooLarge,
-    #[error("bytes_before_upgrade")]
     BytesBeforeUpgrade,
 }
 
@@ -92,9 +79,40 @@ pub enum FramingFault {
 pub struct Refusal {
     pub fault: FramingFault,
     pub sound_bytes: usize,
-    /// The fault is in a head, so that a 400 can still be the answer; in a body only the connection can be closed.
+    /// The fault is in a head, of which no exchange comes; in a body it breaks off the one that has begun.
     pub in_head: bool,
 }
+
+impl FramingFault {
+    /// The metric's and the log's word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::BareLineFeed => "bare_line_feed",
+            Self::ControlByte => "control_byte",
+            Self::RequestLine => "request_line",
+            Self::FieldName => "field_name",
+            Self::FoldedField => "folded_field",
+            Self::ContentLength => "content_length",
+            Self::RepeatedContentLength => "repeated_content_length",
+            Self::TransferEncoding => "transfer_encoding",
+            Self::LengthAndEncoding => "length_and_encoding",
+            Self::RepeatedHost => "repeated_host",
+            Self::Chunk => "chunk",
+            Self::Trailer => "trailer",
+            Self::LineTooLong => "line_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::BytesBeforeUpgrade => "bytes_before_upgrade",
+        }
+    }
+}
+
+impl fmt::Display for FramingFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.reason())
+    }
+}
+
+impl std::error::Error for FramingFault {}
 
 impl RequestFraming {
     /// Follows `bytes`, which came next on the connection.

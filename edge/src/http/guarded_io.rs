@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     clock::ConnectionClock,
     frame_budget::{FrameBudget, UndecidedHeads},
-    framing::RequestFraming,
+    framing::{FramingFault, Refusal, RequestFraming},
     late_pong::LatePong,
 };
 use crate::{clock, drain::LocalDrain};
@@ -31,7 +31,7 @@ pub struct GuardedIo<S> {
     inner: S,
     clock: Rc<ConnectionClock>,
     framing: Framing,
-    refused: bool,
+    refused: Option<Refusal>,
     /// Read and followed before there was a reader.
     ahead: Bytes,
 }
@@ -58,11 +58,16 @@ impl<S> GuardedIo<S> {
     }
 
     fn new(inner: S, clock: Rc<ConnectionClock>, framing: Framing) -> Self {
-        Self { inner, clock, framing, refused: false, ahead: Bytes::new() }
+        Self { inner, clock, framing, refused: None, ahead: Bytes::new() }
     }
 
     pub fn into_inner(self) -> S {
         self.inner
+    }
+
+    /// Why nothing more of what comes is passed on.
+    pub fn refused(&self) -> Option<Refusal> {
+        self.refused
     }
 
     /// Whether bytes were read that nobody has taken.
@@ -108,19 +113,24 @@ impl<S> GuardedIo<S> {
             }
             Err(refusal) => refusal,
         };
-        self.refused = true;
-        self.clock.refuse(refusal.fault);
-        if !refusal.in_head {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.fault));
-        }
+        self.refused = Some(refusal);
+        self.clock.head_open(false);
         buffer.set_filled(before + refusal.sound_bytes);
+        if !refusal.in_head {
+            // The head may have come with it, and then somebody waits for an answer.
+            return if refusal.sound_bytes > 0 { Ok(()) } else { Err(broken(refusal.fault)) };
+        }
         let room = buffer.remaining().min(POISON.len());
         if room == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.fault));
+            return Err(broken(refusal.fault));
         }
         buffer.put_slice(&POISON[..room]);
         Ok(())
     }
+}
+
+fn broken(fault: FramingFault) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, fault)
 }
 
 fn feed(budget: &mut FrameBudget, bytes: &[u8], clock: &ConnectionClock) -> io::Result<usize> {
@@ -160,8 +170,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for GuardedIo<S> {
             }
             return Poll::Ready(Ok(()));
         }
-        if this.refused {
-            return Poll::Ready(Ok(())); // end of the stream: nothing behind a fault is read
+        match this.refused {
+            None => {}
+            // The stream's end: hyper has what it answers 400 to.
+            Some(Refusal { in_head: true, .. }) => return Poll::Ready(Ok(())),
+            // The body breaks off, and whoever reads it answers.
+            Some(Refusal { fault, .. }) => return Poll::Ready(Err(broken(fault))),
         }
         if this.clock.is_abusive() {
             let text = "the client makes work for nothing";

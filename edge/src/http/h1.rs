@@ -21,7 +21,7 @@ use super::{
     guarded_io::GuardedIo,
 };
 use crate::{
-    exchange::{ConnectionContext, Dropped, serve_exchange},
+    exchange::{ConnectionContext, Dropped, Refused, serve_exchange},
     limits,
     upstream::tunnel::{self, TunnelOffer},
 };
@@ -37,17 +37,17 @@ where
 {
     let mut io = GuardedIo::http1(stream, Rc::clone(&context.clock));
     let tunnel: Rc<RefCell<Option<TunnelOffer>>> = Rc::default();
-    let (ended, early) = loop {
+    let (ended, early, malformed) = loop {
         let before = context.clock.exchanges();
-        let Talk { ended, io: left, unread } = Box::pin(converse(io, &context, &tunnel)).await;
+        let Talk { ended, io: left, unread, malformed } = Box::pin(converse(io, &context, &tunnel)).await;
         io = left;
         if ended != Ended::Expired(Expired::Quiet) {
-            break (ended, unread);
+            break (ended, unread, malformed);
         }
         if !unread.is_empty() {
             if context.clock.exchanges() == before {
                 // No message is under way, and hyper made no request of them: nothing is to be made of them.
-                break (Ended::Failed, unread);
+                break (Ended::Failed, unread, None);
             }
             // Pipelined requests. hyper rests between them, and the whole process may have been stopped meanwhile.
             io.put_back(unread);
@@ -55,11 +55,11 @@ where
         }
         drop(unread); // empty, and it would keep hyper's buffer
         if let Some(ended) = Box::pin(doze(&mut io, &context)).await {
-            break (ended, Bytes::new());
+            break (ended, Bytes::new(), None);
         }
     };
-    if context.clock.refused().is_some() {
-        context.worker.edge.metrics.requests_refused.increment(1);
+    if let Some(refused) = io.refused().map_or(malformed, |refusal| Some(refusal.into())) {
+        refused.note(&context);
     }
     let mut stream = io.into_inner();
     if let Some(offer) = tunnel.take() {
@@ -79,6 +79,8 @@ struct Talk<S> {
     ended: Ended,
     io: GuardedIo<S>,
     unread: Bytes,
+    /// Of what came last hyper could make no request.
+    malformed: Option<Refused>,
 }
 
 /// Serves exchanges until the connection ends or nothing is under way.
@@ -93,6 +95,7 @@ where
     context.clock.may_doze(true);
     let service =
         service_fn(|request: Request<Incoming>| answer(request, Rc::clone(context), Rc::clone(tunnel)));
+    let malformed = Cell::new(None);
     let mut connection = pin!(Some(builder().serve_connection(TokioIo::new(io), service)));
     let ended = drive(
         connection.as_mut(),
@@ -100,7 +103,11 @@ where
         (&context.worker.drain, Farewell::WithAnswer),
         |connection, task| {
             let connection = connection.get_mut().as_mut().expect("taken only after the loop");
-            connection.poll_without_shutdown(task)
+            let polled = connection.poll_without_shutdown(task);
+            if let Poll::Ready(Err(error)) = &polled {
+                malformed.set(Refused::by_hyper(error));
+            }
+            polled
         },
         |connection| {
             if let Some(connection) = connection.get_mut().as_mut() {
@@ -111,7 +118,7 @@ where
     .await;
     context.clock.may_doze(false);
     let parts = connection.get_mut().take().expect("taken only here").into_parts();
-    Talk { ended, io: parts.io.into_inner(), unread: parts.read_buf }
+    Talk { ended, io: parts.io.into_inner(), unread: parts.read_buf, malformed: malformed.get() }
 }
 
 /// Waits for the next request with nothing but the stream. `None`: bytes have come.

@@ -187,14 +187,17 @@ fn each_exchange_is_one_line_in_the_log() {
         client.send("GET /x?y HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: caf\u{e9} \u{9b}31m\r\n\r\n");
         assert_eq!(client.answer().status, 200);
         http2_get(edge.https, Some("shop.example"), "elsewhere.example", "/").unwrap();
-        let lines = edge.log_lines(2);
-        assert_eq!(lines[0]["target"], "/x?REDACTED");
-        assert_eq!(lines[0]["protocol"], "h1");
-        assert_eq!(lines[0]["status"], 200);
-        assert_eq!(lines[0]["response_bytes"], 12);
-        assert_eq!(lines[0]["complete"], true);
-        assert!(!lines[0]["user_agent"].as_str().unwrap().chars().any(char::is_control));
-        assert_eq!((&lines[1]["status"], &lines[1]["reason"]), (&421.into(), &"misdirected".into()));
-        assert_ne!(lines[0]["request_id"], lines[1]["request_id"]);
+        let lines = edge.log_lines(3);
+        // No request was made of it, and nothing of what it says is written.
+        assert_eq!((&lines[0]["status"], &lines[0]["reason"]), (&400.into(), &"control_byte".into()));
+        assert_eq!(lines[0]["target"], "*");
+        assert_eq!(lines[1]["target"], "/x?REDACTED");
+        assert_eq!(lines[1]["protocol"], "h1");
+        assert_eq!(lines[1]["status"], 200);
+        assert_eq!(lines[1]["response_bytes"], 12);
+        assert_eq!(lines[1]["complete"], true);
+        assert!(!lines[1]["user_agent"].as_str().unwrap().chars().any(char::is_control));
+        assert_eq!((&lines[2]["status"], &lines[2]["reason"]), (&421.into(), &"misdirected".into()));
+        assert_ne!(lines[1]["request_id"], lines[2]["request_id"]);
     });
 }

@@ -49,6 +49,7 @@ mod quic_load;
 mod quiet;
 mod raw_http2;
 mod resources;
+mod refusals;
 mod restart;
 mod rotation;
 mod routes;
