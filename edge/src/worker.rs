@@ -15,7 +15,7 @@ use crate::{
     clock, connection,
     drain::LocalDrain,
     egress::EgressGuard,
-    http::visitor::Unique,
+    http::unique::{Unique, Uniques},
     io::{Backend, Listener, Runtime, Stream, publish_counts},
     limits,
     listen::{self, BoundListener},
@@ -32,8 +32,7 @@ pub struct Worker {
     pub origins: Origins,
     pub drain: LocalDrain,
     seats: Seats,
-    request_prefix: u64,
-    request_number: Cell<u64>,
+    uniques: Uniques,
     halves: RefCell<HashMap<u64, OriginHalf>>,
     codings: Rc<Cell<usize>>,
 }
@@ -71,8 +70,7 @@ impl Worker {
             origins,
             drain: LocalDrain::default(),
             seats: Seats::new(edge.deadlines.evictable_after),
-            request_prefix: random_u64()?,
-            request_number: Cell::new(0),
+            uniques: Uniques::new()?,
             halves: RefCell::default(),
             codings: Rc::default(),
             edge,
@@ -221,14 +219,12 @@ impl Worker {
 
     /// A number that no other exchange of this edge's life has.
     pub(crate) fn next_unique(&self) -> Unique {
-        let number = self.request_number.get() + 1;
-        self.request_number.set(number);
-        Unique { worker: self.request_prefix, number }
+        self.uniques.next()
     }
 
     /// Keeps an origin's half of a tunnel until its client has had its 101.
     pub(crate) fn keep_half(&self, half: OriginHalf) -> u64 {
-        let ticket = self.next_unique().number;
+        let ticket = self.next_unique().low;
         self.halves.borrow_mut().insert(ticket, half);
         ticket
     }

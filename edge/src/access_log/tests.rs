@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{AccessLogTarget, LogFormat};
-use crate::http::visitor::Unique;
+use crate::http::unique::Unique;
 
 fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
     AccessRecord {
@@ -14,7 +14,7 @@ fn record(authority: &str, user_agent: &[u8]) -> AccessRecord {
         first_byte: None,
         peer: "[::1]:5000".parse().unwrap(),
         local_port: 443,
-        visitor: Visitor::alone("[::1]:5000".parse().unwrap(), true, Unique { worker: 1, number: 2 }).into(),
+        visitor: Visitor::alone("[::1]:5000".parse().unwrap(), true, Unique { high: 1, low: 2 }).into(),
         protocol: Protocol::Http1,
         version: Version::HTTP_11,
         handshake: None,

@@ -261,7 +261,7 @@ fn node(address: IpAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::visitor::Unique;
+    use crate::http::unique::Unique;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -273,7 +273,7 @@ mod tests {
 
     fn forwarded(pairs: &[(&str, &str)]) -> Result<HeaderMap, Looping> {
         let host = HeaderValue::from_static("shop.example");
-        let unique = Unique { worker: 1, number: 2 };
+        let unique = Unique { high: 1, low: 2 };
         let visitor = Visitor::alone("[2001:db8::7]:5000".parse().unwrap(), true, unique);
         let facts =
             ForwardedFacts { visitor: &visitor, protocol: Protocol::Http2, host: &host, client: None };
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn the_way_from_the_client_is_told_from_its_far_end() {
         let host = HeaderValue::from_static("shop.example:8443");
-        let unique = Unique { worker: 1, number: 2 };
+        let unique = Unique { high: 1, low: 2 };
         let mut visitor = Visitor::alone("198.51.100.1:1".parse().unwrap(), true, unique);
         visitor.proxies = vec!["2001:db8::2".parse().unwrap(), "10.0.0.1".parse().unwrap()];
         let facts =

@@ -22,4 +22,5 @@ mod origin_body;
 mod pacing;
 mod stall;
 pub mod trace_context;
+pub mod unique;
 pub mod visitor;

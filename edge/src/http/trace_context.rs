@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::visitor::Unique;
+use super::unique::Unique;
 
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -77,7 +77,7 @@ pub fn hand_on(headers: &mut HeaderMap, unique: Unique, span: Option<SpanContext
     }
     let text = match span {
         Some(span) => span.to_string(),
-        None => format!("00-{unique}-{:016x}-00", unique.number.max(1)),
+        None => format!("00-{unique}-{:016x}-00", unique.low.max(1)),
     };
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(TRACEPARENT, value);

@@ -5,15 +5,12 @@
 //! near end, and the first address beyond the trusted networks is the client; what stands before that is the client's own
 //! words, and goes no further. From anywhere else nothing is believed, and the socket's end is the client.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
-use super::trace_context::SpanContext;
+use super::{trace_context::SpanContext, unique::Unique};
 use crate::{limits, proxy_protocol::holds};
 
 /// Proxies before us, and where they say who asks.
@@ -50,22 +47,19 @@ pub struct Visitor {
     pub span: Option<SpanContext>,
 }
 
-/// A worker's own number, by chance, and a count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unique {
-    pub worker: u64,
-    pub number: u64,
-}
-
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn name(unique: Unique) -> HeaderValue {
+    HeaderValue::try_from(unique.to_string()).expect("digits are a header value")
+}
 
 impl Visitor {
     /// Who is our neighbour, at the end of a connection with TLS or without.
     pub fn alone(peer: SocketAddr, tls: bool, unique: Unique) -> Self {
         let client = peer.ip().to_canonical();
-        Self { client, tls, proxies: Vec::new(), request_id: unique.name(), unique, span: None }
+        Self { client, tls, proxies: Vec::new(), request_id: name(unique), unique, span: None }
     }
 
     /// Reads a request that came from `peer`.
@@ -145,24 +139,6 @@ impl Visitor {
     }
 }
 
-impl Unique {
-    /// As it is written.
-    pub fn bytes(self) -> [u8; 16] {
-        ((u128::from(self.worker) << 64) | u128::from(self.number)).to_be_bytes()
-    }
-
-    fn name(self) -> HeaderValue {
-        HeaderValue::try_from(self.to_string()).expect("digits are a header value")
-    }
-}
-
-/// 32 hexadecimal digits.
-impl fmt::Display for Unique {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:016x}{:016x}", self.worker, self.number)
-    }
-}
-
 /// The members of a list over all its lines. A comma within quotes would divide; none that is read here has one.
 fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a str> {
     let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
@@ -207,7 +183,7 @@ mod tests {
         }
         let networks = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
         let trusted = TrustedProxies { networks: networks.into(), field };
-        let unique = Unique { worker: 1, number: 2 };
+        let unique = Unique { high: 1, low: 2 };
         Visitor::of(&headers, (peer.parse().unwrap(), false), Some(&trusted), unique)
     }
 

@@ -33,7 +33,7 @@ use crate::{
     config::TracesConfig,
     http::{
         trace_context::{SpanContext, TraceParent},
-        visitor::Unique,
+        unique::Unique,
     },
     limits,
     metrics::Metrics,
@@ -112,12 +112,12 @@ impl Traces {
     pub fn begin(&self, headers: &HeaderMap, unique: Unique) -> Option<SpanContext> {
         let recording = self.recording.as_ref()?;
         let parent = TraceParent::of(headers);
-        let chance = mixed(unique.worker ^ unique.number);
+        let chance = mixed(unique.low);
         let wanted = parent.map_or((chance >> 32) < recording.share, |parent| parent.sampled);
         if !wanted {
             return None;
         }
-        let span = mixed(chance ^ unique.worker).max(1).to_be_bytes();
+        let span = mixed(chance ^ unique.high).max(1).to_be_bytes();
         Some(match parent {
             Some(parent) => SpanContext { trace: parent.trace, span, parent: Some(parent.span) },
             // As the request is named, so that who has the one finds the other.
@@ -209,7 +209,7 @@ mod tests {
         if let Some(value) = traceparent {
             headers.insert("traceparent", value.parse().unwrap());
         }
-        traces.begin(&headers, Unique { worker: 7, number })
+        traces.begin(&headers, Unique { high: 7, low: number })
     }
 
     fn admitted(traces: &Traces, tenant: Option<&Meter>, asked: usize) -> usize {
