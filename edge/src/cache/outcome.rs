@@ -32,6 +32,8 @@ pub(super) struct Told {
     /// Of what is kept; the second: by how much it is over.
     pub left: Option<Result<Duration, Duration>>,
     pub detail: Option<&'static str>,
+    /// What was kept was stale, and therefore the origin was asked.
+    pub for_stale: bool,
 }
 
 impl Outcome {
@@ -61,11 +63,15 @@ impl Outcome {
 
 impl Told {
     pub(super) fn of(outcome: Outcome) -> Self {
-        Self { outcome, left: None, detail: None }
+        Self { outcome, left: None, detail: None, for_stale: false }
     }
 
     pub(super) fn detailed(outcome: Outcome, detail: &'static str) -> Self {
         Self { detail: Some(detail), ..Self::of(outcome) }
+    }
+
+    pub(super) fn for_stale(self, for_stale: bool) -> Self {
+        Self { for_stale, ..self }
     }
 
     /// Adds our line behind those of caches before us.
@@ -74,7 +80,9 @@ impl Told {
             Outcome::Hit | Outcome::Stale => "portico; hit",
             Outcome::Revalidated => "portico; fwd=stale; fwd-status=304",
             Outcome::Collapsed => "portico; fwd=uri-miss; collapsed",
+            Outcome::Miss if self.for_stale => "portico; fwd=stale; stored",
             Outcome::Miss => "portico; fwd=uri-miss; stored",
+            Outcome::NotKept if self.for_stale => "portico; fwd=stale",
             Outcome::NotKept => "portico; fwd=uri-miss",
             Outcome::Bypass if self.detail == Some("method") => "portico; fwd=method",
             Outcome::Bypass => "portico; fwd=bypass",

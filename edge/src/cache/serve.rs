@@ -253,6 +253,7 @@ impl Exchange {
     /// As if there were no cache, but for what stands in for a failing origin.
     async fn alone(&self, found: Option<Arc<Stored>>) -> Result<Answer, Dropped> {
         let answer = self.ask(self.parts.clone()).await?;
+        let for_stale = found.is_some();
         if let Some(stored) = found.filter(|_| is_failure(&answer)) {
             let now = clock::now();
             if stored.serves_for_error(now) {
@@ -261,7 +262,7 @@ impl Exchange {
             }
         }
         let why = if self.may_lead() { (Outcome::NotKept, "alone") } else { (Outcome::Bypass, "part") };
-        Ok(labelled(answer, Told::detailed(why.0, why.1)))
+        Ok(labelled(answer, Told::detailed(why.0, why.1).for_stale(for_stale)))
     }
 
     async fn wait(&self, mut waiting: Waiting) -> Waited {
@@ -293,7 +294,7 @@ impl Exchange {
             add_validators(&mut fetch.headers, &stale.head);
         }
         let (answer, timing) = self.timed(fetch).await?;
-        let Some(stale) = stale else { return Ok(self.keep(leading, answer, timing)) };
+        let Some(stale) = stale else { return Ok(self.keep(leading, answer, timing, false)) };
         let now = timing.received;
         if is_failure(&answer) && stale.serves_for_error(now) {
             stale.spare(now + self.deadlines().cache_spare);
@@ -304,18 +305,18 @@ impl Exchange {
             if !answer.response.status().is_server_error() && !self.was_too_early(&answer) {
                 self.cache.store.remove(&stale);
             }
-            return Ok(self.keep(leading, answer, timing));
+            return Ok(self.keep(leading, answer, timing, true));
         }
         if names_another(answer.response.headers(), &stale.head) {
             // It is of something that is not here: the whole is asked for.
             self.cache.store.remove(&stale);
             release(answer);
             let (answer, timing) = self.timed(request::whole(&self.parts)).await?;
-            return Ok(self.keep(leading, answer, timing));
+            return Ok(self.keep(leading, answer, timing, true));
         }
         let told = Told::of(Outcome::Revalidated);
         let freshened = self.freshen(leading, &stale, answer.response.headers(), timing);
-        let origin = answer.origin;
+        let origin = answer.origin.clone();
         release(answer);
         let answer = match freshened {
             Ok(stored) => self.answer(&stored, now, told),
@@ -395,10 +396,10 @@ impl Exchange {
     }
 
     /// Passes an answer on, and keeps it if it may be kept.
-    fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing) -> Answer {
+    fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing, for_stale: bool) -> Answer {
         if self.was_too_early(&answer) {
             drop(leading); // who waits for it goes on in its place
-            return labelled(answer, Told::detailed(Outcome::NotKept, "too_early"));
+            return labelled(answer, Told::detailed(Outcome::NotKept, "too_early").for_stale(for_stale));
         }
         let wanted = match self.plan(&answer, timing) {
             Ok(wanted) => wanted,
@@ -407,7 +408,7 @@ impl Exchange {
                     self.cache.passes.note(self.pass_hash(), timing.received);
                 }
                 leading.uncacheable();
-                return labelled(answer, Told::detailed(Outcome::NotKept, why));
+                return labelled(answer, Told::detailed(Outcome::NotKept, why).for_stale(for_stale));
             }
         };
         let body = match std::mem::replace(answer.response.body_mut(), ResponseSource::Empty) {
@@ -419,7 +420,7 @@ impl Exchange {
             | ResponseSource::Coded(_)) => {
                 *answer.response.body_mut() = other;
                 leading.uncacheable();
-                return labelled(answer, Told::detailed(Outcome::NotKept, "body"));
+                return labelled(answer, Told::detailed(Outcome::NotKept, "body").for_stale(for_stale));
             }
         };
         let Plan { head, variant, life, length, head_held, body_held, bytes_max } = wanted;
@@ -436,7 +437,8 @@ impl Exchange {
         let job = FillJob { store, filling: Arc::clone(&filling), held: body_held, bytes_max, leading };
         let reader = filling::begin(job, body, &self.host, keep);
         let asked = (&self.parts.method, &self.wishes);
-        let kept = answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss));
+        let kept =
+            answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss).for_stale(for_stale));
         Answer { origin: answer.origin, ..kept }
     }
 

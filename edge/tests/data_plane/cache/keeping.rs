@@ -2,7 +2,7 @@
 
 use portico_api::distribution as wire;
 
-use super::{Shop, cached, get_by, is_hit, reply, status, target};
+use super::{HOST, Shop, cached, get_by, is_hit, reply, status, target};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::origin::Origin;
 
@@ -164,5 +164,28 @@ fn what_says_nothing_of_its_lifetime_is_kept_as_the_policy_says() {
         let with_cookie = [("cookie", "session=1")];
         assert!(!is_hit(&shop.ask("GET", "/mine", &with_cookie)));
         assert!(!is_hit(&shop.get("/mine")), "made for somebody");
+    });
+}
+
+/// What came from elsewhere is not an answer of the origin that the route has now.
+#[test]
+fn a_route_with_another_origin_answers_nothing_of_the_one_before() {
+    on_each_backend(|backend| {
+        let mut shop = Shop::new(backend, |_| reply(200, &[FRESH], "old"));
+        let new = Origin::start(|_| reply(200, &[FRESH], "new"));
+        assert_eq!(shop.get("/").text(), "old");
+        assert!(is_hit(&shop.get("/")));
+        let grants = [shop.origin.grant(), new.grant()];
+        let mut body = crate::fleet::domain_body(HOST, &[shop.served.lineage]);
+        body.routes = vec![cached(&new.url(), &wire::CachePolicy::default())];
+        let (tenant, (_, id)) = (shop.served.tenant, &shop.served.domains[0]);
+        let resources = vec![
+            crate::harness::tenant_with(tenant, 2, &grants, None),
+            crate::fleet::domain(*id, 2, tenant, &body),
+        ];
+        shop.edge.apply(resources);
+        let answer = shop.get("/");
+        assert_eq!((is_hit(&answer), answer.text().as_str()), (false, "new"));
+        assert!(is_hit(&shop.get("/")));
     });
 }

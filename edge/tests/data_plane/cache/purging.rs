@@ -204,3 +204,23 @@ fn a_purge_that_cannot_be_read_does_nothing() {
         assert!(is_hit(&shop.get("/")));
     });
 }
+
+/// RFC 9211 section 2.2: it was there, and could not be used without a word of the origin.
+#[test]
+fn the_first_answer_after_a_soft_purge_says_that_what_was_kept_was_stale() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| match message.header("x-private") {
+            None => reply(200, &[FRESH], "page"),
+            Some(_) => reply(200, &["Cache-Control: private"], "page"),
+        });
+        assert!(status(&shop.get("/")).contains("fwd=uri-miss; stored"));
+        assert_eq!(purge(&shop, true, &[Kind::Host("shop.example".into())]), 1);
+        assert!(status(&shop.get("/")).contains("fwd=stale; stored"));
+        assert!(is_hit(&shop.get("/")));
+        assert_eq!(purge(&shop, true, &[Kind::Host("shop.example".into())]), 1);
+        let answer = shop.ask("GET", "/", &[("x-private", "1")]);
+        assert!(status(&answer).contains("fwd=stale") && !status(&answer).contains("stored"), "{answer:?}");
+        assert_eq!(purge(&shop, false, &[Kind::Host("shop.example".into())]), 0, "gone with that answer");
+        assert!(status(&shop.get("/")).contains("fwd=uri-miss"));
+    });
+}
