@@ -5,6 +5,7 @@
 //! exchange (500) and is counted. The end, whole or broken off, is logged and counted by [`ExchangeEnd`].
 
 use std::{
+    fmt,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     rc::Rc,
@@ -25,15 +26,15 @@ mod grpc;
 mod page;
 mod path;
 mod proof;
-mod rewrite;
 mod refused;
+mod rewrite;
 mod tally;
 
 pub(crate) use early::EARLY_DATA;
 pub use early::Handshaking;
 pub use end::ExchangeEnd;
-pub(crate) use tally::Tally;
 pub(crate) use refused::Refused;
+pub(crate) use tally::Tally;
 
 use crate::{
     cache, clock, coding,
@@ -46,7 +47,7 @@ use crate::{
         visitor::{TrustedProxies, Visitor},
     },
     limits,
-    live::{Action, Host, Maintenance, OverShare, Suspension, SuspensionMode},
+    live::{Action, Host, Maintenance, Origin, OriginHost, OverShare, Suspension, SuspensionMode},
     metrics::Limited,
     sources::Source,
     tls::{ClientIdentity, Handshake, Shown},
@@ -108,15 +109,15 @@ impl ConnectionContext {
         share
     }
 
-    /// Who the client is by its certificate.
-    pub(crate) fn client(&self) -> Option<&ClientIdentity> {
-        self.shown.as_ref()?.client.as_deref()
     /// How long input that nobody wants is read on, so that the client reads its answer.
     pub(crate) fn linger(&self) -> Duration {
         let deadlines = &self.worker.edge.deadlines;
         if self.worker.drain.is_begun() { deadlines.linger_draining } else { deadlines.linger }
     }
 
+    /// Who the client is by its certificate.
+    pub(crate) fn client(&self) -> Option<&ClientIdentity> {
+        self.shown.as_ref()?.client.as_deref()
     }
 }
 
@@ -136,14 +137,35 @@ pub(crate) struct Answer {
     pub cache: Option<cache::Outcome>,
 }
 
-/// The origin that answered, and how long that took.
-#[derive(Debug, Clone, Copy)]
+/// The origin that was asked last, and how long that took.
+#[derive(Debug, Clone)]
 pub struct Reached {
-    pub address: SocketAddr,
-    /// None: the connection was there.
+    pub place: Place,
+    /// None: the connection was there, or none was made.
     pub connect: Option<Duration>,
-    /// From the request on to the head of the answer.
-    pub first_byte: Duration,
+    /// From the end of the request on to the head of the answer; none: there was none.
+    pub first_byte: Option<Duration>,
+}
+
+/// Where an origin is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    Address(SocketAddr),
+    /// It gave no answer; as the route names it.
+    Named(Arc<Origin>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = match self {
+            Self::Address(address) => return write!(formatter, "{address}"),
+            Self::Named(origin) => origin,
+        };
+        match &origin.host {
+            OriginHost::Name(name) => write!(formatter, "{name}:{}", origin.port),
+            OriginHost::Address(ip) => write!(formatter, "{}", SocketAddr::new(*ip, origin.port)),
+        }
+    }
 }
 
 /// Answers one request.

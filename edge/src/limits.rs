@@ -18,6 +18,7 @@ pub struct Deadlines {
     pub goodbye: Duration,
     pub connection_age: Duration,
     pub origin_connect: Duration,
+    pub origin_write_stall: Duration,
     pub origin_first_byte: Duration,
     pub origin_body_stall: Duration,
     pub origin_ejection: Duration,
@@ -53,6 +54,7 @@ impl Default for Deadlines {
             goodbye: CLOSE_DEADLINE,
             connection_age: CONNECTION_AGE_MAX,
             origin_connect: ORIGIN_CONNECT_DEADLINE,
+            origin_write_stall: ORIGIN_WRITE_STALL_DEADLINE,
             origin_first_byte: ORIGIN_FIRST_BYTE_DEADLINE,
             origin_body_stall: ORIGIN_BODY_STALL_DEADLINE,
             origin_ejection: EJECTION_FIRST,
@@ -171,7 +173,9 @@ pub const GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
 
 /// Connect to an origin, TLS included.
 pub const ORIGIN_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// From the end of the request head to the first byte of the origin's answer.
+/// An origin that takes no more of a request's body, while there is more, for this long ends the exchange.
+pub const ORIGIN_WRITE_STALL_DEADLINE: Duration = Duration::from_secs(60);
+/// From when the origin was given all of the request, its body included, to the first byte of its answer.
 pub const ORIGIN_FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two pieces of an origin's body.
 pub const ORIGIN_BODY_STALL_DEADLINE: Duration = Duration::from_secs(60);
@@ -208,6 +212,11 @@ pub const ORIGIN_H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 /// A dead HTTP/2 connection with streams on it is found by a ping.
 pub const ORIGIN_H2_PING_INTERVAL: Duration = Duration::from_secs(20);
 pub const ORIGIN_H2_PING_DEADLINE: Duration = Duration::from_secs(10);
+/// Lines of the process's log that others can bring about (an origin that fails, a client whose certificate is refused): one
+/// each so often of one kind, so many at once, and none about the same origin again so soon.
+pub const TOLD_EVERY: Duration = Duration::from_secs(1);
+pub const TOLD_AT_ONCE: u64 = 20;
+pub const ORIGIN_TOLD_PAUSE: Duration = Duration::from_secs(10);
 /// Names with kept connections that are looked up again in one sweep of a worker.
 pub const RESOLVED_AGAIN_PER_SWEEP: usize = 64;
 /// Idle connections kept to one (tenant, origin) by one worker, and by the worker in all.

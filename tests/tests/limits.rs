@@ -22,7 +22,7 @@ const CRATES: [(&str, &str); 2] = [("portico_edge", "edge"), ("portico_control_p
 
 /// Not bounds on what comes from outside: how long and how often the edge itself does something, and what it asks of the
 /// kernel.
-const OWN_PACE: [&str; 29] = [
+const OWN_PACE: [&str; 32] = [
     "ACCEPT_PAUSE",
     "SPANS_GATHER",
     "SPANS_DEADLINE",
@@ -42,6 +42,9 @@ const OWN_PACE: [&str; 29] = [
     "ACCEPT_SETTLE",
     "ACCEPT_SETTLE_ROUNDS",
     "SOURCE_LOG_PAUSE",
+    "TOLD_EVERY",
+    "TOLD_AT_ONCE",
+    "ORIGIN_TOLD_PAUSE",
     "QUIC_SOCKET_BYTES",
     "GOOD_STREAM",
     "STATUS_EVERY",

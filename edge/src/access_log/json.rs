@@ -1,6 +1,6 @@
 //! One JSON object a line. Fields are only ever added.
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use portico_cert_store::DomainName;
 use serde::Serialize;
@@ -36,7 +36,7 @@ struct Line<'a> {
     request_id: Text<'a>,
     referer: Option<Text<'a>>,
     user_agent: Option<Text<'a>>,
-    origin: Option<SocketAddr>,
+    origin: Option<String>,
     origin_connect_us: Option<u64>,
     origin_first_byte_us: Option<u64>,
     cache: Option<&'static str>,
@@ -70,9 +70,9 @@ pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Pri
         request_id: text(record.visitor.request_id.as_bytes()),
         referer: record.referer.as_ref().map(|referer| Text(privacy.url(referer.as_bytes()))),
         user_agent: record.user_agent.as_ref().map(|value| text(value.as_bytes())),
-        origin: record.origin.map(|origin| origin.address),
-        origin_connect_us: record.origin.and_then(|origin| origin.connect).map(micros),
-        origin_first_byte_us: record.origin.map(|origin| micros(origin.first_byte)),
+        origin: record.origin.as_ref().map(|origin| origin.place.to_string()),
+        origin_connect_us: record.origin.as_ref().and_then(|origin| origin.connect).map(micros),
+        origin_first_byte_us: record.origin.as_ref().and_then(|origin| origin.first_byte).map(micros),
         cache: record.cache.map(Outcome::as_str),
         reason: record.reason,
         complete: record.complete,

@@ -207,7 +207,7 @@ impl ExchangeEnd {
             response_bytes: self.response_bytes,
             referer: self.referer.take(),
             user_agent: self.user_agent.take(),
-            origin: self.origin,
+            origin: self.origin.take(),
             cache: self.cache,
             reason: self.reason,
             complete: self.complete,

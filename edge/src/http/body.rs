@@ -1,7 +1,6 @@
 //! Bodies on their way through: bounded, with a deadline between pieces, never held whole.
 
 use std::{
-    cell::Cell,
     fmt,
     pin::Pin,
     rc::Rc,
@@ -18,10 +17,11 @@ use hyper::body::Incoming;
 pub use super::origin_body::OriginBody;
 use super::{
     budget::{AnswerShare, ConnectionBudget, HeadShare},
-    leftover::Leftover,
     h2::SendWatch,
+    leftover::Leftover,
     pacing::Held,
     stall::Stall,
+    upload::Upload,
 };
 use crate::{
     cache::{GrowingReader, StoredReader},
@@ -41,7 +41,7 @@ pub struct RequestBody {
     source: RequestSource,
     bytes_left: u64,
     stall: Stall,
-    fault: Rc<Cell<Option<BodyFault>>>,
+    upload: Rc<Upload>,
     tally: Option<Rc<Tally>>,
     /// Where what nobody has read is left.
     leftover: Option<Rc<Leftover>>,
@@ -83,7 +83,7 @@ impl RequestBody {
             source,
             bytes_left: limits::REQUEST_BODY_BYTES_MAX,
             stall: Stall::new(limits::BODY_STALL_DEADLINE),
-            fault: Rc::default(),
+            upload: Rc::new(Upload::new()),
             tally: None,
             leftover: None,
         }
@@ -114,9 +114,9 @@ impl RequestBody {
         self.stall = Stall::new(allowed);
     }
 
-    /// Where a fault of this body will be found.
-    pub fn fault(&self) -> Rc<Cell<Option<BodyFault>>> {
-        Rc::clone(&self.fault)
+    /// How far it has got, and what went wrong with it.
+    pub(crate) fn upload(&self) -> Rc<Upload> {
+        Rc::clone(&self.upload)
     }
 
     /// Whether nothing comes, up to the end.
@@ -131,7 +131,7 @@ impl RequestBody {
     }
 
     fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.fault.set(Some(fault));
+        self.upload.fail(fault);
         Poll::Ready(Some(Err(fault.into())))
     }
 }
@@ -146,10 +146,15 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match this.source.poll_frame(context) {
-            Poll::Pending if this.stall.poll(context).is_ready() => this.fail(BodyFault::Stalled),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                // While the origin took the last piece nobody waited for the client.
+                if this.upload.awaits_client() {
+                    this.stall.progress();
+                }
+                ready!(this.stall.poll(context));
+                this.fail(BodyFault::Stalled)
+            }
             Poll::Ready(Some(Ok(frame))) => {
-                this.stall.progress();
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 if let Some(tally) = &this.tally {
                     tally.received(bytes);
@@ -158,13 +163,17 @@ impl Body for RequestBody {
                     Some(left) => this.bytes_left = left,
                     None => return this.fail(BodyFault::TooLarge),
                 }
+                this.upload.gave(this.is_end_stream() || this.size_hint().exact() == Some(0));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::trace!(%error, "a request body broke off");
                 this.fail(BodyFault::Broken)
             }
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                this.upload.gave(true);
+                Poll::Ready(None)
+            }
         }
     }
 
@@ -181,9 +190,6 @@ impl Body for RequestBody {
     }
 }
 
-/// An answer's body. Dropping it, finished or not, is the end of the exchange.
-pub struct ResponseBody {
-    source: ResponseSource,
 impl RequestSource {
     pub(super) fn poll_frame(
         &mut self,
@@ -215,6 +221,9 @@ impl Drop for RequestBody {
     }
 }
 
+/// An answer's body. Dropping it, finished or not, is the end of the exchange.
+pub struct ResponseBody {
+    source: ResponseSource,
     end: Option<Box<ExchangeEnd>>,
     /// Came from the source, and waits for its turn.
     held: Option<Held>,

@@ -23,4 +23,5 @@ mod pacing;
 mod stall;
 pub mod trace_context;
 pub mod unique;
+pub(crate) mod upload;
 pub mod visitor;

@@ -48,7 +48,7 @@ pub struct WeightedOrigin {
 pub struct UpstreamDeadlines {
     /// To a connection, TLS included.
     pub connect: Option<Duration>,
-    /// From the request to the first byte of the answer.
+    /// From the request's end to the first byte of the answer.
     pub first_byte: Option<Duration>,
     /// Between two pieces of the answer.
     pub idle: Option<Duration>,

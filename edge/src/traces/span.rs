@@ -101,13 +101,14 @@ fn add_own(list: &mut List, record: &AccessRecord) {
     if let Some(first_byte) = record.first_byte {
         list.seconds("portico.first_byte.duration", first_byte);
     }
-    let Some(origin) = record.origin else { return };
-    list.text("portico.origin.address", origin.address.to_string().as_bytes());
+    let Some(origin) = &record.origin else { return };
+    list.text("portico.origin.address", origin.place.to_string().as_bytes());
+    let Some(first_byte) = origin.first_byte else { return };
     list.flag("portico.origin.connection.reused", origin.connect.is_none());
     if let Some(connect) = origin.connect {
         list.seconds("portico.origin.connect.duration", connect);
     }
-    list.seconds("portico.origin.first_byte.duration", origin.first_byte);
+    list.seconds("portico.origin.first_byte.duration", first_byte);
 }
 
 /// What all spans of this process have in common.

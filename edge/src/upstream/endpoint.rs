@@ -46,6 +46,8 @@ pub(super) struct Endpoint {
     /// It was out when it was last looked at.
     out: Cell<bool>,
     back_since: Cell<Option<Instant>>,
+    /// When the log last had a word of it.
+    told: Cell<Option<Instant>>,
     /// Retries that its requests have earned, in [`limits::RETRY_COST`]ths.
     retry_balance: Cell<u32>,
     /// Where a health check or a circuit breaker is wanted.
@@ -88,6 +90,7 @@ impl Endpoint {
             ejected_until: Cell::new(None),
             out: Cell::new(false),
             back_since: Cell::new(None),
+            told: Cell::new(None),
             retry_balance: Cell::new(limits::RETRY_RESERVE * limits::RETRY_COST),
             watched,
             kept,
@@ -294,6 +297,15 @@ impl Endpoint {
         if let Some(watched) = &self.watched {
             watched.touch();
         }
+    }
+
+    /// Whether the log is to have a word of its failure; then not again for [`limits::ORIGIN_TOLD_PAUSE`].
+    pub(super) fn is_to_be_told(&self, now: Instant) -> bool {
+        let pauses = self.told.get().is_some_and(|told| now.duration_since(told) < limits::ORIGIN_TOLD_PAUSE);
+        if !pauses {
+            self.told.set(Some(now));
+        }
+        !pauses
     }
 
     /// Nothing would be lost with it.

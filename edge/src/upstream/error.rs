@@ -4,7 +4,9 @@ use std::{error::Error, io};
 
 use http::StatusCode;
 use portico_prober::egress::EgressRefused;
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
+
+use crate::http::upload::Overdue;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
@@ -17,7 +19,7 @@ pub enum OriginError {
     #[error("the origin did not accept a connection in time")]
     ConnectTimeout,
     #[error("the TLS handshake with the origin failed")]
-    Tls(#[source] io::Error),
+    Tls(TlsFault, #[source] io::Error),
     #[error("the origin refuses our client certificate, or the lack of one: {0}")]
     ClientCertificate(&'static str),
     #[error("the tenant has no client certificate on this edge yet")]
@@ -28,6 +30,8 @@ pub enum OriginError {
     Busy,
     #[error("the origin refused the request unread")]
     NotBegun(#[source] hyper::Error),
+    #[error("the origin did not take the request's body")]
+    WriteStall,
     #[error("the origin sent no first byte in time")]
     FirstByteTimeout,
     #[error("the origin closed the connection before its answer")]
@@ -46,13 +50,22 @@ pub enum OriginError {
     RequestBroken,
 }
 
+impl From<Overdue> for OriginError {
+    fn from(overdue: Overdue) -> Self {
+        match overdue {
+            Overdue::Taking => Self::WriteStall,
+            Overdue::Answering => Self::FirstByteTimeout,
+        }
+    }
+}
+
 impl OriginError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Egress(_)
             | Self::Resolve(_)
             | Self::Connect(_)
-            | Self::Tls(_)
+            | Self::Tls(..)
             | Self::ClientCertificate(_)
             | Self::NoIdentity
             | Self::NotHttp2
@@ -61,7 +74,7 @@ impl OriginError {
             | Self::Protocol(_)
             | Self::BadAnswer => StatusCode::BAD_GATEWAY,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectTimeout | Self::FirstByteTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ConnectTimeout | Self::WriteStall | Self::FirstByteTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Looping => StatusCode::LOOP_DETECTED,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestStalled => StatusCode::REQUEST_TIMEOUT,
@@ -76,12 +89,13 @@ impl OriginError {
             Self::Resolve(_) => "resolve",
             Self::Connect(_) => "connect",
             Self::ConnectTimeout => "connect_timeout",
-            Self::Tls(_) => "tls",
+            Self::Tls(fault, _) => fault.reason(),
             Self::ClientCertificate(_) => "client_certificate",
             Self::NoIdentity => "no_client_certificate",
             Self::NotHttp2 => "not_http2",
             Self::Busy => "breaker_open",
             Self::NotBegun(_) => "refused",
+            Self::WriteStall => "write_stall",
             Self::FirstByteTimeout => "first_byte_timeout",
             Self::Closed(_) => "closed",
             Self::Protocol(_) => "protocol",
@@ -109,9 +123,10 @@ impl OriginError {
             Self::Connect(_)
             | Self::ConnectTimeout
             | Self::Resolve(_)
-            | Self::Tls(_)
+            | Self::Tls(..)
             | Self::ClientCertificate(_)
             | Self::NotHttp2
+            | Self::WriteStall
             | Self::FirstByteTimeout
             | Self::Closed(_)
             | Self::Protocol(_)
@@ -127,8 +142,13 @@ impl OriginError {
         }
     }
 
+    /// It tells nothing of the origin.
+    pub(super) fn is_clients_fault(&self) -> bool {
+        self.status().is_client_error()
+    }
+
     pub(super) fn of_handshake(error: io::Error) -> Self {
-        alert_of(&error).and_then(Self::of_alert).unwrap_or(Self::Tls(error))
+        alert_of(&error).and_then(Self::of_alert).unwrap_or_else(|| Self::Tls(TlsFault::of(&error), error))
     }
 
     /// None: it is about something else than our certificate.
@@ -153,6 +173,82 @@ impl OriginError {
         }
         let dead = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || is_io(&error);
         if dead { Self::Closed(error) } else { Self::Protocol(error) }
+    }
+}
+
+/// What is wrong with an origin's side of a TLS handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsFault {
+    UnknownIssuer,
+    WrongName,
+    Expired,
+    NotYetValid,
+    /// Something else about its certificate.
+    Certificate,
+    /// What it says is not TLS at all.
+    NotTls,
+    /// It has no version, suite or protocol in common with us, or says no.
+    Refused,
+    /// It ends the connection.
+    Closed,
+    /// The route's name for it is none.
+    NoName,
+    Other,
+}
+
+impl TlsFault {
+    fn of(error: &io::Error) -> Self {
+        let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
+            let ends =
+                [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+            return if ends.contains(&error.kind()) { Self::Closed } else { Self::Other };
+        };
+        if let rustls::Error::InvalidCertificate(fault) = tls {
+            return Self::of_certificate(fault);
+        }
+        if matches!(tls, rustls::Error::InvalidMessage(_)) {
+            return Self::NotTls;
+        }
+        let says_no = matches!(
+            tls,
+            rustls::Error::AlertReceived(_)
+                | rustls::Error::PeerIncompatible(_)
+                | rustls::Error::NoApplicationProtocol
+        );
+        if says_no { Self::Refused } else { Self::Other }
+    }
+
+    fn of_certificate(fault: &CertificateError) -> Self {
+        if matches!(fault, CertificateError::UnknownIssuer) {
+            Self::UnknownIssuer
+        } else if matches!(
+            fault,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+        ) {
+            Self::WrongName
+        } else if matches!(fault, CertificateError::Expired | CertificateError::ExpiredContext { .. }) {
+            Self::Expired
+        } else if matches!(fault, CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })
+        {
+            Self::NotYetValid
+        } else {
+            Self::Certificate
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::UnknownIssuer => "tls_unknown_issuer",
+            Self::WrongName => "tls_wrong_name",
+            Self::Expired => "tls_expired",
+            Self::NotYetValid => "tls_not_yet_valid",
+            Self::Certificate => "tls_certificate",
+            Self::NotTls => "tls_not_tls",
+            Self::Refused => "tls_refused",
+            Self::Closed => "tls_closed",
+            Self::NoName => "tls_no_name",
+            Self::Other => "tls",
+        }
     }
 }
 

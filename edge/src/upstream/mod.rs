@@ -32,7 +32,7 @@ use http_body::Body as _;
 use hyper::{Response, body::Incoming};
 
 pub use connect::Connector;
-pub use error::OriginError;
+pub use error::{OriginError, TlsFault};
 pub(crate) use gate::Gate;
 pub use health::check_origins;
 pub use origins::Origins;
@@ -47,7 +47,7 @@ use pool::Unanswered;
 
 use crate::{
     clock,
-    exchange::{Answer, ConnectionContext, Dropped, Protocol, Reached, suspended},
+    exchange::{Answer, ConnectionContext, Dropped, Place, Protocol, Reached, suspended},
     http::{
         authority::Authority,
         body::{BodyFault, OriginBody, RequestBody, ResponseSource},
@@ -86,7 +86,7 @@ pub(crate) async fn forward(
     forwarding: Forwarding<'_>,
 ) -> Result<Answer, Dropped> {
     body.set_stall(forwarding.context.worker.edge.deadlines.body_stall);
-    let body_fault = body.fault();
+    let upload = body.upload();
     if let Some(length) = parts.headers.get(header::CONTENT_LENGTH)
         && length
             .to_str()
@@ -104,34 +104,54 @@ pub(crate) async fn forward(
         suspension = forwarding.host.cut(now_ms) => return suspended(&suspension),
         result = exchange(&parts, body, forwarding) => result,
     };
-    let error = match result {
+    let Unserved { error, tried } = match result {
         Ok(answer) => return Ok(answer),
-        Err(error) => error,
+        Err(unserved) => unserved,
     };
-    let error = match body_fault.get() {
+    let error = match upload.fault() {
         Some(BodyFault::TooLarge) => OriginError::RequestTooLarge,
         Some(BodyFault::Stalled) => OriginError::RequestStalled,
         Some(BodyFault::Broken) => OriginError::RequestBroken,
         None => error,
     };
     let metrics = &forwarding.context.worker.edge.metrics;
-    if body_fault.get() == Some(BodyFault::TooLarge) {
+    if upload.fault() == Some(BodyFault::TooLarge) {
         metrics.limited(Limited::RequestBody);
     }
-    metrics.origin_error(error.reason());
-    tracing::debug!(host = %forwarding.host.name, %error, "no answer from an origin");
-    Ok(Answer::page(error.status(), error.reason()))
+    if !error.is_clients_fault() {
+        metrics.origin_error(error.reason());
+        if let Some(endpoint) = &tried {
+            forwarding.context.worker.origins.tell(forwarding.host, endpoint, &error);
+        }
+    }
+    let place = tried.map(|endpoint| Place::Named(Arc::clone(&endpoint.origin)));
+    let mut answer = Answer::page(error.status(), error.reason());
+    answer.origin = place.map(|place| Reached { place, connect: None, first_byte: None });
+    Ok(answer)
 }
 
-async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Result<Answer, OriginError> {
+/// No answer, and which origin was tried last.
+struct Unserved {
+    error: OriginError,
+    /// None: there was none to try.
+    tried: Option<Rc<Endpoint>>,
+}
+
+impl Unserved {
+    fn by(endpoint: &Rc<Endpoint>, error: OriginError) -> Self {
+        Self { error, tried: Some(Rc::clone(endpoint)) }
+    }
+}
+
+async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Result<Answer, Unserved> {
     let worker = &to.context.worker;
     let (origins, tenant) = (&worker.origins, &to.host.tenant);
     let alone = to.upstream.origins.len() == 1;
-    let body_fault = body.fault();
+    let upload = body.upload();
     let mut message =
         Message { idempotent: parts.method.is_idempotent() && body.is_end_stream(), parts, body: Some(body) };
     let Some((index, endpoint)) = origins.choose(tenant, to.upstream, None) else {
-        return Err(OriginError::Busy);
+        return Err(Unserved { error: OriginError::Busy, tried: None });
     };
     endpoint.earn();
     // Boxed: each would have room of its own in the exchange, and a client may have a hundred of them waiting.
@@ -139,11 +159,11 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
         Ok(answer) => return Ok(answer),
         Err(failure) => failure,
     };
-    if body_fault.get().is_some() {
-        return Err(first.error);
+    if upload.fault().is_some() {
+        return Err(Unserved::by(&endpoint, first.error));
     }
     // An origin may close a kept connection at any moment; that is no fault of its.
-    if !first.stale && first.error.is_origins_fault() {
+    if !first.stale && first.is_origins_fault() {
         origins.failed(tenant, &endpoint, first.error.reason(), alone);
     }
     let second = match first.repeat {
@@ -155,19 +175,19 @@ async fn exchange(parts: &Parts, body: RequestBody, to: Forwarding<'_>) -> Resul
             another.or_else(|| Some((index, Rc::clone(&endpoint))))
         }
     };
-    let Some((_, other)) = second else { return Err(first.error) };
+    let Some((_, other)) = second else { return Err(Unserved::by(&endpoint, first.error)) };
     if !endpoint.pay_for_retry() {
         worker.edge.metrics.origin_retries_refused.increment(1);
-        return Err(first.error);
+        return Err(Unserved::by(&endpoint, first.error));
     }
     worker.edge.metrics.origin_retries.increment(1);
     tracing::debug!(host = %to.host.name, error = %first.error, origin = %other.origin, "a request is sent again");
     let second = Box::pin(attempt(&mut message, &other, Freshness::New, to)).await;
     second.map_err(|failure| {
-        if body_fault.get().is_none() && failure.error.is_origins_fault() {
+        if upload.fault().is_none() && failure.is_origins_fault() {
             origins.failed(tenant, &other, failure.error.reason(), alone);
         }
-        failure.error
+        Unserved::by(&other, failure.error)
     })
 }
 
@@ -185,6 +205,16 @@ struct Failure {
     repeat: Repeat,
     /// It went out on a kept connection that was dead.
     stale: bool,
+    /// The client had not sent all of the body: an origin that ends it then may have waited for the client, or does not want
+    /// so much.
+    in_body: bool,
+}
+
+impl Failure {
+    /// Nothing that a client does or leaves undone is one.
+    fn is_origins_fault(&self) -> bool {
+        !self.in_body && self.error.is_origins_fault()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +234,7 @@ async fn attempt(
     let worker = &to.context.worker;
     let deadlines = to.upstream.deadlines;
     let connect = deadlines.connect.unwrap_or(worker.edge.deadlines.origin_connect);
-    let unsent = |error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false };
+    let unsent = |error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false, in_body: false };
     let turn = Rc::clone(endpoint).enter(connect).await.map_err(unsent)?;
     if tunnel::is_websocket(message.parts) {
         return tunnel::open(message.parts, turn, connect, to).await;
@@ -213,26 +243,37 @@ async fn attempt(
     let leasing = worker.origins.lease(&to.host.tenant, turn, freshness, to.ends(), connect);
     let mut lease = leasing.await.map_err(unsent)?;
     let connect = (!lease.is_reused()).then(|| clock::now().duration_since(begun));
-    let never = |error| Failure { error, repeat: Repeat::Never, stale: false };
+    let never = |error| Failure { error, repeat: Repeat::Never, stale: false, in_body: false };
     let head = origin_request(message.parts, to, &endpoint.origin, lease.is_http2()).map_err(never)?;
     let mut request = head.map(|()| message.body.take().unwrap_or_else(RequestBody::empty));
     if !lease.is_http2() {
         frame_body(&mut request);
     }
-    let first_byte = deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
+    let taking = worker.edge.deadlines.origin_write_stall;
+    let answering = deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
+    let upload = request.body().upload();
+    upload.begin(request.body().is_end_stream());
     let sent = clock::now();
-    match tokio::time::timeout(first_byte, lease.send(request)).await {
-        Ok(Ok(response)) => {
-            judge(&response, endpoint, to);
-            let reached = reached(lease.address(), connect, clock::now().duration_since(sent), to);
+    let result = tokio::select! {
+        biased;
+        result = lease.send(request) => result,
+        overdue = upload.overdue(taking, answering) => return Err(never(overdue.into())),
+    };
+    let whole = upload.whole_since();
+    match result {
+        Ok(response) => {
+            if whole.is_some() {
+                judge(&response, endpoint, to);
+            }
+            let first_byte = clock::now().duration_since(whole.unwrap_or(sent));
+            let reached = reached(lease.address(), connect, first_byte, to);
             answer_of(response, lease, reached, to).map_err(never)
         }
-        Ok(Err(unanswered)) => Err(unanswered_of(unanswered, &lease, message)),
-        Err(_) => Err(never(OriginError::FirstByteTimeout)),
+        Err(unanswered) => Err(unanswered_of(unanswered, whole.is_none(), &lease, message)),
     }
 }
 
-/// An answer is a success, unless a gateway or a server behind it says that there is nobody to answer.
+/// An answer to a whole request is a success, unless a gateway or a server behind it says that there is nobody to answer.
 fn judge(response: &Response<Incoming>, endpoint: &Endpoint, to: Forwarding<'_>) {
     let status = response.status();
     if matches!(status.as_u16(), 502..=504) {
@@ -243,7 +284,7 @@ fn judge(response: &Response<Incoming>, endpoint: &Endpoint, to: Forwarding<'_>)
     }
 }
 
-fn unanswered_of(unanswered: Unanswered, lease: &Lease, message: &mut Message<'_>) -> Failure {
+fn unanswered_of(unanswered: Unanswered, in_body: bool, lease: &Lease, message: &mut Message<'_>) -> Failure {
     let Unanswered { error, body } = unanswered;
     let dead = error.is_dead_connection() || error.is_not_begun();
     if dead {
@@ -251,6 +292,7 @@ fn unanswered_of(unanswered: Unanswered, lease: &Lease, message: &mut Message<'_
     }
     // An idempotent one, or one that has not left: its body is here again.
     let repeatable = body.is_some() || (message.idempotent && dead);
+    let in_body = in_body && body.is_none();
     message.body = body;
     let only_the_connection = dead && (lease.is_reused() || error.is_not_begun());
     let repeat = match (repeatable, only_the_connection) {
@@ -258,7 +300,7 @@ fn unanswered_of(unanswered: Unanswered, lease: &Lease, message: &mut Message<'_
         (true, true) => Repeat::NewConnection,
         (true, false) => Repeat::AnotherOrigin,
     };
-    Failure { error, repeat, stale: only_the_connection }
+    Failure { error, repeat, stale: only_the_connection, in_body }
 }
 
 /// Notes how long an origin took.
@@ -269,7 +311,7 @@ fn reached(
     to: Forwarding<'_>,
 ) -> Reached {
     to.context.worker.edge.metrics.origin_first_byte_seconds.record(first_byte.as_secs_f64());
-    Reached { address, connect, first_byte }
+    Reached { place: Place::Address(address), connect, first_byte: Some(first_byte) }
 }
 
 fn answer_of(

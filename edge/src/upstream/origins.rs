@@ -18,9 +18,10 @@ use super::{
 use crate::{
     clock,
     limits::{self, Deadlines},
-    live::{OriginHost, OriginProtocol, OriginScheme, TenantState, Upstream},
+    live::{Host, OriginHost, OriginProtocol, OriginScheme, TenantState, Upstream, full_text},
     metrics::Metrics,
     proxy_protocol::Ends,
+    rate::{Meter, Rate},
 };
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Origins {
     metrics: Arc<Metrics>,
     deadlines: Deadlines,
     random: Cell<u64>,
+    /// Lines about failures.
+    told: Meter,
 }
 
 /// Whether a kept connection is good enough.
@@ -49,7 +52,14 @@ impl Origins {
         seed: u64,
     ) -> Self {
         let pool = Rc::new(Pool::new(watch));
-        Self { pool, connector: Rc::new(connector), metrics, deadlines, random: Cell::new(seed | 1) }
+        Self {
+            pool,
+            connector: Rc::new(connector),
+            metrics,
+            deadlines,
+            random: Cell::new(seed | 1),
+            told: Meter::default(),
+        }
     }
 
     /// The origin for a request; after a failure another than the one of index `not`, if there is one that is well.
@@ -212,6 +222,18 @@ impl Origins {
                 "an origin fails again and again and gets no requests for a while"
             );
         }
+    }
+
+    /// Says why an origin gave no answer, now and then: a visitor is told nothing, and the log of exchanges has one word.
+    pub(super) fn tell(&self, host: &Host, endpoint: &Endpoint, error: &OriginError) {
+        let rate = Rate::every(limits::TOLD_EVERY, limits::TOLD_AT_ONCE);
+        if !endpoint.is_to_be_told(clock::now()) || self.told.take(rate, clock::uptime()).is_err() {
+            return;
+        }
+        tracing::warn!(
+            tenant = %host.tenant.id, host = %host.name, origin = %endpoint.origin, reason = error.reason(),
+            "no answer from an origin: {}", full_text(error)
+        );
     }
 
     /// Housekeeping, every few seconds: what is idle is closed, and names whose addresses no longer hold are asked for

@@ -8,7 +8,7 @@ use std::{
 
 use rustls::{ClientConfig, RootCertStore, client::ResolvesClientCert, pki_types::ServerName};
 
-use super::OriginError;
+use super::{OriginError, TlsFault};
 use crate::live::{Origin, OriginHost, OriginIdentity};
 
 /// How origins are trusted; shared by all threads.
@@ -135,7 +135,8 @@ pub(super) fn server_name(origin: &Origin) -> Result<ServerName<'static>, Origin
     }
     match &origin.host {
         OriginHost::Address(ip) => Ok(ServerName::IpAddress((*ip).into())),
-        OriginHost::Name(name) => ServerName::try_from(name.to_string())
-            .map_err(|error| OriginError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error))),
+        OriginHost::Name(name) => ServerName::try_from(name.to_string()).map_err(|error| {
+            OriginError::Tls(TlsFault::NoName, io::Error::new(io::ErrorKind::InvalidInput, error))
+        }),
     }
 }

@@ -85,10 +85,15 @@ pub(super) async fn open(
 ) -> Result<Answer, Failure> {
     let begun = clock::now();
     let opened = to.context.worker.origins.open_http1(&to.host.tenant, &turn, to.ends(), deadline).await;
-    let opened = opened.map_err(|error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false })?;
+    let opened = opened.map_err(|error| Failure {
+        error,
+        repeat: Repeat::AnotherOrigin,
+        stale: false,
+        in_body: false,
+    })?;
     let connect = clock::now().duration_since(begun);
     let asked = ask(parts, (opened, connect), turn, to).await;
-    asked.map_err(|error| Failure { error, repeat: Repeat::Never, stale: false })
+    asked.map_err(|error| Failure { error, repeat: Repeat::Never, stale: false, in_body: false })
 }
 
 async fn ask(

@@ -237,8 +237,15 @@ pub fn tls_config(
     certificate: rustls::pki_types::CertificateDer<'static>,
     key: &rcgen::KeyPair,
 ) -> rustls::ServerConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    tls_config_of(certificate, key)
+}
+
+pub fn tls_config_of(
+    certificate: rustls::pki_types::CertificateDer<'static>,
+    key: rustls::pki_types::PrivateKeyDer<'static>,
+) -> rustls::ServerConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

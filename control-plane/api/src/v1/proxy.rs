@@ -114,7 +114,7 @@ pub struct ProxyTimeouts {
     /// To a connection, TLS included: 10 to 60,000; the edge's is 10,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<u32>,
-    /// From the request to the answer's first byte: 10 to 600,000; the edge's is 60,000.
+    /// From the request's end, its body included, to the answer's first byte: 10 to 600,000; the edge's is 60,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_byte_ms: Option<u32>,
     /// Between two pieces of the answer: 10 to 600,000; the edge's is 60,000.
