@@ -7,7 +7,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use portico_cert_store::{DomainId, TlsVersion};
+use portico_cert_store::{DomainId, DomainName, TlsVersion};
 use rustls::{
     ServerConfig, SupportedCipherSuite,
     compress::{CertCompressor, CompressionCache},
@@ -22,6 +22,10 @@ use rustls::{
 use super::{
     Asking, CertificateCompressions, Shown, Tickets,
     sessions::{Sessions, SessionsOf},
+};
+use crate::{
+    clock, limits,
+    rate::{Meter, Rate},
 };
 
 /// The protocols that ALPN may choose.
@@ -50,6 +54,8 @@ pub struct TlsConfigs {
     compressions: &'static CertificateCompressions,
     compressors: Compressors,
     sessions: Arc<Sessions>,
+    /// Lines about clients whose certificates are refused.
+    told: Meter,
 }
 
 type Compressors = Vec<&'static dyn CertCompressor>;
@@ -82,8 +88,17 @@ impl TlsConfigs {
         let mut challenge = base(&providers[0], TlsVersion::Tls12, Alpn::AcmeTls, &nothing, &compressors);
         challenge.send_tls13_tickets = 0;
         challenge.ticketer = Arc::new(NoTickets);
-        let sessions = Arc::default();
-        Ok(Self { providers, bases, quic, challenge, tickets, compressions, compressors, sessions })
+        let (sessions, told) = (Arc::default(), Meter::default());
+        Ok(Self { providers, bases, quic, challenge, tickets, compressions, compressors, sessions, told })
+    }
+
+    /// Says why a client's certificate is refused, now and then: the client has but an alert.
+    pub(crate) fn tell_refused(&self, name: Option<&DomainName>, why: &dyn fmt::Display) {
+        let rate = Rate::every(limits::TOLD_EVERY, limits::TOLD_AT_ONCE);
+        if self.told.take(rate, clock::uptime()).is_ok() {
+            let name = name.map(DomainName::as_str);
+            tracing::warn!(name, "a client's certificate is refused: {why}");
+        }
     }
 
     /// The configuration of one connection over TCP.

@@ -201,8 +201,10 @@ async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, Han
     let stream = match start.into_stream(config).into_fallible().await {
         Ok(stream) => stream,
         Err((error, stream)) => {
+            let why = error.to_string();
             let end = failed(error);
             if matches!(end, HandshakeEnd::ClientCertificate) {
+                configs.tell_refused(hello.sni.as_ref(), &why);
                 linger(stream, edge.deadlines.linger).await;
             }
             return Err(end);

@@ -60,7 +60,11 @@ pub(super) async fn handshake(
         Ok(Ok(begun)) => begun,
         Ok(Err(error)) => {
             tracing::trace!(%error, "a QUIC handshake failed");
-            metrics.handshake(crypto::end_of(&error));
+            let end = crypto::end_of(&error);
+            if matches!(end, HandshakeEnd::ClientCertificate) {
+                worker.edge.tls.tell_refused(None, &error);
+            }
+            metrics.handshake(end);
             return None;
         }
         Err(_) => {
