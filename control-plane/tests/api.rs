@@ -408,6 +408,70 @@ async fn a_tenant_sets_rules_and_maintenance_itself_and_a_wrong_one_changes_noth
 }
 
 #[tokio::test]
+async fn a_redirect_to_itself_is_refused_and_a_domain_without_routes_is_not() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let at = format!("/v1/tenants/{one}/domains");
+    let add = async |host: &str, routes: Value| {
+        let body = json!({ "hostname": host, "routes": routes });
+        stage.call("POST", &at, Some(&own), &[], body).await
+    };
+    let redirect = |path: &str, to: &str, keep_path: bool| json!([{ "path_prefix": path, "action": { "type": "redirect", "to": to, "keep_path": keep_path } }]);
+    for routes in [
+        redirect("/", "https://loop.example", true),
+        redirect("/", "https://LOOP.example:443/", false),
+        redirect("/", "http://loop.example/x", true),
+        redirect("/old", "https://loop.example/old/new", false),
+    ] {
+        let refused = add("loop.example", routes.clone()).await;
+        assert_eq!(refused.status, 422, "{routes}: {}", refused.text);
+        assert_eq!(refused.body["errors"][0]["pointer"], "/routes/0/action/to");
+        assert_eq!(refused.body["errors"][0]["code"], "circular");
+    }
+    for (host, routes) in [
+        ("a.example", redirect("/old", "https://a.example/new", false)),
+        ("b.example", redirect("/", "https://b.example:8443", true)),
+        ("c.example", redirect("/", "https://www.c.example", true)),
+        ("d.example", json!([])),
+    ] {
+        assert_eq!(add(host, routes.clone()).await.status, 201, "{host} {routes}");
+    }
+    let made = add("e.example", json!([])).await;
+    let path = format!("/v1/domains/{}", made.body["id"].as_str().unwrap());
+    let wrong = json!({ "routes": redirect("/", "https://e.example", true) });
+    let refused = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], wrong).await;
+    assert_eq!((refused.status, &refused.body["errors"][0]["code"]), (422, &json!("circular")));
+}
+
+/// Its grant was withdrawn: an old route's origin is refused at the next change, but it is not what the change is about.
+#[tokio::test]
+async fn a_wrong_new_route_is_named_before_an_old_one_whose_grant_is_gone() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let tenant = format!("/v1/tenants/{one}");
+    let grant = async |grants: Value| {
+        let body = json!({ "egress_grants": grants });
+        let set = stage.call("PATCH", &tenant, Some(&stage.operator), &[("if-match", "*")], body).await;
+        assert_eq!(set.status, 200, "{}", set.text);
+    };
+    grant(json!([{ "cidr": "10.1.0.0/16", "ports": [8080] }])).await;
+    let old =
+        json!({ "path_prefix": "/old", "action": { "type": "proxy", "origin": "http://10.1.0.1:8080" } });
+    let body = json!({ "hostname": "a.example", "routes": [old] });
+    let made = stage.call("POST", &format!("{tenant}/domains"), Some(&own), &[], body).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    grant(json!([])).await;
+    let new = json!({ "action": { "type": "proxy", "origin": "ftp://x" } });
+    let path = format!("/v1/domains/{}", made.body["id"].as_str().unwrap());
+    let body = json!({ "routes": [old, new] });
+    let refused = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], body).await;
+    assert_eq!(refused.status, 422, "{}", refused.text);
+    let pointers: Vec<_> =
+        refused.body["errors"].as_array().unwrap().iter().map(|error| error["pointer"].clone()).collect();
+    assert_eq!(pointers, ["/routes/1/action/origin", "/routes/0/action/origin"], "{}", refused.text);
+}
+
+#[tokio::test]
 async fn batches_answer_for_each_item_and_atomic_ones_do_all_or_nothing() {
     let stage = Stage::start().await;
     let (one, _) = stage.tenant("one").await;

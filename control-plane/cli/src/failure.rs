@@ -200,8 +200,13 @@ fn with_flags(problem: &Problem) -> String {
         ("/response_headers/set/", "--set-response-header"),
         ("/response_headers/remove/", "--remove-response-header"),
     ];
+    /// Flags are about one route, which the first fault is in; what is wrong with others keeps its pointer.
+    fn route(pointer: &str) -> Option<&str> {
+        pointer.strip_prefix("/routes/")?.split('/').next()
+    }
     let mut text = problem.to_string();
-    for error in &problem.errors {
+    let first = problem.errors.first().and_then(|error| route(&error.pointer));
+    for error in problem.errors.iter().filter(|error| route(&error.pointer) == first) {
         let repeated = REPEATED.iter().find(|(part, _)| error.pointer.contains(part));
         let flag = repeated.or_else(|| FLAGS.iter().find(|(end, _)| error.pointer.ends_with(end)));
         if let Some((_, flag)) = flag {

@@ -78,6 +78,9 @@ pub(crate) async fn claim(
 ) -> Answered<Claimed> {
     let name = spec::hostname(&mut wanted);
     let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    if let Ok(name) = &name {
+        errors.extend(spec::circular(name, &wanted.routes, &app.parts.config.fleet));
+    }
     let refusal = name.as_ref().ok().and_then(|name| reserved::refusal(name, &app.parts.config.dns));
     errors.extend(refusal.map(|why| field("/hostname", "name_reserved", why)));
     if !quota.by_operator {

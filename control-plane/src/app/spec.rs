@@ -23,6 +23,7 @@ mod route;
 
 pub(crate) use grants::OwnAddresses;
 pub(crate) use purge::purge;
+pub(crate) use route::circular;
 
 /// A health check's path.
 const PATH_BYTES_MAX: usize = 1024;

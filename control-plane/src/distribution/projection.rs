@@ -214,7 +214,7 @@ pub(super) fn wire_suspension(suspension: &v1::Suspension) -> wire::Suspension {
 fn wire_route(from: &v1::Route) -> Route {
     let action = match &from.action {
         v1::Action::Proxy(proxy) => route::Action::Proxy(wire_proxy(proxy)),
-        v1::Action::Redirect { to, status, keep_path, keep_query } => {
+        v1::Action::Redirect(v1::Redirect { to, status, keep_path, keep_query }) => {
             route::Action::Redirect(wire::Redirect {
                 location: to.clone(),
                 status: u32::from(*status),
@@ -222,10 +222,10 @@ fn wire_route(from: &v1::Route) -> Route {
                 keep_query: keep_query.filter(|query| query != keep_path),
             })
         }
-        v1::Action::Static { status, content_type, body } => route::Action::StaticAnswer(StaticAnswer {
-            status: u32::from(*status),
-            content_type: content_type.clone(),
-            body: body.clone().into(),
+        v1::Action::Static(answer) => route::Action::StaticAnswer(StaticAnswer {
+            status: u32::from(answer.status),
+            content_type: answer.content_type.clone(),
+            body: answer.body.clone().into(),
         }),
     };
     let query_apart = matches!(&action, route::Action::Redirect(redirect) if redirect.keep_query.is_some());
@@ -265,9 +265,7 @@ fn level(from: &v1::Route) -> u32 {
         v1::Action::Proxy(proxy) if proxy.tls.as_ref().is_some_and(|tls| tls.client_certificate) => {
             wire::RULE_LEVEL_CLIENT_CERTIFICATE
         }
-        v1::Action::Proxy(_) | v1::Action::Redirect { .. } | v1::Action::Static { .. } => {
-            wire::RULE_LEVEL_FIRST
-        }
+        v1::Action::Proxy(_) | v1::Action::Redirect(_) | v1::Action::Static(_) => wire::RULE_LEVEL_FIRST,
     }
 }
 
@@ -559,9 +557,7 @@ mod tests {
     #[test]
     fn resource_larger_than_edges_take_is_not_published() {
         let mut row = domain_row();
-        let body = "x".repeat(RESOURCE_BYTES_MAX);
-        row.spec.routes[0].action =
-            v1::Action::Static { status: 200, content_type: "text/plain".to_owned(), body };
+        row.spec.routes[0].action = v1::Action::text("x".repeat(RESOURCE_BYTES_MAX));
         assert!(matches!(domain(&row, 1), Err(ProjectionError::TooLarge { .. })));
     }
 }

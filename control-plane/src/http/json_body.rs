@@ -7,8 +7,9 @@
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
-use portico_api::v1::FieldError;
+use portico_api::v1::{FieldError, Proxy, Redirect, StaticAnswer};
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::fault::{Answered, Fault, field};
@@ -121,7 +122,8 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
-        fault(&pointer, error.inner())
+        inside(&pointer, || serde_json::from_slice(text).ok())
+            .unwrap_or_else(|| fault(&pointer, error.inner()))
     })?;
     deserializer.end().map_err(|error| fault("", &error))?;
     Ok(value)
@@ -131,11 +133,36 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
 ///
 /// # Errors
 /// 422 for what does not fit.
-pub(crate) fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Answered<T> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Answered<T> {
+    serde_path_to_error::deserialize(&value).map_err(|error| {
         let pointer = pointer(error.path());
-        Fault::fields(vec![field_error(&pointer, &error.inner().to_string())])
+        inside(&pointer, || Some(value)).unwrap_or_else(|| fault(&pointer, error.inner()))
     })
+}
+
+/// Where in a tagged object (`{"type": ..}`) the fault is. serde reads these from a copy, so the path that it tells ends at the
+/// object; the variant is read once more by itself. None: the fault is none of a variant's field.
+fn inside(pointer: &str, document: impl FnOnce() -> Option<Value>) -> Option<Fault> {
+    if !pointer.ends_with("/action") {
+        return None;
+    }
+    let mut document = document()?;
+    let object = document.pointer_mut(pointer)?.as_object_mut()?;
+    let tag = object.remove("type")?;
+    let variant = Value::Object(std::mem::take(object));
+    let (below, message) = match tag.as_str() {
+        Some("proxy") => misfit::<Proxy>(&variant)?,
+        Some("redirect") => misfit::<Redirect>(&variant)?,
+        Some("static") => misfit::<StaticAnswer>(&variant)?,
+        _ => ("/type".to_owned(), "must be proxy, redirect or static".to_owned()),
+    };
+    Some(Fault::fields(vec![field_error(&format!("{pointer}{below}"), &message)]))
+}
+
+/// The pointer of what does not fit, and why. None: all fits.
+fn misfit<T: DeserializeOwned>(value: &Value) -> Option<(String, String)> {
+    let error = serde_path_to_error::deserialize::<_, T>(value).err()?;
+    Some((pointer(error.path()), error.inner().to_string()))
 }
 
 fn fault(pointer: &str, error: &serde_json::Error) -> Fault {
@@ -167,8 +194,8 @@ fn field_error(pointer: &str, message: &str) -> FieldError {
             return field(String::new(), "unknown_field", "has a field with an overlong name");
         }
         let near = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?"));
-        // serde's path already ends in the unknown key, except below a tagged enum, where it ends above it.
         let own = format!("/{}", escape(unknown));
+        // serde's path ends in the unknown key, or above it.
         let pointer = if pointer.ends_with(&own) { pointer.to_owned() } else { format!("{pointer}{own}") };
         return field(pointer, "unknown_field", format!("{message}{}", near.unwrap_or_default()));
     }
@@ -254,7 +281,7 @@ mod tests {
         assert_eq!(fault_of::<TenantSpec>("{\"name\": \"a\"} x").code, "malformed_json");
         assert_eq!(fault_of::<TenantSpec>("[1,").code, "malformed_json");
         let deep = "[".repeat(100_000);
-        assert_eq!(fault_of::<serde_json::Value>(&deep).code, "malformed_json");
+        assert_eq!(fault_of::<Value>(&deep).code, "malformed_json");
     }
 
     #[test]
@@ -277,6 +304,77 @@ mod tests {
             assert_eq!(fault.errors[0].pointer, pointer, "{text}");
             assert!(fault.errors[0].message.contains(hint), "{}", fault.errors[0].message);
         }
+    }
+
+    #[test]
+    fn a_wrong_value_deep_in_an_action_has_the_pointer_of_its_own_field() {
+        let table = [
+            (r#""type":"proxy","breaker":{"in_flight_max":-5}"#, "breaker/in_flight_max"),
+            (r#""type":"proxy","breaker":{"in_flight_max":5,"pending_max":1.5}"#, "breaker/pending_max"),
+            (r#""type":"proxy","breaker":{}"#, "breaker/in_flight_max"),
+            (r#""breaker":{"x":1},"type":"proxy""#, "breaker/x"),
+            (r#""type":"proxy","cache":{"default_ttl_seconds":-1}"#, "cache/default_ttl_seconds"),
+            (r#""type":"proxy","cache":{"error_ttl_seconds":"1"}"#, "cache/error_ttl_seconds"),
+            (r#""type":"proxy","cache":{"max_object_bytes":-1}"#, "cache/max_object_bytes"),
+            (r#""type":"proxy","cache":{"query":{"keep":["x"]}}"#, "cache/query/keep"),
+            (r#""type":"proxy","cache":{"query":{"sort":1}}"#, "cache/query/sort"),
+            (r#""type":"proxy","cache":{"query":{"ignore":["a",7]}}"#, "cache/query/ignore/1"),
+            (r#""type":"proxy","compression":{"min_bytes":-1}"#, "compression/min_bytes"),
+            (r#""type":"proxy","compression":{"content_types":[1]}"#, "compression/content_types/0"),
+            (r#""type":"proxy","compression":{"codings":["lzma"]}"#, "compression/codings/0"),
+            (r#""type":"proxy","health_check":{"interval_seconds":-1}"#, "health_check/interval_seconds"),
+            (r#""type":"proxy","health_check":{"pth":"/"}"#, "health_check/pth"),
+            (r#""type":"proxy","timeouts":{"idle_ms":"1s"}"#, "timeouts/idle_ms"),
+            (r#""type":"proxy","tls":{"client_certificate":"yes"}"#, "tls/client_certificate"),
+            (r#""type":"proxy","tls":7"#, "tls"),
+            (r#""type":"proxy","origins":[{"url":"http://a","weight":-1}]"#, "origins/0/weight"),
+            (r#""type":"proxy","origins":[{"url":"http://a"},{"weight":1}]"#, "origins/1/url"),
+            (r#""type":"proxy","origin":7"#, "origin"),
+            (r#""type":"proxy","protocol":"h3""#, "protocol"),
+            (r#""type":"proxy","proxy_protocol":"v3""#, "proxy_protocol"),
+            (r#""type":"proxy","host_header":[]"#, "host_header"),
+            (r#""type":"redirect","to":"https://a","status":-1"#, "status"),
+            (r#""type":"redirect","to":"https://a","status":100000"#, "status"),
+            (r#""type":"redirect","to":"https://a","keep_path":"no""#, "keep_path"),
+            (r#""type":"redirect","to":"https://a","keep_query":0"#, "keep_query"),
+            (r#""type":"redirect""#, "to"),
+            (r#""type":"static","body":7"#, "body"),
+            (r#""type":"static""#, "body"),
+            (r#""type":"static","body":"","content_type":1"#, "content_type"),
+            (r#""type":"static","body":"","origin":"http://a""#, "origin"),
+            (r#""type":"statik","body":"""#, "type"),
+            (r#""type":7,"body":"""#, "type"),
+            (r#""body":"""#, "type"),
+        ];
+        for (action, below) in table {
+            let text = format!(r#"{{"hostname":"a.example","routes":[{{"action":{{{action}}}}}]}}"#);
+            let pointer = format!("/routes/0/action/{below}");
+            let fault = fault_of::<DomainSpec>(&text);
+            assert_eq!((fault.status.as_u16(), &fault.errors[0].pointer), (422, &pointer), "{action}");
+            let batch = fault_of::<DomainBatch>(&format!(r#"{{"items":[{text}]}}"#));
+            assert_eq!(batch.errors[0].pointer, format!("/items/0{pointer}"), "{action}");
+            let patched = from_value::<DomainSpec>(serde_json::from_str(&text).unwrap()).unwrap_err();
+            assert_eq!(patched.errors[0].pointer, pointer, "{action}");
+        }
+    }
+
+    /// [`inside`] knows the variants of one.
+    #[test]
+    fn there_is_one_tagged_enum_that_callers_send() {
+        let document = serde_json::to_value(crate::http::openapi()).unwrap();
+        let tag = |schema: &Value| schema["properties"]["type"]["enum"].is_array();
+        let is_tagged = |schema: &Value| {
+            let variants = schema["oneOf"].as_array();
+            variants.is_some_and(|variants| {
+                variants.iter().all(|variant| {
+                    let parts = variant["allOf"].as_array();
+                    tag(variant) || parts.is_some_and(|parts| parts.iter().any(tag))
+                })
+            })
+        };
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let tagged = schemas.iter().filter(|(_, schema)| is_tagged(schema)).map(|(name, _)| name);
+        assert_eq!(tagged.collect::<Vec<_>>(), ["Action"]);
     }
 
     #[test]

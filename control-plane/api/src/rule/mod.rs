@@ -6,6 +6,7 @@
 //! Deliberately absent: what a route then does. The action's own fields are read where they are used.
 
 mod cache;
+mod circle;
 mod compression;
 mod headers;
 mod hsts;
@@ -14,6 +15,7 @@ mod path;
 use http::{HeaderMap, Method};
 
 pub use cache::{CacheRule, QueryRule};
+pub use circle::{OwnTarget, circular};
 pub use compression::CompressionRule;
 pub use headers::{
     CHANGES_BYTES_MAX, CHANGES_MAX, Changes, Condition, EQUALS_BYTES_MAX, NAME_BYTES_MAX, Side,

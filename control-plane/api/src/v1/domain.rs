@@ -48,6 +48,7 @@ pub struct Domain {
 pub struct DomainSpec {
     /// `shop.example`, `*.shop.example`; Unicode is taken and stored as A-labels.
     pub hostname: String,
+    /// None: every request gets 404, which is how a name is brought before its site is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
     /// Absent: the tenant's cells.
@@ -123,7 +124,7 @@ impl DomainSpec {
     pub fn shows_client_certificate(&self) -> Option<usize> {
         let shows = |route: &Route| match &route.action {
             Action::Proxy(proxy) => proxy.tls.as_ref().is_some_and(|tls| tls.client_certificate),
-            Action::Redirect { .. } | Action::Static { .. } => false,
+            Action::Redirect(_) | Action::Static(_) => false,
         };
         self.routes.iter().position(shows)
     }

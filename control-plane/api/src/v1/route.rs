@@ -92,36 +92,66 @@ fn root_path() -> String {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
     Proxy(Box<Proxy>),
-    Redirect {
-        /// An absolute http or https URL.
-        to: String,
-        /// 301, 302, 303, 307 or 308.
-        #[serde(default = "redirect_status")]
-        status: u16,
-        /// Append the request's path to `to`.
-        #[serde(default)]
-        keep_path: bool,
-        /// Append the request's query to `to`. Absent: as `keep_path`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        keep_query: Option<bool>,
-    },
-    /// A fixed answer; its further headers are the route's `response_headers`. GET and HEAD get it, and the methods that the
-    /// route names; others get 405, unless the status is an error's.
-    Static {
-        /// 200 to 599 but 205 and 304; with 204 the body is empty.
-        #[serde(default = "static_status")]
-        status: u16,
-        #[serde(default = "static_content_type")]
-        content_type: String,
-        /// At most 64 KiB.
-        body: String,
-    },
+    Redirect(Redirect),
+    Static(StaticAnswer),
+}
+
+/// Sends visitors elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// An absolute http or https URL.
+    pub to: String,
+    /// 301, 302, 303, 307 or 308.
+    #[serde(default = "redirect_status")]
+    pub status: u16,
+    /// Append the request's path to `to`.
+    #[serde(default)]
+    pub keep_path: bool,
+    /// Append the request's query to `to`. Absent: as `keep_path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_query: Option<bool>,
+}
+
+/// A fixed answer; its further headers are the route's `response_headers`. GET and HEAD get it, and the methods that the
+/// route names; others get 405, unless the status is an error's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaticAnswer {
+    /// 200 to 599 but 205 and 304; with 204 the body is empty.
+    #[serde(default = "static_status")]
+    pub status: u16,
+    #[serde(default = "static_content_type")]
+    pub content_type: String,
+    /// At most 64 KiB.
+    pub body: String,
 }
 
 impl Action {
     /// Passes requests on to one origin.
     pub fn proxy(origin: impl Into<String>) -> Self {
         Self::Proxy(Box::new(Proxy::to(origin)))
+    }
+
+    /// Sends every path, with its query, to the same path at `to`, for good.
+    pub fn redirect(to: impl Into<String>) -> Self {
+        Self::Redirect(Redirect::keeping_path(to))
+    }
+
+    /// Answers with a text.
+    pub fn text(body: impl Into<String>) -> Self {
+        Self::Static(StaticAnswer {
+            status: static_status(),
+            content_type: static_content_type(),
+            body: body.into(),
+        })
+    }
+}
+
+impl Redirect {
+    /// Of every path, with its query, to the same path at `to`, for good.
+    pub fn keeping_path(to: impl Into<String>) -> Self {
+        Self { to: to.into(), status: redirect_status(), keep_path: true, keep_query: None }
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::cmp::Reverse;
 
-use portico_api::v1::{Action, HeaderChanges, HeaderCondition, Route};
+use portico_api::v1::{Action, HeaderChanges, HeaderCondition, Redirect, Route, StaticAnswer};
 
 use crate::failure::{Failure, Outcome};
 
 /// A route's rule.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RuleArgs {
-    /// Of requests below this path; the longest path that matches is taken
+    /// Of requests below this path. The first rule that matches is taken; this one is put before those of shorter paths
     #[arg(long, default_value = "/")]
     path: String,
     /// Of requests to --path itself alone
@@ -91,17 +91,17 @@ impl RuleArgs {
 impl AnswerArgs {
     pub(crate) fn of(&self, action: Action) -> Action {
         match action {
-            Action::Redirect { to, status, .. } => Action::Redirect {
-                to,
-                status: self.status.unwrap_or(status),
+            Action::Redirect(redirect) => Action::Redirect(Redirect {
+                status: self.status.unwrap_or(redirect.status),
                 keep_path: !self.drop_path,
                 keep_query: (self.drop_path != self.drop_query).then_some(!self.drop_query),
-            },
-            Action::Static { status, content_type, body } => Action::Static {
-                status: self.status.unwrap_or(status),
-                content_type: self.content_type.clone().unwrap_or(content_type),
-                body,
-            },
+                ..redirect
+            }),
+            Action::Static(answer) => Action::Static(StaticAnswer {
+                status: self.status.unwrap_or(answer.status),
+                content_type: self.content_type.clone().unwrap_or(answer.content_type),
+                ..answer
+            }),
             other @ Action::Proxy(_) => other,
         }
     }

@@ -88,7 +88,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
 
 fn tulip_domains(addresses: &Addresses) -> Outcome<Vec<DomainSpec>> {
     let new_site = format!("https://tulip.test:{}", addresses.https_port);
-    let redirect = Action::Redirect { to: new_site, status: 308, keep_path: true, keep_query: None };
+    let redirect = Action::redirect(new_site);
     tulip_names()
         .into_iter()
         .chain([BROKEN])

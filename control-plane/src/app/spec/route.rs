@@ -1,11 +1,14 @@
 //! Routes: what each matches, changes and does, and whether a request can reach it.
 
 use axum::http::HeaderValue;
-use portico_api::rule::{self, ActionKind, ROUTES_MAX, Rule, RuleText};
-use portico_api::v1::{Action, EgressGrant, FieldError, Route};
+use portico_api::rule::{self, ActionKind, OwnTarget, ROUTES_MAX, Rule, RuleText};
+use portico_api::v1::{Action, EgressGrant, FieldError, Redirect, Route, StaticAnswer};
+use portico_cert_store::NamePattern;
 use portico_prober::egress::EgressPolicy;
+use url::Url;
 
 use super::{HEADER_BYTES_MAX, absolute, proxy};
+use crate::config::FleetConfig;
 use crate::http::fault::field;
 
 /// One static answer; the same bound as at the edges.
@@ -35,11 +38,40 @@ pub(super) fn check_all(routes: &[Route], policy: &EgressPolicy, grants: &[Egres
     errors
 }
 
+/// Redirects of `name` that lead back to themselves on the edges' ports. Where a wildcard's lead is another domain's matter.
+pub(crate) fn circular(name: &NamePattern, routes: &[Route], fleet: &FleetConfig) -> Vec<FieldError> {
+    let NamePattern::Exact(name) = name else { return Vec::new() };
+    let own = |url: &Url| {
+        let port = if url.scheme() == "https" { fleet.https_port } else { fleet.http_port };
+        url.host_str() == Some(name.as_str()) && url.port_or_known_default() == Some(port)
+    };
+    let mut rules = Vec::with_capacity(routes.len().min(ROUTES_MAX));
+    for route in routes.iter().take(ROUTES_MAX) {
+        // What is wrong with a rule is told by `check_all`, and its circles then.
+        let Ok(rule) = Rule::parse(&RuleText::from(route), kind(&route.action)) else { return Vec::new() };
+        let target = match &route.action {
+            Action::Redirect(redirect) => {
+                absolute(&redirect.to).ok().filter(own).map(|url| (url, redirect.keep_path))
+            }
+            Action::Proxy(_) | Action::Static(_) => None,
+        };
+        rules.push((rule, target));
+    }
+    let judged = rules.iter().map(|(rule, target)| {
+        let target =
+            target.as_ref().map(|(url, keep_path)| OwnTarget { path: url.path(), keep_path: *keep_path });
+        (rule, target)
+    });
+    let found = rule::circular(judged).into_iter();
+    let message = "leads back to this route itself: its visitors would never get anywhere";
+    found.map(|index| field(format!("/routes/{index}/action/to"), "circular", message)).collect()
+}
+
 fn kind(action: &Action) -> ActionKind {
     match action {
         Action::Proxy(_) => ActionKind::Proxy,
-        Action::Redirect { keep_path, .. } => ActionKind::Redirect { keep_path: *keep_path },
-        Action::Static { .. } => ActionKind::Static,
+        Action::Redirect(redirect) => ActionKind::Redirect { keep_path: redirect.keep_path },
+        Action::Static(_) => ActionKind::Static,
     }
 }
 
@@ -47,7 +79,7 @@ fn action(at: &str, action: &Action, policy: &EgressPolicy, grants: &[EgressGran
     let mut errors = Vec::new();
     match action {
         Action::Proxy(proxy) => errors.extend(proxy::check(at, proxy, policy, grants)),
-        Action::Redirect { to, status, keep_path, keep_query } => {
+        Action::Redirect(Redirect { to, status, keep_path, keep_query }) => {
             let keeps = *keep_path || keep_query.unwrap_or(*keep_path);
             errors.extend(redirect(&format!("{at}/to"), to, keeps).err());
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
@@ -55,7 +87,7 @@ fn action(at: &str, action: &Action, policy: &EgressPolicy, grants: &[EgressGran
                 errors.push(field(format!("{at}/status"), "invalid_status", message));
             }
         }
-        Action::Static { status, content_type, body } => {
+        Action::Static(StaticAnswer { status, content_type, body }) => {
             if !(200..=599).contains(status) || matches!(status, 205 | 304) {
                 let message = "must be from 200 to 599, but 205 and 304";
                 errors.push(field(format!("{at}/status"), "invalid_status", message));

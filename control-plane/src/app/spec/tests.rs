@@ -357,11 +357,7 @@ fn what_a_domain_tells_browsers_and_visitors_is_checked() {
 fn a_domain_is_bounded_as_a_whole() {
     let policy = EgressPolicy::default();
     let mut large = spec(json!({ "action": { "type": "static", "body": "" } }));
-    let route = |number: usize, body: usize| {
-        let body = "x".repeat(body);
-        let content_type = "text/plain".to_owned();
-        Route::new(format!("/{number}"), Action::Static { status: 200, content_type, body })
-    };
+    let route = |number: usize, body: usize| Route::new(format!("/{number}"), Action::text("x".repeat(body)));
     large.routes = (0..5).map(|number| route(number, 60_000)).collect();
     assert_eq!(domain(&large, &policy, &[])[0].code, "too_large");
     large.routes = (0..101).map(|number| route(number, 0)).collect();

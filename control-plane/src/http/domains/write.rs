@@ -118,7 +118,20 @@ pub(in crate::http) async fn patch(
     let before = row.spec.clone();
     row.spec = patched(&before, &body.value)?;
     let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
-    let mut errors: Vec<FieldError> = spec::domain(&row.spec, &app.egress, &tenant.spec.egress_grants);
+    let judged = |spec: &DomainSpec| {
+        let mut errors = spec::domain(spec, &app.egress, &tenant.spec.egress_grants);
+        errors.extend(spec::circular(&row.name, &spec.routes, &app.parts.config.fleet));
+        errors
+    };
+    let mut errors = judged(&row.spec);
+    if errors.len() > 1 {
+        // What this call brings comes before what stood there and is refused today, such as an origin without its grant.
+        let standing = judged(&before);
+        let stood = |error: &FieldError| {
+            standing.iter().any(|other| other.code == error.code && other.message == error.message)
+        };
+        errors.sort_by_key(stood);
+    }
     if row.spec.cells != before.cells {
         if call.caller.tenant.is_some() {
             errors.extend(spec::cells_of_tenant(&row.spec.cells, &tenant.spec.cells));

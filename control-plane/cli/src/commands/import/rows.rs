@@ -6,7 +6,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use csv::StringRecord;
-use portico_api::v1::{Action, Sharing};
+use portico_api::v1::{Action, Redirect, Sharing};
 use portico_cert_store::{NamePattern, TenantId};
 use serde::Serialize;
 use url::Url;
@@ -196,16 +196,12 @@ fn action(word: &str, target: &str) -> Result<Action, String> {
                 return Err(format!("action {word:?}: the status is 301, 302, 303, 307 or 308"));
             };
             http_url(target)?;
-            Ok(Action::Redirect { to: target.to_owned(), status, keep_path: true, keep_query: None })
+            Ok(Action::Redirect(Redirect { status, ..Redirect::keeping_path(target) }))
         }
         ("static", None) if target.len() > STATIC_BYTES_MAX => {
             Err(format!("a static answer is at most {STATIC_BYTES_MAX} bytes"))
         }
-        ("static", None) => Ok(Action::Static {
-            status: 200,
-            content_type: "text/plain; charset=utf-8".to_owned(),
-            body: target.to_owned(),
-        }),
+        ("static", None) => Ok(Action::text(target)),
         _ => Err(format!("action {word:?}: it is proxy, redirect, redirect:301 or static")),
     }
 }
