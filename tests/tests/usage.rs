@@ -74,12 +74,20 @@ async fn every_request_is_counted_once_over_restarts_of_everything() -> Result<(
     let csv = lab.portico().args(["usage", "--by", "tenant,domain", "--csv"]).output()?;
     let text = String::from_utf8(csv.stdout)?;
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "tenant_id,domain,domain_id,requests,request_bytes,response_bytes,cached_bytes");
-    assert!(lines[1].starts_with(&format!("{},one.test,dom_", tenant.id)), "{text}");
+    assert_eq!(
+        lines[0],
+        "tenant,tenant_id,domain,domain_id,requests,request_bytes,response_bytes,cached_bytes"
+    );
+    assert!(lines[1].starts_with(&format!("{},{},one.test,dom_", tenant.spec.name, tenant.id)), "{text}");
     assert!(lines[1].ends_with(&format!(",15,0,{},0", bytes[0])), "{text}");
     assert_eq!(lines.len(), 3);
     let wrong = lab.portico().args(["usage", "--from", "2026-11-01T00:30:00Z"]).output()?;
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8(wrong.stderr)?.contains("whole hour"));
+    let backwards = lab.portico().args(["usage", "--from", "2026-11-02", "--to", "2026-11-01"]).output()?;
+    assert_eq!(backwards.status.code(), Some(2));
+    assert!(String::from_utf8(backwards.stderr)?.contains("before"));
+    let table = lab.portico().args(["usage", "--by", "tenant"]).output()?;
+    assert!(String::from_utf8(table.stdout)?.contains(&tenant.spec.name));
     Ok(())
 }

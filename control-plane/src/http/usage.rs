@@ -12,6 +12,7 @@ use super::fault::{Answered, Fault};
 use super::list::{cursor_after, limit, read_cursor};
 use super::query::Query;
 use crate::app::App;
+use crate::store::tenant;
 use crate::store::usage::{self, Wanted};
 
 const HOUR_SECONDS: i64 = 3600;
@@ -48,6 +49,9 @@ pub(super) async fn list(
     let by = read_by(query.by.as_deref().unwrap_or("tenant"))?;
     let from_hour = query.from.as_deref().map_or(Ok(0), |text| read_hour("from", text))?;
     let to_hour = query.to.as_deref().map_or(Ok(i64::MAX), |text| read_hour("to", text))?;
+    if from_hour >= to_hour {
+        return Err(Fault::bad_request("time_invalid", "from must lie before to, which is not in itself"));
+    }
     let offset: u64 = match read_cursor(query.cursor.as_deref())?.as_str() {
         "" => 0,
         text => text.parse().map_err(|_| Fault::bad_request("cursor_invalid", "give back next_cursor"))?,
@@ -65,7 +69,14 @@ pub(super) async fn list(
     };
     let wanted = Wanted { from_hour, to_hour, tenant, name: name.as_deref(), by: &by, order: query.order };
     let mut read = app.parts.store.read().await?;
-    let items = usage::list(&mut read, &wanted, limit, offset).await?;
+    let mut items = usage::list(&mut read, &wanted, limit, offset).await?;
+    if by.contains(&UsageBy::Tenant) {
+        let names = tenant::names(&mut read).await?;
+        for row in &mut items {
+            let id = row.tenant_id.as_deref().and_then(|id| id.parse::<TenantId>().ok());
+            row.tenant_name = id.and_then(|id| names.get(&id).cloned());
+        }
+    }
     let next = offset + items.len() as u64;
     let next_cursor = (items.len() == limit as usize).then(|| cursor_after(&next.to_string()));
     Ok(axum::Json(Page { items, next_cursor }))

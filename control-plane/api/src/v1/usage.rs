@@ -32,6 +32,9 @@ pub enum UsageOrder {
 pub struct UsageRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
+    /// What that tenant is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_name: Option<String>,
     /// The name; the domain may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,

@@ -76,7 +76,7 @@ fn csv_of(by: &[UsageBy], rows: &[UsageRow]) -> Outcome {
     let mut text = csv::Writer::from_writer(Vec::new());
     let figures = ["requests", "request_bytes", "response_bytes", "cached_bytes"];
     let head = by.iter().flat_map(|by| match by {
-        UsageBy::Tenant => &["tenant_id"][..],
+        UsageBy::Tenant => &["tenant", "tenant_id"][..],
         UsageBy::Domain => &["domain", "domain_id"],
         UsageBy::Day | UsageBy::Hour => &["from"],
     });
@@ -92,7 +92,7 @@ fn csv_of(by: &[UsageBy], rows: &[UsageRow]) -> Outcome {
 fn table(by: &[UsageBy], rows: &[UsageRow]) -> Table {
     let mut table = Table::new(&["OF", "REQUESTS", "BYTES IN", "BYTES OUT", "FROM CACHE"]);
     for row in rows {
-        let shown = keys(by, row).into_iter().filter(|key| !key.starts_with("dom_")).collect::<Vec<_>>();
+        let shown: Vec<String> = by.iter().map(|by| shown(*by, row)).collect();
         let of = if shown.is_empty() { "all".to_owned() } else { shown.join("  ") };
         let [requests, request_bytes, response_bytes, cached_bytes] = figures_of(row);
         table.row([of, requests, request_bytes, response_bytes, cached_bytes]);
@@ -105,12 +105,22 @@ fn keys(by: &[UsageBy], row: &UsageRow) -> Vec<String> {
     let mut keys = Vec::new();
     for by in by {
         match by {
-            UsageBy::Tenant => keys.push(text(&row.tenant_id)),
+            UsageBy::Tenant => keys.extend([text(&row.tenant_name), text(&row.tenant_id)]),
             UsageBy::Domain => keys.extend([text(&row.domain), text(&row.domain_id)]),
             UsageBy::Day | UsageBy::Hour => keys.push(text(&row.from)),
         }
     }
     keys
+}
+
+/// For people: a tenant that is gone has its id alone.
+fn shown(by: UsageBy, row: &UsageRow) -> String {
+    let text = match by {
+        UsageBy::Tenant => row.tenant_name.as_ref().or(row.tenant_id.as_ref()),
+        UsageBy::Domain => row.domain.as_ref(),
+        UsageBy::Day | UsageBy::Hour => row.from.as_ref(),
+    };
+    text.cloned().unwrap_or_default()
 }
 
 fn figures_of(row: &UsageRow) -> [String; 4] {
