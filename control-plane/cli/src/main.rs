@@ -80,6 +80,8 @@ enum Command {
     },
     #[command(flatten)]
     Api(ApiCommand),
+    /// Print the version, as --version does
+    Version,
     /// Write a backup of the control plane, which may run
     Backup(backup::BackupArgs),
     /// Put a backup back; the control plane must not run
@@ -183,6 +185,14 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Outcome {
     #[cfg(feature = "quickstart")]
     if cli.lifeline {
+        if let Command::Edge { command: EdgeCommand::Run(args) } = &cli.command
+            && args.take_over.is_some()
+        {
+            return Err(Failure::failed(
+                "an edge of the quickstart cannot be started again in place: it lives and ends with the quickstart; \
+                 end that (Ctrl-C) and start it again. The edge that runs serves on",
+            ));
+        }
         quickstart::lifeline::watch()?;
     }
     let settings = Settings::new(cli.settings)?;
@@ -196,6 +206,14 @@ fn run(cli: Cli) -> Outcome {
         Command::Edge { command: EdgeCommand::Fleet(command) } => block_on(edge::run(&settings, command)),
         Command::ControlPlane { command: ControlPlaneCommand::Run(args) } => service::control_plane(args),
         Command::ControlPlane { command: ControlPlaneCommand::RotateKek(args) } => service::rotate_kek(args),
+        Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            output::done(
+                settings.format,
+                format!("portico {version}"),
+                &serde_json::json!({ "version": version }),
+            )
+        }
         Command::Backup(args) => block_on(backup::backup(&settings, args)),
         Command::Restore(args) => block_on(backup::restore(&settings, args)),
         Command::Api(command) => block_on(operate(&settings, command)),
@@ -218,7 +236,8 @@ impl Command {
             Self::Edge { command: EdgeCommand::Fleet(_) }
             | Self::Api(_)
             | Self::Backup(_)
-            | Self::Restore(_) => true,
+            | Self::Restore(_)
+            | Self::Version => true,
             #[cfg(feature = "quickstart")]
             Self::Quickstart(_)
             | Self::QuickstartCa(_)

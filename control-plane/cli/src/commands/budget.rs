@@ -1,6 +1,6 @@
 //! `portico budget`: what CAs, and the operator, still let us order.
 
-use portico_api::v1::{BudgetBucket, IssuerBudget};
+use portico_api::v1::{BudgetBucket, BudgetLimit, IssuerBudget};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
@@ -55,7 +55,7 @@ fn print(issuer: &IssuerBudget) {
         table.row([
             limit(bucket),
             bucket.subject.clone().unwrap_or_else(|| "-".to_owned()),
-            format!("{} of {} in {}", bucket.used, bucket.count, period(bucket.period_seconds)),
+            used(bucket),
             bucket.reserved.to_string(),
             bucket.kept.to_string(),
             bucket.free.to_string(),
@@ -85,6 +85,16 @@ fn limit(bucket: &BudgetBucket) -> String {
     format!("{}{star}", bucket.limit.as_str())
 }
 
+/// Failures in a row have no period: one is forgiven after some time, and all by a success.
+fn used(bucket: &BudgetBucket) -> String {
+    let (used, count, period) = (bucket.used, bucket.count, bucket.period_seconds);
+    if bucket.limit != BudgetLimit::ConsecutiveFailures {
+        return format!("{used} of {count} in {}", self::period(period));
+    }
+    let each = self::period(period.checked_div(count.into()).unwrap_or(period));
+    format!("{used} of {count}, one less every {each}")
+}
+
 fn period(seconds: u64) -> String {
     match seconds {
         seconds if seconds >= 86_400 && seconds.is_multiple_of(86_400) => format!("{} d", seconds / 86_400),
@@ -96,6 +106,20 @@ fn period(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_in_a_row_are_not_told_as_a_count_in_years() {
+        let bucket: BudgetBucket = serde_json::from_value(serde_json::json!({
+            "limit": "consecutive_failures", "subject": "a.example", "used": 0, "count": 1152,
+            "period_seconds": 1152 * 86_400, "reserved": 0, "kept": 0, "free": 1152, "waiting": 0,
+            "shared_with_others": false,
+        }))
+        .unwrap();
+        assert_eq!(used(&bucket), "0 of 1152, one less every 1 d");
+        let orders =
+            BudgetBucket { limit: BudgetLimit::Orders, count: 300, period_seconds: 10_800, ..bucket };
+        assert_eq!(used(&orders), "0 of 300 in 3 h");
+    }
 
     #[test]
     fn periods_are_told_in_the_unit_that_fits() {

@@ -15,7 +15,7 @@ use crate::commands::cert::{key_text, names_text};
 use crate::commands::import::{self, ImportArgs};
 use crate::commands::named_domain::{DomainArgs, find, whose};
 use crate::commands::policy::{self, MaintenanceArgs, PolicyArgs, SetArgs};
-use crate::commands::route::{self, ActionArgs, RouteArgs, action_text};
+use crate::commands::route::{self, ActionArgs, ProxyArgs, RouteArgs, action_text};
 use crate::commands::rule::{AnswerArgs, RuleArgs, changes_text, rule_text};
 use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::commands::tenant;
@@ -70,6 +70,8 @@ pub(crate) struct AddArgs {
     tenant: Option<String>,
     #[command(flatten)]
     action: ActionArgs,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     #[command(flatten)]
     answer: AnswerArgs,
     #[command(flatten)]
@@ -235,7 +237,7 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
         Some(tenant) => tenant::find(client, tenant).await?,
         None => tenant::own(client).await?,
     };
-    let action = args.answer.of(args.action.action());
+    let action = args.answer.of(args.proxy.of(args.action.action())?);
     let mut spec = spec(&hostname, action, args.cells, args.alone);
     spec.routes = vec![args.rule.route(spec.routes.remove(0).action)];
     args.policy.apply(&mut spec)?;
@@ -279,9 +281,7 @@ fn twin(hostname: &NamePattern, spec: &DomainSpec) -> Outcome<DomainSpec> {
     let name = name.as_str();
     let twin = name.strip_prefix("www.").map_or_else(|| format!("www.{name}"), str::to_owned);
     let twin = NamePattern::parse(&twin).map_err(|error| Failure::usage(format!("{twin}: {error}")))?;
-    let action =
-        Action::Redirect { to: format!("https://{name}"), status: 308, keep_path: true, keep_query: None };
-    Ok(self::spec(&twin, action, spec.cells.clone(), spec.alone))
+    Ok(self::spec(&twin, Action::redirect(format!("https://{name}")), spec.cells.clone(), spec.alone))
 }
 
 /// Both or none.
@@ -376,6 +376,12 @@ pub(crate) fn show(settings: &Settings, domain: &Domain) -> Outcome {
     for route in &domain.spec.routes {
         let what = format!("{}{}", action_text(&route.action), changes_text(route));
         output::fact(&rule_text(route), &what);
+    }
+    if domain.spec.routes.is_empty() {
+        output::fact("routes", "none: visitors get 404");
+    }
+    if let Some(text) = policy::https_text(&domain.spec) {
+        output::fact("https", &text);
     }
     if let Some(text) = policy::tls_text(&domain.spec) {
         output::fact("TLS", &text);

@@ -167,6 +167,19 @@ impl PolicyArgs {
     }
 }
 
+/// What browsers are told of https, and what port 80 does, beside the usual.
+pub(crate) fn https_text(spec: &DomainSpec) -> Option<String> {
+    let names_below = if spec.hsts_include_subdomains { " with all names below" } else { "" };
+    let preload = if spec.hsts_preload { ", preload" } else { "" };
+    let hsts = spec.hsts_max_age_seconds.map(|seconds| match seconds {
+        0 => "HSTS taken back".to_owned(),
+        seconds => format!("HSTS {seconds} s{names_below}{preload}"),
+    });
+    let plain = (!spec.https_redirect).then(|| "port 80 goes to the routes".to_owned());
+    let wishes: Vec<String> = hsts.into_iter().chain(plain).collect();
+    (!wishes.is_empty()).then(|| wishes.join("; "))
+}
+
 /// What is asked of TLS beside the usual.
 pub(crate) fn tls_text(spec: &DomainSpec) -> Option<String> {
     let wishes = [
@@ -213,4 +226,20 @@ async fn patched(
         patched.map_err(|error| Failure::from(error).about(whose(&found)))
     });
     wait.show(settings, client, changed.await?).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hsts_and_a_port_80_without_redirect_are_shown() {
+        let mut spec = DomainSpec::new("a.example");
+        assert_eq!(https_text(&spec), None);
+        spec.https_redirect = false;
+        assert_eq!(https_text(&spec).as_deref(), Some("port 80 goes to the routes"));
+        (spec.hsts_max_age_seconds, spec.hsts_include_subdomains) = (Some(60), true);
+        let wanted = "HSTS 60 s with all names below; port 80 goes to the routes";
+        assert_eq!(https_text(&spec).as_deref(), Some(wanted));
+    }
 }

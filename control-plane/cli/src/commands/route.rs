@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use portico_api::v1::client::Client;
 use portico_api::v1::{
-    Action, CachePolicy, CompressionPolicy, OriginTls, Proxy, ProxyProtocol, QueryKey, Route, WeightedOrigin,
+    Action, CachePolicy, CompressionPolicy, OriginTls, Proxy, ProxyProtocol, QueryKey, Redirect, Route,
+    StaticAnswer, WeightedOrigin,
 };
 use serde_json::json;
 
@@ -24,15 +25,11 @@ pub(crate) struct RouteArgs {
     #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
-    cache: CacheArgs,
-    #[command(flatten)]
-    compression: CompressionArgs,
-    #[command(flatten)]
-    connection: ConnectionArgs,
+    proxy: ProxyArgs,
     #[command(flatten)]
     answer: AnswerArgs,
     /// Take the route of these requests away; they go by another one then
-    #[arg(long, group = "ActionArgs")]
+    #[arg(long, group = "ActionArgs", conflicts_with_all = ["CacheArgs", "CompressionArgs", "ConnectionArgs"])]
     remove: bool,
     #[command(flatten)]
     rule: RuleArgs,
@@ -55,11 +52,30 @@ pub(crate) struct ActionArgs {
     fixed: Option<String>,
 }
 
+/// What is said of a proxy route beyond its origins.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProxyArgs {
+    #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
+    compression: CompressionArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+impl ProxyArgs {
+    /// # Errors
+    /// Something is said of an action that is no proxy; a file that cannot be read.
+    pub(crate) fn of(self, action: Action) -> Outcome<Action> {
+        self.connection.of(self.compression.of(self.cache.of(action)?)?)
+    }
+}
+
 /// What edges keep of a proxy route's answers.
 #[derive(Debug, clap::Args)]
-pub(crate) struct CacheArgs {
+struct CacheArgs {
     /// Keep answers that say how long they are good (with --proxy)
-    #[arg(long, conflicts_with = "remove")]
+    #[arg(long)]
     cache: bool,
     /// And for so long those that do not say it, such as 10m
     #[arg(long, value_name = "TIME", requires = "cache", value_parser = crate::duration::parse)]
@@ -87,9 +103,9 @@ impl CacheArgs {
 
 /// What edges compress of a proxy route's answers.
 #[derive(Debug, clap::Args)]
-pub(crate) struct CompressionArgs {
+struct CompressionArgs {
     /// Compress answers that the origin sends plain, for clients that take it (with --proxy)
-    #[arg(long, conflicts_with = "remove")]
+    #[arg(long)]
     compress: bool,
     /// Only these media types, such as text/* or application/*+json; several times
     #[arg(long, value_name = "TYPE", requires = "compress")]
@@ -118,18 +134,18 @@ impl CompressionArgs {
 
 /// How a proxy route's origin is spoken to.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ConnectionArgs {
+struct ConnectionArgs {
     /// Tell the origin each client's address by the PROXY protocol, v1 or v2 (with --proxy)
-    #[arg(long, value_name = "VERSION", value_parser = version, conflicts_with = "remove")]
+    #[arg(long, value_name = "VERSION", value_parser = version)]
     proxy_protocol: Option<ProxyProtocol>,
     /// Show https origins that ask for one the tenant's client certificate, see `tenant origin-authority` (with --proxy)
-    #[arg(long, conflicts_with = "remove")]
+    #[arg(long)]
     origin_client_certificate: bool,
     /// Trust https origins by these authorities alone: a PEM file (with --proxy)
-    #[arg(long, value_name = "FILE", conflicts_with = "remove")]
+    #[arg(long, value_name = "FILE")]
     origin_ca: Option<PathBuf>,
     /// The name that https origins have to have, in the place of their host's (with --proxy)
-    #[arg(long, value_name = "NAME", conflicts_with = "remove")]
+    #[arg(long, value_name = "NAME")]
     origin_server_name: Option<String>,
 }
 
@@ -175,22 +191,18 @@ impl ActionArgs {
                 let origins = origins.iter().map(|url| WeightedOrigin { url: url.clone(), weight: 1 });
                 Action::Proxy(Box::new(Proxy { origins: origins.collect(), ..Proxy::default() }))
             }
-            ([], Some(to), _) => Action::Redirect { to, status: 308, keep_path: true, keep_query: None },
-            ([], None, body) => Action::Static {
-                status: 200,
-                content_type: "text/plain; charset=utf-8".to_owned(),
-                body: body.unwrap_or_default(),
-            },
+            ([], Some(to), _) => Action::redirect(to),
+            ([], None, body) => Action::text(body.unwrap_or_default()),
         }
     }
 }
 
 pub(crate) async fn run(settings: &Settings, client: &Client, args: RouteArgs) -> Outcome {
-    let RouteArgs { which, action, cache, compression, connection, answer, remove, rule, wait } = args;
+    let RouteArgs { which, action, proxy, answer, remove, rule, wait } = args;
     if remove {
         rule.only_chooses()?;
     }
-    let action = connection.of(compression.of(cache.of(action.action())?)?)?;
+    let action = proxy.of(action.action())?;
     let route = rule.route(answer.of(action));
     let changed = on_newest(async || {
         let found = which.find(client).await?;
@@ -235,7 +247,7 @@ fn changed(mut routes: Vec<Route>, route: Route, remove: bool) -> Result<Vec<Rou
 pub(crate) fn action_text(action: &Action) -> String {
     match action {
         Action::Proxy(proxy) => proxy_text(proxy),
-        Action::Redirect { to, status, keep_path, keep_query } => {
+        Action::Redirect(Redirect { to, status, keep_path, keep_query }) => {
             let kept = match (*keep_path, keep_query.unwrap_or(*keep_path)) {
                 (true, true) => ", path and query kept",
                 (true, false) => ", path kept",
@@ -244,7 +256,7 @@ pub(crate) fn action_text(action: &Action) -> String {
             };
             format!("redirect {status} to {to}{kept}")
         }
-        Action::Static { status, content_type, body } => {
+        Action::Static(StaticAnswer { status, content_type, body }) => {
             format!("answer {status}, {content_type}, {} bytes", body.len())
         }
     }
@@ -258,9 +270,32 @@ fn proxy_text(proxy: &Proxy) -> String {
         .map(|WeightedOrigin { url, weight }| if equal { url } else { format!("{url} (weight {weight})") })
         .collect();
     let host = proxy.host_header.as_ref().map_or(String::new(), |host| format!(" as {host}"));
-    let cache = if proxy.cache.is_some() { ", with a cache" } else { "" };
+    let cache = proxy.cache.as_ref().map_or_else(String::new, cache_text);
     let compression = if proxy.compression.is_some() { ", compressed" } else { "" };
     format!("proxy to {}{host}{cache}{compression}", texts.join(", "))
+}
+
+/// What is kept beyond what answers say themselves, and what of a query does not count.
+fn cache_text(policy: &CachePolicy) -> String {
+    let CachePolicy { default_ttl_seconds, error_ttl_seconds, query, .. } = policy;
+    let stale = policy.stale_while_revalidate_seconds;
+    let on_error = policy.stale_if_error_seconds;
+    let seconds = |name: &str, seconds: u32| (seconds > 0).then(|| format!("{name} {seconds} s"));
+    let parts = [
+        seconds("for", *default_ttl_seconds),
+        seconds("errors", *error_ttl_seconds),
+        seconds("stale", stale),
+        seconds("stale on errors", on_error),
+        policy.max_object_bytes.map(|bytes| format!("at most {bytes} bytes each")),
+        query.sort.then(|| "query in any order".to_owned()),
+        (!query.ignore.is_empty()).then(|| format!("ignoring {}", query.ignore.join(" "))),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        ", with a cache".to_owned()
+    } else {
+        format!(", with a cache ({})", parts.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -296,6 +331,19 @@ mod tests {
             ["/api/v1 proxy to http://c", "/x proxy to http://d", "/ proxy to http://new"]
         );
         changed(routes, Route::new("/none", proxy("")), true).unwrap_err();
+    }
+
+    #[test]
+    fn a_route_says_how_long_its_cache_keeps_and_which_parameters_it_ignores() {
+        let mut proxy = Proxy::to("http://a");
+        proxy.cache = Some(CachePolicy {
+            default_ttl_seconds: 600,
+            query: QueryKey { ignore: vec!["utm_*".into(), "fbclid".into()], sort: false },
+            ..CachePolicy::default()
+        });
+        assert_eq!(proxy_text(&proxy), "proxy to http://a, with a cache (for 600 s, ignoring utm_* fbclid)");
+        proxy.cache = Some(CachePolicy::default());
+        assert_eq!(proxy_text(&proxy), "proxy to http://a, with a cache");
     }
 
     /// In whatever order they come, no route is put where an earlier one takes all its requests.

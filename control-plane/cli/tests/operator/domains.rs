@@ -49,6 +49,31 @@ async fn a_domains_route_is_changed_in_place() {
 }
 
 #[tokio::test]
+async fn a_domain_is_added_with_all_that_its_proxy_route_may_say() {
+    let plane = Plane::start().await;
+    plane.succeeds(&["tenant", "add", "acme"]).await;
+    let line = ["domain", "add", "x.test", "--tenant", "acme", "--proxy", "https://origin.example"];
+    let options = ["--cache", "--cache-ttl", "10m", "--cache-ignore", "utm_*", "--compress"];
+    let more = ["--origin-server-name", "in.example", "--https-redirect", "false"];
+    let shown = plane.json(&[&line[..], &options, &more].concat()).await;
+    let action = &shown["routes"][0]["action"];
+    assert_eq!(action["cache"]["default_ttl_seconds"], 600, "{shown}");
+    assert_eq!(action["tls"]["server_name"], "in.example", "{shown}");
+    assert!(action["compression"].is_object(), "{shown}");
+    let told = plane.succeeds(&["domain", "show", "x.test"]).await;
+    for part in ["for 600 s, ignoring utm_*", "port 80 goes to the routes"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let line = ["domain", "add", "y.test", "--tenant", "acme", "--static", "x", "--cache"];
+    let wrong = plane.portico(&line).await;
+    assert!(wrong.code == 2 && wrong.stderr.contains("--cache is for --proxy"), "{wrong:?}");
+    let line = ["domain", "route", "x.test", "--proxy", "http://a.example", "--cache", "--remove"];
+    assert_eq!(plane.portico(&line).await.code, 2);
+    plane.succeeds(&["domain", "route", "x.test", "--remove"]).await;
+    assert!(plane.succeeds(&["domain", "show", "x.test"]).await.contains("visitors get 404"));
+}
+
+#[tokio::test]
 async fn rules_and_what_holds_for_a_whole_domain_are_set_by_options() {
     let plane = with_domain().await;
     let line = [

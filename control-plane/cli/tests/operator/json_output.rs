@@ -67,6 +67,7 @@ async fn each_command_prints_one_document_and_nothing_else() {
         &["removal", "sign-off", "--held", "0"],
         &["domain", "route", "x.test", "--proxy", "http://origin.test", "--cache", "--cache-ttl", "10m"],
         &["cache", "purge", "--tenant", "acme", "--host", "x.test", "--tag", "a", "--soft"],
+        &["version"],
         &["cache", "purge", "--tenant", "acme", "--everything"],
         &["domain", "rm", "x.test"],
     ] {

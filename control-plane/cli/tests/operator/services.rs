@@ -131,3 +131,12 @@ fn an_operator_who_has_lost_every_token_gets_another_at_a_start() {
     assert_eq!(token(), before);
     assert!(service.is_good(&before));
 }
+
+/// It lives as long as the pipe from its parent does, which no successor has.
+#[test]
+fn an_edge_of_the_quickstart_says_why_it_has_no_successor() {
+    let line = ["--lifeline", "edge", "run", "--config", "edge.toml", "--take-over=/nowhere"];
+    let ended = Ended::of(&portico().args(line).output().unwrap());
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("end that (Ctrl-C) and start it again"), "{ended:?}");
+}
