@@ -177,13 +177,18 @@ impl ConnectionClock {
     /// Since when no exchange is under way, whatever else is; `None`: one is, or its answer is still being sent.
     pub fn without_exchange_since(&self) -> Option<Instant> {
         let is_sending =
-            self.travelling.get() > 0 || self.unflushed.get() || self.write_blocked_since.get().is_some();
+            self.answers_travel() || self.unflushed.get() || self.write_blocked_since.get().is_some();
         (self.open_exchanges.get() == 0 && !is_sending).then(|| self.idle_since.get())
     }
 
     /// The rest of an answer is with the transport, which keeps it until the client has it.
     pub fn answer_travels(&self) {
         self.travelling.set(self.travelling.get() + 1);
+    }
+
+    /// Whether there is such an answer.
+    pub fn answers_travel(&self) -> bool {
+        self.travelling.get() > 0
     }
 
     pub fn answer_arrives(&self) {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
+use h3::error::Code;
 use portico_edge::http::h3::adapter::{Accepting, Connection};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::task::LocalSet;
@@ -50,6 +51,9 @@ async fn exchange(
     Ok(answer)
 }
 
+/// Such a request may be sent again, elsewhere (RFC 9114 section 4.1.1).
+pub const REJECTED: &str = "H3_REQUEST_REJECTED";
+
 /// A connection; its driver runs on the current thread.
 pub struct Http3 {
     pub endpoint: quinn::Endpoint,
@@ -87,7 +91,7 @@ impl Http3 {
         Ok(Self { endpoint, connection, sender })
     }
 
-    /// `None`: the server has said GOAWAY before, and the request was not sent.
+    /// `None`: the server has said GOAWAY before, and the request was not sent. [`REJECTED`]: the server has not looked at it.
     pub async fn ask(&mut self, request: http::Request<()>) -> Result<Option<Answer>, String> {
         let mut stream: h3::client::RequestStream<_, Bytes> = match self.sender.send_request(request).await {
             Ok(stream) => stream,
@@ -103,8 +107,11 @@ impl Http3 {
             }
             Ok((head, body))
         };
-        let (head, body) = answering.await.map_err(|error: h3::error::StreamError| {
-            told(self.connection.close_reason()).unwrap_or(error.to_string())
+        let (head, body) = answering.await.map_err(|error: h3::error::StreamError| match error {
+            h3::error::StreamError::RemoteTerminate { code: Code::H3_REQUEST_REJECTED, .. } => {
+                REJECTED.to_owned()
+            }
+            error => told(self.connection.close_reason()).unwrap_or(error.to_string()),
         })?;
         let headers = head.headers().iter();
         let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();

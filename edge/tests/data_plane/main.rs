@@ -29,6 +29,7 @@ mod endings;
 mod exchange;
 mod flood;
 mod full;
+mod goaway;
 mod grpc;
 mod handover;
 mod handshake;

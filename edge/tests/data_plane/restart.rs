@@ -15,7 +15,7 @@ use bytes::Buf as _;
 
 use crate::client::{any_version, http2, https, runtime, try_https};
 use crate::harness::{PATIENCE, wait_until};
-use crate::http3_client::{Http3, http3_get};
+use crate::http3_client::{Http3, REJECTED, http3_get};
 use crate::origin::{Origin, Reply};
 use crate::process::{FILE, Running, admin, prepare, uring_works};
 
@@ -270,6 +270,8 @@ fn http3_load(address: SocketAddr, progress: &Progress, per_connection: usize) -
                     Ok(Some(answer)) if answer.text() == BODY => progress.add(),
                     // GOAWAY came before the request could leave.
                     Ok(None) => break,
+                    // GOAWAY is on its way: to be asked again.
+                    Err(error) if error == REJECTED => break,
                     other => {
                         lost.push(format!("{other:?}"));
                         break;

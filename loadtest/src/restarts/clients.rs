@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::{Buf, Bytes};
+use h3::error::{Code, StreamError};
 use hdrhistogram::Histogram;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
@@ -50,8 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) requests: u64,
     pub(crate) connections: u64,
     pub(crate) failures: Vec<String>,
-    /// Requests that crossed an HTTP/2 GOAWAY: the server said by it that it had done nothing for them, and they were sent
-    /// again (RFC 9113 section 6.8), as browsers do.
+    /// Requests that crossed a GOAWAY: the server said that it had done nothing for them (RFC 9113 section 6.8, RFC 9114 section
+    /// 4.1.1), and they were sent again, as browsers do.
     pub(crate) sent_again: u64,
     /// Microseconds, connecting included where that was needed.
     pub(crate) latency: Histogram<u64>,
@@ -165,7 +166,10 @@ async fn ask(
         };
         match connection.ask(&target.name, kind.is_kept()).await? {
             Asked::NotSent => connection.close(),
-            Asked::NotProcessed => outcome.sent_again += 1,
+            Asked::NotProcessed => {
+                outcome.sent_again += 1;
+                connection.close();
+            }
             Asked::Answered if kind.is_kept() => {
                 *open = Some(connection);
                 return Ok(());
@@ -248,20 +252,15 @@ impl Open {
             }
             Self::Http3 { sender, .. } => {
                 let request = Request::get(format!("https://{name}/")).body(())?;
-                let mut stream = match sender.send_request(request).await {
-                    Ok(stream) => stream,
-                    Err(h3::error::StreamError::RemoteClosing) => return Ok(Asked::NotSent),
-                    Err(error) => return Err(error.into()),
-                };
-                stream.finish().await?;
-                let status = stream.recv_response().await?.status();
-                let mut bytes = 0;
-                while let Some(mut data) = stream.recv_data().await? {
-                    let length = data.remaining();
-                    data.advance(length);
-                    bytes += length;
+                match exchange(sender, request).await {
+                    Ok((status, bytes)) => check_parts(status, bytes).map(|()| Asked::Answered),
+                    Err(StreamError::RemoteClosing) => Ok(Asked::NotSent),
+                    // RFC 9114 section 4.1.1.
+                    Err(StreamError::RemoteTerminate { code: Code::H3_REQUEST_REJECTED, .. }) => {
+                        Ok(Asked::NotProcessed)
+                    }
+                    Err(error) => Err(error.into()),
                 }
-                check_parts(status, bytes).map(|()| Asked::Answered)
             }
         }
     }
@@ -271,6 +270,23 @@ impl Open {
             connection.close(0x100_u32.into(), b""); // H3_NO_ERROR
         }
     }
+}
+
+/// The status, and how many bytes the body had.
+async fn exchange(
+    sender: &mut h3::client::SendRequest<Opener, Bytes>,
+    request: Request<()>,
+) -> Result<(StatusCode, usize), StreamError> {
+    let mut stream = sender.send_request(request).await?;
+    stream.finish().await?;
+    let status = stream.recv_response().await?.status();
+    let mut bytes = 0;
+    while let Some(mut data) = stream.recv_data().await? {
+        let length = data.remaining();
+        data.advance(length);
+        bytes += length;
+    }
+    Ok((status, bytes))
 }
 
 fn not_processed(error: hyper::Error) -> Result<Asked> {

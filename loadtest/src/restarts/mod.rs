@@ -1,8 +1,9 @@
 //! What visitors notice of an edge that is restarted again and again under load: nothing, or the run fails.
 //!
 //! Clients of each version ask without a pause, on kept connections and on new ones, and strictly: they obey
-//! `Connection: close` and GOAWAY as every client has to, and try nothing again that has left them, but for what HTTP/2
-//! itself tells them to (shown apart). So each request that gets no whole right answer is a lost one. Meanwhile the edge is told to restart (SIGUSR2), one restart after the other.
+//! `Connection: close` and GOAWAY as every client has to, and try nothing again that has left them, but for what HTTP/2 and
+//! HTTP/3 themselves tell them to (shown apart). So each request that gets no whole right answer is a lost one. Meanwhile the
+//! edge is told to restart (SIGUSR2), one restart after the other.
 
 mod clients;
 

@@ -79,6 +79,7 @@ pub(super) fn start(
                 drop(open);
                 settled.await;
                 context.clock.answer_arrives();
+                exchanges.arrived.notify_waiters();
                 return;
             }
             Err(broken) => broken,

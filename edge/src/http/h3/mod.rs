@@ -35,6 +35,8 @@ type H3Connection = server::Connection<adapter::Connection, Bytes>;
 struct Exchanges {
     open: Cell<usize>,
     ended: Notify,
+    /// Told when an answer has been acknowledged.
+    arrived: Notify,
     window: SendWindow,
 }
 
@@ -54,13 +56,14 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
         Err(_) => return Ended::Expired(Expired::SlowHead),
     };
     let window = SendWindow::new(connection.clone());
-    let exchanges = Rc::new(Exchanges { open: Cell::new(0), ended: Notify::new(), window });
+    let (open, ended, arrived) = (Cell::new(0), Notify::new(), Notify::new());
+    let exchanges = Rc::new(Exchanges { open, ended, arrived, window });
     let ended = accept(&mut h3, &shared, &exchanges, &context).await;
     let ended = match ended {
         Next::Finish => finish(&mut h3, &connection, &shared, &exchanges, &context).await,
         Next::Expired(expired) => {
-            // Politely: a client that was only quiet opens another connection.
-            let _gone = h3.shutdown(1).await;
+            // Politely: a request may be on its way.
+            let _how = finish(&mut h3, &connection, &shared, &exchanges, &context).await;
             Ended::Expired(expired)
         }
         Next::Ended(ended) => ended,
@@ -143,8 +146,8 @@ async fn accept(
 }
 
 /// Says GOAWAY twice (RFC 9114 section 5.2): first that the end is near, so that what the client has sent by then is still
-/// served; then, when that has had time to arrive, where the end is. Waits for what is under way, and gives the client a
-/// moment to close first.
+/// served; then, when that has had time to arrive, where the end is. Requests before it are served to their end, those behind
+/// it are rejected as long as the connection lives, so that their client knows that it may send them elsewhere.
 async fn finish(
     h3: &mut H3Connection,
     connection: &quinn::Connection,
@@ -178,25 +181,35 @@ async fn finish(
     if h3.shutdown(1).await.is_err() {
         return Ended::Failed;
     }
-    while exchanges.open.get() > 0 {
-        tokio::select! {
-            () = exchanges.ended.notified() => {}
-            // Keeps the connection's own streams moving, and late requests rejected.
-            accepted = h3.accept() => if !matches!(accepted, Ok(Some(_))) {
-                // Closed by the client; what is left of the exchanges sees it too.
-                if exchanges.open.get() > 0 {
-                    exchanges.ended.notified().await;
-                }
-            },
-        }
-    }
-    // Closing at once would drop bytes that were not acknowledged yet.
-    let linger = context.worker.edge.deadlines.h3_close_linger;
-    let linger = tokio::time::timeout(linger, connection.closed());
-    if linger.await.is_err() {
-        tracing::trace!("a client keeps its connection after GOAWAY");
+    tokio::select! {
+        () = reject_late(h3, connection) => {}
+        () = linger(exchanges, context) => tracing::trace!("a client keeps its connection after GOAWAY"),
     }
     Ended::Done
+}
+
+/// Rejects what comes behind the end, and keeps the connection's own streams moving. Ends when the client has closed the
+/// connection, or is gone; what is left of the exchanges sees that too.
+async fn reject_late(h3: &mut H3Connection, connection: &quinn::Connection) {
+    // The adapter rejects request streams before h3 sees them.
+    while let Ok(Some(_)) = h3.accept().await {}
+    connection.closed().await;
+}
+
+/// Until the last answer has arrived, and then the client's time to close first: closing at once would drop bytes that were not
+/// acknowledged yet.
+async fn linger(exchanges: &Exchanges, context: &ConnectionContext) {
+    while exchanges.open.get() > 0 {
+        exchanges.ended.notified().await;
+    }
+    let arrived = async {
+        while context.clock.answers_travel() {
+            exchanges.arrived.notified().await;
+        }
+    };
+    // As for an answer that its client does not take.
+    let _in_time = tokio::time::timeout(context.clock.deadlines().write_stall, arrived).await;
+    tokio::time::sleep(context.worker.edge.deadlines.h3_close_linger).await;
 }
 
 /// For what the client has sent before it hears of the end: three round trips, within bounds.
