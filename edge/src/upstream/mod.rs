@@ -118,6 +118,7 @@ pub(crate) async fn forward(
     if upload.fault() == Some(BodyFault::TooLarge) {
         metrics.limited(Limited::RequestBody);
     }
+    tracing::debug!(host = %forwarding.host.name, %error, "no answer");
     if !error.is_clients_fault() {
         metrics.origin_error(error.reason());
         if let Some(endpoint) = &tried {
