@@ -115,6 +115,12 @@ impl ConnectionContext {
         if self.worker.drain.is_begun() { deadlines.linger_draining } else { deadlines.linger }
     }
 
+    /// The same for the rest of one request's body.
+    pub(crate) fn leftover(&self) -> Duration {
+        let deadlines = &self.worker.edge.deadlines;
+        if self.worker.drain.is_begun() { deadlines.linger_draining } else { deadlines.leftover }
+    }
+
     /// Who the client is by its certificate.
     pub(crate) fn client(&self) -> Option<&ClientIdentity> {
         self.shown.as_ref()?.client.as_deref()

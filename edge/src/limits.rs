@@ -15,6 +15,7 @@ pub struct Deadlines {
     pub drain_patience: Duration,
     pub linger: Duration,
     pub linger_draining: Duration,
+    pub leftover: Duration,
     pub goodbye: Duration,
     pub connection_age: Duration,
     pub origin_connect: Duration,
@@ -51,6 +52,7 @@ impl Default for Deadlines {
             drain_patience: DRAIN_PATIENCE,
             linger: LINGER_DEADLINE,
             linger_draining: LINGER_DEADLINE_DRAINING,
+            leftover: LEFTOVER_DEADLINE,
             goodbye: CLOSE_DEADLINE,
             connection_age: CONNECTION_AGE_MAX,
             origin_connect: ORIGIN_CONNECT_DEADLINE,
@@ -111,6 +113,9 @@ pub const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LINGER_DEADLINE: Duration = Duration::from_secs(5);
 /// The same while the edge drains.
 pub const LINGER_DEADLINE_DRAINING: Duration = Duration::from_millis(500);
+/// How long the rest of a body is read and thrown away behind its answer over HTTP/2 and 3, up to the longest body that there
+/// may be: a browser whose stream is reset while it sends waits for ever.
+pub const LEFTOVER_DEADLINE: Duration = Duration::from_secs(60);
 /// For a goodbye (close_notify, FIN) that the peer may not take.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest request target.

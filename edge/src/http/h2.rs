@@ -208,7 +208,7 @@ where
                 .await;
             }
             if let Some(leftover) = leftover.filter(|_| !watch.stalled.get()) {
-                leftover.discard(context.linger()).await;
+                leftover.discard(context.leftover()).await;
             }
         });
     }

@@ -17,8 +17,8 @@ const UNKNOWN: &str = "nobody.example";
 const PROXIED: &str = "proxied.example";
 
 /// Serves one static page, which takes no POST.
-fn edge(backend: portico_edge::io::Backend, linger: Duration) -> TestEdge {
-    let deadlines = Deadlines { linger, ..Deadlines::default() };
+fn edge(backend: portico_edge::io::Backend, leftover: Duration) -> TestEdge {
+    let deadlines = Deadlines { leftover, ..Deadlines::default() };
     let mut edge = TestEdge::with(backend, Setup { http3: true, deadlines, ..Setup::default() });
     edge.serve(&[HOST]);
     edge
@@ -71,7 +71,7 @@ fn an_early_answer_over_http2_is_not_followed_by_a_reset_while_the_client_sends(
     on_each_backend(|backend| {
         let edge = edge(backend, PATIENCE);
         let (mut client, stream) = answered_early(&edge);
-        let sent = send_on(&mut client, stream, limits::LINGER_BYTES_MAX / 2);
+        let sent = send_on(&mut client, stream, 2 * limits::H2_CONNECTION_WINDOW_BYTES as usize);
         assert!(sent.is_none(), "the body is taken to its end");
         client.send(frame::frame(frame::PING, 0, 0, &[7; 8]));
         let pong = loop {
@@ -89,8 +89,9 @@ fn an_early_answer_over_http2_is_not_followed_by_a_reset_while_the_client_sends(
 fn what_is_read_behind_an_early_answer_is_bounded() {
     on_each_backend(|backend| {
         let by_bytes = edge(backend, PATIENCE);
+        let most = usize::try_from(limits::REQUEST_BODY_BYTES_MAX).unwrap();
         let (mut client, stream) = answered_early(&by_bytes);
-        let reset = send_on(&mut client, stream, 2 * limits::LINGER_BYTES_MAX).expect("enough is enough");
+        let reset = send_on(&mut client, stream, most + (1 << 20)).expect("enough is enough");
         assert_eq!((reset.stream, &*reset.payload), (stream, &[0, 0, 0, 0][..]), "NO_ERROR");
 
         let by_time = edge(backend, Duration::from_millis(200));
@@ -144,7 +145,7 @@ fn an_early_answer_over_http1_is_read_whole_by_a_client_that_sends_first() {
 /// curl 7.88 (Debian 12) throws away an answer that it has not read when its stream is reset.
 #[test]
 fn curl_reads_every_early_answer_to_an_upload_of_30_megabytes() {
-    let mut edge = edge(portico_edge::io::Backend::Epoll, limits::LINGER_DEADLINE);
+    let mut edge = edge(portico_edge::io::Backend::Epoll, limits::LEFTOVER_DEADLINE);
     // As nginx does with a body beyond client_max_body_size: it answers, and reads on for a while.
     let origin = crate::uploads::raw("proxied", |mut stream| {
         let answer = b"HTTP/1.1 413 X\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge";

@@ -74,7 +74,7 @@ pub(super) fn start(
             Ok(Answered { settled, leftover }) => {
                 context.clock.answer_travels();
                 if let Some(leftover) = leftover {
-                    leftover.discard(context.linger()).await;
+                    leftover.discard(context.leftover()).await;
                 }
                 drop(open);
                 settled.await;
