@@ -642,10 +642,9 @@ async fn a_proxy_route_says_what_is_compressed_and_who_its_origin_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
+async fn a_tenant_asks_for_a_cache_and_a_wrong_policy_is_pointed_at() {
     let stage = Stage::start().await;
     let (one, own) = stage.tenant("one").await;
-    let (two, stranger) = stage.tenant("two").await;
     let domain = stage.domain(&one, "shop.example").await;
     let at = format!("/v1/domains/{}", domain["id"].as_str().unwrap());
     let with = |cache: Value| json!({ "routes": [{ "action": { "type": "proxy", "origin": "http://origin.example", "cache": cache } }] });
@@ -670,7 +669,16 @@ async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
             refused.text
         );
     }
+}
 
+#[tokio::test]
+async fn a_cache_is_purged_by_its_tenant_alone_and_only_of_its_own_hosts() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (two, stranger) = stage.tenant("two").await;
+    stage.domain(&one, "shop.example").await;
+    stage.domain(&two, "theirs.example").await;
+    stage.domain(&one, "*.wild.example").await;
     let purges = format!("/v1/tenants/{one}/purges");
     let purge = async |token: &str, body: Value| stage.call("POST", &purges, Some(token), &[], body).await;
     let done =
@@ -698,6 +706,10 @@ async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
         (json!({ "urls": ["https://shop.example/#a"] }), "/urls/0"),
         (json!({ "prefixes": ["https://shop.example/a", "https://shop.example/?b"] }), "/prefixes/1"),
         (json!({ "hosts": ["a b"] }), "/hosts/0"),
+        (json!({ "hosts": ["shop.example", "shop.example:8443"] }), "/hosts/1"),
+        (json!({ "urls": ["https://other.example/"] }), "/urls/0"),
+        (json!({ "prefixes": ["https://shop.example/a", "https://sub.shop.example/"] }), "/prefixes/1"),
+        (json!({ "hosts": ["theirs.example"] }), "/hosts/0"),
         (json!({ "tags": ["a,b"] }), "/tags/0"),
         (json!({ "everything": true, "more": 1 }), "/more"),
     ] {
@@ -714,6 +726,10 @@ async fn a_cache_is_asked_for_and_purged_by_its_tenant_alone() {
         3,
         "what was refused has no number"
     );
+    let stranger = purge(&own, json!({ "hosts": ["theirs.example"] })).await;
+    assert_eq!(stranger.body["code"], "unknown_host", "{}", stranger.text);
+    let below = purge(&own, json!({ "urls": ["https://a.wild.example:8443/x"] })).await;
+    assert_eq!(below.status, 200, "{}", below.text);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ mod purge;
 mod route;
 
 pub(crate) use grants::OwnAddresses;
-pub(crate) use purge::purge;
+pub(crate) use purge::{hosts_of, purge};
 pub(crate) use route::circular;
 
 /// A health check's path.

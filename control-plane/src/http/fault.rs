@@ -90,6 +90,7 @@ fn stable(code: &str) -> &'static str {
         "missing_field",
         "origin_denied",
         "origin_own",
+        "unknown_host",
     ];
     CODES.iter().find(|&&known| known == code).copied().unwrap_or("invalid_fields")
 }

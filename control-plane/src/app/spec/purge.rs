@@ -32,10 +32,18 @@ pub(crate) fn purge(asked: &PurgeRequest) -> Vec<FieldError> {
         }
     }
     for (index, host) in asked.hosts.iter().enumerate() {
-        let wrong = DomainName::parse(host).err();
-        errors.extend(
-            wrong.map(|error| field(format!("/hosts/{index}"), "domain_name_invalid", error.to_string())),
-        );
+        let at = format!("/hosts/{index}");
+        match host.rsplit_once(':') {
+            Some((name, port)) if port.parse::<u16>().is_ok() => {
+                let message =
+                    format!("has a port; everything of the host is meant, on all its ports: write {name}");
+                errors.push(field(at, "has_port", message));
+            }
+            _ => {
+                let wrong = DomainName::parse(host).err();
+                errors.extend(wrong.map(|error| field(at, "domain_name_invalid", error.to_string())));
+            }
+        }
     }
     for (index, tag) in asked.tags.iter().enumerate() {
         if !(1..=TAG_BYTES_MAX).contains(&tag.len()) || tag.contains(',') || tag.trim() != tag {
@@ -44,6 +52,20 @@ pub(crate) fn purge(asked: &PurgeRequest) -> Vec<FieldError> {
         }
     }
     errors
+}
+
+/// The hosts that it names, each with the pointer of its field.
+pub(crate) fn hosts_of(asked: &PurgeRequest) -> Vec<(String, DomainName)> {
+    let of_url =
+        |text: &String| absolute(text).ok()?.host_str().and_then(|host| DomainName::parse(host).ok());
+    let named = |name: &str, texts: &[String], host: &dyn Fn(&String) -> Option<DomainName>| {
+        let found = texts.iter().enumerate();
+        found.filter_map(|(index, text)| Some((format!("/{name}/{index}"), host(text)?))).collect::<Vec<_>>()
+    };
+    let mut hosts = named("urls", &asked.urls, &of_url);
+    hosts.extend(named("prefixes", &asked.prefixes, &of_url));
+    hosts.extend(named("hosts", &asked.hosts, &|text| DomainName::parse(text).ok()));
+    hosts
 }
 
 fn url(text: &str, may_have_query: bool) -> Result<(), String> {
