@@ -53,7 +53,7 @@ fn send_on(client: &mut Https, stream: u32, bytes: usize) -> Option<Frame> {
             if frame.kind == RST_STREAM {
                 return Some(frame);
             }
-            if frame.kind == WINDOW_UPDATE && frame.stream == stream {
+            if (frame.kind, frame.stream) == (WINDOW_UPDATE, stream) {
                 window += u32::from_be_bytes(frame.payload[..4].try_into().unwrap()) as usize;
             }
         }
