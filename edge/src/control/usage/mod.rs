@@ -284,14 +284,16 @@ mod tests {
     /// Two more processes have left something than reports may wait for the stream.
     #[tokio::test]
     async fn reports_that_wait_for_the_stream_are_bounded() {
-        let folder = tempfile::tempdir().unwrap();
-        files::private_folder(folder.path()).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        // It has the process's own mode, and others may read it.
+        let folder = temporary.path().join("usage");
+        files::private_folder(&folder).unwrap();
         for _ in 0..limits::USAGE_REPORTS_QUEUE + 2 {
-            Series::begin(folder.path()).unwrap().leave_one_row();
+            Series::begin(&folder).unwrap().leave_one_row();
         }
         let (live, _publisher) = Live::new(1, 1 << 20, CellKeys::new());
         let metrics = ControlMetrics::new();
-        let (mut reporter, end) = UsageReporter::start(folder.path(), live, &metrics).unwrap();
+        let (mut reporter, end) = UsageReporter::start(&folder, live, &metrics).unwrap();
         reporter.connected(true);
         for _ in 0..limits::USAGE_REPORTS_QUEUE {
             reporter.next().await;
