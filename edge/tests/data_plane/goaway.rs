@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portico_edge::io::{IoChoice, choose};
-use portico_edge::limits::Deadlines;
+use portico_edge::limits::{Deadlines, H3_GOAWAY_WAIT_MAX};
 use quinn::crypto::rustls::QuicClientConfig;
 
 use crate::client::any_version;
-use crate::early_data::run;
-use crate::harness::{Setup, TestEdge, wait_until};
+use crate::early_data::{Relay, run};
+use crate::harness::{Setup, TestEdge, proxy_to, wait_until};
+use crate::origin::{Origin, Reply, ok};
 
 const HOST: &str = "shop.example";
 const REQUEST_REJECTED: u64 = 0x10b;
@@ -119,6 +120,35 @@ fn requests_before_the_end_are_served_and_those_behind_it_rejected_to_the_last()
         client.close().await;
     });
     wait_until("the worker has ended", || edge.workers.iter().all(std::thread::JoinHandle::is_finished));
+}
+
+/// The edge has written all of it, and the network has brought the client little.
+#[test]
+fn an_answer_that_travels_is_not_cut_by_a_drain() {
+    const BODY_BYTES: usize = 100_000;
+    let short = Duration::from_millis(1);
+    let mut edge = serving(Deadlines { h3_close_linger: short, ..Deadlines::default() });
+    let origin = Origin::start(|_| Reply::Keep(ok(&"x".repeat(BODY_BYTES))));
+    let url = origin.url();
+    edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&url)]);
+    run(async {
+        let relay = Relay::start(edge.https, "127.0.0.1").await;
+        let mut client = Raw::connect(relay.address).await;
+        relay.mute();
+        let answering = client.ask().await;
+        while std::fs::read_to_string(&edge.log).unwrap_or_default().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        edge.switch.begin();
+        // An edge that does not wait for the client has closed the connection by then.
+        tokio::time::sleep(H3_GOAWAY_WAIT_MAX + 500 * short).await;
+        relay.speak();
+        let bytes = answer(answering).await.unwrap();
+        assert!(bytes.ends_with(&[b'x'; 1000]) && bytes.len() > BODY_BYTES, "{} bytes", bytes.len());
+        client.goaway().await;
+        assert_eq!(client.goaway().await, 4);
+        client.close().await;
+    });
 }
 
 /// A request can be on its way when a connection has been quiet for too long.
