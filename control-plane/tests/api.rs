@@ -571,6 +571,8 @@ async fn an_operator_limits_what_a_tenant_takes_of_each_edge_and_a_tenant_does_n
         (json!({ "exchanges": 0 }), "/limits/exchanges"),
         (json!({ "bytes_per_second": 1000 }), "/limits/bytes_per_second"),
         (json!({ "request_body_bytes": 1_u64 << 41 }), "/limits/request_body_bytes"),
+        (json!({ "connections": 0 }), "/limits/connections"),
+        (json!({ "cache_bytes": 0 }), "/limits/cache_bytes"),
         (json!({ "requests_per_second": "many" }), "/limits/requests_per_second"),
         (json!({ "requests": 1 }), "/limits/requests"),
     ] {

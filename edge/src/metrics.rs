@@ -78,6 +78,8 @@ pub enum HandshakeEnd {
     NoKey,
     /// The client's is missing or does not lead to an authority of the name.
     ClientCertificate,
+    /// The name's tenant has as many connections as it may.
+    TenantConnections,
     Failed,
     TimedOut,
 }
@@ -111,18 +113,20 @@ pub enum Limited {
     TenantRequests,
     TenantExchanges,
     TenantBandwidth,
+    TenantConnections,
     RequestBody,
     ConnectionHeads,
 }
 
 impl Limited {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::SourceHandshakes,
         Self::SourceConnections,
         Self::SourceRequests,
         Self::TenantRequests,
         Self::TenantExchanges,
         Self::TenantBandwidth,
+        Self::TenantConnections,
         Self::RequestBody,
         Self::ConnectionHeads,
     ];
@@ -136,6 +140,7 @@ impl Limited {
             Self::TenantRequests => "tenant_requests",
             Self::TenantExchanges => "tenant_exchanges",
             Self::TenantBandwidth => "tenant_bandwidth",
+            Self::TenantConnections => "tenant_connections",
             Self::RequestBody => "request_body_too_large",
             Self::ConnectionHeads => "connection_heads",
         }
@@ -156,8 +161,17 @@ pub enum ProxyHeader {
 }
 
 const PROXY_HEADERS: [&str; 5] = ["read", "local", "untrusted", "malformed", "timed_out"];
-const HANDSHAKE_ENDS: [&str; 8] =
-    ["full", "resumed", "challenge", "unknown_name", "no_key", "client_certificate", "failed", "timed_out"];
+const HANDSHAKE_ENDS: [&str; 9] = [
+    "full",
+    "resumed",
+    "challenge",
+    "unknown_name",
+    "no_key",
+    "client_certificate",
+    "tenant_connections",
+    "failed",
+    "timed_out",
+];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -177,7 +191,7 @@ pub struct Metrics {
     pub quic_retries: Counter,
     pub quic_forwarded: Counter,
     pub quic_not_forwarded: Counter,
-    handshakes: [Counter; 8],
+    handshakes: [Counter; HANDSHAKE_ENDS.len()],
     proxy_headers: [Counter; 5],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],

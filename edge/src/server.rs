@@ -131,7 +131,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         AccessLog::open(&config.access_log, &config.privacy, Arc::clone(&metrics))?;
     let (traces, exporter) = Traces::new(config.traces.as_ref(), &config.privacy, &metrics);
     let (switch, drain) = DrainSwitch::new();
-    let cache = Cache::new(config.cache_bytes);
+    let ports = listeners.iter().flatten().map(|bound| &bound.config);
+    let cache = Cache::new(
+        config.cache_bytes,
+        ports.flat_map(|config| [config.address.port(), config.public_https_port]),
+    );
     let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
     let tls = TlsConfigs::new()?;
     if let Some(secret) = sockets.tickets.take() {

@@ -39,7 +39,7 @@ fn options(address: impl ToString, state: &Path, token: Option<String>) -> Contr
         build: "test".into(),
         expected_names: 1000,
         key_cache_bytes: 1 << 20,
-        cache: portico_edge::cache::Cache::new(1 << 20),
+        cache: portico_edge::cache::Cache::new(1 << 20, []),
         deadlines: ControlDeadlines::default(),
     }
 }

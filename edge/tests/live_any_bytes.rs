@@ -82,6 +82,8 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
             exchanges: 6,
             bytes_per_second: 1 << 20,
             request_body_bytes: 7,
+            connections: 8,
+            cache_bytes: 9,
         }),
     };
     let route = |action| wire::Route { path_prefix: "/a".into(), action: Some(action), rule: None };

@@ -130,7 +130,9 @@ async fn a_tenants_purge_is_done_by_every_edge_when_it_is_acknowledged() -> Resu
     let shops = Shops::open(2).await?;
     let (page, below) = (shops.url("shop.test", "/a"), shops.url("shop.test", "/a/"));
     let option = |name: &str, value: &str| vec![name.to_owned(), value.to_owned()];
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
+        // Without the port that visitors use.
+        (option("--url", "https://shop.test/a"), |host, path| host == "shop.test" && path == "/a"),
         (option("--url", &page), |host, path| host == "shop.test" && path == "/a"),
         (option("--prefix", &below), |host, path| host == "shop.test" && path == "/a/b"),
         (option("--tag", "of-c"), |host, path| host != "rival.test" && path == "/c"),
@@ -146,6 +148,8 @@ async fn a_tenants_purge_is_done_by_every_edge_when_it_is_acknowledged() -> Resu
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(said.contains("done by 2 edges"), "{said}");
+        let met = kept.iter().filter(|kept| kept.0 == 0 && named(kept.1, kept.2)).count();
+        assert_eq!(said.matches(&format!(": {met} kept answers")).count(), 2, "{met}: {said}");
         for (edge, host, path, before) in kept {
             let after = shops.body(edge, host, path).await?;
             assert_eq!(after != before, named(host, path), "{words:?}: edge {edge}, {host}{path}");

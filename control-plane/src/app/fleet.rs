@@ -4,7 +4,7 @@
 //! edges: nothing is deployed, nobody acknowledges a suspension, and calls about edges say so.
 
 use axum::http::StatusCode;
-use portico_api::v1::{Edge, JoinToken, Purge, PurgeRequest, Suspension, SuspensionAnswer};
+use portico_api::v1::{Edge, JoinToken, Purge, PurgeDone, PurgeRequest, Suspension, SuspensionAnswer};
 use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
 
 use crate::distribution::{Distribution, JoinError, UrgentOutcome};
@@ -77,8 +77,12 @@ impl FleetLink {
             (Some(distribution), Some(turn)) => distribution.fleet.purge(turn, number, tenant, request).await,
             _ => UrgentOutcome::default(),
         };
-        let names = |edges: Vec<EdgeId>| edges.iter().map(ToString::to_string).collect();
-        Purge { number, done: names(outcome.acked), pending: names(outcome.not_acked) }
+        let done = |edge: &EdgeId| PurgeDone {
+            edge: edge.to_string(),
+            answers: outcome.met.get(edge).copied().unwrap_or_default(),
+        };
+        let done = outcome.acked.iter().map(done).collect();
+        Purge { number, done, pending: outcome.not_acked.iter().map(ToString::to_string).collect() }
     }
 
     /// Lets held removals go, as a part of the caller's transaction; [`Self::removals_signed_off`] follows its commit.

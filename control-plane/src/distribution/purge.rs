@@ -81,26 +81,14 @@ fn everything(number: u64) -> ControlMessage {
     wrap(Purge {
         number,
         tenant_id: String::new(),
-        targets: vec![target(Kind::Everything(true))],
+        targets: vec![PurgeTarget { kind: Some(Kind::Everything(true)) }],
         soft: false,
     })
 }
 
 fn wire_purge(row: &PurgeRow) -> Purge {
-    let PurgeRequest { urls, prefixes, hosts, tags, everything, soft } = row.request.clone();
-    let targets = urls
-        .into_iter()
-        .map(Kind::Url)
-        .chain(prefixes.into_iter().map(Kind::Prefix))
-        .chain(hosts.into_iter().map(Kind::Host))
-        .chain(tags.into_iter().map(Kind::Tag))
-        .chain(everything.then_some(Kind::Everything(true)));
-    let targets = targets.map(target).collect();
-    Purge { number: row.number, tenant_id: row.tenant.to_string(), targets, soft }
-}
-
-fn target(kind: Kind) -> PurgeTarget {
-    PurgeTarget { kind: Some(kind) }
+    let targets = PurgeTarget::all_of(row.request.clone());
+    Purge { number: row.number, tenant_id: row.tenant.to_string(), targets, soft: row.request.soft }
 }
 
 /// Nobody waits for its ack: the sequence is that of no message.

@@ -35,6 +35,8 @@ pub struct UrgentOutcome {
     pub acked: Vec<EdgeId>,
     /// No stream, no answer within the deadline, or an answer that says no.
     pub not_acked: Vec<EdgeId>,
+    /// What a purge has met, by those of `acked` that kept any of it.
+    pub met: BTreeMap<EdgeId, u64>,
 }
 
 /// What is under way and what stands.
@@ -63,6 +65,7 @@ struct Waiting {
     expected: HashSet<EdgeId>,
     acked: Vec<EdgeId>,
     refused: Vec<EdgeId>,
+    met: BTreeMap<EdgeId, u64>,
     /// Taken when nobody is expected any more.
     done: Option<oneshot::Sender<()>>,
 }
@@ -217,7 +220,7 @@ impl Fleet {
         if !ack.error_code.is_empty() {
             tracing::warn!(%edge, code = ack.error_code, text = ack.error_text, "an edge refused an urgent message");
         }
-        self.table().urgents.acked(edge, ack.sequence, ack.error_code.is_empty());
+        self.table().urgents.acked(edge, ack.sequence, ack.error_code.is_empty().then_some(ack.met));
     }
 }
 
@@ -288,19 +291,23 @@ impl Urgents {
         let (done, receiver) = oneshot::channel();
         // With nobody to wait for, the sender is dropped at once, which ends the wait.
         let done = (!expected.is_empty()).then_some(done);
-        self.waiting.insert(sequence, Waiting { expected, acked: Vec::new(), refused: Vec::new(), done });
+        let (acked, refused, met) = (Vec::new(), Vec::new(), BTreeMap::new());
+        self.waiting.insert(sequence, Waiting { expected, acked, refused, met, done });
         receiver
     }
 
-    fn acked(&mut self, edge: EdgeId, sequence: u64, done: bool) {
+    /// `done`: what was met; `None`: the edge says no.
+    fn acked(&mut self, edge: EdgeId, sequence: u64, done: Option<u64>) {
         let Some(waiting) = self.waiting.get_mut(&sequence) else { return };
         if !waiting.expected.remove(&edge) {
             return;
         }
-        if done {
-            waiting.acked.push(edge)
-        } else {
-            waiting.refused.push(edge)
+        match done {
+            Some(met) => {
+                waiting.acked.push(edge);
+                waiting.met.extend((met > 0).then_some((edge, met)));
+            }
+            None => waiting.refused.push(edge),
         }
         if waiting.expected.is_empty() {
             waiting.done = None;
@@ -310,7 +317,7 @@ impl Urgents {
     fn finish(&mut self, sequence: u64) -> UrgentOutcome {
         let Some(waiting) = self.waiting.remove(&sequence) else { return UrgentOutcome::default() };
         let not_acked = waiting.refused.into_iter().chain(waiting.expected).collect();
-        UrgentOutcome { acked: waiting.acked, not_acked }
+        UrgentOutcome { acked: waiting.acked, not_acked, met: waiting.met }
     }
 }
 
@@ -368,12 +375,13 @@ mod tests {
         let mut urgents = Urgents::default();
         let (a, b, stranger) = (EdgeId::generate(), EdgeId::generate(), EdgeId::generate());
         let mut done = urgents.wait_for(7, HashSet::from([a, b]));
-        urgents.acked(stranger, 7, true);
-        urgents.acked(a, 7, true);
-        urgents.acked(a, 7, true);
+        urgents.acked(stranger, 7, Some(0));
+        urgents.acked(a, 7, Some(3));
+        urgents.acked(a, 7, Some(5));
         assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        urgents.acked(b, 7, false);
+        urgents.acked(b, 7, None);
         assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        assert_eq!(urgents.finish(7), UrgentOutcome { acked: vec![a], not_acked: vec![b] });
+        let met = BTreeMap::from([(a, 3)]);
+        assert_eq!(urgents.finish(7), UrgentOutcome { acked: vec![a], not_acked: vec![b], met });
     }
 }

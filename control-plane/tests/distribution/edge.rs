@@ -334,7 +334,7 @@ fn take(identity: &Identity, state: &mut State, message: ControlMessage) -> Opti
         Kind::Urgent(urgent) => {
             let sequence = urgent.sequence;
             state.urgents.push(urgent);
-            let ack = UrgentAck { sequence, ..UrgentAck::default() };
+            let ack = UrgentAck { sequence, met: 7, ..UrgentAck::default() };
             (!state.behaviour.stalled).then_some(edge_message::Kind::UrgentAck(ack))
         }
         Kind::UsageAck(ack) => {

@@ -63,8 +63,9 @@ impl CacheKey {
         &self.host
     }
 
-    pub(super) fn is_below(&self, tls: bool, host: &str, port: u16, path: &str) -> bool {
-        self.tls == tls && *self.host == *host && self.port == port && self.path.starts_with(path)
+    pub(super) fn is_below(&self, tls: bool, host: &str, port: Option<u16>, path: &str) -> bool {
+        let on_port = port.is_none_or(|port| port == self.port);
+        self.tls == tls && *self.host == *host && on_port && self.path.starts_with(path)
     }
 
     pub(super) fn weight(&self) -> usize {

@@ -62,12 +62,18 @@ pub struct Cache {
     purged_entries: AtomicU64,
     forms_made: AtomicU64,
     since_unix_ms: u64,
+    /// Where clients reach this edge, beside 80 and 443; each once.
+    ports: Box<[u16]>,
 }
 
 impl Cache {
-    /// Of at most `bytes`, all that is needed for an entry included; 0: nothing is kept.
-    pub fn new(bytes: u64) -> Arc<Self> {
+    /// Of at most `bytes`, all that is needed for an entry included; 0: nothing is kept. `ports`: where clients reach this
+    /// edge; a purge of a URL without a port means all of them.
+    pub fn new(bytes: u64, ports: impl IntoIterator<Item = u16>) -> Arc<Self> {
+        let ports: std::collections::BTreeSet<u16> =
+            ports.into_iter().filter(|port| !matches!(port, 80 | 443)).collect();
         Arc::new(Self {
+            ports: ports.into_iter().collect(),
             store: Arc::new(Store::new(bytes)),
             flights: Arc::default(),
             passes: Passes::new(clock::now()),

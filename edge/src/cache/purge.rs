@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use portico_api::distribution::{self as wire, purge_target::Kind};
+use portico_api::{
+    distribution::{self as wire, purge_target::Kind},
+    v1,
+};
 use portico_cert_store::{DomainName, TenantId};
 use url::Url;
 
@@ -19,7 +22,13 @@ use crate::{
 /// One thing to forget.
 enum Target {
     Keys(Vec<CacheKey>),
-    Prefix { tls: bool, host: Box<str>, port: u16, paths: Vec<String> },
+    /// Without a port: on all of them.
+    Prefix {
+        tls: bool,
+        host: Box<str>,
+        port: Option<u16>,
+        paths: Vec<String>,
+    },
     Host(Box<str>),
     Tag(Box<str>),
     Everything,
@@ -35,27 +44,46 @@ impl Cache {
             "" => None,
             text => Some(text.parse().map_err(|_| bad("the tenant's id is none"))?),
         };
-        if purge.targets.len() > limits::PURGE_TARGETS_MAX {
-            return Err(bad("too many targets"));
-        }
         let targets: Vec<Target> = match tenant {
             // Without a tenant there is only one thing that can be meant.
             None => vec![Target::Everything],
-            Some(tenant) => {
-                let read = |target| Target::parse(target, tenant, live);
-                purge.targets.iter().map(read).collect::<Result<_, _>>()?
-            }
+            Some(tenant) => self.targets(&purge.targets, tenant, live)?,
         };
         let met = self.purge_targets(tenant, &targets, purge.soft);
         // Also where it falls: a control plane that was restored from a backup counts from there.
         self.purged.store(purge.number, Ordering::Relaxed);
-        self.purged_entries.fetch_add(met as u64, Ordering::Relaxed);
         Ok(met)
+    }
+
+    /// The same on an edge that stands alone, where nobody counts purges.
+    ///
+    /// # Errors
+    /// As [`Cache::purge`], and where nothing is named.
+    pub fn purge_of(&self, tenant: TenantId, asked: v1::PurgeRequest, live: &Live) -> Result<usize, Fault> {
+        let soft = asked.soft;
+        let targets = wire::PurgeTarget::all_of(asked);
+        if targets.is_empty() {
+            return Err(bad("it names nothing; give urls, prefixes, hosts, tags or everything"));
+        }
+        let targets = self.targets(&targets, tenant, live)?;
+        Ok(self.purge_targets(Some(tenant), &targets, soft))
     }
 
     /// The number of the last purge that was done; 0: none.
     pub fn last_purge(&self) -> u64 {
         self.purged.load(Ordering::Relaxed)
+    }
+
+    fn targets(
+        &self,
+        asked: &[wire::PurgeTarget],
+        tenant: TenantId,
+        live: &Live,
+    ) -> Result<Vec<Target>, Fault> {
+        if asked.len() > limits::PURGE_TARGETS_MAX {
+            return Err(bad("too many targets"));
+        }
+        asked.iter().map(|target| Target::parse(target, tenant, (live, &*self.ports))).collect()
     }
 
     fn purge_targets(&self, tenant: Option<TenantId>, targets: &[Target], soft: bool) -> usize {
@@ -80,22 +108,25 @@ impl Cache {
                 self.store.remove(stored);
             }
         }
+        self.purged_entries.fetch_add(met.len() as u64, Ordering::Relaxed);
         met.len()
     }
 }
 
 impl Target {
-    fn parse(from: &wire::PurgeTarget, tenant: TenantId, live: &Live) -> Result<Self, Fault> {
+    fn parse(
+        from: &wire::PurgeTarget,
+        tenant: TenantId,
+        (live, ports): (&Live, &[u16]),
+    ) -> Result<Self, Fault> {
         match &from.kind {
-            Some(Kind::Url(text)) => Ok(Self::Keys(keys(text, tenant, live)?)),
+            Some(Kind::Url(text)) => Ok(Self::Keys(keys(text, tenant, live, ports)?)),
             Some(Kind::Prefix(text)) => {
                 let url = url(text)?;
                 if url.query().is_some() {
                     return Err(bad("a prefix has no query"));
                 }
-                let authority = authority(&url)?;
-                let port = authority.port.unwrap_or_default();
-                let host = authority.name.as_str().into();
+                let (host, port) = (name(&url)?.as_str().into(), url.port());
                 let paths = paths(text, &url).iter().flat_map(|path| spelling::usual(path)).collect();
                 Ok(Self::Prefix { tls: url.scheme() == "https", host, port, paths })
             }
@@ -133,18 +164,24 @@ impl Target {
     }
 }
 
-/// All that the host's routes may keep for it.
-fn keys(text: &str, tenant: TenantId, live: &Live) -> Result<Vec<CacheKey>, Fault> {
+/// All that the host's routes may keep for it. A URL without a port is meant as visitors write it, whichever port the edge
+/// is reached at: `ports` beside the scheme's own.
+fn keys(text: &str, tenant: TenantId, live: &Live, ports: &[u16]) -> Result<Vec<CacheKey>, Fault> {
     let url = url(text)?;
-    let authority = authority(&url)?;
-    let host = live.host(&authority.name).filter(|host| host.tenant.id == tenant);
+    let name = name(&url)?;
+    let host = live.host(&name).filter(|host| host.tenant.id == tenant);
     let routes = host.as_ref().map_or(&[][..], |host| &host.routes);
-    let resource = (url.scheme() == "https", &authority);
-    let keys = paths(text, &url)
-        .iter()
-        .flat_map(|path| CacheKey::all(tenant, routes, resource, path, url.query()))
-        .collect();
-    Ok(keys)
+    let given = url.port();
+    let meant =
+        url.port_or_known_default().into_iter().chain(ports.iter().copied().filter(|_| given.is_none()));
+    let paths = paths(text, &url);
+    let keys = meant.flat_map(|port| {
+        let authority = Authority { name: name.clone(), port: Some(port) };
+        let resource = (url.scheme() == "https", &authority);
+        let keys = paths.iter().flat_map(|path| CacheKey::all(tenant, routes, resource, path, url.query()));
+        keys.collect::<Vec<_>>()
+    });
+    Ok(keys.collect())
 }
 
 /// The path as it is written, and as browsers send it: they encode some letters that other clients do not.
@@ -161,10 +198,8 @@ fn url(text: &str) -> Result<Url, Fault> {
     url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| bad("not an http or https URL"))
 }
 
-fn authority(url: &Url) -> Result<Authority, Fault> {
-    let name =
-        url.host_str().and_then(|host| DomainName::parse(host).ok()).ok_or_else(|| bad("not a host"))?;
-    Ok(Authority { name, port: url.port_or_known_default() })
+fn name(url: &Url) -> Result<DomainName, Fault> {
+    url.host_str().and_then(|host| DomainName::parse(host).ok()).ok_or_else(|| bad("not a host"))
 }
 
 fn bad(why: &str) -> Fault {

@@ -289,6 +289,9 @@ impl Exchange {
 
     /// Asks the origin for everybody.
     async fn lead(&self, leading: Leading, stale: Option<Arc<Stored>>) -> Result<Answer, Dropped> {
+        let tenant = &self.host.tenant;
+        let most = tenant.cache_bytes_max(&self.context.worker.edge.live.fleet.load().tenant_limits);
+        self.cache.store.limit(tenant.id, most);
         let mut fetch = request::whole(&self.parts);
         if let Some(stale) = &stale {
             add_validators(&mut fetch.headers, &stale.head);

@@ -5,7 +5,8 @@
 //!
 //! Who is evicted: the tenant that holds the most, so that nobody's answers go for somebody who holds more than they do. A
 //! tenant with no more than (the cache's bytes / tenants) therefore keeps what it has, whatever others do, and one alone may
-//! use all of it. Within the tenant it is the oldest that was not asked for since it was looked at last (CLOCK).
+//! use all of it, or as much as its own limit says. Within the tenant it is the oldest that was not asked for since it was
+//! looked at last (CLOCK).
 //!
 //! Bytes are counted where they are freed, not where they are forgotten: a [`Held`] goes back when the last reader of a body
 //! is gone, so the bound holds for slow readers too. moka, which this project uses elsewhere, knows no tenants, and frees
@@ -64,13 +65,14 @@ struct Ledger {
 }
 
 /// One tenant's entries.
-#[derive(Default)]
 struct Shelf {
     /// Of what is in the index.
     bytes: u64,
     entries: u64,
     /// Of all that is held for it.
     held: Arc<AtomicU64>,
+    /// The tenant's limit on that.
+    most: u64,
     /// Oldest first; what is gone otherwise stays as a dead reference until it is met or swept.
     queue: VecDeque<Weak<Stored>>,
 }
@@ -144,6 +146,11 @@ impl Store {
             of_tenant.fetch_add(bytes, Ordering::Relaxed);
             Held { totals: Arc::clone(&self.totals), of_tenant, bytes }
         })
+    }
+
+    /// Sets a tenant's limit. What is held beyond it goes as new answers come.
+    pub(super) fn limit(&self, tenant: TenantId, most: u64) {
+        self.ledger().shelf(tenant).most = most;
     }
 
     /// Adds to what is held; false: there is no room now.
@@ -234,15 +241,23 @@ impl Store {
         let capacity = self.totals.capacity;
         let shelf = ledger.shelf(tenant);
         let loose = shelf.held.load(Ordering::Relaxed).saturating_sub(shelf.bytes);
-        if loose.saturating_add(bytes) > capacity / limits::CACHE_LOOSE_SHARE {
+        let wanted = loose.saturating_add(bytes);
+        // No eviction makes room for more than the tenant may have.
+        if wanted > (capacity / limits::CACHE_LOOSE_SHARE).min(shelf.most) {
             return false;
         }
         for _ in 0..limits::CACHE_EVICTIONS_MAX {
+            let shelf = ledger.shelf(tenant);
+            let is_over = shelf.held.load(Ordering::Relaxed).saturating_add(bytes) > shelf.most;
             let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= capacity);
-            if self.totals.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
+            let largest = if is_over {
+                tenant
+            } else if self.totals.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok() {
                 return true;
-            }
-            let Some(&(_, largest)) = ledger.by_bytes.last() else { return false };
+            } else {
+                let Some(&(_, largest)) = ledger.by_bytes.last() else { return false };
+                largest
+            };
             let Some(stored) = ledger.shelf(largest).next_to_go() else { return false };
             if self.unlink(&stored) {
                 ledger.subtract(&stored);
@@ -318,10 +333,16 @@ impl Ledger {
         self.by_bytes.remove(&(before, tenant));
         if shelf.entries > 0 {
             self.by_bytes.insert((shelf.bytes, tenant));
-        } else if shelf.held.load(Ordering::Relaxed) == 0 {
+        } else if shelf.held.load(Ordering::Relaxed) == 0 && shelf.most == u64::MAX {
             self.tenants.remove(&tenant);
         }
         self.entries = self.entries.saturating_sub(1);
+    }
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Self { bytes: 0, entries: 0, held: Arc::default(), most: u64::MAX, queue: VecDeque::new() }
     }
 }
 

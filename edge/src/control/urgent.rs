@@ -12,17 +12,21 @@ pub(super) fn handle(
     now_unix_ms: i64,
 ) -> UrgentAck {
     if let Some(urgent::Action::Purge(purge)) = &urgent.action {
-        return ack(urgent, cache.purge(purge, live).map(|_met| ()));
+        return ack(urgent, cache.purge(purge, live).map(|met| met as u64));
     }
-    ack(urgent, act(urgent, publisher, now_unix_ms))
+    ack(urgent, act(urgent, publisher, now_unix_ms).map(|()| 0))
 }
 
-fn ack(urgent: &Urgent, done: Result<(), Fault>) -> UrgentAck {
-    match done {
-        Ok(()) => UrgentAck { sequence: urgent.sequence, ..UrgentAck::default() },
-        Err(fault) => {
-            UrgentAck { sequence: urgent.sequence, error_code: fault.code.to_owned(), error_text: fault.text }
-        }
+fn ack(urgent: &Urgent, met: Result<u64, Fault>) -> UrgentAck {
+    let sequence = urgent.sequence;
+    match met {
+        Ok(met) => UrgentAck { sequence, met, ..UrgentAck::default() },
+        Err(fault) => UrgentAck {
+            sequence,
+            error_code: fault.code.to_owned(),
+            error_text: fault.text,
+            ..UrgentAck::default()
+        },
     }
 }
 

@@ -45,7 +45,7 @@ pub use publisher::{LivePublisher, Published};
 pub use route::{Action, Redirect, Route};
 pub use sites::{SealedCertificate, Sealing, Site, Sites};
 pub use stage::{Checks, Staged, StagingContext, stage};
-pub use tenant_limits::{OverShare, TenantLimits, TenantShare};
+pub use tenant_limits::{OverShare, TenantConnection, TenantLimits, TenantShare};
 pub use usage::{Counts, UsedHosts};
 
 /// The published tables.

@@ -28,6 +28,8 @@ pub struct TenantLimits {
     /// Bytes of answers' bodies.
     bandwidth: Option<Rate>,
     request_body_bytes: Option<u64>,
+    connections: Option<u32>,
+    cache_bytes: Option<u64>,
 }
 
 /// Of one tenant.
@@ -37,7 +39,12 @@ pub(super) struct TenantUsage {
     exchanges: AtomicU32,
     bandwidth: Meter,
     spans: Meter,
+    connections: AtomicU32,
 }
+
+/// One connection of a tenant, counted until it is dropped.
+#[derive(Debug)]
+pub struct TenantConnection(Arc<TenantState>);
 
 /// One exchange of a tenant, counted until it is dropped.
 #[derive(Debug)]
@@ -73,6 +80,8 @@ impl TenantLimits {
             exchanges: from.exchanges,
             bandwidth: from.bytes_per_second.map(|rate| Rate::new(rate, (rate / 4).max(least))),
             request_body_bytes: from.request_body_bytes,
+            connections: from.connections,
+            cache_bytes: from.cache_bytes,
         })
     }
 
@@ -82,6 +91,8 @@ impl TenantLimits {
             exchanges: self.exchanges.or(fleet.exchanges),
             bandwidth: self.bandwidth.or(fleet.bandwidth),
             request_body_bytes: self.request_body_bytes.or(fleet.request_body_bytes),
+            connections: self.connections.or(fleet.connections),
+            cache_bytes: self.cache_bytes.or(fleet.cache_bytes),
         }
     }
 }
@@ -124,6 +135,19 @@ impl TenantState {
         &self.usage.spans
     }
 
+    /// Counts one more connection, if there may be. `fleet` holds where the tenant's own limits say nothing.
+    pub fn connect(self: &Arc<Self>, fleet: &TenantLimits) -> Option<TenantConnection> {
+        let most = self.limits.load().or(fleet).connections.unwrap_or(u32::MAX);
+        let more = |open: u32| (open < most).then_some(open + 1);
+        let counted = self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then(|| TenantConnection(Arc::clone(self)))
+    }
+
+    /// The most that the cache may hold for the tenant, bytes.
+    pub fn cache_bytes_max(&self, fleet: &TenantLimits) -> u64 {
+        self.limits.load().or(fleet).cache_bytes.unwrap_or(u64::MAX)
+    }
+
     fn counted(self: &Arc<Self>, allowed: &TenantLimits) -> TenantShare {
         TenantShare {
             tenant: Arc::clone(self),
@@ -138,6 +162,12 @@ impl TenantShare {
     pub fn queue(&self, bytes: usize) -> Duration {
         let Some(rate) = self.bandwidth else { return Duration::ZERO };
         self.tenant.usage.bandwidth.queue(rate, bytes as u64, clock::uptime())
+    }
+}
+
+impl Drop for TenantConnection {
+    fn drop(&mut self) {
+        self.0.usage.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -195,6 +225,21 @@ mod tests {
         let refused = (0..100).find_map(|_| tenant.begin_exchange(&none).err()).expect("too many");
         assert_eq!(refused.limit, Limited::TenantRequests);
         assert_eq!(tenant.usage.exchanges.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_connection_counts_until_it_ends() {
+        let tenant = tenant(v1::TenantLimits { connections: Some(2), ..v1::TenantLimits::default() });
+        let fleet =
+            v1::TenantLimits { connections: Some(1), cache_bytes: Some(7), ..v1::TenantLimits::default() };
+        let fleet = TenantLimits::new(fleet).expect("within the bounds");
+        let first = tenant.connect(&fleet).expect("the first");
+        let _second = tenant.connect(&fleet).expect("the second");
+        assert!(tenant.connect(&fleet).is_none());
+        drop(first);
+        assert!(tenant.connect(&fleet).is_some());
+        assert_eq!(tenant.cache_bytes_max(&fleet), 7);
+        assert_eq!(tenant.cache_bytes_max(&TenantLimits::default()), u64::MAX);
     }
 
     #[test]

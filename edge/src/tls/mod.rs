@@ -37,8 +37,8 @@ use crate::{
     http::goodbye,
     io::Stream,
     limits,
-    live::{ClientAuth, Live, UnknownSni},
-    metrics::HandshakeEnd,
+    live::{ClientAuth, Live, TenantConnection, UnknownSni},
+    metrics::{HandshakeEnd, Limited},
     server::Edge,
 };
 
@@ -55,6 +55,18 @@ pub struct Shown {
     pub client: Option<Arc<ClientIdentity>>,
     /// The default certificate: every request on it is misdirected.
     pub is_default: bool,
+    /// The connection's place among those of its name's tenant; see [`Shown::count`].
+    pub counted: Option<Arc<TenantConnection>>,
+}
+
+impl Shown {
+    /// Counts the connection among those of its name's tenant, for as long as this lives. False: the tenant may have no more.
+    /// A connection to the default certificate is nobody's.
+    pub(crate) fn count(&mut self, live: &Live) -> bool {
+        let Some(host) = self.sni.as_ref().and_then(|name| live.host(name)) else { return true };
+        self.counted = host.tenant.connect(&live.fleet.load().tenant_limits).map(Arc::new);
+        self.counted.is_some()
+    }
 }
 
 /// How a connection came to be, for who keeps account of it.
@@ -102,6 +114,7 @@ pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTi
                 client_auth: None,
                 client: None,
                 is_default: false,
+                counted: None,
             };
             // Rare, so its authorities are not in the index. Where they are being changed just now, the host's word is
             // taken; an exchange looks again.
@@ -128,7 +141,16 @@ pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTi
         return Selection::Refuse { alert, end: HandshakeEnd::UnknownName };
     };
     let policy = TlsPolicy::default();
-    serve(live, Shown { sni: None, credential, policy, client_auth: None, client: None, is_default: true })
+    let shown = Shown {
+        sni: None,
+        credential,
+        policy,
+        client_auth: None,
+        client: None,
+        is_default: true,
+        counted: None,
+    };
+    serve(live, shown)
 }
 
 fn serve(live: &Live, shown: Shown) -> Selection {
@@ -187,7 +209,16 @@ async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, Han
     start.io.set_read_budget(None);
     let hello = HelloFacts::of(&start.client_hello());
     let (config, mut shown) = match select(&hello, live, configs, clock::unix_time()) {
-        Selection::Serve { key, shown } => (configs.serving(&shown, hello.prefers_chacha, key), shown),
+        Selection::Serve { key, mut shown } => {
+            // Before a key has signed: that is what costs. What is said is that of a server without resources (RFC 8446
+            // section 6.2); no alert says it better, and a page would have to come after the handshake.
+            if !shown.count(live) {
+                edge.metrics.limited(Limited::TenantConnections);
+                refuse(start.io, AlertDescription::InternalError).await;
+                return Err(HandshakeEnd::TenantConnections);
+            }
+            (configs.serving(&shown, hello.prefers_chacha, key), shown)
+        }
         Selection::Challenge { config } => {
             let mut stream = start.into_stream(config).await.map_err(failed)?;
             let _ = stream.shutdown().await; // RFC 8737 section 3: no application data

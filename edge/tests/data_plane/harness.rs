@@ -137,7 +137,7 @@ impl TestEdge {
             successor: std::sync::OnceLock::new(),
             origin_tls: OriginTls::with_roots(setup.origin_roots),
             origin_watch: Arc::default(),
-            cache: Cache::new(setup.cache_bytes),
+            cache: Cache::new(setup.cache_bytes, [https.port(), http.port(), setup.public_https_port]),
             resolvers: setup.resolvers,
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,

@@ -10,7 +10,7 @@ use portico_edge::limits::{
     Deadlines, ORIGIN_HEADER_BYTES_MAX, TENANT_BANDWIDTH_BURST_MIN, TENANT_REQUESTS_BURST_SECONDS,
 };
 
-use crate::client::{Answer, http2_get, https};
+use crate::client::{Answer, alert_of, any_version, http2_get, https, try_https};
 use crate::fleet;
 use crate::harness::{Served, Setup, TestEdge, on_each_backend, proxy_to, tenant_with, wait_until};
 use crate::http3_client::http3_get;
@@ -239,6 +239,35 @@ fn a_tenant_may_have_a_bound_of_its_own_on_request_bodies() {
             assert_eq!(post(OTHER, 1001, chunked), 200);
         }
         assert!(stage.refused("request_body_too_large") >= before + 2.0);
+    });
+}
+
+#[test]
+fn a_tenant_has_no_more_connections_than_it_may_and_the_others_have_theirs() {
+    on_each_backend(|backend| {
+        let mut stage = Stage::new(backend, &Origin::echoing(), Deadlines::default());
+        stage.limit(2, Some(wire::TenantLimits { connections: 2, ..Default::default() }));
+        let before = stage.refused("tenant_connections");
+        let mut open: Vec<_> = (0..2).map(|_| https(stage.edge.https, GREEDY)).collect();
+        for client in &mut open {
+            assert_eq!(client.get(GREEDY, "/").status, 200);
+        }
+        let connect = || try_https(stage.edge.https, Some(GREEDY), any_version(&["http/1.1"]));
+        let refused = connect().err().and_then(|error| alert_of(&error));
+        assert_eq!(refused, Some(rustls::AlertDescription::InternalError));
+        let refused = http3_get(stage.edge.https, Some(GREEDY), GREEDY, "/").unwrap_err();
+        assert!(stage.refused("tenant_connections") >= before + 2.0, "{refused}");
+        for _ in 0..5 {
+            assert_eq!(stage.get(OTHER, "/").status, 200);
+        }
+        // Those that are open go on, and what ends makes room.
+        assert_eq!(open[0].get(GREEDY, "/").status, 200);
+        drop(open.pop());
+        wait_until("the place of one that ended", || connect().is_ok());
+        drop(open);
+        let over_quic =
+            || http3_get(stage.edge.https, Some(GREEDY), GREEDY, "/").is_ok_and(|status| status == 200);
+        wait_until("a place over QUIC", over_quic);
     });
 }
 

@@ -137,6 +137,9 @@ pub struct UrgentAck {
     pub error_code: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub error_text: ::prost::alloc::string::String,
+    /// kept answers that a purge has met
+    #[prost(uint64, tag = "4")]
+    pub met: u64,
 }
 /// Sent every 5 s and at each change of io_backend; also the stream's heartbeat.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -446,6 +449,12 @@ pub struct TenantLimits {
     /// of one request
     #[prost(uint64, tag = "4")]
     pub request_body_bytes: u64,
+    /// open at once, by the names in their handshakes
+    #[prost(uint32, tag = "5")]
+    pub connections: u32,
+    /// held in the response cache
+    #[prost(uint64, tag = "6")]
+    pub cache_bytes: u64,
 }
 /// The operator's permission for a tenant to reach an address range that the egress guard refuses otherwise.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -64,6 +64,8 @@ impl From<v1::TenantLimits> for TenantLimits {
             exchanges: from.exchanges.unwrap_or_default(),
             bytes_per_second: from.bytes_per_second.unwrap_or_default(),
             request_body_bytes: from.request_body_bytes.unwrap_or_default(),
+            connections: from.connections.unwrap_or_default(),
+            cache_bytes: from.cache_bytes.unwrap_or_default(),
         }
     }
 }
@@ -75,7 +77,25 @@ impl From<TenantLimits> for v1::TenantLimits {
             exchanges: Some(from.exchanges).filter(|said| *said > 0),
             bytes_per_second: Some(from.bytes_per_second).filter(|said| *said > 0),
             request_body_bytes: Some(from.request_body_bytes).filter(|said| *said > 0),
+            connections: Some(from.connections).filter(|said| *said > 0),
+            cache_bytes: Some(from.cache_bytes).filter(|said| *said > 0),
         }
+    }
+}
+
+impl PurgeTarget {
+    /// All that a request names.
+    pub fn all_of(asked: v1::PurgeRequest) -> Vec<Self> {
+        use purge_target::Kind;
+        let v1::PurgeRequest { urls, prefixes, hosts, tags, everything, soft: _ } = asked;
+        let named = urls
+            .into_iter()
+            .map(Kind::Url)
+            .chain(prefixes.into_iter().map(Kind::Prefix))
+            .chain(hosts.into_iter().map(Kind::Host))
+            .chain(tags.into_iter().map(Kind::Tag))
+            .chain(everything.then_some(Kind::Everything(true)));
+        named.map(|kind| Self { kind: Some(kind) }).collect()
     }
 }
 

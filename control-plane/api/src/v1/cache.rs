@@ -48,13 +48,14 @@ pub struct QueryKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PurgeRequest {
-    /// Absolute URLs, as visitors see them. The query counts as the route's `query` says.
+    /// Absolute URLs, as visitors see them; without a port: on whichever port the edges are reached. The query counts as the
+    /// route's `query` says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// What begins with one of these: absolute URLs without query, such as `https://shop.example/img/`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<String>,
-    /// Everything of these hosts.
+    /// Everything of these hosts, on all ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// What the origin marked so by `Cache-Tag` (separated by commas) or `Surrogate-Key` (by spaces).
@@ -75,9 +76,17 @@ pub struct Purge {
     /// Rising.
     pub number: u64,
     /// Edges that have done it.
-    pub done: Vec<String>,
+    pub done: Vec<PurgeDone>,
     /// Edges that have not said so within 5 s.
     pub pending: Vec<String>,
+}
+
+/// One edge's word that it has done a purge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PurgeDone {
+    pub edge: String,
+    /// Kept answers that were named; 0: it kept none of them.
+    pub answers: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

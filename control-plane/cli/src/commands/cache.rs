@@ -1,6 +1,6 @@
 //! `portico cache ...`: what edges keep of origins' answers.
 
-use portico_api::v1::PurgeRequest;
+use portico_api::v1::{PurgeDone, PurgeRequest};
 
 use crate::commands::tenant;
 use crate::failure::{Failure, Outcome};
@@ -28,13 +28,13 @@ pub(crate) struct PurgeArgs {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 struct WhatArgs {
-    /// One URL, as visitors see it
+    /// One URL, as visitors see it; the port may be left out
     #[arg(long)]
     url: Vec<String>,
     /// What begins with this URL, such as https://shop.example/img/
     #[arg(long)]
     prefix: Vec<String>,
-    /// Everything of a host
+    /// Everything of a host, on all ports
     #[arg(long)]
     host: Vec<String>,
     /// What the origin marked so by Cache-Tag or Surrogate-Key
@@ -57,6 +57,12 @@ pub(crate) async fn run(settings: &Settings, command: CacheCommand) -> Outcome {
         output::json(&purge)?;
     } else {
         line(format!("purge {}: done by {} edges", purge.number, purge.done.len()));
+        for PurgeDone { edge, answers } in &purge.done {
+            line(format!("  {edge}: {answers} kept answers"));
+        }
+        if purge.pending.is_empty() && purge.done.iter().all(|done| done.answers == 0) {
+            line("no edge kept anything of what was named");
+        }
         for edge in &purge.pending {
             line(format!("  not yet by {edge}; it is told when it reconnects"));
         }

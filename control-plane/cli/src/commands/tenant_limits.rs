@@ -18,6 +18,12 @@ pub(crate) struct TenantLimitArgs {
     /// Bytes of one request's body; a longer one is answered 413
     #[arg(long, value_name = "N|default", value_parser = parse)]
     request_body_bytes: Option<Limit>,
+    /// TLS and QUIC connections open at once on each edge to the tenant's names; more are refused in the handshake
+    #[arg(long, value_name = "N|default", value_parser = parse)]
+    connections: Option<Limit>,
+    /// Bytes of each edge's response cache; beyond, the tenant's own oldest answers go
+    #[arg(long, value_name = "N|default", value_parser = parse)]
+    cache_bytes: Option<Limit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ impl TenantLimitArgs {
             ("exchanges", self.exchanges),
             ("bytes_per_second", self.bytes_per_second),
             ("request_body_bytes", self.request_body_bytes),
+            ("connections", self.connections),
+            ("cache_bytes", self.cache_bytes),
         ];
         let said = fields.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?)));
         let patch: Map<String, Value> = said
@@ -53,6 +61,8 @@ impl TenantLimitArgs {
             exchanges: small(self.exchanges),
             bytes_per_second: at(self.bytes_per_second),
             request_body_bytes: at(self.request_body_bytes),
+            connections: small(self.connections),
+            cache_bytes: at(self.cache_bytes),
         }
     }
 }
@@ -78,6 +88,8 @@ pub(crate) fn text(limits: &TenantLimits) -> Option<String> {
         limits.exchanges.map(|number| format!("{number} exchanges at once")),
         limits.bytes_per_second.map(|number| format!("{number} bytes/s")),
         limits.request_body_bytes.map(|number| format!("{number} bytes a request")),
+        limits.connections.map(|number| format!("{number} connections at once")),
+        limits.cache_bytes.map(|number| format!("{number} bytes of the cache")),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     (!parts.is_empty()).then(|| parts.join(", "))

@@ -7,7 +7,7 @@ use crate::config::Config;
 
 #[test]
 fn requests_that_no_client_waits_for_are_bounded() {
-    let cache = Cache::new(1 << 20);
+    let cache = Cache::new(1 << 20, []);
     let mut places: Vec<_> = (0..limits::CACHE_BACKGROUND_MAX).filter_map(|_| Place::take(&cache)).collect();
     assert_eq!(places.len(), limits::CACHE_BACKGROUND_MAX);
     assert!(Place::take(&cache).is_none());
@@ -19,7 +19,7 @@ fn requests_that_no_client_waits_for_are_bounded() {
 fn an_edge_whose_file_says_nothing_of_it_has_a_bounded_cache() {
     let text = "[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n[standalone]\n";
     let config = Config::parse(Path::new("/srv/edge.toml"), text).expect("it is whole");
-    let cache = Cache::new(config.cache_bytes);
+    let cache = Cache::new(config.cache_bytes, []);
     // Nobody may hold more than a part of it on the way in.
     let share = limits::CACHE_BYTES / 16;
     let held: Vec<_> = (0..1000).map_while(|_| cache.store.take(TenantId::generate(), share)).collect();

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::exchange::{ConnectionContext, Handshaking, Protocol};
 use crate::http::budget::ConnectionBudget;
 use crate::http::clock::ConnectionClock;
-use crate::metrics::{HandshakeEnd, Metrics};
+use crate::metrics::{HandshakeEnd, Limited, Metrics};
 use crate::sources::{Refused, Source};
 use crate::tls::{ClientIdentity, Handshake};
 use crate::worker::Worker;
@@ -89,6 +89,12 @@ pub(super) async fn handshake(
         connection.close(code(Code::H3_EXCESSIVE_LOAD), b"");
         return None;
     };
+    // As late as this for the same reason: the address is the client's own.
+    if !shown.count(&worker.edge.live) {
+        metrics.limited(Limited::TenantConnections);
+        connection.close(code(Code::H3_EXCESSIVE_LOAD), b"");
+        return None;
+    }
     if resumed {
         source.handshake_was_resumed();
     }

@@ -64,6 +64,39 @@ fn each_kind_takes_what_it_names_and_no_more() {
     });
 }
 
+/// What visitors write has the port that the edge is reached at, and people leave it out.
+#[test]
+fn a_url_without_a_port_is_that_of_visitors_on_another_port() {
+    on_each_backend(|backend| {
+        let shop = Shop::with(
+            backend,
+            wire::CachePolicy::default(),
+            Setup { public_https_port: 8443, ..Setup::default() },
+            |message| reply(200, &[FRESH], target(message)),
+        );
+        let get = |port: &str| {
+            let host = format!("shop.example{port}");
+            shop.connect().send(format!("GET /img/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).answer()
+        };
+        for (kind, gone) in [
+            (Kind::Url("https://shop.example/img/x".into()), &[":8443", ""][..]),
+            (Kind::Url("https://shop.example:8443/img/x".into()), &[":8443"]),
+            (Kind::Prefix("https://shop.example/img".into()), &[":8443", ""]),
+            (Kind::Prefix("https://shop.example:8443/img".into()), &[":8443"]),
+            (Kind::Url("https://shop.example:9443/img/x".into()), &[]),
+        ] {
+            for port in [":8443", ""] {
+                get(port);
+                wait_until("it is kept", || is_hit(&get(port)));
+            }
+            assert_eq!(purge(&shop, false, std::slice::from_ref(&kind)), gone.len(), "{kind:?}");
+            for port in [":8443", ""] {
+                assert_eq!(is_hit(&get(port)), !gone.contains(&port), "{kind:?} {port}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_purge_finds_every_spelling_that_is_kept() {
     on_each_backend(|backend| {

@@ -4,7 +4,7 @@ use portico_api::distribution as wire;
 
 use super::{cached, is_hit, reply, target};
 use crate::client::https;
-use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
+use crate::harness::{Setup, TestEdge, on_each_backend, tenant_with, wait_until};
 use crate::origin::Origin;
 
 const FRESH: &str = "Cache-Control: max-age=600";
@@ -37,6 +37,46 @@ fn one_tenant_cannot_push_out_anothers_pages() {
         }
         let [small, loud] = served.map(|served| edge.edge.cache.bytes_of(served.tenant));
         assert!(loud > capacity / 2, "{small} and {loud} of {capacity}");
+    });
+}
+
+#[test]
+fn a_tenant_with_a_share_of_its_own_holds_no_more_than_that() {
+    on_each_backend(|backend| {
+        let page = "x".repeat(16 << 10);
+        let origin = Origin::start(move |_| reply(200, &[FRESH], &page));
+        let mut edge = TestEdge::with(backend, Setup { cache_bytes: 4 << 20, ..Setup::default() });
+        let served = edge.serve_with(&["shop.example"], &[origin.grant()], |body| {
+            body.routes = vec![cached(&origin.url(), &wire::CachePolicy::default())];
+        });
+        let limit = |edge: &mut TestEdge, version: u64, cache_bytes: u64| {
+            let mut resource = tenant_with(served.tenant, version, &[origin.grant()], None);
+            let limits = wire::TenantLimits { cache_bytes, ..wire::TenantLimits::default() };
+            let mut body: wire::Tenant = prost::Message::decode(resource.body).unwrap();
+            body.limits = Some(limits);
+            resource.body = prost::Message::encode_to_vec(&body).into();
+            edge.apply(vec![resource]);
+        };
+        let share = 512 << 10;
+        limit(&mut edge, 2, share);
+        let mut client = https(edge.https, "shop.example");
+        for number in 0..200 {
+            client.get("shop.example", &format!("/{number}"));
+            let held = edge.edge.cache.bytes_of(served.tenant);
+            assert!(held <= share, "{held} bytes");
+        }
+        assert!(edge.edge.cache.bytes_of(served.tenant) > share / 2);
+        assert!(is_hit(&client.get("shop.example", "/199")), "the last is kept");
+        // A smaller one is reached as answers come.
+        limit(&mut edge, 3, share / 4);
+        wait_until("the rest has gone", || {
+            https(edge.https, "shop.example").get("shop.example", "/more");
+            https(edge.https, "shop.example").get("shop.example", "/yet-more");
+            edge.edge.cache.bytes_of(served.tenant) <= share / 4
+        });
+        limit(&mut edge, 4, 1);
+        client.get("shop.example", "/too-large");
+        assert!(!is_hit(&client.get("shop.example", "/too-large")));
     });
 }
 
