@@ -11,10 +11,13 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use portico_cert_store::{CertificateFacts, ClientCapabilities, DomainName, LineageId};
+use portico_api::v1::PurgeRequest;
+use portico_cert_store::{CertificateFacts, DomainName, KeyType, LineageId};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
+
+mod explain;
 
 use crate::{
     access_log::ReopenError,
@@ -118,6 +121,7 @@ async fn route(
         (&Method::PUT, ["v1", "certificates", id]) => ok(replace_certificate(admin, id, body)?),
         (&Method::DELETE, ["v1", "certificates", id]) => ok(remove_certificate(admin, id)?),
         (&Method::GET, ["v1", "names"]) => ok(list_names(admin)?),
+        (&Method::POST, ["v1", "purge"]) => ok(purge(admin, body)?),
         (&Method::GET, ["debug", "usage"]) => ok(busiest(admin, query)?),
         (&Method::GET, ["debug", "certs"]) => ok(explain_sni(admin, query)?),
         (&Method::POST, ["v1", "drain"]) => {
@@ -133,7 +137,7 @@ async fn route(
             code: "NoSuchCall",
             text: "calls: GET /metrics, /healthz, /readyz, /v1/status, /v1/certificates, /v1/names, /debug/certs?sni=NAME, \
                    /debug/generation, /debug/usage?order=requests, /debug/pprof/heap; POST /v1/certificates, \
-                   /v1/drain, /v1/access-log/reopen; PUT and DELETE /v1/certificates/ID"
+                   /v1/purge, /v1/drain, /v1/access-log/reopen; PUT and DELETE /v1/certificates/ID"
                 .to_owned(),
         }),
     }
@@ -192,7 +196,7 @@ struct CertificateView {
     not_before_unix: u64,
     not_after_unix: u64,
     issuer: String,
-    key_type: String,
+    key_type: KeyType,
     fingerprint_sha256: String,
 }
 
@@ -204,7 +208,7 @@ impl CertificateView {
             not_before_unix: facts.not_before.as_secs(),
             not_after_unix: facts.not_after.as_secs(),
             issuer: facts.issuer.to_string(),
-            key_type: format!("{:?}", facts.key_type),
+            key_type: facts.key_type,
             fingerprint_sha256: hex(&facts.fingerprint_sha256),
         }
     }
@@ -262,28 +266,27 @@ fn changed(sites: &Sites, id: LineageId) -> Value {
     json!({ "certificate": view, "persists": false, "note": NOTE })
 }
 
-/// What a handshake for a name would get now.
+/// What a handshake for a name gets now.
 fn explain_sni(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     let sni = pairs.into_iter().find(|(key, _)| key == "sni").map(|(_, value)| value.into_owned());
     let bad = |text: String| Refused { status: StatusCode::BAD_REQUEST, code: "BadName", text };
     let sni = sni.ok_or_else(|| bad("say which name: /debug/certs?sni=shop.example".to_owned()))?;
     let name = DomainName::parse(&sni).map_err(|error| bad(error.to_string()))?;
-    let live = &admin.edge.live;
-    let host = live.host(&name);
-    let hit = live.sni.lookup(&name, clock::unix_time(), ClientCapabilities::ALL);
-    Ok(json!({
-        "sni": name.as_str(),
-        "found": hit.is_some(),
-        "credential": hit.as_ref().map(|hit| hit.credential.id().to_string()),
-        "lineage": hit.as_ref().map(|hit| hit.credential.lineage().to_string()),
-        "names": hit.as_ref().map(|hit| hit.credential.facts().names.iter().map(ToString::to_string).collect::<Vec<_>>()),
-        "not_after_unix": hit.as_ref().map(|hit| hit.credential.not_after().as_secs()),
-        "tenant": hit.as_ref().map(|hit| hit.tenant.to_string()),
-        "unknown_sni": format!("{:?}", live.fleet.load().unknown_sni),
-        "routes": host.as_ref().map(|host| host.routes.len()),
-        "served": host.as_ref().map(|host| host.served),
-    }))
+    Ok(explain::sni(&admin.edge.live, &name))
+}
+
+/// Forgets kept answers of a standalone edge. In a fleet the control plane tells all edges.
+fn purge(admin: &Admin, body: &[u8]) -> Result<Value, Refused> {
+    with_sites(admin, |sites| {
+        let asked: PurgeRequest = serde_json::from_slice(body).map_err(|error| Refused {
+            status: StatusCode::BAD_REQUEST,
+            code: "BadPurge",
+            text: format!("{error}; send JSON such as {{\"hosts\": [\"shop.example\"]}}"),
+        })?;
+        let answers = admin.edge.cache.purge_of(sites.tenant(), asked, &admin.edge.live)?;
+        Ok(json!({ "answers": answers }))
+    })
 }
 
 /// The names of a standalone edge that were used most since it started. In a fleet the control plane sums them up.
@@ -325,7 +328,7 @@ fn with_sites<T>(admin: &Admin, act: impl FnOnce(&mut Sites) -> Result<T, Refuse
         Source::Fleet(_) => Err(Refused {
             status: StatusCode::CONFLICT,
             code: "FleetMode",
-            text: "this edge is part of a fleet: ask the control plane (`portico cert`, `portico usage`)"
+            text: "this edge is part of a fleet: ask the control plane (`portico cert`, `portico usage`, `portico cache purge`)"
                 .to_owned(),
         }),
     }

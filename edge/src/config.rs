@@ -25,6 +25,7 @@ use crate::{
     sources::SourceLimits,
 };
 
+mod loops;
 mod origin_tls;
 mod privacy;
 mod sources;
@@ -256,7 +257,7 @@ impl Source<'_> {
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
             cache_bytes: raw.cache_bytes.unwrap_or(limits::CACHE_BYTES),
             sources: sources::check(self, raw.client_limits.as_ref())?,
-            mode: self.mode(&raw)?,
+            mode: self.mode(&raw, &listeners)?,
             listeners,
             state,
         })
@@ -276,7 +277,7 @@ impl Source<'_> {
         Ok(AccessLogConfig { target, format: format.map(|format| *format.get_ref()).unwrap_or_default() })
     }
 
-    fn mode(self, raw: &RawConfig) -> Result<Mode, ConfigError> {
+    fn mode(self, raw: &RawConfig, listeners: &[ListenerConfig]) -> Result<Mode, ConfigError> {
         let standalone_section = [
             raw.standalone.as_ref().map(Spanned::span),
             raw.certificates.as_ref().map(Spanned::span),
@@ -292,7 +293,9 @@ impl Source<'_> {
                     .into(),
             )),
             (Some(control), None) => self.control(control.get_ref()).map(Mode::Fleet),
-            (None, Some(_)) => standalone::check(self, raw).map(|config| Mode::Standalone(Box::new(config))),
+            (None, Some(_)) => {
+                standalone::check(self, raw, listeners).map(|config| Mode::Standalone(Box::new(config)))
+            }
             (None, None) => Err(self.error(
                 None,
                 "has neither [control] (fleet mode) nor [certificates] (standalone); add one of them".into(),
@@ -385,10 +388,18 @@ impl Source<'_> {
 
     fn network(self, text: &Spanned<String>) -> Result<IpNet, ConfigError> {
         let parsed = text.get_ref().parse().or_else(|_| text.get_ref().parse::<IpAddr>().map(IpNet::from));
-        parsed.map_err(|_| {
+        let network: IpNet = parsed.map_err(|_| {
             let problem = format!("{:?} is not an address range such as \"10.0.0.0/8\"", text.get_ref());
             self.error(Some(text.span()), problem)
-        })
+        })?;
+        let whole = network.trunc();
+        if whole != network {
+            let alone = IpNet::from(network.addr());
+            let problem =
+                format!("{network} is an address within {whole}; write {whole}, or {alone} for it alone");
+            return Err(self.error(Some(text.span()), problem));
+        }
+        Ok(network)
     }
 
     fn workers(self, raw: Option<&Spanned<usize>>) -> Result<usize, ConfigError> {

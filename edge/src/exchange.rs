@@ -440,6 +440,10 @@ fn to_https(parts: &Parts, authority: &Authority, public_https_port: u16) -> Ans
         _ => StatusCode::PERMANENT_REDIRECT,
     };
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    if target == "*" {
+        // Of the server as a whole (RFC 9110 section 9.3.7): there is nothing to lead anywhere.
+        return Answer::fixed(StatusCode::OK, page::CONTENT_TYPE, Bytes::new(), Some("asterisk"));
+    }
     let target = if target.starts_with('/') { target } else { "/" };
     let location = match public_https_port {
         443 => format!("https://{}{target}", authority.name),

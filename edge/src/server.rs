@@ -17,7 +17,7 @@ use clap::Args as ClapArgs;
 use portico_cert_store::{CellKeys, Generation};
 
 use crate::{
-    access_log::{AccessLog, AccessLogWriter},
+    access_log::{self, AccessLog, AccessLogWriter},
     admin::Source,
     cache::Cache,
     clock,
@@ -212,6 +212,7 @@ impl Sockets {
 
 /// Reads what the start would read, so that `--check` refuses what the start refuses, and warns of what it leaves out.
 fn check_files(config: &Config) -> anyhow::Result<()> {
+    access_log::check(&config.access_log.target)?;
     match &config.mode {
         Mode::Standalone(standalone) => {
             let names = standalone::count_files(standalone).max(1024);

@@ -9,6 +9,8 @@ mod json;
 mod output;
 mod writer;
 
+pub(crate) use self::output::check;
+
 use std::{
     fmt, io,
     net::SocketAddr,

@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind, Write as _},
     os::{
         fd::AsFd as _,
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     time::Instant,
@@ -89,12 +89,35 @@ impl Output {
     }
 }
 
+/// Of a file that is made: it names visitors.
+const MODE: u32 = 0o640;
+
+/// Whether the log could be opened; no file is made.
+///
+/// # Errors
+/// Its folder is not there, or its path names a folder.
+pub(crate) fn check(target: &AccessLogTarget) -> io::Result<()> {
+    let AccessLogTarget::File(path) = target else { return Ok(()) };
+    let wrong = |text: String| {
+        Err(io::Error::new(ErrorKind::NotFound, format!("access_log {}: {text}", path.display())))
+    };
+    let named = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = named.unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return wrong(format!("there is no folder {}; make it, or name another file", folder.display()));
+    }
+    if path.is_dir() {
+        return wrong("is a folder; name a file in it".to_owned());
+    }
+    Ok(())
+}
+
 fn open(path: &Path) -> io::Result<File> {
     // A pipe opened for writing alone would keep the start waiting for its reader (fifo(7)).
     let is_pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     let file = match is_pipe {
         true => OpenOptions::new().read(true).write(true).open(path),
-        false => OpenOptions::new().create(true).append(true).open(path),
+        false => OpenOptions::new().create(true).append(true).mode(MODE).open(path),
     };
     file.map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
 }

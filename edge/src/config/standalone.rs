@@ -13,7 +13,7 @@ use portico_cert_store::NamePattern;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ConfigError, NamedPath, RawConfig, Source, TlsSection, origin_tls, tls};
+use super::{ConfigError, ListenerConfig, NamedPath, RawConfig, Source, TlsSection, loops, origin_tls, tls};
 use crate::live::{Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream, limits};
 
 #[derive(Debug, Clone, Default)]
@@ -85,7 +85,7 @@ pub(super) struct RawCertificates {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRoute {
-    host: Spanned<String>,
+    pub(super) host: Spanned<String>,
     path: Option<Spanned<String>>,
     #[serde(default)]
     exact: bool,
@@ -94,7 +94,7 @@ pub(super) struct RawRoute {
     replace_prefix: Option<Spanned<String>>,
     request_headers: Option<Spanned<v1::HeaderChanges>>,
     response_headers: Option<Spanned<v1::HeaderChanges>>,
-    proxy: Option<Spanned<RawProxy>>,
+    pub(super) proxy: Option<Spanned<RawProxy>>,
     host_header: Option<String>,
     #[serde(default)]
     protocol: v1::OriginProtocol,
@@ -108,7 +108,7 @@ pub(super) struct RawRoute {
     breaker: Option<v1::CircuitBreaker>,
     cache: Option<v1::CachePolicy>,
     compression: Option<v1::CompressionPolicy>,
-    redirect: Option<Spanned<String>>,
+    pub(super) redirect: Option<Spanned<String>>,
     status: Option<Spanned<u16>>,
     #[serde(default)]
     keep_path: bool,
@@ -127,14 +127,14 @@ pub(super) struct RawRoute {
 /// One origin, or several, each with a weight or without.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected an origin's URL, or a list of them")]
-enum RawProxy {
+pub(super) enum RawProxy {
     One(String),
     Several(Vec<RawOrigin>),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected an origin's URL, or { url = \"http://..\", weight = 1 }")]
-enum RawOrigin {
+pub(super) enum RawOrigin {
     Url(String),
     Weighted(v1::WeightedOrigin),
 }
@@ -153,7 +153,11 @@ struct RawAllow {
     ports: Vec<u16>,
 }
 
-pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneConfig, ConfigError> {
+pub(super) fn check(
+    source: Source<'_>,
+    raw: &RawConfig,
+    listeners: &[ListenerConfig],
+) -> Result<StandaloneConfig, ConfigError> {
     let files = raw.certificates.as_ref().map(Spanned::get_ref);
     let path = |path: Option<&Spanned<PathBuf>>| path.map(|path| source.named_path(path));
     let certificates = CertificateFiles {
@@ -179,6 +183,7 @@ pub(super) fn check(source: Source<'_>, raw: &RawConfig) -> Result<StandaloneCon
     let tls = tls::check(source, &raw.tls)?;
     let routes = routes(source, raw)?;
     plain_routes(source, raw, &routes, &tls)?;
+    loops::check(source, &raw.route, &routes, listeners)?;
     Ok(StandaloneConfig {
         unknown_sni,
         limits: limits.transpose()?.unwrap_or_default(),
@@ -381,7 +386,7 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, Con
             Ok(Action::Proxy(Arc::new(upstream)))
         }
         (None, Some(location), None, None) => {
-            let status = status(source, raw.status.as_ref(), StatusCode::FOUND, 300..=399)?;
+            let status = status(source, raw.status.as_ref(), StatusCode::PERMANENT_REDIRECT, 300..=399)?;
             let keep_query = raw.keep_query.unwrap_or(raw.keep_path);
             Redirect::parse(location.get_ref(), u32::from(status.as_u16()), raw.keep_path, keep_query)
                 .map(Action::Redirect)
@@ -392,9 +397,10 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, Con
             let body = read_body(&path).map_err(|problem| {
                 source.error(Some(file.span()), format!("static_file {}: {problem}", path.display()))
             })?;
-            fixed(source, spanned, body)
+            let is_page = path.extension().is_some_and(|end| end == "html" || end == "htm");
+            fixed(source, spanned, body, if is_page { HTML } else { TEXT })
         }
-        (None, None, None, Some(body)) => fixed(source, spanned, body.get_ref().clone().into_bytes()),
+        (None, None, None, Some(body)) => fixed(source, spanned, body.get_ref().clone().into_bytes(), TEXT),
         _ => Err(source.error(
             Some(spanned.span()),
             "a route needs exactly one of proxy, redirect, static_file, static_body".into(),
@@ -429,10 +435,19 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
     Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })
 }
 
-fn fixed(source: Source<'_>, spanned: &Spanned<RawRoute>, body: Vec<u8>) -> Result<Action, ConfigError> {
+/// As the API has it for texts.
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+fn fixed(
+    source: Source<'_>,
+    spanned: &Spanned<RawRoute>,
+    body: Vec<u8>,
+    usual_type: &str,
+) -> Result<Action, ConfigError> {
     let raw = spanned.get_ref();
     let status = status(source, raw.status.as_ref(), StatusCode::OK, 200..=599)?;
-    let content_type = raw.content_type.as_deref().unwrap_or("text/html; charset=utf-8");
+    let content_type = raw.content_type.as_deref().unwrap_or(usual_type);
     let span = raw.status.as_ref().map_or_else(|| spanned.span(), Spanned::span);
     Action::fixed(u32::from(status.as_u16()), content_type, body.into())
         .map_err(|fault| source.error(Some(span), fault.text))
@@ -548,6 +563,11 @@ mod tests {
                 "bytes_per_second must be from 16384",
             ),
             ("[standalone]\nlimits = { requests = 1 }\n", "5:12", "unknown field"),
+            (
+                "[egress]\nallow = [{ cidr = \"10.0.0.1/8\", ports = [1] }]\n",
+                "5:19",
+                "write 10.0.0.0/8, or 10.0.0.1/32",
+            ),
         ];
         points_at(&table);
     }

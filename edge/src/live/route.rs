@@ -210,6 +210,11 @@ impl Redirect {
         Ok(Self { status, keep_path, keep_query, location })
     }
 
+    /// Where it leads to.
+    pub fn location(&self) -> &Url {
+        &self.location
+    }
+
     /// The Location for a request to `path` (which begins with `/`) and `query`, of which it keeps what it is to keep.
     ///
     /// None if the request's own words cannot stand in a header.

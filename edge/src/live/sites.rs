@@ -75,6 +75,11 @@ impl Sites {
         }
     }
 
+    /// Of all sites.
+    pub fn tenant(&self) -> TenantId {
+        self.sealing.tenant
+    }
+
     /// What seals keys for this edge; threads that read many files share it.
     pub fn sealing(&self) -> Arc<Sealing> {
         Arc::clone(&self.sealing)

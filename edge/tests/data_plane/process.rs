@@ -6,14 +6,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
-use serde_json::Value;
+use portico_cert_store::{KeyType, PrivateKey};
+use serde_json::{Value, json};
 
 use portico_edge::limits::ADMIN_USAGE_ROWS_MAX;
 
 use crate::client::{https, plain};
 use crate::harness::wait_until;
+use crate::origin::{Origin, Reply};
 
 pub const EDGE: &str = env!("CARGO_BIN_EXE_portico-edge");
 
@@ -172,13 +175,138 @@ fn what_the_metrics_port_answers_the_admin_socket_does_too() {
     }
     let path = "/debug/certs?sni=shop.example";
     let (status, answer) = edge.admin("GET", path, "");
-    assert_eq!((status, &answer["found"], &answer["names"][0]), (200, &true.into(), &"shop.example".into()));
+    assert_eq!(
+        (status, &answer["found"], &answer["credentials"][0]["certificate"]["names"][0]),
+        (200, &true.into(), &"shop.example".into())
+    );
     // It names names, and nothing on the port does.
     assert_eq!(edge.metrics(path).0, 404);
     let (status, answer) = edge.admin("GET", "/debug/generation", "");
     assert_eq!((status, &answer["names"]), (200, &1.into()), "{answer}");
     assert!(answer["epoch"].is_u64() && answer["sequence"].is_u64(), "{answer}");
     assert!(edge.metrics("/debug/generation").1.contains("--unix-socket"));
+}
+
+#[test]
+fn the_explanation_of_a_name_holds_each_certificate_that_some_client_gets() {
+    let folder = prepare();
+    let key = PrivateKey::generate(KeyType::Rsa2048).unwrap();
+    let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+        &rustls::pki_types::PrivatePkcs8KeyDer::from(key.secret_der().to_vec()),
+        &rcgen::PKCS_RSA_SHA256,
+    )
+    .unwrap();
+    let rsa =
+        rcgen::CertificateParams::new(vec!["shop.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let file = format!("{}{}", rsa.pem(), key.serialize_pem());
+    std::fs::write(folder.path().join("certificates/shop-rsa.pem"), file).unwrap();
+    std::fs::write(folder.path().join("certificates/other.pem"), pem(&["other.example"])).unwrap();
+    let text = FILE.replace(
+        "folder = \"certificates\"",
+        "folder = \"certificates\"\ndefault = \"certificates/other.pem\"",
+    );
+    let text = format!(
+        "{text}[standalone]\nunknown_sni = \"default\"\n[[tls]]\nhost = \"shop.example\"\nminimum_version = \"1.3\"\n"
+    );
+    std::fs::write(folder.path().join("edge.toml"), text).unwrap();
+    let edge = Running::start(folder, "auto");
+    let explained = |name: &str| edge.admin("GET", &format!("/debug/certs?sni={name}"), "").1;
+    let shop = explained("shop.example");
+    let of = |answer: &Value, index: usize| {
+        let credential = &answer["credentials"][index];
+        (credential["clients"].clone(), credential["certificate"]["key_type"].clone())
+    };
+    assert_eq!(of(&shop, 0), (json!(["all", "ecdsa_only"]), json!("ecdsa-p256")), "{shop}");
+    assert_eq!(of(&shop, 1), (json!(["rsa_only"]), json!("rsa2048")), "{shop}");
+    let shown = &shop["credentials"][0]["certificate"]["fingerprint_sha256"];
+    let leaf = https(edge.https(), "shop.example").stream.conn.peer_certificates().unwrap()[0].to_vec();
+    let seen = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &leaf);
+    let hex: String = seen.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(shown, &json!(hex), "{shop}");
+    assert_eq!(
+        (&shop["tls"]["minimum_version"], &shop["tls"]["http2"]),
+        (&json!("1.3"), &json!(true)),
+        "{shop}"
+    );
+    let stranger = explained("stranger.example");
+    assert_eq!(
+        (&stranger["found"], &stranger["default_certificate"]),
+        (&json!(false), &json!(true)),
+        "{stranger}"
+    );
+    assert_eq!(stranger["credentials"][0]["certificate"]["names"], json!(["other.example"]), "{stranger}");
+    assert_eq!(stranger["tls"]["minimum_version"], "1.2", "{stranger}");
+}
+
+#[test]
+fn kept_answers_are_purged_on_the_admin_socket_of_an_edge_that_stands_alone() {
+    let count = AtomicU64::new(0);
+    let origin = Origin::start(move |_| {
+        let body = count.fetch_add(1, Ordering::SeqCst).to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Reply::Keep(format!("{head}{body}").into_bytes())
+    });
+    let folder = prepare();
+    let (cidr, port) = origin.grant();
+    let route = format!(
+        "[[route]]\nhost = \"*\"\nproxy = \"{}\"\ncache = {{}}\n[egress]\nallow = [{{ cidr = \"{cidr}\", ports = [{port}] }}]\n",
+        origin.url()
+    );
+    let text = format!("{}{route}", FILE.split("[[route]]").next().unwrap());
+    std::fs::write(folder.path().join("edge.toml"), text).unwrap();
+    let edge = Running::start(folder, "auto");
+    let port = edge.https().port();
+    let get = |path: &str| {
+        let host = format!("shop.example:{port}");
+        https(edge.https(), "shop.example").get(&host, path).text()
+    };
+    let kept = |path: &str| {
+        wait_until("it is kept", || get(path) == get(path));
+        get(path)
+    };
+    let (first, other) = (kept("/a"), kept("/b"));
+    let purge = |body: &str| edge.admin("POST", "/v1/purge", body);
+    let (status, answer) = purge("{\"urls\": [\"https://shop.example/a\"]}");
+    assert_eq!((status, &answer["answers"]), (200, &1.into()), "{answer}");
+    assert_ne!(get("/a"), first);
+    assert_eq!(get("/b"), other);
+    let (status, answer) = purge("{\"everything\": true}");
+    assert!(status == 200 && answer["answers"].as_u64() >= Some(1), "{answer}");
+    assert_ne!(get("/b"), other);
+    for wrong in ["", "{}", "{\"url\": \"https://shop.example/\"}", "{\"urls\": [\"/a\"]}", "[]"] {
+        let (status, answer) = purge(wrong);
+        assert!(matches!(status, 400 | 422) && answer["detail"].is_string(), "{wrong}: {status} {answer}");
+    }
+}
+
+/// What the start would stumble over.
+#[test]
+fn a_check_refuses_an_access_log_in_a_folder_that_is_not_there() {
+    for (log, good) in [("nowhere/access.log", false), ("certificates", false), ("access.log", true)] {
+        let folder = prepare();
+        let text = FILE.replace("access_log = \"access.log\"", &format!("access_log = \"{log}\""));
+        std::fs::write(folder.path().join("edge.toml"), text).unwrap();
+        // The file's own name is enough for an operator who stands beside it.
+        for file in [folder.path().join("edge.toml"), PathBuf::from("edge.toml")] {
+            let mut command = Command::new(EDGE);
+            let output = command.arg("--config").arg(file).arg("--check").current_dir(folder.path());
+            let output = output.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.success(), good, "{log}: {said}");
+            assert!(good || (said.contains("access_log") && said.contains(log)), "{said}");
+        }
+        assert!(!folder.path().join("access.log").exists(), "a check makes no file");
+    }
+}
+
+#[test]
+fn an_access_log_that_is_made_is_not_for_everybody() {
+    let edge = Running::start(prepare(), "auto");
+    let mode = std::fs::metadata(edge.folder.path().join("access.log")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o137, 0, "{mode:o}");
 }
 
 #[cfg(not(feature = "heap-profile"))]
@@ -235,7 +363,7 @@ fn the_busiest_names_of_a_standalone_edge_are_told() {
 
 #[test]
 fn how_long_things_take_is_measured_as_histograms() {
-    let origin = crate::origin::Origin::echoing();
+    let origin = Origin::echoing();
     let (address, port) = (origin.address, origin.address.port());
     let folder = prepare();
     let more = format!(
@@ -380,7 +508,8 @@ fn certificates_change_on_the_admin_socket_without_a_reload() {
     assert_ne!(leaf("new.example"), first);
     leaf("newer.example");
     let explained = edge.admin("GET", "/debug/certs?sni=newer.example", "").1;
-    assert_eq!((&explained["found"], &explained["lineage"]), (&true.into(), &id.as_str().into()));
+    let certificate = &explained["credentials"][0]["certificate"];
+    assert_eq!((&explained["found"], &certificate["id"]), (&true.into(), &id.as_str().into()));
     assert!(
         edge.admin("GET", "/v1/names", "").1["names"].as_array().unwrap().contains(&"newer.example".into())
     );
