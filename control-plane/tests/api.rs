@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use portico_control_plane::limits::CONSENT_NOTE_BYTES_MAX;
+use portico_control_plane::store::sql;
 use serde_json::{Value, json};
 use stage::{Stage, spec, until};
 
@@ -96,7 +97,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(tenant_id || role || hex(certificate)) FROM origin_authorities",
         "SELECT group_concat(tenant_id || group_name || coalesce(consented_at, '')) FROM shared_groups",
     ] {
-        let row: Option<String> = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
+        let row: Option<String> = sql::query_scalar(query).fetch_one(&mut read).await.unwrap();
         all += &row.unwrap_or_default();
         all += "\n";
     }
@@ -952,13 +953,13 @@ async fn remembered_keys_of_one_tenant_do_not_fill_the_disk() {
     assert_eq!(send(&own, "first").await.status, 201);
     let id = own.split('_').nth(1).unwrap();
     let mut tx = stage.running.parts.store.begin().await.unwrap();
-    sqlx::query(
+    sql::query(
         "INSERT INTO idempotency (actor, key, fingerprint, status, body, created_at) \
          VALUES (?, 'large', x'', 200, zeroblob(32 * 1024 * 1024), ?)",
     )
     .bind(id)
     .bind(stage.clock.now_ms())
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await
     .unwrap();
     tx.commit().await.unwrap();
@@ -1052,7 +1053,7 @@ async fn a_tampered_audit_entry_and_a_cut_end_are_found_over_the_api() {
     // By hand, as somebody with the file would.
     let tamper = async |sql: &'static str| {
         let mut tx = stage.running.parts.store.begin().await.unwrap();
-        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        sql::query(sql).execute(&mut tx).await.unwrap();
         tx.commit().await.unwrap();
     };
     tamper("DELETE FROM audit WHERE sequence = 3").await;
@@ -1167,8 +1168,7 @@ async fn a_repeated_token_creation_makes_no_second_token_and_names_the_first() {
     let again = stage.call("POST", path, operator, &key, body).await;
     assert_eq!((again.status, &again.body["code"]), (409, &json!("secret_shown_once")), "{}", again.text);
     let mut read = stage.running.parts.store.read().await.unwrap();
-    let made: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM join_tokens").fetch_one(&mut *read).await.unwrap();
+    let made: i64 = sql::query_scalar("SELECT COUNT(*) FROM join_tokens").fetch_one(&mut read).await.unwrap();
     assert_eq!(made, 1);
 }
 
@@ -1183,7 +1183,7 @@ async fn a_join_token_or_a_removal_of_an_edge_is_never_without_its_audit_entry()
         "INSERT INTO edges (id, cell, hpke_public_key, certificate_serial, identity_not_after, joined_at) \
          VALUES ('edge_01J0000000000000000000000A', 'default', X'00', '1', 0, 0)",
     ] {
-        sqlx::query(statement).execute(&mut *tx).await.unwrap();
+        sql::query(statement).execute(&mut tx).await.unwrap();
     }
     tx.commit().await.unwrap();
     let join =
@@ -1192,7 +1192,7 @@ async fn a_join_token_or_a_removal_of_an_edge_is_never_without_its_audit_entry()
         stage.operator("DELETE", "/v1/edges/edge_01J0000000000000000000000A", Value::Null).await.status
     };
     let left = async |query: &'static str| -> i64 {
-        sqlx::query_scalar(query).fetch_one(&mut *store.read().await.unwrap()).await.unwrap()
+        sql::query_scalar(query).fetch_one(&mut store.read().await.unwrap()).await.unwrap()
     };
     assert_eq!((join().await, remove().await), (500, 500));
     assert_eq!(left("SELECT COUNT(*) FROM join_tokens").await, 0);
@@ -1200,7 +1200,7 @@ async fn a_join_token_or_a_removal_of_an_edge_is_never_without_its_audit_entry()
     assert_eq!(left("SELECT COUNT(*) FROM edges WHERE removed_at IS NULL").await, 1);
 
     let mut tx = store.begin().await.unwrap();
-    sqlx::query("DROP TRIGGER refuse").execute(&mut *tx).await.unwrap();
+    sql::query("DROP TRIGGER refuse").execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!((join().await, remove().await), (201, 204));
     let actions = "SELECT COUNT(*) FROM audit WHERE action IN ('edge.create_join_token', 'edge.delete')";
@@ -1222,21 +1222,21 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     // As issuance leaves it after a fourth failure: a day's wait.
     let fail = async |id: &str| {
         let mut tx = store.begin().await.unwrap();
-        sqlx::query(
+        sql::query(
             "INSERT OR REPLACE INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
              VALUES (?, '[\"http-01\"]', 1, 4, ?, 'the CA said no', 0)",
         )
         .bind(id)
         .bind(stage.clock.now_ms() + 86_400_000)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
         tx.commit().await.unwrap();
     };
     let waits = async || -> bool {
-        sqlx::query_scalar("SELECT next_at > 0 FROM name_states WHERE domain_id = ?")
+        sql::query_scalar("SELECT next_at > 0 FROM name_states WHERE domain_id = ?")
             .bind(id)
-            .fetch_one(&mut *store.read().await.unwrap())
+            .fetch_one(&mut store.read().await.unwrap())
             .await
             .unwrap()
     };
@@ -1270,6 +1270,11 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     assert_eq!(by_operator.status, 200, "{}", by_operator.text);
 }
 
+/// Attempts, and when the next one may be.
+fn back_off(row: &sql::Row) -> (i64, i64) {
+    (row.try_get(0).unwrap(), row.try_get(1).unwrap())
+}
+
 #[tokio::test]
 async fn a_failed_name_that_is_deleted_and_claimed_anew_waits_as_long() {
     let stage = Stage::start().await;
@@ -1281,34 +1286,34 @@ async fn a_failed_name_that_is_deleted_and_claimed_anew_waits_as_long() {
     let id = first["id"].as_str().unwrap();
     stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
     let mut tx = store.begin().await.unwrap();
-    sqlx::query(
+    sql::query(
         "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, attempts, next_at, error, updated_at) \
          VALUES (?, '[\"http-01\"]', 1, 1, 4, ?, 'the CA said no', 0)",
     )
     .bind(id)
     .bind(next_at)
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await
     .unwrap();
     tx.commit().await.unwrap();
     let retry = format!("/v1/domains/{id}/retry");
     assert_eq!(stage.operator("POST", &retry, Value::Null).await.status, 200);
     let mut tx = store.begin().await.unwrap();
-    sqlx::query("UPDATE name_states SET next_at = ?").bind(next_at).execute(&mut *tx).await.unwrap();
+    sql::query("UPDATE name_states SET next_at = ?").bind(next_at).execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
 
     let at = format!("/v1/domains/{id}");
     stage.call("DELETE", &at, Some(&stage.operator), &[("if-match", "*")], Value::Null).await;
     let anew = stage.domain(&two, "shop.example").await;
     let anew = anew["id"].as_str().unwrap();
-    let kept: (i64, i64, bool, String) = sqlx::query_as(
-        "SELECT attempts, next_at, failed_before, methods FROM name_states WHERE domain_id = ?",
-    )
-    .bind(anew)
-    .fetch_one(&mut *store.read().await.unwrap())
-    .await
-    .unwrap();
-    assert_eq!(kept, (4, next_at, true, "[]".to_owned()));
+    let kept =
+        sql::query("SELECT attempts, next_at, failed_before, methods FROM name_states WHERE domain_id = ?")
+            .bind(anew)
+            .fetch_one(&mut store.read().await.unwrap())
+            .await
+            .unwrap();
+    assert_eq!(back_off(&kept), (4, next_at));
+    assert_eq!((kept.try_get::<bool>(2).unwrap(), kept.try_get::<&str>(3).unwrap()), (true, "[]"));
     // Nor does it bring a new "retry now".
     stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [anew], "note": "ours" })).await;
     let retry = format!("/v1/domains/{anew}/retry");
@@ -1327,24 +1332,24 @@ async fn a_failed_name_that_is_deleted_and_claimed_anew_waits_as_long() {
          cell_key_epoch, key_tenant, spki_sha256, csr, renewal, next_at, created_at, updated_at) VALUES \
          ('o', 'l', 'x', '[]', '[]', 's', 'failed', 'c', x'', 1, 'operator', x'', x'', 0, ?2, 1, 1)",
     ] {
-        sqlx::query(statement).bind(id).bind(next_at).execute(&mut *tx).await.unwrap();
+        sql::query(statement).bind(id).bind(next_at).execute(&mut tx).await.unwrap();
     }
     tx.commit().await.unwrap();
     let at = format!("/v1/domains/{id}");
     stage.call("DELETE", &at, Some(&stage.operator), &[("if-match", "*")], Value::Null).await;
     let anew = stage.domain(&one, "refused.example").await;
-    let kept: (i64, i64) = sqlx::query_as("SELECT attempts, next_at FROM name_states WHERE domain_id = ?")
+    let kept = sql::query("SELECT attempts, next_at FROM name_states WHERE domain_id = ?")
         .bind(anew["id"].as_str().unwrap())
-        .fetch_one(&mut *store.read().await.unwrap())
+        .fetch_one(&mut store.read().await.unwrap())
         .await
         .unwrap();
-    assert_eq!(kept, (1, next_at));
+    assert_eq!(back_off(&kept), (1, next_at));
 
     // A name that never failed begins at once.
     let other = stage.domain(&two, "other.example").await;
-    let states: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM name_states WHERE domain_id = ?")
+    let states: i64 = sql::query_scalar("SELECT COUNT(*) FROM name_states WHERE domain_id = ?")
         .bind(other["id"].as_str().unwrap())
-        .fetch_one(&mut *store.read().await.unwrap())
+        .fetch_one(&mut store.read().await.unwrap())
         .await
         .unwrap();
     assert_eq!(states, 0);

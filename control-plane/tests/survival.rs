@@ -21,7 +21,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use portico_control_plane::store::{Store, audit};
+use portico_control_plane::store::{Store, audit, sql};
 use serde_json::{Value, json};
 
 const ROUNDS: u64 = 30;
@@ -204,8 +204,9 @@ async fn the_service_leaves_no_core_file_with_its_keys() {
 async fn check(folder: &Path, acknowledged: &[(String, String)]) {
     let store = Store::open(&folder.join("data")).await.unwrap();
     let mut read = store.read().await.unwrap();
+    let rows = sql::query("SELECT name, id FROM domains ORDER BY name").fetch_all(&mut read).await.unwrap();
     let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, id FROM domains ORDER BY name").fetch_all(&mut *read).await.unwrap();
+        rows.iter().map(|row| (row.try_get(0).unwrap(), row.try_get(1).unwrap())).collect();
     for (name, id) in acknowledged {
         let found: Vec<_> = rows.iter().filter(|(of, _)| of == name).collect();
         assert_eq!(found, [&(name.clone(), id.clone())], "an acknowledged write is lost or doubled");
@@ -215,7 +216,7 @@ async fn check(folder: &Path, acknowledged: &[(String, String)]) {
         "SELECT COUNT(*) FROM events WHERE kind = 'domain.created'",
         "SELECT COUNT(*) FROM idempotency WHERE key <> 't'",
     ] {
-        let count: i64 = sqlx::query_scalar(query).fetch_one(&mut *read).await.unwrap();
+        let count: i64 = sql::query_scalar(query).fetch_one(&mut read).await.unwrap();
         assert_eq!(usize::try_from(count).unwrap(), rows.len(), "{query}");
     }
     let followed = audit::follow(&mut read, None, 100_000).await.unwrap();

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use portico_cert_store::{CHAIN_LENGTH_MAX, EdgeId, KeyType, PrivateKey};
 use portico_control_plane::limits::UPLOADED_BYTES_OF_TENANT_MAX;
+use portico_control_plane::store::sql;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
@@ -130,9 +131,9 @@ async fn events(stage: &Stage, token: &str) -> Vec<String> {
 /// The lengths of all sealed keys whose credential has this state.
 async fn sealed(stage: &Stage, state: &str) -> Vec<i64> {
     let mut read = stage.running.parts.store.read().await.unwrap();
-    sqlx::query_scalar("SELECT LENGTH(sealed_key) FROM credentials WHERE state = ?")
+    sql::query_scalar("SELECT LENGTH(sealed_key) FROM credentials WHERE state = ?")
         .bind(state)
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await
         .unwrap()
 }
@@ -255,7 +256,7 @@ async fn a_tenants_uploads_take_no_more_than_their_bound() {
     let most = UPLOADED_BYTES_OF_TENANT_MAX.cast_signed();
     let mut tx = stage.running.parts.store.begin().await.unwrap();
     let filled =
-        sqlx::query("UPDATE credentials SET stored_bytes = ?").bind(most).execute(&mut *tx).await.unwrap();
+        sql::query("UPDATE credentials SET stored_bytes = ?").bind(most).execute(&mut tx).await.unwrap();
     assert_eq!(filled.rows_affected(), 1);
     tx.commit().await.unwrap();
     let refused = upload(&stage, &one, &token, &body("www.shop.example", 90)).await;
@@ -512,7 +513,7 @@ async fn each_cell_of_a_name_gets_its_own_sealed_copy_and_no_other_does() {
     assert_eq!(cells, ["a", "b"]);
     let copies: Vec<Vec<u8>> = {
         let mut read = stage.running.parts.store.read().await.unwrap();
-        sqlx::query_scalar("SELECT sealed_key FROM credentials").fetch_all(&mut *read).await.unwrap()
+        sql::query_scalar("SELECT sealed_key FROM credentials").fetch_all(&mut read).await.unwrap()
     };
     assert_ne!(copies[0], copies[1], "each cell has its own key");
     assert_eq!(domain(&stage, "www.shop.example").await["certificates"].as_array().unwrap().len(), 1);
@@ -563,12 +564,12 @@ async fn a_key_that_a_removed_edge_could_read_is_to_be_replaced_by_its_tenant() 
     let first = taken(&stage, &one, &token, &body).await;
     let edge = EdgeId::generate().to_string();
     let mut tx = stage.running.parts.store.begin().await.unwrap();
-    sqlx::query(
+    sql::query(
         "INSERT INTO edges (id, cell, hpke_public_key, certificate_serial, identity_not_after, joined_at) \
          VALUES (?, 'default', x'00', '1', 0, 0)",
     )
     .bind(&edge)
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await
     .unwrap();
     tx.commit().await.unwrap();
@@ -597,12 +598,12 @@ async fn nothing_is_left_in_the_end_of_what_was_removed() {
     }
     let groups = || async {
         let mut read = stage.running.parts.store.read().await.unwrap();
-        let found: Vec<String> = sqlx::query_scalar(
+        let found: Vec<String> = sql::query_scalar(
             "SELECT id FROM groups WHERE id IN (SELECT group_id FROM lineages WHERE custody = 'uploaded') OR id IN (?, ?)",
         )
         .bind(made[0]["group_id"].as_str())
         .bind(made[1]["group_id"].as_str())
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await
         .unwrap();
         found

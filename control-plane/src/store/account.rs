@@ -1,9 +1,6 @@
 //! Accounts at CAs: one row per issuer, its key sealed, written before the CA hears of the key.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
-
-use super::{StoreError, WriteTx};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// An account as it is kept.
 #[derive(Clone, Debug)]
@@ -27,14 +24,14 @@ pub enum AccountState {
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn find(connection: &mut SqliteConnection, issuer: &str) -> Result<Option<AccountRow>, StoreError> {
-    let row = sqlx::query("SELECT issuer, directory, state, sealed_key, url FROM accounts WHERE issuer = ?")
+pub async fn find(connection: &mut Connection, issuer: &str) -> Result<Option<AccountRow>, StoreError> {
+    let row = sql::query("SELECT issuer, directory, state, sealed_key, url FROM accounts WHERE issuer = ?")
         .bind(issuer)
         .fetch_optional(connection)
         .await?;
     let Some(row) = row else { return Ok(None) };
     let url: Option<String> = row.try_get("url")?;
-    let state = match (row.try_get::<String, _>("state")?.as_str(), url) {
+    let state = match (row.try_get::<String>("state")?.as_str(), url) {
         ("intended", _) => AccountState::Intended,
         ("registered", Some(url)) => AccountState::Registered { url },
         _ => return Err(StoreError::Unreadable { what: format!("accounts: {issuer}") }),
@@ -52,15 +49,15 @@ pub async fn find(connection: &mut SqliteConnection, issuer: &str) -> Result<Opt
 /// # Errors
 /// The database's.
 pub async fn put_intended(tx: &mut WriteTx, row: &AccountRow, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM accounts WHERE issuer = ?").bind(&row.issuer).execute(&mut **tx).await?;
-    sqlx::query(
+    sql::query("DELETE FROM accounts WHERE issuer = ?").bind(&row.issuer).execute(tx).await?;
+    sql::query(
         "INSERT INTO accounts (issuer, directory, state, sealed_key, created_at) VALUES (?, ?, 'intended', ?, ?)",
     )
     .bind(&row.issuer)
     .bind(&row.directory)
     .bind(&row.sealed_key)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -70,9 +67,9 @@ pub async fn put_intended(tx: &mut WriteTx, row: &AccountRow, now_ms: i64) -> Re
 /// # Errors
 /// The database's.
 pub async fn set_intended(tx: &mut WriteTx, issuer: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE accounts SET state = 'intended', url = NULL WHERE issuer = ?")
+    sql::query("UPDATE accounts SET state = 'intended', url = NULL WHERE issuer = ?")
         .bind(issuer)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -88,14 +85,14 @@ pub async fn set_registered(
     thumbprint: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE accounts SET state = 'registered', url = ?, thumbprint = ?, registered_at = ? WHERE issuer = ?",
     )
     .bind(url)
     .bind(thumbprint)
     .bind(now_ms)
     .bind(issuer)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }

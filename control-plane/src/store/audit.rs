@@ -16,10 +16,9 @@ use std::str::FromStr;
 use aws_lc_rs::digest::{Context, SHA256};
 use futures_util::TryStreamExt as _;
 use portico_api::v1::AuditEntry;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_json, meta, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_json, meta, sql, to_json};
 use crate::sealer::hex;
 
 const META_FORGOTTEN: &str = "audit_forgotten";
@@ -59,8 +58,8 @@ struct Stored {
 /// # Errors
 /// The database's.
 pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<usize, StoreError> {
-    let last = sqlx::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
-        .fetch_optional(&mut **tx)
+    let last = sql::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
+        .fetch_optional(tx)
         .await?;
     let (sequence, previous): (i64, Vec<u8>) = match last {
         Some(row) => (row.try_get("sequence")?, row.try_get("hash")?),
@@ -70,7 +69,7 @@ pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<usize, StoreE
     let (before, after) = (to_json(&entry.before)?, to_json(&entry.after)?);
     let texts = [entry.actor, entry.request_id, entry.action, entry.subject, &before, &after];
     let hash = chain(&previous, sequence, entry.at, texts);
-    sqlx::query(
+    sql::query(
         "INSERT INTO audit (sequence, at, actor, request_id, action, subject, before, after, hash) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
@@ -83,7 +82,7 @@ pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<usize, StoreE
     .bind(&before)
     .bind(&after)
     .bind(hash)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(texts.iter().map(|text| text.len()).sum())
 }
@@ -93,7 +92,7 @@ pub async fn append(tx: &mut WriteTx, entry: &Entry<'_>) -> Result<usize, StoreE
 /// # Errors
 /// The database's.
 pub async fn list(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     since: u64,
     limit: u32,
 ) -> Result<(Vec<AuditEntry>, bool), StoreError> {
@@ -147,7 +146,7 @@ pub enum Followed {
 /// # Errors
 /// The database's.
 pub async fn follow(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     noted: Option<Mark>,
     limit: u32,
 ) -> Result<Followed, StoreError> {
@@ -164,7 +163,7 @@ pub async fn follow(
             beginning
         }
         Some(noted) => {
-            let hash: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM audit WHERE sequence = ?")
+            let hash: Option<Vec<u8>> = sql::query_scalar("SELECT hash FROM audit WHERE sequence = ?")
                 .bind(noted.sequence)
                 .fetch_optional(&mut *connection)
                 .await?;
@@ -191,7 +190,7 @@ pub async fn follow(
 ///
 /// # Errors
 /// The database's.
-pub async fn forgotten(connection: &mut SqliteConnection) -> Result<Mark, StoreError> {
+pub async fn forgotten(connection: &mut Connection) -> Result<Mark, StoreError> {
     let Some(text) = meta::find(connection, META_FORGOTTEN).await? else { return Ok(Mark::default()) };
     text.parse().map_err(|()| StoreError::Unreadable { what: format!("meta: {META_FORGOTTEN}") })
 }
@@ -202,16 +201,16 @@ pub async fn forgotten(connection: &mut SqliteConnection) -> Result<Mark, StoreE
 /// # Errors
 /// The database's.
 pub async fn purge(tx: &mut WriteTx, before_ms: i64, limit: u32) -> Result<usize, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT sequence, at, hash FROM audit WHERE sequence < (SELECT MAX(sequence) FROM audit) \
          ORDER BY sequence LIMIT ?",
     )
     .bind(limit)
-    .fetch_all(&mut **tx)
+    .fetch_all(tx)
     .await?;
     let (mut last, mut count) = (None, 0);
     for row in rows {
-        if row.try_get::<i64, _>("at")? >= before_ms {
+        if row.try_get::<i64>("at")? >= before_ms {
             break;
         }
         last = Some(Mark { sequence: row.try_get("sequence")?, hash: row.try_get("hash")? });
@@ -219,18 +218,18 @@ pub async fn purge(tx: &mut WriteTx, before_ms: i64, limit: u32) -> Result<usize
     }
     if let Some(last) = last {
         meta::put(tx, META_FORGOTTEN, &last.to_string()).await?;
-        sqlx::query("DELETE FROM audit WHERE sequence <= ?").bind(last.sequence).execute(&mut **tx).await?;
+        sql::query("DELETE FROM audit WHERE sequence <= ?").bind(last.sequence).execute(tx).await?;
     }
     Ok(count)
 }
 
 /// At most `limit` entries after `since`, and whether these are the last ones.
 async fn stored(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     since: i64,
     limit: u32,
 ) -> Result<(Vec<Stored>, bool), StoreError> {
-    let mut found = sqlx::query("SELECT * FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?")
+    let mut found = sql::query("SELECT * FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?")
         .bind(since)
         .bind(limit)
         .fetch(connection);
@@ -248,7 +247,7 @@ async fn stored(
 }
 
 impl Stored {
-    fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+    fn read(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
             sequence: row.try_get("sequence")?,
             at: row.try_get("at")?,
@@ -320,7 +319,7 @@ mod tests {
     /// What the walk says after `sql`, which is undone.
     async fn after(store: &Store, sql: &'static str, noted: Option<Mark>) -> Followed {
         let mut tx = store.begin().await.unwrap();
-        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        sql::query(sql).execute(&mut tx).await.unwrap();
         follow(&mut tx, noted, 100).await.unwrap()
     }
 

@@ -4,10 +4,8 @@
 //! of this module takes a key of one cell to another.
 
 use portico_cert_store::{CellId, CellKey, LineageId};
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
 
-use super::{StoreError, WriteTx, from_id};
+use super::{Connection, StoreError, WriteTx, from_id, sql};
 use crate::sealer::{Sealer, SealerError};
 
 /// The cell of tenants and tokens that name none.
@@ -34,14 +32,14 @@ pub fn of_domain(own: &[CellId], tenant: &[CellId]) -> Vec<CellId> {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn unknown(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     wanted: &[CellId],
 ) -> Result<Option<(CellId, Vec<CellId>)>, StoreError> {
     if wanted.is_empty() {
         return Ok(None);
     }
     let rows: Vec<String> =
-        sqlx::query_scalar("SELECT id FROM cells ORDER BY id").fetch_all(connection).await?;
+        sql::query_scalar("SELECT id FROM cells ORDER BY id").fetch_all(connection).await?;
     let known: Vec<CellId> = rows.iter().map(|id| from_id(id, "cells")).collect::<Result<_, _>>()?;
     let unknown = wanted.iter().find(|cell| !known.contains(cell)).cloned();
     Ok(unknown.map(|unknown| (unknown, known)))
@@ -52,10 +50,10 @@ pub async fn unknown(
 /// # Errors
 /// The database's.
 pub async fn ensure(tx: &mut WriteTx, sealer: &Sealer, cell: &CellId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO cells (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING")
+    sql::query("INSERT INTO cells (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING")
         .bind(cell.as_str())
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     if newest_epoch(tx, cell).await?.is_none() {
         insert_key(tx, sealer, &CellKey::generate(cell.clone(), 1), now_ms).await?;
@@ -83,13 +81,13 @@ pub async fn current_key(
 /// # Errors
 /// As [`current_key`].
 pub async fn key(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     sealer: &Sealer,
     cell: &CellId,
     epoch: u32,
 ) -> Result<Option<CellKey>, SealerError> {
     let sealed: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT sealed FROM cell_keys WHERE cell = ? AND epoch = ?")
+        sql::query_scalar("SELECT sealed FROM cell_keys WHERE cell = ? AND epoch = ?")
             .bind(cell.as_str())
             .bind(epoch)
             .fetch_optional(connection)
@@ -103,11 +101,11 @@ pub async fn key(
 /// # Errors
 /// As [`current_key`].
 pub async fn keys_in_use(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     sealer: &Sealer,
     cell: &CellId,
 ) -> Result<Vec<CellKey>, SealerError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT epoch, sealed FROM cell_keys k WHERE cell = ?1 AND \
          (epoch = (SELECT MAX(epoch) FROM cell_keys WHERE cell = ?1) OR EXISTS \
           (SELECT 1 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
@@ -148,11 +146,11 @@ pub async fn next_epoch(
 /// # Errors
 /// The database's.
 pub async fn sealed_before(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     cell: &CellId,
     epoch: u32,
 ) -> Result<Vec<LineageId>, StoreError> {
-    let ids: Vec<String> = sqlx::query_scalar(
+    let ids: Vec<String> = sql::query_scalar(
         "SELECT l.id FROM lineages l JOIN credentials c ON c.id = l.live_credential \
          WHERE l.cell = ? AND l.retired_at IS NULL AND c.cell_key_epoch < ? ORDER BY l.id",
     )
@@ -174,14 +172,14 @@ pub async fn renew_sealed_before(
     epoch: u32,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE credentials SET renew_at = ?1 WHERE renew_at > ?1 AND cell_key_epoch < ?2 AND id IN \
          (SELECT live_credential FROM lineages WHERE cell = ?3 AND retired_at IS NULL AND custody = 'cell')",
     )
     .bind(now_ms)
     .bind(epoch)
     .bind(cell.as_str())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -190,11 +188,8 @@ pub async fn renew_sealed_before(
 ///
 /// # Errors
 /// The database's.
-pub async fn newest_epoch(
-    connection: &mut SqliteConnection,
-    cell: &CellId,
-) -> Result<Option<u32>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT MAX(epoch) FROM cell_keys WHERE cell = ?")
+pub async fn newest_epoch(connection: &mut Connection, cell: &CellId) -> Result<Option<u32>, StoreError> {
+    Ok(sql::query_scalar("SELECT MAX(epoch) FROM cell_keys WHERE cell = ?")
         .bind(cell.as_str())
         .fetch_one(connection)
         .await?)
@@ -202,12 +197,12 @@ pub async fn newest_epoch(
 
 async fn insert_key(tx: &mut WriteTx, sealer: &Sealer, key: &CellKey, now_ms: i64) -> Result<(), StoreError> {
     let sealed = sealer.seal(PURPOSE, &row_name(key.cell(), key.epoch()), key.secret_bytes());
-    sqlx::query("INSERT INTO cell_keys (cell, epoch, sealed, created_at) VALUES (?, ?, ?, ?)")
+    sql::query("INSERT INTO cell_keys (cell, epoch, sealed, created_at) VALUES (?, ?, ?, ?)")
         .bind(key.cell().as_str())
         .bind(key.epoch())
         .bind(sealed)
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -268,10 +263,10 @@ mod tests {
         let mut tx = store.begin().await.unwrap();
         ensure(&mut tx, &sealer, &one, 0).await.unwrap();
         ensure(&mut tx, &sealer, &two, 0).await.unwrap();
-        sqlx::query(
+        sql::query(
             "UPDATE cell_keys SET sealed = (SELECT sealed FROM cell_keys WHERE cell = 'one') WHERE cell = 'two'",
         )
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
         assert!(matches!(key(&mut tx, &sealer, &two, 1).await, Err(SealerError::Open { .. })));

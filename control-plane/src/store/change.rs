@@ -6,10 +6,9 @@
 //! resource's version is the sequence of its newest change.
 
 use portico_api::distribution::ResourceKind;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// The newest change of one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,16 +54,15 @@ async fn put(
     tenant_id: Option<&str>,
     removed: bool,
 ) -> Result<u64, StoreError> {
-    let sequence: i64 =
-        sqlx::query_scalar("UPDATE sequencer SET last = last + 1 WHERE id = 1 RETURNING last")
-            .fetch_one(&mut **tx)
-            .await?;
-    sqlx::query("DELETE FROM changes WHERE kind = ? AND id = ?")
+    let sequence: i64 = sql::query_scalar("UPDATE sequencer SET last = last + 1 WHERE id = 1 RETURNING last")
+        .fetch_one(tx)
+        .await?;
+    sql::query("DELETE FROM changes WHERE kind = ? AND id = ?")
         .bind(kind as i32)
         .bind(id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO changes (sequence, kind, id, version, tenant_id, removed) VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(sequence)
@@ -73,7 +71,7 @@ async fn put(
     .bind(sequence)
     .bind(tenant_id)
     .bind(removed)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     let sequence = sequence.unsigned_abs();
     tx.recorded = Some(sequence);
@@ -84,9 +82,9 @@ async fn put(
 ///
 /// # Errors
 /// The database's.
-pub async fn last_sequence(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn last_sequence(connection: &mut Connection) -> Result<u64, StoreError> {
     let last: i64 =
-        sqlx::query_scalar("SELECT last FROM sequencer WHERE id = 1").fetch_one(connection).await?;
+        sql::query_scalar("SELECT last FROM sequencer WHERE id = 1").fetch_one(connection).await?;
     Ok(last.unsigned_abs())
 }
 
@@ -94,12 +92,8 @@ pub async fn last_sequence(connection: &mut SqliteConnection) -> Result<u64, Sto
 ///
 /// # Errors
 /// The database's.
-pub async fn after(
-    connection: &mut SqliteConnection,
-    base: u64,
-    limit: u32,
-) -> Result<Vec<Change>, StoreError> {
-    let rows = sqlx::query(
+pub async fn after(connection: &mut Connection, base: u64, limit: u32) -> Result<Vec<Change>, StoreError> {
+    let rows = sql::query(
         "SELECT sequence, kind, id, tenant_id, removed FROM changes WHERE sequence > ? ORDER BY sequence LIMIT ?",
     )
     .bind(i64::try_from(base).unwrap_or(i64::MAX))
@@ -114,12 +108,12 @@ pub async fn after(
 /// # Errors
 /// The database's.
 pub async fn version(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     kind: ResourceKind,
     id: &str,
 ) -> Result<Option<u64>, StoreError> {
     let version: Option<i64> =
-        sqlx::query_scalar("SELECT version FROM changes WHERE kind = ? AND id = ? AND removed = 0")
+        sql::query_scalar("SELECT version FROM changes WHERE kind = ? AND id = ? AND removed = 0")
             .bind(kind as i32)
             .bind(id)
             .fetch_optional(connection)
@@ -127,9 +121,9 @@ pub async fn version(
     Ok(version.map(i64::unsigned_abs))
 }
 
-fn read(row: &SqliteRow) -> Result<Change, StoreError> {
+fn read(row: &Row) -> Result<Change, StoreError> {
     Ok(Change {
-        sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
+        sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
         kind: row.try_get("kind")?,
         id: row.try_get("id")?,
         tenant_id: row.try_get("tenant_id")?,

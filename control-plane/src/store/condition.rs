@@ -3,10 +3,9 @@
 
 use portico_api::v1::{Condition, ConditionKind, ConditionStatus};
 use portico_cert_store::DomainId;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, from_id, from_word, push_ids, to_word};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, from_id, from_word, push_ids, sql, to_word};
 
 /// What was observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,17 +55,17 @@ pub async fn set(
     now_ms: i64,
 ) -> Result<bool, StoreError> {
     let kind = to_word(&observed.kind)?;
-    let before = sqlx::query("SELECT * FROM conditions WHERE domain_id = ? AND type = ?")
+    let before = sql::query("SELECT * FROM conditions WHERE domain_id = ? AND type = ?")
         .bind(domain.to_string())
         .bind(&kind)
-        .fetch_optional(&mut **tx)
+        .fetch_optional(tx)
         .await?;
     let before = before.as_ref().map(read).transpose()?;
     let same_status = before.as_ref().filter(|row| row.observed.status == observed.status);
     let changed = same_status.is_none_or(|row| row.observed.reason != observed.reason);
     let message: String =
         observed.message[..observed.message.floor_char_boundary(MESSAGE_BYTES_MAX)].to_owned();
-    sqlx::query(
+    sql::query(
         "INSERT INTO conditions (domain_id, type, status, reason, message, since, next_check_at) \
          VALUES (?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (domain_id, type) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
@@ -79,7 +78,7 @@ pub async fn set(
     .bind(message)
     .bind(same_status.map_or(now_ms, |row| row.since))
     .bind(observed.next_check_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(changed)
 }
@@ -88,20 +87,17 @@ pub async fn set(
 ///
 /// # Errors
 /// The database's.
-pub async fn of(
-    connection: &mut SqliteConnection,
-    domains: &[DomainId],
-) -> Result<Vec<ConditionRow>, StoreError> {
+pub async fn of(connection: &mut Connection, domains: &[DomainId]) -> Result<Vec<ConditionRow>, StoreError> {
     if domains.is_empty() {
         return Ok(Vec::new());
     }
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM conditions WHERE domain_id IN (");
+    let mut query = QueryBuilder::new("SELECT * FROM conditions WHERE domain_id IN (");
     push_ids(&mut query, domains).push(")");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<ConditionRow, StoreError> {
+fn read(row: &Row) -> Result<ConditionRow, StoreError> {
     Ok(ConditionRow {
         domain_id: from_id(row.try_get("domain_id")?, "conditions")?,
         observed: Observation {

@@ -2,10 +2,9 @@
 
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, change, from_id, from_json, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, change, from_id, from_json, sql, to_json};
 
 /// A certificate with its key sealed, as it is written.
 #[derive(Clone, Debug)]
@@ -95,10 +94,10 @@ pub async fn publish(
     };
     match (replaced, new_home) {
         (Some(old), Some((_, home))) => {
-            sqlx::query("UPDATE credentials SET lineage_id = ? WHERE id = ?")
+            sql::query("UPDATE credentials SET lineage_id = ? WHERE id = ?")
                 .bind(home.to_string())
                 .bind(old.to_string())
-                .execute(&mut **tx)
+                .execute(tx)
                 .await?;
             set_live(tx, home, old).await?;
             put_names(tx, home, &orphans).await?;
@@ -106,9 +105,9 @@ pub async fn publish(
             record_lineage(tx, home, tenant.as_deref()).await?;
         }
         (Some(old), None) => {
-            sqlx::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
+            sql::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
                 .bind(old.to_string())
-                .execute(&mut **tx)
+                .execute(tx)
                 .await?;
         }
         (None, _) => {}
@@ -129,9 +128,9 @@ pub async fn record_domains(tx: &mut WriteTx, domains: &[DomainId]) -> Result<u6
     for domain in domains {
         let id = domain.to_string();
         let tenant: Option<String> =
-            sqlx::query_scalar("SELECT tenant_id FROM domains WHERE id = ? AND deleted_at IS NULL")
+            sql::query_scalar("SELECT tenant_id FROM domains WHERE id = ? AND deleted_at IS NULL")
                 .bind(&id)
-                .fetch_optional(&mut **tx)
+                .fetch_optional(tx)
                 .await?;
         if let Some(tenant) = tenant {
             sequence = change::record(tx, ResourceKind::Domain, &id, Some(&tenant)).await?;
@@ -161,10 +160,10 @@ pub async fn retire_lineage(tx: &mut WriteTx, id: LineageId, now_ms: i64) -> Res
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn of_domain(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
 ) -> Result<Vec<CredentialRow>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT c.*, l.group_id, l.cell FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          JOIN credentials c ON c.id = l.live_credential \
          WHERE n.domain_id = ? AND l.retired_at IS NULL ORDER BY l.cell, c.not_after DESC",
@@ -180,11 +179,11 @@ pub async fn of_domain(
 /// # Errors
 /// The database's.
 pub async fn is_live_beside(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
     lineage: LineageId,
 ) -> Result<bool, StoreError> {
-    let live = sqlx::query_scalar(
+    let live = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.live_credential IS NOT NULL AND l.custody = 'cell' \
          AND l.cell = (SELECT cell FROM lineages WHERE id = ?))",
@@ -201,11 +200,11 @@ pub async fn is_live_beside(
 /// # Errors
 /// The database's.
 pub async fn is_live_of_issuer(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     lineage: LineageId,
     issuer: &str,
 ) -> Result<bool, StoreError> {
-    let live = sqlx::query_scalar(
+    let live = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
          WHERE l.id = ? AND c.issuer = ?)",
     )
@@ -219,10 +218,10 @@ pub async fn is_live_of_issuer(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn find(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: CredentialId,
 ) -> Result<Option<CredentialRow>, StoreError> {
-    let row = sqlx::query(
+    let row = sql::query(
         "SELECT c.*, l.group_id, l.cell FROM credentials c JOIN lineages l ON l.id = c.lineage_id WHERE c.id = ?",
     )
     .bind(id.to_string())
@@ -236,11 +235,11 @@ pub async fn find(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn domains_of_lineage(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     lineage: LineageId,
 ) -> Result<Vec<DomainId>, StoreError> {
     let ids: Vec<String> =
-        sqlx::query_scalar("SELECT domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
+        sql::query_scalar("SELECT domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
             .bind(lineage.to_string())
             .fetch_all(connection)
             .await?;
@@ -252,10 +251,10 @@ pub async fn domains_of_lineage(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn live_of_lineage(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     lineage: LineageId,
 ) -> Result<Option<CredentialRow>, StoreError> {
-    let row = sqlx::query(
+    let row = sql::query(
         "SELECT c.*, l.group_id, l.cell FROM lineages l JOIN credentials c ON c.id = l.live_credential \
          WHERE l.id = ?",
     )
@@ -266,7 +265,7 @@ pub async fn live_of_lineage(
 }
 
 pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
          key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody, \
          is_rsa, stored_bytes, tell_at) \
@@ -291,7 +290,7 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     .bind(new.is_rsa)
     .bind(i64::try_from(new.chain_pem.len() + new.sealed_key.len()).unwrap_or(i64::MAX))
     .bind(new.tell_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -300,9 +299,9 @@ pub(super) async fn lineage(
     tx: &mut WriteTx,
     lineage: LineageId,
 ) -> Result<(GroupId, String, Option<CredentialId>), StoreError> {
-    let row = sqlx::query("SELECT group_id, cell, live_credential FROM lineages WHERE id = ?")
+    let row = sql::query("SELECT group_id, cell, live_credential FROM lineages WHERE id = ?")
         .bind(lineage.to_string())
-        .fetch_one(&mut **tx)
+        .fetch_one(tx)
         .await?;
     let live: Option<String> = row.try_get("live_credential")?;
     let live = live.map(|id| from_id(&id, "lineages")).transpose()?;
@@ -313,9 +312,9 @@ pub(super) async fn names_of(
     tx: &mut WriteTx,
     lineage: LineageId,
 ) -> Result<Vec<(String, DomainId)>, StoreError> {
-    let rows = sqlx::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
+    let rows = sql::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ? ORDER BY name")
         .bind(lineage.to_string())
-        .fetch_all(&mut **tx)
+        .fetch_all(tx)
         .await?;
     rows.iter()
         .map(|row| Ok((row.try_get("name")?, from_id(row.try_get("domain_id")?, "lineage_names")?)))
@@ -325,7 +324,7 @@ pub(super) async fn names_of(
 /// The domain is still served, and no live lineage of the cell covers it. An uploaded one does not count: it ends, and then
 /// there must be another.
 async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<bool, StoreError> {
-    let found: i64 = sqlx::query_scalar(
+    let found: i64 = sql::query_scalar(
         "SELECT COUNT(*) FROM domains d WHERE d.id = ?1 AND d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
          (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
           WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
@@ -333,7 +332,7 @@ async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<boo
     )
     .bind(domain.to_string())
     .bind(cell)
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await?;
     Ok(found > 0)
 }
@@ -345,7 +344,7 @@ async fn free_lineage(
     cell: &str,
     not_of: GroupId,
 ) -> Result<Option<LineageId>, StoreError> {
-    let id: Option<String> = sqlx::query_scalar(
+    let id: Option<String> = sql::query_scalar(
         "SELECT l.id FROM group_names n JOIN lineages l ON l.group_id = n.group_id \
          WHERE n.domain_id = ? AND l.cell = ? AND l.group_id <> ? AND l.live_credential IS NULL \
          AND l.retired_at IS NULL AND l.custody = 'cell' LIMIT 1",
@@ -353,7 +352,7 @@ async fn free_lineage(
     .bind(domain.to_string())
     .bind(cell)
     .bind(not_of.to_string())
-    .fetch_optional(&mut **tx)
+    .fetch_optional(tx)
     .await?;
     id.map(|id| from_id(&id, "lineages")).transpose()
 }
@@ -363,10 +362,10 @@ pub(super) async fn set_live(
     lineage: LineageId,
     credential: CredentialId,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE lineages SET live_credential = ?, retired_at = NULL WHERE id = ?")
+    sql::query("UPDATE lineages SET live_credential = ?, retired_at = NULL WHERE id = ?")
         .bind(credential.to_string())
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -376,25 +375,25 @@ pub(super) async fn put_names(
     lineage: LineageId,
     names: &[(String, DomainId)],
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM lineage_names WHERE lineage_id = ?")
+    sql::query("DELETE FROM lineage_names WHERE lineage_id = ?")
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     for (name, domain) in names {
-        sqlx::query("INSERT INTO lineage_names (lineage_id, name, domain_id) VALUES (?, ?, ?)")
+        sql::query("INSERT INTO lineage_names (lineage_id, name, domain_id) VALUES (?, ?, ?)")
             .bind(lineage.to_string())
             .bind(name)
             .bind(domain.to_string())
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
     }
     Ok(())
 }
 
 pub(super) async fn group_tenant(tx: &mut WriteTx, group: GroupId) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT tenant_id FROM groups WHERE id = ?")
+    Ok(sql::query_scalar("SELECT tenant_id FROM groups WHERE id = ?")
         .bind(group.to_string())
-        .fetch_one(&mut **tx)
+        .fetch_one(tx)
         .await?)
 }
 
@@ -406,7 +405,7 @@ pub(super) async fn record_lineage(
     change::record(tx, ResourceKind::Credential, &lineage.to_string(), tenant).await
 }
 
-fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {
+fn credential(row: &Row) -> Result<CredentialRow, StoreError> {
     Ok(CredentialRow {
         id: from_id(row.try_get("id")?, "credentials")?,
         lineage: from_id(row.try_get("lineage_id")?, "credentials")?,

@@ -8,10 +8,9 @@
 use portico_api::distribution::ResourceKind;
 use portico_api::v1::{DomainSpec, Suspension};
 use portico_cert_store::{DomainId, NamePattern, TenantId};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, change, from_id, from_json, push_ids, to_json};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, change, from_id, from_json, push_ids, sql, to_json};
 
 /// A domain as it is stored.
 #[derive(Clone, Debug)]
@@ -65,7 +64,7 @@ pub struct DomainFilter {
 /// # Errors
 /// The database's; a second claim of one tenant for one name, and a label used before, are such.
 pub async fn insert(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO domains (id, tenant_id, name, spec, served, proof_label, txt_token, http_token, \
          challenge_label, suspension, acme_thumbprint, check_at, check_failures, revision, created_at, shows_identity) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -86,7 +85,7 @@ pub async fn insert(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError>
     .bind(row.revision.cast_signed())
     .bind(row.created_at)
     .bind(row.spec.shows_client_certificate().is_some())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     use_labels(tx, row, row.created_at).await
 }
@@ -97,7 +96,7 @@ pub async fn insert(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError>
 /// The database's; a second served claim for one name is one.
 pub async fn update(tx: &mut WriteTx, row: &mut DomainRow, now_ms: i64) -> Result<(), StoreError> {
     row.revision += 1;
-    sqlx::query(
+    sql::query(
         "UPDATE domains SET spec = ?, served = ?, proof_label = ?, txt_token = ?, http_token = ?, \
          challenge_label = ?, suspension = ?, check_at = ?, check_failures = ?, revision = ?, deleted_at = ?, \
          shows_identity = ? WHERE id = ?",
@@ -115,7 +114,7 @@ pub async fn update(tx: &mut WriteTx, row: &mut DomainRow, now_ms: i64) -> Resul
     .bind(row.deleted_at)
     .bind(row.spec.shows_client_certificate().is_some())
     .bind(row.id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     use_labels(tx, row, now_ms).await
 }
@@ -130,11 +129,11 @@ pub async fn schedule(
     check_at: Option<i64>,
     check_failures: u32,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE domains SET check_at = ?, check_failures = ? WHERE id = ?")
+    sql::query("UPDATE domains SET check_at = ?, check_failures = ? WHERE id = ?")
         .bind(check_at)
         .bind(check_failures)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -156,19 +155,19 @@ pub async fn publish(tx: &mut WriteTx, row: &DomainRow) -> Result<(), StoreError
 async fn use_labels(tx: &mut WriteTx, row: &DomainRow, now_ms: i64) -> Result<(), StoreError> {
     let labels = &row.labels;
     for label in [&labels.proof_label, &labels.txt_token, &labels.http_token, &labels.challenge_label] {
-        let owner: Option<String> = sqlx::query_scalar("SELECT domain_id FROM used_labels WHERE label = ?")
+        let owner: Option<String> = sql::query_scalar("SELECT domain_id FROM used_labels WHERE label = ?")
             .bind(label)
-            .fetch_optional(&mut **tx)
+            .fetch_optional(tx)
             .await?;
         if owner.as_deref() == Some(&row.id.to_string()) {
             continue;
         }
         // A label of another domain violates the key: the whole write fails, as it must.
-        sqlx::query("INSERT INTO used_labels (label, domain_id, created_at) VALUES (?, ?, ?)")
+        sql::query("INSERT INTO used_labels (label, domain_id, created_at) VALUES (?, ?, ?)")
             .bind(label)
             .bind(row.id.to_string())
             .bind(now_ms)
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
     }
     Ok(())
@@ -178,8 +177,8 @@ async fn use_labels(tx: &mut WriteTx, row: &DomainRow, now_ms: i64) -> Result<()
 ///
 /// # Errors
 /// The database's.
-pub async fn find(connection: &mut SqliteConnection, id: DomainId) -> Result<Option<DomainRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM domains WHERE id = ? AND deleted_at IS NULL")
+pub async fn find(connection: &mut Connection, id: DomainId) -> Result<Option<DomainRow>, StoreError> {
+    let row = sql::query("SELECT * FROM domains WHERE id = ? AND deleted_at IS NULL")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -190,11 +189,8 @@ pub async fn find(connection: &mut SqliteConnection, id: DomainId) -> Result<Opt
 ///
 /// # Errors
 /// The database's.
-pub async fn find_any(
-    connection: &mut SqliteConnection,
-    id: DomainId,
-) -> Result<Option<DomainRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM domains WHERE id = ?")
+pub async fn find_any(connection: &mut Connection, id: DomainId) -> Result<Option<DomainRow>, StoreError> {
+    let row = sql::query("SELECT * FROM domains WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -206,11 +202,11 @@ pub async fn find_any(
 /// # Errors
 /// The database's.
 pub async fn find_of_tenant(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
     name: &NamePattern,
 ) -> Result<Option<DomainRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM domains WHERE tenant_id = ? AND name = ? AND deleted_at IS NULL")
+    let row = sql::query("SELECT * FROM domains WHERE tenant_id = ? AND name = ? AND deleted_at IS NULL")
         .bind(tenant.to_string())
         .bind(name.to_string())
         .fetch_optional(connection)
@@ -222,12 +218,11 @@ pub async fn find_of_tenant(
 ///
 /// # Errors
 /// The database's.
-pub async fn served_names(
-    connection: &mut SqliteConnection,
-    tenant: TenantId,
-) -> Result<Vec<String>, StoreError> {
-    let sql = "SELECT name FROM domains WHERE tenant_id = ? AND served = 1 LIMIT 100000";
-    Ok(sqlx::query_scalar(sql).bind(tenant.to_string()).fetch_all(connection).await?)
+pub async fn served_names(connection: &mut Connection, tenant: TenantId) -> Result<Vec<String>, StoreError> {
+    Ok(sql::query_scalar("SELECT name FROM domains WHERE tenant_id = ? AND served = 1 LIMIT 100000")
+        .bind(tenant.to_string())
+        .fetch_all(connection)
+        .await?)
 }
 
 /// The claim that is served for a name.
@@ -235,10 +230,10 @@ pub async fn served_names(
 /// # Errors
 /// The database's.
 pub async fn find_served(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     name: &NamePattern,
 ) -> Result<Option<DomainRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM domains WHERE name = ? AND served = 1")
+    let row = sql::query("SELECT * FROM domains WHERE name = ? AND served = 1")
         .bind(name.to_string())
         .fetch_optional(connection)
         .await?;
@@ -249,12 +244,9 @@ pub async fn find_served(
 ///
 /// # Errors
 /// The database's.
-pub async fn claims(
-    connection: &mut SqliteConnection,
-    name: &NamePattern,
-) -> Result<Vec<DomainRow>, StoreError> {
+pub async fn claims(connection: &mut Connection, name: &NamePattern) -> Result<Vec<DomainRow>, StoreError> {
     let rows =
-        sqlx::query("SELECT * FROM domains WHERE name = ? AND deleted_at IS NULL ORDER BY id LIMIT 1000")
+        sql::query("SELECT * FROM domains WHERE name = ? AND deleted_at IS NULL ORDER BY id LIMIT 1000")
             .bind(name.to_string())
             .fetch_all(connection)
             .await?;
@@ -265,9 +257,9 @@ pub async fn claims(
 ///
 /// # Errors
 /// The database's.
-pub async fn count_unproved(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn count_unproved(connection: &mut Connection) -> Result<u64, StoreError> {
     let count: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM domains WHERE deleted_at IS NULL AND served = 0")
+        sql::query_scalar("SELECT COUNT(*) FROM domains WHERE deleted_at IS NULL AND served = 0")
             .fetch_one(connection)
             .await?;
     Ok(count.unsigned_abs())
@@ -277,11 +269,8 @@ pub async fn count_unproved(connection: &mut SqliteConnection) -> Result<u64, St
 ///
 /// # Errors
 /// The database's.
-pub async fn list(
-    connection: &mut SqliteConnection,
-    filter: &DomainFilter,
-) -> Result<Vec<DomainRow>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id > ");
+pub async fn list(connection: &mut Connection, filter: &DomainFilter) -> Result<Vec<DomainRow>, StoreError> {
+    let mut query = QueryBuilder::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id > ");
     query.push_bind(&filter.after);
     if let Some(tenant) = filter.tenant {
         query.push(" AND tenant_id = ").push_bind(tenant.to_string());
@@ -302,11 +291,8 @@ pub async fn list(
 ///
 /// # Errors
 /// The database's.
-pub async fn find_many(
-    connection: &mut SqliteConnection,
-    ids: &[DomainId],
-) -> Result<Vec<DomainRow>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id IN (");
+pub async fn find_many(connection: &mut Connection, ids: &[DomainId]) -> Result<Vec<DomainRow>, StoreError> {
+    let mut query = QueryBuilder::new("SELECT * FROM domains WHERE deleted_at IS NULL AND id IN (");
     push_ids(&mut query, ids).push(") ORDER BY id");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter().map(read).collect()
@@ -317,12 +303,8 @@ pub async fn find_many(
 ///
 /// # Errors
 /// The database's.
-pub async fn due(
-    connection: &mut SqliteConnection,
-    now_ms: i64,
-    limit: u32,
-) -> Result<Vec<DomainRow>, StoreError> {
-    let rows = sqlx::query(
+pub async fn due(connection: &mut Connection, now_ms: i64, limit: u32) -> Result<Vec<DomainRow>, StoreError> {
+    let rows = sql::query(
         "SELECT domains.* FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY tenant_id ORDER BY check_at) AS turn FROM domains \
          WHERE check_at IS NOT NULL AND check_at <= ? AND deleted_at IS NULL) AS due JOIN domains ON domains.id = due.id \
          ORDER BY turn, check_at LIMIT ?",
@@ -334,14 +316,14 @@ pub async fn due(
     rows.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<DomainRow, StoreError> {
+fn read(row: &Row) -> Result<DomainRow, StoreError> {
     let id: String = row.try_get("id")?;
     let suspension: Option<String> = row.try_get("suspension")?;
     let unreadable = || StoreError::Unreadable { what: format!("domains: {id}: name") };
     Ok(DomainRow {
         id: from_id(&id, "domains")?,
         tenant_id: from_id(row.try_get("tenant_id")?, "domains")?,
-        name: row.try_get::<&str, _>("name")?.parse().map_err(|_| unreadable())?,
+        name: row.try_get::<String>("name")?.parse().map_err(|_| unreadable())?,
         spec: from_json(row.try_get("spec")?, &id)?,
         served: row.try_get("served")?,
         labels: Labels {
@@ -354,7 +336,7 @@ fn read(row: &SqliteRow) -> Result<DomainRow, StoreError> {
         acme_thumbprint: row.try_get("acme_thumbprint")?,
         check_at: row.try_get("check_at")?,
         check_failures: row.try_get("check_failures")?,
-        revision: row.try_get::<i64, _>("revision")?.unsigned_abs(),
+        revision: row.try_get::<i64>("revision")?.unsigned_abs(),
         created_at: row.try_get("created_at")?,
         deleted_at: row.try_get("deleted_at")?,
     })

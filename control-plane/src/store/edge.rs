@@ -2,10 +2,9 @@
 
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, DomainId, EdgeId, Generation};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, from_id, from_json, push_ids, to_json};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, from_id, from_json, push_ids, sql, to_json};
 
 /// Refusals kept for one edge; an edge that refuses more than this has one fault, not a thousand.
 const NACKS_PER_EDGE_MAX: i64 = 1_000;
@@ -64,10 +63,8 @@ pub struct Observation {
 ///
 /// # Errors
 /// The database's.
-pub async fn internal_ca(
-    connection: &mut SqliteConnection,
-) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
-    let row = sqlx::query("SELECT certificate, sealed_key FROM internal_ca WHERE id = 1")
+pub async fn internal_ca(connection: &mut Connection) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    let row = sql::query("SELECT certificate, sealed_key FROM internal_ca WHERE id = 1")
         .fetch_optional(connection)
         .await?;
     row.map(|row| Ok((row.try_get("certificate")?, row.try_get("sealed_key")?))).transpose()
@@ -83,11 +80,11 @@ pub async fn insert_internal_ca(
     sealed_key: &[u8],
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO internal_ca (id, certificate, sealed_key, created_at) VALUES (1, ?, ?, ?)")
+    sql::query("INSERT INTO internal_ca (id, certificate, sealed_key, created_at) VALUES (1, ?, ?, ?)")
         .bind(certificate)
         .bind(sealed_key)
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -99,7 +96,7 @@ pub async fn insert_join_token(
     token: &JoinTokenRow,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO join_tokens (id, secret_sha256, cell, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
     )
     .bind(&token.id)
@@ -107,7 +104,7 @@ pub async fn insert_join_token(
     .bind(token.cell.as_str())
     .bind(now_ms)
     .bind(token.expires_at_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -115,14 +112,13 @@ pub async fn insert_join_token(
 /// # Errors
 /// The database's.
 pub async fn find_join_token(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: &str,
 ) -> Result<Option<JoinTokenRow>, StoreError> {
-    let row =
-        sqlx::query("SELECT id, secret_sha256, cell, expires_at, used_at FROM join_tokens WHERE id = ?")
-            .bind(id)
-            .fetch_optional(connection)
-            .await?;
+    let row = sql::query("SELECT id, secret_sha256, cell, expires_at, used_at FROM join_tokens WHERE id = ?")
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
     row.map(|row| {
         Ok(JoinTokenRow {
             id: row.try_get("id")?,
@@ -145,13 +141,12 @@ pub async fn use_join_token(
     edge: EdgeId,
     now_ms: i64,
 ) -> Result<bool, StoreError> {
-    let done =
-        sqlx::query("UPDATE join_tokens SET used_at = ?, used_by = ? WHERE id = ? AND used_at IS NULL")
-            .bind(now_ms)
-            .bind(edge.to_string())
-            .bind(id)
-            .execute(&mut **tx)
-            .await?;
+    let done = sql::query("UPDATE join_tokens SET used_at = ?, used_by = ? WHERE id = ? AND used_at IS NULL")
+        .bind(now_ms)
+        .bind(edge.to_string())
+        .bind(id)
+        .execute(tx)
+        .await?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -160,7 +155,7 @@ pub async fn use_join_token(
 /// # Errors
 /// The database's.
 pub async fn drop_expired_join_tokens(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM join_tokens WHERE expires_at < ?").bind(before_ms).execute(&mut **tx).await?;
+    sql::query("DELETE FROM join_tokens WHERE expires_at < ?").bind(before_ms).execute(tx).await?;
     Ok(())
 }
 
@@ -169,7 +164,7 @@ pub async fn drop_expired_join_tokens(tx: &mut WriteTx, before_ms: i64) -> Resul
 /// # Errors
 /// The database's.
 pub async fn insert(tx: &mut WriteTx, edge: &EdgeRow, serial: &str) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO edges (id, cell, hpke_public_key, certificate_serial, identity_not_after, build, joined_at) \
          VALUES (?, ?, ?, ?, ?, ?, ?)",
     )
@@ -180,7 +175,7 @@ pub async fn insert(tx: &mut WriteTx, edge: &EdgeRow, serial: &str) -> Result<()
     .bind(edge.identity_not_after_ms)
     .bind(&edge.build)
     .bind(edge.joined_at_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -195,11 +190,11 @@ pub async fn renewed(
     serial: &str,
     not_after_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE edges SET certificate_serial = ?, identity_not_after = ? WHERE id = ?")
+    sql::query("UPDATE edges SET certificate_serial = ?, identity_not_after = ? WHERE id = ?")
         .bind(serial)
         .bind(not_after_ms)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -214,11 +209,11 @@ pub async fn greeted(
     build: &str,
     hpke_public_key: &[u8],
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE edges SET build = ?, hpke_public_key = ? WHERE id = ?")
+    sql::query("UPDATE edges SET build = ?, hpke_public_key = ? WHERE id = ?")
         .bind(build)
         .bind(hpke_public_key)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -228,7 +223,7 @@ pub async fn greeted(
 /// # Errors
 /// The database's.
 pub async fn observed(tx: &mut WriteTx, seen: &Observation) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE edges SET applied_epoch = ?, applied_sequence = ?, io_backend = ?, listeners = ?, connections = ?, \
          names = ?, last_seen_at = ? WHERE id = ?",
     )
@@ -240,7 +235,7 @@ pub async fn observed(tx: &mut WriteTx, seen: &Observation) -> Result<(), StoreE
     .bind(signed(seen.names))
     .bind(seen.seen_at_ms)
     .bind(seen.edge.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -249,8 +244,8 @@ pub async fn observed(tx: &mut WriteTx, seen: &Observation) -> Result<(), StoreE
 ///
 /// # Errors
 /// The database's.
-pub async fn find(connection: &mut SqliteConnection, id: EdgeId) -> Result<Option<EdgeRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM edges WHERE id = ? AND removed_at IS NULL")
+pub async fn find(connection: &mut Connection, id: EdgeId) -> Result<Option<EdgeRow>, StoreError> {
+    let row = sql::query("SELECT * FROM edges WHERE id = ? AND removed_at IS NULL")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -261,9 +256,9 @@ pub async fn find(connection: &mut SqliteConnection, id: EdgeId) -> Result<Optio
 ///
 /// # Errors
 /// The database's.
-pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<EdgeRow>, StoreError> {
+pub async fn all(connection: &mut Connection) -> Result<Vec<EdgeRow>, StoreError> {
     let rows =
-        sqlx::query("SELECT * FROM edges WHERE removed_at IS NULL ORDER BY id").fetch_all(connection).await?;
+        sql::query("SELECT * FROM edges WHERE removed_at IS NULL ORDER BY id").fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }
 
@@ -272,16 +267,13 @@ pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<EdgeRow>, Stor
 /// # Errors
 /// The database's.
 pub async fn remove(tx: &mut WriteTx, id: EdgeId, now_ms: i64) -> Result<bool, StoreError> {
-    let done = sqlx::query("UPDATE edges SET removed_at = ? WHERE id = ? AND removed_at IS NULL")
+    let done = sql::query("UPDATE edges SET removed_at = ? WHERE id = ? AND removed_at IS NULL")
         .bind(now_ms)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     if done.rows_affected() == 1 {
-        sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ?")
-            .bind(id.to_string())
-            .execute(&mut **tx)
-            .await?;
+        sql::query("DELETE FROM edge_nacks WHERE edge_id = ?").bind(id.to_string()).execute(tx).await?;
     }
     Ok(done.rows_affected() == 1)
 }
@@ -291,14 +283,14 @@ pub async fn remove(tx: &mut WriteTx, id: EdgeId, now_ms: i64) -> Result<bool, S
 /// # Errors
 /// The database's.
 pub async fn put_nack(tx: &mut WriteTx, edge: EdgeId, nack: &NackRow, now_ms: i64) -> Result<(), StoreError> {
-    let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM edge_nacks WHERE edge_id = ?")
+    let kept: i64 = sql::query_scalar("SELECT COUNT(*) FROM edge_nacks WHERE edge_id = ?")
         .bind(edge.to_string())
-        .fetch_one(&mut **tx)
+        .fetch_one(tx)
         .await?;
     if kept >= NACKS_PER_EDGE_MAX {
         return Ok(());
     }
-    sqlx::query(
+    sql::query(
         "INSERT INTO edge_nacks (edge_id, kind, id, version, code, text, at) VALUES (?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (edge_id, kind, id) DO UPDATE SET version = excluded.version, code = excluded.code, \
          text = excluded.text, at = excluded.at",
@@ -310,7 +302,7 @@ pub async fn put_nack(tx: &mut WriteTx, edge: EdgeId, nack: &NackRow, now_ms: i6
     .bind(&nack.code)
     .bind(&nack.text)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -320,11 +312,11 @@ pub async fn put_nack(tx: &mut WriteTx, edge: EdgeId, nack: &NackRow, now_ms: i6
 /// # Errors
 /// The database's.
 pub async fn clear_nack(tx: &mut WriteTx, edge: EdgeId, kind: u32, id: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM edge_nacks WHERE edge_id = ? AND kind = ? AND id = ?")
+    sql::query("DELETE FROM edge_nacks WHERE edge_id = ? AND kind = ? AND id = ?")
         .bind(edge.to_string())
         .bind(kind)
         .bind(id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -333,8 +325,8 @@ pub async fn clear_nack(tx: &mut WriteTx, edge: EdgeId, kind: u32, id: &str) -> 
 ///
 /// # Errors
 /// The database's.
-pub async fn nacks(connection: &mut SqliteConnection, edge: EdgeId) -> Result<Vec<NackRow>, StoreError> {
-    let rows = sqlx::query(
+pub async fn nacks(connection: &mut Connection, edge: EdgeId) -> Result<Vec<NackRow>, StoreError> {
+    let rows = sql::query(
         "SELECT kind, id, version, code, text FROM edge_nacks WHERE edge_id = ? ORDER BY kind, id",
     )
     .bind(edge.to_string())
@@ -358,7 +350,7 @@ pub struct Refusal {
 /// # Errors
 /// The database's.
 pub async fn refusals_of(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<Refusal>, StoreError> {
     // Refusals are few and mostly none, so each part begins with them (CROSS JOIN keeps the order).
@@ -372,7 +364,7 @@ pub async fn refusals_of(
             " CROSS JOIN origin_identities i ON i.id = n.id CROSS JOIN domains o ON o.tenant_id = i.tenant_id",
         ),
     ];
-    let mut query = QueryBuilder::<Sqlite>::new("");
+    let mut query = QueryBuilder::new("");
     for (index, (kind, domain, join)) in parts.into_iter().enumerate() {
         query.push(if index == 0 { "" } else { " UNION ALL " });
         query.push(format!("SELECT {domain} AS domain_id, n.* FROM edge_nacks n{join} WHERE n.kind = "));
@@ -393,7 +385,7 @@ pub async fn refusals_of(
         .collect()
 }
 
-fn read(row: &SqliteRow) -> Result<EdgeRow, StoreError> {
+fn read(row: &Row) -> Result<EdgeRow, StoreError> {
     Ok(EdgeRow {
         id: from_id(row.try_get("id")?, "edges")?,
         cell: from_id(row.try_get("cell")?, "edges")?,
@@ -413,7 +405,7 @@ fn read(row: &SqliteRow) -> Result<EdgeRow, StoreError> {
     })
 }
 
-fn read_nack(row: &SqliteRow) -> Result<NackRow, StoreError> {
+fn read_nack(row: &Row) -> Result<NackRow, StoreError> {
     Ok(NackRow {
         kind: row.try_get("kind")?,
         id: row.try_get("id")?,
@@ -423,8 +415,8 @@ fn read_nack(row: &SqliteRow) -> Result<NackRow, StoreError> {
     })
 }
 
-fn unsigned(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
-    Ok(row.try_get::<i64, _>(column)?.unsigned_abs())
+fn unsigned(row: &Row, column: &str) -> Result<u64, StoreError> {
+    Ok(row.try_get::<i64>(column)?.unsigned_abs())
 }
 
 fn signed(value: u64) -> i64 {

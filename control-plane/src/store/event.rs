@@ -2,10 +2,9 @@
 
 use portico_api::v1::Event;
 use portico_cert_store::TenantId;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// # Errors
 /// The database's.
@@ -17,13 +16,13 @@ pub async fn append(
     text: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO events (at, kind, tenant_id, subject, text) VALUES (?, ?, ?, ?, ?)")
+    sql::query("INSERT INTO events (at, kind, tenant_id, subject, text) VALUES (?, ?, ?, ?, ?)")
         .bind(now_ms)
         .bind(kind)
         .bind(tenant.map(|id| id.to_string()))
         .bind(subject)
         .bind(text)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -33,12 +32,12 @@ pub async fn append(
 /// # Errors
 /// The database's.
 pub async fn list(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     since: u64,
     tenant: Option<TenantId>,
     limit: u32,
 ) -> Result<Vec<Event>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM events WHERE sequence > ");
+    let mut query = QueryBuilder::new("SELECT * FROM events WHERE sequence > ");
     query.push_bind(since.cast_signed());
     if let Some(tenant) = tenant {
         query.push(" AND tenant_id = ").push_bind(tenant.to_string());
@@ -53,16 +52,16 @@ pub async fn list(
 /// # Errors
 /// The database's.
 pub async fn purge(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM events WHERE at < ? AND sequence < (SELECT MAX(sequence) FROM events)")
+    sql::query("DELETE FROM events WHERE at < ? AND sequence < (SELECT MAX(sequence) FROM events)")
         .bind(before_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
 
-fn read(row: &SqliteRow) -> Result<Event, StoreError> {
+fn read(row: &Row) -> Result<Event, StoreError> {
     Ok(Event {
-        sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
+        sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
         at: crate::clock::rfc3339(row.try_get("at")?),
         kind: row.try_get("kind")?,
         tenant_id: row.try_get("tenant_id")?,

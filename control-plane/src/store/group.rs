@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use portico_api::v1;
 use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, OrderId, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, cell, from_id, from_json, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, cell, from_id, from_json, sql, to_json};
 use crate::acme::ChallengeMethod;
 use crate::clock::DAY_MS;
 
@@ -91,10 +90,8 @@ pub struct NameState {
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn orderable_domains(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<OrderableDomain>, StoreError> {
-    let rows = sqlx::query(
+pub async fn orderable_domains(connection: &mut Connection) -> Result<Vec<OrderableDomain>, StoreError> {
+    let rows = sql::query(
         "SELECT d.id, d.tenant_id, d.name, d.spec, d.challenge_label, d.created_at, t.spec AS tenant_spec, \
          s.group_name FROM domains d JOIN tenants t ON t.id = d.tenant_id \
          LEFT JOIN shared_groups s ON s.tenant_id = d.tenant_id AND s.consented_at IS NOT NULL \
@@ -102,7 +99,7 @@ pub async fn orderable_domains(
     )
     .fetch_all(connection)
     .await?;
-    let domain = |row: &SqliteRow| {
+    let domain = |row: &Row| {
         let spec: v1::DomainSpec = from_json(row.try_get("spec")?, "domains: spec")?;
         let tenant: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
         let cells = cell::of_domain(&spec.cells, &tenant.cells);
@@ -111,7 +108,7 @@ pub async fn orderable_domains(
             tenant: from_id(row.try_get("tenant_id")?, "domains")?,
             name: row.try_get("name")?,
             sharing: if spec.alone { v1::Sharing::Alone } else { tenant.sharing },
-            shared_group: row.try_get::<Option<String>, _>("group_name")?.filter(|_| !spec.alone),
+            shared_group: row.try_get::<Option<String>>("group_name")?.filter(|_| !spec.alone),
             spec,
             cells,
             challenge_label: row.try_get("challenge_label")?,
@@ -125,9 +122,9 @@ pub async fn orderable_domains(
 ///
 /// # Errors
 /// The database's.
-pub async fn is_orderable(connection: &mut SqliteConnection, domain: DomainId) -> Result<bool, StoreError> {
+pub async fn is_orderable(connection: &mut Connection, domain: DomainId) -> Result<bool, StoreError> {
     let found: Option<i64> =
-        sqlx::query_scalar("SELECT 1 FROM domains WHERE id = ? AND deleted_at IS NULL AND served = 1")
+        sql::query_scalar("SELECT 1 FROM domains WHERE id = ? AND deleted_at IS NULL AND served = 1")
             .bind(domain.to_string())
             .fetch_optional(connection)
             .await?;
@@ -136,8 +133,8 @@ pub async fn is_orderable(connection: &mut SqliteConnection, domain: DomainId) -
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn live_groups(connection: &mut SqliteConnection) -> Result<Vec<GroupRow>, StoreError> {
-    let rows = sqlx::query(
+pub async fn live_groups(connection: &mut Connection) -> Result<Vec<GroupRow>, StoreError> {
+    let rows = sql::query(
         "SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL AND id NOT IN \
          (SELECT group_id FROM lineages WHERE custody = 'uploaded') ORDER BY id",
     )
@@ -156,7 +153,7 @@ pub async fn live_groups(connection: &mut SqliteConnection) -> Result<Vec<GroupR
         };
         groups.insert(id, group);
     }
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT n.group_id, n.name, n.domain_id FROM group_names n JOIN groups g ON g.id = n.group_id \
          WHERE g.retired_at IS NULL",
     )
@@ -176,7 +173,7 @@ pub async fn live_groups(connection: &mut SqliteConnection) -> Result<Vec<GroupR
 /// # Errors
 /// The database's.
 pub async fn insert(tx: &mut WriteTx, group: &GroupRow, policy: &str, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO groups (id, tenant_id, cells, policy, alone, created_at) VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(group.id.to_string())
@@ -185,7 +182,7 @@ pub async fn insert(tx: &mut WriteTx, group: &GroupRow, policy: &str, now_ms: i6
     .bind(policy)
     .bind(group.alone)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     put_names(tx, group.id, &group.names).await
 }
@@ -199,16 +196,13 @@ pub async fn put_names(
     group: GroupId,
     names: &BTreeMap<String, DomainId>,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM group_names WHERE group_id = ?")
-        .bind(group.to_string())
-        .execute(&mut **tx)
-        .await?;
+    sql::query("DELETE FROM group_names WHERE group_id = ?").bind(group.to_string()).execute(tx).await?;
     for (name, domain) in names {
-        sqlx::query("INSERT INTO group_names (group_id, name, domain_id) VALUES (?, ?, ?)")
+        sql::query("INSERT INTO group_names (group_id, name, domain_id) VALUES (?, ?, ?)")
             .bind(group.to_string())
             .bind(name)
             .bind(domain.to_string())
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
     }
     Ok(())
@@ -219,15 +213,12 @@ pub async fn put_names(
 /// # Errors
 /// The database's.
 pub async fn retire(tx: &mut WriteTx, group: GroupId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE groups SET retired_at = ? WHERE id = ?")
+    sql::query("UPDATE groups SET retired_at = ? WHERE id = ?")
         .bind(now_ms)
         .bind(group.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    sqlx::query("DELETE FROM group_names WHERE group_id = ?")
-        .bind(group.to_string())
-        .execute(&mut **tx)
-        .await?;
+    sql::query("DELETE FROM group_names WHERE group_id = ?").bind(group.to_string()).execute(tx).await?;
     Ok(())
 }
 
@@ -242,7 +233,7 @@ pub async fn ensure_lineage(
     now_ms: i64,
 ) -> Result<LineageId, StoreError> {
     let id = LineageId::generate();
-    let id: String = sqlx::query_scalar(
+    let id: String = sql::query_scalar(
         "INSERT INTO lineages (id, group_id, cell, created_at) VALUES (?, ?, ?, ?) \
          ON CONFLICT (group_id, cell) DO UPDATE SET retired_at = NULL RETURNING id",
     )
@@ -250,7 +241,7 @@ pub async fn ensure_lineage(
     .bind(group.to_string())
     .bind(cell.as_str())
     .bind(now_ms)
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await?;
     from_id(&id, "lineages")
 }
@@ -259,9 +250,9 @@ pub async fn ensure_lineage(
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRow>, StoreError> {
+pub async fn lineages(connection: &mut Connection) -> Result<Vec<LineageRow>, StoreError> {
     let mut serves = served_names(connection).await?;
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
          c.names, c.not_before, c.not_after, c.renew_at, c.window_end \
          FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
@@ -269,7 +260,7 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
     )
     .fetch_all(connection)
     .await?;
-    let mut lineage = |row: &SqliteRow| {
+    let mut lineage = |row: &Row| {
         let credential: Option<String> = row.try_get("live_credential")?;
         let names: Option<String> = row.try_get("names")?;
         let live = match (credential, names) {
@@ -290,16 +281,16 @@ pub async fn lineages(connection: &mut SqliteConnection) -> Result<Vec<LineageRo
             group: from_id(row.try_get("group_id")?, "lineages")?,
             cell: from_id(row.try_get("cell")?, "lineages")?,
             live,
-            leaving: row.try_get::<Option<i64>, _>("retired_at")?.is_some(),
+            leaving: row.try_get::<Option<i64>>("retired_at")?.is_some(),
         })
     };
     rows.iter().map(&mut lineage).collect()
 }
 
 async fn served_names(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
 ) -> Result<BTreeMap<LineageId, BTreeMap<String, DomainId>>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT n.lineage_id, n.name, n.domain_id FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          WHERE l.retired_at IS NULL AND l.custody = 'cell'",
     )
@@ -316,11 +307,8 @@ async fn served_names(
 
 /// # Errors
 /// The database's; an unknown lineage is one.
-pub async fn cell_of_lineage(
-    connection: &mut SqliteConnection,
-    lineage: LineageId,
-) -> Result<CellId, StoreError> {
-    let cell: String = sqlx::query_scalar("SELECT cell FROM lineages WHERE id = ?")
+pub async fn cell_of_lineage(connection: &mut Connection, lineage: LineageId) -> Result<CellId, StoreError> {
+    let cell: String = sql::query_scalar("SELECT cell FROM lineages WHERE id = ?")
         .bind(lineage.to_string())
         .fetch_one(connection)
         .await?;
@@ -332,18 +320,18 @@ pub async fn cell_of_lineage(
 /// # Errors
 /// The database's.
 pub async fn retire_lineage(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE lineages SET retired_at = ?, live_credential = NULL WHERE id = ?")
+    sql::query("UPDATE lineages SET retired_at = ?, live_credential = NULL WHERE id = ?")
         .bind(now_ms)
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    sqlx::query("UPDATE credentials SET state = 'replaced' WHERE lineage_id = ? AND state = 'live'")
+    sql::query("UPDATE credentials SET state = 'replaced' WHERE lineage_id = ? AND state = 'live'")
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    sqlx::query("DELETE FROM lineage_names WHERE lineage_id = ?")
+    sql::query("DELETE FROM lineage_names WHERE lineage_id = ?")
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -352,10 +340,8 @@ pub async fn retire_lineage(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn name_states(
-    connection: &mut SqliteConnection,
-) -> Result<BTreeMap<DomainId, NameState>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM name_states").fetch_all(connection).await?;
+pub async fn name_states(connection: &mut Connection) -> Result<BTreeMap<DomainId, NameState>, StoreError> {
+    let rows = sql::query("SELECT * FROM name_states").fetch_all(connection).await?;
     rows.iter()
         .map(|row| Ok((from_id(row.try_get("domain_id")?, "name_states")?, read_name_state(row)?)))
         .collect()
@@ -364,22 +350,22 @@ pub async fn name_states(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn name_state(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
 ) -> Result<Option<NameState>, StoreError> {
-    let row = sqlx::query("SELECT * FROM name_states WHERE domain_id = ?")
+    let row = sql::query("SELECT * FROM name_states WHERE domain_id = ?")
         .bind(domain.to_string())
         .fetch_optional(connection)
         .await?;
     row.as_ref().map(read_name_state).transpose()
 }
 
-fn read_name_state(row: &SqliteRow) -> Result<NameState, StoreError> {
+fn read_name_state(row: &Row) -> Result<NameState, StoreError> {
     Ok(NameState {
         methods: from_json(row.try_get("methods")?, "name_states: methods")?,
         ready_at: row.try_get("ready_at")?,
         failed_before: row.try_get("failed_before")?,
-        part: u64::try_from(row.try_get::<i64, _>("part")?).unwrap_or(0),
+        part: u64::try_from(row.try_get::<i64>("part")?).unwrap_or(0),
         attempts: row.try_get("attempts")?,
         next_at: row.try_get("next_at")?,
         error: row.try_get("error")?,
@@ -394,7 +380,7 @@ pub async fn put_name_state(
     state: &NameState,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, part, attempts, next_at, error, \
          updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET \
          methods = excluded.methods, ready_at = excluded.ready_at, \
@@ -410,7 +396,7 @@ pub async fn put_name_state(
     .bind(state.next_at)
     .bind(&state.error)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -421,7 +407,7 @@ pub async fn put_name_state(
 /// # Errors
 /// The database's.
 pub async fn keep_back_off(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
          SELECT ?1, '[]', 1, COUNT(*), MAX(o.next_at), MAX(o.error), ?2 FROM group_names n \
          JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
@@ -434,7 +420,7 @@ pub async fn keep_back_off(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> R
     .bind(domain.to_string())
     .bind(now_ms)
     .bind(BACK_OFF_KEPT_MS)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -450,7 +436,7 @@ pub async fn inherit_back_off(
     name: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
          SELECT ?1, '[]', 1, s.attempts, s.next_at, s.error, ?3 FROM domains d JOIN name_states s ON s.domain_id = d.id \
          WHERE d.name = ?2 AND d.deleted_at IS NOT NULL AND s.failed_before = 1 AND s.next_at > ?3 - ?4 \
@@ -460,7 +446,7 @@ pub async fn inherit_back_off(
     .bind(name)
     .bind(now_ms)
     .bind(BACK_OFF_KEPT_MS)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -473,11 +459,11 @@ const BACK_OFF_KEPT_MS: i64 = DAY_MS;
 /// # Errors
 /// The database's.
 pub async fn name_waits(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
     now_ms: i64,
 ) -> Result<bool, StoreError> {
-    let found: i64 = sqlx::query_scalar(
+    let found: i64 = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM name_states WHERE domain_id = ?1 AND next_at > ?2) OR EXISTS (SELECT 1 \
          FROM group_names n JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
          WHERE n.domain_id = ?1 AND o.state <> 'issued' AND o.next_at > ?2)",
@@ -495,16 +481,16 @@ pub async fn name_waits(
 /// # Errors
 /// The database's.
 pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE name_states SET next_at = 0, updated_at = ?1 WHERE domain_id = ?2 AND next_at > ?1")
+    sql::query("UPDATE name_states SET next_at = 0, updated_at = ?1 WHERE domain_id = ?2 AND next_at > ?1")
         .bind(now_ms)
         .bind(domain.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    let lineages: Vec<String> = sqlx::query_scalar(
+    let lineages: Vec<String> = sql::query_scalar(
         "SELECT l.id FROM lineages l JOIN group_names n ON n.group_id = l.group_id WHERE n.domain_id = ?",
     )
     .bind(domain.to_string())
-    .fetch_all(&mut **tx)
+    .fetch_all(tx)
     .await?;
     for lineage in lineages {
         super::order::retry_now(tx, from_id(&lineage, "lineages")?, now_ms).await?;
@@ -519,10 +505,10 @@ pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> 
 /// # Errors
 /// The database's.
 pub async fn sets_of_tenant(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
 ) -> Result<Vec<Vec<String>>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT n.group_id, n.name FROM groups g JOIN group_names n ON n.group_id = g.id \
          WHERE g.tenant_id = ? AND g.retired_at IS NULL ORDER BY n.group_id, n.name",
     )
@@ -536,11 +522,8 @@ pub async fn sets_of_tenant(
 ///
 /// # Errors
 /// The database's.
-pub async fn sets_with(
-    connection: &mut SqliteConnection,
-    name: &str,
-) -> Result<Vec<Vec<String>>, StoreError> {
-    let rows = sqlx::query(
+pub async fn sets_with(connection: &mut Connection, name: &str) -> Result<Vec<Vec<String>>, StoreError> {
+    let rows = sql::query(
         "SELECT n.group_id, n.name FROM domains d JOIN group_names own ON own.domain_id = d.id \
          JOIN groups g ON g.id = own.group_id AND g.retired_at IS NULL JOIN group_names n ON n.group_id = g.id \
          WHERE d.name = ? AND d.served = 1 ORDER BY n.group_id, n.name",
@@ -552,7 +535,7 @@ pub async fn sets_with(
 }
 
 /// Names by their group.
-fn sets(rows: &[SqliteRow]) -> Result<Vec<Vec<String>>, StoreError> {
+fn sets(rows: &[Row]) -> Result<Vec<Vec<String>>, StoreError> {
     let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in rows {
         sets.entry(row.try_get("group_id")?).or_default().push(row.try_get("name")?);
@@ -573,13 +556,13 @@ pub async fn set_thumbprint(
 ) -> Result<Vec<DomainId>, StoreError> {
     let mut changed = Vec::new();
     for domain in domains {
-        let done = sqlx::query(
+        let done = sql::query(
             "UPDATE domains SET acme_thumbprint = ?1 \
              WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS NOT ?1",
         )
         .bind(thumbprint)
         .bind(domain.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
         if done.rows_affected() > 0 {
             changed.push(*domain);
@@ -594,10 +577,10 @@ pub async fn set_thumbprint(
 /// # Errors
 /// The database's.
 pub async fn challenge_labels(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
 ) -> Result<Vec<String>, StoreError> {
-    Ok(sqlx::query_scalar(
+    Ok(sql::query_scalar(
         "SELECT o.challenge_label FROM domains d JOIN domains o ON o.tenant_id = d.tenant_id \
          AND o.deleted_at IS NULL AND (o.name = d.name OR o.name = '*.' || d.name OR d.name = '*.' || o.name) \
          WHERE d.id = ? AND d.deleted_at IS NULL ORDER BY o.id <> d.id, o.id",
@@ -616,7 +599,7 @@ pub async fn add_challenge_record(
     order: OrderId,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO challenge_records (label, value, order_id, created_at) VALUES (?, ?, ?, ?) \
          ON CONFLICT (label, value) DO UPDATE SET order_id = excluded.order_id",
     )
@@ -624,7 +607,7 @@ pub async fn add_challenge_record(
     .bind(value)
     .bind(order.to_string())
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -637,9 +620,9 @@ pub async fn take_challenge_records(
     tx: &mut WriteTx,
     order: OrderId,
 ) -> Result<Vec<(String, String)>, StoreError> {
-    let rows = sqlx::query("DELETE FROM challenge_records WHERE order_id = ? RETURNING label, value")
+    let rows = sql::query("DELETE FROM challenge_records WHERE order_id = ? RETURNING label, value")
         .bind(order.to_string())
-        .fetch_all(&mut **tx)
+        .fetch_all(tx)
         .await?;
     rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
 }
@@ -648,9 +631,7 @@ pub async fn take_challenge_records(
 ///
 /// # Errors
 /// The database's.
-pub async fn challenge_records(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<(String, String)>, StoreError> {
-    let rows = sqlx::query("SELECT label, value FROM challenge_records").fetch_all(connection).await?;
+pub async fn challenge_records(connection: &mut Connection) -> Result<Vec<(String, String)>, StoreError> {
+    let rows = sql::query("SELECT label, value FROM challenge_records").fetch_all(connection).await?;
     rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
 }

@@ -1,8 +1,6 @@
 //! Answers under an `Idempotency-Key`, kept a day, so that a repeated request gets the first one's answer.
 
-use sqlx::Row;
-
-use super::{StoreError, WriteTx};
+use super::{StoreError, WriteTx, sql};
 
 /// What was answered under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +26,11 @@ pub async fn find(
     key: &str,
     not_before_ms: i64,
 ) -> Result<Option<Remembered>, StoreError> {
-    let row = sqlx::query("SELECT * FROM idempotency WHERE actor = ? AND key = ? AND created_at >= ?")
+    let row = sql::query("SELECT * FROM idempotency WHERE actor = ? AND key = ? AND created_at >= ?")
         .bind(actor)
         .bind(key)
         .bind(not_before_ms)
-        .fetch_optional(&mut **tx)
+        .fetch_optional(tx)
         .await?;
     let Some(row) = row else { return Ok(None) };
     let status: Option<u16> = row.try_get("status")?;
@@ -53,12 +51,12 @@ pub async fn put(
     now_ms: i64,
 ) -> Result<(), StoreError> {
     let answer = remembered.answer.as_ref();
-    sqlx::query("DELETE FROM idempotency WHERE actor = ? AND key = ?")
+    sql::query("DELETE FROM idempotency WHERE actor = ? AND key = ?")
         .bind(actor)
         .bind(key)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO idempotency (actor, key, fingerprint, status, etag, body, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(actor)
@@ -68,7 +66,7 @@ pub async fn put(
     .bind(answer.and_then(|answer| answer.etag.clone()))
     .bind(answer.map(|answer| answer.body.clone()))
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -78,10 +76,11 @@ pub async fn put(
 /// # Errors
 /// The database's.
 pub async fn held(tx: &mut WriteTx, actor: &str) -> Result<(i64, i64), StoreError> {
-    Ok(sqlx::query_as("SELECT COUNT(*), COALESCE(SUM(LENGTH(body)), 0) FROM idempotency WHERE actor = ?")
+    let row = sql::query("SELECT COUNT(*), COALESCE(SUM(LENGTH(body)), 0) FROM idempotency WHERE actor = ?")
         .bind(actor)
-        .fetch_one(&mut **tx)
-        .await?)
+        .fetch_one(tx)
+        .await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 /// Forgets what is older than `before_ms`.
@@ -89,6 +88,6 @@ pub async fn held(tx: &mut WriteTx, actor: &str) -> Result<(i64, i64), StoreErro
 /// # Errors
 /// The database's.
 pub async fn purge(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM idempotency WHERE created_at < ?").bind(before_ms).execute(&mut **tx).await?;
+    sql::query("DELETE FROM idempotency WHERE created_at < ?").bind(before_ms).execute(tx).await?;
     Ok(())
 }

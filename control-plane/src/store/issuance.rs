@@ -2,10 +2,9 @@
 //! kept names from being ordered. Read only; the rows are written by `group`, `credential` and `order`.
 
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, from_id, from_json, from_word, push_ids, renewal_info};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, from_id, from_json, from_word, push_ids, renewal_info, sql};
 use crate::plan::renewal_info::Window;
 
 /// A certificate, without its key.
@@ -76,10 +75,10 @@ const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_p
 /// # Errors
 /// The database's.
 pub async fn certificates_of(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<(DomainId, CertificateRow)>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT n.domain_id, ");
+    let mut query = QueryBuilder::new("SELECT n.domain_id, ");
     query.push(COLUMNS).push(
         " FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id AND l.retired_at IS NULL \
          JOIN credentials c ON c.id = l.live_credential WHERE n.domain_id IN (",
@@ -96,10 +95,10 @@ pub async fn certificates_of(
 /// # Errors
 /// The database's.
 pub async fn certificates(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     filter: &CertificateFilter,
 ) -> Result<Vec<CertificateRow>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+    let mut query = QueryBuilder::new("SELECT ");
     query.push(COLUMNS).push(" FROM credentials c JOIN lineages l ON l.id = c.lineage_id WHERE c.id > ");
     query.push_bind(&filter.after);
     if let Some(tenant) = &filter.tenant {
@@ -128,10 +127,10 @@ pub async fn certificates(
 /// # Errors
 /// The database's.
 pub async fn domains_of_group(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     group: GroupId,
 ) -> Result<Vec<(DomainId, String)>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT g.domain_id, d.tenant_id FROM group_names g JOIN domains d ON d.id = g.domain_id \
          WHERE g.group_id = ? ORDER BY g.name",
     )
@@ -148,10 +147,10 @@ pub async fn domains_of_group(
 /// # Errors
 /// The database's.
 pub async fn unfinished_orders(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<OrderSummary>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(
+    let mut query = QueryBuilder::new(
         "SELECT n.domain_id, o.state, o.error, o.next_at, \
          EXISTS (SELECT 1 FROM json_each(o.domains) WHERE value = n.domain_id) AS carries FROM group_names n \
          JOIN groups g ON g.id = n.group_id AND g.retired_at IS NULL \
@@ -180,10 +179,10 @@ pub async fn unfinished_orders(
 /// # Errors
 /// The database's.
 pub async fn troubles(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<NameTrouble>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(
+    let mut query = QueryBuilder::new(
         "SELECT domain_id, failed_before, next_at, error FROM name_states WHERE error IS NOT NULL AND domain_id IN (",
     );
     push_ids(&mut query, domains).push(")");
@@ -200,7 +199,7 @@ pub async fn troubles(
         .collect()
 }
 
-fn certificate(row: &SqliteRow) -> Result<CertificateRow, StoreError> {
+fn certificate(row: &Row) -> Result<CertificateRow, StoreError> {
     let id: String = row.try_get("id")?;
     let live: Option<String> = row.try_get("live_credential")?;
     Ok(CertificateRow {
@@ -210,7 +209,7 @@ fn certificate(row: &SqliteRow) -> Result<CertificateRow, StoreError> {
         cell: from_id(row.try_get("cell")?, "lineages")?,
         custody: from_word(row.try_get("custody")?, "credentials")?,
         issuer: row.try_get("issuer")?,
-        live: row.try_get::<&str, _>("state")? == "live" && live.as_deref() == Some(&*id),
+        live: row.try_get::<String>("state")? == "live" && live.as_deref() == Some(&*id),
         names: from_json(row.try_get("names")?, &id)?,
         chain_pem: row.try_get("chain_pem")?,
         spki_sha256: row.try_get("spki_sha256")?,

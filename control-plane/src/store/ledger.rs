@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row};
-
-use super::{StoreError, WriteTx};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, sql};
 use crate::clock::DAY_MS;
 use crate::plan::ledger::{At, Bucket, BucketKey, Charged, Level, Levels, LimitName, Need, Rate};
 
@@ -17,7 +15,7 @@ const KEEP_MS: i64 = 400 * DAY_MS;
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn levels_of(connection: &mut SqliteConnection, needs: &[Need]) -> Result<Vec<Level>, StoreError> {
+pub async fn levels_of(connection: &mut Connection, needs: &[Need]) -> Result<Vec<Level>, StoreError> {
     let keys: Vec<&BucketKey> = needs.iter().map(|need| &need.key).collect();
     let levels = levels(connection, &keys).await?;
     Ok(needs.iter().map(|need| levels.of(&need.key)).collect())
@@ -27,7 +25,7 @@ pub async fn levels_of(connection: &mut SqliteConnection, needs: &[Need]) -> Res
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn levels(connection: &mut SqliteConnection, keys: &[&BucketKey]) -> Result<Levels, StoreError> {
+pub async fn levels(connection: &mut Connection, keys: &[&BucketKey]) -> Result<Levels, StoreError> {
     let mut subjects: BTreeMap<(LimitName, &str, &str), Vec<&str>> = BTreeMap::new();
     for key in keys {
         subjects.entry((key.limit, &key.ca, &key.account)).or_default().push(&key.subject);
@@ -57,19 +55,20 @@ pub async fn levels(connection: &mut SqliteConnection, keys: &[&BucketKey]) -> R
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn levels_at(
-    connection: &mut SqliteConnection,
-    at: At<'_>,
-    now_ms: i64,
-) -> Result<Levels, StoreError> {
+pub async fn levels_at(connection: &mut Connection, at: At<'_>, now_ms: i64) -> Result<Levels, StoreError> {
     let mut levels = Levels::default();
-    for sql in [
-        "SELECT ca, limit_name, account, subject, arrival, seen_at FROM ledger_buckets \
-         WHERE arrival > ?1 AND ca IN ('', ?2) AND account IN ('', ?3)",
-        "SELECT ca, limit_name, account, subject, COUNT(*) AS reserved FROM ledger_reservations \
-         WHERE ?1 = ?1 AND ca IN ('', ?2) AND account IN ('', ?3) GROUP BY ca, limit_name, account, subject",
+    for query in [
+        sql::query(
+            "SELECT ca, limit_name, account, subject, arrival, seen_at FROM ledger_buckets \
+             WHERE arrival > ? AND ca IN ('', ?) AND account IN ('', ?)",
+        )
+        .bind(now_ms),
+        sql::query(
+            "SELECT ca, limit_name, account, subject, COUNT(*) AS reserved FROM ledger_reservations \
+             WHERE ca IN ('', ?) AND account IN ('', ?) GROUP BY ca, limit_name, account, subject",
+        ),
     ] {
-        let rows = sqlx::query(sql).bind(now_ms).bind(at.ca).bind(at.account).fetch_all(&mut *connection);
+        let rows = query.bind(at.ca).bind(at.account).fetch_all(&mut *connection);
         for row in rows.await? {
             let limit: &str = row.try_get("limit_name")?;
             let limit = LimitName::parse(limit)
@@ -83,7 +82,7 @@ pub async fn levels_at(
 }
 
 /// A row of a bucket, or of the reservations in one.
-fn add(level: &mut Level, row: &SqliteRow) -> Result<(), StoreError> {
+fn add(level: &mut Level, row: &Row) -> Result<(), StoreError> {
     if let Ok(reserved) = row.try_get("reserved") {
         level.reserved = reserved;
     } else {
@@ -104,7 +103,7 @@ pub async fn reserve(tx: &mut WriteTx, holder: &str, needs: &[Need]) -> Result<(
         if !need.rate.is_limited() && key.limit != LimitName::ExactSet {
             continue;
         }
-        sqlx::query("INSERT INTO ledger_reservations VALUES (?, ?, ?, ?, ?, ?, ?)")
+        sql::query("INSERT INTO ledger_reservations VALUES (?, ?, ?, ?, ?, ?, ?)")
             .bind(holder)
             .bind(&key.ca)
             .bind(key.limit.as_str())
@@ -112,7 +111,7 @@ pub async fn reserve(tx: &mut WriteTx, holder: &str, needs: &[Need]) -> Result<(
             .bind(&key.subject)
             .bind(charged)
             .bind(need.rate.interval_ms())
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
     }
     Ok(())
@@ -129,10 +128,10 @@ pub async fn charge_reserved(
     now_ms: i64,
 ) -> Result<(), StoreError> {
     let Some(charged) = word(charged) else { return Ok(()) };
-    let rows = sqlx::query("DELETE FROM ledger_reservations WHERE holder = ? AND charged = ? RETURNING *")
+    let rows = sql::query("DELETE FROM ledger_reservations WHERE holder = ? AND charged = ? RETURNING *")
         .bind(holder)
         .bind(charged)
-        .fetch_all(&mut **tx)
+        .fetch_all(tx)
         .await?;
     for row in rows {
         let limit: &str = row.try_get("limit_name")?;
@@ -150,7 +149,7 @@ pub async fn charge_reserved(
 /// # Errors
 /// The database's.
 pub async fn release(tx: &mut WriteTx, holder: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM ledger_reservations WHERE holder = ?").bind(holder).execute(&mut **tx).await?;
+    sql::query("DELETE FROM ledger_reservations WHERE holder = ?").bind(holder).execute(tx).await?;
     Ok(())
 }
 
@@ -206,13 +205,12 @@ pub async fn see_clock(
 /// # Errors
 /// The database's.
 pub async fn clear(tx: &mut WriteTx, key: &BucketKey) -> Result<(), StoreError> {
-    let sql = "DELETE FROM ledger_buckets WHERE ca = ? AND limit_name = ? AND account = ? AND subject = ?";
-    sqlx::query(sql)
+    sql::query("DELETE FROM ledger_buckets WHERE ca = ? AND limit_name = ? AND account = ? AND subject = ?")
         .bind(&key.ca)
         .bind(key.limit.as_str())
         .bind(&key.account)
         .bind(&key.subject)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -221,8 +219,8 @@ pub async fn clear(tx: &mut WriteTx, key: &BucketKey) -> Result<(), StoreError> 
 ///
 /// # Errors
 /// The database's.
-pub async fn was_charged(connection: &mut SqliteConnection, key: &BucketKey) -> Result<bool, StoreError> {
-    let found = sqlx::query_scalar(
+pub async fn was_charged(connection: &mut Connection, key: &BucketKey) -> Result<bool, StoreError> {
+    let found = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM ledger_buckets WHERE ca = ? AND limit_name = ? AND account = ? \
          AND subject = ? AND charged_at IS NOT NULL)",
     )
@@ -240,18 +238,18 @@ pub async fn was_charged(connection: &mut SqliteConnection, key: &BucketKey) -> 
 /// # Errors
 /// The database's.
 pub async fn prune(tx: &mut WriteTx, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "DELETE FROM ledger_buckets WHERE arrival < ?1 AND seen_at < ?1 AND (limit_name <> ?2 OR arrival < ?3)",
     )
     .bind(now_ms)
     .bind(LimitName::ExactSet.as_str())
     .bind(now_ms - KEEP_MS)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
 
-async fn bucket(connection: &mut SqliteConnection, key: &BucketKey) -> Result<Bucket, StoreError> {
+async fn bucket(connection: &mut Connection, key: &BucketKey) -> Result<Bucket, StoreError> {
     Ok(levels(connection, &[key]).await?.of(key).bucket)
 }
 
@@ -261,7 +259,7 @@ async fn put(
     bucket: Bucket,
     charged_at: Option<i64>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO ledger_buckets VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET \
          arrival = excluded.arrival, seen_at = excluded.seen_at, \
          charged_at = COALESCE(excluded.charged_at, charged_at)",
@@ -273,7 +271,7 @@ async fn put(
     .bind(bucket.arrival_ms)
     .bind(bucket.seen_ms)
     .bind(charged_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }

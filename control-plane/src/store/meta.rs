@@ -1,14 +1,12 @@
 //! Single facts about this installation, above all the epoch of its generations.
 
-use sqlx::sqlite::SqliteConnection;
-
-use super::{StoreError, WriteTx};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// The epoch of every generation that is published now.
 ///
 /// # Errors
 /// The database's.
-pub async fn epoch(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn epoch(connection: &mut Connection) -> Result<u64, StoreError> {
     let text = find(connection, "epoch").await?;
     text.and_then(|text| text.parse().ok())
         .ok_or_else(|| StoreError::Unreadable { what: "meta: epoch".to_owned() })
@@ -28,11 +26,8 @@ pub async fn raise_epoch(tx: &mut WriteTx, at_least: u64) -> Result<u64, StoreEr
 ///
 /// # Errors
 /// The database's.
-pub async fn find(connection: &mut SqliteConnection, key: &str) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
-        .bind(key)
-        .fetch_optional(connection)
-        .await?)
+pub async fn find(connection: &mut Connection, key: &str) -> Result<Option<String>, StoreError> {
+    Ok(sql::query_scalar("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(connection).await?)
 }
 
 /// Writes one fact over what was there.
@@ -40,12 +35,12 @@ pub async fn find(connection: &mut SqliteConnection, key: &str) -> Result<Option
 /// # Errors
 /// The database's.
 pub async fn put(tx: &mut WriteTx, key: &str, value: &str) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
     )
     .bind(key)
     .bind(value)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{QueryBuilder, Sqlite, Transaction};
 use tokio::sync::watch;
+
+use self::sql::QueryBuilder;
 
 pub mod account;
 pub mod audit;
@@ -49,6 +49,9 @@ pub mod replacement;
 pub mod retry;
 pub mod sealing_key;
 pub mod shared_group;
+pub mod sql;
+#[cfg(test)]
+mod statements;
 pub mod tenant;
 pub mod token;
 pub mod uploaded;
@@ -64,7 +67,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the functions of the submodules read from and write to: any transaction dereferences to it.
-pub(crate) type Connection = SqliteConnection;
+pub use self::sql::Connection;
 
 /// The database, opened. Clones share the connections.
 #[derive(Clone, Debug)]
@@ -78,14 +81,14 @@ pub struct Store {
 /// The writer's transaction. Dropped without [`WriteTx::commit`], nothing of it happened.
 #[derive(Debug)]
 pub struct WriteTx {
-    tx: Transaction<'static, Sqlite>,
+    connection: Connection,
     recorded: Option<u64>,
     latest: watch::Sender<u64>,
 }
 
 /// A reader's transaction: every query in it sees the same state.
 #[derive(Debug)]
-pub struct ReadTx(Transaction<'static, Sqlite>);
+pub struct ReadTx(Connection);
 
 /// Why the store could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +140,10 @@ impl Store {
             .connect_with(options.pragma("query_only", "on"))
             .await
             .map_err(opened)?;
-        let last = change::last_sequence(&mut *writer.acquire().await?).await?;
-        Ok(Self { writer, readers, latest: watch::Sender::new(last), path })
+        let store = Self { writer, readers, latest: watch::Sender::new(0), path };
+        let last = change::last_sequence(&mut *store.read().await?).await?;
+        store.latest.send_replace(last);
+        Ok(store)
     }
 
     /// Waits for its turn and begins to write; writers queue in order.
@@ -146,8 +151,8 @@ impl Store {
     /// # Errors
     /// The database's, or a time-out after 30 s in the queue.
     pub async fn begin(&self) -> Result<WriteTx, StoreError> {
-        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(WriteTx { tx, recorded: None, latest: self.latest.clone() })
+        let connection = Connection::Sqlite(self.writer.begin_with("BEGIN IMMEDIATE").await?);
+        Ok(WriteTx { connection, recorded: None, latest: self.latest.clone() })
     }
 
     /// Begins to read one consistent state.
@@ -155,7 +160,7 @@ impl Store {
     /// # Errors
     /// The database's, or a time-out after 30 s without a free reader.
     pub async fn read(&self) -> Result<ReadTx, StoreError> {
-        Ok(ReadTx(self.readers.begin().await?))
+        Ok(ReadTx(Connection::Sqlite(self.readers.begin().await?)))
     }
 
     /// The newest committed sequence of `changes`; wakes on each commit that recorded one.
@@ -194,7 +199,7 @@ impl WriteTx {
     /// # Errors
     /// The database's; then nothing of it happened.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.tx.commit().await?;
+        self.connection.commit().await?;
         if let Some(sequence) = self.recorded {
             self.latest.send_if_modified(|latest| {
                 let newer = sequence > *latest;
@@ -207,43 +212,39 @@ impl WriteTx {
 }
 
 impl Deref for WriteTx {
-    type Target = SqliteConnection;
+    type Target = Connection;
 
-    fn deref(&self) -> &SqliteConnection {
-        &self.tx
+    fn deref(&self) -> &Connection {
+        &self.connection
     }
 }
 
 impl DerefMut for WriteTx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.tx
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 }
 
 impl Deref for ReadTx {
-    type Target = SqliteConnection;
+    type Target = Connection;
 
-    fn deref(&self) -> &SqliteConnection {
+    fn deref(&self) -> &Connection {
         &self.0
     }
 }
 
 impl DerefMut for ReadTx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
         &mut self.0
     }
 }
 
 /// Writes the inside of an `IN (...)`.
 pub(crate) fn push_ids<'query>(
-    query: &'query mut QueryBuilder<Sqlite>,
+    query: &'query mut QueryBuilder,
     ids: &[impl std::fmt::Display],
-) -> &'query mut QueryBuilder<Sqlite> {
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(id.to_string());
-    }
-    query
+) -> &'query mut QueryBuilder {
+    query.push_list(ids.iter().map(ToString::to_string))
 }
 
 /// Reads a JSON column; `what` names the row in the error.
@@ -278,14 +279,11 @@ pub(crate) fn from_word<T: serde::de::DeserializeOwned>(word: &str, what: &str) 
 
 #[cfg(test)]
 mod tests {
-    use portico_api::distribution::ResourceKind;
-    use sqlx::Row;
-
     use super::*;
+    use portico_api::distribution::ResourceKind;
 
-    async fn pragma(connection: &mut SqliteConnection, name: &'static str) -> i64 {
-        let row = sqlx::query(name).fetch_one(connection).await.unwrap();
-        row.try_get::<i64, _>(0).unwrap()
+    async fn pragma(connection: &mut Connection, name: &'static str) -> i64 {
+        sql::query_scalar(name).fetch_one(connection).await.unwrap()
     }
 
     #[tokio::test]
@@ -295,7 +293,7 @@ mod tests {
         let mut tx = store.begin().await.unwrap();
         assert_eq!(pragma(&mut tx, "PRAGMA synchronous").await, 2, "2 is FULL");
         assert_eq!(pragma(&mut tx, "PRAGMA foreign_keys").await, 1);
-        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *tx).await.unwrap();
+        let mode: String = sql::query_scalar("PRAGMA journal_mode").fetch_one(&mut tx).await.unwrap();
         assert_eq!(mode, "wal");
         let mut read = store.read().await.unwrap();
         assert_eq!(pragma(&mut read, "PRAGMA synchronous").await, 2);

@@ -1,12 +1,11 @@
 //! Orders: one row each, moved by the order machine alone, and a log of what was asked of each CA.
 
 use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::renewal_info::{self, Predecessor};
 use super::replacement::{self, Replaces};
-use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, from_json, sql, to_json};
 use crate::plan::ledger::{At, LimitName};
 use crate::plan::reconcile::OpenOrder;
 
@@ -106,7 +105,7 @@ impl OrderState {
 /// # Errors
 /// The database's; a second open order of the lineage is one.
 pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO orders (id, lineage_id, tenant_id, issuer, names, domains, name_set, state, credential_id, \
          sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
          deadline, next_at, created_at, updated_at) \
@@ -132,7 +131,7 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .bind(order.next_at)
     .bind(now_ms)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -156,7 +155,7 @@ pub async fn set_state(
         | OrderState::Finalizing { .. }
         | OrderState::Issued => now_ms,
     };
-    sqlx::query(
+    sql::query(
         "UPDATE orders SET state = ?, url = COALESCE(?, url), attempts = 0, next_at = ?, updated_at = ?, \
          issued_at = CASE WHEN ? THEN ? ELSE issued_at END WHERE id = ?",
     )
@@ -167,7 +166,7 @@ pub async fn set_state(
     .bind(matches!(state, OrderState::Issued))
     .bind(now_ms)
     .bind(id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -183,14 +182,14 @@ pub async fn postpone(
     error: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE orders SET attempts = attempts + 1, next_at = ?, error = ?, updated_at = ? WHERE id = ?",
     )
     .bind(next_at)
     .bind(error)
     .bind(now_ms)
     .bind(id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -207,10 +206,10 @@ pub async fn fail(
     now_ms: i64,
 ) -> Result<(), StoreError> {
     set_state(tx, id, &OrderState::Failed { retry_at }, now_ms).await?;
-    sqlx::query("UPDATE orders SET error = ? WHERE id = ?")
+    sql::query("UPDATE orders SET error = ? WHERE id = ?")
         .bind(error)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -220,13 +219,13 @@ pub async fn fail(
 /// # Errors
 /// The database's.
 pub async fn retry_now(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Result<u64, StoreError> {
-    let done = sqlx::query(
+    let done = sql::query(
         "UPDATE orders SET next_at = ? WHERE lineage_id = ? AND state <> 'issued' AND next_at > ?",
     )
     .bind(now_ms)
     .bind(lineage.to_string())
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(done.rows_affected())
 }
@@ -235,8 +234,8 @@ pub async fn retry_now(tx: &mut WriteTx, lineage: LineageId, now_ms: i64) -> Res
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn due(connection: &mut SqliteConnection, now_ms: i64) -> Result<Vec<OrderRow>, StoreError> {
-    let rows = sqlx::query(
+pub async fn due(connection: &mut Connection, now_ms: i64) -> Result<Vec<OrderRow>, StoreError> {
+    let rows = sql::query(
         "SELECT * FROM orders WHERE state NOT IN ('issued', 'failed') AND next_at <= ? ORDER BY created_at, id",
     )
     .bind(now_ms)
@@ -249,8 +248,8 @@ pub async fn due(connection: &mut SqliteConnection, now_ms: i64) -> Result<Vec<O
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<OpenOrder>, StoreError> {
-    let rows = sqlx::query(
+pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder>, StoreError> {
+    let rows = sql::query(
         "SELECT lineage_id, name_set, tenant_id, deadline, next_at FROM orders \
          WHERE state NOT IN ('issued', 'failed')",
     )
@@ -263,7 +262,7 @@ pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<Ope
                 lineage: from_id(row.try_get("lineage_id")?, "orders")?,
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
-                keeps_alive: row.try_get::<Option<i64>, _>("deadline")?.is_some(),
+                keeps_alive: row.try_get::<Option<i64>>("deadline")?.is_some(),
                 next_at: row.try_get("next_at")?,
             })
         })
@@ -272,8 +271,8 @@ pub async fn open_summaries(connection: &mut SqliteConnection) -> Result<Vec<Ope
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn find(connection: &mut SqliteConnection, id: OrderId) -> Result<Option<OrderRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM orders WHERE id = ?")
+pub async fn find(connection: &mut Connection, id: OrderId) -> Result<Option<OrderRow>, StoreError> {
+    let row = sql::query("SELECT * FROM orders WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -300,8 +299,8 @@ const PLANNED_MAX: u32 = 50_000;
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn planned(connection: &mut SqliteConnection, at: At<'_>) -> Result<Vec<PlannedOrder>, StoreError> {
-    let rows = sqlx::query(
+pub async fn planned(connection: &mut Connection, at: At<'_>) -> Result<Vec<PlannedOrder>, StoreError> {
+    let rows = sql::query(
         "SELECT o.names AS order_names, o.name_set, o.tenant_id, o.deadline, p.names, p.window_start, p.window_end, \
          EXISTS (SELECT 1 FROM ledger_buckets b WHERE b.ca = ?2 AND b.limit_name = ?3 AND b.account = '' \
          AND b.subject = o.name_set AND b.charged_at IS NOT NULL) OR (o.renewal AND c.issuer = o.issuer) AS issued \
@@ -322,8 +321,8 @@ pub async fn planned(connection: &mut SqliteConnection, at: At<'_>) -> Result<Ve
                 names: from_json(row.try_get("order_names")?, "orders: names")?,
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
-                keeps_alive: row.try_get::<Option<i64>, _>("deadline")?.is_some(),
-                issued: row.try_get::<Option<bool>, _>("issued")?.unwrap_or(false),
+                keeps_alive: row.try_get::<Option<i64>>("deadline")?.is_some(),
+                issued: row.try_get::<Option<bool>>("issued")?.unwrap_or(false),
                 replaces: renewal_info::predecessor_of(row)?,
             })
         })
@@ -335,10 +334,10 @@ pub async fn planned(connection: &mut SqliteConnection, at: At<'_>) -> Result<Ve
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn names_of_set(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     name_set: &str,
 ) -> Result<Option<Vec<String>>, StoreError> {
-    let names: Option<String> = sqlx::query_scalar("SELECT names FROM orders WHERE name_set = ? LIMIT 1")
+    let names: Option<String> = sql::query_scalar("SELECT names FROM orders WHERE name_set = ? LIMIT 1")
         .bind(name_set)
         .fetch_optional(connection)
         .await?;
@@ -349,8 +348,8 @@ pub async fn names_of_set(
 ///
 /// # Errors
 /// The database's.
-pub async fn retry_times(connection: &mut SqliteConnection) -> Result<Vec<(LineageId, i64)>, StoreError> {
-    let rows = sqlx::query(
+pub async fn retry_times(connection: &mut Connection) -> Result<Vec<(LineageId, i64)>, StoreError> {
+    let rows = sql::query(
         "SELECT o.lineage_id, o.next_at FROM orders o \
          JOIN lineages l ON l.id = o.lineage_id AND l.retired_at IS NULL \
          WHERE o.state = 'failed' AND NOT EXISTS (SELECT 1 FROM orders n WHERE n.lineage_id = o.lineage_id \
@@ -363,13 +362,13 @@ pub async fn retry_times(connection: &mut SqliteConnection) -> Result<Vec<(Linea
         .collect()
 }
 
-fn order(row: &SqliteRow) -> Result<OrderRow, StoreError> {
+fn order(row: &Row) -> Result<OrderRow, StoreError> {
     let id: String = row.try_get("id")?;
     let unreadable = || StoreError::Unreadable { what: format!("orders: {id}") };
     let url: Option<String> = row.try_get("url")?;
     let at_ca = |make: fn(String) -> OrderState| url.clone().map(make).ok_or_else(unreadable);
     let next_at: i64 = row.try_get("next_at")?;
-    let state = match row.try_get::<String, _>("state")?.as_str() {
+    let state = match row.try_get::<String>("state")?.as_str() {
         "planned" => OrderState::Planned,
         "created" => at_ca(|url| OrderState::Created { url })?,
         "challenged" => at_ca(|url| OrderState::Challenged { url })?,
@@ -417,12 +416,12 @@ pub async fn log_request(
     renewal: bool,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO order_requests (order_id, tenant_id, renewal, at) VALUES (?, ?, ?, ?)")
+    sql::query("INSERT INTO order_requests (order_id, tenant_id, renewal, at) VALUES (?, ?, ?, ?)")
         .bind(order.id.to_string())
         .bind(order.tenant.map(|tenant| tenant.to_string()))
         .bind(renewal)
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -432,10 +431,10 @@ pub async fn log_request(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn requests_by_tenant(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     since: i64,
 ) -> Result<Vec<(Option<TenantId>, u32)>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT tenant_id, COUNT(*) AS n FROM order_requests WHERE at > ? AND renewal = 0 GROUP BY tenant_id",
     )
     .bind(since)
@@ -454,11 +453,11 @@ pub async fn requests_by_tenant(
 /// # Errors
 /// The database's.
 pub async fn forget_last_request(tx: &mut WriteTx, order: OrderId) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "DELETE FROM order_requests WHERE id = (SELECT MAX(id) FROM order_requests WHERE order_id = ?)",
     )
     .bind(order.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -467,11 +466,8 @@ pub async fn forget_last_request(tx: &mut WriteTx, order: OrderId) -> Result<(),
 ///
 /// # Errors
 /// The database's.
-pub async fn failed_in_a_row(
-    connection: &mut SqliteConnection,
-    lineage: LineageId,
-) -> Result<u32, StoreError> {
-    let failed: i64 = sqlx::query_scalar(
+pub async fn failed_in_a_row(connection: &mut Connection, lineage: LineageId) -> Result<u32, StoreError> {
+    let failed: i64 = sql::query_scalar(
         "SELECT COUNT(*) FROM (SELECT 1 FROM orders f WHERE f.lineage_id = ?1 AND f.state = 'failed' \
          AND f.created_at >= COALESCE((SELECT MAX(i.created_at) FROM orders i \
            WHERE i.lineage_id = ?1 AND i.state = 'issued'), 0) LIMIT 8)",
@@ -487,11 +483,11 @@ pub async fn failed_in_a_row(
 /// # Errors
 /// The database's.
 pub async fn prune(tx: &mut WriteTx, before: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM order_requests WHERE at < ?").bind(before).execute(&mut **tx).await?;
-    sqlx::query("DELETE FROM orders WHERE state IN ('issued', 'failed') AND updated_at < ? AND next_at < ?")
+    sql::query("DELETE FROM order_requests WHERE at < ?").bind(before).execute(tx).await?;
+    sql::query("DELETE FROM orders WHERE state IN ('issued', 'failed') AND updated_at < ? AND next_at < ?")
         .bind(before)
         .bind(before)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }

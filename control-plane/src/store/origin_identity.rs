@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use portico_api::distribution::ResourceKind;
 use portico_api::v1::{DomainSpec, TenantSpec};
 use portico_cert_store::{CellId, CredentialId, EdgeId, LineageId, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::projection_rows::select;
-use super::{StoreError, WriteTx, cell, change, from_id, from_json, meta};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, cell, change, from_id, from_json, meta, sql};
 
 /// An authority of a tenant.
 #[derive(Clone, Debug)]
@@ -69,14 +68,14 @@ pub struct IdentityRow {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn authorities(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
 ) -> Result<Vec<AuthorityRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM origin_authorities WHERE tenant_id = ?")
+    let rows = sql::query("SELECT * FROM origin_authorities WHERE tenant_id = ?")
         .bind(tenant.to_string())
         .fetch_all(connection)
         .await?;
-    let authority = |row: &SqliteRow| {
+    let authority = |row: &Row| {
         let role: &str = row.try_get("role")?;
         let role = AuthorityRole::ALL.into_iter().find(|known| known.as_str() == role);
         Ok(AuthorityRow {
@@ -96,7 +95,7 @@ pub async fn authorities(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn authority(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
     role: AuthorityRole,
 ) -> Result<Option<AuthorityRow>, StoreError> {
@@ -106,7 +105,7 @@ pub async fn authority(
 /// # Errors
 /// The database's; a second authority of a tenant with this role is one.
 pub async fn insert_authority(tx: &mut WriteTx, row: &AuthorityRow) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO origin_authorities (tenant_id, role, certificate, sealed_key, created_at) VALUES (?, ?, ?, ?, ?)",
     )
     .bind(row.tenant.to_string())
@@ -114,7 +113,7 @@ pub async fn insert_authority(tx: &mut WriteTx, row: &AuthorityRow) -> Result<()
     .bind(&row.certificate)
     .bind(&row.sealed_key)
     .bind(row.created_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -129,11 +128,11 @@ pub async fn set_role(
     from: AuthorityRole,
     to: AuthorityRole,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE origin_authorities SET role = ? WHERE tenant_id = ? AND role = ?")
+    sql::query("UPDATE origin_authorities SET role = ? WHERE tenant_id = ? AND role = ?")
         .bind(to.as_str())
         .bind(tenant.to_string())
         .bind(from.as_str())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -147,10 +146,10 @@ pub async fn remove_authority(
     tenant: TenantId,
     role: AuthorityRole,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query("DELETE FROM origin_authorities WHERE tenant_id = ? AND role = ?")
+    let done = sql::query("DELETE FROM origin_authorities WHERE tenant_id = ? AND role = ?")
         .bind(tenant.to_string())
         .bind(role.as_str())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(done.rows_affected() == 1)
 }
@@ -159,9 +158,9 @@ pub async fn remove_authority(
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn with_previous(connection: &mut SqliteConnection) -> Result<Vec<TenantId>, StoreError> {
+pub async fn with_previous(connection: &mut Connection) -> Result<Vec<TenantId>, StoreError> {
     let ids: Vec<String> =
-        sqlx::query_scalar("SELECT tenant_id FROM origin_authorities WHERE role = 'previous' ORDER BY 1")
+        sql::query_scalar("SELECT tenant_id FROM origin_authorities WHERE role = 'previous' ORDER BY 1")
             .fetch_all(connection)
             .await?;
     ids.iter().map(|id| from_id(id, "origin_authorities")).collect()
@@ -173,12 +172,12 @@ pub async fn with_previous(connection: &mut SqliteConnection) -> Result<Vec<Tena
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn edges_behind(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
     authority_sha256: &[u8],
 ) -> Result<Vec<EdgeId>, StoreError> {
     let epoch = meta::epoch(connection).await?;
-    let ids: Vec<String> = sqlx::query_scalar(
+    let ids: Vec<String> = sql::query_scalar(
         "SELECT DISTINCT e.id FROM origin_identities i JOIN edges e ON e.cell = i.cell AND e.removed_at IS NULL \
          LEFT JOIN changes c ON c.kind = ?1 AND c.id = i.id \
          LEFT JOIN edge_nacks n ON n.edge_id = e.id AND n.kind = ?1 AND n.id = i.id \
@@ -199,10 +198,10 @@ pub async fn edges_behind(
 /// # Errors
 /// The database's.
 pub async fn of_tenant(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
 ) -> Result<Vec<IdentityRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM origin_identities WHERE tenant_id = ? ORDER BY cell")
+    let rows = sql::query("SELECT * FROM origin_identities WHERE tenant_id = ? ORDER BY cell")
         .bind(tenant.to_string())
         .fetch_all(connection)
         .await?;
@@ -213,8 +212,8 @@ pub async fn of_tenant(
 ///
 /// # Errors
 /// The database's.
-pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<IdentityRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM origin_identities ORDER BY id").fetch_all(connection).await?;
+pub async fn all(connection: &mut Connection) -> Result<Vec<IdentityRow>, StoreError> {
+    let rows = sql::query("SELECT * FROM origin_identities ORDER BY id").fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }
 
@@ -222,10 +221,7 @@ pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<IdentityRow>, 
 ///
 /// # Errors
 /// The database's.
-pub async fn by_ids(
-    connection: &mut SqliteConnection,
-    ids: &[String],
-) -> Result<Vec<IdentityRow>, StoreError> {
+pub async fn by_ids(connection: &mut Connection, ids: &[String]) -> Result<Vec<IdentityRow>, StoreError> {
     let rows = select(connection, "SELECT * FROM origin_identities WHERE id IN (", ids, ")").await?;
     rows.iter().map(read).collect()
 }
@@ -235,7 +231,7 @@ pub async fn by_ids(
 /// # Errors
 /// The database's.
 pub async fn put(tx: &mut WriteTx, row: &IdentityRow) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO origin_identities (id, tenant_id, cell, credential_id, certificate, authority_sha256, sealed_key, \
          cell_key_epoch, spki_sha256, not_after, renew_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (id) DO UPDATE SET credential_id = excluded.credential_id, certificate = excluded.certificate, \
@@ -253,7 +249,7 @@ pub async fn put(tx: &mut WriteTx, row: &IdentityRow) -> Result<(), StoreError> 
     .bind(&row.spki_sha256)
     .bind(row.not_after)
     .bind(row.renew_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     let (id, tenant) = (row.id.to_string(), row.tenant.to_string());
     change::record(tx, ResourceKind::OriginIdentity, &id, Some(&tenant)).await?;
@@ -266,7 +262,7 @@ pub async fn put(tx: &mut WriteTx, row: &IdentityRow) -> Result<(), StoreError> 
 /// The database's.
 pub async fn remove(tx: &mut WriteTx, row: &IdentityRow) -> Result<(), StoreError> {
     let (id, tenant) = (row.id.to_string(), row.tenant.to_string());
-    sqlx::query("DELETE FROM origin_identities WHERE id = ?").bind(&id).execute(&mut **tx).await?;
+    sql::query("DELETE FROM origin_identities WHERE id = ?").bind(&id).execute(tx).await?;
     change::record_removal(tx, ResourceKind::OriginIdentity, &id, Some(&tenant)).await?;
     Ok(())
 }
@@ -276,8 +272,8 @@ pub async fn remove(tx: &mut WriteTx, row: &IdentityRow) -> Result<(), StoreErro
 ///
 /// # Errors
 /// The database's.
-pub async fn wanted(connection: &mut SqliteConnection) -> Result<BTreeSet<(TenantId, CellId)>, StoreError> {
-    let rows = sqlx::query(
+pub async fn wanted(connection: &mut Connection) -> Result<BTreeSet<(TenantId, CellId)>, StoreError> {
+    let rows = sql::query(
         "SELECT d.tenant_id, d.spec, t.spec AS tenant_spec FROM origin_authorities a \
          JOIN domains d ON d.tenant_id = a.tenant_id AND d.shows_identity = 1 JOIN tenants t ON t.id = a.tenant_id \
          WHERE a.role = 'present' AND d.deleted_at IS NULL AND d.served = 1",
@@ -295,7 +291,7 @@ pub async fn wanted(connection: &mut SqliteConnection) -> Result<BTreeSet<(Tenan
     Ok(wanted)
 }
 
-fn read(row: &SqliteRow) -> Result<IdentityRow, StoreError> {
+fn read(row: &Row) -> Result<IdentityRow, StoreError> {
     let table = "origin_identities";
     Ok(IdentityRow {
         id: from_id(row.try_get("id")?, table)?,

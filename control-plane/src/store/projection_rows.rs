@@ -6,10 +6,9 @@ use portico_api::v1;
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId, TenantId};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row};
 
-use super::{StoreError, from_id, from_json, from_word, push_ids};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
 const IDS_PER_QUERY: usize = 500;
@@ -66,10 +65,7 @@ pub struct CredentialRow {
 
 /// # Errors
 /// The database's.
-pub async fn tenants(
-    connection: &mut SqliteConnection,
-    ids: &[String],
-) -> Result<Vec<TenantRow>, StoreError> {
+pub async fn tenants(connection: &mut Connection, ids: &[String]) -> Result<Vec<TenantRow>, StoreError> {
     let rows = select(connection, "SELECT id, spec, suspension FROM tenants WHERE id IN (", ids, ")").await?;
     rows.iter()
         .map(|row| {
@@ -87,10 +83,7 @@ pub async fn tenants(
 ///
 /// # Errors
 /// The database's.
-pub async fn domains(
-    connection: &mut SqliteConnection,
-    ids: &[String],
-) -> Result<Vec<DomainRow>, StoreError> {
+pub async fn domains(connection: &mut Connection, ids: &[String]) -> Result<Vec<DomainRow>, StoreError> {
     let rows = select(
         connection,
         "SELECT d.id, d.tenant_id, d.name, d.spec, d.suspension, d.acme_thumbprint, d.served, t.spec AS tenant_spec \
@@ -121,7 +114,7 @@ pub async fn domains(
 /// # Errors
 /// The database's.
 pub async fn credentials(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     lineages: &[String],
 ) -> Result<Vec<CredentialRow>, StoreError> {
     let rows = select(
@@ -155,7 +148,7 @@ impl Covering {
 }
 
 async fn lineages_of_names(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     names: &[String],
 ) -> Result<HashMap<String, Vec<Covering>>, StoreError> {
     let rows = select(
@@ -188,7 +181,7 @@ fn wildcard_over(name: &str) -> Option<String> {
     (first != "*").then(|| format!("*.{base}"))
 }
 
-fn domain(row: &SqliteRow) -> Result<DomainRow, StoreError> {
+fn domain(row: &Row) -> Result<DomainRow, StoreError> {
     let tenant_spec: v1::TenantSpec = from_json(row.try_get("tenant_spec")?, "tenants: spec")?;
     Ok(DomainRow {
         id: from_id(row.try_get("id")?, "domains")?,
@@ -203,7 +196,7 @@ fn domain(row: &SqliteRow) -> Result<DomainRow, StoreError> {
     })
 }
 
-fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {
+fn credential(row: &Row) -> Result<CredentialRow, StoreError> {
     let tenant: Option<String> = row.try_get("tenant_id")?;
     let pem: String = row.try_get("chain_pem")?;
     let chain_der = CertificateDer::pem_slice_iter(pem.as_bytes())
@@ -225,20 +218,20 @@ fn credential(row: &SqliteRow) -> Result<CredentialRow, StoreError> {
     })
 }
 
-fn suspension(row: &SqliteRow, what: &str) -> Result<Option<v1::Suspension>, StoreError> {
+fn suspension(row: &Row, what: &str) -> Result<Option<v1::Suspension>, StoreError> {
     let json: Option<String> = row.try_get("suspension")?;
     json.map(|json| from_json(&json, what)).transpose()
 }
 
 pub(super) async fn select(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     head: &'static str,
     ids: &[String],
     tail: &'static str,
-) -> Result<Vec<SqliteRow>, StoreError> {
+) -> Result<Vec<Row>, StoreError> {
     let mut found = Vec::with_capacity(ids.len());
     for ids in ids.chunks(IDS_PER_QUERY) {
-        let mut query = QueryBuilder::<Sqlite>::new(head);
+        let mut query = QueryBuilder::new(head);
         push_ids(&mut query, ids).push(tail);
         found.extend(query.build().fetch_all(&mut *connection).await?);
     }

@@ -2,10 +2,9 @@
 
 use portico_api::v1::{Proof, ProofMethod};
 use portico_cert_store::DomainId;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx, from_id, from_word, push_ids, to_word};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, from_id, from_word, push_ids, sql, to_word};
 
 /// A proof as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +36,7 @@ impl From<&ProofRow> for Proof {
 /// The database's.
 pub async fn put(tx: &mut WriteTx, row: &ProofRow) -> Result<(), StoreError> {
     end(tx, row.domain_id, row.proved_at, "a newer proof").await?;
-    sqlx::query(
+    sql::query(
         "INSERT INTO proofs (domain_id, method, proved_at, checked_at, evidence, actor) VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(row.domain_id.to_string())
@@ -46,7 +45,7 @@ pub async fn put(tx: &mut WriteTx, row: &ProofRow) -> Result<(), StoreError> {
     .bind(row.checked_at)
     .bind(&row.evidence)
     .bind(&row.actor)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -56,10 +55,10 @@ pub async fn put(tx: &mut WriteTx, row: &ProofRow) -> Result<(), StoreError> {
 /// # Errors
 /// The database's.
 pub async fn confirm(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE proofs SET checked_at = ? WHERE domain_id = ? AND ended_at IS NULL")
+    sql::query("UPDATE proofs SET checked_at = ? WHERE domain_id = ? AND ended_at IS NULL")
         .bind(now_ms)
         .bind(domain.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -69,11 +68,11 @@ pub async fn confirm(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<
 /// # Errors
 /// The database's.
 pub async fn end(tx: &mut WriteTx, domain: DomainId, now_ms: i64, by: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE proofs SET ended_at = ?, ended_by = ? WHERE domain_id = ? AND ended_at IS NULL")
+    sql::query("UPDATE proofs SET ended_at = ?, ended_by = ? WHERE domain_id = ? AND ended_at IS NULL")
         .bind(now_ms)
         .bind(by)
         .bind(domain.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -82,10 +81,7 @@ pub async fn end(tx: &mut WriteTx, domain: DomainId, now_ms: i64, by: &str) -> R
 ///
 /// # Errors
 /// The database's.
-pub async fn standing(
-    connection: &mut SqliteConnection,
-    domain: DomainId,
-) -> Result<Option<ProofRow>, StoreError> {
+pub async fn standing(connection: &mut Connection, domain: DomainId) -> Result<Option<ProofRow>, StoreError> {
     Ok(standing_of(connection, &[domain]).await?.pop())
 }
 
@@ -94,20 +90,19 @@ pub async fn standing(
 /// # Errors
 /// The database's.
 pub async fn standing_of(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<ProofRow>, StoreError> {
     if domains.is_empty() {
         return Ok(Vec::new());
     }
-    let mut query =
-        QueryBuilder::<Sqlite>::new("SELECT * FROM proofs WHERE ended_at IS NULL AND domain_id IN (");
+    let mut query = QueryBuilder::new("SELECT * FROM proofs WHERE ended_at IS NULL AND domain_id IN (");
     push_ids(&mut query, domains).push(")");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<ProofRow, StoreError> {
+fn read(row: &Row) -> Result<ProofRow, StoreError> {
     Ok(ProofRow {
         domain_id: from_id(row.try_get("domain_id")?, "proofs")?,
         method: from_word(row.try_get("method")?, "proofs")?,

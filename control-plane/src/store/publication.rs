@@ -2,10 +2,9 @@
 
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{DomainId, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, change, from_id, meta};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, change, from_id, meta, sql};
 
 const META_FLOOR: &str = "changes_floor";
 const META_FLEET_POLICY: &str = "fleet_policy";
@@ -38,7 +37,7 @@ pub struct WaitingRemoval {
 ///
 /// # Errors
 /// The database's.
-pub async fn floor(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn floor(connection: &mut Connection) -> Result<u64, StoreError> {
     let floor = meta::find(connection, META_FLOOR).await?;
     Ok(floor.and_then(|floor| floor.parse().ok()).unwrap_or(0))
 }
@@ -55,28 +54,28 @@ pub async fn compact(
     keep_ms: i64,
 ) -> Result<u64, StoreError> {
     let last = change::last_sequence(tx).await?;
-    sqlx::query("INSERT INTO change_marks (sequence, at) VALUES (?, ?) ON CONFLICT (sequence) DO NOTHING")
+    sql::query("INSERT INTO change_marks (sequence, at) VALUES (?, ?) ON CONFLICT (sequence) DO NOTHING")
         .bind(signed(last))
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    let old: Option<i64> = sqlx::query_scalar("SELECT MAX(sequence) FROM change_marks WHERE at <= ?")
+    let old: Option<i64> = sql::query_scalar("SELECT MAX(sequence) FROM change_marks WHERE at <= ?")
         .bind(now_ms.saturating_sub(keep_ms))
-        .fetch_one(&mut **tx)
+        .fetch_one(tx)
         .await?;
     let below = old.map_or(0, i64::unsigned_abs).min(last.saturating_sub(keep_changes));
     let newest: Option<i64> =
-        sqlx::query_scalar("SELECT MAX(sequence) FROM changes WHERE removed = 1 AND sequence <= ?")
+        sql::query_scalar("SELECT MAX(sequence) FROM changes WHERE removed = 1 AND sequence <= ?")
             .bind(signed(below))
-            .fetch_one(&mut **tx)
+            .fetch_one(tx)
             .await?;
     let floor = floor(tx).await?.max(newest.map_or(0, i64::unsigned_abs));
-    sqlx::query("DELETE FROM changes WHERE removed = 1 AND sequence <= ?")
+    sql::query("DELETE FROM changes WHERE removed = 1 AND sequence <= ?")
         .bind(signed(below))
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     // Of the marks that are past their use, the last one still tells how old what follows it is.
-    sqlx::query("DELETE FROM change_marks WHERE sequence < ?").bind(signed(below)).execute(&mut **tx).await?;
+    sql::query("DELETE FROM change_marks WHERE sequence < ?").bind(signed(below)).execute(tx).await?;
     meta::put(tx, META_FLOOR, &floor.to_string()).await?;
     Ok(floor)
 }
@@ -85,8 +84,8 @@ pub async fn compact(
 ///
 /// # Errors
 /// The database's.
-pub async fn held_removals(connection: &mut SqliteConnection) -> Result<Vec<HeldRemoval>, StoreError> {
-    let rows = sqlx::query("SELECT kind, id, held_at, signed_off_at FROM held_removals ORDER BY kind, id")
+pub async fn held_removals(connection: &mut Connection) -> Result<Vec<HeldRemoval>, StoreError> {
+    let rows = sql::query("SELECT kind, id, held_at, signed_off_at FROM held_removals ORDER BY kind, id")
         .fetch_all(connection)
         .await?;
     rows.iter()
@@ -95,7 +94,7 @@ pub async fn held_removals(connection: &mut SqliteConnection) -> Result<Vec<Held
                 kind: row.try_get("kind")?,
                 id: row.try_get("id")?,
                 held_at_ms: row.try_get("held_at")?,
-                signed_off: row.try_get::<Option<i64>, _>("signed_off_at")?.is_some(),
+                signed_off: row.try_get::<Option<i64>>("signed_off_at")?.is_some(),
             })
         })
         .collect()
@@ -106,11 +105,11 @@ pub async fn held_removals(connection: &mut SqliteConnection) -> Result<Vec<Held
 /// # Errors
 /// The database's.
 pub async fn waiting_removals(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     after: &str,
     limit: u32,
 ) -> Result<Vec<WaitingRemoval>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT h.id, h.held_at, d.name, d.tenant_id, t.name AS tenant_name FROM held_removals h \
          JOIN domains d ON d.id = h.id JOIN tenants t ON t.id = d.tenant_id \
          WHERE h.kind = ? AND h.signed_off_at IS NULL AND h.id > ? ORDER BY h.id LIMIT ?",
@@ -128,10 +127,10 @@ pub async fn waiting_removals(
 /// # Errors
 /// The database's.
 pub async fn waiting_removal(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domain: DomainId,
 ) -> Result<Option<WaitingRemoval>, StoreError> {
-    let row = sqlx::query(
+    let row = sql::query(
         "SELECT h.id, h.held_at, d.name, d.tenant_id, t.name AS tenant_name FROM held_removals h \
          JOIN domains d ON d.id = h.id JOIN tenants t ON t.id = d.tenant_id \
          WHERE h.kind = ? AND h.signed_off_at IS NULL AND h.id = ?",
@@ -143,7 +142,7 @@ pub async fn waiting_removal(
     row.as_ref().map(read_waiting).transpose()
 }
 
-fn read_waiting(row: &SqliteRow) -> Result<WaitingRemoval, StoreError> {
+fn read_waiting(row: &Row) -> Result<WaitingRemoval, StoreError> {
     Ok(WaitingRemoval {
         domain: from_id(row.try_get("id")?, "held_removals")?,
         hostname: row.try_get("name")?,
@@ -157,8 +156,8 @@ fn read_waiting(row: &SqliteRow) -> Result<WaitingRemoval, StoreError> {
 ///
 /// # Errors
 /// The database's.
-pub async fn count_waiting_removals(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar(
+pub async fn count_waiting_removals(connection: &mut Connection) -> Result<u64, StoreError> {
+    let count: i64 = sql::query_scalar(
         "SELECT COUNT(*) FROM held_removals h JOIN domains d ON d.id = h.id \
          WHERE h.kind = ? AND h.signed_off_at IS NULL",
     )
@@ -178,13 +177,13 @@ pub async fn hold_removal(
     id: &str,
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO held_removals (kind, id, held_at) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO NOTHING",
     )
     .bind(kind as i32)
     .bind(id)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -194,10 +193,10 @@ pub async fn hold_removal(
 /// # Errors
 /// The database's.
 pub async fn release_removal(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM held_removals WHERE kind = ? AND id = ?")
+    sql::query("DELETE FROM held_removals WHERE kind = ? AND id = ?")
         .bind(kind as i32)
         .bind(id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -208,20 +207,20 @@ pub async fn release_removal(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> 
 /// # Errors
 /// The database's.
 pub async fn release_taken_over(tx: &mut WriteTx, now_ms: i64) -> Result<u64, StoreError> {
-    let ids: Vec<String> = sqlx::query_scalar(
+    let ids: Vec<String> = sql::query_scalar(
         "SELECT h.id FROM held_removals h JOIN domains d ON d.id = h.id \
          WHERE h.kind = ? AND h.signed_off_at IS NULL AND EXISTS (SELECT 1 FROM domains o \
          WHERE o.name = d.name AND o.id <> d.id AND o.served = 1 AND o.deleted_at IS NULL) ORDER BY h.id",
     )
     .bind(ResourceKind::Domain as i32)
-    .fetch_all(&mut **tx)
+    .fetch_all(tx)
     .await?;
     for id in &ids {
-        sqlx::query("UPDATE held_removals SET signed_off_at = ? WHERE kind = ? AND id = ?")
+        sql::query("UPDATE held_removals SET signed_off_at = ? WHERE kind = ? AND id = ?")
             .bind(now_ms)
             .bind(ResourceKind::Domain as i32)
             .bind(id)
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
         record_again(tx, ResourceKind::Domain, id).await?;
     }
@@ -235,9 +234,9 @@ pub async fn release_taken_over(tx: &mut WriteTx, now_ms: i64) -> Result<u64, St
 pub async fn sign_off_removals(tx: &mut WriteTx, now_ms: i64) -> Result<u64, StoreError> {
     let mut held = held_removals(tx).await?;
     held.retain(|removal| !removal.signed_off);
-    sqlx::query("UPDATE held_removals SET signed_off_at = ? WHERE signed_off_at IS NULL")
+    sql::query("UPDATE held_removals SET signed_off_at = ? WHERE signed_off_at IS NULL")
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     for removal in &held {
         let kind = ResourceKind::try_from(removal.kind)
@@ -249,14 +248,14 @@ pub async fn sign_off_removals(tx: &mut WriteTx, now_ms: i64) -> Result<u64, Sto
 
 /// The same change under a new sequence, so that every edge hears of it.
 async fn record_again(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT tenant_id, removed FROM changes WHERE kind = ? AND id = ?")
+    let row = sql::query("SELECT tenant_id, removed FROM changes WHERE kind = ? AND id = ?")
         .bind(kind as i32)
         .bind(id)
-        .fetch_optional(&mut **tx)
+        .fetch_optional(tx)
         .await?;
     let Some(row) = row else { return Ok(()) };
     let tenant: Option<String> = row.try_get("tenant_id")?;
-    if row.try_get::<bool, _>("removed")? {
+    if row.try_get::<bool>("removed")? {
         change::record_removal(tx, kind, id, tenant.as_deref()).await?;
     } else {
         change::record(tx, kind, id, tenant.as_deref()).await?;
@@ -268,7 +267,7 @@ async fn record_again(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> Result<
 ///
 /// # Errors
 /// The database's.
-pub async fn fleet_policy(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
+pub async fn fleet_policy(connection: &mut Connection) -> Result<Option<String>, StoreError> {
     meta::find(connection, META_FLEET_POLICY).await
 }
 
@@ -289,7 +288,7 @@ pub async fn put_fleet_policy(tx: &mut WriteTx, json: &str) -> Result<bool, Stor
 ///
 /// # Errors
 /// The database's.
-pub async fn default_domain(connection: &mut SqliteConnection) -> Result<Option<DomainId>, StoreError> {
+pub async fn default_domain(connection: &mut Connection) -> Result<Option<DomainId>, StoreError> {
     let id = meta::find(connection, META_DEFAULT_DOMAIN).await?.filter(|id| !id.is_empty());
     id.map(|id| from_id(&id, "meta: default_domain")).transpose()
 }

@@ -2,10 +2,9 @@
 
 use portico_api::v1::PurgeRequest;
 use portico_cert_store::TenantId;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, from_json, sql, to_json};
 
 /// Rows that stay; an edge that has missed more than these forgets everything.
 const KEPT: i64 = 10_000;
@@ -52,26 +51,26 @@ pub async fn append(
     request: &PurgeRequest,
     now_ms: i64,
 ) -> Result<u64, StoreError> {
-    let row = sqlx::query("INSERT INTO purges (at, tenant_id, request) VALUES (?, ?, ?) RETURNING number")
+    let row = sql::query("INSERT INTO purges (at, tenant_id, request) VALUES (?, ?, ?) RETURNING number")
         .bind(now_ms)
         .bind(tenant.to_string())
         .bind(to_json(request)?)
-        .fetch_one(&mut **tx)
+        .fetch_one(tx)
         .await?;
     let number: i64 = row.try_get("number")?;
-    sqlx::query("DELETE FROM purges WHERE number <= ?").bind(number - KEPT).execute(&mut **tx).await?;
+    sql::query("DELETE FROM purges WHERE number <= ?").bind(number - KEPT).execute(tx).await?;
     Ok(number.unsigned_abs())
 }
 
 /// # Errors
 /// The database's.
-pub async fn known(connection: &mut SqliteConnection) -> Result<Known, StoreError> {
-    let oldest = sqlx::query("SELECT number, at FROM purges ORDER BY number LIMIT 1")
+pub async fn known(connection: &mut Connection) -> Result<Known, StoreError> {
+    let oldest = sql::query("SELECT number, at FROM purges ORDER BY number LIMIT 1")
         .fetch_optional(&mut *connection)
         .await?;
-    let last = sqlx::query("SELECT MAX(number) AS last FROM purges").fetch_one(connection).await?;
+    let last = sql::query("SELECT MAX(number) AS last FROM purges").fetch_one(connection).await?;
     let oldest = oldest.map(|row| -> Result<Oldest, StoreError> {
-        Ok(Oldest { number: row.try_get::<i64, _>("number")?.unsigned_abs(), at_ms: row.try_get("at")? })
+        Ok(Oldest { number: row.try_get::<i64>("number")?.unsigned_abs(), at_ms: row.try_get("at")? })
     });
     let last: Option<i64> = last.try_get("last")?;
     Ok(Known { last: last.unwrap_or_default().unsigned_abs(), oldest: oldest.transpose()? })
@@ -82,7 +81,7 @@ pub async fn known(connection: &mut SqliteConnection) -> Result<Known, StoreErro
 /// # Errors
 /// The database's; a row that cannot be read.
 pub async fn since(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     since: Since,
     limit: u32,
 ) -> Result<Vec<PurgeRow>, StoreError> {
@@ -90,7 +89,7 @@ pub async fn since(
         Since::Number(number) => (number.cast_signed(), i64::MIN),
         Since::Time(at) => (0, at),
     };
-    let rows = sqlx::query("SELECT * FROM purges WHERE number > ? AND at >= ? ORDER BY number LIMIT ?")
+    let rows = sql::query("SELECT * FROM purges WHERE number > ? AND at >= ? ORDER BY number LIMIT ?")
         .bind(number)
         .bind(at)
         .bind(limit)
@@ -99,9 +98,9 @@ pub async fn since(
     rows.iter().map(read).collect()
 }
 
-fn read(row: &SqliteRow) -> Result<PurgeRow, StoreError> {
+fn read(row: &Row) -> Result<PurgeRow, StoreError> {
     Ok(PurgeRow {
-        number: row.try_get::<i64, _>("number")?.unsigned_abs(),
+        number: row.try_get::<i64>("number")?.unsigned_abs(),
         tenant: from_id(row.try_get("tenant_id")?, "purge")?,
         request: from_json(row.try_get("request")?, "purge")?,
     })

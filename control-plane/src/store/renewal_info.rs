@@ -1,10 +1,9 @@
 //! What each certificate's CA suggests for its renewal (RFC 9773), and when to ask again.
 
 use portico_cert_store::{CredentialId, LineageId, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id, from_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, from_json, sql};
 use crate::plan::renewal_info::{Subject, Window};
 
 /// A live certificate whose CA is to be asked.
@@ -58,12 +57,8 @@ pub struct Noted {
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn due(
-    connection: &mut SqliteConnection,
-    now_ms: i64,
-    limit: u32,
-) -> Result<Vec<Watched>, StoreError> {
-    let rows = sqlx::query(
+pub async fn due(connection: &mut Connection, now_ms: i64, limit: u32) -> Result<Vec<Watched>, StoreError> {
+    let rows = sql::query(
         "SELECT c.*, g.tenant_id FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
          JOIN groups g ON g.id = l.group_id \
          WHERE c.state = 'live' AND c.custody = 'cell' AND c.window_next_at <= ? ORDER BY c.window_next_at, c.id LIMIT ?",
@@ -80,7 +75,7 @@ pub async fn due(
 /// # Errors
 /// The database's.
 pub async fn note(tx: &mut WriteTx, id: CredentialId, noted: &Noted, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE credentials SET window_start = ?, window_end = ?, explanation_url = ?, window_note = ?, renew_at = ?, \
          window_asked_at = CASE WHEN ? THEN ? ELSE window_asked_at END, window_failures = ?, window_next_at = ? \
          WHERE id = ? AND state = 'live'",
@@ -95,7 +90,7 @@ pub async fn note(tx: &mut WriteTx, id: CredentialId, noted: &Noted, now_ms: i64
     .bind(noted.failures)
     .bind(noted.next_at)
     .bind(id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -111,7 +106,7 @@ pub async fn note_failure(
     failures: u32,
     next_at: i64,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE credentials SET window_note = ?, window_failures = ?, window_next_at = ? \
          WHERE id = ? AND state = 'live'",
     )
@@ -119,7 +114,7 @@ pub async fn note_failure(
     .bind(failures)
     .bind(next_at)
     .bind(id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -137,10 +132,10 @@ pub struct Predecessor {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn predecessor(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     id: CredentialId,
 ) -> Result<Option<Predecessor>, StoreError> {
-    let row = sqlx::query("SELECT names, window_start, window_end FROM credentials WHERE id = ?")
+    let row = sql::query("SELECT names, window_start, window_end FROM credentials WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -148,7 +143,7 @@ pub async fn predecessor(
 }
 
 /// From the columns `names`, `window_start` and `window_end` of a certificate, which may all be NULL.
-pub(super) fn predecessor_of(row: &SqliteRow) -> Result<Option<Predecessor>, StoreError> {
+pub(super) fn predecessor_of(row: &Row) -> Result<Option<Predecessor>, StoreError> {
     let Some(window) = window(row)? else { return Ok(None) };
     Ok(Some(Predecessor { names: from_json(row.try_get("names")?, "credentials: names")?, window }))
 }
@@ -164,15 +159,12 @@ pub struct Origin {
 
 /// # Errors
 /// The database's.
-pub async fn origin_of(
-    connection: &mut SqliteConnection,
-    id: CredentialId,
-) -> Result<Option<Origin>, StoreError> {
-    let row = sqlx::query("SELECT issuer, account, chain_pem FROM credentials WHERE id = ?")
+pub async fn origin_of(connection: &mut Connection, id: CredentialId) -> Result<Option<Origin>, StoreError> {
+    let row = sql::query("SELECT issuer, account, chain_pem FROM credentials WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
-    let origin = |row: &SqliteRow| {
+    let origin = |row: &Row| {
         Ok(Origin {
             issuer: row.try_get("issuer")?,
             account: row.try_get("account")?,
@@ -182,13 +174,13 @@ pub async fn origin_of(
     row.as_ref().map(origin).transpose()
 }
 
-pub(super) fn window(row: &SqliteRow) -> Result<Option<Window>, StoreError> {
+pub(super) fn window(row: &Row) -> Result<Option<Window>, StoreError> {
     let start: Option<i64> = row.try_get("window_start")?;
     let end: Option<i64> = row.try_get("window_end")?;
     Ok(start.zip(end).map(|(start, end)| Window { start, end }))
 }
 
-fn watched(row: &SqliteRow) -> Result<Watched, StoreError> {
+fn watched(row: &Row) -> Result<Watched, StoreError> {
     let tenant: Option<String> = row.try_get("tenant_id")?;
     Ok(Watched {
         id: from_id(row.try_get("id")?, "credentials")?,

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use portico_cert_store::{CredentialId, DomainId, EdgeId, LineageId, TenantId};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id, from_json, meta, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, from_json, meta, sql, to_json};
 
 /// Figures of the certificates in use. Times are Unix milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +35,8 @@ pub const RECENT_MS: i64 = 15 * 60_000;
 
 /// # Errors
 /// The database's.
-pub async fn standing(connection: &mut SqliteConnection, now_ms: i64) -> Result<Standing, StoreError> {
-    let row = sqlx::query(
+pub async fn standing(connection: &mut Connection, now_ms: i64) -> Result<Standing, StoreError> {
+    let row = sql::query(
         "SELECT COUNT(*) AS live, COUNT(c.window_start) AS by_ari, COALESCE(SUM(c.renew_at <= ?1), 0) AS due, \
          COALESCE(SUM(c.renew_at <= ?1 AND c.window_end <= ?1), 0) AS overdue, \
          COALESCE(SUM(c.renew_at <= ?1 AND (?1 - c.renew_at) * 4 > c.not_after - c.renew_at), 0) AS late, COALESCE(SUM(c.not_after <= ?1), 0) AS expired, \
@@ -50,7 +49,7 @@ pub async fn standing(connection: &mut SqliteConnection, now_ms: i64) -> Result<
     .bind(RECENT_MS)
     .fetch_one(connection)
     .await?;
-    let count = |column| Ok::<u64, StoreError>(row.try_get::<i64, _>(column)?.unsigned_abs());
+    let count = |column| Ok::<u64, StoreError>(row.try_get::<i64>(column)?.unsigned_abs());
     Ok(Standing {
         live: count("live")?,
         by_ari: count("by_ari")?,
@@ -79,11 +78,11 @@ pub struct Late {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn late_and_untold(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     now_ms: i64,
     limit: u32,
 ) -> Result<Vec<Late>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT c.id, c.lineage_id, g.tenant_id, c.names, c.renew_at, c.not_after FROM credentials c \
          JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id \
          WHERE c.state = 'live' AND c.custody = 'cell' AND c.late_told_at IS NULL AND c.renew_at <= ?1 \
@@ -93,7 +92,7 @@ pub async fn late_and_untold(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    let late = |row: &SqliteRow| {
+    let late = |row: &Row| {
         let tenant: Option<String> = row.try_get("tenant_id")?;
         Ok(Late {
             id: from_id(row.try_get("id")?, "credentials")?,
@@ -110,10 +109,10 @@ pub async fn late_and_untold(
 /// # Errors
 /// The database's.
 pub async fn set_told(tx: &mut WriteTx, id: CredentialId, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("UPDATE credentials SET late_told_at = ? WHERE id = ?")
+    sql::query("UPDATE credentials SET late_told_at = ? WHERE id = ?")
         .bind(now_ms)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -133,7 +132,7 @@ const META_TOLD: &str = "renewals_told";
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn told(connection: &mut SqliteConnection) -> Result<Told, StoreError> {
+pub async fn told(connection: &mut Connection) -> Result<Told, StoreError> {
     let text = meta::find(connection, META_TOLD).await?;
     text.map_or_else(|| Ok(Told::default()), |text| from_json(&text, "meta: renewals_told"))
 }
@@ -148,11 +147,8 @@ pub async fn set_operator_told(tx: &mut WriteTx, told: &Told) -> Result<(), Stor
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn served_by(
-    connection: &mut SqliteConnection,
-    lineage: LineageId,
-) -> Result<Vec<DomainId>, StoreError> {
-    let ids: Vec<String> = sqlx::query_scalar(
+pub async fn served_by(connection: &mut Connection, lineage: LineageId) -> Result<Vec<DomainId>, StoreError> {
+    let ids: Vec<String> = sql::query_scalar(
         "SELECT n.domain_id FROM lineage_names n JOIN domains d ON d.id = n.domain_id \
          WHERE n.lineage_id = ? AND d.deleted_at IS NULL ORDER BY n.name",
     )
@@ -167,10 +163,10 @@ pub async fn served_by(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn identities_ending(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     before_ms: i64,
 ) -> Result<Vec<(EdgeId, i64)>, StoreError> {
-    let rows = sqlx::query(
+    let rows = sql::query(
         "SELECT id, identity_not_after FROM edges WHERE removed_at IS NULL AND identity_not_after < ? ORDER BY id",
     )
     .bind(before_ms)

@@ -1,11 +1,10 @@
 //! Which certificate an order replaces (RFC 9773 section 5).
 
 use portico_cert_store::{CredentialId, OrderId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::order::{OrderState, set_state};
-use super::{StoreError, WriteTx, from_id};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, sql};
 
 /// A certificate that an order replaces (RFC 9773 section 5).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +26,10 @@ pub async fn set_created(
     now_ms: i64,
 ) -> Result<(), StoreError> {
     set_state(tx, id, &OrderState::Created { url }, now_ms).await?;
-    sqlx::query("UPDATE orders SET replaces_accepted = ? WHERE id = ?")
+    sql::query("UPDATE orders SET replaces_accepted = ? WHERE id = ?")
         .bind(replaces_accepted)
         .bind(id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -40,13 +39,13 @@ pub async fn set_created(
 /// # Errors
 /// The database's.
 pub async fn drop_replaces(tx: &mut WriteTx, id: OrderId, why: &str, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "UPDATE orders SET replaces = NULL, replaces_credential = NULL, error = ?, updated_at = ? WHERE id = ?",
     )
     .bind(why)
     .bind(now_ms)
     .bind(id.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -55,10 +54,8 @@ pub async fn drop_replaces(tx: &mut WriteTx, id: OrderId, why: &str, now_ms: i64
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn replaced_credentials(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<CredentialId>, StoreError> {
-    let ids: Vec<String> = sqlx::query_scalar(
+pub async fn replaced_credentials(connection: &mut Connection) -> Result<Vec<CredentialId>, StoreError> {
+    let ids: Vec<String> = sql::query_scalar(
         "SELECT o.replaces_credential FROM orders o JOIN credentials c ON c.id = o.replaces_credential \
          WHERE o.replaces_credential IS NOT NULL AND o.state <> 'failed' AND c.state = 'live'",
     )
@@ -67,7 +64,7 @@ pub async fn replaced_credentials(
     ids.iter().map(|id| from_id(id, "orders")).collect()
 }
 
-pub(super) fn of_row(row: &SqliteRow) -> Result<Option<Replaces>, StoreError> {
+pub(super) fn of_row(row: &Row) -> Result<Option<Replaces>, StoreError> {
     let credential: Option<String> = row.try_get("replaces_credential")?;
     let certificate: Option<String> = row.try_get("replaces")?;
     let both = credential.zip(certificate);

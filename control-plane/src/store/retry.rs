@@ -5,7 +5,7 @@
 
 use portico_cert_store::{DomainId, TenantId};
 
-use super::{StoreError, WriteTx};
+use super::{StoreError, WriteTx, sql};
 
 /// Between two calls for one name: as fast as Let's Encrypt's limit of failed validations refills (one in 12 minutes).
 pub const NAME_EVERY_MS: i64 = 12 * 60 * 1000;
@@ -35,33 +35,30 @@ pub async fn ask(
     by_operator: bool,
     now_ms: i64,
 ) -> Result<Result<(), TooSoon>, StoreError> {
-    sqlx::query("DELETE FROM retries WHERE asked_at <= ?")
-        .bind(now_ms - TENANT_PERIOD_MS)
-        .execute(&mut **tx)
-        .await?;
-    let last: Option<i64> = sqlx::query_scalar(
+    sql::query("DELETE FROM retries WHERE asked_at <= ?").bind(now_ms - TENANT_PERIOD_MS).execute(tx).await?;
+    let last: Option<i64> = sql::query_scalar(
         "SELECT MAX(r.asked_at) FROM retries r JOIN domains d ON d.id = r.domain_id \
          WHERE d.name = (SELECT name FROM domains WHERE id = ?)",
     )
     .bind(domain.to_string())
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await?;
     if let Some(next_ms) = last.map(|at| at + NAME_EVERY_MS).filter(|next| *next > now_ms) {
         return Ok(Err(TooSoon { next_ms, of_tenant: false }));
     }
-    let (count, oldest): (i64, Option<i64>) =
-        sqlx::query_as("SELECT COUNT(*), MIN(asked_at) FROM retries WHERE tenant_id = ?")
-            .bind(tenant.to_string())
-            .fetch_one(&mut **tx)
-            .await?;
+    let asked = sql::query("SELECT COUNT(*), MIN(asked_at) FROM retries WHERE tenant_id = ?")
+        .bind(tenant.to_string())
+        .fetch_one(tx)
+        .await?;
+    let (count, oldest): (i64, Option<i64>) = (asked.try_get(0)?, asked.try_get(1)?);
     if let Some(oldest) = oldest.filter(|_| !by_operator && count >= TENANT_CALLS_MAX) {
         return Ok(Err(TooSoon { next_ms: oldest + TENANT_PERIOD_MS, of_tenant: true }));
     }
-    sqlx::query("INSERT INTO retries (domain_id, tenant_id, asked_at) VALUES (?, ?, ?)")
+    sql::query("INSERT INTO retries (domain_id, tenant_id, asked_at) VALUES (?, ?, ?)")
         .bind(domain.to_string())
         .bind(tenant.to_string())
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(Ok(()))
 }

@@ -1,9 +1,6 @@
 //! The sealer's data keys, wrapped by the key-encryption key.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
-
-use super::{StoreError, WriteTx};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// A data key as it is kept: wrapped.
 #[derive(Clone, Debug)]
@@ -17,8 +14,8 @@ pub struct WrappedKey {
 ///
 /// # Errors
 /// The database's.
-pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<WrappedKey>, StoreError> {
-    let rows = sqlx::query("SELECT id, wrapped FROM sealing_keys ORDER BY created_at, id")
+pub async fn all(connection: &mut Connection) -> Result<Vec<WrappedKey>, StoreError> {
+    let rows = sql::query("SELECT id, wrapped FROM sealing_keys ORDER BY created_at, id")
         .fetch_all(connection)
         .await?;
     rows.iter()
@@ -31,11 +28,11 @@ pub async fn all(connection: &mut SqliteConnection) -> Result<Vec<WrappedKey>, S
 /// # Errors
 /// The database's.
 pub async fn insert(tx: &mut WriteTx, key: &WrappedKey, now_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO sealing_keys (id, wrapped, created_at) VALUES (?, ?, ?)")
+    sql::query("INSERT INTO sealing_keys (id, wrapped, created_at) VALUES (?, ?, ?)")
         .bind(&key.id)
         .bind(&key.wrapped)
         .bind(now_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -45,10 +42,10 @@ pub async fn insert(tx: &mut WriteTx, key: &WrappedKey, now_ms: i64) -> Result<(
 /// # Errors
 /// The database's.
 pub async fn rewrap(tx: &mut WriteTx, key: &WrappedKey) -> Result<(), StoreError> {
-    sqlx::query("UPDATE sealing_keys SET wrapped = ? WHERE id = ?")
+    sql::query("UPDATE sealing_keys SET wrapped = ? WHERE id = ?")
         .bind(&key.wrapped)
         .bind(&key.id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }

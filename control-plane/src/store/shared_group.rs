@@ -1,10 +1,8 @@
 //! The operator's groups of names of several tenants: what each tenant is offered, and its consent.
 
 use portico_cert_store::TenantId;
-use sqlx::Row;
-use sqlx::sqlite::SqliteConnection;
 
-use super::{StoreError, WriteTx};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// What one tenant is offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +25,10 @@ pub struct ConsentRow {
 /// # Errors
 /// The database's.
 pub async fn find(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: TenantId,
 ) -> Result<Option<SharedGroupRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM shared_groups WHERE tenant_id = ?")
+    let row = sql::query("SELECT * FROM shared_groups WHERE tenant_id = ?")
         .bind(tenant.to_string())
         .fetch_optional(connection)
         .await?;
@@ -54,14 +52,14 @@ pub async fn find(
 /// The database's.
 pub async fn put(tx: &mut WriteTx, tenant: TenantId, row: &SharedGroupRow) -> Result<(), StoreError> {
     let consent = row.consent.as_ref();
-    sqlx::query("INSERT OR REPLACE INTO shared_groups VALUES (?, ?, ?, ?, ?, ?)")
+    sql::query("INSERT OR REPLACE INTO shared_groups VALUES (?, ?, ?, ?, ?, ?)")
         .bind(tenant.to_string())
         .bind(&row.group)
         .bind(row.offered_at)
         .bind(consent.map(|consent| consent.at))
         .bind(consent.map(|consent| &consent.by))
         .bind(consent.and_then(|consent| consent.note.as_ref()))
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -69,10 +67,7 @@ pub async fn put(tx: &mut WriteTx, tenant: TenantId, row: &SharedGroupRow) -> Re
 /// # Errors
 /// The database's.
 pub async fn remove(tx: &mut WriteTx, tenant: TenantId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM shared_groups WHERE tenant_id = ?")
-        .bind(tenant.to_string())
-        .execute(&mut **tx)
-        .await?;
+    sql::query("DELETE FROM shared_groups WHERE tenant_id = ?").bind(tenant.to_string()).execute(tx).await?;
     Ok(())
 }
 
@@ -80,8 +75,8 @@ pub async fn remove(tx: &mut WriteTx, tenant: TenantId) -> Result<(), StoreError
 ///
 /// # Errors
 /// The database's.
-pub async fn members(connection: &mut SqliteConnection, group: &str) -> Result<u64, StoreError> {
-    let count: i64 = sqlx::query_scalar(
+pub async fn members(connection: &mut Connection, group: &str) -> Result<u64, StoreError> {
+    let count: i64 = sql::query_scalar(
         "SELECT COUNT(*) FROM shared_groups WHERE group_name = ? AND consented_at IS NOT NULL",
     )
     .bind(group)

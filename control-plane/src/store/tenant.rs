@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use portico_api::v1::{Suspension, TenantSpec};
 use portico_cert_store::TenantId;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id, from_json, to_json};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, from_json, sql, to_json};
 
 /// A tenant as it is stored.
 #[derive(Clone, Debug)]
@@ -23,7 +22,7 @@ pub struct TenantRow {
 /// # Errors
 /// The database's; a name that is taken is one.
 pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError> {
-    sqlx::query(
+    sql::query(
         "INSERT INTO tenants (id, name, spec, suspension, revision, created_at) VALUES (?, ?, ?, ?, ?, ?)",
     )
     .bind(row.id.to_string())
@@ -32,7 +31,7 @@ pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError>
     .bind(row.suspension.as_ref().map(to_json).transpose()?)
     .bind(row.revision.cast_signed())
     .bind(row.created_at)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -43,21 +42,21 @@ pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError>
 /// The database's; a name that is taken is one.
 pub async fn update(tx: &mut WriteTx, row: &mut TenantRow) -> Result<(), StoreError> {
     row.revision += 1;
-    sqlx::query("UPDATE tenants SET name = ?, spec = ?, suspension = ?, revision = ? WHERE id = ?")
+    sql::query("UPDATE tenants SET name = ?, spec = ?, suspension = ?, revision = ? WHERE id = ?")
         .bind(&row.spec.name)
         .bind(to_json(&row.spec)?)
         .bind(row.suspension.as_ref().map(to_json).transpose()?)
         .bind(row.revision.cast_signed())
         .bind(row.id.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
 
 /// # Errors
 /// The database's.
-pub async fn find(connection: &mut SqliteConnection, id: TenantId) -> Result<Option<TenantRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM tenants WHERE id = ?")
+pub async fn find(connection: &mut Connection, id: TenantId) -> Result<Option<TenantRow>, StoreError> {
+    let row = sql::query("SELECT * FROM tenants WHERE id = ?")
         .bind(id.to_string())
         .fetch_optional(connection)
         .await?;
@@ -66,12 +65,9 @@ pub async fn find(connection: &mut SqliteConnection, id: TenantId) -> Result<Opt
 
 /// # Errors
 /// The database's.
-pub async fn find_by_name(
-    connection: &mut SqliteConnection,
-    name: &str,
-) -> Result<Option<TenantRow>, StoreError> {
+pub async fn find_by_name(connection: &mut Connection, name: &str) -> Result<Option<TenantRow>, StoreError> {
     let row =
-        sqlx::query("SELECT * FROM tenants WHERE name = ?").bind(name).fetch_optional(connection).await?;
+        sql::query("SELECT * FROM tenants WHERE name = ?").bind(name).fetch_optional(connection).await?;
     row.as_ref().map(read).transpose()
 }
 
@@ -80,11 +76,11 @@ pub async fn find_by_name(
 /// # Errors
 /// The database's.
 pub async fn list(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     after: &str,
     limit: u32,
 ) -> Result<Vec<TenantRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM tenants WHERE id > ? ORDER BY id LIMIT ?")
+    let rows = sql::query("SELECT * FROM tenants WHERE id > ? ORDER BY id LIMIT ?")
         .bind(after)
         .bind(limit)
         .fetch_all(connection)
@@ -96,8 +92,8 @@ pub async fn list(
 ///
 /// # Errors
 /// The database's.
-pub async fn names(connection: &mut SqliteConnection) -> Result<HashMap<TenantId, String>, StoreError> {
-    let rows = sqlx::query("SELECT id, name FROM tenants").fetch_all(connection).await?;
+pub async fn names(connection: &mut Connection) -> Result<HashMap<TenantId, String>, StoreError> {
+    let rows = sql::query("SELECT id, name FROM tenants").fetch_all(connection).await?;
     rows.iter().map(|row| Ok((from_id(row.try_get("id")?, "tenants")?, row.try_get("name")?))).collect()
 }
 
@@ -105,11 +101,8 @@ pub async fn names(connection: &mut SqliteConnection) -> Result<HashMap<TenantId
 ///
 /// # Errors
 /// The database's.
-pub async fn count_domains(
-    connection: &mut SqliteConnection,
-    id: TenantId,
-) -> Result<DomainCount, StoreError> {
-    let row = sqlx::query(
+pub async fn count_domains(connection: &mut Connection, id: TenantId) -> Result<DomainCount, StoreError> {
+    let row = sql::query(
         "SELECT COUNT(*) AS domains, COALESCE(SUM(served), 0) AS served FROM domains \
          WHERE tenant_id = ? AND deleted_at IS NULL",
     )
@@ -117,8 +110,8 @@ pub async fn count_domains(
     .fetch_one(connection)
     .await?;
     Ok(DomainCount {
-        all: row.try_get::<i64, _>("domains")?.unsigned_abs(),
-        served: row.try_get::<i64, _>("served")?.unsigned_abs(),
+        all: row.try_get::<i64>("domains")?.unsigned_abs(),
+        served: row.try_get::<i64>("served")?.unsigned_abs(),
     })
 }
 
@@ -129,14 +122,14 @@ pub struct DomainCount {
     pub served: u64,
 }
 
-fn read(row: &SqliteRow) -> Result<TenantRow, StoreError> {
+fn read(row: &Row) -> Result<TenantRow, StoreError> {
     let id: String = row.try_get("id")?;
     let suspension: Option<String> = row.try_get("suspension")?;
     Ok(TenantRow {
         id: from_id(&id, "tenants")?,
         spec: from_json(row.try_get("spec")?, &id)?,
         suspension: suspension.map(|text| from_json(&text, &id)).transpose()?,
-        revision: row.try_get::<i64, _>("revision")?.unsigned_abs(),
+        revision: row.try_get::<i64>("revision")?.unsigned_abs(),
         created_at: row.try_get("created_at")?,
     })
 }

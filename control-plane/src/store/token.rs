@@ -1,10 +1,9 @@
 //! API tokens: only the hash of a secret is kept.
 
 use portico_cert_store::TenantId;
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{StoreError, WriteTx, from_id};
+use super::sql::Row;
+use super::{Connection, StoreError, WriteTx, from_id, sql};
 
 /// A token as it is stored.
 #[derive(Clone, Debug)]
@@ -21,16 +20,14 @@ pub struct TokenRow {
 /// # Errors
 /// The database's.
 pub async fn insert(tx: &mut WriteTx, row: &TokenRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO tokens (id, secret_sha256, tenant_id, label, created_at) VALUES (?, ?, ?, ?, ?)",
-    )
-    .bind(&row.id)
-    .bind(&row.secret_sha256)
-    .bind(row.tenant_id.map(|id| id.to_string()))
-    .bind(&row.label)
-    .bind(row.created_at)
-    .execute(&mut **tx)
-    .await?;
+    sql::query("INSERT INTO tokens (id, secret_sha256, tenant_id, label, created_at) VALUES (?, ?, ?, ?, ?)")
+        .bind(&row.id)
+        .bind(&row.secret_sha256)
+        .bind(row.tenant_id.map(|id| id.to_string()))
+        .bind(&row.label)
+        .bind(row.created_at)
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
@@ -38,8 +35,8 @@ pub async fn insert(tx: &mut WriteTx, row: &TokenRow) -> Result<(), StoreError> 
 ///
 /// # Errors
 /// The database's.
-pub async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Option<TokenRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM tokens WHERE id = ? AND revoked_at IS NULL")
+pub async fn find(connection: &mut Connection, id: &str) -> Result<Option<TokenRow>, StoreError> {
+    let row = sql::query("SELECT * FROM tokens WHERE id = ? AND revoked_at IS NULL")
         .bind(id)
         .fetch_optional(connection)
         .await?;
@@ -50,12 +47,8 @@ pub async fn find(connection: &mut SqliteConnection, id: &str) -> Result<Option<
 ///
 /// # Errors
 /// The database's.
-pub async fn list(
-    connection: &mut SqliteConnection,
-    after: &str,
-    limit: u32,
-) -> Result<Vec<TokenRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM tokens WHERE revoked_at IS NULL AND id > ? ORDER BY id LIMIT ?")
+pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<TokenRow>, StoreError> {
+    let rows = sql::query("SELECT * FROM tokens WHERE revoked_at IS NULL AND id > ? ORDER BY id LIMIT ?")
         .bind(after)
         .bind(limit)
         .fetch_all(connection)
@@ -67,9 +60,9 @@ pub async fn list(
 ///
 /// # Errors
 /// The database's.
-pub async fn count_operators(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+pub async fn count_operators(connection: &mut Connection) -> Result<u64, StoreError> {
     let count: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM tokens WHERE tenant_id IS NULL AND revoked_at IS NULL")
+        sql::query_scalar("SELECT COUNT(*) FROM tokens WHERE tenant_id IS NULL AND revoked_at IS NULL")
             .fetch_one(connection)
             .await?;
     Ok(count.unsigned_abs())
@@ -80,15 +73,15 @@ pub async fn count_operators(connection: &mut SqliteConnection) -> Result<u64, S
 /// # Errors
 /// The database's.
 pub async fn revoke(tx: &mut WriteTx, id: &str, now_ms: i64) -> Result<bool, StoreError> {
-    let done = sqlx::query("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")
+    let done = sql::query("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL")
         .bind(now_ms)
         .bind(id)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(done.rows_affected() > 0)
 }
 
-fn read(row: &SqliteRow) -> Result<TokenRow, StoreError> {
+fn read(row: &Row) -> Result<TokenRow, StoreError> {
     let tenant: Option<String> = row.try_get("tenant_id")?;
     Ok(TokenRow {
         id: row.try_get("id")?,

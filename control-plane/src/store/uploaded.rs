@@ -7,13 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use portico_api::distribution::ResourceKind;
 use portico_api::v1;
 use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, NamePattern, TenantId};
-use sqlx::Row;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{QueryBuilder, Sqlite};
 
 use super::credential::{self, NewCredential};
 use super::group::{self, GroupRow};
-use super::{StoreError, WriteTx, cell, from_id, from_json, push_ids};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, cell, from_id, from_json, push_ids, sql};
 use crate::plan::timing::Ends;
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
@@ -75,10 +73,10 @@ impl UploadedLineage {
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn of_domains(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<Uploaded>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::new(SELECT);
     query.push(" AND l.group_id IN (SELECT group_id FROM group_names WHERE domain_id IN (");
     push_ids(&mut query, domains).push("))");
     let rows = query.build().fetch_all(&mut *connection).await?;
@@ -89,8 +87,8 @@ pub async fn of_domains(
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn find(connection: &mut SqliteConnection, group: GroupId) -> Result<Option<Uploaded>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+pub async fn find(connection: &mut Connection, group: GroupId) -> Result<Option<Uploaded>, StoreError> {
+    let mut query = QueryBuilder::new(SELECT);
     query.push(" AND l.group_id = ").push_bind(group.to_string());
     let rows = query.build().fetch_all(&mut *connection).await?;
     Ok(gathered(connection, &rows).await?.pop())
@@ -100,13 +98,10 @@ pub async fn find(connection: &mut SqliteConnection, group: GroupId) -> Result<O
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn of_groups(
-    connection: &mut SqliteConnection,
-    groups: &[GroupId],
-) -> Result<Vec<Uploaded>, StoreError> {
+pub async fn of_groups(connection: &mut Connection, groups: &[GroupId]) -> Result<Vec<Uploaded>, StoreError> {
     let mut found = Vec::with_capacity(groups.len());
     for groups in groups.chunks(IDS_PER_QUERY) {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         query.push(" AND l.group_id IN (");
         push_ids(&mut query, groups).push(")");
         let rows = query.build().fetch_all(&mut *connection).await?;
@@ -120,11 +115,11 @@ pub async fn of_groups(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn under_older_key(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     cell: &CellId,
     newest_epoch: u32,
 ) -> Result<Vec<Uploaded>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::new(SELECT);
     query.push(" AND l.cell = ").push_bind(cell.as_str());
     query.push(" AND c.cell_key_epoch < ").push_bind(newest_epoch);
     let rows = query.build().fetch_all(&mut *connection).await?;
@@ -135,9 +130,13 @@ pub async fn under_older_key(
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn groups(connection: &mut SqliteConnection) -> Result<Vec<GroupId>, StoreError> {
-    let sql = "SELECT DISTINCT group_id FROM lineages WHERE custody = 'uploaded' AND retired_at IS NULL";
-    group_ids(sqlx::query_scalar(sql).fetch_all(connection).await?)
+pub async fn groups(connection: &mut Connection) -> Result<Vec<GroupId>, StoreError> {
+    let ids = sql::query_scalar(
+        "SELECT DISTINCT group_id FROM lineages WHERE custody = 'uploaded' AND retired_at IS NULL",
+    )
+    .fetch_all(connection)
+    .await?;
+    group_ids(ids)
 }
 
 /// The groups of those in use with a domain that changed after `sequence`.
@@ -145,11 +144,11 @@ pub async fn groups(connection: &mut SqliteConnection) -> Result<Vec<GroupId>, S
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn groups_changed_after(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     sequence: u64,
 ) -> Result<Vec<GroupId>, StoreError> {
     // What changed is few as a rule, so it comes first (CROSS JOIN keeps the order).
-    let ids = sqlx::query_scalar(
+    let ids = sql::query_scalar(
         "SELECT DISTINCT l.group_id FROM changes c CROSS JOIN lineage_names n ON n.domain_id = c.id \
          CROSS JOIN lineages l ON l.id = n.lineage_id \
          WHERE c.sequence > ? AND c.kind = ? AND l.custody = 'uploaded' AND l.retired_at IS NULL",
@@ -165,11 +164,8 @@ pub async fn groups_changed_after(
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn groups_to_tell(
-    connection: &mut SqliteConnection,
-    now_ms: i64,
-) -> Result<Vec<GroupId>, StoreError> {
-    let ids = sqlx::query_scalar(
+pub async fn groups_to_tell(connection: &mut Connection, now_ms: i64) -> Result<Vec<GroupId>, StoreError> {
+    let ids = sql::query_scalar(
         "SELECT DISTINCT l.group_id FROM credentials c CROSS JOIN lineages l ON l.live_credential = c.id AND l.id = c.lineage_id \
          WHERE c.custody = 'uploaded' AND c.state = 'live' AND c.tell_at <= ? AND l.retired_at IS NULL",
     )
@@ -187,15 +183,12 @@ const SELECT: &str = "SELECT l.id, l.group_id, l.cell, g.tenant_id, c.id AS cred
      c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.told FROM lineages l JOIN groups g ON g.id = l.group_id \
      JOIN credentials c ON c.id = l.live_credential WHERE l.custody = 'uploaded' AND l.retired_at IS NULL";
 
-async fn gathered(
-    connection: &mut SqliteConnection,
-    rows: &[SqliteRow],
-) -> Result<Vec<Uploaded>, StoreError> {
+async fn gathered(connection: &mut Connection, rows: &[Row]) -> Result<Vec<Uploaded>, StoreError> {
     let mut ids = Vec::with_capacity(rows.len());
     let mut groups = Vec::new();
     for row in rows {
-        ids.push(row.try_get::<String, _>("id")?);
-        groups.push(row.try_get::<String, _>("group_id")?);
+        ids.push(row.try_get::<String>("id")?);
+        groups.push(row.try_get::<String>("group_id")?);
     }
     groups.dedup();
     let of_lineage = "SELECT lineage_id AS id, name, domain_id FROM lineage_names WHERE lineage_id IN (";
@@ -215,7 +208,7 @@ async fn gathered(
     Ok(found.into_values().collect())
 }
 
-fn lineage(row: &SqliteRow, names: BTreeMap<String, DomainId>) -> Result<UploadedLineage, StoreError> {
+fn lineage(row: &Row, names: BTreeMap<String, DomainId>) -> Result<UploadedLineage, StoreError> {
     Ok(UploadedLineage {
         id: from_id(row.try_get("id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
@@ -232,13 +225,13 @@ fn lineage(row: &SqliteRow, names: BTreeMap<String, DomainId>) -> Result<Uploade
 }
 
 async fn names(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     head: &'static str,
     ids: &[String],
 ) -> Result<HashMap<String, BTreeMap<String, DomainId>>, StoreError> {
     let mut found: HashMap<String, BTreeMap<String, DomainId>> = HashMap::new();
     for ids in ids.chunks(IDS_PER_QUERY) {
-        let mut query = QueryBuilder::<Sqlite>::new(head);
+        let mut query = QueryBuilder::new(head);
         push_ids(&mut query, ids).push(")");
         for row in query.build().fetch_all(&mut *connection).await? {
             let domain = from_id(row.try_get("domain_id")?, "domains")?;
@@ -274,7 +267,7 @@ pub async fn ensure_lineage(
     cell: &CellId,
     now_ms: i64,
 ) -> Result<LineageId, StoreError> {
-    let id: String = sqlx::query_scalar(
+    let id: String = sql::query_scalar(
         "INSERT INTO lineages (id, group_id, cell, created_at, custody) VALUES (?, ?, ?, ?, 'uploaded') \
          ON CONFLICT (group_id, cell) DO UPDATE SET retired_at = NULL RETURNING id",
     )
@@ -282,7 +275,7 @@ pub async fn ensure_lineage(
     .bind(group.to_string())
     .bind(cell.as_str())
     .bind(now_ms)
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await?;
     from_id(&id, "lineages")
 }
@@ -301,9 +294,9 @@ pub async fn publish(
     credential::insert(tx, new, now_ms).await?;
     credential::set_live(tx, new.lineage, new.id).await?;
     if let Some(replaced) = replaced {
-        sqlx::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
+        sql::query("UPDATE credentials SET state = 'replaced' WHERE id = ?")
             .bind(replaced.to_string())
-            .execute(&mut **tx)
+            .execute(tx)
             .await?;
         forget_keys(tx, new.lineage).await?;
     }
@@ -353,9 +346,9 @@ pub async fn retire(tx: &mut WriteTx, uploaded: &Uploaded, now_ms: i64) -> Resul
 
 /// Of credentials that are not live.
 async fn forget_keys(tx: &mut WriteTx, lineage: LineageId) -> Result<(), StoreError> {
-    sqlx::query("UPDATE credentials SET sealed_key = x'' WHERE lineage_id = ? AND state <> 'live'")
+    sql::query("UPDATE credentials SET sealed_key = x'' WHERE lineage_id = ? AND state <> 'live'")
         .bind(lineage.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -365,27 +358,27 @@ async fn forget_keys(tx: &mut WriteTx, lineage: LineageId) -> Result<(), StoreEr
 /// # Errors
 /// The database's.
 pub async fn prune(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND created_at < ?")
+    sql::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND created_at < ?")
         .bind(before_ms)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
-    let mut groups: Vec<String> = sqlx::query_scalar(
+    let mut groups: Vec<String> = sql::query_scalar(
         "DELETE FROM lineages WHERE custody = 'uploaded' AND retired_at IS NOT NULL \
          AND NOT EXISTS (SELECT 1 FROM credentials c WHERE c.lineage_id = lineages.id) \
          AND NOT EXISTS (SELECT 1 FROM lineage_names n WHERE n.lineage_id = lineages.id) RETURNING group_id",
     )
-    .fetch_all(&mut **tx)
+    .fetch_all(tx)
     .await?;
     groups.sort();
     groups.dedup();
     for group in groups {
-        sqlx::query(
+        sql::query(
             "DELETE FROM groups WHERE id = ?1 AND retired_at IS NOT NULL \
              AND NOT EXISTS (SELECT 1 FROM lineages WHERE group_id = ?1) \
              AND NOT EXISTS (SELECT 1 FROM group_names WHERE group_id = ?1)",
         )
         .bind(group)
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     }
     Ok(())
@@ -401,11 +394,11 @@ pub async fn set_told(
     told: u8,
     tell_at: Option<i64>,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE credentials SET told = ?, tell_at = ? WHERE id = ?")
+    sql::query("UPDATE credentials SET told = ?, tell_at = ? WHERE id = ?")
         .bind(told)
         .bind(tell_at)
         .bind(credential.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -421,18 +414,15 @@ pub struct UploadedBytes {
 
 /// # Errors
 /// The database's.
-pub async fn bytes_of(
-    connection: &mut SqliteConnection,
-    tenant: TenantId,
-) -> Result<UploadedBytes, StoreError> {
-    let row = sqlx::query(
+pub async fn bytes_of(connection: &mut Connection, tenant: TenantId) -> Result<UploadedBytes, StoreError> {
+    let row = sql::query(
         "SELECT COALESCE(SUM(stored_bytes) FILTER (WHERE state = 'live'), 0) AS live, \
          COALESCE(SUM(stored_bytes), 0) AS kept FROM credentials WHERE custody = 'uploaded' AND key_tenant = ?",
     )
     .bind(tenant.to_string())
     .fetch_one(connection)
     .await?;
-    let bytes = |column| Ok::<_, StoreError>(row.try_get::<i64, _>(column)?.unsigned_abs());
+    let bytes = |column| Ok::<_, StoreError>(row.try_get::<i64>(column)?.unsigned_abs());
     Ok(UploadedBytes { live: bytes("live")?, kept: bytes("kept")? })
 }
 
@@ -441,9 +431,9 @@ pub async fn bytes_of(
 /// # Errors
 /// The database's.
 pub async fn forget_replaced(tx: &mut WriteTx, tenant: TenantId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND key_tenant = ?")
+    sql::query("DELETE FROM credentials WHERE custody = 'uploaded' AND state <> 'live' AND key_tenant = ?")
         .bind(tenant.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -454,7 +444,7 @@ pub async fn forget_replaced(tx: &mut WriteTx, tenant: TenantId) -> Result<(), S
 /// # Errors
 /// The database's.
 pub async fn has_another(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     (name, domain): (&str, DomainId),
     cell: &CellId,
     but: GroupId,
@@ -462,7 +452,7 @@ pub async fn has_another(
 ) -> Result<bool, StoreError> {
     let wildcard = NamePattern::parse(name).ok().filter(|name| !name.is_wildcard());
     let wildcard = wildcard.and_then(|name| Some(format!("*.{}", name.base().parent()?)));
-    Ok(sqlx::query_scalar(
+    Ok(sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          JOIN credentials c ON c.id = l.live_credential JOIN domains d ON d.id = n.domain_id \
          WHERE l.retired_at IS NULL AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 AND (n.domain_id = ?4 OR \
@@ -482,10 +472,10 @@ pub async fn has_another(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn group_of(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     credential: CredentialId,
 ) -> Result<Option<(GroupId, Option<TenantId>, bool)>, StoreError> {
-    let row = sqlx::query(
+    let row = sql::query(
         "SELECT l.group_id, g.tenant_id, l.custody = 'uploaded' AS uploaded FROM credentials c \
          JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id WHERE c.id = ?",
     )
@@ -503,12 +493,12 @@ pub async fn group_of(
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn served_cells(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<HashMap<DomainId, Vec<CellId>>, StoreError> {
     let mut served = HashMap::with_capacity(domains.len());
     for domains in domains.chunks(IDS_PER_QUERY) {
-        let mut query = QueryBuilder::<Sqlite>::new(
+        let mut query = QueryBuilder::new(
             "SELECT d.id, d.spec, t.spec AS tenant_spec FROM domains d JOIN tenants t ON t.id = d.tenant_id \
              WHERE d.deleted_at IS NULL AND d.served = 1 AND d.id IN (",
         );

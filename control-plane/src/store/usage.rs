@@ -2,10 +2,9 @@
 
 use portico_api::v1::{UsageBy, UsageOrder, UsageRow};
 use portico_cert_store::{DomainId, EdgeId, TenantId};
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{StoreError, WriteTx};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, StoreError, WriteTx, sql};
 use crate::clock::{HOUR_MS, rfc3339};
 
 const DAY_HOURS: i64 = 24;
@@ -47,7 +46,7 @@ pub async fn append(
     rows: &[Reported],
     now_ms: i64,
 ) -> Result<bool, StoreError> {
-    let noted = sqlx::query(
+    let noted = sql::query(
         "INSERT INTO usage_series (series, edge_id, number, at) VALUES (?, ?, ?, ?) \
          ON CONFLICT (series) DO UPDATE SET number = excluded.number, at = excluded.at \
          WHERE excluded.number > number",
@@ -56,7 +55,7 @@ pub async fn append(
     .bind(edge.to_string())
     .bind(number)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     if noted.rows_affected() == 0 {
         return Ok(false);
@@ -64,27 +63,22 @@ pub async fn append(
     if rows.is_empty() {
         return Ok(true);
     }
-    let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(
+    let mut insert: QueryBuilder = QueryBuilder::new(
         "INSERT INTO usage (tenant_id, hour, domain_id, name, requests, request_bytes, response_bytes, cached_bytes) ",
     );
-    insert.push_values(rows, |mut values, row| {
-        values
-            .push_bind(row.tenant.to_string())
-            .push_bind(row.hour)
-            .push_bind(row.domain.to_string())
-            .push_bind(&row.name)
-            .push_bind(row.requests)
-            .push_bind(row.request_bytes)
-            .push_bind(row.response_bytes)
-            .push_bind(row.cached_bytes);
-    });
+    for (at, row) in rows.iter().enumerate() {
+        insert.push(if at == 0 { " VALUES (" } else { ", (" });
+        insert.push_list([row.tenant.to_string()]).push(", ").push_list([row.hour]).push(", ");
+        insert.push_list([&row.domain.to_string(), &row.name]).push(", ");
+        insert.push_list([row.requests, row.request_bytes, row.response_bytes, row.cached_bytes]).push(")");
+    }
     insert.push(
         " ON CONFLICT (tenant_id, hour, domain_id) DO UPDATE SET requests = requests + excluded.requests, \
          request_bytes = request_bytes + excluded.request_bytes, \
          response_bytes = response_bytes + excluded.response_bytes, \
          cached_bytes = cached_bytes + excluded.cached_bytes",
     );
-    insert.build().execute(&mut **tx).await?;
+    insert.build().execute(tx).await?;
     Ok(true)
 }
 
@@ -93,13 +87,13 @@ pub async fn append(
 /// # Errors
 /// The database's.
 pub async fn list(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     wanted: &Wanted<'_>,
     limit: u32,
     offset: u64,
 ) -> Result<Vec<UsageRow>, StoreError> {
     let keys: Vec<&str> = wanted.by.iter().flat_map(|by| columns(*by)).copied().collect();
-    let mut select: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT ");
+    let mut select: QueryBuilder = QueryBuilder::new("SELECT ");
     for key in &keys {
         select.push(key).push(", ");
     }
@@ -147,16 +141,16 @@ pub async fn list(
 /// # Errors
 /// The database's.
 pub async fn purge(tx: &mut WriteTx, before_ms: i64, limit: u32) -> Result<u64, StoreError> {
-    let done = sqlx::query(
+    let done = sql::query(
         "DELETE FROM usage WHERE (tenant_id, hour, domain_id) IN \
          (SELECT tenant_id, hour, domain_id FROM usage WHERE hour < ? LIMIT ?)",
     )
     .bind(before_ms / HOUR_MS)
     .bind(limit)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     // An edge that comes back after so long a time has figures of hours that nobody asks for any more.
-    sqlx::query("DELETE FROM usage_series WHERE at < ?").bind(before_ms).execute(&mut **tx).await?;
+    sql::query("DELETE FROM usage_series WHERE at < ?").bind(before_ms).execute(tx).await?;
     Ok(done.rows_affected())
 }
 
@@ -169,8 +163,8 @@ fn columns(by: UsageBy) -> &'static [&'static str] {
     }
 }
 
-fn read(row: &sqlx::sqlite::SqliteRow, by: &[UsageBy]) -> Result<UsageRow, StoreError> {
-    let figure = |name: &str| row.try_get::<i64, _>(name).map(i64::unsigned_abs);
+fn read(row: &Row, by: &[UsageBy]) -> Result<UsageRow, StoreError> {
+    let figure = |name: &str| row.try_get::<i64>(name).map(i64::unsigned_abs);
     let mut shown = UsageRow {
         requests: figure("requests")?,
         request_bytes: figure("request_bytes")?,
@@ -190,7 +184,7 @@ fn read(row: &sqlx::sqlite::SqliteRow, by: &[UsageBy]) -> Result<UsageRow, Store
                 let day: i64 = row.try_get(position)?;
                 shown.from = Some(rfc3339(day * DAY_HOURS * HOUR_MS));
             }
-            UsageBy::Hour => shown.from = Some(rfc3339(row.try_get::<i64, _>(position)? * HOUR_MS)),
+            UsageBy::Hour => shown.from = Some(rfc3339(row.try_get::<i64>(position)? * HOUR_MS)),
         }
         position += columns(*by).len();
     }

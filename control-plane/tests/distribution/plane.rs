@@ -12,7 +12,7 @@ use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
 use portico_control_plane::distribution::Distribution;
 use portico_control_plane::sealer::KeyEncryptionKey;
-use portico_control_plane::store::{Store, WriteTx, cell, change};
+use portico_control_plane::store::{Store, WriteTx, cell, change, sql};
 use tempfile::TempDir;
 
 use crate::edge::{Identity, TestEdge};
@@ -92,12 +92,12 @@ impl Plane {
     /// A standing proof, so that the domain counts as proved.
     pub(crate) async fn prove(&self, domain: DomainId) {
         let mut tx = self.begin().await;
-        sqlx::query(
+        sql::query(
             "INSERT INTO proofs (domain_id, method, proved_at, checked_at, evidence, actor) \
              VALUES (?, 'attestation', 0, 0, 'test', 'system')",
         )
         .bind(domain.to_string())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
         tx.commit().await.unwrap();
@@ -112,11 +112,11 @@ impl Plane {
         let spec =
             serde_json::json!({"name": id.to_string().to_lowercase().replace('_', "-"), "cells": cells});
         let mut tx = self.begin().await;
-        sqlx::query("INSERT INTO tenants (id, name, spec, revision, created_at) VALUES (?, ?, ?, 1, 0)")
+        sql::query("INSERT INTO tenants (id, name, spec, revision, created_at) VALUES (?, ?, ?, 1, 0)")
             .bind(id.to_string())
             .bind(id.to_string())
             .bind(spec.to_string())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .unwrap();
         change::record(&mut tx, ResourceKind::Tenant, &id.to_string(), Some(&id.to_string())).await.unwrap();
@@ -145,10 +145,17 @@ impl Plane {
     /// Changes something of a domain; answers the sequence.
     pub(crate) async fn touch(&self, domain: DomainId, hsts: u32) -> u64 {
         let mut tx = self.begin().await;
-        let spec = format!("json_set(spec, '$.hsts_max_age_seconds', {hsts})");
-        sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE domains SET spec = {spec} WHERE id = ?")))
+        let spec: String = sql::query_scalar("SELECT spec FROM domains WHERE id = ?")
             .bind(domain.to_string())
-            .execute(&mut *tx)
+            .fetch_one(&mut tx)
+            .await
+            .unwrap();
+        let mut spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
+        spec["hsts_max_age_seconds"] = hsts.into();
+        sql::query("UPDATE domains SET spec = ? WHERE id = ?")
+            .bind(spec.to_string())
+            .bind(domain.to_string())
+            .execute(&mut tx)
             .await
             .unwrap();
         let sequence =
@@ -161,9 +168,9 @@ impl Plane {
         let mut tx = self.begin().await;
         let mut sequence = 0;
         for domain in domains {
-            sqlx::query("UPDATE domains SET deleted_at = 1, served = 0 WHERE id = ?")
+            sql::query("UPDATE domains SET deleted_at = 1, served = 0 WHERE id = ?")
                 .bind(domain.to_string())
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .unwrap();
             let id = domain.to_string();
@@ -205,18 +212,18 @@ impl Plane {
 
     pub(crate) async fn renew_at(&self, credential: CredentialId) -> i64 {
         let mut tx = self.store().read().await.unwrap();
-        sqlx::query_scalar("SELECT renew_at FROM credentials WHERE id = ?")
+        sql::query_scalar("SELECT renew_at FROM credentials WHERE id = ?")
             .bind(credential.to_string())
-            .fetch_one(&mut *tx)
+            .fetch_one(&mut tx)
             .await
             .unwrap()
     }
 
     pub(crate) async fn events(&self, kind: &str) -> Vec<String> {
         let mut tx = self.store().read().await.unwrap();
-        sqlx::query_scalar("SELECT text FROM events WHERE kind = ? ORDER BY sequence")
+        sql::query_scalar("SELECT text FROM events WHERE kind = ? ORDER BY sequence")
             .bind(kind)
-            .fetch_all(&mut *tx)
+            .fetch_all(&mut tx)
             .await
             .unwrap()
     }
@@ -241,7 +248,7 @@ async fn add_domain(tx: &mut WriteTx, tenant: TenantId, name: &str) -> (DomainId
         "hostname": name,
         "routes": [{"action": {"type": "proxy", "origin": "http://192.0.2.1:80"}}],
     });
-    sqlx::query(
+    sql::query(
         "INSERT INTO domains (id, tenant_id, name, spec, served, proof_label, txt_token, http_token, \
          challenge_label, revision, created_at) VALUES (?1, ?2, ?3, ?4, 1, ?1, ?1, ?1, ?1, 1, 0)",
     )
@@ -249,7 +256,7 @@ async fn add_domain(tx: &mut WriteTx, tenant: TenantId, name: &str) -> (DomainId
     .bind(tenant.to_string())
     .bind(name)
     .bind(spec.to_string())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .unwrap();
     let tenant = tenant.to_string();
@@ -271,19 +278,19 @@ async fn insert_credential(
     group: GroupId,
 ) {
     let far = 4_000_000_000_000_i64;
-    let run = async |tx: &mut WriteTx, query: sqlx::query::Query<'_, sqlx::Sqlite, _>| {
-        query.execute(&mut **tx).await.unwrap();
+    let run = async |tx: &mut WriteTx, query: sql::Query| {
+        query.execute(tx).await.unwrap();
     };
-    let query = sqlx::query(
+    let query = sql::query(
         "INSERT INTO groups (id, tenant_id, cells, policy, alone, created_at) VALUES (?, ?, '[]', '{}', 0, 0)",
     );
     run(tx, query.bind(group.to_string()).bind(tenant.to_string())).await;
-    let query = sqlx::query(
+    let query = sql::query(
         "INSERT INTO lineages (id, group_id, cell, live_credential, created_at) VALUES (?, ?, ?, ?, 0)",
     );
     let query = query.bind(lineage.to_string()).bind(group.to_string());
     run(tx, query.bind(cell.as_str()).bind(context.credential.to_string())).await;
-    let query = sqlx::query(
+    let query = sql::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
          key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, created_at) \
          VALUES (?, ?, 'test', 'live', '[]', ?, ?, ?, ?, ?, X'00', 0, ?, ?, 0)",
@@ -291,7 +298,7 @@ async fn insert_credential(
     let query = query.bind(context.credential.to_string()).bind(lineage.to_string()).bind(pem).bind(sealed);
     let query = query.bind(context.epoch).bind(context.key_tenant).bind(context.spki_sha256.to_vec());
     run(tx, query.bind(far).bind(far)).await;
-    let query = sqlx::query("INSERT INTO lineage_names (lineage_id, name, domain_id) VALUES (?, ?, ?)");
+    let query = sql::query("INSERT INTO lineage_names (lineage_id, name, domain_id) VALUES (?, ?, ?)");
     run(tx, query.bind(lineage.to_string()).bind(name).bind(domain.to_string())).await;
 }
 

@@ -3,7 +3,7 @@
 use portico_api::distribution::{Credential, Domain, Fleet, ResourceKind, Tenant};
 use portico_api::v1::{Actor, ConditionKind, ConditionStatus, DomainStatus};
 use portico_cert_store::{DomainId, Generation, SealContext, SealedKey, TenantId};
-use portico_control_plane::store::change;
+use portico_control_plane::store::{change, sql};
 use prost::Message;
 use std::time::Duration;
 
@@ -139,11 +139,11 @@ async fn a_domain_goes_to_its_cells_only_and_leaves_a_cell_as_a_tombstone() {
     let has = |edge: &TestEdge| edge.with(|state| state.resource(ResourceKind::Domain, domain).is_some());
     assert_eq!((has(&one), has(&two), has(&three)), (true, true, false));
     let mut tx = plane.begin().await;
-    sqlx::query(
+    sql::query(
         "UPDATE domains SET spec = json_set(spec, '$.cells', json('[\"two\", \"three\"]')) WHERE id = ?",
     )
     .bind(domain.to_string())
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await
     .unwrap();
     let id = domain.to_string();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use portico_api::distribution::ResourceKind;
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
-use portico_control_plane::store::Store;
+use portico_control_plane::store::{Store, sql};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -122,8 +122,8 @@ async fn crash_at(fail_point: &'static str) {
     assert_eq!(stats["certificates"]["issued"], 1, "{fail_point}");
     let store = Store::open(&world.path("data")).await.unwrap();
     let mut read = store.read().await.unwrap();
-    let live: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
-        .fetch_one(&mut *read)
+    let live: i64 = sql::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
+        .fetch_one(&mut read)
         .await
         .unwrap();
     assert_eq!(live, 1, "{fail_point}");

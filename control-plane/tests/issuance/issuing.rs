@@ -2,6 +2,7 @@
 
 use portico_api::distribution::{self, ResourceKind};
 use portico_cert_store::{CredentialId, DomainId, SealContext, SealedKey};
+use portico_control_plane::store::sql;
 use prost::Message;
 use serde_json::json;
 
@@ -226,9 +227,9 @@ async fn tenants_that_consent_share_one_certificate_until_one_of_them_leaves() {
     let tenants = [lab.tenant(&[], "registered_domain").await, lab.tenant(&[], "registered_domain").await];
     let mut tx = lab.begin().await;
     for tenant in tenants {
-        sqlx::query("INSERT INTO shared_groups VALUES (?, 'parked', 0, 0, 'token', NULL)")
+        sql::query("INSERT INTO shared_groups VALUES (?, 'parked', 0, 0, 'token', NULL)")
             .bind(tenant.to_string())
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await
             .unwrap();
     }
@@ -251,9 +252,9 @@ async fn tenants_that_consent_share_one_certificate_until_one_of_them_leaves() {
     })
     .await;
     let mut tx = lab.begin().await;
-    sqlx::query("DELETE FROM shared_groups WHERE tenant_id = ?")
+    sql::query("DELETE FROM shared_groups WHERE tenant_id = ?")
         .bind(tenants[0].to_string())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -13,9 +13,8 @@ use portico_control_plane::Running;
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
 use portico_control_plane::sealer::KeyEncryptionKey;
-use portico_control_plane::store::{WriteTx, change};
+use portico_control_plane::store::{WriteTx, change, sql};
 use serde_json::{Value, json};
-use sqlx::Row;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -293,24 +292,24 @@ impl Lab {
     /// Rows of a query, each as text columns.
     pub async fn rows(&self, sql: &'static str) -> Vec<Vec<String>> {
         let mut read = self.running.parts.store.read().await.unwrap();
-        let rows = sqlx::query(sql).fetch_all(&mut *read).await.unwrap();
+        let rows = sql::query(sql).fetch_all(&mut read).await.unwrap();
         rows.iter()
-            .map(|row| (0..row.len()).map(|i| row.try_get::<String, _>(i).unwrap()).collect())
+            .map(|row| (0..row.columns()).map(|i| row.try_get::<String>(i).unwrap()).collect())
             .collect()
     }
 
     pub async fn live_credentials(&self) -> Vec<Live> {
         let mut read = self.running.parts.store.read().await.unwrap();
-        let rows = sqlx::query(
+        let rows = sql::query(
             "SELECT c.id, c.names, c.spki_sha256, c.not_after, l.id AS lineage, l.cell FROM lineages l \
              JOIN credentials c ON c.id = l.live_credential WHERE l.retired_at IS NULL ORDER BY c.names, l.cell",
         )
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await
         .unwrap();
-        let live = |row: &sqlx::sqlite::SqliteRow| Live {
+        let live = |row: &sql::Row| Live {
             id: row.try_get("id").unwrap(),
-            names: serde_json::from_str(row.try_get("names").unwrap()).unwrap(),
+            names: serde_json::from_str(&row.try_get::<String>("names").unwrap()).unwrap(),
             spki: row.try_get("spki_sha256").unwrap(),
             not_after: row.try_get("not_after").unwrap(),
             lineage: row.try_get("lineage").unwrap(),
@@ -343,10 +342,10 @@ impl Lab {
     pub async fn condition(&self, domain: DomainId, kind: &str) -> Option<Vec<String>> {
         let mut read = self.running.parts.store.read().await.unwrap();
         let row =
-            sqlx::query("SELECT status, reason, message FROM conditions WHERE domain_id = ? AND type = ?")
+            sql::query("SELECT status, reason, message FROM conditions WHERE domain_id = ? AND type = ?")
                 .bind(domain.to_string())
                 .bind(kind)
-                .fetch_optional(&mut *read)
+                .fetch_optional(&mut read)
                 .await
                 .unwrap()?;
         Some((0..3).map(|i| row.try_get(i).unwrap()).collect())
@@ -389,10 +388,10 @@ pub fn label(domain: DomainId) -> String {
 pub async fn add_tenant(tx: &mut WriteTx, cells: &[&str], sharing: &str) -> TenantId {
     let id = TenantId::generate();
     let spec = json!({ "name": label_of(&id.to_string()), "cells": cells, "sharing": sharing });
-    sqlx::query("INSERT INTO tenants (id, name, spec, revision, created_at) VALUES (?1, ?1, ?2, 1, 0)")
+    sql::query("INSERT INTO tenants (id, name, spec, revision, created_at) VALUES (?1, ?1, ?2, 1, 0)")
         .bind(id.to_string())
         .bind(spec.to_string())
-        .execute(&mut **tx)
+        .execute(tx)
         .await
         .unwrap();
     change::record(tx, ResourceKind::Tenant, &id.to_string(), Some(&id.to_string())).await.unwrap();
@@ -405,7 +404,7 @@ pub async fn add_domain(tx: &mut WriteTx, tenant: TenantId, name: &str) -> Domai
         "hostname": name,
         "routes": [{ "action": { "type": "proxy", "origin": "http://192.0.2.1:80" } }],
     });
-    sqlx::query(
+    sql::query(
         "INSERT INTO domains (id, tenant_id, name, spec, served, proof_label, txt_token, http_token, \
          challenge_label, revision, created_at) VALUES (?1, ?2, ?3, ?4, 1, ?1, ?1, ?1, ?5, 1, ?6)",
     )
@@ -415,7 +414,7 @@ pub async fn add_domain(tx: &mut WriteTx, tenant: TenantId, name: &str) -> Domai
     .bind(spec.to_string())
     .bind(label(id))
     .bind(Clock::default().now_ms())
-    .execute(&mut **tx)
+    .execute(tx)
     .await
     .unwrap();
     change::record(tx, ResourceKind::Domain, &id.to_string(), Some(&tenant.to_string())).await.unwrap();

@@ -9,8 +9,8 @@ use portico_control_plane::clock::NEVER_MS;
 use portico_control_plane::plan::ledger::{At, LimitName, Limits};
 use portico_control_plane::plan::reconcile::name_set;
 use portico_control_plane::store::ledger::levels_at;
+use portico_control_plane::store::{Connection, sql};
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use crate::issuing::retry_now;
 use crate::lab::{Ca, Lab, Options, World, http};
@@ -43,7 +43,7 @@ fn last_word(text: &str) -> String {
 }
 
 /// Ours, tenants' budgets aside; nothing may be under way.
-async fn our_counters(read: &mut SqliteConnection, ca: &str, limits: &Limits, now: i64) -> Counters {
+async fn our_counters(read: &mut Connection, ca: &str, limits: &Limits, now: i64) -> Counters {
     let levels = levels_at(read, At { ca, account: "test" }, now).await.unwrap();
     let mut counters = Counters::new();
     for (key, level) in levels.0.into_iter().filter(|(key, _)| !key.limit.is_of_tenant()) {
@@ -55,7 +55,7 @@ async fn our_counters(read: &mut SqliteConnection, ca: &str, limits: &Limits, no
 }
 
 /// Nothing that the CA counts is missing in the ledger.
-pub async fn assert_we_count_no_less(world: &World, read: &mut SqliteConnection) {
+pub async fn assert_we_count_no_less(world: &World, read: &mut Connection) {
     let ours = our_counters(read, &world.directory(), &Limits::default(), world.clock.now_ms()).await;
     let theirs = cas_counters(world).await;
     assert!(theirs.contains_key(&(LimitName::Orders, String::new())), "{theirs:?}");
@@ -197,8 +197,8 @@ async fn a_replacement_with_a_name_more_waits_for_the_limits_and_meets_none() {
         .await;
     let first_due = lab.rows("SELECT CAST(MIN(renew_at) AS TEXT) FROM credentials").await.concat();
     let mut tx = lab.begin().await;
-    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant')")
-        .execute(&mut *tx)
+    sql::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant')")
+        .execute(&mut tx)
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -9,6 +9,7 @@ use portico_control_plane::acme::order::Wanted;
 use portico_control_plane::acme::{
     Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
 };
+use portico_control_plane::store::sql;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
@@ -87,10 +88,10 @@ async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_pr
     let tenant = lab.tenant(&[], "registered_domain").await;
     let mut tx = lab.begin().await;
     let grants = json!([{ "cidr": "127.0.0.2/32", "ports": [port] }]);
-    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.egress_grants', json(?)) WHERE id = ?")
+    sql::query("UPDATE tenants SET spec = json_set(spec, '$.egress_grants', json(?)) WHERE id = ?")
         .bind(grants.to_string())
         .bind(tenant.to_string())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portico_acme_ca::AriExemption;
 use portico_control_plane::config::Config;
+use portico_control_plane::store::sql;
 use serde_json::{Value, json};
-use sqlx::Row;
 
 use crate::issuing::until_renewed;
 use crate::lab::{Lab, Options};
@@ -26,16 +26,16 @@ struct Suggested {
 
 async fn suggestions(lab: &Lab) -> Vec<Suggested> {
     let mut read = lab.running.parts.store.read().await.unwrap();
-    let rows = sqlx::query("SELECT * FROM credentials WHERE state = 'live' ORDER BY names");
-    let rows = rows.fetch_all(&mut *read).await.unwrap();
-    let one = |row: &sqlx::sqlite::SqliteRow| Suggested {
+    let rows = sql::query("SELECT * FROM credentials WHERE state = 'live' ORDER BY names");
+    let rows = rows.fetch_all(&mut read).await.unwrap();
+    let one = |row: &sql::Row| Suggested {
         not_before: row.try_get("not_before").unwrap(),
         not_after: row.try_get("not_after").unwrap(),
         renew_at: row.try_get("renew_at").unwrap(),
         window: row
-            .try_get::<Option<i64>, _>("window_start")
+            .try_get::<Option<i64>>("window_start")
             .unwrap()
-            .zip(row.try_get::<Option<i64>, _>("window_end").unwrap()),
+            .zip(row.try_get::<Option<i64>>("window_end").unwrap()),
         url: row.try_get("explanation_url").unwrap(),
         note: row.try_get("window_note").unwrap(),
     };
@@ -194,10 +194,7 @@ async fn a_certificate_of_another_account_is_not_said_to_be_replaced() {
     let first = one_certificate(&lab).await;
     let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
     let mut tx = lab.begin().await;
-    sqlx::query("UPDATE credentials SET account = 'https://ca.test/another'")
-        .execute(&mut *tx)
-        .await
-        .unwrap();
+    sql::query("UPDATE credentials SET account = 'https://ca.test/another'").execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
     lab.world.advance_to(known.renew_at).await;
     until_renewed(&lab, &first).await;
@@ -217,9 +214,9 @@ async fn a_regrouping_rides_a_renewal_free_of_limits() {
     assert_eq!(lab.until_covered(3).await.len(), 2);
     let known = until_suggested(&lab, |known| known.window.is_some()).await;
     let mut tx = lab.begin().await;
-    sqlx::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant') WHERE id = ?")
+    sql::query("UPDATE tenants SET spec = json_set(spec, '$.sharing', 'tenant') WHERE id = ?")
         .bind(tenant.to_string())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .unwrap();
     tx.commit().await.unwrap();
@@ -286,7 +283,7 @@ async fn a_renewal_that_is_late_is_told_once_to_its_tenant_and_once_to_the_opera
     assert_eq!(late.len(), 1);
     // A new process looks at all anew. What its tenant is told again, here by force, is written with what the operator is told.
     let mut tx = lab.begin().await;
-    sqlx::query("UPDATE credentials SET late_told_at = NULL").execute(&mut *tx).await.unwrap();
+    sql::query("UPDATE credentials SET late_told_at = NULL").execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
     let Lab { world, running, .. } = lab;
     let distribution = running.distribution.address.to_string();

@@ -1,11 +1,13 @@
 //! The audit trail from the command line: listed, verified, and a change by hand found.
 
+use portico_control_plane::store::sql;
+
 use crate::plane::Plane;
 
 /// Changes the database as somebody with its file would.
-async fn tamper(plane: &Plane, sql: &'static str) {
+async fn tamper(plane: &Plane, text: &'static str) {
     let mut tx = plane.running.parts.store.begin().await.unwrap();
-    sqlx::query(sql).execute(&mut *tx).await.unwrap();
+    sql::query(text).execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
 }
 
