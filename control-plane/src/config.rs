@@ -2,6 +2,8 @@
 //!
 //! Each error names the file, line and column: an unknown key, a wrong type, a value that cannot be.
 
+mod issuer;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::acme::ChallengeMethod;
-use crate::plan::ledger::{Limits, LimitsConfig, Rate};
+pub use self::issuer::{ExternalAccountConfig, IssuerConfig};
 use crate::sealer::KeyEncryptionKey;
 use crate::store::DATABASE_FILE;
 
@@ -120,39 +121,6 @@ pub struct PreflightConfig {
     pub enabled: bool,
 }
 
-/// One CA account configuration.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IssuerConfig {
-    pub name: String,
-    pub directory: String,
-    /// A further trust anchor for the CA's API; absent: the system's roots.
-    pub root_pem: Option<PathBuf>,
-    pub contact: Option<String>,
-    /// Trust anchors for issued chains; absent: the system's roots.
-    pub roots_pem: Option<PathBuf>,
-    #[serde(default)]
-    pub serialize_orders: bool,
-    /// In the order of preference.
-    #[serde(default = "challenges_default")]
-    pub challenges: Vec<ChallengeMethod>,
-    #[serde(default = "poll_ms_default")]
-    pub poll_ms: u64,
-    #[serde(default = "names_per_certificate_default")]
-    pub names_per_certificate_max: usize,
-    /// One of the CA's certificate profiles, as `tlsserver`; absent: the CA's default.
-    pub profile: Option<String>,
-    /// The CA's limits, which our own ledger keeps; absent: Let's Encrypt's.
-    #[serde(default)]
-    limits: LimitsConfig,
-    /// Requests per second to the CA, all kinds.
-    #[serde(default = "requests_per_second_default")]
-    pub requests_per_second: u32,
-    /// Of them, newNonce.
-    #[serde(default = "nonces_per_second_default")]
-    pub nonces_per_second: u32,
-}
-
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -221,6 +189,7 @@ impl Config {
                 "no [[issuer]]: no certificate will be ordered, so no name gets served over https".to_owned(),
             );
         }
+        warnings.extend(self.issuers.iter().filter_map(IssuerConfig::warning));
         if self.fleet.public_addresses.is_empty() {
             warnings.push(
                 "fleet.public_addresses is empty: tenants are not told where to point their names, and whether a name \
@@ -236,12 +205,12 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Text {
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::Text {
             path: path.to_owned(),
             at: position(text, error.span().map_or(0, |span| span.start)),
             message: with_example(error.message().trim()),
         })?;
-        config.check().map_err(|fault| located(text, path, fault))?;
+        config.complete().and_then(|()| config.check()).map_err(|fault| located(text, path, fault))?;
         Ok(config)
     }
 
@@ -267,6 +236,18 @@ impl Config {
                     return Err(Fault::new(format!("issuer.{index}.{key}"), message));
                 }
             }
+            let external = issuer.external_account.as_ref().filter(|external| external.hmac_key_file.exists());
+            if let Some(error) = external.and_then(|external| external.read_secret().err()) {
+                let fault = ("external_account.hmac_key_file".to_owned(), error);
+                return Err(of_issuer(index, &issuer.name, fault));
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), Fault> {
+        for (index, issuer) in self.issuers.iter_mut().enumerate() {
+            issuer.complete().map_err(|fault| of_issuer(index, &issuer.name, fault))?;
         }
         Ok(())
     }
@@ -302,10 +283,7 @@ impl Config {
                 let message = format!("two issuers are named \"{}\"", issuer.name);
                 return Err(Fault::new(format!("issuer.{index}.name"), message));
             }
-            issuer.check().map_err(|(key, message)| {
-                let message = format!("issuer \"{}\": {message}", issuer.name);
-                Fault::new(format!("issuer.{index}.{key}"), message)
-            })?;
+            issuer.check().map_err(|fault| of_issuer(index, &issuer.name, fault))?;
         }
         Ok(())
     }
@@ -349,58 +327,6 @@ impl DnsConfig {
     }
 }
 
-impl IssuerConfig {
-    /// The limits in force.
-    pub fn limits(&self) -> Limits {
-        self.limits.limits(&self.directory)
-    }
-
-    /// The limits in force if the account had other orders.
-    pub fn limits_with(&self, orders: Rate) -> Limits {
-        self.limits.with_orders(orders).limits(&self.directory)
-    }
-
-    /// The faulty key, and what is wrong with its value.
-    fn check(&self) -> Result<(), (String, String)> {
-        self.check_values().map_err(|(key, message)| (key.to_owned(), message))?;
-        self.limits.check()
-    }
-
-    fn check_values(&self) -> Result<(), (&'static str, String)> {
-        if !self.directory.starts_with("https://") {
-            return Err(("directory", "directory must be an https:// URL".to_owned()));
-        }
-        if let Some(contact) = self.contact.as_deref().filter(|contact| !contact.starts_with("mailto:")) {
-            let message =
-                format!("contact = \"{contact}\" must begin with mailto:, as mailto:ops@provider.example");
-            return Err(("contact", message));
-        }
-        if self.challenges.is_empty() {
-            return Err(("challenges", "challenges must name at least one kind".to_owned()));
-        }
-        if !(1..=100).contains(&self.names_per_certificate_max) {
-            let message = "names_per_certificate_max must be from 1 to 100".to_owned();
-            return Err(("names_per_certificate_max", message));
-        }
-        if let Some(profile) = &self.profile
-            && !(1..=64).contains(&profile.len())
-        {
-            return Err(("profile", "profile must be a name of 1 to 64 bytes, as tlsserver".to_owned()));
-        }
-        if !(10..=60_000).contains(&self.poll_ms) {
-            return Err(("poll_ms", "poll_ms must be from 10 to 60000".to_owned()));
-        }
-        let rates = [
-            ("requests_per_second", self.requests_per_second),
-            ("nonces_per_second", self.nonces_per_second),
-        ];
-        match rates.into_iter().find(|(_, rate)| *rate == 0) {
-            Some((key, _)) => Err((key, format!("{key} must be above 0"))),
-            None => Ok(()),
-        }
-    }
-}
-
 impl Default for FleetConfig {
     fn default() -> Self {
         Self {
@@ -436,26 +362,8 @@ impl Default for PreflightConfig {
     }
 }
 
-fn challenges_default() -> Vec<ChallengeMethod> {
-    vec![ChallengeMethod::Http01, ChallengeMethod::TlsAlpn01, ChallengeMethod::Dns01]
-}
-
-fn poll_ms_default() -> u64 {
-    1000
-}
-
-/// 80 % of the 250 below /acme/ that Let's Encrypt allows one address.
-fn requests_per_second_default() -> u32 {
-    200
-}
-
-/// 80 % of the 20 that Let's Encrypt allows one address.
-fn nonces_per_second_default() -> u32 {
-    16
-}
-
-fn names_per_certificate_default() -> usize {
-    25
+fn of_issuer(index: usize, name: &str, (key, message): (String, String)) -> Fault {
+    Fault::new(format!("issuer.{index}.{key}"), format!("issuer \"{name}\": {message}"))
 }
 
 /// The parsers of addresses say that the syntax is wrong, not what a right one looks like.
@@ -509,6 +417,7 @@ fn position(text: &str, offset: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acme::ChallengeMethod;
 
     const SMALL: &str = "data = \"/d\"\napi = \"127.0.0.1:7070\"\ndistribution = \"127.0.0.1:7443\"\n";
 
@@ -569,6 +478,9 @@ mod tests {
             ("[[issuer]]\nname = \"a\"\ndirectory = \"http://x\"\n", "6:13", "https://"),
             (&format!("{issuer}contact = \"a@b\"\n"), "7:11", "mailto:"),
             (&format!("{issuer}challenges = []\n"), "7:14", "at least one"),
+            (&format!("{issuer}preset = \"letsencrypt\"\n"), "7:10", "exclude each other"),
+            ("[[issuer]]\nname = \"a\"\n", "4:1", "write directory"),
+            (&format!("{issuer}caa = [\"a b\"]\n"), "7:7", "no domain name"),
             (&format!("{issuer}profile = \"\"\n"), "7:11", "1 to 64 bytes"),
             (&format!("{issuer}nonces_per_second = 0\n"), "7:21", "above 0"),
             (&format!("{issuer}[issuer.limits]\nreserve = 1.5\n"), "8:11", "issuer \"a\": limits.reserve"),

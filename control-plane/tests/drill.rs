@@ -16,7 +16,7 @@ use portico_cert_store::{KeyType, PrivateKey};
 use portico_control_plane::backup::{backup, restore};
 use portico_control_plane::clock::Clock;
 use portico_control_plane::start_at;
-use portico_control_plane::store::account::{self, AccountRow, AccountState};
+use portico_control_plane::store::account::{self, AccountOrigin};
 use portico_control_plane::store::meta;
 use serde_json::Value;
 use stage::Stage;
@@ -35,13 +35,9 @@ async fn a_lost_folder_comes_back_from_its_backup() {
     let parts = &stage.running.parts;
     let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
     let mut tx = parts.store.begin().await.unwrap();
-    let row = AccountRow {
-        issuer: "test".into(),
-        directory: "https://ca.example/dir".into(),
-        state: AccountState::Intended,
-        sealed_key: parts.sealer.seal("account-key", "test", key.secret_der()),
-    };
-    account::put_intended(&mut tx, &row, 1).await.unwrap();
+    let sealed = parts.sealer.seal("account-key", "test", key.secret_der());
+    let directory = "https://ca.example/dir";
+    account::insert(&mut tx, "test", directory, AccountOrigin::Made, &sealed, 1).await.unwrap();
     tx.commit().await.unwrap();
     let epoch = meta::epoch(&mut parts.store.read().await.unwrap()).await.unwrap();
 
@@ -70,7 +66,7 @@ async fn a_lost_folder_comes_back_from_its_backup() {
     assert_eq!(audit.body["items"].as_array().unwrap().len(), 23);
     let parts = &stage.running.parts;
     let mut read = parts.store.read().await.unwrap();
-    let row = account::find(&mut read, "test").await.unwrap().unwrap();
+    let row = account::own(&mut read, "test", directory).await.unwrap().unwrap();
     let opened = parts.sealer.open("account-key", "test", &row.sealed_key).unwrap();
     assert_eq!(opened.as_slice(), key.secret_der());
     assert_eq!(meta::epoch(&mut read).await.unwrap(), restored.epoch);

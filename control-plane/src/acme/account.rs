@@ -8,7 +8,8 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 use super::NONCE_TRIES;
-use super::error::AcmeError;
+use super::error::{AcmeError, AcmeErrorKind};
+use super::external_account::ExternalAccount;
 use super::http::{CaHttp, observe};
 
 /// An account's private key (P-256), PKCS#8 DER; zeroed on drop, never printed.
@@ -89,6 +90,47 @@ impl Account {
             }
         }
         Ok(Self { account })
+    }
+
+    /// As [`Self::register`], bound to an external account. An account that the key has already is found, whatever became of
+    /// the secret.
+    ///
+    /// # Errors
+    /// Any of the CA's.
+    pub async fn register_bound(
+        http: &CaHttp,
+        key: &AccountKey,
+        contact: Option<&str>,
+        external: &ExternalAccount,
+    ) -> Result<Self, AcmeError> {
+        match Self::find(http, key).await {
+            // What CAs say of a key that has no account differs; whatever is amiss besides is met again at once.
+            Err(error) if error.kind == AcmeErrorKind::Account || error.is_refusal() => {
+                let url = external.register(http, key, contact).await?;
+                Self::restore(http, key, &url).await
+            }
+            found => found,
+        }
+    }
+
+    /// The account that a key has at the CA.
+    ///
+    /// # Errors
+    /// Any of the CA's; [`AcmeErrorKind::Account`] where it has none.
+    pub async fn find(http: &CaHttp, key: &AccountKey) -> Result<Self, AcmeError> {
+        let mut tries = NonceTries::default();
+        loop {
+            let (key, der) = key.key()?;
+            let (result, observed) = observe(
+                instant_acme::Account::builder_with_http(Box::new(http.clone()))
+                    .from_key((key, PrivateKeyDer::Pkcs8(der)), http.directory()),
+            )
+            .await;
+            match result {
+                Ok((account, _credentials)) => return Ok(Self { account }),
+                Err(error) => tries.again(AcmeError::new(&error, observed))?,
+            }
+        }
     }
 
     /// Takes up a registered account: fetches the directory, asks nothing of the account.

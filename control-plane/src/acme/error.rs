@@ -95,6 +95,11 @@ impl AcmeError {
         Self::plain(AcmeErrorKind::Ours, &detail.to_string())
     }
 
+    /// About our account.
+    pub fn account(detail: &str) -> Self {
+        Self::plain(AcmeErrorKind::Account, detail)
+    }
+
     pub(super) fn plain(kind: AcmeErrorKind, detail: &str) -> Self {
         Self {
             kind,
@@ -163,7 +168,7 @@ impl AcmeError {
         }
     }
 
-    fn from_http(error: &CaHttpError) -> Self {
+    pub(super) fn from_http(error: &CaHttpError) -> Self {
         let kind = match error {
             CaHttpError::Timeout | CaHttpError::Connect(_) => AcmeErrorKind::Unavailable,
             CaHttpError::OtherHost(_) | CaHttpError::Redirect(_) | CaHttpError::Body(..) => {

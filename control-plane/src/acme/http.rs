@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::error::AcmeError;
+use super::error::{AcmeError, AcmeErrorKind};
 
 /// Time for TCP and TLS to the CA.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +125,7 @@ struct Inner {
 #[serde(rename_all = "camelCase")]
 struct Endpoints {
     new_nonce: String,
+    new_account: String,
     new_order: String,
     renewal_info: Option<String>,
     #[serde(default)]
@@ -195,7 +196,19 @@ impl CaHttp {
 
     /// A request outside of instant_acme's.
     pub(super) async fn ask(&self, request: Request<Bytes>) -> Result<Response<Bytes>, AcmeError> {
-        self.inner.send(request).await.map_err(AcmeError::ours)
+        self.inner.send(request).await.map_err(|error| AcmeError::from_http(&error))
+    }
+
+    /// URL of newAccount, and a nonce for it. The directory has been read.
+    pub(super) async fn new_account(&self) -> Result<(String, String), AcmeError> {
+        let endpoints =
+            self.inner.endpoints.get().ok_or_else(|| AcmeError::ours("no directory has been read"))?;
+        let request = Request::head(&endpoints.new_nonce).body(Bytes::new()).map_err(AcmeError::ours)?;
+        let answer = self.ask(request).await?;
+        let nonce = answer.headers().get("replay-nonce").and_then(|nonce| nonce.to_str().ok());
+        let nonce =
+            nonce.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, "the CA gives no nonce"))?;
+        Ok((endpoints.new_account.clone(), nonce.to_owned()))
     }
 
     /// Reads the directory, for what it says about the CA.
@@ -208,7 +221,14 @@ impl CaHttp {
         let answer = self.ask(request).await?;
         match self.inner.endpoints.get() {
             Some(_) => Ok(()),
-            None => Err(AcmeError::ours(format!("the directory cannot be read: {}", answer.status()))),
+            None if answer.status().is_server_error() => {
+                let text = format!("the directory cannot be read: {}", answer.status());
+                Err(AcmeError::plain(AcmeErrorKind::Unavailable, &text))
+            }
+            None => {
+                let text = format!("the directory's answer is none: {}", answer.status());
+                Err(AcmeError::plain(AcmeErrorKind::Garbage, &text))
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (301, "issuance", include_str!("../../migrations/0301_issuance.sql")),
     (311, "ledger", include_str!("../../migrations/0311_ledger.sql")),
     (321, "shared groups", include_str!("../../migrations/0321_shared_groups.sql")),
+    (331, "accounts", include_str!("../../migrations/0331_accounts.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
     // What edges are to origins.

@@ -2,6 +2,7 @@
 
 use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
 
+use super::account::AccountId;
 use super::renewal_info::{self, Predecessor};
 use super::replacement::{self, Replaces};
 use super::sql::Row;
@@ -44,6 +45,8 @@ pub struct OrderRow {
     /// `None`: the operator's.
     pub tenant: Option<TenantId>,
     pub issuer: String,
+    /// The adopted account that it is placed on; `None`: the issuer's own.
+    pub account: Option<AccountId>,
     /// Sorted.
     pub names: Vec<String>,
     /// In the order of `names`.
@@ -106,15 +109,16 @@ impl OrderState {
 /// The database's; a second open order of the lineage is one.
 pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(), StoreError> {
     sql::query(
-        "INSERT INTO orders (id, lineage_id, tenant_id, issuer, names, domains, name_set, state, credential_id, \
+        "INSERT INTO orders (id, lineage_id, tenant_id, issuer, account_id, names, domains, name_set, state, credential_id, \
          sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
          deadline, next_at, created_at, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(order.id.to_string())
     .bind(order.lineage.to_string())
     .bind(order.tenant.map(|tenant| tenant.to_string()))
     .bind(&order.issuer)
+    .bind(order.account.map(|id| id.0))
     .bind(to_json(&order.names)?)
     .bind(to_json(&order.domains)?)
     .bind(&order.name_set)
@@ -384,6 +388,7 @@ fn order(row: &Row) -> Result<OrderRow, StoreError> {
         lineage: from_id(row.try_get("lineage_id")?, "orders")?,
         tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
         issuer: row.try_get("issuer")?,
+        account: row.try_get::<Option<i64>>("account_id")?.map(AccountId),
         names: from_json(row.try_get("names")?, "orders: names")?,
         domains: from_json(row.try_get("domains")?, "orders: domains")?,
         name_set: row.try_get("name_set")?,

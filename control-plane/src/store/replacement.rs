@@ -34,13 +34,13 @@ pub async fn set_created(
     Ok(())
 }
 
-/// The order goes on without the certificate that it was to replace.
+/// The order goes on without the certificate that it was to replace, on the issuer's own account. The CA has not made it.
 ///
 /// # Errors
 /// The database's.
 pub async fn drop_replaces(tx: &mut WriteTx, id: OrderId, why: &str, now_ms: i64) -> Result<(), StoreError> {
     sql::query(
-        "UPDATE orders SET replaces = NULL, replaces_credential = NULL, error = ?, updated_at = ? WHERE id = ?",
+        "UPDATE orders SET replaces = NULL, replaces_credential = NULL, account_id = NULL, error = ?, updated_at = ? WHERE id = ?",
     )
     .bind(why)
     .bind(now_ms)

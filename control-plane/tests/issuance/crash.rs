@@ -85,7 +85,7 @@ async fn start(config: &Path, fail_point: &str) -> Plane {
 /// Runs one issuance of two names with a crash at `fail_point`; fails when the child was not killed there.
 async fn crash_at(fail_point: &'static str) {
     let options = Options::default();
-    let world = World::start(false, options.ca).await.unwrap();
+    let world = World::start(&options).await.unwrap();
     // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
     let config = world.configure(&options, "127.0.0.1:0");
     let first = start(&config, "").await;

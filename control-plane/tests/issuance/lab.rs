@@ -37,6 +37,8 @@ pub struct World {
     pub folder: TempDir,
     pub dns: DnsHandle,
     pub ca: Ca,
+    /// A CA of another owner, the issuer "second".
+    pub second: Option<CaHandle>,
     pub stand_in: StandIn,
     pub clock: Clock,
 }
@@ -46,8 +48,12 @@ pub struct Options {
     pub cells: Vec<&'static str>,
     pub challenges: &'static str,
     pub preflight: bool,
-    /// Further lines of the `[[issuer]]` table.
+    /// Further lines of the `[[issuer]]` table; `@` stands for the world's folder.
     pub issuer: &'static str,
+    /// Further lines of a second issuer, which is there only then.
+    pub second: Option<&'static str>,
+    /// What stands before the first table.
+    pub more: &'static str,
     pub pebble: bool,
     /// Settings of our own CA.
     pub ca: fn(&mut CaArgs),
@@ -60,6 +66,8 @@ impl Default for Options {
             challenges: r#"["http-01", "tls-alpn-01", "dns-01"]"#,
             preflight: true,
             issuer: "",
+            second: None,
+            more: "",
             pebble: false,
             ca: |_| {},
         }
@@ -75,22 +83,32 @@ pub struct Lab {
 
 impl World {
     /// `None`: the wanted CA is not on this machine.
-    pub async fn start(pebble: bool, change: fn(&mut CaArgs)) -> Option<Self> {
+    pub async fn start(options: &Options) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let dns = portico_acme_ca::dns::start(DnsArgs::in_process(vec![Ipv4Addr::LOCALHOST])).await.unwrap();
         let stand_in = StandIn::start().await;
-        let ca = if pebble {
-            Ca::Pebble(Pebble::start(folder.path(), dns.addresses.dns, &stand_in).await?)
-        } else {
+        let start = async |name: &str, change: fn(&mut CaArgs)| {
             let mut args = CaArgs::in_process(dns.addresses.dns);
             args.http_port = stand_in.http_port;
             args.tls_port = stand_in.tls_port;
-            args.root_out = Some(folder.path().join("root.pem"));
-            args.api_ca_out = Some(folder.path().join("api-ca.pem"));
+            args.root_out = Some(folder.path().join(format!("{name}root.pem")));
+            args.api_ca_out = Some(folder.path().join(format!("{name}api-ca.pem")));
             change(&mut args);
-            Ca::Ours(portico_acme_ca::start(args).await.unwrap())
+            portico_acme_ca::start(args).await.unwrap()
         };
-        Some(Self { folder, dns, ca, stand_in, clock: Clock::default() })
+        let ca = if options.pebble {
+            let mut args = CaArgs::in_process(dns.addresses.dns);
+            (options.ca)(&mut args);
+            let external = args.external_account.first();
+            Ca::Pebble(Pebble::start(folder.path(), dns.addresses.dns, &stand_in, external).await?)
+        } else {
+            Ca::Ours(start("", options.ca).await)
+        };
+        let second = match options.second {
+            Some(_) => Some(start("second-", |args| args.caa_identity = "second-ca.test".to_owned()).await),
+            None => None,
+        };
+        Some(Self { folder, dns, ca, second, stand_in, clock: Clock::default() })
     }
 
     pub fn directory(&self) -> String {
@@ -116,6 +134,7 @@ data = {data:?}
 api = "127.0.0.1:0"
 distribution = "{distribution}"
 key_encryption_key_file = {kek:?}
+{more}
 [dns]
 resolvers = ["{dns}"]
 responder = "127.0.0.1:0"
@@ -148,11 +167,35 @@ nonces_per_second = 5000
             root = self.path("root.pem"),
             challenges = options.challenges,
             serialize = if options.pebble { "serialize_orders = true" } else { "" },
-            issuer = options.issuer,
+            issuer = options.issuer.replace('@', &self.folder.path().display().to_string()),
+            more = options.more,
         );
+        let second = options.second.map(|more| self.second_issuer(options, more)).unwrap_or_default();
         let path = self.path("portico.toml");
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text + &second).unwrap();
         path
+    }
+
+    fn second_issuer(&self, options: &Options, more: &str) -> String {
+        let ca = self.second.as_ref().expect("it was started");
+        format!(
+            r#"
+[[issuer]]
+name = "second"
+directory = "{directory}"
+root_pem = {api_ca:?}
+roots_pem = {root:?}
+challenges = {challenges}
+poll_ms = 40
+requests_per_second = 5000
+nonces_per_second = 5000
+{more}
+"#,
+            directory = ca.addresses.directory,
+            api_ca = self.path("second-api-ca.pem"),
+            root = self.path("second-root.pem"),
+            challenges = options.challenges,
+        )
     }
 
     pub async fn set_dns(&self, path: &str, body: Value) {
@@ -239,8 +282,14 @@ impl Lab {
 
     /// `None`: Pebble is wanted and is not on this machine.
     pub async fn try_start(options: &Options) -> Option<Self> {
+        Self::try_start_with(options, |_| {}).await
+    }
+
+    /// `prepare` comes before the control plane.
+    pub async fn try_start_with(options: &Options, prepare: impl FnOnce(&World)) -> Option<Self> {
         portico_control_plane::start_logging(LevelFilter::ERROR);
-        let world = World::start(options.pebble, options.ca).await?;
+        let world = World::start(options).await?;
+        prepare(&world);
         let config = Config::read(&world.configure(options, "127.0.0.1:0")).unwrap();
         let running = portico_control_plane::start_at(config, world.clock.clone()).await.unwrap();
         world.forward_zone(running.responder.unwrap()).await;
@@ -337,6 +386,41 @@ impl Lab {
             tokio::time::sleep(Duration::from_millis(20)).await;
             live = self.live_credentials().await;
         }
+    }
+
+    /// Waits until the domain's certificate is told of in these words, looking for new tries at once.
+    pub async fn until_text(&self, domain: DomainId, words: &str) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            self.hurry().await;
+            let told = self.condition(domain, "CertificateReady").await.unwrap_or_default().join(" ");
+            if told.contains(words) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{told}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// As [`Self::until_covered`], with no back-off left to wait for.
+    pub async fn until_covered_soon(&self, names: usize) -> Vec<Live> {
+        let covered = async { self.until_covered(names).await };
+        let hurrying = async {
+            loop {
+                self.hurry().await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! { live = covered => live, () = hurrying => unreachable!("it never ends") }
+    }
+
+    /// What waits for its next try waits no longer.
+    async fn hurry(&self) {
+        let mut tx = self.begin().await;
+        for text in ["UPDATE orders SET next_at = 0 WHERE next_at > 0", "UPDATE name_states SET next_at = 0"] {
+            sql::query(text).execute(&mut *tx).await.unwrap();
+        }
+        tx.commit().await.unwrap();
     }
 
     pub async fn condition(&self, domain: DomainId, kind: &str) -> Option<Vec<String>> {

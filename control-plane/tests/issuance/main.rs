@@ -13,6 +13,7 @@ mod crash;
 #[expect(dead_code, reason = "the distribution's tests use all of it, these a part")]
 mod edge;
 mod failing;
+mod issuers;
 mod issuing;
 mod lab;
 mod ledger;

@@ -1,10 +1,13 @@
 //! Debian's Pebble: the CA that we did not write. Without it on the machine these tests say so and check nothing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+use portico_acme_ca::ExternalAccount;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use tokio::process::{Child, Command};
@@ -23,19 +26,29 @@ pub struct Pebble {
 
 impl Pebble {
     /// Starts one on free ports, with its API's anchor in `api-ca.pem` and its issuing root in `root.pem`.
-    pub async fn start(folder: &Path, dns: SocketAddr, stand_in: &StandIn) -> Option<Self> {
+    pub async fn start(
+        folder: &Path,
+        dns: SocketAddr,
+        stand_in: &StandIn,
+        external: Option<&ExternalAccount>,
+    ) -> Option<Self> {
         if !Path::new(PROGRAM).exists() {
             portico_skipping::skipped(&format!("{PROGRAM} is not on this machine (apt-get install pebble)"));
             return None;
         }
         let (api, management) = (free_port(), free_port());
         write_identity(folder);
+        let mac_keys: BTreeMap<&str, String> = external
+            .into_iter()
+            .map(|given| (given.key_id.as_str(), BASE64_URL_SAFE_NO_PAD.encode(&given.hmac_key)))
+            .collect();
         let config = json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{api}"),
             "managementListenAddress": format!("127.0.0.1:{management}"),
             "certificate": folder.join("pebble.pem"), "privateKey": folder.join("pebble.key"),
             "httpPort": stand_in.http_port, "tlsPort": stand_in.tls_port,
-            "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "ocspResponderURL": "", "externalAccountBindingRequired": external.is_some(),
+            "externalAccountMACKeys": mac_keys,
             "certificateValidityPeriod": 90 * 86_400,
         }});
         std::fs::write(folder.join("pebble.json"), config.to_string()).unwrap();

@@ -1,6 +1,6 @@
 //! Accounts: newAccount, updates, deactivation, key change (RFC 8555 section 7.3).
 //!
-//! Absent: external account binding and order lists.
+//! Absent: order lists.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::book::{ACCOUNTS_MAX, Account};
 use crate::ca::Ca;
+use crate::external_account;
 use crate::jws::{Jws, KeyReference, PublicKey, RawJwk};
 use crate::limits::LimitName;
 use crate::problem::{Kind, Problem};
@@ -28,6 +29,7 @@ struct NewAccount {
     terms_of_service_agreed: bool,
     #[serde(default)]
     only_return_existing: bool,
+    external_account_binding: Option<Value>,
 }
 
 /// `POST /acme/new-account`.
@@ -54,6 +56,15 @@ pub(crate) async fn new_account(State(ca): State<Arc<Ca>>, signed: Signed) -> Re
         return Err(Problem::malformed("termsOfServiceAgreed must be true"));
     }
     check_contacts(&wanted.contact)?;
+    let external = external_account::check(
+        &ca.config.external_accounts,
+        wanted.external_account_binding.as_ref(),
+        key,
+        &signed.url,
+    )?;
+    if external.is_some_and(|id| book.external_accounts_used.contains(id)) {
+        return Err(Problem::unauthorized("the external account is bound to another account already"));
+    }
     let address = signed.remote.to_string();
     if let Err(refusal) = book.limits.check(LimitName::NewAccounts, &address, now) {
         *book.stats.rate_limited.entry(refusal.name.as_str()).or_default() += 1;
@@ -63,6 +74,7 @@ pub(crate) async fn new_account(State(ca): State<Arc<Ca>>, signed: Signed) -> Re
         return Err(Problem::new(Kind::ServerInternal, "this CA holds no more accounts"));
     }
     book.limits.spend(LimitName::NewAccounts, &address, now);
+    book.external_accounts_used.extend(external.map(str::to_owned));
     let id = random_token(9);
     let account = Account { key: key.clone(), contact: wanted.contact, deactivated: false };
     let response = answer(StatusCode::CREATED, &signed.base, &id, &account);

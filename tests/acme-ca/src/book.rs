@@ -23,6 +23,8 @@ pub(crate) struct Book {
     pub(crate) accounts: HashMap<String, Account>,
     /// Account by key thumbprint.
     pub(crate) account_of_key: HashMap<String, String>,
+    /// Key ids; each may be bound once.
+    pub(crate) external_accounts_used: HashSet<String>,
     pub(crate) orders: HashMap<String, Order>,
     /// The newest order of an account for a set of names.
     pub(crate) newest_order: HashMap<(String, BTreeSet<String>), String>,
@@ -177,6 +179,7 @@ impl Book {
         Self {
             accounts: HashMap::new(),
             account_of_key: HashMap::new(),
+            external_accounts_used: HashSet::new(),
             orders: HashMap::new(),
             newest_order: HashMap::new(),
             authorizations: HashMap::new(),

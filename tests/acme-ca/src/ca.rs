@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::book::Book;
 use crate::clock::{Clock, parse_duration};
+use crate::external_account::ExternalAccount;
 use crate::faults::{Endpoint, Fault, FaultKind, Faults};
 use crate::issue::Hierarchy;
 use crate::limits::{LimitOverride, Limits};
@@ -83,6 +84,13 @@ pub struct CaArgs {
     /// Further `host:port` under which clients reach the API; `localhost` and the address are always known.
     #[arg(long, value_name = "HOST:PORT")]
     pub authority: Vec<String>,
+    /// An external account, as in `kid-1=zWNDZM6eQGHWpSRTPal5eIUYFTu7EajV`, which one account may be bound to; repeatable.
+    /// With any, each new account needs one (RFC 8555 section 7.3.4).
+    #[arg(long, value_name = "KEY_ID=BASE64URL")]
+    pub external_account: Vec<ExternalAccount>,
+    /// What this CA calls itself in CAA records. It does not look at them: who issues in spite of one must be told by others.
+    #[arg(long, default_value = "acme-ca.test")]
+    pub caa_identity: String,
     /// Ends when standard input ends: a parent holds the other end of a pipe.
     #[arg(long)]
     pub exit_on_stdin_eof: bool,
@@ -130,6 +138,8 @@ impl CaArgs {
             ari_retry_after: Duration::from_secs(6 * 3600),
             ari_exemption: AriExemption::Full,
             authority: vec![],
+            external_account: vec![],
+            caa_identity: "acme-ca.test".to_owned(),
             exit_on_stdin_eof: false,
         }
     }
@@ -220,6 +230,8 @@ pub(crate) struct Ca {
 pub(crate) struct Config {
     /// How long a valid authorization is; a profile may reuse it for less.
     pub(crate) authorization_lifetime: Duration,
+    pub(crate) external_accounts: Vec<ExternalAccount>,
+    pub(crate) caa_identity: String,
     pub(crate) ari: bool,
     /// Zero: not said.
     pub(crate) ari_retry_after: Duration,
@@ -244,6 +256,8 @@ impl Ca {
         }
         let config = Config {
             authorization_lifetime: args.authz_lifetime,
+            external_accounts: args.external_account.clone(),
+            caa_identity: args.caa_identity.clone(),
             ari: !args.no_ari,
             ari_retry_after: args.ari_retry_after,
             ari_exemption: args.ari_exemption,

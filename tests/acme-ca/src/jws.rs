@@ -1,8 +1,8 @@
 //! Flattened JWS (RFC 7515) with the strictness of RFC 8555 section 6.2: one signature, no unprotected
 //! header, `alg`, `nonce` and `url` protected, and either `jwk` or `kid`.
 //!
-//! ES256 and RS256 are taken, as public CAs do (certbot signs with RSA by default). No MAC algorithm:
-//! external account binding is absent.
+//! ES256 and RS256 are taken, as public CAs do (certbot signs with RSA by default). No MAC algorithm: that of an external
+//! account is [`crate::external_account`]'s.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{

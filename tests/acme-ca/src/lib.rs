@@ -5,7 +5,7 @@
 //! what happened rather than what the product believes. It shares no code and no type with the product:
 //! a mistake in the product cannot hide here.
 //!
-//! Absent: CAA, external account binding, CRL, OCSP and CT. State is in memory.
+//! Absent: CAA, CRL, OCSP and CT. State is in memory.
 
 mod account;
 mod authorization;
@@ -14,6 +14,7 @@ mod budget;
 mod ca;
 mod clock;
 pub mod dns;
+mod external_account;
 mod faults;
 mod identifier;
 mod issue;
@@ -35,6 +36,7 @@ mod validate;
 
 pub use ca::{AriExemption, CaAddresses, CaArgs, CaHandle, LimitTable, start};
 pub use dns::{DnsAddresses, DnsArgs, DnsHandle};
+pub use external_account::ExternalAccount;
 pub use limits::{Limit, LimitName, LimitOverride};
 
 /// Runs a CA until a signal, or until standard input ends where that was asked for. Prints one line of

@@ -33,6 +33,7 @@ pub(crate) enum Kind {
     BadSignatureAlgorithm,
     Connection,
     Dns,
+    ExternalAccountRequired,
     InvalidContact,
     InvalidProfile,
     Malformed,
@@ -148,6 +149,7 @@ impl Kind {
             Self::BadSignatureAlgorithm => "badSignatureAlgorithm",
             Self::Connection => "connection",
             Self::Dns => "dns",
+            Self::ExternalAccountRequired => "externalAccountRequired",
             Self::InvalidContact => "invalidContact",
             Self::InvalidProfile => "invalidProfile",
             Self::Malformed => "malformed",
@@ -177,6 +179,7 @@ impl Kind {
             | Self::BadSignatureAlgorithm
             | Self::Connection
             | Self::Dns
+            | Self::ExternalAccountRequired
             | Self::InvalidContact
             | Self::InvalidProfile
             | Self::Malformed

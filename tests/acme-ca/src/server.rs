@@ -146,9 +146,6 @@ fn api_router(ca: Arc<Ca>) -> Router {
         .with_state(ca)
 }
 
-/// What this CA calls itself in CAA records. It does not look at them: who issues in spite of one must be told by others.
-const CAA_IDENTITY: &str = "acme-ca.test";
-
 /// `GET /directory` (RFC 8555 section 7.1.1).
 async fn directory(State(ca): State<Arc<Ca>>, request: Request) -> Result<Response, Problem> {
     let base = base_url(&ca, request.headers(), request.uri())?;
@@ -160,7 +157,8 @@ async fn directory(State(ca): State<Arc<Ca>>, request: Request) -> Result<Respon
         "keyChange": format!("{base}/acme/key-change"),
         "meta": {
             "termsOfService": format!("{base}/terms"),
-            "caaIdentities": [CAA_IDENTITY],
+            "caaIdentities": [ca.config.caa_identity],
+            "externalAccountRequired": !ca.config.external_accounts.is_empty(),
             "profiles": ca.book().profiles.document(),
         },
     });

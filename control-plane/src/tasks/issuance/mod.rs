@@ -8,10 +8,11 @@
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
 //! - [`slots`]: which orders run.
-//! - [`issuer`]: CA, account, pace. [`spending`]: what an order spends of the CA's limits.
+//! - [`issuer`]: CA, pace. [`account`]: its accounts. [`spending`]: what an order spends of the CA's limits.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
 
+mod account;
 mod challenge;
 mod fail_point;
 mod issuer;
@@ -46,7 +47,7 @@ use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
-use crate::store::account::AccountState;
+use crate::store::account::{AccountId, AccountOrigin};
 use crate::store::group::{self, GroupRow, OrderableDomain};
 use crate::store::ledger;
 use crate::store::order::{OrderRow, OrderState};
@@ -386,12 +387,13 @@ async fn plan_order(
         credential,
         spki_sha256: key.spki_sha256(),
     };
-    let replaces = replaces(tx, issuer, due).await?;
+    let (replaces, account) = replaces(tx, issuer, due).await?.unzip();
     Ok(OrderRow {
         id: OrderId::generate(),
         lineage: due.lineage,
         tenant: due.tenant,
         issuer: issuer.config.name.clone(),
+        account: account.flatten(),
         names: due.names.keys().cloned().collect(),
         domains: due.names.values().copied().collect(),
         name_set: due.name_set.clone(),
@@ -412,17 +414,21 @@ async fn plan_order(
     })
 }
 
-/// The certificate that an order replaces, as its CA calls it: only the account that ordered it may say so.
-async fn replaces(tx: &mut WriteTx, issuer: &Issuer, due: &DueOrder) -> Result<Option<Replaces>, StoreError> {
+/// The certificate that an order replaces, as its CA calls it, and the account that ordered it, the issuer's own aside: only
+/// that one may say so.
+async fn replaces(
+    tx: &mut WriteTx,
+    issuer: &Issuer,
+    due: &DueOrder,
+) -> Result<Option<(Replaces, Option<AccountId>)>, StoreError> {
     let Some(credential) = due.replaces else { return Ok(None) };
     let Some(origin) = store::renewal_info::origin_of(tx, credential).await? else { return Ok(None) };
-    let account = store::account::find(tx, &issuer.config.name).await?;
-    let AccountState::Registered { url } = account.map_or(AccountState::Intended, |row| row.state) else {
+    let Some(url) = origin.account.filter(|_| origin.issuer == issuer.config.name) else { return Ok(None) };
+    let account = store::account::of_url(tx, &issuer.config.name, &url).await?;
+    let Some(account) = account.filter(|row| row.directory == issuer.config.directory) else {
         return Ok(None);
     };
-    if origin.issuer != issuer.config.name || origin.account != Some(url) {
-        return Ok(None);
-    }
+    let adopted = (account.origin == AccountOrigin::Adopted).then_some(account.id);
     let id = CertificateId::of_chain(&origin.chain_pem);
-    Ok(id.map(|id| Replaces { credential, certificate: id.as_str().to_owned() }))
+    Ok(id.map(|id| (Replaces { credential, certificate: id.as_str().to_owned() }, adopted)))
 }

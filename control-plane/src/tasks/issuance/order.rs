@@ -24,7 +24,7 @@ use super::stopped::{Ran, Stop, stopped};
 use super::{Issuance, fail_point, spending};
 use crate::acme::order::Wanted;
 use crate::acme::{
-    AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus, CertificateId,
+    Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus, CertificateId,
 };
 use crate::store::StoreError;
 use crate::store::order::{self, OrderRow, OrderState};
@@ -87,7 +87,7 @@ impl Step<'_> {
     }
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
-        let account = self.issuer.account(&self.issuance.parts).await?;
+        let account = self.account().await?;
         let turn = spending::take(self.issuance, self.issuer, self.row).await?;
         fail_point::reach("order.counted");
         let replaces = self.replaces();
@@ -273,10 +273,14 @@ impl Step<'_> {
     /// The order at the CA, asked for by its URL unless this run has it already.
     async fn order<'o>(&self, at_ca: &'o mut AtCa, url: &str) -> Result<&'o mut CaOrder, Stop> {
         if at_ca.order.is_none() {
-            let account = self.issuer.account(&self.issuance.parts).await?;
+            let account = self.account().await?;
             at_ca.order = Some(CaOrder::resume(&account, url).await?);
         }
         Ok(at_ca.order.as_mut().expect("it was put there if it was missing"))
+    }
+
+    async fn account(&self) -> Result<Account, Stop> {
+        Ok(self.issuer.account(&self.issuance.parts, self.row.account).await?)
     }
 
     async fn record(&self, state: OrderState) -> Result<(), Stop> {
@@ -296,7 +300,7 @@ impl Step<'_> {
             Err(error) => return error.into(),
             Ok(authorizations) => authorizations,
         };
-        match spending::failed(self.issuance, self.issuer, &authorizations).await {
+        match spending::failed(self.issuance, self.issuer, self.row, &authorizations).await {
             Err(error) => error.into(),
             Ok(()) => culprits(authorizations, error),
         }

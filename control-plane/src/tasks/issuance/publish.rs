@@ -18,7 +18,7 @@ use super::stopped::close;
 use super::{Issuance, spending};
 use crate::clock;
 use crate::plan::timing;
-use crate::store::account::{self, AccountState};
+use crate::store::account::{self, AccountRow, AccountState};
 use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
@@ -65,9 +65,11 @@ pub(super) async fn publish(
     check(&chain, row, &issuer.roots, live.as_ref(), issuance.parts.clock.now())
         .map_err(NotPublished::Gate)?;
     let mut new = new_credential(row, &chain, pem, issuance.parts.config.renewal.share);
-    if let Some(AccountState::Registered { url }) =
-        account::find(&mut tx, &row.issuer).await?.map(|account| account.state)
-    {
+    let account = match row.account {
+        None => account::own(&mut tx, &row.issuer, &issuer.config.directory).await?,
+        Some(id) => account::find(&mut tx, id).await?,
+    };
+    if let Some(AccountRow { state: AccountState::Registered { url }, .. }) = account {
         new.account = Some(url);
     }
     let mut domains = Vec::new();

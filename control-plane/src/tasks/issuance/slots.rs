@@ -144,6 +144,7 @@ mod tests {
                 lineage: LineageId::generate(),
                 tenant: Some(tenant),
                 issuer: "le".to_owned(),
+                account: None,
                 names: Vec::new(),
                 domains: Vec::new(),
                 name_set: id.to_string(),

@@ -5,7 +5,7 @@ use super::issuer::Issuer;
 use super::stopped::{Stop, names_nobody};
 use super::turns::Turn;
 use crate::acme::{AcmeError, AcmeErrorKind, CaAuthorization, CertificateId};
-use crate::plan::ledger::{self, BucketKey, Charged, Exemption, LimitName, refusal};
+use crate::plan::ledger::{self, At, BucketKey, Charged, Exemption, LimitName, refusal};
 use crate::store::order::{self, OrderRow, OrderState};
 use crate::store::{StoreError, WriteTx, credential, ledger as buckets, renewal_info};
 
@@ -32,7 +32,8 @@ pub(super) async fn take(issuance: &Issuance, issuer: &Issuer, row: &OrderRow) -
         keeps_alive: !has_new_name(&mut tx, row).await?,
         tenant: row.tenant,
     };
-    let needs = ledger::needs(&order, issuer.at(), &issuer.limits);
+    let label = issuer.label(row.account);
+    let needs = ledger::needs(&order, at(issuer, &label), &issuer.limits);
     let levels = buckets::levels_of(&mut tx, &needs).await?;
     if let Err(no_room) = ledger::check(&needs, &levels, now) {
         buckets::see_clock(&mut tx, &needs, &levels, now).await?;
@@ -63,7 +64,9 @@ pub(super) async fn not_made(
         buckets::release(&mut tx, &row.id.to_string()).await?;
         order::forget_last_request(&mut tx, row.id).await?;
     }
-    learn(&mut tx, issuer, error, &row.names, &row.name_set, issuance.parts.clock.now_ms()).await?;
+    let label = issuer.label(row.account);
+    let now = issuance.parts.clock.now_ms();
+    learn(&mut tx, issuer, at(issuer, &label), error, &row.names, &row.name_set, now).await?;
     tx.commit().await
 }
 
@@ -71,6 +74,7 @@ pub(super) async fn not_made(
 pub(super) async fn learn(
     tx: &mut WriteTx,
     issuer: &Issuer,
+    at: At<'_>,
     error: &AcmeError,
     names: &[String],
     name_set: &str,
@@ -83,7 +87,7 @@ pub(super) async fn learn(
     let until = now.saturating_add(wait.unwrap_or(TOLD_WITHOUT_TIME_MS));
     for (limit, subject) in refusal::told(&error.detail, names, name_set) {
         let rate = issuer.limits.rate(limit, &subject);
-        buckets::learn(tx, &BucketKey::new(limit, issuer.at(), &subject), rate, until, now).await?;
+        buckets::learn(tx, &BucketKey::new(limit, at, &subject), rate, until, now).await?;
         tracing::info!(
             issuer = issuer.config.name,
             limit = limit.as_str(),
@@ -98,6 +102,7 @@ pub(super) async fn learn(
 pub(super) async fn failed(
     issuance: &Issuance,
     issuer: &Issuer,
+    row: &OrderRow,
     authorizations: &[CaAuthorization],
 ) -> Result<(), StoreError> {
     let failed = authorizations.iter().filter(|authorization| authorization.error.is_some());
@@ -107,11 +112,12 @@ pub(super) async fn failed(
     }
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
+    let label = issuer.label(row.account);
     for name in failed {
         for limit in [LimitName::FailedAuthorizations, LimitName::ConsecutiveFailures] {
             let rate = issuer.limits.rate(limit, name);
             if rate.is_limited() {
-                let key = BucketKey::new(limit, issuer.at(), name);
+                let key = BucketKey::new(limit, at(issuer, &label), name);
                 buckets::charge(&mut tx, &key, rate.interval_ms(), now).await?;
             }
         }
@@ -128,8 +134,10 @@ pub(super) async fn issued(
 ) -> Result<(), StoreError> {
     made(tx, row, now).await?;
     buckets::charge_reserved(tx, &row.id.to_string(), Charged::AtCertificate, now).await?;
+    let label = issuer.label(row.account);
     for name in &row.names {
-        buckets::clear(tx, &BucketKey::new(LimitName::ConsecutiveFailures, issuer.at(), name)).await?;
+        let key = BucketKey::new(LimitName::ConsecutiveFailures, at(issuer, &label), name);
+        buckets::clear(tx, &key).await?;
     }
     Ok(())
 }
@@ -185,4 +193,9 @@ async fn has_new_name(tx: &mut WriteTx, row: &OrderRow) -> Result<bool, StoreErr
         }
     }
     Ok(false)
+}
+
+/// Whose buckets the limits of an account with this label are.
+fn at<'a>(issuer: &'a Issuer, label: &'a str) -> At<'a> {
+    At { account: label, ..issuer.at() }
 }

@@ -19,7 +19,7 @@ use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential, domain, event, group};
+use crate::store::{StoreError, WriteTx, credential, domain, event, group, replacement};
 
 /// An account limit without Retry-After holds an order for this long.
 const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
@@ -122,10 +122,11 @@ async fn held_up(
         }
         AcmeErrorKind::BadNonce | AcmeErrorKind::Garbage | AcmeErrorKind::Ours => transient,
         AcmeErrorKind::Account => {
-            if let Some(issuer) = issuer
-                && let Err(error) = issuer.forget_account(&issuance.parts).await
-            {
-                tracing::warn!(%error, "the account's row could not be written");
+            if let Some(issuer) = issuer {
+                issuer.forget_account(&issuance.parts, row.account).await?;
+            }
+            if row.account.is_some() {
+                return forsake(issuance, row, &text).await;
             }
             transient
         }
@@ -175,6 +176,18 @@ pub(super) fn names_nobody(row: &OrderRow, error: &AcmeError) -> bool {
 fn is_about_names(row: &OrderRow, error: &AcmeError) -> bool {
     error.kind == AcmeErrorKind::NamesRefused
         || matches!(row.state, OrderState::Planned | OrderState::Ready { .. } | OrderState::Finalizing { .. })
+}
+
+/// The adopted account of an order is lost: one that the CA has not made goes on, on the issuer's own.
+async fn forsake(issuance: &Arc<Issuance>, row: &OrderRow, text: &str) -> Result<Ran, StoreError> {
+    if row.state != OrderState::Planned {
+        return end(issuance, row, AcmeErrorKind::Account.reason(), text).await;
+    }
+    let mut tx = issuance.parts.store.begin().await?;
+    spending::refused(&mut tx, row).await?;
+    replacement::drop_replaces(&mut tx, row.id, text, issuance.parts.clock.now_ms()).await?;
+    tx.commit().await?;
+    Ok(Ran::Waits)
 }
 
 /// The row stays as it is until `at`.

@@ -4,6 +4,7 @@
 
 mod certbot;
 mod dns_stub;
+mod external_account;
 mod faults;
 mod issuance;
 mod limits;
