@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::issuer::{ExternalAccountConfig, IssuerConfig};
+use crate::plan::issuers::Patience;
 use crate::sealer::KeyEncryptionKey;
 use crate::store::DATABASE_FILE;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub usage: UsageConfig,
     #[serde(default)]
     pub preflight: PreflightConfig,
+    #[serde(default)]
+    pub failover: FailoverConfig,
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerConfig>,
 }
@@ -121,6 +124,16 @@ pub struct PreflightConfig {
     pub enabled: bool,
 }
 
+/// When orders leave an issuer, and when they come back.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailoverConfig {
+    /// Orders fail for so long, one after the other, before their issuer is away; 0 to 86400, absent: 300.
+    pub after_seconds: u32,
+    /// So long after that one order tries it; twice as long after each failure. 1 to 86400; absent: 1800.
+    pub back_after_seconds: u32,
+}
+
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -172,6 +185,11 @@ impl Config {
     pub(crate) fn identity_lifetime_ms(&self) -> i64 {
         let default = crate::ca::IDENTITY_LIFETIME.whole_seconds();
         self.identity_lifetime_seconds.map_or(default, i64::from).saturating_mul(1000)
+    }
+
+    /// The most names that any issuer puts on one certificate, so that a group can go to each.
+    pub(crate) fn names_per_certificate_max(&self) -> usize {
+        self.issuers.iter().map(|issuer| issuer.names_per_certificate_max).min().unwrap_or(1)
     }
 
     /// What works, and is hardly what somebody wants of a control plane in earnest.
@@ -236,7 +254,8 @@ impl Config {
                     return Err(Fault::new(format!("issuer.{index}.{key}"), message));
                 }
             }
-            let external = issuer.external_account.as_ref().filter(|external| external.hmac_key_file.exists());
+            let external =
+                issuer.external_account.as_ref().filter(|external| external.hmac_key_file.exists());
             if let Some(error) = external.and_then(|external| external.read_secret().err()) {
                 let fault = ("external_account.hmac_key_file".to_owned(), error);
                 return Err(of_issuer(index, &issuer.name, fault));
@@ -273,11 +292,24 @@ impl Config {
                 return Err(Fault::new(key, format!("{key} = {days} must be from 30 to 36500")));
             }
         }
+        let failover = [
+            ("failover.after_seconds", self.failover.after_seconds, 0),
+            ("failover.back_after_seconds", self.failover.back_after_seconds, 1),
+        ];
+        for (key, seconds, least) in failover {
+            if !(least..=86_400).contains(&seconds) {
+                return Err(Fault::new(key, format!("{key} = {seconds} must be from {least} to 86400")));
+            }
+        }
         if let Some((field, message)) = self.fleet.tenant_limits.faults().into_iter().next() {
             let key = format!("fleet.tenant_limits.{field}");
             return Err(Fault::new(&key, format!("{key} {message}")));
         }
         self.dns.check()?;
+        if !self.issuers.is_empty() && !self.issuers.iter().any(|issuer| issuer.by_default) {
+            let message = "no issuer is by_default: a tenant that names none would get no certificate";
+            return Err(Fault::new("issuer.0.by_default", message));
+        }
         for (index, issuer) in self.issuers.iter().enumerate() {
             if self.issuers[..index].iter().any(|earlier| earlier.name == issuer.name) {
                 let message = format!("two issuers are named \"{}\"", issuer.name);
@@ -353,6 +385,21 @@ impl Default for AuditConfig {
 impl Default for UsageConfig {
     fn default() -> Self {
         Self { keep_days: 730 }
+    }
+}
+
+impl FailoverConfig {
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            after_ms: i64::from(self.after_seconds) * 1000,
+            back_after_ms: i64::from(self.back_after_seconds) * 1000,
+        }
+    }
+}
+
+impl Default for FailoverConfig {
+    fn default() -> Self {
+        Self { after_seconds: 300, back_after_seconds: 1800 }
     }
 }
 
@@ -471,6 +518,9 @@ mod tests {
             ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
             ("[fleet]\ntenant_limits = { exchanges = 0 }\n", "5:31", "fleet.tenant_limits.exchanges must be"),
             ("[fleet.tenant_limits]\nrequests = 1\n", "5:1", "unknown field"),
+            ("[failover]\nafter_seconds = 86401\n", "5:17", "from 0 to 86400"),
+            ("[failover]\nback_after_seconds = 0\n", "5:22", "from 1 to 86400"),
+            (&format!("{issuer}by_default = false\n"), "7:14", "would get no certificate"),
             ("[usage]\nkeep_days = 7\n", "5:13", "usage.keep_days"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),
             ("[dns]\ncname_zone = \"not a zone\"\n", "5:14", "dns.cname_zone"),

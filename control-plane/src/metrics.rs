@@ -27,6 +27,8 @@ const ORDERS_FAILED: &str = "portico_orders_failed_total";
 const CERTIFICATES_ISSUED: &str = "portico_certificates_issued_total";
 /// From the CA's answer to the ack of the last live edge, seconds.
 const CERTIFICATE_DEPLOY_SECONDS: &str = "portico_certificate_deploy_seconds";
+/// 1 while an `issuer` is away: its orders failed for a while and none was issued.
+const ISSUER_AWAY: &str = "portico_issuer_away";
 /// Requests to CAs by `kind` and class of `status`.
 const ACME_REQUESTS: &str = "portico_acme_requests_total";
 
@@ -92,6 +94,10 @@ pub(crate) fn order_failed(reason: &'static str) {
 
 pub(crate) fn certificate_issued(issuer: &str) {
     metrics::counter!(CERTIFICATES_ISSUED, "issuer" => issuer.to_owned()).increment(1);
+}
+
+pub(crate) fn issuer_away(issuer: &str, away: bool) {
+    metrics::gauge!(ISSUER_AWAY, "issuer" => issuer.to_owned()).set(f64::from(u8::from(away)));
 }
 
 pub(crate) fn certificate_deployed(took: Duration) {

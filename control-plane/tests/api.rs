@@ -67,6 +67,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/imports") => {
             json!({ "tenants": [{ "tenant": { "name": "third" }, "domains": [spec("new.example")] }] })
         }
+        (_, "/v1/issuers/{name}/accounts") => json!({ "key_pem": "x" }),
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
         (_, "/v1/tenants/{id}/shared-group") => json!({ "group": "parked" }),
@@ -783,6 +784,65 @@ async fn a_tenant_puts_its_names_into_no_cell_that_it_was_not_given() {
     let other = json!({ "alone": true });
     let kept = stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], other).await;
     assert_eq!((kept.status, &kept.body["cells"]), (200, &json!(["others-own"])), "{}", kept.text);
+}
+
+#[tokio::test]
+async fn a_tenant_names_issuers_that_there_are() {
+    let stage = Stage::start_with(|_, _| {
+        let issuer = |name: &str| {
+            format!("[[issuer]]\nname = \"{name}\"\ndirectory = \"https://127.0.0.1:9/{name}\"\n")
+        };
+        issuer("first") + &issuer("second") + "by_default = false\n"
+    })
+    .await;
+    let (one, own) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}");
+    let patch = async |issuers: Value| {
+        let body = json!({ "issuers": issuers });
+        stage.call("PATCH", &path, Some(&stage.operator), &[("if-match", "*")], body).await
+    };
+    let good = patch(json!(["second", "first"])).await;
+    assert_eq!((good.status, &good.body["issuers"]), (200, &json!(["second", "first"])), "{}", good.text);
+    for (issuers, pointer, code) in [
+        (json!(["first", "letsencrypt"]), "/issuers/1", "unknown_issuer"),
+        (json!(["first", "second", "first"]), "/issuers/2", "twice"),
+    ] {
+        let refused = patch(issuers.clone()).await;
+        let error = &refused.body["errors"][0];
+        assert_eq!(refused.status, 422, "{}", refused.text);
+        assert_eq!((&error["pointer"], &error["code"]), (&json!(pointer), &json!(code)), "{}", refused.text);
+        let body = json!({ "name": "two", "issuers": issuers });
+        let made = stage.operator("POST", "/v1/tenants", body.clone()).await;
+        assert_eq!(made.body["errors"][0]["pointer"], pointer, "{}", made.text);
+        let import = json!({ "tenants": [{ "tenant": body, "domains": [spec("a.example")] }] });
+        let imported = stage.operator("POST", "/v1/imports", import).await;
+        assert!(imported.text.contains(code), "{}", imported.text);
+    }
+    let unknown = patch(json!(["letsencrypt"])).await;
+    assert!(unknown.text.contains("there are: first, second"), "{}", unknown.text);
+    assert_eq!(stage.call("GET", "/v1/issuers", Some(&own), &[], Value::Null).await.status, 403);
+    let issuers = stage.operator("GET", "/v1/issuers", Value::Null).await;
+    let shown = |n: usize| {
+        let issuer = &issuers.body["items"][n];
+        (issuer["name"].clone(), issuer["state"].clone(), issuer["by_default"].clone())
+    };
+    assert_eq!(shown(0), (json!("first"), json!("well"), json!(true)), "{}", issuers.text);
+    assert_eq!(shown(1), (json!("second"), json!("well"), json!(false)));
+    assert_eq!(patch(json!(null)).await.body.get("issuers"), None);
+
+    let adopt = async |pem: &str| {
+        stage.operator("POST", "/v1/issuers/first/accounts", json!({ "key_pem": pem })).await
+    };
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+    for (pem, words) in [("no key", "holds no private key"), (other.as_str(), "only P-256 keys")] {
+        let refused = adopt(pem).await;
+        assert_eq!((refused.status, &refused.body["errors"][0]["pointer"]), (422, &json!("/key_pem")));
+        assert!(refused.text.contains(words), "{}", refused.text);
+    }
+    assert_eq!(adopt(&key).await.status, 503, "nobody answers there");
+    let nowhere = stage.operator("POST", "/v1/issuers/third/accounts", json!({ "key_pem": key })).await;
+    assert_eq!(nowhere.status, 404, "{}", nowhere.text);
 }
 
 /// For it a certificate would be ordered that no edge ever serves.

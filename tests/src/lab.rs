@@ -223,6 +223,7 @@ impl Lab {
             name: name.to_owned(),
             sharing,
             cells: cells.iter().map(|c| CellId::parse(c)).collect::<Result<_, _>>()?,
+            issuers: Vec::new(),
             egress_grants: vec![EgressGrant {
                 cidr: format!("{}/32", self.origin.ip()),
                 ports: vec![self.origin.port(), 9001, 9002, 9003],

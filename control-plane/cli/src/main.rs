@@ -31,8 +31,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, budget, cache, cert, check, domain, edge, plan, preview, removal, renewals, shadow,
-    tenant, token, usage,
+    audit, backup, budget, cache, cert, check, domain, edge, issuer, plan, preview, removal, renewals,
+    shadow, tenant, token, usage,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -139,6 +139,11 @@ enum ApiCommand {
     Usage(usage::UsageArgs),
     /// Which names share certificates, how many orders that takes, and when the CA's limits let them through
     Plan(plan::PlanArgs),
+    /// The CAs that issue, whether orders go there, and our accounts
+    Issuer {
+        #[command(subcommand)]
+        command: issuer::IssuerCommand,
+    },
     /// How renewals stand: what is due, late or expired, and how far a mass replacement is
     Renewals,
     /// What CAs still let us order: used, free, the next slot, and when the orders that wait are through
@@ -262,6 +267,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Audit { command } => audit::run(settings, command).await,
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
+        ApiCommand::Issuer { command } => issuer::run(settings, command).await,
         ApiCommand::Renewals => renewals::run(settings).await,
         ApiCommand::Budget(args) => budget::run(settings, args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,

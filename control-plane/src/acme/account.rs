@@ -3,7 +3,9 @@
 //! The key is made and stored (sealed) before the CA hears of it. Registering the same key again finds the same account
 //! (RFC 8555 section 7.3.1), so a crash at any point leaves one account.
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use instant_acme::Key;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -36,6 +38,33 @@ impl AccountKey {
     pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, AcmeError> {
         Key::from_pkcs8_der(PrivatePkcs8KeyDer::from(pkcs8.as_slice())).map_err(AcmeError::ours)?;
         Ok(Self { pkcs8 })
+    }
+
+    /// An account key of another client, PKCS#8 or SEC 1 in PEM.
+    ///
+    /// # Errors
+    /// For people: what it is instead of a P-256 key. Never its content.
+    pub fn from_pem(pem: &str) -> Result<Self, String> {
+        let only = "only P-256 keys can be adopted, for accounts are signed for with ES256";
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+            .map_err(|_| format!("holds no private key in PEM; {only}"))?;
+        let read = match &key {
+            PrivateKeyDer::Pkcs8(key) => {
+                Self::from_pkcs8(Zeroizing::new(key.secret_pkcs8_der().to_vec())).ok()
+            }
+            PrivateKeyDer::Sec1(key) => {
+                let pair = EcdsaKeyPair::from_private_key_der(
+                    &ECDSA_P256_SHA256_FIXED_SIGNING,
+                    key.secret_sec1_der(),
+                );
+                let pkcs8 = pair.ok().and_then(|pair| pair.to_pkcs8v1().ok());
+                pkcs8.and_then(|der| Self::from_pkcs8(Zeroizing::new(der.as_ref().to_vec())).ok())
+            }
+            PrivateKeyDer::Pkcs1(_) | _ => None,
+        };
+        read.ok_or_else(|| {
+            format!("is no P-256 key; {only}, so one with an RSA key, as certbot makes them, cannot")
+        })
     }
 
     /// For sealing only.

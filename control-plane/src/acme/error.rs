@@ -6,6 +6,7 @@ use std::time::Duration;
 use instant_acme::{Error, Problem};
 
 use super::http::{CaHttpError, Observed};
+use crate::plan::issuers::RestrictionKind;
 
 /// The longest text of a CA that is kept and shown, bytes.
 const DETAIL_BYTES_MAX: usize = 600;
@@ -25,6 +26,8 @@ pub struct AcmeError {
     pub refused_names: Vec<(String, String)>,
     /// Where the order is, when the CA made one although its answer could not be used.
     pub location: Option<String>,
+    /// The CA's word that it may not issue for a name at all, by its policy or the name's CAA records: another CA may.
+    pub forbids: Option<RestrictionKind>,
     /// The CA refused, or was not reached at all: the request has changed nothing there.
     pub nothing_made: bool,
 }
@@ -107,6 +110,7 @@ impl AcmeError {
             retry_after: None,
             refused_names: Vec::new(),
             location: None,
+            forbids: None,
             nothing_made: false,
         }
     }
@@ -144,6 +148,7 @@ impl AcmeError {
         let detail = problem.detail.as_deref().unwrap_or("no detail");
         let kind = problem_kind(problem, problem.status.or(status).unwrap_or(0));
         let mut error = Self::plain(kind, detail);
+        error.forbids = forbids(problem);
         for sub in problem.subproblems.iter().take(REFUSED_NAMES_MAX) {
             if let Some(instant_acme::Identifier::Dns(name)) = &sub.identifier {
                 let words = sub.detail.as_deref().unwrap_or(detail);
@@ -209,9 +214,28 @@ impl AcmeError {
         matches!(self.kind, AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused)
     }
 
+    /// What came from the CA cannot be read.
+    pub fn garbage(detail: &str) -> Self {
+        Self::plain(AcmeErrorKind::Garbage, detail)
+    }
+
+    /// The CA has not done its part in time.
+    pub fn unavailable(detail: &str) -> Self {
+        Self::plain(AcmeErrorKind::Unavailable, detail)
+    }
+
     /// The order ended by no fault of its names.
     pub fn order_ended(words: &str) -> Self {
         Self::plain(AcmeErrorKind::OrderGone, &format!("the order became invalid: {words}"))
+    }
+}
+
+/// RFC 8555 section 6.7: what is about the name and this CA, not about how the name is served.
+fn forbids(problem: &Problem) -> Option<RestrictionKind> {
+    match problem.r#type.as_deref()?.strip_prefix("urn:ietf:params:acme:error:")? {
+        "caa" => Some(RestrictionKind::Caa),
+        "rejectedIdentifier" => Some(RestrictionKind::Policy),
+        _ => None,
     }
 }
 

@@ -206,8 +206,7 @@ impl CaHttp {
         let request = Request::head(&endpoints.new_nonce).body(Bytes::new()).map_err(AcmeError::ours)?;
         let answer = self.ask(request).await?;
         let nonce = answer.headers().get("replay-nonce").and_then(|nonce| nonce.to_str().ok());
-        let nonce =
-            nonce.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, "the CA gives no nonce"))?;
+        let nonce = nonce.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, "the CA gives no nonce"))?;
         Ok((endpoints.new_account.clone(), nonce.to_owned()))
     }
 

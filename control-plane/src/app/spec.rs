@@ -13,6 +13,7 @@ use portico_prober::egress::EgressPolicy;
 use url::Url;
 
 use crate::clock::parse_rfc3339;
+use crate::config::IssuerConfig;
 use crate::http::fault::field;
 use crate::store::cell::DEFAULT_CELL;
 
@@ -67,6 +68,26 @@ pub(crate) fn domain(spec: &DomainSpec, policy: &EgressPolicy, grants: &[EgressG
             "the routes have {size} bytes of JSON, at most {ROUTES_BYTES_MAX}; put large bodies on an origin"
         );
         errors.push(field("/routes", "too_large", message));
+    }
+    errors
+}
+
+/// The issuers that a tenant prefers: each is configured, and named once.
+pub(crate) fn issuers(named: &[String], configured: &[IssuerConfig]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (index, name) in named.iter().enumerate() {
+        let at = format!("/issuers/{index}");
+        if !configured.iter().any(|issuer| issuer.name == *name) {
+            let known: Vec<&str> = configured.iter().map(|issuer| issuer.name.as_str()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            errors.push(field(
+                at,
+                "unknown_issuer",
+                format!("is no issuer of the configuration; there are: {known}"),
+            ));
+        } else if named[..index].contains(name) {
+            errors.push(field(at, "twice", "is named before"));
+        }
     }
     errors
 }

@@ -149,8 +149,10 @@ impl IssuerConfig {
     }
 
     fn check_values(&self) -> Result<(), (&'static str, String)> {
-        if !(1..=64).contains(&self.name.len()) {
-            return Err(("name", "name must have 1 to 64 bytes".to_owned()));
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(is_word) {
+            let message = "name must be 1 to 64 of a-z, A-Z, 0-9, `.`, `_` and `-`".to_owned();
+            return Err(("name", message));
         }
         if !self.directory.starts_with("https://") {
             return Err(("directory", "directory must be an https:// URL".to_owned()));
@@ -217,7 +219,8 @@ impl ExternalAccountConfig {
         }
         let text =
             Zeroizing::new(fs::read_to_string(path).map_err(|error| format!("{shown}: {}", error.kind()))?);
-        let secret = BASE64_URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).ok().map(Zeroizing::new);
+        let secret =
+            BASE64_URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).ok().map(Zeroizing::new);
         secret.filter(|secret| HMAC_KEY_BYTES.contains(&secret.len())).ok_or_else(|| {
             format!(
                 "{shown} must hold the secret as the CA gave it: base64url of {} to {} bytes",
@@ -273,7 +276,10 @@ mod tests {
     fn a_preset_stands_for_directory_caa_and_limits() {
         let production = completed("name = \"le\"\npreset = \"letsencrypt\"").unwrap();
         assert_eq!(production.directory, "https://acme-v02.api.letsencrypt.org/directory");
-        assert_eq!((production.caa.as_slice(), production.by_default), (&["letsencrypt.org".to_owned()][..], true));
+        assert_eq!(
+            (production.caa.as_slice(), production.by_default),
+            (&["letsencrypt.org".to_owned()][..], true)
+        );
         assert_eq!((production.limits().orders.count, production.warning()), (300, None));
         let staging = completed("name = \"le\"\npreset = \"letsencrypt-staging\"").unwrap();
         assert_eq!(staging.limits().orders.count, 1500);

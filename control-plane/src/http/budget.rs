@@ -77,7 +77,7 @@ async fn scope(app: &App, call: &Call, name: Option<&str>) -> Answered<Scope> {
 /// When the orders that are still needed can go.
 async fn forecast(app: &App, issuer: &IssuerConfig, budget: &mut IssuerBudget) -> Answered<()> {
     let spent = Arc::new(budget::spent(app, issuer).await?);
-    let names_per_certificate_max = issuer.names_per_certificate_max;
+    let names_per_certificate_max = app.parts.config.names_per_certificate_max();
     let terms = Terms { names_per_certificate_max, limits: issuer.limits(), spent, sharing: None };
     let facts = read_facts(&app.parts).await?;
     let now_ms = facts.now_ms;

@@ -90,7 +90,8 @@ async fn take_tenant(
         // Whether there is one of that name is not this caller's to know.
         return Err(tenants::missing());
     }
-    let errors = spec::tenant(&wanted, &app.own_addresses, &[]);
+    let mut errors = spec::tenant(&wanted, &app.own_addresses, &[]);
+    errors.extend(spec::issuers(&wanted.issuers, &app.parts.config.issuers));
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }

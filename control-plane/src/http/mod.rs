@@ -13,6 +13,7 @@ mod edges;
 pub(crate) mod fault;
 mod health;
 mod imports;
+mod issuers;
 pub(crate) mod json_body;
 mod list;
 mod origin_authority;
@@ -170,6 +171,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))
         .routes(routes!(plan::show))
+        .routes(routes!(issuers::list))
+        .routes(routes!(issuers::adopt))
         .routes(routes!(renewals::show))
         .routes(routes!(budget::show))
         .routes(routes!(usage::list))

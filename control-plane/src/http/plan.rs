@@ -48,7 +48,8 @@ pub(super) async fn show(
         let detail = "no issuer is configured, so nothing is ordered; add an [[issuer]] to the configuration";
         return Err(Fault::conflict("no_issuer", detail));
     };
-    let names_max = query.names_per_certificate_max.unwrap_or(issuer.names_per_certificate_max);
+    let names_max =
+        query.names_per_certificate_max.unwrap_or_else(|| app.parts.config.names_per_certificate_max());
     if !(1..=100).contains(&names_max) {
         return Err(Fault::bad_request(
             "query_invalid",

@@ -4,7 +4,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
 /// Calls that need an operator's token; `(method, path)`, a path alone for all of its methods.
-const OPERATORS: [(Option<&str>, &str); 18] = [
+const OPERATORS: [(Option<&str>, &str); 20] = [
     (Some("post"), "/v1/tenants"),
     (Some("patch"), "/v1/tenants/{id}"),
     (None, "/v1/tenants/{id}/suspend"),
@@ -21,6 +21,8 @@ const OPERATORS: [(Option<&str>, &str); 18] = [
     (None, "/v1/removals"),
     (None, "/v1/removals/sign-off"),
     (None, "/v1/plan"),
+    (None, "/v1/issuers"),
+    (None, "/v1/issuers/{name}/accounts"),
     (None, "/v1/renewals"),
     (None, "/v1/audit"),
 ];

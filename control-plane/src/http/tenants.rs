@@ -35,7 +35,8 @@ pub(super) async fn create(
     OperatorCall(call): OperatorCall,
     body: JsonBody<TenantSpec>,
 ) -> Answered<Response> {
-    let errors = spec::tenant(&body.value, &app.own_addresses, &[]);
+    let mut errors = spec::tenant(&body.value, &app.own_addresses, &[]);
+    errors.extend(spec::issuers(&body.value.issuers, &app.parts.config.issuers));
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
@@ -140,7 +141,10 @@ pub(super) async fn patch(
     call.check_revision(row.revision)?;
     let before = row.spec.clone();
     row.spec = patched(&before, &body.value)?;
-    let errors = spec::tenant(&row.spec, &app.own_addresses, &before.egress_grants);
+    let mut errors = spec::tenant(&row.spec, &app.own_addresses, &before.egress_grants);
+    if row.spec.issuers != before.issuers {
+        errors.extend(spec::issuers(&row.spec.issuers, &app.parts.config.issuers));
+    }
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }

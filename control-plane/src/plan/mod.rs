@@ -2,6 +2,7 @@
 //!
 //! - [`caa`]: whether a name's CAA records let a CA issue.
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
+//! - [`issuers`]: which issuer gets an order.
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
 //! - [`report`]: the plan for people, also under other settings.
 //! - [`renewal_info`]: what to make of the moment that a CA suggests for a renewal.
@@ -10,6 +11,7 @@
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
 
 pub mod caa;
+pub mod issuers;
 pub mod ledger;
 pub mod reconcile;
 pub mod renewal_info;

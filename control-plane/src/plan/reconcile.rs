@@ -12,11 +12,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use portico_api::v1;
 use portico_cert_store::{
-    Basis, CellId, ClientCertificates, CredentialId, DomainId, GroupId, LineageId, NamePattern, Plan,
-    PlanGroup, PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
+    Basis, CellId, ClientCertificates, CredentialId, DomainId, GroupId, LineageId, NamePattern, OrderId,
+    Plan, PlanGroup, PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
 use self::predecessors::Predecessors;
+use super::issuers::{self, Chooser, Issuers};
 use crate::acme::ChallengeMethod;
 use crate::clock::{DAY_MS, HOUR_MS};
 use crate::sealer::hex;
@@ -45,11 +46,14 @@ pub struct Facts {
     pub replaced: HashSet<CredentialId>,
     /// New orders that each tenant sent within the CA's period of 3 hours.
     pub spent: HashMap<Option<TenantId>, u32>,
+    pub issuers: Issuers,
 }
 
 /// An order that is not over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenOrder {
+    pub id: OrderId,
+    pub issuer: String,
     pub lineage: LineageId,
     pub name_set: String,
     pub tenant: Option<TenantId>,
@@ -73,6 +77,7 @@ pub type Names = BTreeMap<String, DomainId>;
 /// An order that should be placed now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueOrder {
+    pub issuer: String,
     pub lineage: LineageId,
     pub group: GroupId,
     pub tenant: Option<TenantId>,
@@ -233,7 +238,7 @@ impl Class<'_> {
             },
             ready: passed && (grouped || !self.settling.contains(&domain.tenant)),
             failed_before: state.is_some_and(|state| state.failed_before),
-            part: state.map_or(0, |state| state.part),
+            part: state.map_or(0, |state| state.part ^ issuers::part(&state.issuers)),
         })
     }
 }
@@ -313,6 +318,7 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     }
     let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
     let mut predecessors = Predecessors::of(facts);
+    let mut chooser = Chooser::of(facts);
     for group in &facts.groups {
         let lineages = by_group.get(&group.id).map(Vec::as_slice).unwrap_or_default();
         if lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)) {
@@ -323,8 +329,10 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         if let Some((due, lineage)) = due
             && facts.retry_at.get(&due.lineage).is_none_or(|at| *at <= facts.now_ms)
         {
-            let replaces = predecessors.take(lineage, &due.names);
-            by_tenant.entry(group.tenant).or_default().push(DueOrder { replaces, ..due });
+            let urgent_at = coverage.urgent_at(&lineage.cell, &due.names);
+            let Some(issuer) = chooser.choose(group.tenant, &due.names, urgent_at) else { continue };
+            let (issuer, replaces) = (issuer.to_owned(), predecessors.take(lineage, &due.names));
+            by_tenant.entry(group.tenant).or_default().push(DueOrder { issuer, replaces, ..due });
         }
     }
     let (mut alive, mut new) = (Vec::new(), Vec::new());
@@ -375,6 +383,7 @@ fn due_order<'a>(
     let same_names =
         |held: &[String]| held.len() == names.len() && held.iter().all(|name| names.contains_key(name));
     let order = DueOrder {
+        issuer: String::new(),
         lineage: lineage.id,
         group: group.id,
         tenant: group.tenant,
@@ -432,6 +441,15 @@ impl<'a> Coverage<'a> {
 
     pub(super) fn renew_at(&self, cell: &CellId, domain: DomainId) -> Option<i64> {
         self.by.get(&(cell, domain)).map(|live| live.renew_at)
+    }
+
+    /// From when on the first of these names goes to whoever issues; `None` where one has no certificate at all.
+    pub(super) fn urgent_at(&self, cell: &CellId, names: &Names) -> Option<i64> {
+        let mut first = i64::MAX;
+        for domain in names.values() {
+            first = first.min(self.by.get(&(cell, *domain))?.urgent_at());
+        }
+        Some(first)
     }
 
     /// When the first of these names has to have another certificate; `None` where one has none at all.

@@ -19,6 +19,8 @@ pub struct AccountRow {
     pub state: AccountState,
     /// PKCS#8, by the Sealer.
     pub sealed_key: Vec<u8>,
+    /// Unix milliseconds.
+    pub created_at: i64,
 }
 
 /// Whose account it was at first.
@@ -74,10 +76,7 @@ pub async fn own(
 
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn find(
-    connection: &mut Connection,
-    id: AccountId,
-) -> Result<Option<AccountRow>, StoreError> {
+pub async fn find(connection: &mut Connection, id: AccountId) -> Result<Option<AccountRow>, StoreError> {
     let row = sql::query("SELECT * FROM accounts WHERE id = ?").bind(id.0).fetch_optional(connection).await?;
     row.as_ref().map(account).transpose()
 }
@@ -97,6 +96,37 @@ pub async fn of_url(
         .fetch_optional(connection)
         .await?;
     row.as_ref().map(account).transpose()
+}
+
+/// All of an issuer at this directory, its own first.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn of_issuer(
+    connection: &mut Connection,
+    issuer: &str,
+    directory: &str,
+) -> Result<Vec<AccountRow>, StoreError> {
+    let rows =
+        sql::query("SELECT * FROM accounts WHERE issuer = ? AND directory = ? ORDER BY origin DESC, id")
+            .bind(issuer)
+            .bind(directory)
+            .fetch_all(connection)
+            .await?;
+    rows.iter().map(account).collect()
+}
+
+/// A lost account gives its URL free: it is adopted anew. Its row stays, for orders may be of it.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_lost(tx: &mut WriteTx, issuer: &str, url: &str) -> Result<(), StoreError> {
+    sql::query("UPDATE accounts SET url = NULL WHERE issuer = ? AND url = ? AND state = 'lost'")
+        .bind(issuer)
+        .bind(url)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 fn account(row: &Row) -> Result<AccountRow, StoreError> {
@@ -121,6 +151,7 @@ fn account(row: &Row) -> Result<AccountRow, StoreError> {
         origin,
         state,
         sealed_key: row.try_get("sealed_key")?,
+        created_at: row.try_get("created_at")?,
     })
 }
 
@@ -145,7 +176,7 @@ pub async fn insert(
     .bind(origin.as_str())
     .bind(sealed_key)
     .bind(now_ms)
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await?;
     Ok(AccountId(id))
 }
@@ -160,7 +191,7 @@ pub async fn set_unknown(tx: &mut WriteTx, id: AccountId) -> Result<(), StoreErr
          url = CASE origin WHEN 'made' THEN NULL ELSE url END WHERE id = ?",
     )
     .bind(id.0)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -183,7 +214,7 @@ pub async fn set_registered(
     .bind(thumbprint)
     .bind(now_ms)
     .bind(id.0)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -228,7 +259,7 @@ pub async fn put_external_secret(
     .bind(key_id)
     .bind(sealed)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, cell, from_id, from_json, sql, to_json};
 use crate::acme::ChallengeMethod;
 use crate::clock::DAY_MS;
+use crate::plan::issuers::Restrictions;
 
 /// A domain that may have a certificate: its proof stands.
 #[derive(Clone, Debug)]
@@ -86,6 +87,8 @@ pub struct NameState {
     pub attempts: u32,
     pub next_at: i64,
     pub error: Option<String>,
+    /// What is known against issuers.
+    pub issuers: Restrictions,
 }
 
 /// # Errors
@@ -369,6 +372,10 @@ fn read_name_state(row: &Row) -> Result<NameState, StoreError> {
         attempts: row.try_get("attempts")?,
         next_at: row.try_get("next_at")?,
         error: row.try_get("error")?,
+        issuers: match row.try_get("issuers")? {
+            "{}" => Restrictions::new(),
+            text => from_json(text, "name_states: issuers")?,
+        },
     })
 }
 
@@ -382,10 +389,11 @@ pub async fn put_name_state(
 ) -> Result<(), StoreError> {
     sql::query(
         "INSERT INTO name_states (domain_id, methods, ready_at, failed_before, part, attempts, next_at, error, \
-         updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET \
+         issuers, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET \
          methods = excluded.methods, ready_at = excluded.ready_at, \
          failed_before = excluded.failed_before, part = excluded.part, attempts = excluded.attempts, \
-         next_at = excluded.next_at, error = excluded.error, updated_at = excluded.updated_at",
+         next_at = excluded.next_at, error = excluded.error, issuers = excluded.issuers, \
+         updated_at = excluded.updated_at",
     )
     .bind(domain.to_string())
     .bind(to_json(&state.methods)?)
@@ -395,6 +403,7 @@ pub async fn put_name_state(
     .bind(state.attempts)
     .bind(state.next_at)
     .bind(&state.error)
+    .bind(to_json(&state.issuers)?)
     .bind(now_ms)
     .execute(tx)
     .await?;

@@ -34,6 +34,7 @@ pub mod group;
 pub mod idempotency;
 pub mod integrity;
 pub mod issuance;
+pub mod issuer;
 pub mod ledger;
 pub mod meta;
 mod migrations;

@@ -254,7 +254,7 @@ pub async fn due(connection: &mut Connection, now_ms: i64) -> Result<Vec<OrderRo
 /// The database's, or a row that cannot be read.
 pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder>, StoreError> {
     let rows = sql::query(
-        "SELECT lineage_id, name_set, tenant_id, deadline, next_at FROM orders \
+        "SELECT id, issuer, lineage_id, name_set, tenant_id, deadline, next_at FROM orders \
          WHERE state NOT IN ('issued', 'failed')",
     )
     .fetch_all(connection)
@@ -263,6 +263,8 @@ pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder
         .map(|row| {
             let tenant: Option<String> = row.try_get("tenant_id")?;
             Ok(OpenOrder {
+                id: from_id(row.try_get("id")?, "orders")?,
+                issuer: row.try_get("issuer")?,
                 lineage: from_id(row.try_get("lineage_id")?, "orders")?,
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,

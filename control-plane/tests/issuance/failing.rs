@@ -104,6 +104,41 @@ async fn a_certificate_with_another_key_or_chain_never_goes_live() {
     }
 }
 
+/// Whatever the CA answers to a renewal, what is served stays until a good certificate is there, and somebody is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_the_ca_gets_wrong_leaves_the_old_certificate() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let domain = lab.domains(tenant, &["shop.test"]).await[0];
+    let old = lab.until_covered(1).await.remove(0);
+    let faults = [
+        ("huge", Some("newOrder"), "larger than"),
+        ("redirect", Some("newOrder"), "redirect"),
+        ("wrong-key", None, "another key"),
+        ("wrong-chain", None, "no chain"),
+        ("wrong-names", None, "does not cover"),
+        ("expired", None, "expired"),
+        ("garbage", Some("certificate"), "chain"),
+        ("huge", Some("certificate"), "larger than"),
+        ("redirect", Some("certificate"), "redirect"),
+    ];
+    for (index, (fault, endpoint, words)) in faults.into_iter().enumerate() {
+        let fault_set = json!({ "kind": fault, "endpoint": endpoint, "count": 1_000_000 });
+        lab.world.other_faults(fault_set).await;
+        if index == 0 {
+            lab.world.advance(62).await;
+        }
+        lab.until_text(domain, words).await;
+        let live = lab.live_credentials().await;
+        assert_eq!((live.len(), &live[0].id), (1, &old.id), "{fault} went live");
+        let ready = lab.condition(domain, "CertificateReady").await.unwrap();
+        assert_eq!(ready[0], "true", "what serves is ready: {ready:?}");
+    }
+    lab.world.no_faults().await;
+    retry_now(&lab, domain).await;
+    assert_ne!(until_renewed(&lab, &old).await.spki, old.spki);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_name_does_not_hold_up_its_group() {
     let lab = Lab::start(&Options { preflight: false, ..Options::default() }).await;

@@ -134,6 +134,7 @@ data = {data:?}
 api = "127.0.0.1:0"
 distribution = "{distribution}"
 key_encryption_key_file = {kek:?}
+operator_token_file = {token:?}
 {more}
 [dns]
 resolvers = ["{dns}"]
@@ -158,6 +159,7 @@ nonces_per_second = 5000
 {serialize}
 {issuer}
 "#,
+            token = self.path("operator-token"),
             dns = self.dns.addresses.dns,
             http = self.stand_in.http_port,
             tls = self.stand_in.tls_port,
@@ -230,9 +232,33 @@ nonces_per_second = 5000
         serde_json::from_str(&text).unwrap()
     }
 
-    pub async fn faults(&self, faults: Value) {
+    /// The counters of the second CA.
+    pub async fn second_stats(&self) -> Value {
+        let second = self.second.as_ref().expect("it was started");
+        let (status, text) = http(second.addresses.management, "GET", "/stats", &Value::Null).await;
+        assert_eq!(status, 200);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Nothing goes wrong at our own CA any more.
+    pub async fn no_faults(&self) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no faults on demand") };
-        let (status, text) = http(ca.addresses.management, "POST", "/faults", &faults).await;
+        let (status, text) = http(ca.addresses.management, "DELETE", "/faults", &Value::Null).await;
+        assert_eq!(status, 204, "{text}");
+    }
+
+    pub async fn faults(&self, faults: Value) {
+        self.set_faults("POST", faults).await;
+    }
+
+    /// As [`Self::faults`], instead of what went wrong so far.
+    pub async fn other_faults(&self, faults: Value) {
+        self.set_faults("PUT", faults).await;
+    }
+
+    async fn set_faults(&self, method: &str, faults: Value) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no faults on demand") };
+        let (status, text) = http(ca.addresses.management, method, "/faults", &faults).await;
         assert_eq!(status, 200, "{text}");
     }
 
@@ -259,11 +285,13 @@ nonces_per_second = 5000
         self.advance_seconds(left.div_ceil(1000)).await;
     }
 
-    async fn advance_seconds(&self, seconds: u64) {
+    pub async fn advance_seconds(&self, seconds: u64) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble's clock cannot be moved") };
         let body = json!({ "advance_seconds": seconds });
-        let (status, text) = http(ca.addresses.management, "POST", "/clock", &body).await;
-        assert_eq!(status, 200, "{text}");
+        for ca in [Some(ca), self.second.as_ref()].into_iter().flatten() {
+            let (status, text) = http(ca.addresses.management, "POST", "/clock", &body).await;
+            assert_eq!(status, 200, "{text}");
+        }
         self.clock.advance(Duration::from_secs(seconds));
     }
 
@@ -305,6 +333,14 @@ impl Lab {
         Some(Self { world, running, edges })
     }
 
+    /// A call of the API by an operator.
+    pub async fn operator(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let token = std::fs::read_to_string(self.world.path("operator-token")).unwrap();
+        let header = format!("authorization: Bearer {}\r\n", token.trim());
+        let (status, text) = exchange(self.running.api, method, path, &header, &body).await;
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
     pub fn edge(&self, cell: &str) -> &TestEdge {
         &self.edges[cell]
     }
@@ -312,6 +348,27 @@ impl Lab {
     pub async fn tenant(&self, cells: &[&str], sharing: &str) -> TenantId {
         let mut tx = self.begin().await;
         let id = add_tenant(&mut tx, cells, sharing).await;
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// A tenant that names its issuers.
+    pub async fn tenant_of(&self, issuers: &[&str]) -> TenantId {
+        let mut tx = self.begin().await;
+        let id = add_tenant(&mut tx, &[], "registered_domain").await;
+        let spec: String = sql::query_scalar("SELECT spec FROM tenants WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_one(&mut tx)
+            .await
+            .unwrap();
+        let mut spec: Value = serde_json::from_str(&spec).unwrap();
+        spec["issuers"] = json!(issuers);
+        sql::query("UPDATE tenants SET spec = ? WHERE id = ?")
+            .bind(spec.to_string())
+            .bind(id.to_string())
+            .execute(&mut tx)
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
         id
     }
@@ -417,8 +474,9 @@ impl Lab {
     /// What waits for its next try waits no longer.
     async fn hurry(&self) {
         let mut tx = self.begin().await;
-        for text in ["UPDATE orders SET next_at = 0 WHERE next_at > 0", "UPDATE name_states SET next_at = 0"] {
-            sql::query(text).execute(&mut *tx).await.unwrap();
+        for text in ["UPDATE orders SET next_at = 0 WHERE next_at > 0", "UPDATE name_states SET next_at = 0"]
+        {
+            sql::query(text).execute(&mut tx).await.unwrap();
         }
         tx.commit().await.unwrap();
     }
@@ -511,11 +569,21 @@ fn label_of(id: &str) -> String {
 
 /// One small HTTP exchange.
 pub async fn http(address: SocketAddr, method: &str, path: &str, body: &Value) -> (u16, String) {
+    exchange(address, method, path, "", body).await
+}
+
+async fn exchange(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    header: &str,
+    body: &Value,
+) -> (u16, String) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n{body}",
+         connection: close\r\n{header}\r\n{body}",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();

@@ -44,6 +44,10 @@ pub(crate) enum FaultKind {
     UnavailableHtml,
     /// 200 with a body that is neither JSON nor PEM.
     Garbage,
+    /// 200 with ten megabytes.
+    Huge,
+    /// 302 to another path of the same CA.
+    Redirect,
     /// The answer comes late.
     Slow,
     /// The connection is closed with no answer.
@@ -93,18 +97,20 @@ pub(crate) const FAULTS_MAX: usize = 1_000;
 pub(crate) const DELAY_MAX: Duration = Duration::from_secs(600);
 
 impl Faults {
-    /// Adds faults, all or none.
+    /// Adds faults, all or none; with `instead` in the place of those that are set.
     ///
     /// # Errors
     /// What is wrong with which fault.
-    pub(crate) fn add(&self, faults: Vec<Fault>) -> Result<(), String> {
+    pub(crate) fn add(&self, faults: Vec<Fault>, instead: bool) -> Result<(), String> {
         for (index, fault) in faults.iter().enumerate() {
             fault.check().map_err(|reason| format!("fault {index}: {reason}"))?;
         }
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        if set.len() + faults.len() > FAULTS_MAX {
+        let kept = if instead { 0 } else { set.len() };
+        if kept + faults.len() > FAULTS_MAX {
             return Err(format!("more than {FAULTS_MAX} faults at once"));
         }
+        set.truncate(kept);
         set.extend(faults);
         Ok(())
     }
@@ -171,6 +177,8 @@ impl FaultKind {
             Self::Unavailable => "unavailable",
             Self::UnavailableHtml => "unavailable-html",
             Self::Garbage => "garbage",
+            Self::Huge => "huge",
+            Self::Redirect => "redirect",
             Self::Slow => "slow",
             Self::Close => "close",
             Self::Processing => "processing",
@@ -254,7 +262,7 @@ mod tests {
             r#"[{"kind":"unavailable","endpoint":"newOrder","count":2},{"kind":"garbage"}]"#,
         )
         .unwrap();
-        faults.add(set).unwrap();
+        faults.add(set, false).unwrap();
         let kinds = [FaultKind::Unavailable, FaultKind::Garbage];
         assert_eq!(faults.take(Endpoint::Order, &kinds).unwrap().kind, FaultKind::Garbage);
         assert!(faults.take(Endpoint::Order, &kinds).is_none());
@@ -262,6 +270,11 @@ mod tests {
         assert!(faults.take(Endpoint::NewOrder, &kinds).is_some());
         assert!(faults.take(Endpoint::NewOrder, &kinds).is_none());
         assert!(faults.list().is_empty());
+        let one = || vec![serde_json::from_str(r#"{"kind":"garbage"}"#).unwrap()];
+        for (instead, left) in [(false, 1), (false, 2), (true, 1)] {
+            faults.add(one(), instead).unwrap();
+            assert_eq!(faults.list().len(), left);
+        }
     }
 
     #[test]
@@ -274,7 +287,7 @@ mod tests {
             r#"{"kind":"processing"}"#,
             r#"{"kind":"bad-nonce","endpoint":"directory"}"#,
         ] {
-            assert!(faults.add(vec![serde_json::from_str(wrong).unwrap()]).is_err(), "{wrong}");
+            assert!(faults.add(vec![serde_json::from_str(wrong).unwrap()], false).is_err(), "{wrong}");
         }
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"typo"}"#).is_err());
     }

@@ -4,7 +4,8 @@
 //! - `GET /stats`: all counters, the limits in force and the log of newOrder requests.
 //! - `GET /roots`: the root and intermediate of issued chains, and the API's own anchor, as PEM.
 //! - `POST /clock {"advance_seconds": n}`: moves the CA's clock forward; `GET /clock` reads it.
-//! - `POST /faults`: one fault or a list; `GET /faults` lists those left, `DELETE /faults` removes all.
+//! - `POST /faults`: one fault or a list, with `PUT` instead of those set before; `GET /faults` lists those left,
+//!   `DELETE /faults` removes all.
 //! - `GET /buckets`: what is spent of each limit.
 //! - `POST /outside {"names": [..], "certificates": n}`: an account of somebody else obtains so many certificates, or as many
 //!   as the limits let it, and says how many; it spends of the limits that are global.
@@ -39,7 +40,7 @@ pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
         .route("/stats", get(stats))
         .route("/roots", get(async move |State(ca): State<Arc<Ca>>| roots(&ca, &api_ca_pem)))
         .route("/clock", get(clock).post(advance))
-        .route("/faults", get(list_faults).post(add_faults).delete(clear_faults))
+        .route("/faults", get(list_faults).post(add_faults).put(replace_faults).delete(clear_faults))
         .route("/buckets", get(buckets))
         .route("/outside", post(outside))
         .route("/refused", post(refuse_names))
@@ -147,7 +148,15 @@ async fn clear_faults(State(ca): State<Arc<Ca>>) -> StatusCode {
 }
 
 async fn add_faults(State(ca): State<Arc<Ca>>, Json(wanted): Json<OneOrMany<Fault>>) -> Response {
-    match ca.faults.add(wanted.into_vec()) {
+    set_faults(&ca, wanted, false)
+}
+
+async fn replace_faults(State(ca): State<Arc<Ca>>, Json(wanted): Json<OneOrMany<Fault>>) -> Response {
+    set_faults(&ca, wanted, true)
+}
+
+fn set_faults(ca: &Ca, wanted: OneOrMany<Fault>, instead: bool) -> Response {
+    match ca.faults.add(wanted.into_vec(), instead) {
         Ok(()) => Json(ca.faults.list()).into_response(),
         Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
     }

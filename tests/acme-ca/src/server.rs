@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::{CACHE_CONTROL, LINK, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, LINK, LOCATION, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -35,6 +35,8 @@ use crate::{account, authorization, order, renewal_info, revoke};
 const CONNECTIONS_MAX: usize = 1_024;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// The answer of the fault `huge`.
+const HUGE_BYTES: usize = 10_000_000;
 const REPLAY_NONCE: HeaderName = HeaderName::from_static("replay-nonce");
 
 /// Serves the ACME API until dropped.
@@ -204,6 +206,8 @@ async fn faulty_answer(ca: &Ca, endpoint: Option<Endpoint>) -> Option<Response> 
         FaultKind::Unavailable,
         FaultKind::UnavailableHtml,
         FaultKind::Garbage,
+        FaultKind::Huge,
+        FaultKind::Redirect,
         FaultKind::Close,
     ];
     let fault = ca.take_fault(endpoint, &instead)?;
@@ -229,6 +233,8 @@ fn instead_of_answer(ca: &Ca, fault: &Fault) -> Option<Response> {
             (StatusCode::SERVICE_UNAVAILABLE, headers, page).into_response()
         }
         FaultKind::Garbage => "\u{fffd}{]certainly not JSON, nor PEM".into_response(),
+        FaultKind::Huge => vec![b'x'; HUGE_BYTES].into_response(),
+        FaultKind::Redirect => (StatusCode::FOUND, [(LOCATION, "/terms")]).into_response(),
         FaultKind::Close => {
             let mut response = ().into_response();
             response.extensions_mut().insert(CloseConnection);

@@ -38,6 +38,8 @@
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
 //! | `GET /v1/renewals` | `RenewalsReport`: what is due or late, and how far a mass replacement is | operator |
 //! | `GET /v1/budget?issuer=&name=` | `BudgetReport`: what CAs still let us order | tenant (own), operator |
+//! | `GET /v1/issuers` | `Page<Issuer>`: the CAs, how they stand, our accounts there | operator |
+//! | `POST /v1/issuers/{name}/accounts` [`AdoptAccount`] | `IssuerAccount` | operator |
 //! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
@@ -56,6 +58,7 @@ mod domain;
 mod edge;
 mod event;
 mod import;
+mod issuer;
 mod origin_authority;
 mod page;
 mod plan;
@@ -79,6 +82,7 @@ pub use domain::*;
 pub use edge::*;
 pub use event::*;
 pub use import::*;
+pub use issuer::*;
 pub use origin_authority::*;
 pub use page::*;
 pub use plan::*;

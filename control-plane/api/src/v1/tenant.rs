@@ -35,6 +35,10 @@ pub struct TenantSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub cells: Vec<CellId>,
+    /// Issuers of the configuration that its certificates come from, the best first: the next where one is away or may not
+    /// issue. Absent: the fleet's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuers: Vec<String>,
     /// Only an operator may set it: address ranges with ports that this tenant's origins may use although the
     /// egress guard refuses them to others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

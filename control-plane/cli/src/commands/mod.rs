@@ -9,6 +9,7 @@ pub(crate) mod check;
 pub(crate) mod domain;
 pub(crate) mod edge;
 pub(crate) mod import;
+pub(crate) mod issuer;
 pub(crate) mod named_domain;
 pub(crate) mod plan;
 pub(crate) mod policy;

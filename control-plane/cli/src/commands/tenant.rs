@@ -99,6 +99,9 @@ pub(crate) struct TenantArgs {
     /// A cell of edges that serves its domains; repeatable [default: "default"]
     #[arg(long = "cell", value_name = "CELL")]
     cells: Vec<CellId>,
+    /// An issuer that its certificates come from; repeatable, the best first [default: the fleet's]
+    #[arg(long = "issuer", value_name = "ISSUER")]
+    issuers: Vec<String>,
     /// An address range and ports that its origins may use although they are private, such as
     /// 10.1.0.0/16:80,8080; repeatable
     #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
@@ -116,7 +119,11 @@ impl TenantArgs {
         let is_default =
             matches!(self.sharing, SharingArg::RegisteredDomain) && self.domains_max == DOMAINS_MAX;
         let no_limits = self.limits.limits().is_empty();
-        !(is_default && no_limits && self.cells.is_empty() && self.egress_grants.is_empty())
+        !(is_default
+            && no_limits
+            && self.cells.is_empty()
+            && self.issuers.is_empty()
+            && self.egress_grants.is_empty())
     }
 
     pub(crate) fn spec(&self, name: String, sharing: Option<Sharing>) -> TenantSpec {
@@ -124,6 +131,7 @@ impl TenantArgs {
             name,
             sharing: sharing.unwrap_or_else(|| self.sharing.into()),
             cells: self.cells.clone(),
+            issuers: self.issuers.clone(),
             egress_grants: self.egress_grants.clone(),
             limits: self.limits.limits(),
             domains_max: self.domains_max,
@@ -141,6 +149,12 @@ pub(crate) struct SetArgs {
     /// A cell of edges that serves its domains; repeatable, in the place of those that did
     #[arg(long = "cell", value_name = "CELL")]
     cells: Vec<CellId>,
+    /// An issuer that its certificates come from; repeatable, the best first, in the place of those that did
+    #[arg(long = "issuer", value_name = "ISSUER", conflicts_with = "fleet_issuers")]
+    issuers: Vec<String>,
+    /// Certificates from the fleet's issuers again
+    #[arg(long)]
+    fleet_issuers: bool,
     /// A further address range and ports that its origins may use although they are private; repeatable
     #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
     egress_grants: Vec<EgressGrant>,
@@ -163,6 +177,9 @@ impl SetArgs {
         }
         if !self.cells.is_empty() {
             patch.insert("cells".to_owned(), json!(self.cells));
+        }
+        if !self.issuers.is_empty() || self.fleet_issuers {
+            patch.insert("issuers".to_owned(), json!(self.issuers));
         }
         if let Some(domains_max) = self.domains_max {
             patch.insert("domains_max".to_owned(), json!(domains_max));
@@ -426,6 +443,9 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
     line(format!("  domains   {} of at most {}", tenant.domains, tenant.spec.domains_max));
     line(format!("  sharing   {}", output::word(&tenant.spec.sharing)));
     line(format!("  cells     {}", cells_text(&tenant.spec.cells)));
+    if !tenant.spec.issuers.is_empty() {
+        line(format!("  issuers   {}", tenant.spec.issuers.join(", ")));
+    }
     if let Some(limits) = tenant_limits::text(&tenant.spec.limits) {
         line(format!("  limits    {limits}; on each edge"));
     }

@@ -76,6 +76,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
         name: TENANTS[place].to_owned(),
         sharing,
         cells: Vec::new(),
+        issuers: Vec::new(),
         egress_grants: vec![grant],
         limits: TenantLimits::default(),
         domains_max: 1000,

@@ -1,12 +1,17 @@
 use portico_cert_store::CredentialId;
 
 use super::*;
+use crate::plan::issuers::{Health, IssuerFacts, Move, Restriction, RestrictionKind, moves};
 use crate::store::group::LiveCredential;
 
 const NOW: i64 = 1_000_000_000;
 
 fn cell(name: &str) -> CellId {
     CellId::parse(name).unwrap()
+}
+
+fn issuer(name: &str) -> IssuerFacts {
+    IssuerFacts { name: name.to_owned(), by_default: true, health: Health::Well }
 }
 
 /// A state of the world that a test writes down in few words.
@@ -17,7 +22,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { facts: Facts { now_ms: NOW, ..Facts::default() }, tenant: TenantId::generate() }
+        let issuers = Issuers { all: vec![issuer("first")], ..Issuers::default() };
+        Self { facts: Facts { now_ms: NOW, issuers, ..Facts::default() }, tenant: TenantId::generate() }
     }
 
     fn domain(&mut self, name: &str, cells: &[&str]) -> DomainId {
@@ -309,8 +315,15 @@ fn new_orders_that_all_wait_for_the_cas_limit_do_not_hold_up_a_renewal() {
 }
 
 fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
-    let DueOrder { lineage, ref name_set, tenant, .. } = *order;
-    OpenOrder { lineage, name_set: name_set.clone(), tenant, keeps_alive: order.keeps_alive(), next_at }
+    OpenOrder {
+        id: OrderId::generate(),
+        issuer: order.issuer.clone(),
+        lineage: order.lineage,
+        name_set: order.name_set.clone(),
+        tenant: order.tenant,
+        keeps_alive: order.keeps_alive(),
+        next_at,
+    }
 }
 
 #[test]
@@ -472,4 +485,98 @@ fn tenants_share_a_certificate_by_consent_alone_and_part_at_the_next_renewal() {
     consent(&mut world, &tenants[1..2]);
     assert!(groups(&world).contains(&(None, named(&["b.test"]))), "{:?}", groups(&world));
     assert!(groups(&world).contains(&(Some(tenants[0]), named(&["a.test"]))));
+}
+
+#[test]
+fn each_tenant_has_the_first_of_its_issuers_that_works() {
+    let mut world = World::new();
+    world.facts.issuers.all =
+        vec![issuer("first"), issuer("second"), IssuerFacts { by_default: false, ..issuer("third") }];
+    world.ready("a.shop.test", &["default"]);
+    world.plan();
+    let chosen = |world: &World| orders_due(&world.facts)[0].issuer.clone();
+    assert_eq!(chosen(&world), "first");
+    let away = |until| Health::Away { since: 0, until, pauses: 0, why: "503".to_owned() };
+    world.facts.issuers.all[0].health = away(NOW + 1);
+    assert_eq!(chosen(&world), "second");
+    world.facts.issuers.all[1].health = away(NOW + 1);
+    assert_eq!(
+        chosen(&world),
+        "first",
+        "nobody works: it waits for the first, and never goes to one by name only"
+    );
+    world.facts.issuers.of_tenant.insert(world.tenant, vec!["third".to_owned(), "gone".to_owned()]);
+    assert_eq!(chosen(&world), "third");
+    world.facts.issuers.of_tenant.insert(world.tenant, vec!["gone".to_owned()]);
+    assert_eq!(chosen(&world), "first", "none of its own is configured any more");
+}
+
+#[test]
+fn one_order_tries_an_issuer_that_was_away() {
+    let mut world = World::new();
+    world.facts.issuers.all = vec![issuer("first"), issuer("second")];
+    world.facts.issuers.all[0].health = Health::Away { since: 0, until: NOW, pauses: 0, why: String::new() };
+    for n in 0..3 {
+        world.ready(&format!("n{n}.test"), &["default"]);
+    }
+    world.plan();
+    let due = orders_due(&world.facts);
+    let mut issuers: Vec<&str> = due.iter().map(|due| due.issuer.as_str()).collect();
+    issuers.sort_unstable();
+    assert_eq!(issuers, ["first", "second", "second"]);
+    world.facts.open_orders.push(open_order(due.iter().find(|due| due.issuer == "first").unwrap(), NOW));
+    assert!(orders_due(&world.facts).iter().all(|due| due.issuer == "second"), "it is being tried");
+}
+
+#[test]
+fn open_orders_leave_an_issuer_that_is_away_and_renewals_only_when_they_must() {
+    let mut world = World::new();
+    world.facts.issuers.all = vec![issuer("first"), issuer("second")];
+    world.ready("a.shop.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    world.facts.open_orders.push(open_order(&order, NOW));
+    assert_eq!(moves(&world.facts), []);
+    world.facts.issuers.all[0].health =
+        Health::Away { since: 0, until: NOW * 10, pauses: 0, why: String::new() };
+    let move_on = Move { order: world.facts.open_orders[0].id, to: "second".to_owned() };
+    assert_eq!(moves(&world.facts), std::slice::from_ref(&move_on));
+    // The same as a renewal: of a lifetime of 2 (NOW + 6000) a sixth is left only later.
+    world.issue(&order, NOW);
+    assert_eq!(moves(&world.facts), []);
+    world.facts.now_ms = NOW * 2 - NOW / 3;
+    assert_eq!(moves(&world.facts), [move_on]);
+    world.facts.issuers.all[0].health = Health::Well;
+    assert_eq!(moves(&world.facts), []);
+}
+
+#[test]
+fn names_that_an_issuer_may_not_have_are_apart_and_go_to_the_next() {
+    let mut world = World::new();
+    world.facts.issuers.all = vec![issuer("first"), issuer("second")];
+    world.ready("a.shop.test", &["default"]);
+    let strict = world.ready("b.shop.test", &["default"]);
+    let restriction = Restriction {
+        kind: RestrictionKind::Caa,
+        methods: Vec::new(),
+        why: "set ..".to_owned(),
+        until: NOW + 1000,
+    };
+    let known = &mut world.facts.names.get_mut(&strict).unwrap().issuers;
+    known.insert("first".to_owned(), restriction);
+    world.plan();
+    let due = orders_due(&world.facts);
+    assert_eq!(due.len(), 2);
+    for due in &due {
+        let expected = if due.names.contains_key("b.shop.test") { "second" } else { "first" };
+        assert_eq!((due.names.len(), due.issuer.as_str()), (1, expected));
+    }
+    // Looked at too long ago: asked again, in a group that stays as it is.
+    world.facts.now_ms = NOW + 1000;
+    world.plan();
+    assert!(orders_due(&world.facts).iter().all(|due| due.names.len() == 1 && due.issuer == "first"));
+    let known = &mut world.facts.names.get_mut(&strict).unwrap().issuers;
+    known.get_mut("first").unwrap().methods = vec![ChallengeMethod::Dns01];
+    world.plan();
+    assert_eq!(world.facts.groups.len(), 1, "it may, by another method: they share a certificate");
 }

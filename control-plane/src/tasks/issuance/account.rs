@@ -9,11 +9,11 @@ use super::issuer::Issuer;
 use super::{fail_point, spending};
 use crate::Parts;
 use crate::acme::{Account, AccountKey, AcmeError, AcmeErrorKind, ExternalAccount};
-use crate::plan::ledger::{self, At, BucketKey, Charged, LimitName, Need};
+use crate::plan::ledger::{self, BucketKey, Charged, LimitName, Need};
 use crate::store::account::{self, AccountId, AccountOrigin, AccountRow, AccountState};
 use crate::store::{StoreError, WriteTx, ledger as buckets};
 
-const KEY_PURPOSE: &str = "acme account key";
+pub(super) const KEY_PURPOSE: &str = "acme account key";
 const SECRET_PURPOSE: &str = "acme external account";
 
 /// Accounts that were used since the start; `None` is the issuer's own.
@@ -204,8 +204,7 @@ impl Issuer {
             return Ok(row);
         }
         let key = AccountKey::generate()?;
-        let sealed_key =
-            parts.sealer.seal(KEY_PURPOSE, &row_name(name, directory), key.secret_pkcs8());
+        let sealed_key = parts.sealer.seal(KEY_PURPOSE, &row_name(name, directory), key.secret_pkcs8());
         let (origin, now) = (AccountOrigin::Made, parts.clock.now_ms());
         let id = account::insert(&mut tx, name, directory, origin, &sealed_key, now)
             .await
@@ -219,11 +218,12 @@ impl Issuer {
             origin,
             state: AccountState::Intended,
             sealed_key,
+            created_at: now,
         })
     }
 }
 
 /// What the seals of an issuer's secrets are bound to.
-fn row_name(issuer: &str, directory: &str) -> String {
+pub(super) fn row_name(issuer: &str, directory: &str) -> String {
     format!("{issuer}/{directory}")
 }

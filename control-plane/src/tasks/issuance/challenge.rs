@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use portico_cert_store::DomainId;
 
 use super::Issuance;
+use super::health::methods_at;
 use super::issuer::Issuer;
 use crate::acme::{CaAuthorization, CaChallenge, ChallengeMethod};
 use crate::distribution::UrgentOutcome;
@@ -124,18 +125,19 @@ impl Issuance {
                 return Err(Unplaced::NotYet(format!("the CA asks about {name}, which was not ordered")));
             };
             let state = group::name_state(&mut read, domain).await?.unwrap_or_default();
+            let at_issuer = methods_at(&state, issuer);
             let possible: Vec<&CaChallenge> = issuer
                 .config
                 .challenges
                 .iter()
-                .filter(|method| usable(name, **method) && state.methods.contains(method))
+                .filter(|method| usable(name, **method) && at_issuer.contains(method))
                 .filter_map(|method| authorization.challenges.iter().find(|c| c.method == *method))
                 .collect();
             // After a failure the next method is tried.
             let index = usize::try_from(state.attempts).unwrap_or(0) % possible.len().max(1);
             match possible.get(index) {
                 Some(challenge) => choices.push(Choice { name, domain, challenge }),
-                None => without.push((name.to_owned(), no_way(&state.methods, authorization))),
+                None => without.push((name.to_owned(), no_way(at_issuer, authorization))),
             }
         }
         if without.is_empty() { Ok(choices) } else { Err(Unplaced::Names(without)) }

@@ -8,13 +8,17 @@
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends.
 //! - [`slots`]: which orders run.
-//! - [`issuer`]: CA, pace. [`account`]: its accounts. [`spending`]: what an order spends of the CA's limits.
+//! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
+//!   the CA's limits.
+//! - [`health`]: what its orders tell of an issuer, and those that leave it.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
 
 mod account;
+pub(crate) mod adoption;
 mod challenge;
 mod fail_point;
+mod health;
 mod issuer;
 mod order;
 mod preflight;
@@ -46,6 +50,7 @@ use crate::clock::{self, DAY_MS, HOUR_MS};
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
+use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::account::{AccountId, AccountOrigin};
 use crate::store::group::{self, GroupRow, OrderableDomain};
@@ -203,10 +208,15 @@ impl Work {
 
     async fn reconcile(&mut self) -> Result<(), StoreError> {
         let issuance = self.issuance.clone();
-        let Some(issuer) = issuance.issuers.first() else { return Ok(()) };
+        if issuance.issuers.is_empty() {
+            return Ok(());
+        }
         let mut facts = read_facts(&issuance.parts).await?;
+        for issuer in &facts.issuers.all {
+            crate::metrics::issuer_away(&issuer.name, issuer.health.standing(facts.now_ms) != Standing::Well);
+        }
         self.start_preflights(&facts);
-        let changes = reconcile::group_changes(&facts, issuer.config.names_per_certificate_max);
+        let changes = reconcile::group_changes(&facts, issuance.parts.config.names_per_certificate_max());
         if !changes.is_empty() {
             write_groups(&issuance, &facts, changes).await?;
             facts = read_facts(&issuance.parts).await?;
@@ -220,9 +230,12 @@ impl Work {
             tx.commit().await?;
         }
         self.spent.clone_from(&facts.spent);
+        if issuance.move_orders(&facts, &self.slots).await? {
+            facts = read_facts(&issuance.parts).await?;
+        }
         let due = reconcile::orders_due(&facts);
         for due in due.chunks(ORDERS_PLANNED_AT_ONCE) {
-            plan_orders(&issuance, issuer, due).await?;
+            plan_orders(&issuance, due).await?;
             self.start_orders().await;
         }
         self.prune(facts.now_ms).await
@@ -311,6 +324,12 @@ impl Work {
 pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
     let now_ms = parts.clock.now_ms();
     let mut read = parts.store.read().await?;
+    let mut health = store::issuer::all(&mut read).await?;
+    let issuers = parts.config.issuers.iter().map(|issuer| IssuerFacts {
+        name: issuer.name.clone(),
+        by_default: issuer.by_default,
+        health: health.remove(&issuer.name).unwrap_or_default(),
+    });
     let retry_at: HashMap<LineageId, i64> = store::order::retry_times(&mut read).await?.into_iter().collect();
     Ok(Facts {
         now_ms,
@@ -322,6 +341,7 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         retry_at,
         replaced: store::replacement::replaced_credentials(&mut read).await?.into_iter().collect(),
         spent: store::order::requests_by_tenant(&mut read, now_ms - 3 * HOUR_MS).await?.into_iter().collect(),
+        issuers: Issuers { all: issuers.collect(), of_tenant: store::issuer::preferences(&mut read).await? },
     })
 }
 
@@ -350,10 +370,11 @@ async fn write_groups(
 }
 
 /// Makes keys and requests and writes the orders down; nothing is sent yet.
-async fn plan_orders(issuance: &Issuance, issuer: &Issuer, due: &[DueOrder]) -> Result<(), StoreError> {
+async fn plan_orders(issuance: &Issuance, due: &[DueOrder]) -> Result<(), StoreError> {
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
     for due in due {
+        let Some(issuer) = issuance.issuer(&due.issuer) else { continue };
         match plan_order(&mut tx, issuance, issuer, due, now).await {
             Ok(row) => store::order::insert(&mut tx, &row, now).await?,
             Err(error) => {

@@ -18,13 +18,15 @@ use std::time::Duration;
 use portico_cert_store::OrderId;
 
 use super::challenge::{Placed, Unplaced};
+use super::health::Forbidden;
 use super::issuer::Issuer;
 use super::publish;
 use super::stopped::{Ran, Stop, stopped};
 use super::{Issuance, fail_point, spending};
 use crate::acme::order::Wanted;
 use crate::acme::{
-    Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus, CertificateId,
+    Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus,
+    CertificateId,
 };
 use crate::store::StoreError;
 use crate::store::order::{self, OrderRow, OrderState};
@@ -87,6 +89,7 @@ impl Step<'_> {
     }
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
+        self.issuance.check_caa(self.issuer, self.row).await?;
         let account = self.account().await?;
         let turn = spending::take(self.issuance, self.issuer, self.row).await?;
         fail_point::reach("order.counted");
@@ -262,7 +265,7 @@ impl Step<'_> {
         match publish::publish(self.issuance, self.issuer, self.row, &pem).await {
             Ok(()) => {}
             Err(publish::NotPublished::Store(error)) => return Err(Stop::Store(error)),
-            Err(publish::NotPublished::Garbled(text)) => return Err(Stop::NotYet(text)),
+            Err(publish::NotPublished::Garbled(text)) => return Err(AcmeError::garbage(&text).into()),
             Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
         }
         self.issuer.has_issued();
@@ -351,20 +354,28 @@ fn refuses_replacement(row: &OrderRow, error: &AcmeError) -> bool {
 }
 
 fn not_in_time(what: &str) -> Stop {
-    Stop::NotYet(format!("the CA has not {what} in time"))
+    Stop::Acme(AcmeError::unavailable(&format!("it has not {what} in time")))
 }
 
 /// Which names made the order invalid: not those whose validation the CA itself could not carry out.
 fn culprits(authorizations: Vec<CaAuthorization>, error: Option<AcmeError>) -> Stop {
     let mut names = Vec::new();
+    let mut forbidden = Vec::new();
     let mut of_ca = None;
     for failed in authorizations.into_iter().filter(|a| a.status == AuthorizationStatus::Failed) {
         match failed.error {
             Some(error) if error.is_of_ca() => of_ca = Some(error.detail),
+            Some(AcmeError { forbids: Some(kind), detail, .. }) => {
+                forbidden.push(Forbidden { name: failed.name, kind, why: detail });
+            }
             Some(error) => names.push((failed.name, error.detail)),
             None => names.push((failed.name, "the CA could not validate it".to_owned())),
         }
     }
+    if names.is_empty() && !forbidden.is_empty() {
+        return Stop::Forbidden(forbidden);
+    }
+    names.extend(forbidden.into_iter().map(|one| (one.name, one.why)));
     match (names.is_empty(), of_ca) {
         (false, _) => Stop::Names(names),
         (true, Some(words)) => Stop::Acme(AcmeError::order_ended(&words)),

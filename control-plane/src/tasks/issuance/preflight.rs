@@ -4,15 +4,14 @@
 //! (TLS-ALPN-01), or its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results
 //! are conditions with the very record to set. One name that fails holds up no other.
 //!
-//! Then its CAA records are looked at ([`crate::plan::caa`]), for what the first issuer calls itself in its directory: one
+//! Then its CAA records are looked at ([`crate::plan::caa`]), for what each issuer that its tenant prefers calls itself: one
 //! that may not issue is not asked to, so no order is spent.
 //!
 //! The fetch follows redirects as a CA does ([`super::self_fetch`]).
 //!
-//! Deliberately absent: a look at CAA before a renewal, or for issuers beyond the first. RFC 8659 section 3 obliges the CA
-//! to look, at every issuance, and not whoever asks it: ours saves an order that must fail, and one look for a name's
-//! first order does that. When records change later the CA refuses, names them in its words, and the old certificate
-//! serves on meanwhile.
+//! Deliberately absent: a look at CAA before a renewal at the same issuer. RFC 8659 section 3 obliges the CA to look, at every
+//! issuance, and not whoever asks it: ours saves an order that must fail, and one look for a name's first order at an issuer
+//! does that. When records change later the CA refuses, names them in its words, and the old certificate serves on meanwhile.
 
 use std::net::IpAddr;
 
@@ -21,12 +20,14 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
 use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
 
+use super::issuer::Issuer;
 use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::config::EgressAllow;
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
 use crate::plan::caa::{CaaRecord, Wanted, permitted};
+use crate::plan::issuers::{CAA_FRESH_MS, Restriction, RestrictionKind, Restrictions};
 use crate::plan::reconcile::usable;
 use crate::store::condition::{self, Observation};
 use crate::store::group::{self, OrderableDomain};
@@ -40,17 +41,25 @@ const TOKEN_LIFETIME_MS: i64 = 60_000;
 /// What was found out about one name.
 struct Findings {
     methods: Vec<ChallengeMethod>,
+    /// What is known against issuers that the tenant prefers.
+    restrictions: Restrictions,
     observations: Vec<Observation>,
 }
 
 /// Looks at one name and writes down what was found.
 pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result<(), StoreError> {
+    let issuers = {
+        let mut read = issuance.parts.store.read().await?;
+        issuance.preferred(&mut read, Some(domain.tenant)).await?
+    };
     let findings = if issuance.parts.config.preflight.enabled {
-        look(issuance, domain).await
+        look(issuance, &issuers, domain).await
     } else {
         let every = [ChallengeMethod::Http01, ChallengeMethod::TlsAlpn01, ChallengeMethod::Dns01];
-        let methods = every.into_iter().filter(|method| is_wanted(issuance, domain, *method)).collect();
-        Findings { methods, observations: Vec::new() }
+        let methods: Vec<_> =
+            every.into_iter().filter(|method| is_wanted(&issuers, domain, *method)).collect();
+        let restrictions = of_methods(issuance, &issuers, &methods);
+        Findings { methods, restrictions, observations: Vec::new() }
     };
     let methods = findings.methods;
     let now = issuance.parts.clock.now_ms();
@@ -66,6 +75,12 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
         state.next_at = state.next_at.min(now);
     }
     state.methods = methods;
+    // What the CA itself has said of the name stands.
+    let said = |known: &Restriction| matches!(known.kind, RestrictionKind::Policy | RestrictionKind::Limit);
+    state.issuers.retain(|_, known| said(known) && known.forbids(now));
+    for (issuer, restriction) in findings.restrictions {
+        state.issuers.entry(issuer).or_insert(restriction);
+    }
     group::put_name_state(&mut tx, domain.id, &state, now).await?;
     let points = findings.observations.iter().find(|o| o.kind == ConditionKind::DnsPointsHere).cloned();
     for mut observed in findings.observations {
@@ -92,9 +107,22 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
 }
 
 /// Whether some issuer validates by this method, and for this name.
-fn is_wanted(issuance: &Issuance, domain: &OrderableDomain, method: ChallengeMethod) -> bool {
-    usable(&domain.name, method)
-        && issuance.issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
+fn is_wanted(issuers: &[&Issuer], domain: &OrderableDomain, method: ChallengeMethod) -> bool {
+    usable(&domain.name, method) && issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
+}
+
+/// Issuers that validate by none of the methods that a name can show.
+fn of_methods(issuance: &Issuance, issuers: &[&Issuer], methods: &[ChallengeMethod]) -> Restrictions {
+    let until = issuance.parts.clock.now_ms() + CAA_FRESH_MS;
+    let can = |issuer: &&&Issuer| issuer.config.challenges.iter().any(|method| methods.contains(method));
+    let cannot = issuers.iter().filter(|issuer| !methods.is_empty() && !can(issuer));
+    let restriction = |issuer: &&Issuer| {
+        let own: Vec<&str> = issuer.config.challenges.iter().map(|method| method.as_str()).collect();
+        let why = format!("{} validates by {} only", issuer.config.name, own.join(", "));
+        let kind = RestrictionKind::Methods;
+        (issuer.config.name.clone(), Restriction { kind, methods: Vec::new(), why, until })
+    };
+    cannot.map(restriction).collect()
 }
 
 /// What is wrong and the record that mends it, for the owner.
@@ -115,9 +143,9 @@ fn next_look(age_ms: i64) -> i64 {
     }
 }
 
-async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
+async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &OrderableDomain) -> Findings {
     let Ok(pattern) = NamePattern::parse(&domain.name) else {
-        return Findings { methods: Vec::new(), observations: Vec::new() };
+        return Findings { methods: Vec::new(), restrictions: Restrictions::new(), observations: Vec::new() };
     };
     let mut methods = Vec::new();
     let mut observations = Vec::new();
@@ -149,53 +177,148 @@ async fn look(issuance: &Issuance, domain: &OrderableDomain) -> Findings {
             texts.extend(text);
         }
     }
-    methods.retain(|method| is_wanted(issuance, domain, *method));
+    methods.retain(|method| is_wanted(issuers, domain, *method));
     observations.push(reachable(&methods, &texts, unknown));
+    let mut restrictions = of_methods(issuance, issuers, &methods);
     if !methods.is_empty()
-        && let Some((permitted, observed)) = caa(issuance, &pattern, &methods).await
+        && let Some(caa) = caa(issuance, issuers, &pattern, &methods).await
     {
-        methods = permitted;
-        observations.push(observed);
+        methods = caa.methods;
+        restrictions.extend(caa.restrictions);
+        observations.push(caa.observed);
     }
-    Findings { methods, observations }
+    Findings { methods, restrictions, observations }
 }
 
-/// By which of these methods the CA may issue as the name's CAA records have it. `None`: it does not say what it calls
-/// itself in them, so only it can tell.
-async fn caa(
+/// What a name's CAA records say of one issuer.
+pub(super) enum Permission {
+    /// By which it may validate.
+    Methods(Vec<ChallengeMethod>),
+    Forbidden(String),
+    /// The CA must not issue either while the records cannot be had (RFC 8659 section 3).
+    Unknown(String),
+}
+
+/// By which of these methods the issuer may validate, as the name's CAA records have it. Where it does not say what it calls
+/// itself in them, only it can tell.
+pub(super) async fn permission(
     issuance: &Issuance,
+    issuer: &Issuer,
     pattern: &NamePattern,
     methods: &[ChallengeMethod],
-) -> Option<(Vec<ChallengeMethod>, Observation)> {
-    let issuer = issuance.issuers.first()?;
-    let identities = issuer.caa_identities(&issuance.parts).await;
-    let identity = identities.first()?;
+) -> Permission {
+    if issuer.caa_identities(&issuance.parts).await.is_empty() {
+        return Permission::Methods(methods.to_vec());
+    }
     let found = issuance.lookup.caa(pattern.base()).await;
+    judge(issuance, issuer, pattern, methods, &found).await
+}
+
+async fn judge(
+    issuance: &Issuance,
+    issuer: &Issuer,
+    pattern: &NamePattern,
+    methods: &[ChallengeMethod],
+    found: &Found<(String, CaaRecord)>,
+) -> Permission {
+    let identities = issuer.caa_identities(&issuance.parts).await;
+    let found = match found {
+        Found::Unknown(why) => {
+            return Permission::Unknown(format!("the CA refuses as long as CAA cannot be looked up: {why}"));
+        }
+        Found::Nothing => return Permission::Methods(methods.to_vec()),
+        Found::Records(found) => found,
+    };
+    if identities.is_empty() {
+        return Permission::Methods(methods.to_vec());
+    }
     let account = issuer.account_url();
     let wanted = Wanted { wildcard: pattern.is_wildcard(), identities, account: account.as_deref(), methods };
-    let (permitted, status, reason, message) = match found {
-        // The CA must not issue either while the records cannot be had (RFC 8659 section 3).
-        Found::Unknown(why) => {
-            let message = format!("the CA refuses as long as CAA cannot be looked up: {why}");
-            (Vec::new(), ConditionStatus::Unknown, "LookupFailed", message)
-        }
-        Found::Nothing => {
-            (methods.to_vec(), ConditionStatus::True, "NoCaa", "no CAA record restricts issuance".to_owned())
-        }
-        Found::Records(found) => {
-            let owner = found[0].0.clone();
-            let records: Vec<CaaRecord> = found.into_iter().map(|(_, record)| record).collect();
-            match permitted(&owner, &records, &wanted) {
-                Ok(methods) => {
-                    let message = format!("the CAA records at {owner} let {identity} issue");
-                    (methods, ConditionStatus::True, "Permitted", message)
-                }
-                Err(text) => (Vec::new(), ConditionStatus::False, "Forbidden", text),
+    let records: Vec<CaaRecord> = found.iter().map(|(_, record)| record.clone()).collect();
+    match permitted(&found[0].0, &records, &wanted) {
+        Ok(methods) => Permission::Methods(methods),
+        Err(why) => Permission::Forbidden(why),
+    }
+}
+
+/// What the name's CAA records say of the issuers that its tenant prefers.
+struct Caa {
+    /// By which some issuer may validate.
+    methods: Vec<ChallengeMethod>,
+    restrictions: Restrictions,
+    observed: Observation,
+}
+
+/// `None`: no issuer says what it calls itself in CAA records.
+async fn caa(
+    issuance: &Issuance,
+    issuers: &[&Issuer],
+    pattern: &NamePattern,
+    methods: &[ChallengeMethod],
+) -> Option<Caa> {
+    let mut known = None;
+    for issuer in issuers {
+        known = known.or(issuer.caa_identities(&issuance.parts).await.first());
+    }
+    let first = known?;
+    let found = issuance.lookup.caa(pattern.base()).await;
+    let until = issuance.parts.clock.now_ms() + CAA_FRESH_MS;
+    let mut restrictions = Restrictions::new();
+    let mut by: Vec<ChallengeMethod> = Vec::new();
+    let mut permitted: Vec<&str> = Vec::new();
+    let mut refusals: Vec<String> = Vec::new();
+    for issuer in issuers {
+        let name = &issuer.config.name;
+        let left = match judge(issuance, issuer, pattern, methods, &found).await {
+            Permission::Unknown(message) => {
+                let observed = caa_observed(ConditionStatus::Unknown, "LookupFailed", message);
+                return Some(Caa { methods: Vec::new(), restrictions, observed });
             }
+            Permission::Methods(left) => {
+                permitted.push(issuer.caa_identities(&issuance.parts).await.first().map_or(name, |i| i));
+                by.extend(left.iter().filter(|method| !by.contains(method)).copied().collect::<Vec<_>>());
+                left
+            }
+            Permission::Forbidden(why) => {
+                refusals.push(if issuers.len() > 1 { format!("{name}: {why}") } else { why });
+                Vec::new()
+            }
+        };
+        if left.len() < methods.len() {
+            let why = refusals.last().filter(|_| left.is_empty()).cloned().unwrap_or_default();
+            let kind = RestrictionKind::Caa;
+            restrictions.insert(name.clone(), Restriction { kind, methods: left, why, until });
+        }
+    }
+    let (status, reason, message) = match (&found, permitted.as_slice(), refusals.as_slice()) {
+        (Found::Records(_), [], _) => (ConditionStatus::False, "Forbidden", refusals.join("; ")),
+        (Found::Records(found), some, []) => {
+            let some = some.first().copied().unwrap_or(first);
+            (
+                ConditionStatus::True,
+                "Permitted",
+                format!("the CAA records at {} let {some} issue", found[0].0),
+            )
+        }
+        (Found::Records(found), some, not) => {
+            let (some, not) = (some.join(", "), not.join("; "));
+            let message = format!("the CAA records at {} let {some} issue; not {not}", found[0].0);
+            (ConditionStatus::True, "Permitted", message)
+        }
+        (Found::Nothing | Found::Unknown(_), ..) => {
+            (ConditionStatus::True, "NoCaa", "no CAA record restricts issuance".to_owned())
         }
     };
+    if permitted.is_empty() {
+        // Nobody gets the name: there is nothing to choose.
+        restrictions.clear();
+    }
+    Some(Caa { methods: by, restrictions, observed: caa_observed(status, reason, message) })
+}
+
+fn caa_observed(status: ConditionStatus, reason: &str, message: String) -> Observation {
     let kind = ConditionKind::CaaPermits;
-    Some((permitted, Observation { kind, status, reason: reason.to_owned(), message, next_check_at: None }))
+    Observation { kind, status, reason: reason.to_owned(), message, next_check_at: None }
 }
 
 fn reachable(methods: &[ChallengeMethod], texts: &[String], unknown: bool) -> Observation {

@@ -15,7 +15,7 @@ use rustls::RootCertStore;
 
 use super::issuer::Issuer;
 use super::stopped::close;
-use super::{Issuance, spending};
+use super::{Issuance, health, spending};
 use crate::clock;
 use crate::plan::timing;
 use crate::store::account::{self, AccountRow, AccountState};
@@ -81,6 +81,7 @@ pub(super) async fn publish(
     let published = credential::publish(&mut tx, &new, &domains, now).await?;
     order::set_state(&mut tx, row.id, &OrderState::Issued, now).await?;
     spending::issued(&mut tx, issuer, row, now).await?;
+    health::note_success(&mut tx, &row.issuer, now).await?;
     let records = close(&mut tx, row).await?;
     note_success(&mut tx, row, &new, now).await?;
     let epoch = meta::epoch(&mut tx).await?;

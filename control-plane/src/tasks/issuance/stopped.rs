@@ -11,10 +11,12 @@ use std::sync::Arc;
 use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, OrderId};
 
+use super::health::{Forbidden, fresh_ms};
 use super::issuer::Issuer;
 use super::{Issuance, spending};
 use crate::acme::{AcmeError, AcmeErrorKind};
 use crate::clock;
+use crate::plan::issuers::{RestrictionKind, urgent_at};
 use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
@@ -39,6 +41,8 @@ pub(super) enum Stop {
     Acme(AcmeError),
     /// These names failed, with the CA's or our words.
     Names(Vec<(String, String)>),
+    /// The issuer may not issue for these.
+    Forbidden(Vec<Forbidden>),
     /// Our own limit.
     NoRoom(NoRoom),
     /// Something on our side is not as it must be, for now.
@@ -67,8 +71,12 @@ pub(super) async fn stopped(
     stop: Stop,
 ) -> Result<Ran, StoreError> {
     let transient = issuance.parts.clock.now_ms() + timing::after_transient(row.attempts + 1, seed(row));
+    if let Some(issuer) = issuer {
+        issuance.note_failure(issuer, &stop).await?;
+    }
     match stop {
         Stop::Store(error) => Err(error),
+        Stop::Forbidden(names) => forbid(issuance, issuer, row, names).await,
         Stop::Names(names) => eject(issuance, issuer, row, &names).await,
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
@@ -86,6 +94,9 @@ pub(super) async fn stopped(
                     format!("our ledger is at the CA's limit on {limit}; the next order can go at {next}");
                 ("CaLimit", text)
             };
+            if !no_room.limit.is_of_tenant() {
+                outlasted(issuance, row, no_room.next_ms, &text).await?;
+            }
             wait(issuance, row, no_room.next_ms, reason, &text).await
         }
         Stop::Acme(error) => held_up(issuance, issuer, row, error).await,
@@ -112,8 +123,16 @@ async fn held_up(
     let (text, reason) = (error.to_string(), error.kind.reason());
     let until = match error.kind {
         // The ledger knows: orders that are exempt go on.
-        AcmeErrorKind::AccountLimited => at(now + ACCOUNT_HOLD_MS),
-        AcmeErrorKind::NamesLimited => at(now + timing::after_failures(row.attempts + 1, seed(row))),
+        AcmeErrorKind::AccountLimited => {
+            let until = at(now + ACCOUNT_HOLD_MS);
+            outlasted(issuance, row, until, &text).await?;
+            until
+        }
+        AcmeErrorKind::NamesLimited => {
+            let until = at(now + timing::after_failures(row.attempts + 1, seed(row)));
+            outlasted(issuance, row, until, &text).await?;
+            until
+        }
         AcmeErrorKind::Unavailable => {
             if let (Some(issuer), Some(until)) = (issuer, asked) {
                 issuer.hold(until);
@@ -132,7 +151,16 @@ async fn held_up(
         }
         AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
         AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
-            return if !names_nobody(row, &error) {
+            return if let Some(kind) = error.forbids.filter(|_| !names_nobody(row, &error)) {
+                let names = refused_names(row, &error).into_iter();
+                forbid(
+                    issuance,
+                    issuer,
+                    row,
+                    names.map(|(name, why)| Forbidden { name, kind, why }).collect(),
+                )
+                .await
+            } else if !names_nobody(row, &error) {
                 eject(issuance, issuer, row, &refused_names(row, &error)).await
             } else if is_about_names(row, &error) && issuer.is_some_and(Issuer::may_halve) {
                 split(issuance, row, reason, &text).await
@@ -260,6 +288,64 @@ async fn split(
 fn part_of(order: OrderId, second: bool) -> u64 {
     let low = u64::try_from(order.ulid().0 & u128::from(u64::MAX >> 2)).unwrap_or(0);
     (low << 1 | u64::from(second)).max(2)
+}
+
+/// The issuer may not issue for these names: where another may, it gets them. No name has failed by that.
+async fn forbid(
+    issuance: &Arc<Issuance>,
+    issuer: Option<&Issuer>,
+    row: &OrderRow,
+    forbidden: Vec<Forbidden>,
+) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let fresh = forbidden.iter().map(|one| fresh_ms(one.kind)).max().unwrap_or(0);
+    let text: Vec<String> = forbidden.iter().map(|one| one.why.clone()).collect();
+    let text = format!("{} may not issue: {}", row.issuer, text.join("; "));
+    let mut tx = issuance.parts.store.begin().await?;
+    let left = issuance.restrict(&mut tx, row, forbidden, now + fresh).await?;
+    if !left.is_empty() {
+        // Of the others what was noted stands.
+        tx.commit().await?;
+        return eject(issuance, issuer, row, &left).await;
+    }
+    order::fail(&mut tx, row.id, now, &text, now).await?;
+    for domain in &row.domains {
+        observe_certificate(&mut tx, *domain, "OtherIssuer", &text, Some(now), now).await?;
+    }
+    tracing::info!(order = %row.id, names = ?row.names, text, "names go to another issuer");
+    over(issuance, tx, row, "OtherIssuer").await
+}
+
+/// An order whose issuer does not serve it ends; the next plan has it at the other.
+pub(super) async fn leave(issuance: &Arc<Issuance>, row: &OrderRow, to: &str) -> Result<Ran, StoreError> {
+    let now = issuance.parts.clock.now_ms();
+    let mut tx = issuance.parts.store.begin().await?;
+    let last = row.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+    let text = format!("{} does not issue now; ordered at {to} instead{last}", row.issuer);
+    order::fail(&mut tx, row.id, now, &text, now).await?;
+    for domain in &row.domains {
+        observe_certificate(&mut tx, *domain, "OtherIssuer", &text, Some(now), now).await?;
+    }
+    tracing::info!(order = %row.id, names = ?row.names, text, "an order goes to another issuer");
+    over(issuance, tx, row, "OtherIssuer").await
+}
+
+/// Where a limit has room again only when the certificate in use is about to end, another issuer gets its names.
+async fn outlasted(
+    issuance: &Arc<Issuance>,
+    row: &OrderRow,
+    until: i64,
+    why: &str,
+) -> Result<(), StoreError> {
+    let mut tx = issuance.parts.store.begin().await?;
+    let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
+    if live.is_none_or(|live| until < urgent_at(live.not_before, live.not_after)) {
+        return Ok(());
+    }
+    let kind = RestrictionKind::Limit;
+    let names = row.names.iter().map(|name| Forbidden { name: name.clone(), kind, why: why.to_owned() });
+    issuance.restrict(&mut tx, row, names.collect(), until).await?;
+    tx.commit().await
 }
 
 /// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once.

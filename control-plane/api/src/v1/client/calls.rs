@@ -9,13 +9,13 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    Attestation, AuditEntry, AuditVerdict, BudgetReport, Certificate, CertificateUpload,
+    AdoptAccount, Attestation, AuditEntry, AuditVerdict, BudgetReport, Certificate, CertificateUpload,
     CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
-    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, JoinToken,
-    JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
-    RemovalSignOff, RemovalsSignedOff, RenewalsReport, SharedGroup, SharedGroupOffer, Sharing,
-    SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
-    UsageOrder, UsageRow,
+    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
+    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge,
+    PurgeRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup,
+    SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec,
+    Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -364,6 +364,19 @@ pub struct PlanQuery {
 impl Client {
     pub async fn renewals(&self) -> Result<RenewalsReport, ClientError> {
         self.get("/v1/renewals").await
+    }
+
+    pub async fn issuers(&self) -> Result<Page<Issuer>, ClientError> {
+        self.get("/v1/issuers").await
+    }
+
+    /// Takes over the account that this key has at the issuer's CA.
+    pub async fn adopt_account(
+        &self,
+        issuer: &str,
+        key_pem: SecretPem,
+    ) -> Result<IssuerAccount, ClientError> {
+        self.post(&format!("/v1/issuers/{issuer}/accounts"), &AdoptAccount { key_pem }).await
     }
 
     /// Of one issuer or all, and of one name or all that the token sees.
