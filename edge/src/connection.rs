@@ -6,7 +6,7 @@ use crate::{
     config::ListenerKind,
     exchange::{ConnectionContext, Protocol},
     http::{budget::ConnectionBudget, clock::ConnectionClock, drive::Ended, h1, h2},
-    io::{Stream, TakenBytes},
+    io::{SocketWatch, Stream},
     listen::BoundListener,
     proxy_protocol,
     seats::Seat,
@@ -36,8 +36,8 @@ pub(crate) async fn serve(
     let Ok(source) = worker.edge.sources.connect(peer.ip()) else { return };
     let ended = match bound.config.kind {
         ListenerKind::Http => {
-            let taken = stream.taken();
-            let context = context(&worker, (peer, local), source, (Protocol::Http1, None), taken, bound);
+            let watch = stream.watch();
+            let context = context(&worker, (peer, local), source, (Protocol::Http1, None), watch, bound);
             seat.serves(&context.clock);
             Box::pin(h1::serve(stream, context)).await
         }
@@ -54,8 +54,8 @@ pub(crate) async fn serve(
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };
             let by_tls = Some((shown, handshake));
-            let taken = stream.get_ref().0.taken();
-            let context = context(&worker, (peer, local), source, (protocol, by_tls), taken, bound);
+            let watch = stream.get_ref().0.watch();
+            let context = context(&worker, (peer, local), source, (protocol, by_tls), watch, bound);
             seat.serves(&context.clock);
             if h2 {
                 let clock = Rc::clone(&context.clock);
@@ -79,7 +79,7 @@ fn context(
     (peer, local): (SocketAddr, SocketAddr),
     source: Source,
     (protocol, by_tls): (Protocol, Option<(Shown, Handshake)>),
-    taken: TakenBytes,
+    socket: SocketWatch,
     bound: &BoundListener,
 ) -> Rc<ConnectionContext> {
     let (shown, handshake) = by_tls.unzip();
@@ -92,7 +92,7 @@ fn context(
         handshake,
         public_https_port: bound.config.public_https_port,
         alt_svc: bound.alt_svc.clone(),
-        clock: Rc::new(ConnectionClock::over(taken, worker.edge.deadlines)),
+        clock: Rc::new(ConnectionClock::over(socket, worker.edge.deadlines)),
         budget: ConnectionBudget::default(),
         source,
         trusted: bound.config.trusted_proxies.clone(),

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     clock,
-    io::TakenBytes,
+    io::SocketWatch,
     limits::{self, Deadlines},
 };
 
@@ -27,8 +27,8 @@ pub struct ConnectionClock {
     head_since: Cell<Option<Instant>>,
     /// The client takes no bytes.
     write_blocked_since: Cell<Option<Instant>>,
-    /// What the kernel has taken, and how much that was at the last look.
-    taken: TakenBytes,
+    socket: SocketWatch,
+    /// What the kernel had taken at the last look.
     taken_before: Cell<u64>,
     /// Bytes were written and may not be with the kernel yet.
     unflushed: Cell<bool>,
@@ -80,11 +80,11 @@ pub enum Expired {
 impl ConnectionClock {
     /// For a connection whose transport sees to it by itself that its client takes what is sent.
     pub fn new(deadlines: Deadlines) -> Self {
-        Self::over(TakenBytes::default(), deadlines)
+        Self::over(SocketWatch::default(), deadlines)
     }
 
     /// For a connection over TCP.
-    pub fn over(taken: TakenBytes, deadlines: Deadlines) -> Self {
+    pub fn over(socket: SocketWatch, deadlines: Deadlines) -> Self {
         let now = clock::now();
         Self {
             deadlines: deadlines.into(),
@@ -96,8 +96,8 @@ impl ConnectionClock {
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
-            taken_before: Cell::new(taken.count()),
-            taken,
+            taken_before: Cell::new(socket.taken_bytes()),
+            socket,
             unflushed: Cell::new(false),
             mid_message: Cell::new(false),
             may_doze: Cell::new(false),
@@ -247,7 +247,7 @@ impl ConnectionClock {
     /// Bytes were written as far as there is room for them. Room in a buffer above the socket is none: only what the kernel
     /// takes tells that the client goes on.
     pub(super) fn wrote(&self, pending: bool) {
-        let taken = self.taken.count();
+        let taken = self.socket.taken_bytes();
         let goes_on = taken != self.taken_before.replace(taken);
         match (pending, self.write_blocked_since.get()) {
             (true, None) => self.write_blocked_since.set(Some(clock::now())),
@@ -261,6 +261,13 @@ impl ConnectionClock {
     pub(super) fn flushed(&self) {
         self.write_blocked_since.set(None);
         self.unflushed.set(false);
+    }
+
+    /// A limit has run out: of a client that reads nothing the kernel is not to keep anything either.
+    pub(super) fn expired(&self, expired: Expired) {
+        if expired == Expired::StalledRead {
+            self.socket.reset_when_dropped();
+        }
     }
 
     /// The limit that has run out at `now`, or the earliest time at which one can.
@@ -330,8 +337,8 @@ mod tests {
 
     #[test]
     fn room_in_a_buffer_is_no_sign_of_a_client() {
-        let taken = TakenBytes::default();
-        let clock = ConnectionClock::over(taken.clone(), Deadlines::default());
+        let socket = SocketWatch::default();
+        let clock = ConnectionClock::over(socket.clone(), Deadlines::default());
         assert!(clock.exchange_begins());
         let is_stalled = || clock.check(clock::now() + limits::WRITE_STALL_DEADLINE).is_err();
         clock.wrote(false);
@@ -339,7 +346,7 @@ mod tests {
         clock.wrote(true);
         clock.wrote(false);
         assert!(is_stalled(), "TLS took it and the kernel did not");
-        taken.add(1);
+        socket.add_taken(1);
         clock.wrote(false);
         assert!(!is_stalled());
 
@@ -348,7 +355,7 @@ mod tests {
         while clock::now() == since.unwrap() {}
         clock.wrote(true);
         assert_eq!(clock.write_blocked_since.get(), since);
-        taken.add(1);
+        socket.add_taken(1);
         clock.wrote(true);
         assert!(clock.write_blocked_since.get() > since, "some of it went, and it counts anew");
         clock.flushed();

@@ -80,7 +80,10 @@ pub(super) async fn drive<C, E: fmt::Display>(
         loop {
             let wanted = if timer.as_mut().poll(context).is_ready() {
                 match clock.check(clock::now()) {
-                    Err(expired) => return Poll::Ready(Ended::Expired(expired)),
+                    Err(expired) => {
+                        clock.expired(expired);
+                        return Poll::Ready(Ended::Expired(expired));
+                    }
                     Ok(next) => next.unwrap_or_else(|| clock::now() + clock.deadlines().idle),
                 }
             } else {

@@ -32,4 +32,4 @@ pub use connect::connect;
 pub use counts::{OperationCounts, operation_counts, publish_counts};
 pub use listener::{Listener, bind, bound_elsewhere};
 pub use reuseport_bpf::steer_by_connection_id;
-pub use stream::{Stream, TakenBytes};
+pub use stream::{SocketWatch, Stream};

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -25,15 +26,20 @@ use super::{
 /// A connected socket; `!Send`, it lives on its worker.
 pub struct Stream {
     socket: Socket,
-    taken: TakenBytes,
+    watch: SocketWatch,
     /// Bytes that may still be read before reading fails; `None`: no limit. Bounds a ClientHello.
     read_budget: Option<usize>,
 }
 
-/// How many bytes the kernel has taken for the peer so far. It takes no more than its buffer holds, so once that is full the
-/// number tells what the peer takes, whatever lies above the socket.
+/// A stream as whoever does not hold it sees it, whatever lies above its socket.
 #[derive(Clone, Debug, Default)]
-pub struct TakenBytes(Rc<Cell<u64>>);
+pub struct SocketWatch(Rc<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    taken: Cell<u64>,
+    resets: Cell<bool>,
+}
 
 enum Socket {
     Ring(RingSocket),
@@ -65,12 +71,11 @@ impl Stream {
     }
 
     fn new(socket: Socket) -> Self {
-        Self { socket, taken: TakenBytes::default(), read_budget: None }
+        Self { socket, watch: SocketWatch::default(), read_budget: None }
     }
 
-    /// Goes on counting for as long as the stream writes.
-    pub fn taken(&self) -> TakenBytes {
-        self.taken.clone()
+    pub fn watch(&self) -> SocketWatch {
+        self.watch.clone()
     }
 
     /// Lets at most `bytes` more be read; reading beyond fails with `InvalidData`. `None` lifts the limit.
@@ -98,13 +103,30 @@ impl Stream {
     }
 }
 
-impl TakenBytes {
-    pub fn count(&self) -> u64 {
-        self.0.get()
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.watch.0.resets.get() {
+            // At worst it ends as others do.
+            let _ = rustix::net::sockopt::set_socket_linger(self.as_fd(), Some(Duration::ZERO));
+        }
+    }
+}
+
+impl SocketWatch {
+    /// How many bytes the kernel has taken for the peer so far. It takes no more than its buffer holds, so once that is full
+    /// the number tells what the peer takes.
+    pub fn taken_bytes(&self) -> u64 {
+        self.0.taken.get()
     }
 
-    pub(crate) fn add(&self, bytes: usize) {
-        self.0.set(self.0.get() + bytes as u64);
+    pub(crate) fn add_taken(&self, bytes: usize) {
+        self.0.taken.set(self.taken_bytes() + bytes as u64);
+    }
+
+    /// Has the connection reset when the stream is dropped. Of one that is only closed the kernel keeps all that was written,
+    /// some megabytes, and goes on offering it to a peer that takes nothing, for minutes.
+    pub fn reset_when_dropped(&self) {
+        self.0.resets.set(true);
     }
 }
 
@@ -267,7 +289,7 @@ impl AsyncWrite for Stream {
             Socket::Ring(socket) => socket.poll_write(context, pieces),
             Socket::Epoll(socket) => socket.poll_write(context, pieces),
         })?;
-        this.taken.add(taken);
+        this.watch.add_taken(taken);
         Poll::Ready(Ok(taken))
     }
 

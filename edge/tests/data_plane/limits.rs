@@ -145,8 +145,21 @@ fn a_client_that_stops_reading_is_cut() {
         let mut client = https(edge.https, HOST);
         client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
         wait_until("the connection is cut", || edge.edge.open_connections() == 0);
+        // What the client does not take waits in the kernel too, for minutes after a mere close.
+        wait_until("the kernel keeps nothing for it", || sockets_that_close(edge.https.port()) == 0);
         drop(client);
     });
+}
+
+/// Connections to the port that are closed at our end, with bytes left to send.
+fn sockets_that_close(port: u16) -> usize {
+    const FIN_WAIT_1: &str = "04";
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_one = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words[1].ends_with(&format!(":{port:04X}")) && words[3] == FIN_WAIT_1
+    };
+    sockets.lines().filter(is_one).count()
 }
 
 #[test]
