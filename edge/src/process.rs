@@ -2,7 +2,7 @@
 
 use rustix::{
     process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    thread::{CpuSet, disable_transparent_huge_pages, sched_getaffinity, sched_setaffinity},
 };
 
 /// Keys never reach a core file, and no other process of this user may read our memory (promise P10).
@@ -13,6 +13,14 @@ pub fn forbid_dumps() {
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "the process stays dumpable");
+    }
+}
+
+/// The allocator asks for huge pages, and what it gives back piece by piece the kernel's daemon fills again to make one: after an
+/// attack, or for no reason at all. Without them small answers and handshakes cost the same, and memory is what is used.
+pub fn forbid_huge_pages() {
+    if let Err(error) = disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay in use");
     }
 }
 

@@ -112,6 +112,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     process::forbid_dumps();
+    process::forbid_huge_pages();
     let service = Service::new()?;
     let relaunch = Relaunch::of_this_process().context("how this program was started")?;
     let descriptors = process::raise_descriptor_limit();

@@ -161,6 +161,16 @@ fn a_standalone_file_is_served_and_measured_on_both_backends() {
     }
 }
 
+#[test]
+fn no_page_of_an_edge_is_huge() {
+    let edge = Running::start(prepare(), "auto");
+    let process = edge.child.id();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    // Absent before Linux 5.0.
+    let setting = status.lines().find_map(|line| line.strip_prefix("THP_enabled:"));
+    assert!(setting.is_none_or(|setting| setting.trim() == "0"), "{setting:?}");
+}
+
 /// The same in both modes; the fleet's is in `control_process.rs`.
 #[test]
 fn what_the_metrics_port_answers_the_admin_socket_does_too() {
