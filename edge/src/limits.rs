@@ -128,6 +128,9 @@ pub const DOZE_AFTER: Duration = Duration::from_secs(1);
 pub const WRITE_STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// A request body that brings no byte for this long ends its exchange.
 pub const BODY_STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// What a second of waiting for a body is worth: on a full edge, a client that sends less goes like an idle one. Apache's
+/// reqtimeout asks for 500 at all times, and so cuts streams of small messages.
+pub const BODY_BYTES_PER_SECOND_WORTH: u32 = 240;
 /// Longest request body; streamed, never held.
 pub const REQUEST_BODY_BYTES_MAX: u64 = 100 * 1024 * 1024;
 /// Then the connection is closed, so that load spreads over restarted edges and leaks stay bounded.

@@ -89,16 +89,18 @@ pub enum HandshakeEnd {
 pub enum Evicted {
     Handshake,
     Head,
+    Body,
     Idle,
 }
 
 impl Evicted {
-    const ALL: [Self; 3] = [Self::Handshake, Self::Head, Self::Idle];
+    const ALL: [Self; 4] = [Self::Handshake, Self::Head, Self::Body, Self::Idle];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
             Self::Head => "head",
+            Self::Body => "body",
             Self::Idle => "idle",
         }
     }

@@ -1,6 +1,7 @@
 //! The connections that one worker has open. A newcomer to a full edge gets the place of whoever has been without an exchange
 //! for longest: a visitor who asks for something goes before one who holds a connection and asks for nothing (slow heads,
-//! half-open handshakes, browsers that keep connections).
+//! half-open handshakes, browsers that keep connections). An exchange that waits for a body of a few bytes now and then counts
+//! as none. It is not cut where there is room: few bytes are what streams of messages and events consist of.
 //!
 //! Who that is is looked for among a few at a time, so that a flood of newcomers costs the same in a large edge: exact up to
 //! [`limits::SEATS_LOOKED_AT`] connections, and then the longest of that many, taken in turn.
@@ -122,6 +123,7 @@ impl Seat {
         match &*self.clock.borrow() {
             None => Evicted::Handshake,
             Some(clock) if clock.is_in_head() => Evicted::Head,
+            Some(clock) if clock.is_in_bodies() => Evicted::Body,
             Some(_) => Evicted::Idle,
         }
     }
@@ -130,7 +132,7 @@ impl Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::Deadlines;
+    use crate::{http::upload::Upload, limits::Deadlines};
 
     fn serving(seats: &Seats) -> (Rc<Seat>, Rc<ConnectionClock>) {
         let seat = seats.take();
@@ -165,6 +167,56 @@ mod tests {
         assert!(first.evicted.get());
         seats.leave(&first);
         assert_eq!(seats.count(), 0);
+    }
+
+    #[test]
+    fn a_body_that_drips_goes_before_one_that_flows_and_neither_where_all_do_more() {
+        let seats = Seats::new(Duration::from_secs(1));
+        let uploading = || {
+            let (seat, clock) = serving(&seats);
+            clock.exchange_begins();
+            let upload = Upload::new();
+            upload.tell(&clock);
+            upload.begin(false);
+            upload.awaits_client();
+            (seat, upload)
+        };
+        let [(flows, flowing), (drips, dripping), (answered, answering)] =
+            std::array::from_fn(|_| uploading());
+        std::thread::sleep(Duration::from_millis(20));
+        flowing.gave(1 << 20, false);
+        dripping.gave(1, false);
+        answering.gave(1, false);
+        let begun = clock::now();
+        let later = begun + Duration::from_secs(2);
+        assert_eq!(seats.evict(later), None, "the origin is to take what it was given");
+        for upload in [&flowing, &dripping, &answering] {
+            assert!(upload.awaits_client());
+        }
+        answering.answered();
+        assert_eq!(seats.evict(begun), None, "nobody for long enough");
+        assert_eq!(seats.evict(later), Some(Evicted::Body));
+        assert!(drips.evicted.get() && !flows.evicted.get());
+        assert_eq!(seats.evict(later), Some(Evicted::Body));
+        assert!(flows.evicted.get(), "after it has waited for as long");
+        assert_eq!(seats.evict(later), None);
+        assert!(!answered.evicted.get(), "its answer has begun");
+    }
+
+    #[test]
+    fn bytes_of_a_body_are_worth_time_and_none_is_saved_up() {
+        let (_seat, clock) = serving(&Seats::new(Duration::ZERO));
+        clock.exchange_begins();
+        clock.body_awaited(true);
+        let begun = clock.without_exchange_since().expect("it waits");
+        std::thread::sleep(Duration::from_millis(20));
+        clock.body_came(1);
+        let each = Duration::from_secs(1) / limits::BODY_BYTES_PER_SECOND_WORTH;
+        assert_eq!(clock.without_exchange_since(), Some(begun + each));
+        clock.body_came(1 << 30);
+        assert!(clock.without_exchange_since().is_some_and(|since| since <= clock::now()));
+        clock.body_awaited(false);
+        assert_eq!(clock.without_exchange_since(), None);
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Body for RequestBody {
                     Some(left) => this.bytes_left = left,
                     None => return this.fail(BodyFault::TooLarge),
                 }
-                this.upload.gave(this.is_end_stream() || this.size_hint().exact() == Some(0));
+                this.upload.gave(bytes, this.is_end_stream() || this.size_hint().exact() == Some(0));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -171,7 +171,7 @@ impl Body for RequestBody {
                 this.fail(BodyFault::Broken)
             }
             Poll::Ready(None) => {
-                this.upload.gave(true);
+                this.upload.gave(0, true);
                 Poll::Ready(None)
             }
         }

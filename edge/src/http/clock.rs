@@ -21,6 +21,10 @@ pub struct ConnectionClock {
     open_exchanges: Cell<u32>,
     tunnels: Cell<u32>,
     travelling: Cell<u32>,
+    /// Of the open exchanges those that wait for their client to go on with a body, without an answer so far.
+    awaited: Cell<u32>,
+    /// As far as the bytes of such bodies are worth the wait.
+    worth_until: Cell<Instant>,
     /// The end of the last exchange, or the start of the connection.
     idle_since: Cell<Instant>,
     /// A request head has begun and not ended.
@@ -93,6 +97,8 @@ impl ConnectionClock {
             open_exchanges: Cell::new(0),
             tunnels: Cell::new(0),
             travelling: Cell::new(0),
+            awaited: Cell::new(0),
+            worth_until: Cell::new(now),
             idle_since: Cell::new(now),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
@@ -112,8 +118,10 @@ impl ConnectionClock {
     pub fn exchange_begins(&self) -> bool {
         self.open_exchanges.set(self.open_exchanges.get() + 1);
         self.exchanges.set(self.exchanges.get() + 1);
+        let now = clock::now();
+        self.worth_until.set(now);
         let goes_on = self.exchanges.get() < limits::EXCHANGES_PER_CONNECTION_MAX
-            && clock::now().duration_since(self.opened) < self.deadlines.connection_age;
+            && now.duration_since(self.opened) < self.deadlines.connection_age;
         self.had_enough.set(!goes_on);
         goes_on
     }
@@ -168,17 +176,39 @@ impl ConnectionClock {
         self.idle_since.set(clock::now());
     }
 
+    /// An exchange begins to wait for the next piece of its request's body, or does so no longer.
+    pub(crate) fn body_awaited(&self, begins: bool) {
+        let awaited = self.awaited.get();
+        self.awaited.set(if begins { awaited + 1 } else { awaited.saturating_sub(1) });
+    }
+
+    /// So many bytes of a request's body have come.
+    pub(crate) fn body_came(&self, bytes: usize) {
+        let worth = Duration::from_secs(bytes as u64) / limits::BODY_BYTES_PER_SECOND_WORTH;
+        self.worth_until.set((self.worth_until.get() + worth).min(clock::now()));
+    }
+
+    /// Whether all that is under way are requests whose clients have more to send.
+    pub fn is_in_bodies(&self) -> bool {
+        self.open_exchanges.get() > 0 && self.awaited.get() == self.open_exchanges.get()
+    }
+
     /// Since when nothing is under way, not even a head.
     pub fn quiet_since(&self) -> Option<Instant> {
         let is_quiet = self.open_exchanges.get() == 0 && self.head_since.get().is_none();
         is_quiet.then(|| self.idle_since.get())
     }
 
-    /// Since when no exchange is under way, whatever else is; `None`: one is, or its answer is still being sent.
+    /// Since when no exchange is under way, whatever else is; `None`: one is, or its answer is still being sent. One that only
+    /// waits for its client is none for the time that the bytes of its body are not worth.
     pub fn without_exchange_since(&self) -> Option<Instant> {
-        let is_sending =
-            self.answers_travel() || self.unflushed.get() || self.write_blocked_since.get().is_some();
-        (self.open_exchanges.get() == 0 && !is_sending).then(|| self.idle_since.get())
+        if self.answers_travel() || self.unflushed.get() || self.write_blocked_since.get().is_some() {
+            return None;
+        }
+        match self.open_exchanges.get() {
+            0 => Some(self.idle_since.get()),
+            _ => self.is_in_bodies().then(|| self.worth_until.get()),
+        }
     }
 
     /// The rest of an answer is with the transport, which keeps it until the client has it.

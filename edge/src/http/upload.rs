@@ -5,11 +5,12 @@
 //! is not to blame.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use super::body::BodyFault;
+use super::{body::BodyFault, clock::ConnectionClock};
 use crate::clock;
 
 /// Shared by a request's body and whoever waits for the answer.
@@ -17,6 +18,8 @@ use crate::clock;
 pub(crate) struct Upload {
     progress: Cell<Progress>,
     fault: Cell<Option<BodyFault>>,
+    /// Of the client's connection, until the answer begins.
+    clock: RefCell<Option<Rc<ConnectionClock>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,24 +40,49 @@ pub(crate) enum Overdue {
 }
 
 impl Upload {
-    pub(super) fn new() -> Self {
-        Self { progress: Cell::new(Progress::Offered(clock::now())), fault: Cell::default() }
+    pub(crate) fn new() -> Self {
+        let progress = Cell::new(Progress::Offered(clock::now()));
+        Self { progress, fault: Cell::default(), clock: RefCell::default() }
+    }
+
+    /// Tells the client's connection how it goes, until the answer begins.
+    pub(crate) fn tell(&self, clock: &Rc<ConnectionClock>) {
+        *self.clock.borrow_mut() = Some(Rc::clone(clock));
     }
 
     /// The request is given to an origin.
     pub(crate) fn begin(&self, is_empty: bool) {
-        self.gave(is_empty);
+        self.gave(0, is_empty);
     }
 
     /// A piece was given for the origin, the last one or not.
-    pub(super) fn gave(&self, is_last: bool) {
+    pub(crate) fn gave(&self, bytes: usize, is_last: bool) {
         let now = clock::now();
-        self.progress.set(if is_last { Progress::Whole(now) } else { Progress::Offered(now) });
+        let before =
+            self.progress.replace(if is_last { Progress::Whole(now) } else { Progress::Offered(now) });
+        if let Some(clock) = &*self.clock.borrow() {
+            clock.body_came(bytes);
+            if matches!(before, Progress::Awaited) {
+                clock.body_awaited(false);
+            }
+        }
     }
 
     /// More is wanted and the client has sent nothing yet; `true` when that begins.
-    pub(super) fn awaits_client(&self) -> bool {
-        !matches!(self.progress.replace(Progress::Awaited), Progress::Awaited)
+    pub(crate) fn awaits_client(&self) -> bool {
+        let begins = !matches!(self.progress.replace(Progress::Awaited), Progress::Awaited);
+        if begins && let Some(clock) = &*self.clock.borrow() {
+            clock.body_awaited(true);
+        }
+        begins
+    }
+
+    /// From now on the client is not only waited for, but served.
+    pub(crate) fn answered(&self) {
+        let clock = self.clock.take();
+        if let Some(clock) = clock.filter(|_| matches!(self.progress.get(), Progress::Awaited)) {
+            clock.body_awaited(false);
+        }
     }
 
     /// Since when the origin has been given all.
@@ -91,5 +119,11 @@ impl Upload {
             }
             tokio::time::sleep_until(deadline.into()).await;
         }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.answered();
     }
 }

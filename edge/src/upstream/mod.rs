@@ -87,6 +87,9 @@ pub(crate) async fn forward(
 ) -> Result<Answer, Dropped> {
     body.set_stall(forwarding.context.worker.edge.deadlines.body_stall);
     let upload = body.upload();
+    if !body.is_end_stream() {
+        upload.tell(&forwarding.context.clock);
+    }
     if let Some(length) = parts.headers.get(header::CONTENT_LENGTH)
         && length
             .to_str()
@@ -104,6 +107,7 @@ pub(crate) async fn forward(
         suspension = forwarding.host.cut(now_ms) => return suspended(&suspension),
         result = exchange(&parts, body, forwarding) => result,
     };
+    upload.answered();
     let Unserved { error, tried } = match result {
         Ok(answer) => return Ok(answer),
         Err(unserved) => unserved,

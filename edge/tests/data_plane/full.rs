@@ -40,6 +40,8 @@ const SERIES: [&str; 4] = [
     "portico_edge_connections_refused_total",
 ];
 
+const CUT_BODIES: &str = "portico_edge_connections_evicted_total{reason=\"body\"}";
+
 impl Stage {
     fn new(backend: Backend, connections_max: usize) -> Self {
         let alone = alone();
@@ -131,6 +133,29 @@ fn newcomers_get_the_places_of_half_open_slow_and_idle_connections_in_this_order
         stage.answers.store(true, Ordering::SeqCst);
         assert_eq!(busy.answer().text(), "late", "an exchange under way is never cut");
         assert_eq!(stage.counts(), [1.0, 1.0, 3.0, 0.0]);
+    });
+}
+
+/// Against clients who hold an origin's connection by a byte now and then; where there is room nobody is cut for that.
+#[test]
+fn a_body_of_few_bytes_gives_its_place_to_a_newcomer() {
+    on_each_backend(|backend| {
+        let stage = Stage::new(backend, 2);
+        let edge = &stage.edge;
+        let mut busy = stage.busy();
+        let (before, cut_before) = (stage.origin.connections(), edge.metric(CUT_BODIES));
+        let mut drips = https(edge.https, SLOW);
+        drips.send(format!("POST / HTTP/1.1\r\nHost: {SLOW}\r\nContent-Length: 100\r\n\r\n"));
+        drips.send("x");
+        stage.opens(2);
+        wait_until("it is at the origin", || stage.origin.connections() > before);
+        wait_until("a newcomer has its place", || {
+            http2_get(edge.https, Some(HOST), HOST, "/").is_ok_and(|answer| answer.status == 200)
+        });
+        assert!(drips.closes());
+        assert_eq!(edge.metric(CUT_BODIES), cut_before + 1.0);
+        stage.answers.store(true, Ordering::SeqCst);
+        assert_eq!(busy.answer().text(), "late");
     });
 }
 
