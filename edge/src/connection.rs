@@ -45,11 +45,12 @@ pub(crate) async fn serve(
             if source.take_handshake().is_err() {
                 return;
             }
-            let accepting = tls::accept(stream, &worker.edge);
+            let accepting = tls::accept(stream, &source, &worker.edge);
             let Some(accepted) = Box::pin(accepting).await else { return };
             let tls::Accepted { stream, shown, handshake } = *accepted;
             if handshake.resumed {
                 source.handshake_was_resumed();
+                source.give_signature_back(shown.credential.key_type());
             }
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let protocol = if h2 { Protocol::Http2 } else { Protocol::Http1 };

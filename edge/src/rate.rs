@@ -67,6 +67,21 @@ impl Meter {
         })
     }
 
+    /// Takes `units` while what was taken before is within the burst, however many they are: so that what costs more than a
+    /// whole burst is not shut out for ever, and is paid for afterwards.
+    ///
+    /// # Errors
+    /// How long until then; nothing was taken.
+    pub fn take_on_credit(&self, rate: Rate, units: u64, now: Duration) -> Result<(), Duration> {
+        let now = nanoseconds(now);
+        let most = now.saturating_add(rate.ahead);
+        let cost = rate.cost(units);
+        let taken = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| {
+            (paid_at <= most).then_some(paid_at.max(now).saturating_add(cost))
+        });
+        taken.map(drop).map_err(|paid_at| Duration::from_nanos(paid_at.saturating_sub(most)))
+    }
+
     /// Takes `units` in any case, and says how long to wait until it is their turn.
     pub fn queue(&self, rate: Rate, units: u64, now: Duration) -> Duration {
         let now = nanoseconds(now);
@@ -93,7 +108,7 @@ impl Meter {
 
     /// Gives `numerator / denominator` of one unit back.
     pub fn give_back(&self, rate: Rate, (numerator, denominator): (u64, u64)) {
-        let back = rate.each.saturating_mul(numerator) / denominator;
+        let back = rate.cost(numerator) / denominator;
         let _previous = self
             .paid_at
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid_at| Some(paid_at.saturating_sub(back)));
@@ -153,6 +168,17 @@ mod tests {
             assert!(taken < 100, "for ever");
         }
         assert_eq!(taken, 9, "each costs a quarter, and a whole one has to fit");
+    }
+
+    #[test]
+    fn what_is_taken_on_credit_is_paid_for_afterwards() {
+        let (meter, rate) = (Meter::default(), Rate::new(10, 3));
+        assert_eq!(meter.take_on_credit(rate, 40, START), Ok(()), "more than the burst");
+        assert_eq!(meter.take_on_credit(rate, 1, START), Err(Duration::from_millis(3700)));
+        assert!(meter.take(rate, START + Duration::from_millis(3700)).is_err());
+        assert_eq!(meter.take(rate, START + Duration::from_millis(3800)), Ok(()));
+        meter.give_back(rate, (40, 1));
+        assert!(meter.is_settled(START + Duration::from_millis(100)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::{
 
 use foldhash::quality::RandomState;
 use ipnet::IpNet;
+use portico_cert_store::KeyType;
 
 use crate::{
     clock, limits,
@@ -215,10 +216,33 @@ impl Source {
         taken.map_err(|_| self.sources.refuse(self.address, Limited::SourceHandshakes))
     }
 
+    /// Takes what a signature by a key of this type costs beside the handshake, before it is made where that can be.
+    ///
+    /// # Errors
+    /// [`Refused`], counted: those before have not been paid for.
+    pub fn take_signature(&self, key: KeyType) -> Result<(), Refused> {
+        let (Some(slot), Some(rate)) = (self.slot, self.sources.limits.handshakes) else { return Ok(()) };
+        let more = signature_price(key);
+        if more == 0 {
+            return Ok(());
+        }
+        let taken = self.sources.slots[slot].handshakes.take_on_credit(rate, more, clock::uptime());
+        taken.map_err(|_| self.sources.refuse(self.address, Limited::SourceHandshakes))
+    }
+
+    /// The signature that was taken turned out not to be needed.
+    pub fn give_signature_back(&self, key: KeyType) {
+        self.give_back((signature_price(key), 1));
+    }
+
     /// The handshake was a resumed one: that is known when it has ended, and costs a fraction of a full one.
     pub fn handshake_was_resumed(&self) {
+        self.give_back(limits::SOURCE_RESUMED_BACK);
+    }
+
+    fn give_back(&self, share: (u64, u64)) {
         if let (Some(slot), Some(rate)) = (self.slot, self.sources.limits.handshakes) {
-            self.sources.slots[slot].handshakes.give_back(rate, limits::SOURCE_RESUMED_BACK);
+            self.sources.slots[slot].handshakes.give_back(rate, share);
         }
     }
 
@@ -240,6 +264,17 @@ impl Drop for Source {
         if let Some(slot) = self.slot {
             self.sources.slots[slot].open.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// In handshakes with ECDSA P-256.
+fn signature_price(key: KeyType) -> u64 {
+    match key {
+        KeyType::EcdsaP256 | KeyType::Ed25519 => 0,
+        KeyType::EcdsaP384 => limits::SOURCE_P384_MORE,
+        KeyType::Rsa2048 => limits::SOURCE_RSA2048_MORE,
+        KeyType::Rsa3072 => limits::SOURCE_RSA3072_MORE,
+        KeyType::Rsa4096 => limits::SOURCE_RSA4096_MORE,
     }
 }
 

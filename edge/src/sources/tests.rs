@@ -78,6 +78,30 @@ fn a_resumed_handshake_costs_a_quarter() {
     assert!((3_990..4_400).contains(&resumed), "{resumed}");
 }
 
+#[test]
+fn signatures_cost_by_what_they_take() {
+    // So slow that no time passes for it.
+    let limits = SourceLimits { handshakes: Some(Rate::new(1, 1_000)), ..SourceLimits::none() };
+    let handshakes = |key| {
+        let sources = sources(limits.clone());
+        let source = sources.connect(address("192.0.2.1")).expect("the first");
+        let taken = |_: &u32| source.take_handshake().is_ok() && source.take_signature(key).is_ok();
+        let full = (0..100_000_u32).take_while(taken).count();
+        source.give_signature_back(key);
+        full
+    };
+    for (key, more) in [
+        (KeyType::EcdsaP256, 0),
+        (KeyType::EcdsaP384, limits::SOURCE_P384_MORE),
+        (KeyType::Rsa2048, limits::SOURCE_RSA2048_MORE),
+        (KeyType::Rsa3072, limits::SOURCE_RSA3072_MORE),
+        (KeyType::Rsa4096, limits::SOURCE_RSA4096_MORE),
+    ] {
+        let (counted, expected) = (handshakes(key) as u64, 1_000 / (1 + more));
+        assert!((expected..=expected + expected / 10 + 1).contains(&counted), "{key}: {counted}");
+    }
+}
+
 /// More addresses than slots: the table forgets those that say nothing and keeps those with connections.
 #[test]
 fn the_table_is_bounded_and_forgets_who_has_nothing_open() {

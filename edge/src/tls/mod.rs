@@ -40,6 +40,7 @@ use crate::{
     live::{ClientAuth, Live, TenantConnection, UnknownSni},
     metrics::{HandshakeEnd, Limited},
     server::Edge,
+    sources::Source,
 };
 
 /// What a connection was shown; the authority rule is decided against it.
@@ -175,10 +176,10 @@ pub struct Accepted {
 
 /// Does the handshake of one connection, within its deadline. `None`: nothing to serve; the client got
 /// its alert where it is owed one, and the end is counted.
-pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
+pub(crate) async fn accept(stream: Stream, source: &Source, edge: &Edge) -> Option<Box<Accepted>> {
     let metrics = &edge.metrics;
     let started = clock::now();
-    let handshake = Box::pin(handshake(stream, edge));
+    let handshake = Box::pin(handshake(stream, source, edge));
     let result = match tokio::time::timeout(edge.deadlines.handshake, handshake).await {
         Ok(result) => result,
         Err(_) => Err(HandshakeEnd::TimedOut),
@@ -200,7 +201,7 @@ pub async fn accept(stream: Stream, edge: &Edge) -> Option<Box<Accepted>> {
     }
 }
 
-async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, HandshakeEnd> {
+async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<Box<Accepted>, HandshakeEnd> {
     let (live, configs) = (&edge.live, &edge.tls);
     stream.set_read_budget(Some(limits::CLIENT_HELLO_BYTES_MAX));
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(failed)?;
@@ -217,6 +218,8 @@ async fn handshake(mut stream: Stream, edge: &Edge) -> Result<Box<Accepted>, Han
                 refuse(start.io, AlertDescription::InternalError).await;
                 return Err(HandshakeEnd::TenantConnections);
             }
+            // Closed without a word, as a connection that comes when its address has used up its handshakes.
+            source.take_signature(shown.credential.key_type()).map_err(|_| HandshakeEnd::Failed)?;
             (configs.serving(&shown, hello.prefers_chacha, key), shown)
         }
         Selection::Challenge { config } => {

@@ -12,7 +12,7 @@ use http::{HeaderMap, Method};
 use portico_api::distribution as wire;
 use portico_cert_store::{
     CellId, CellKey, CellKeys, CertificateChain, ChainInterner, CredentialId, DomainId, Generation, GroupId,
-    LineageId, PrivateKey, SealContext, TenantId, UnixTime,
+    KeyType, LineageId, PrivateKey, SealContext, TenantId, UnixTime,
 };
 use portico_edge::live::{
     Batch, BatchKind, Checks, Host, Live, LivePublisher, Published, Rejected, Route, StagingContext, stage,
@@ -197,15 +197,26 @@ pub fn mint_operators(names: &[&str]) -> Minted {
     mint_for("operator", names, NOW - 86_400, NOW + 60 * 86_400)
 }
 
+/// With a key of another type.
+pub fn mint_with_key(tenant: TenantId, names: &[&str], key: KeyType) -> Minted {
+    let key = PrivateKey::generate(key).unwrap();
+    let key = rcgen::KeyPair::try_from(key.secret_der()).unwrap();
+    mint_by(&key, &tenant.to_string(), names, NOW - 86_400, NOW + 60 * 86_400)
+}
+
 fn mint_for(key_tenant: &str, names: &[&str], from: u64, to: u64) -> Minted {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    mint_by(&key, key_tenant, names, from, to)
+}
+
+fn mint_by(key: &rcgen::KeyPair, key_tenant: &str, names: &[&str], from: u64, to: u64) -> Minted {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = rcgen::CertificateParams::new(names).unwrap();
     let date =
         |seconds: u64| time::OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap()).unwrap();
     params.not_before = date(from);
     params.not_after = date(to);
-    let certificate = params.self_signed(&key).unwrap();
+    let certificate = params.self_signed(key).unwrap();
     let leaf = certificate.der().to_vec();
     let chain = CertificateChain::parse_der(vec![CertificateDer::from(leaf.clone())]).unwrap();
     let spki_sha256 = chain.facts().spki_sha256;
