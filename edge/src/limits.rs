@@ -405,11 +405,28 @@ pub const H3_CLOSE_LINGER: Duration = Duration::from_secs(3);
 /// Answer bytes that one connection's client has not acknowledged: at first, and at most on a path that carries as much.
 pub const QUIC_SEND_WINDOW_FIRST_BYTES: u64 = 128 * 1024;
 pub const QUIC_SEND_WINDOW_BYTES: u64 = 1024 * 1024;
+/// What a client may send ahead on one connection: at first, and at most when it has sent as much that was read.
+pub const QUIC_RECEIVE_WINDOW_FIRST_BYTES: u32 = 256 * 1024;
+pub const QUIC_RECEIVE_WINDOW_BYTES: u32 = H2_CONNECTION_WINDOW_BYTES;
+/// Frames of a QUIC client that are neither padding nor a stream's: how many it may have ahead, and how many more each second.
+/// Requests and the packets that we send pay for further ones.
+pub const QUIC_FRAMES_BURST: u32 = 1000;
+pub const QUIC_FRAMES_PER_SECOND: u32 = 50;
+/// What a request pays for: its end, its reset, its windows, and acknowledgements of what is said about it.
+pub const QUIC_FRAMES_PER_REQUEST: u32 = 8;
+/// All frames of a handshake. Browsers cut a ClientHello into some dozens.
+pub const QUIC_HANDSHAKE_FRAMES: u32 = 200;
+/// Pieces of streams below this size that may be held unread, at some 100 bytes each; larger ones are bounded by the windows.
+pub const QUIC_PIECES_MAX: u32 = 1000;
+pub const QUIC_PIECE_BYTES: u64 = 512;
 /// Handshakes of one worker from which on clients have to show their address first (Retry, RFC 9000 section 8.1.2).
 pub const QUIC_HALF_OPEN_BEFORE_RETRY: usize = 100;
+/// The same of all workers together. Each takes some 8 KiB, and below 64 with all that its client may make us hold: what is
+/// held for addresses that may be forged stays below 64 MiB.
+pub const QUIC_HALF_OPEN_OF_ALL: usize = 1000;
 /// A Retry token is good for this long.
 pub const QUIC_RETRY_TOKEN_LIFE: Duration = Duration::from_secs(15);
-/// Connection attempts that wait to be looked at, and bytes held for one of them and for all.
+/// Connection attempts of one worker that wait to be looked at; bytes held for one of them, and for all of all workers.
 pub const QUIC_INCOMING_MAX: usize = 1024;
 pub const QUIC_INCOMING_BYTES: u64 = 64 * 1024;
 pub const QUIC_INCOMING_BYTES_TOTAL: u64 = 16 * 1024 * 1024;

@@ -5,13 +5,15 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portico_cert_store::KeyType;
 use portico_edge::io::Backend;
-use portico_edge::limits::SOURCE_RESUMED_BACK;
+use portico_edge::limits::{SOURCE_RESUMED_BACK, SOURCE_RSA2048_MORE};
 use portico_edge::rate::Rate;
 use portico_edge::sources::SourceLimits;
 use quinn::crypto::rustls::QuicClientConfig;
 
 use crate::client::{Https, any_version, http2_get, https_over, plain, plain_over, runtime, tcp_from};
+use crate::fleet;
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::http3_client::http3_get;
 
@@ -62,6 +64,35 @@ fn an_address_has_a_share_of_the_connections() {
         drop(kept);
         wait_until("the places are free again", || edge.edge.open_connections() == 0);
         assert_eq!(plain(edge.http).get(HOST, "/").status, 200);
+    });
+}
+
+#[test]
+fn a_handshake_with_an_rsa_key_takes_more_of_the_share() {
+    on_each_backend(|backend| {
+        let handshakes = |http3: bool| {
+            let sources =
+                SourceLimits { handshakes: slow(10 * (1 + SOURCE_RSA2048_MORE)), ..SourceLimits::none() };
+            let mut edge = TestEdge::with(backend, Setup { sources, http3, ..Setup::default() });
+            let served = edge.serve(&[HOST]);
+            let minted = fleet::mint_with_key(served.tenant, &[HOST], KeyType::Rsa2048);
+            edge.apply(vec![fleet::credential(served.lineage, 2, served.tenant, &minted.body)]);
+            let over_quic = |_: &i32| http3_get(edge.https, Some(HOST), HOST, "/").is_ok();
+            let over_tls = |_: &i32| https_from(GREEDY, &edge).is_ok();
+            let count =
+                if http3 { (0..20).filter(over_quic).count() } else { (0..20).filter(over_tls).count() };
+            (edge, count)
+        };
+        let (edge, count) = handshakes(false);
+        assert_eq!(count, 10);
+        // Who resumes is asked for no signature, and pays for none.
+        let config = any_version(&["http/1.1"]);
+        let resumed = (0..20).filter(|_| {
+            let client = https_over(tcp_from(NEIGHBOUR, edge.https), Some(HOST), config.clone());
+            client.is_ok_and(|mut client| client.get(HOST, "/").status == 200)
+        });
+        assert_eq!(resumed.count(), 20);
+        assert_eq!(handshakes(true).1, 10, "over QUIC");
     });
 }
 

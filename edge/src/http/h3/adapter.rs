@@ -18,6 +18,7 @@ use bytes::{Buf, Bytes};
 use quinn::{ReadError, VarInt, WriteError};
 
 use super::frames::FrameScanner;
+use super::receive_window::Received;
 
 /// Largest piece taken from a stream at once.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -49,6 +50,8 @@ pub struct Accepting {
     rejected_from: Cell<Option<u64>>,
     last: RefCell<Option<Accepted>>,
     next_id: Cell<u64>,
+    /// Hears of all that is read; none on a client's side.
+    received: Option<Rc<Received>>,
 }
 
 /// The request stream that was accepted last.
@@ -73,6 +76,7 @@ pub struct SendStream<B> {
 pub struct RecvStream {
     stream: quinn::RecvStream,
     watch: Watch,
+    received: Option<Rc<Received>>,
     ended: bool,
 }
 
@@ -108,6 +112,10 @@ impl Connection {
 }
 
 impl Accepting {
+    pub(super) fn counting(received: Rc<Received>) -> Self {
+        Self { received: Some(received), ..Self::default() }
+    }
+
     /// Rejects every request stream that was not accepted yet.
     pub fn reject_the_rest(&self) {
         self.rejected_from.set(Some(self.next_id.get()));
@@ -141,7 +149,8 @@ impl<B: Buf> quic::Connection<B> for Connection {
         let stream = ready!(self.accept_uni.as_mut().poll(context)).map_err(connection_error)?;
         self.accept_uni = accept_uni(&self.connection);
         let watch = Watch::Control { bytes_left: CONTROL_BYTES_MAX };
-        Poll::Ready(Ok(RecvStream { stream, watch, ended: false }))
+        let received = self.shared.received.clone();
+        Poll::Ready(Ok(RecvStream { stream, watch, received, ended: false }))
     }
 
     fn poll_accept_bidi(
@@ -152,7 +161,7 @@ impl<B: Buf> quic::Connection<B> for Connection {
             let (send, recv) = ready!(self.accept_bidi.as_mut().poll(context)).map_err(connection_error)?;
             self.accept_bidi = accept_bidi(&self.connection);
             let id = u64::from(VarInt::from(send.id()));
-            let mut stream = BidiStream::<B>::requested(send, recv);
+            let mut stream = BidiStream::<B>::requested(send, recv, self.shared.received.clone());
             if self.shared.rejected_from.get().is_some_and(|from| id >= from) {
                 quic::SendStream::<B>::reset(&mut stream, Code::H3_REQUEST_REJECTED.value());
                 quic::RecvStream::stop_sending(&mut stream, Code::H3_REQUEST_REJECTED.value());
@@ -209,7 +218,7 @@ impl<B: Buf> quic::OpenStreams<B> for Opener {
         let opened = ready!(opening.as_mut().poll(context));
         self.open_bidi = None;
         let (send, recv) = opened.map_err(lost_with_connection)?;
-        let recv = RecvStream { stream: recv, watch: Watch::Own, ended: false };
+        let recv = RecvStream { stream: recv, watch: Watch::Own, received: None, ended: false };
         Poll::Ready(Ok(BidiStream { send: SendStream::new(send), recv }))
     }
 
@@ -239,9 +248,9 @@ impl Clone for Opener {
 }
 
 impl<B: Buf> BidiStream<B> {
-    fn requested(send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
+    fn requested(send: quinn::SendStream, recv: quinn::RecvStream, received: Option<Rc<Received>>) -> Self {
         let watch = Watch::Request { scanner: FrameScanner::default(), account: Rc::default() };
-        Self { send: SendStream::new(send), recv: RecvStream { stream: recv, watch, ended: false } }
+        Self { send: SendStream::new(send), recv: RecvStream { stream: recv, watch, received, ended: false } }
     }
 
     fn accepted(&self) -> Accepted {
@@ -337,6 +346,9 @@ impl quic::RecvStream for RecvStream {
                 Watch::Control { .. } | Watch::Own => Ok(None),
             });
         };
+        if let Some(received) = &self.received {
+            received.read(chunk.bytes.len());
+        }
         match &mut self.watch {
             Watch::Control { bytes_left } => *bytes_left -= chunk.bytes.len(),
             Watch::Own => {}

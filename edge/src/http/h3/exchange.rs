@@ -27,6 +27,9 @@ type Stream = RequestStream<BidiStream<Bytes>, Bytes>;
 type Send = RequestStream<SendStream<Bytes>, Bytes>;
 type Recv = RequestStream<RecvStream, Bytes>;
 
+/// A request with its stream, and what is wrong with its pseudo-header fields.
+type Head = (Request<()>, Stream, Result<(), PseudoFault>);
+
 /// Ends when the client has all of the answer, or is gone.
 type Settled = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -69,7 +72,13 @@ pub(super) fn start(
     let context = Rc::clone(context);
     let exchanges = Rc::clone(exchanges);
     tokio::task::spawn_local(async move {
-        let ended = Box::pin(exchange(resolver, accepted, &exchanges.window, &context)).await;
+        // A head that does not come is waited for without room for the rest: a client may have a hundred of them.
+        let resolving = Box::pin(tokio::time::timeout(context.clock.deadlines().header, resolve(resolver)));
+        let ended = match resolving.await {
+            Ok(Ok(head)) => Box::pin(exchange(head, accepted, &exchanges.window, &context)).await,
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Broken::SlowHead),
+        };
         let broken = match ended {
             Ok(Answered { settled, leftover }) => {
                 context.clock.answer_travels();
@@ -116,13 +125,11 @@ impl Drop for Open {
 }
 
 async fn exchange(
-    resolver: Resolver,
+    (request, stream, pseudo): Head,
     accepted: Accepted,
     window: &SendWindow,
     context: &Rc<ConnectionContext>,
 ) -> Result<Answered, Broken> {
-    let head = tokio::time::timeout(context.clock.deadlines().header, resolve(resolver));
-    let (request, stream, pseudo) = head.await.map_err(|_| Broken::SlowHead)??;
     let Accepted { account, mut settled } = accepted;
     let (mut send, recv) = stream.split();
     if let Err(fault) = pseudo {
@@ -142,9 +149,10 @@ async fn exchange(
             return Err(Broken::Malformed(why));
         }
     };
+    // Boxed: what is sent for a long time needs no room for how it was come by.
     let answer = tokio::select! {
         biased;
-        answer = serve_exchange(request, context) => answer,
+        answer = Box::pin(serve_exchange(request, context)) => answer,
         () = &mut settled => return Err(Broken::GivenUp),
     };
     match answer {
@@ -164,9 +172,7 @@ async fn exchange(
 }
 
 /// The request's head, and what h3 does not say about its pseudo-header fields.
-async fn resolve(
-    mut resolver: Resolver,
-) -> Result<(Request<()>, Stream, Result<(), PseudoFault>), StreamError> {
+async fn resolve(mut resolver: Resolver) -> Result<Head, StreamError> {
     let frame = poll_fn(|context| resolver.frame_stream.poll_next(context)).await;
     let pseudo = match &frame {
         Ok(Some(Frame::Headers(section))) => pseudo::check(section),

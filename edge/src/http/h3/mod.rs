@@ -10,10 +10,12 @@ mod body;
 mod exchange;
 mod frames;
 mod pseudo;
+mod receive_window;
 mod send_window;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::h3::error::Code;
@@ -23,10 +25,12 @@ use quinn::VarInt;
 use tokio::sync::Notify;
 
 use self::adapter::Accepting;
+use self::receive_window::Received;
 use self::send_window::SendWindow;
 use super::clock::Expired;
 use super::drive::Ended;
 use crate::exchange::ConnectionContext;
+use crate::listen::quic::FrameBudget;
 use crate::{clock, limits};
 
 type H3Connection = server::Connection<adapter::Connection, Bytes>;
@@ -41,8 +45,13 @@ struct Exchanges {
 }
 
 /// Serves exchanges until the connection ends.
-pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>) -> Ended {
-    let shared = Rc::new(Accepting::default());
+pub async fn serve(
+    connection: quinn::Connection,
+    budget: Arc<FrameBudget>,
+    context: Rc<ConnectionContext>,
+) -> Ended {
+    let received = Received::new(connection.clone(), Arc::clone(&budget));
+    let shared = Rc::new(Accepting::counting(Rc::new(received)));
     let adapter = adapter::Connection::new(connection.clone(), Rc::clone(&shared));
     let mut builder = server::builder();
     builder.max_field_section_size(limits::HEADER_BYTES_MAX as u64).send_grease(false);
@@ -58,7 +67,14 @@ pub async fn serve(connection: quinn::Connection, context: Rc<ConnectionContext>
     let window = SendWindow::new(connection.clone());
     let (open, ended, arrived) = (Cell::new(0), Notify::new(), Notify::new());
     let exchanges = Rc::new(Exchanges { open, ended, arrived, window });
-    let ended = accept(&mut h3, &shared, &exchanges, &context).await;
+    let ended = tokio::select! {
+        biased;
+        () = budget.flood() => {
+            context.clock.abuse();
+            Next::Ended(Ended::Failed)
+        }
+        ended = accept(&mut h3, &shared, &exchanges, &context) => ended,
+    };
     let ended = match ended {
         Next::Finish => finish(&mut h3, &connection, &shared, &exchanges, &context).await,
         Next::Expired(expired) => {

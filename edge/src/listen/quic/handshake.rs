@@ -1,16 +1,19 @@
 //! The handshake of one QUIC connection, to its end or to where early data can be read.
 
+use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ::h3::error::Code;
+use portico_cert_store::KeyType;
 use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
 
 use super::Slot;
 use super::crypto::{self, Finished};
+use super::frame_budget::{Budgeted, FrameBudget};
 use crate::clock;
 use crate::exchange::{ConnectionContext, Handshaking, Protocol};
 use crate::http::budget::ConnectionBudget;
@@ -48,7 +51,7 @@ pub(super) async fn handshake(
     slot: &Rc<Slot>,
     incoming: quinn::Incoming,
     (source, half_open): (Option<Source>, HalfOpen),
-) -> Option<(quinn::Connection, Rc<ConnectionContext>)> {
+) -> Option<(quinn::Connection, Arc<FrameBudget>, Rc<ConnectionContext>)> {
     let (worker, bound) = (&slot.worker, &slot.bound);
     let metrics = &worker.edge.metrics;
     let started = clock::now();
@@ -56,7 +59,8 @@ pub(super) async fn handshake(
     let local = SocketAddr::new(incoming.local_ip().unwrap_or(address.ip()), address.port());
     let server = slot.server_for(incoming.remote_address().ip());
     let deadline = worker.edge.deadlines.handshake;
-    let (connection, rest) = match tokio::time::timeout(deadline, begin(incoming, server)).await {
+    let beginning = begin(incoming, server, source.as_ref());
+    let (connection, rest) = match tokio::time::timeout(deadline, beginning).await {
         Ok(Ok(begun)) => begun,
         Ok(Err(error)) => {
             tracing::trace!(%error, "a QUIC handshake failed");
@@ -72,8 +76,9 @@ pub(super) async fn handshake(
             return None;
         }
     };
-    let finished = connection.handshake_data().and_then(|data| data.downcast::<Finished>().ok())?;
-    let Finished { mut shown, sni, resumed, .. } = *finished;
+    let (finished, budget) = finished(connection.handshake_data()?)?;
+    let Finished { mut shown, sni, resumed, .. } = finished;
+    budget.begins();
     let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'_>>>().ok());
     shown.client = chain.and_then(|chain| ClientIdentity::of(&chain)).map(Arc::new);
     let early = match rest {
@@ -85,7 +90,10 @@ pub(super) async fn handshake(
     };
     let peer = connection.remote_address();
     // It is the client's own: shown by the handshake, or by the one that made the session of the early data.
-    let Ok(source) = source.map_or_else(|| begun(worker, peer.ip()), Ok) else {
+    let key = shown.credential.key_type();
+    let paid =
+        || begun(worker, peer.ip()).and_then(|source| pay_signature(&source, key, resumed).map(|()| source));
+    let Ok(source) = source.map_or_else(paid, Ok) else {
         connection.close(code(Code::H3_EXCESSIVE_LOAD), b"");
         return None;
     };
@@ -114,18 +122,33 @@ pub(super) async fn handshake(
         trusted: bound.config.trusted_proxies.clone(),
         early,
     });
-    Some((connection, context))
+    Some((connection, budget, context))
 }
 
-/// To the end of the handshake, or only so far that early data can be read; then with the rest of it.
+/// What the session says, and what its frames may cost.
+fn finished(data: Box<dyn Any>) -> Option<(Finished, Arc<FrameBudget>)> {
+    let Budgeted { data, budget } = *data.downcast::<Budgeted>().ok()?;
+    data.downcast::<Finished>().ok().map(|finished| (*finished, budget))
+}
+
+fn pay_signature(source: &Source, key: KeyType, resumed: bool) -> Result<(), Refused> {
+    if resumed { Ok(()) } else { source.take_signature(key) }
+}
+
+/// To the end of the handshake, or only so far that early data can be read; then with the rest of it. A known client pays for
+/// the signature when it has been made, whether it goes on or not.
 async fn begin(
     incoming: quinn::Incoming,
     server: Arc<quinn::ServerConfig>,
+    source: Option<&Source>,
 ) -> Result<(quinn::Connection, Option<quinn::ZeroRttAccepted>), quinn::ConnectionError> {
     let mut connecting = incoming.accept_with(server)?;
-    let data = connecting.handshake_data().await?;
-    let is_early = data.downcast::<Finished>().is_ok_and(|finished| finished.early);
-    if !is_early {
+    let finished = finished(connecting.handshake_data().await?).map(|(finished, _)| finished);
+    if let (Some(source), Some(Finished { shown, resumed, .. })) = (source, &finished) {
+        pay_signature(source, shown.credential.key_type(), *resumed)
+            .map_err(|_| quinn::ConnectionError::LocallyClosed)?;
+    }
+    if !finished.is_some_and(|finished| finished.early) {
         return Ok((connecting.await?, None));
     }
     match connecting.into_0rtt() {

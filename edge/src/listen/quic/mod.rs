@@ -9,6 +9,8 @@
 
 mod connection_id;
 mod crypto;
+mod frame_budget;
+mod frames;
 mod handshake;
 mod hello;
 mod steering;
@@ -26,6 +28,7 @@ use zeroize::Zeroizing;
 
 use self::connection_id::SlotIds;
 use self::crypto::SelectingCrypto;
+use self::frame_budget::BudgetedCrypto;
 use self::handshake::{HalfOpen, begun, handshake};
 use self::steering::{SteeredSocket, SteeringCounts};
 use super::BoundListener;
@@ -37,6 +40,7 @@ use crate::sources::Source;
 use crate::worker::{Place, Worker};
 
 pub use self::connection_id::ProcessTag;
+pub use self::frame_budget::FrameBudget;
 pub use self::steering::{Channel, Gate, Predecessor, Predecessors};
 
 /// One slot of a group.
@@ -155,15 +159,16 @@ struct Slot {
     bound: Rc<BoundListener>,
     server: ServerConfig,
     crypto: Arc<SelectingCrypto>,
-    /// Handshakes under way.
+    /// Handshakes under way, and from how many on clients have to show their address first.
     half_open: Cell<usize>,
+    retry_from: usize,
 }
 
 impl Slot {
     /// The configuration of one connection.
     fn server_for(&self, client: IpAddr) -> Arc<ServerConfig> {
         let mut server = self.server.clone();
-        server.crypto = self.crypto.for_client(client);
+        server.crypto = Arc::new(BudgetedCrypto::new(self.crypto.for_client(client)));
         Arc::new(server)
     }
 }
@@ -222,8 +227,7 @@ fn take(slot: &Rc<Slot>, incoming: quinn::Incoming) {
     let client = incoming.remote_address().ip();
     let has_room = worker.edge.sources.has_room(client);
     // On a full edge somebody loses his place for it; not for an address that nobody may have.
-    let must_show_address =
-        !has_room || worker.is_full() || slot.half_open.get() >= limits::QUIC_HALF_OPEN_BEFORE_RETRY;
+    let must_show_address = !has_room || worker.is_full() || slot.half_open.get() >= slot.retry_from;
     if must_show_address && !incoming.remote_address_validated() && incoming.may_retry() {
         // It may retry: that was asked.
         let _retried = incoming.retry();
@@ -254,14 +258,19 @@ async fn accept(
     let handshake = handshake(&slot, incoming, (source, half_open));
     let seat = place.seat();
     let accepted = seat.until_evicted(Box::pin(handshake)).await.flatten();
-    if let Some((connection, context)) = accepted {
+    if let Some((connection, budget, context)) = accepted {
         seat.serves(&context.clock);
-        let ended = seat.until_evicted(Box::pin(h3::serve(connection, context))).await;
+        let ended = seat.until_evicted(Box::pin(h3::serve(connection, budget, context))).await;
         if matches!(ended, Some(Ended::Expired(_))) {
             slot.worker.edge.metrics.connections_expired.increment(1);
         }
     }
     drop(place);
+}
+
+/// From how many handshakes on clients have to show their address first, on each of so many workers.
+fn retry_from(workers: usize) -> usize {
+    (limits::QUIC_HALF_OPEN_OF_ALL / workers.max(1)).clamp(1, limits::QUIC_HALF_OPEN_BEFORE_RETRY)
 }
 
 fn endpoint(
@@ -275,7 +284,8 @@ fn endpoint(
     config.cid_generator(move || Box::new(SlotIds::new(slot, slots, tag)));
     let crypto = Arc::new(SelectingCrypto::new(Arc::clone(&worker.edge)).map_err(io::Error::other)?);
     let token = Arc::clone(&process.token);
-    let server = server_config(Arc::clone(&crypto) as Arc<_>, token, worker.edge.deadlines.idle);
+    let mut server = server_config(Arc::clone(&crypto) as Arc<_>, token, worker.edge.deadlines.idle);
+    server.incoming_buffer_size_total(limits::QUIC_INCOMING_BYTES_TOTAL / slots.max(1) as u64);
     let metrics = &worker.edge.metrics;
     let counts = SteeringCounts {
         forwarded: metrics.quic_forwarded.clone(),
@@ -286,7 +296,8 @@ fn endpoint(
     let runtime = Arc::new(TokioRuntime);
     let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)?;
     let (worker, bound, half_open) = (Rc::clone(worker), Rc::clone(bound), Cell::new(0));
-    Ok((endpoint, Rc::new(Slot { worker, bound, server, crypto, half_open })))
+    let retry_from = retry_from(slots);
+    Ok((endpoint, Rc::new(Slot { worker, bound, server, crypto, half_open, retry_from })))
 }
 
 fn server_config(
@@ -310,7 +321,7 @@ fn transport(idle: Duration) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::H3_STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(limits::H3_CONTROL_STREAMS_MAX))
         .stream_receive_window(VarInt::from_u32(limits::H2_STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(limits::H2_CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(limits::QUIC_RECEIVE_WINDOW_FIRST_BYTES))
         .send_window(limits::QUIC_SEND_WINDOW_FIRST_BYTES)
         .crypto_buffer_size(limits::QUIC_CRYPTO_BUFFER_BYTES)
         .datagram_receive_buffer_size(None)

@@ -297,3 +297,15 @@ fn tell(endpoint: &mut Endpoint, handle: ConnectionHandle, connection: &mut Conn
         }
     }
 }
+
+#[test]
+fn all_workers_together_hold_few_handshakes_of_addresses_that_may_be_forged() {
+    assert_eq!(retry_from(1), limits::QUIC_HALF_OPEN_BEFORE_RETRY);
+    for workers in 1..=SLOTS_MAX {
+        let all = workers * retry_from(workers);
+        assert!(
+            retry_from(workers) > 0 && all <= limits::QUIC_HALF_OPEN_OF_ALL,
+            "{all} of {workers} workers"
+        );
+    }
+}
