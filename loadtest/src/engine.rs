@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -82,6 +83,9 @@ pub(crate) struct LoadArgs {
     pub(crate) cpu: Option<usize>,
     #[arg(long)]
     pub(crate) json: bool,
+    /// Ends it before its time.
+    #[arg(skip)]
+    pub(crate) over: Arc<AtomicBool>,
 }
 
 /// Runs the load, prints the report; an unclean run is an error.
@@ -208,7 +212,8 @@ impl Run {
             Some(rate) => self.started + Duration::from_secs_f64(number as f64 / rate),
             None => Instant::now(),
         };
-        if due >= self.started + Duration::from_secs(self.args.seconds) {
+        let is_over = self.args.over.load(Ordering::Relaxed);
+        if is_over || due >= self.started + Duration::from_secs(self.args.seconds) {
             return None;
         }
         self.next.set(number + 1);

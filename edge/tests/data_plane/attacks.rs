@@ -6,11 +6,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use portico_attacker::{Attack, End, Target};
+use portico_attacker::{Attack, End, QuicAttack, Target};
 use portico_edge::{clock, limits};
 
 use crate::client::https;
 use crate::harness::PATIENCE;
+use crate::http3_client::http3_get;
 use crate::origin::{Origin, Reply, ok};
 use crate::process::{FILE, Running, pem, prepare, uring_works};
 
@@ -27,6 +28,8 @@ const ORIGIN_REQUESTS_MAX: u64 = 200;
 const BYTES_MAX: u64 = 256 * 1024;
 /// Of heads that are decoded before one is looked at: crumbs take twice their bytes in tables.
 const HEADS_BYTES_MAX: u64 = 2 * limits::H2_HEADS_AT_ONCE as u64 * limits::HEADER_BYTES_MAX as u64;
+/// Of all that is held for addresses that may be forged, of which each attacker has hundreds.
+const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024 * 1024 - BYTES_TOLERATED;
 /// Of one that has as many exchanges under way as it may: a connection to an origin with the buffers that each request and
 /// each answer begins in, and what serves both (measured: 44 to 55 KiB).
 const EXCHANGE_BYTES_MAX: u64 = 56 * 1024;
@@ -51,7 +54,8 @@ impl Stage {
         let good = Origin::start(|_| Reply::Keep(ok("good")));
         let folder = prepare();
         std::fs::write(folder.path().join("certificates/attacks.pem"), pem(&[ATTACKED, GOOD])).unwrap();
-        let mut file = FILE.to_owned();
+        // QUIC at the same address.
+        let mut file = FILE.replace("kind = \"https\"\n", "kind = \"https\"\nhttp3 = true\n");
         for (host, origin) in [(ATTACKED, &attacked), (GOOD, &good)] {
             file += &format!("[[route]]\nhost = \"{host}\"\nproxy = \"{}\"\n", origin.url());
         }
@@ -69,11 +73,18 @@ impl Stage {
 
     /// Runs the attack beside visitors; says how many of those were answered.
     fn run(&self, attack: Attack) -> u64 {
-        let is_of_many = matches!(attack, Attack::ZeroWindow | Attack::UnreadAnswers | Attack::OpenHeads);
+        let is_of_many = matches!(
+            attack,
+            Attack::ZeroWindow
+                | Attack::UnreadAnswers
+                | Attack::OpenHeads
+                | Attack::Quic(QuicAttack::ZeroWindow)
+        );
         let (connections, bytes_max) = match attack.end() {
             _ if is_of_many => (CONNECTIONS_OF_MANY, MANY_BYTES_MAX),
             End::Refused => (CONNECTIONS, BYTES_MAX + HEADS_BYTES_MAX),
-            End::Cut | End::Reset => (CONNECTIONS, BYTES_MAX),
+            _ if is_before_handshake(attack) => (CONNECTIONS, HALF_OPEN_BYTES_MAX / CONNECTIONS),
+            End::Cut | End::Reset | End::Borne => (CONNECTIONS, BYTES_MAX),
         };
         let (address, process) = (self.edge.https(), self.edge.child.id());
         let target = Target { address, host: ATTACKED.to_owned() };
@@ -87,7 +98,12 @@ impl Stage {
                 }
             });
             scope.spawn(|| {
+                let is_over_quic = matches!(attack, Attack::Quic(_));
                 while !over.load(Ordering::SeqCst) {
+                    if is_over_quic {
+                        assert_eq!(http3_get(address, Some(GOOD), GOOD, "/"), Ok(200), "beside {attack:?}");
+                        answered.fetch_add(1, Ordering::SeqCst);
+                    }
                     let mut visitor = https(address, GOOD);
                     for _ in 0..20 {
                         assert_eq!(visitor.get(GOOD, "/").text(), "good", "beside {attack:?}");
@@ -119,17 +135,37 @@ impl Stage {
     /// Memory and connections come back when it is over and visitors go on to come: an allocator gives back what is free when
     /// it is used, and a worker that nobody asks does not use its own.
     fn recovers(&self, before: u64) {
+        // Over QUIC who goes away says nothing, and is missed at the idle deadline.
+        let patience = limits::IDLE_DEADLINE + PATIENCE;
         let begun = clock::now();
         let connections = || self.edge.metric("portico_edge_connections ");
         let is_back = || self.resident_bytes() <= before + before / 20 + BYTES_TOLERATED;
         while !is_back() || connections() > 0.0 {
             let (now, open) = (self.resident_bytes() / 1024, connections());
-            assert!(begun.elapsed() < PATIENCE, "{now} KiB after {} KiB, {open} connections", before / 1024);
+            assert!(begun.elapsed() < patience, "{now} KiB after {} KiB, {open} connections", before / 1024);
             assert_eq!(https(self.edge.https(), GOOD).get(GOOD, "/").text(), "good", "after the attack");
             std::thread::sleep(Duration::from_millis(100));
         }
         assert_eq!(self.edge.metric("portico_edge_panics_total"), 0.0);
     }
+}
+
+/// What an address can do that may be forged.
+fn is_before_handshake(attack: Attack) -> bool {
+    matches!(
+        attack,
+        Attack::Quic(
+            QuicAttack::InitialFlood
+                | QuicAttack::ShortInitials
+                | QuicAttack::CoalescedGarbage
+                | QuicAttack::BadParameters
+                | QuicAttack::CryptoGaps
+                | QuicAttack::CryptoBeyond
+                | QuicAttack::ForgedTokens
+                | QuicAttack::StolenTokens
+                | QuicAttack::LateTokens
+        )
+    )
 }
 
 /// Answers more than all buffers between here and a client hold, until nobody wants it.
@@ -220,5 +256,40 @@ fn answers_that_nobody_takes_over_http1() {
 
 #[test]
 fn requests_that_do_not_go_on() {
-    withstands(&[Attack::SlowHead, Attack::StalledBody, Attack::HalfOpen]);
+    withstands(&[Attack::SlowHead, Attack::StalledBody, Attack::SlowBody, Attack::HalfOpen]);
+}
+
+fn withstands_over_quic(attacks: &[QuicAttack]) {
+    withstands(&attacks.iter().copied().map(Attack::Quic).collect::<Vec<_>>());
+}
+
+#[test]
+fn quic_handshakes_that_go_nowhere() {
+    withstands_over_quic(&[
+        QuicAttack::InitialFlood,
+        QuicAttack::ShortInitials,
+        QuicAttack::CoalescedGarbage,
+        QuicAttack::BadParameters,
+        QuicAttack::CryptoGaps,
+        QuicAttack::CryptoBeyond,
+    ]);
+}
+
+#[test]
+fn quic_tokens_of_others() {
+    withstands_over_quic(&[QuicAttack::ForgedTokens, QuicAttack::StolenTokens, QuicAttack::LateTokens]);
+}
+
+#[test]
+fn quic_frames_for_nothing() {
+    withstands_over_quic(&[
+        QuicAttack::StreamLimit,
+        QuicAttack::StreamGaps,
+        QuicAttack::PinnedDatagrams,
+        QuicAttack::ConnectionIds,
+        QuicAttack::RetiredIds,
+        QuicAttack::PathChallenges,
+        QuicAttack::Pings,
+        QuicAttack::Migrations,
+    ]);
 }

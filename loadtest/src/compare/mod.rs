@@ -7,6 +7,7 @@ mod material;
 mod servers;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::origin::Origin;
 use crate::report::Report;
 pub(crate) use material::{BODY_BYTES, Material};
 use servers::KEPT_PATH;
-pub(crate) use servers::{Server, start_edge, start_fleet_edge};
+pub(crate) use servers::{Server, start_attacked_edge, start_edge, start_fleet_edge};
 
 const NAMES_MAX: usize = 100_000;
 const ROUNDS_MAX: usize = 20;
@@ -202,6 +203,7 @@ fn load(args: &CompareArgs, material: &Material, server: &Server, question: Ques
         server_pid: Some(server.pid()),
         cpu: Some(args.client_cpu),
         json: false,
+        over: Arc::default(),
     }
 }
 

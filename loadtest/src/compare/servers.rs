@@ -117,6 +117,28 @@ fn kept_route(origin: SocketAddr) -> String {
     )
 }
 
+/// Serves TCP and QUIC; `attacked` is behind an origin, the other names are not, and who attacks may do so from one address.
+pub(crate) fn start_attacked_edge(
+    material: &Material,
+    binary: &Path,
+    (io, title): (&str, &str),
+    (attacked, origin): (&str, SocketAddr),
+) -> Result<Server> {
+    let state = material.folder.join(format!("edge-{}", free_address()?.port()));
+    fs::create_dir(&state)?;
+    let sections = format!(
+        "http3 = true\n\n[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
+         [client_limits]\nexempt = [\"127.0.0.0/8\"]\n\n\
+         [egress]\nallow = [{{ cidr = \"127.0.0.0/8\", ports = [{}] }}]\n\n\
+         [[route]]\nhost = \"{attacked}\"\nproxy = \"http://{origin}\"\n\n\
+         [[route]]\nhost = \"*\"\npath = \"/\"\nstatic_file = {:?}\n",
+        material.certificates,
+        origin.port(),
+        material.body
+    );
+    start_edge_with(pinned(0, binary), &state, io, title, ("", &sections))
+}
+
 /// On a state folder that stands for a control plane's, with a cache; nobody answers where the control plane should be.
 pub(crate) fn start_fleet_edge(state: &Path, binary: &Path, io: &str, cache_bytes: u64) -> Result<Server> {
     let settings = format!("cache_bytes = {cache_bytes}\n");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Client, Target};
 use crate::frame::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, SETTINGS};
 use crate::holding;
+use crate::quic::QuicAttack;
 
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,12 @@ pub enum Attack {
     SlowHead,
     /// A request body that stops.
     StalledBody,
+    /// A body, byte by byte. Streams of messages look like that, so it is borne; on a full server it gives way to others.
+    SlowBody,
     /// A ClientHello that stops.
     HalfOpen,
+    /// The same and more over QUIC.
+    Quic(QuicAttack),
 }
 
 /// What a sound server does about it.
@@ -60,6 +65,8 @@ pub enum End {
     Reset,
     /// Refuses each request alone, at little cost.
     Refused,
+    /// Closes what breaks the rules, and bears the rest at little cost.
+    Borne,
 }
 
 /// How it went.
@@ -75,10 +82,12 @@ pub struct Outcome {
 const AT_ONCE: u32 = 50;
 /// Requests of an attack whose requests are refused alone.
 const REFUSED_REQUESTS: u32 = 200;
+/// Of a body that comes byte by byte.
+const SLOW_BODY_BYTES: u32 = 50;
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "each function is about some of the attacks")]
 impl Attack {
-    pub const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::RapidReset,
         Self::WindowIncrementZero,
         Self::WindowOverflow,
@@ -102,11 +111,18 @@ impl Attack {
         Self::SlowRead,
         Self::SlowHead,
         Self::StalledBody,
+        Self::SlowBody,
         Self::HalfOpen,
     ];
 
+    /// All attacks over TCP, then those over QUIC.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().chain(QuicAttack::ALL.into_iter().map(Self::Quic))
+    }
+
     pub fn end(self) -> End {
         match self {
+            Self::Quic(_) | Self::SlowBody => End::Borne,
             Self::ZeroWindow => End::Reset,
             Self::HpackBomb | Self::CookieCrumbs => End::Refused,
             _ => End::Cut,
@@ -120,9 +136,11 @@ impl Attack {
     pub fn run(self, target: &Target, time: Duration) -> io::Result<Outcome> {
         let until = now() + time;
         match self {
+            Self::Quic(attack) => attack.run(target, until),
             Self::HalfOpen => half_open(target, until),
             Self::SlowHead => slow_head(target, until),
             Self::StalledBody => stalled_body(target, until),
+            Self::SlowBody => slow_body(target, until),
             Self::SlowRead => slow_read(target, until),
             Self::ZeroWindow => holding::zero_window(target, until),
             Self::UnreadAnswers => holding::unread_answers(target, until),
@@ -283,6 +301,21 @@ fn stalled_body(target: &Target, until: Instant) -> io::Result<Outcome> {
         client.look();
     }
     Ok(Outcome { requests: 1, ended: client.seen.ended })
+}
+
+fn slow_body(target: &Target, until: Instant) -> io::Result<Outcome> {
+    let mut client = Client::connect(target, "http/1.1")?;
+    let host = &target.host;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100000\r\n\r\n").as_bytes());
+    for _ in 0..SLOW_BODY_BYTES {
+        if client.seen.ended || now() > until {
+            break;
+        }
+        client.send(b"y");
+        client.sleep(Duration::from_millis(200));
+        client.receive();
+    }
+    Ok(Outcome { requests: 1, ended: true })
 }
 
 fn half_open(target: &Target, until: Instant) -> io::Result<Outcome> {

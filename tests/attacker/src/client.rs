@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion};
 
 use crate::TrustAll;
 use crate::frame::{self, Frame};
@@ -157,9 +158,23 @@ impl Client {
 }
 
 fn config(alpn: &str) -> io::Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    config_of(rustls::crypto::aws_lc_rs::default_provider(), rustls::ALL_VERSIONS, alpn)
+}
+
+/// For QUIC, with a hello that is small enough for one packet.
+pub(crate) fn quic_config() -> io::Result<ClientConfig> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    config_of(provider, &[&rustls::version::TLS13], "h3")
+}
+
+fn config_of(
+    provider: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+    alpn: &str,
+) -> io::Result<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
         .map_err(io::Error::other)?;
     let mut config = builder
         .dangerous()

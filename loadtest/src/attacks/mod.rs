@@ -1,0 +1,317 @@
+//! What attacks cost an edge: those of `portico-attacker`, many connections at once, beside visitors.
+//!
+//! Each attack has an edge of its own. The rows say how many attackers saw the end that a sound server makes for them, how
+//! the visitors fared meanwhile, and what memory and CPU time went.
+
+mod origin;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use portico_attacker::{Attack, QuicAttack, Target};
+use serde::Serialize;
+
+use crate::compare::{BODY_BYTES, Material, Server, start_attacked_edge};
+use crate::engine::{self, LoadArgs, Work};
+use crate::names::NamesArgs;
+use crate::report::Report;
+use crate::server_cpu::{cpu_time, resident_bytes};
+
+/// Each takes a thread here, or (half-open) a descriptor, of which a process has 20,000.
+const ATTACKERS_MAX: usize = 1000;
+const HALF_OPEN_MAX: usize = 15_000;
+const SECONDS_MAX: u64 = 600;
+/// How long the visitors are alone before each attack.
+const CALM_SECONDS: u64 = 5;
+const VISITORS: usize = 20;
+const VISITS_PER_SECOND: f64 = 500.0;
+/// Of attackers whose every connection brings a hundred to the origin with it, which is in this process.
+const ATTACKERS_OF_MANY_MAX: usize = 20;
+const HALF_OPEN: &str = "half-open handshakes";
+/// Descriptors beside those of attackers.
+const DESCRIPTORS_SPARE: u64 = 500;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AttacksArgs {
+    /// Attacking connections at once.
+    #[arg(long, default_value_t = 100)]
+    attackers: usize,
+    /// Connections that send a part of a ClientHello and no more; 0: this is left out.
+    #[arg(long, default_value_t = HALF_OPEN_MAX)]
+    half_open: usize,
+    /// The longest that one attack may go on; the edge's longest deadline is 30 s.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Only attacks whose names have this in them (`Quic`, `ZeroWindow`); may be given several times.
+    #[arg(long)]
+    only: Vec<String>,
+    /// The edge's binary; by default `portico-edge` beside this one.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    #[arg(long, default_value = "uring")]
+    io: String,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    attack: String,
+    attackers: usize,
+    requests: u64,
+    /// Attackers who saw the end that a sound server makes for them.
+    ended: usize,
+    visitors: u64,
+    visitors_failed: u64,
+    visitors_p99_us: u64,
+    visitors_p99_us_before: u64,
+    seconds: f64,
+    /// Beyond what the visitors alone would have taken.
+    server_cpu_ms: u64,
+    resident_bytes_before: u64,
+    resident_bytes_peak: u64,
+    resident_bytes_after: u64,
+}
+
+pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
+    if !(1..=ATTACKERS_MAX).contains(&args.attackers) || args.half_open > HALF_OPEN_MAX {
+        bail!("--attackers: 1 to {ATTACKERS_MAX}; --half-open: at most {HALF_OPEN_MAX}");
+    }
+    if !(1..=SECONDS_MAX).contains(&args.seconds) {
+        bail!("--seconds: 1 to {SECONDS_MAX}");
+    }
+    has_descriptors(args)?;
+    let folder = tempfile::tempdir()?;
+    let material = Material::make(folder.path(), 2)?;
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.with_file_name("portico-edge"),
+    };
+    let (attacked, origin) = (material.names[0].to_string(), origin::start()?);
+    let start =
+        |title: &str| start_attacked_edge(&material, &program, (&args.io, title), (&attacked, origin));
+    let mut rows = Vec::new();
+    // At once: all of them take an hour.
+    let mut add = |row: Row| {
+        if !args.json {
+            print(&row, rows.is_empty());
+        }
+        rows.push(row);
+    };
+    for attack in Attack::all().filter(|attack| args.takes(&format!("{attack:?}"))) {
+        let title = format!("{attack:?}");
+        let count =
+            if is_of_many(attack) { args.attackers.min(ATTACKERS_OF_MANY_MAX) } else { args.attackers };
+        eprintln!("{title}: {count} attackers ...");
+        let server = start(&title)?;
+        add(measure(&server, &material, &title, count, || {
+            attackers(attack, count, args, &server, &material)
+        })?);
+    }
+    if args.half_open > 0 && args.takes(HALF_OPEN) {
+        eprintln!("{} half-open handshakes ...", args.half_open);
+        let server = start("half-open")?;
+        add(measure(&server, &material, HALF_OPEN, args.half_open, || {
+            half_open(server.address, args.half_open)
+        })?);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    match rows.iter().find(|row| row.visitors == 0 || row.visitors_failed > 0) {
+        Some(row) => bail!("visitors were not all answered beside {}; see the rows", row.attack),
+        None => Ok(()),
+    }
+}
+
+impl AttacksArgs {
+    fn takes(&self, attack: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| attack.contains(only))
+    }
+}
+
+fn is_of_many(attack: Attack) -> bool {
+    matches!(
+        attack,
+        Attack::ZeroWindow | Attack::UnreadAnswers | Attack::OpenHeads | Attack::Quic(QuicAttack::ZeroWindow)
+    )
+}
+
+/// Says what is missing before anything is begun.
+fn has_descriptors(args: &AttacksArgs) -> Result<()> {
+    let of_many = ATTACKERS_OF_MANY_MAX.min(args.attackers) * 101;
+    let needed = args.half_open.max(of_many).max(args.attackers) as u64 + DESCRIPTORS_SPARE;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current.is_some_and(|current| current < needed) {
+        bail!(
+            "this needs {needed} descriptors, and the process may have {}: raise it with `ulimit -n {needed}`, or give \
+             --half-open and --attackers",
+            limit.current.unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+/// How many requests were begun, and how many attackers saw their end.
+type Attacked = Result<(u64, usize)>;
+
+fn attackers(
+    attack: Attack,
+    count: usize,
+    args: &AttacksArgs,
+    server: &Server,
+    material: &Material,
+) -> Attacked {
+    let target = Target { address: server.address, host: material.names[0].to_string() };
+    let time = Duration::from_secs(args.seconds);
+    let outcomes = std::thread::scope(|scope| {
+        let begin = |_| scope.spawn(|| attack.run(&target, time));
+        let attackers: Vec<_> = (0..count).map(begin).collect();
+        attackers.into_iter().filter_map(|attacker| attacker.join().ok()).collect::<Vec<_>>()
+    });
+    let outcomes: Vec<_> =
+        outcomes.into_iter().collect::<Result<_, _>>().context("an attacker's connection")?;
+    let requests = outcomes.iter().map(|outcome| outcome.requests).sum();
+    Ok((requests, outcomes.iter().filter(|outcome| outcome.ended).count()))
+}
+
+/// All open at once; the edge ends each at its deadline, or for a newcomer where it is full.
+fn half_open(address: SocketAddr, count: usize) -> Attacked {
+    let mut open = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut socket = TcpStream::connect(address)?;
+        socket.write_all(&[22, 3, 1, 2, 0, 1])?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+        open.push(socket);
+    }
+    let is_ended = |socket: &mut TcpStream| match std::io::Read::read(socket, &mut [0; 64]) {
+        Ok(_) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    Ok((0, open.iter_mut().map(is_ended).filter(|ended| *ended).count()))
+}
+
+/// The attack beside visitors, who came alone before.
+fn measure(
+    server: &Server,
+    material: &Material,
+    title: &str,
+    attackers: usize,
+    attack: impl FnOnce() -> Attacked,
+) -> Result<Row> {
+    let calm_cpu = cpu_time(server.pid())?;
+    let calm = visit(server, material, CALM_SECONDS, &Arc::default())?;
+    let calm_cpu = cpu_time(server.pid())?.saturating_sub(calm_cpu).div_f64(calm.seconds);
+    let (before, cpu, begun) = (resident_bytes(server.pid())?, cpu_time(server.pid())?, Instant::now());
+    let (over, attack_is_over) = (Arc::<AtomicBool>::default(), AtomicBool::new(false));
+    let (attacked, visited, peak) = std::thread::scope(|scope| {
+        let visiting = scope.spawn(|| visit(server, material, SECONDS_MAX, &over));
+        let watching = scope.spawn(|| peak_bytes(server, &attack_is_over));
+        let attacked = attack();
+        attack_is_over.store(true, Ordering::SeqCst);
+        let least = Duration::from_secs(CALM_SECONDS);
+        std::thread::sleep(least.saturating_sub(begun.elapsed()));
+        over.store(true, Ordering::SeqCst);
+        (attacked, visiting.join(), watching.join())
+    });
+    let panicked = |_| anyhow!("a thread panicked");
+    let ((requests, ended), visited, peak) =
+        (attacked?, visited.map_err(panicked)??, peak.map_err(panicked)??);
+    let elapsed = begun.elapsed();
+    let spent = cpu_time(server.pid())?.saturating_sub(cpu);
+    let for_attackers = spent.saturating_sub(calm_cpu.mul_f64(elapsed.as_secs_f64()));
+    Ok(Row {
+        attack: title.to_owned(),
+        attackers,
+        requests,
+        ended,
+        visitors: visited.attempted,
+        visitors_failed: visited.attempted - visited.answered,
+        visitors_p99_us: visited.latency_us.p99,
+        visitors_p99_us_before: calm.latency_us.p99,
+        seconds: elapsed.as_secs_f64(),
+        server_cpu_ms: u64::try_from(for_attackers.as_millis()).unwrap_or(u64::MAX),
+        resident_bytes_before: before,
+        resident_bytes_peak: peak,
+        resident_bytes_after: settled_bytes(server, before)?,
+    })
+}
+
+/// Requests at a rate, on kept connections, for a name that nobody attacks.
+fn visit(server: &Server, material: &Material, seconds: u64, over: &Arc<AtomicBool>) -> Result<Report> {
+    let args = LoadArgs {
+        connect: server.address,
+        names: NamesArgs::of(&material.names[1..]),
+        roots: material.roots.clone(),
+        seconds,
+        connections: VISITORS,
+        rate: Some(VISITS_PER_SECOND),
+        get: true,
+        resume: false,
+        http2: false,
+        streams: 1,
+        classical: true,
+        path: "/".to_owned(),
+        body_bytes: Some(BODY_BYTES),
+        server_pid: None,
+        cpu: None,
+        json: false,
+        over: Arc::clone(over),
+    };
+    engine::measure(&args, Work::Requests)
+}
+
+/// The most memory that the server has until it is over.
+fn peak_bytes(server: &Server, over: &AtomicBool) -> Result<u64> {
+    let mut peak = 0;
+    while !over.load(Ordering::SeqCst) {
+        peak = peak.max(resident_bytes(server.pid())?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(peak)
+}
+
+/// What the server has when it is back within 5 % of before, or after 30 s.
+fn settled_bytes(server: &Server, before: u64) -> Result<u64> {
+    let ended = Instant::now();
+    loop {
+        let now = resident_bytes(server.pid())?;
+        if now <= before + before / 20 || ended.elapsed() > Duration::from_secs(30) {
+            return Ok(now);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn print(row: &Row, is_first: bool) {
+    if is_first {
+        println!(
+            "| attack | attackers | seconds | requests | ended | visitors | failed | p99 ms before | p99 ms | CPU % of a core \
+             each | memory KiB each | memory MiB before | at most | after |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    }
+    let each = row.attackers.max(1) as f64;
+    println!(
+        "| {} | {} | {:.0} | {} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {:.0} | {} | {} | {} |",
+        row.attack,
+        row.attackers,
+        row.seconds,
+        row.requests,
+        row.ended,
+        row.visitors,
+        row.visitors_failed,
+        row.visitors_p99_us_before as f64 / 1000.0,
+        row.visitors_p99_us as f64 / 1000.0,
+        row.server_cpu_ms as f64 / row.seconds / 10.0 / each,
+        row.resident_bytes_peak.saturating_sub(row.resident_bytes_before) as f64 / 1024.0 / each,
+        row.resident_bytes_before >> 20,
+        row.resident_bytes_peak >> 20,
+        row.resident_bytes_after >> 20
+    );
+}

@@ -1,0 +1,126 @@
+//! Attacks on QUIC: before a handshake, in it, on connections that have shaken hands, and by requests over HTTP/3.
+
+mod client;
+mod frames;
+mod handshakes;
+mod packet;
+mod requests;
+
+use std::io;
+use std::time::Instant;
+
+use crate::attack::Outcome;
+use crate::client::Target;
+
+/// What a QUIC client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuicAttack {
+    /// Handshakes that are begun and never go on, each from a port of its own.
+    InitialFlood,
+    /// Initials below 1200 bytes (RFC 9000 section 14.1).
+    ShortInitials,
+    /// CVE-2025-54939: packets behind an Initial that nobody can open.
+    CoalescedGarbage,
+    /// RUSTSEC-2026-0037 and its kin: transport parameters that are none, or contradict each other.
+    BadParameters,
+    /// Tokens that the server never gave.
+    ForgedTokens,
+    /// A token that the server gave to another address.
+    StolenTokens,
+    /// A token that was given some time ago.
+    LateTokens,
+    /// A ClientHello in pieces with gaps that are never filled.
+    CryptoGaps,
+    /// CRYPTO bytes far beyond what is missing.
+    CryptoBeyond,
+    /// Streams beyond the number that is allowed.
+    StreamLimit,
+    /// RUSTSEC-2026-0185: every other byte of many streams.
+    StreamGaps,
+    /// Single bytes with gaps between them, each in a datagram of full size that a reference to it keeps.
+    PinnedDatagrams,
+    /// More connection ids than the server wants to remember.
+    ConnectionIds,
+    /// Connection ids that replace each other without end.
+    RetiredIds,
+    /// Questions that each ask for an answer.
+    PathChallenges,
+    /// Frames that say nothing.
+    Pings,
+    /// Another address with each packet.
+    Migrations,
+    /// CVE-2023-44487 over HTTP/3.
+    RapidReset,
+    /// Field sections that grow to many times their size.
+    QpackBomb,
+    /// Field sections that wait for entries of a table that never come.
+    QpackBlocked,
+    /// Entries for a table that the server does not have.
+    QpackInserts,
+    /// What a control stream must not be (RFC 9114 section 6.2.1).
+    ControlStreams,
+    /// Requests whose heads do not end.
+    SlowHeads,
+    /// Answers that are asked for and never taken.
+    ZeroWindow,
+}
+
+impl QuicAttack {
+    pub const ALL: [Self; 24] = [
+        Self::InitialFlood,
+        Self::ShortInitials,
+        Self::CoalescedGarbage,
+        Self::BadParameters,
+        Self::ForgedTokens,
+        Self::StolenTokens,
+        Self::LateTokens,
+        Self::CryptoGaps,
+        Self::CryptoBeyond,
+        Self::StreamLimit,
+        Self::StreamGaps,
+        Self::PinnedDatagrams,
+        Self::ConnectionIds,
+        Self::RetiredIds,
+        Self::PathChallenges,
+        Self::Pings,
+        Self::Migrations,
+        Self::RapidReset,
+        Self::QpackBomb,
+        Self::QpackBlocked,
+        Self::QpackInserts,
+        Self::ControlStreams,
+        Self::SlowHeads,
+        Self::ZeroWindow,
+    ];
+
+    /// Runs until the server ends it, it has sent all that it has, or for so long. What `ended` says of a sound server: it
+    /// closes a connection that breaks the rules or makes work for nothing, resets what does not go on, answers no more than
+    /// three times what came from an address that it does not know, and bears the rest.
+    pub(crate) fn run(self, target: &Target, until: Instant) -> io::Result<Outcome> {
+        match self {
+            Self::InitialFlood
+            | Self::ShortInitials
+            | Self::CoalescedGarbage
+            | Self::BadParameters
+            | Self::ForgedTokens
+            | Self::CryptoGaps
+            | Self::CryptoBeyond => handshakes::run(self, target, until),
+            Self::StolenTokens | Self::LateTokens => handshakes::tokens(self, target, until),
+            Self::Migrations => frames::migrations(target, until),
+            Self::StreamLimit
+            | Self::StreamGaps
+            | Self::PinnedDatagrams
+            | Self::ConnectionIds
+            | Self::RetiredIds
+            | Self::PathChallenges
+            | Self::Pings => frames::run(self, target, until),
+            Self::RapidReset => requests::rapid_reset(target, until),
+            Self::ControlStreams => requests::control_streams(target, until),
+            Self::QpackBomb
+            | Self::QpackBlocked
+            | Self::QpackInserts
+            | Self::SlowHeads
+            | Self::ZeroWindow => requests::run(self, target, until),
+        }
+    }
+}
