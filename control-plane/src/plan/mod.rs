@@ -6,6 +6,7 @@
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
 //! - [`report`]: the plan for people, also under other settings.
 //! - [`renewal_info`]: what to make of the moment that a CA suggests for a renewal.
+//! - [`levelling`]: renewals before they are due, so that they are as many in each hour.
 //! - [`timing`]: back-off after a failure, and when a certificate is due for renewal.
 //!
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
@@ -13,6 +14,7 @@
 pub mod caa;
 pub mod issuers;
 pub mod ledger;
+pub mod levelling;
 pub mod reconcile;
 pub mod renewal_info;
 pub mod report;

@@ -20,6 +20,7 @@ use self::predecessors::Predecessors;
 use super::issuers::{self, Chooser, Issuers};
 use crate::acme::ChallengeMethod;
 use crate::clock::{DAY_MS, HOUR_MS};
+use crate::plan::levelling::{self, Ahead};
 use crate::sealer::hex;
 use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 
@@ -305,7 +306,6 @@ const SOON_MS: i64 = 60_000;
 /// equals, those of the tenant that was served least.
 /// Groups must be as [`group_changes`] wants them.
 pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
-    let coverage = Coverage::of(facts);
     let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
     let open_sets: HashSet<&str> = facts.open_orders.iter().map(|open| open.name_set.as_str()).collect();
     let mut open_of: HashMap<Option<TenantId>, usize> = HashMap::new();
@@ -319,13 +319,28 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
     let mut predecessors = Predecessors::of(facts);
     let mut chooser = Chooser::of(facts);
-    for group in &facts.groups {
-        let lineages = by_group.get(&group.id).map(Vec::as_slice).unwrap_or_default();
-        if lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)) {
-            continue;
-        }
+    let early = levelling::early(ahead(facts, &by_group, &open_lineages), lately(facts), facts.now_ms);
+    // Nearly all groups have what they need: no others are looked at closely.
+    let has_all = |group: &GroupRow, lineage: &LineageRow| {
+        lineage.live.as_ref().is_some_and(|live| live.renew_at > facts.now_ms)
+            && !early.contains(&lineage.id)
+            && lineage.serves == group.names
+    };
+    let wanting: Vec<(&GroupRow, &[&LineageRow])> = facts
+        .groups
+        .iter()
+        .filter_map(|group| Some((group, by_group.get(&group.id)?.as_slice())))
+        .filter(|(_, lineages)| !lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)))
+        .filter(|(group, lineages)| !lineages.iter().all(|lineage| has_all(group, lineage)))
+        .collect();
+    let domains = wanting.iter().flat_map(|(group, _)| group.names.values().copied()).collect();
+    let coverage = Coverage::of_domains(facts, &domains);
+    for (group, lineages) in wanting {
         // Cells in their order: the first that needs one goes first, the others follow when it is issued.
-        let due = lineages.iter().copied().find_map(|lineage| due_order(facts, &coverage, group, lineage));
+        let due = lineages.iter().copied().find_map(|lineage| {
+            let is_due = early.contains(&lineage.id) || is_due(facts, &coverage, group, lineage);
+            is_due.then(|| due_order(facts, &coverage, group, lineage)).flatten()
+        });
         if let Some((due, lineage)) = due
             && facts.retry_at.get(&due.lineage).is_none_or(|at| *at <= facts.now_ms)
         {
@@ -362,6 +377,52 @@ fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {
     facts.spent.get(&tenant).and_then(|spent| usize::try_from(*spent).ok()).unwrap_or(0)
 }
 
+/// Orders of the last hour, and those of the next as far as they are known.
+fn lately(facts: &Facts) -> usize {
+    let is_soon = |open: &&OpenOrder| open.next_at <= facts.now_ms + HOUR_MS;
+    let lives = facts.lineages.iter().filter_map(|lineage| lineage.live.as_ref());
+    lives.filter(|live| live.issued_at > facts.now_ms - HOUR_MS).count()
+        + facts.open_orders.iter().filter(is_soon).count()
+}
+
+/// Renewals of the same names that are not due yet and may be early. Others wait for the window in which a CA exempts them
+/// from its limits.
+fn ahead(
+    facts: &Facts,
+    by_group: &HashMap<GroupId, Vec<&LineageRow>>,
+    open: &HashSet<LineageId>,
+) -> Vec<Ahead> {
+    let now = facts.now_ms;
+    let mut ahead = Vec::new();
+    for group in &facts.groups {
+        let lineages = by_group.get(&group.id).map(Vec::as_slice).unwrap_or_default();
+        for lineage in lineages.iter().filter(|lineage| !open.contains(&lineage.id)) {
+            let Some(live) = lineage.live.as_ref().filter(|live| live.renew_at > now) else { continue };
+            let one = Ahead { lineage: lineage.id, issued_at: live.issued_at, due_at: live.renew_at };
+            let waits = || facts.retry_at.get(&lineage.id).is_some_and(|at| *at > now);
+            let is_orderable = || group.names.values().all(|domain| is_orderable(facts, *domain));
+            if one.is_of_age(now) && !waits() && same_names(&live.names, &group.names) && is_orderable() {
+                ahead.push(one);
+            }
+        }
+    }
+    ahead
+}
+
+fn same_names(held: &[String], names: &Names) -> bool {
+    held.len() == names.len() && held.iter().all(|name| names.contains_key(name))
+}
+
+/// Whether a lineage's time has come, or one of its group's names has nothing in its cell that has time yet.
+fn is_due(facts: &Facts, coverage: &Coverage<'_>, group: &GroupRow, lineage: &LineageRow) -> bool {
+    let own_due = lineage.live.as_ref().is_some_and(|live| live.renew_at <= facts.now_ms);
+    let uncovered = |domain: &DomainId| {
+        coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms)
+            && is_orderable(facts, *domain)
+    };
+    own_due || group.names.values().any(uncovered)
+}
+
 fn due_order<'a>(
     facts: &Facts,
     coverage: &Coverage<'_>,
@@ -374,14 +435,9 @@ fn due_order<'a>(
         .filter(|(_, domain)| is_orderable(facts, **domain))
         .map(|(name, domain)| (name.clone(), *domain))
         .collect();
-    let own_due = lineage.live.as_ref().is_some_and(|live| live.renew_at <= facts.now_ms);
-    let uncovered =
-        |domain: &DomainId| coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms);
-    if names.is_empty() || !(own_due || names.values().any(uncovered)) {
+    if names.is_empty() {
         return None;
     }
-    let same_names =
-        |held: &[String]| held.len() == names.len() && held.iter().all(|name| names.contains_key(name));
     let order = DueOrder {
         issuer: String::new(),
         lineage: lineage.id,
@@ -389,7 +445,7 @@ fn due_order<'a>(
         tenant: group.tenant,
         cell: lineage.cell.clone(),
         name_set: name_set(names.keys().map(String::as_str)),
-        renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names)),
+        renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names, &names)),
         deadline: coverage.first_deadline(&lineage.cell, &names),
         replaces: None,
         names,
@@ -426,10 +482,18 @@ pub(super) struct Coverage<'a> {
 
 impl<'a> Coverage<'a> {
     pub(super) fn of(facts: &'a Facts) -> Self {
+        Self::over(facts, |_| true)
+    }
+
+    fn of_domains(facts: &'a Facts, domains: &HashSet<DomainId>) -> Self {
+        Self::over(facts, |domain| domains.contains(&domain))
+    }
+
+    fn over(facts: &'a Facts, is_asked_about: impl Fn(DomainId) -> bool) -> Self {
         let mut by: HashMap<(&CellId, DomainId), &LiveCredential> = HashMap::new();
         for lineage in &facts.lineages {
             let Some(live) = &lineage.live else { continue };
-            for domain in lineage.serves.values() {
+            for domain in lineage.serves.values().filter(|domain| is_asked_about(**domain)) {
                 let best = by.entry((&lineage.cell, *domain)).or_insert(live);
                 if live.renew_at > best.renew_at {
                     *best = live;

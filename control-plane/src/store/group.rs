@@ -63,6 +63,8 @@ pub struct LiveCredential {
     pub names: Vec<String>,
     pub not_before: i64,
     pub not_after: i64,
+    /// When we had it.
+    pub issued_at: i64,
     pub renew_at: i64,
     /// End of the window that its CA suggests.
     pub window_end: Option<i64>,
@@ -257,7 +259,7 @@ pub async fn lineages(connection: &mut Connection) -> Result<Vec<LineageRow>, St
     let mut serves = served_names(connection).await?;
     let rows = sql::query(
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
-         c.names, c.not_before, c.not_after, c.renew_at, c.window_end \
+         c.names, c.not_before, c.not_after, c.created_at, c.renew_at, c.window_end \
          FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
          WHERE l.retired_at IS NULL AND l.custody = 'cell' ORDER BY l.group_id, l.cell",
     )
@@ -272,6 +274,7 @@ pub async fn lineages(connection: &mut Connection) -> Result<Vec<LineageRow>, St
                 names: from_json(&names, "credentials: names")?,
                 not_before: row.try_get("not_before")?,
                 not_after: row.try_get("not_after")?,
+                issued_at: row.try_get("created_at")?,
                 renew_at: row.try_get("renew_at")?,
                 window_end: row.try_get("window_end")?,
             }),

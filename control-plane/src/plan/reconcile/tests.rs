@@ -95,6 +95,7 @@ impl World {
             id: CredentialId::generate(),
             names: order.names.keys().cloned().collect(),
             not_before: 0,
+            issued_at: 0,
             not_after: renew_at * 2,
             renew_at,
             window_end: None,
