@@ -364,6 +364,7 @@ mod tests {
         let live = |window_end| LiveCredential {
             id: portico_cert_store::CredentialId::generate(),
             names: Vec::new(),
+            issued_at: 0,
             not_before: 0,
             not_after: 90 * DAY,
             renew_at: 60 * DAY,
