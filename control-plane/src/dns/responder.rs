@@ -37,6 +37,9 @@ const UDP_PAYLOAD_MAX: u16 = 1232;
 const TCP_IDLE: Duration = Duration::from_secs(5);
 const TCP_RESPONSE_BUFFER: usize = 4096;
 
+/// Ports that are tried where any will do.
+const PORTS_TRIED: u32 = 16;
+
 /// Label to TXT values, the newest last.
 type Table = HashMap<Box<str>, Vec<Box<str>>>;
 
@@ -111,11 +114,8 @@ pub async fn serve(
     zone: ChallengeZone,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Responder> {
-    let tcp =
-        TcpListener::bind(address).await.with_context(|| format!("bind dns.responder {address} (TCP)"))?;
+    let (tcp, udp) = bind(address).await?;
     let address = tcp.local_addr()?;
-    let udp =
-        UdpSocket::bind(address).await.with_context(|| format!("bind dns.responder {address} (UDP)"))?;
     let mut server = Server::new(Handler { zone, address: address.ip() });
     server.register_socket(udp);
     server.register_listener(tcp, TCP_IDLE, TCP_RESPONSE_BUFFER);
@@ -126,6 +126,23 @@ pub async fn serve(
         }
     });
     Ok(Responder { address, server })
+}
+
+/// Both transports at one port. Where any will do, one that is free for TCP may be taken for UDP, and another is tried.
+async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, UdpSocket)> {
+    let mut ports_left = if address.port() == 0 { PORTS_TRIED } else { 1 };
+    loop {
+        let tcp = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("bind dns.responder {address} (TCP)"))?;
+        let bound = tcp.local_addr()?;
+        ports_left -= 1;
+        match UdpSocket::bind(bound).await {
+            Ok(udp) => return Ok((tcp, udp)),
+            Err(_) if ports_left > 0 => {}
+            Err(error) => return Err(error).with_context(|| format!("bind dns.responder {bound} (UDP)")),
+        }
+    }
 }
 
 impl Responder {
