@@ -15,22 +15,23 @@ use serde::{Deserialize, Serialize};
 
 use super::reconcile::{Coverage, Facts, Names};
 use crate::acme::ChallengeMethod;
+use crate::clock::{DAY_MS, HOUR_MS, MINUTE_MS};
 use crate::store::group::LiveCredential;
 
 /// Failures in a row, at least, before an issuer is away: one order's lost answers are no absence.
 pub const FAILURES_MIN: u32 = 3;
 /// A failure that is longer ago than this began no series.
-const SERIES_GAP_MS: i64 = 24 * 3_600_000;
+const SERIES_GAP_MS: i64 = DAY_MS;
 /// A wait that a CA asks for and that is no absence, whatever the patience.
-const ASKED_LITTLE_MS: i64 = 60_000;
+const ASKED_LITTLE_MS: i64 = MINUTE_MS;
 /// The longest pause between two tries.
-const PAUSE_MAX_MS: i64 = 24 * 3_600_000;
+const PAUSE_MAX_MS: i64 = DAY_MS;
 /// An order that is tried within this time tries its issuer.
-const TRIAL_SOON_MS: i64 = 60_000;
+const TRIAL_SOON_MS: i64 = MINUTE_MS;
 /// A look at CAA is good for so long, as it is for CAs (Baseline Requirements 3.2.2.8).
-pub const CAA_FRESH_MS: i64 = 8 * 3_600_000;
+pub const CAA_FRESH_MS: i64 = 8 * HOUR_MS;
 /// A CA's policy about a name is asked for again after this.
-pub const POLICY_FRESH_MS: i64 = 7 * 24 * 3_600_000;
+pub const POLICY_FRESH_MS: i64 = 7 * DAY_MS;
 
 /// The configured issuers.
 #[derive(Clone, Debug, Default)]
@@ -360,18 +361,17 @@ mod tests {
 
     #[test]
     fn a_renewal_is_urgent_by_its_lifetime_or_its_missed_window() {
-        const DAY: i64 = 24 * 3_600_000;
         let live = |window_end| LiveCredential {
             id: portico_cert_store::CredentialId::generate(),
             names: Vec::new(),
             issued_at: 0,
             not_before: 0,
-            not_after: 90 * DAY,
-            renew_at: 60 * DAY,
+            not_after: 90 * DAY_MS,
+            renew_at: 60 * DAY_MS,
             window_end,
         };
-        assert_eq!(live(None).urgent_at(), 75 * DAY);
-        assert_eq!(live(Some(61 * DAY)).urgent_at(), 64 * DAY);
-        assert_eq!(live(Some(80 * DAY)).urgent_at(), 75 * DAY);
+        assert_eq!(live(None).urgent_at(), 75 * DAY_MS);
+        assert_eq!(live(Some(61 * DAY_MS)).urgent_at(), 64 * DAY_MS);
+        assert_eq!(live(Some(80 * DAY_MS)).urgent_at(), 75 * DAY_MS);
     }
 }

@@ -18,9 +18,9 @@ use portico_cert_store::{
 
 use self::predecessors::Predecessors;
 use super::issuers::{self, Chooser, Issuers};
+use super::levelling::{self, Ahead};
 use crate::acme::ChallengeMethod;
 use crate::clock::{DAY_MS, HOUR_MS};
-use crate::plan::levelling::{self, Ahead};
 use crate::sealer::hex;
 use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 

@@ -3,10 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-pub const SECOND_MS: i64 = 1000;
-pub const MINUTE_MS: i64 = 60 * SECOND_MS;
-pub const HOUR_MS: i64 = 60 * MINUTE_MS;
-pub const DAY_MS: i64 = 24 * HOUR_MS;
+pub use portico_control_plane::clock::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS};
 
 /// Events by time; those of one moment in the order in which they were put.
 #[derive(Debug)]
