@@ -56,10 +56,6 @@ impl Drop for Service {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 async fn send(
     http: &Http,
     api: SocketAddr,
@@ -120,7 +116,7 @@ async fn prepare(folder: &Path) -> (stage::dns_stub::DnsStub, SocketAddr) {
     let dns = stage::dns_stub::DnsStub::start().await;
     std::fs::write(folder.join("kek"), "cd".repeat(32)).unwrap();
     stage::set_mode(&folder.join("kek"), 0o600);
-    let api: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let api = portico_ports::reserve();
     let text = stage::config_text(folder, dns.address, "")
         .replace("api = \"127.0.0.1:0\"", &format!("api = \"{api}\""));
     std::fs::write(folder.join("cp.toml"), text).unwrap();

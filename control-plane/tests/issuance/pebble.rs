@@ -36,7 +36,7 @@ impl Pebble {
             portico_skipping::skipped(&format!("{PROGRAM} is not on this machine (apt-get install pebble)"));
             return None;
         }
-        let (api, management) = (free_port(), free_port());
+        let (api, management) = (portico_ports::reserve().port(), portico_ports::reserve().port());
         write_identity(folder);
         let mac_keys: BTreeMap<&str, String> = external
             .into_iter()
@@ -75,10 +75,6 @@ impl Pebble {
         std::fs::write(folder.join("root.pem"), root).unwrap();
         Some(Self { directory: format!("https://127.0.0.1:{api}/dir"), _child: child })
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn write_identity(folder: &Path) {

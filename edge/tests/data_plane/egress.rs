@@ -194,10 +194,10 @@ fn answer(query: &[u8], table: &HashMap<String, Vec<Ipv4Addr>>) -> Option<Vec<u8
 fn a_name_that_turns_to_a_forbidden_address_sees_no_connect() {
     on_each_backend(|backend| {
         // 127.0.0.2 stands for the public address: granted; 127.0.0.1 on the same port is not.
-        let origin = Origin::at("127.0.0.2:0", |_| {
+        let port = portico_ports::reserve().port();
+        let _origin = Origin::at(&format!("127.0.0.2:{port}"), |_| {
             Reply::Close(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok".to_vec())
         });
-        let port = origin.address.port();
         let canary = Canary::at(&format!("127.0.0.1:{port}"));
         let dns = Dns::start();
         let mut edge = TestEdge::with(backend, Setup { resolvers: vec![dns.address], ..Setup::default() });
@@ -220,7 +220,7 @@ fn a_name_that_turns_to_a_forbidden_address_sees_no_connect() {
         assert_eq!(canary.seen(), 0, "by the flip");
 
         // One answer with both: the good address refuses connections, the bad one must not be next.
-        let dead = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+        let dead = portico_ports::reserve().port();
         let bad = Canary::at(&format!("127.0.0.1:{dead}"));
         dns.set("both.test", &[[127, 0, 0, 2], [127, 0, 0, 1]]);
         let grants = [("127.0.0.2/32", dead)];
@@ -243,8 +243,8 @@ fn a_name_that_turns_to_a_forbidden_address_sees_no_connect() {
 #[test]
 fn a_kept_connection_does_not_outlive_the_address_of_its_name() {
     on_each_backend(|backend| {
-        let old = Origin::at("127.0.0.2:0", |_| Reply::Keep(ok("old")));
-        let port = old.address.port();
+        let port = portico_ports::reserve().port();
+        let old = Origin::at(&format!("127.0.0.2:{port}"), |_| Reply::Keep(ok("old")));
         let new = Origin::at(&format!("127.0.0.3:{port}"), |_| Reply::Keep(ok("new")));
         let canary = Canary::at(&format!("127.0.0.4:{port}"));
         let dns = Dns::start();
@@ -277,8 +277,8 @@ fn a_kept_connection_does_not_outlive_the_address_of_its_name() {
 #[test]
 fn so_many_addresses_of_a_name_are_tried() {
     on_each_backend(|backend| {
-        let origin = Origin::at("127.0.0.20:0", |_| Reply::Keep(ok("here")));
-        let port = origin.address.port();
+        let port = portico_ports::reserve().port();
+        let _origin = Origin::at(&format!("127.0.0.20:{port}"), |_| Reply::Keep(ok("here")));
         let dns = Dns::start();
         let mut edge = TestEdge::with(backend, Setup { resolvers: vec![dns.address], ..Setup::default() });
         let last = u8::try_from(portico_edge::limits::ORIGIN_ADDRESSES_MAX).unwrap();

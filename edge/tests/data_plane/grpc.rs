@@ -113,7 +113,7 @@ fn calls_and_streams_pass_in_both_directions() {
 #[test]
 fn our_own_errors_are_told_in_the_clients_words() {
     on_each_backend(|backend| {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let nobody = portico_ports::reserve();
         let edge = edge_to(backend, nobody);
         runtime().block_on(async {
             let error = client(&edge).await.renew(RenewRequest::default()).await.unwrap_err();

@@ -105,7 +105,7 @@ fn a_failed_handshake_is_logged_with_the_origin_and_what_was_wrong() {
 #[test]
 fn whichever_origin_was_tried_last_is_named() {
     on_each_backend(|backend| {
-        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let dead = portico_ports::reserve();
         let closing = Origin::start(|_| Reply::Close(Vec::new()));
         let addresses = [dead, closing.address];
         let urls = addresses.map(|address| format!("http://{address}"));
@@ -132,7 +132,7 @@ fn the_process_log_says_why_an_origin_gave_no_answer_and_why_a_certificate_was_r
     let ca = ClientCa::new("ours");
     let stranger = ClientCa::new("theirs").issue("stranger");
     let folder = prepare();
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = portico_ports::reserve();
     std::fs::write(folder.path().join("clients.pem"), &ca.pem).unwrap();
     std::fs::write(folder.path().join("certificates/other.pem"), crate::process::pem(&["other.example"]))
         .unwrap();

@@ -235,7 +235,7 @@ fn head_and_bodiless_answers_pass() {
 #[test]
 fn an_origin_that_refuses_stalls_or_talks_nonsense_gets_a_neutral_page() {
     on_each_backend(|backend| {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = portico_ports::reserve();
         let origin = Origin::start(|message| match message.request_line.split(' ').nth(1).unwrap() {
             "/stall" => Reply::Stall(Vec::new()),
             "/half" => Reply::Stall(b"HTTP/1.1 200 OK\r\nConte".to_vec()),

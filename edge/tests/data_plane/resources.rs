@@ -155,7 +155,7 @@ fn an_edge_ends_although_nobody_reads_its_log() {
 fn the_edges_own_metrics_and_admin_socket_are_no_origin_whatever_is_granted() {
     for io in backends() {
         let folder = prepare();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let free = portico_ports::reserve().port();
         let hosts = ["127.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "2130706433", "127.1"];
         let mut file = FILE.replace("metrics = \"127.0.0.1:0\"", &format!("metrics = \"127.0.0.1:{free}\""));
         file = file.split("[[route]]").next().unwrap().to_owned();

@@ -1,6 +1,6 @@
 //! systemd as it is: its program that activates by sockets, its notifications, its reading of our units.
 
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,21 +25,10 @@ fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// An address whose port is free over TCP and UDP at the moment.
-fn free_address() -> SocketAddr {
-    loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = tcp.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
-}
-
 #[test]
 fn systemds_own_program_starts_the_edge_with_the_first_visitor() {
     let Some(activate) = program("systemd-socket-activate") else { return };
-    let (address, folder) = (free_address(), prepare());
+    let (address, folder) = (portico_ports::reserve(), prepare());
     let file = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
     let file = file.replacen("127.0.0.1:0\"\nkind", &format!("{address}\"\nkind"), 1);
     std::fs::write(folder.path().join("edge.toml"), file).unwrap();

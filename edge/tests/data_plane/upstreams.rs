@@ -1,6 +1,6 @@
 //! Several origins behind one route: who gets requests, who gets none for a while, and what is tried again.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -71,7 +71,7 @@ fn asked(origin: &Origin) -> usize {
 fn nobody_notices_that_one_of_two_origins_is_dead() {
     on_each_backend(|backend| {
         let alive = Origin::start(|message| Reply::Keep(ok(std::str::from_utf8(&message.body).unwrap())));
-        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let dead = portico_ports::reserve();
         let edge = edge(backend, Setup::default(), &[dead, alive.address], |_| ());
         let mut client = https(edge.https, HOST);
         for _ in 0..30 {

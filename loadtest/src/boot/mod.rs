@@ -102,7 +102,7 @@ struct Process {
 
 impl Process {
     fn start(program: &Path, folder: &Path, standalone: bool) -> Result<Self> {
-        let (address, metrics) = (free_address()?, free_address()?);
+        let (address, metrics) = (portico_ports::reserve(), portico_ports::reserve());
         let source = if standalone {
             format!(
                 "[certificates]\nfolder = {:?}\n[[route]]\nhost = \"*\"\nstatic_body = \"x\"\n",
@@ -170,10 +170,6 @@ impl Drop for Process {
         let _gone = self.child.kill();
         let _waited = self.child.wait();
     }
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 fn peak_bytes(pid: u32) -> Result<u64> {

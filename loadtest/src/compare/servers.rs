@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -96,7 +96,7 @@ pub(crate) fn start_edge(
     title: &str,
     origin: Option<SocketAddr>,
 ) -> Result<Server> {
-    let state = material.folder.join(format!("edge-{}", free_address()?.port()));
+    let state = material.folder.join(format!("edge-{}", portico_ports::reserve().port()));
     fs::create_dir(&state)?;
     let sections = format!(
         "[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
@@ -124,7 +124,7 @@ pub(crate) fn start_attacked_edge(
     (io, title): (&str, &str),
     (attacked, origin): (&str, SocketAddr),
 ) -> Result<Server> {
-    let state = material.folder.join(format!("edge-{}", free_address()?.port()));
+    let state = material.folder.join(format!("edge-{}", portico_ports::reserve().port()));
     fs::create_dir(&state)?;
     let sections = format!(
         "http3 = true\n\n[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
@@ -154,7 +154,7 @@ fn start_edge_with(
     title: &str,
     (settings, sections): (&str, &str),
 ) -> Result<Server> {
-    let (address, metrics) = (free_address()?, free_address()?);
+    let (address, metrics) = (portico_ports::reserve(), portico_ports::reserve());
     let config = format!(
         "workers = 1\nio = \"{io}\"\nstate = {state:?}\nmetrics = \"{metrics}\"\naccess_log = \"off\"\n{settings}\n\
          [[listen]]\naddress = \"{address}\"\nkind = \"https\"\n\n{sections}"
@@ -166,7 +166,7 @@ fn start_edge_with(
 }
 
 fn start_nginx(args: &CompareArgs, material: &Material, binary: &Path, origin: SocketAddr) -> Result<Server> {
-    let address = free_address()?;
+    let address = portico_ports::reserve();
     let state = material.folder.join(format!("nginx-{}", address.port()));
     fs::create_dir(&state)?;
     let mut servers = String::new();
@@ -240,10 +240,6 @@ fn pinned(cpu: usize, binary: &Path) -> Command {
     let mut command = Command::new("taskset");
     command.arg("-c").arg(cpu.to_string()).arg(binary);
     command
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// `program` on the PATH or where Debian puts servers.

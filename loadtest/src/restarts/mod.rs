@@ -212,7 +212,7 @@ impl Chain {
             Some(edge) => edge.clone(),
             None => std::env::current_exe()?.with_file_name("portico-edge"),
         };
-        let address = free_address()?;
+        let address = portico_ports::reserve();
         let state = material.folder.join("edge");
         fs::create_dir(&state)?;
         let config = format!(
@@ -306,16 +306,4 @@ fn is_alive(process: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
     // A zombie has ended; whoever started it has not asked yet.
     !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-}
-
-/// A port that is free over TCP and UDP alike.
-fn free_address() -> Result<SocketAddr> {
-    for _ in 0..32 {
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let address = tcp.local_addr()?;
-        if std::net::UdpSocket::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port")
 }

@@ -16,8 +16,7 @@ async fn grpc_calls_of_every_kind_pass() {
         } else {
             format!("proxy = \"http://127.0.0.1:{}\"\nprotocol = \"http2\"", ports[0])
         };
-        // Nothing listens where a port has been given back; it is asked for once.
-        let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let away = portico_ports::reserve();
         let routes = format!(
             "[[route]]\nhost = \"{HOST}\"\npath = \"/test.Peer\"\n{to_origin}\n\
              [[route]]\nhost = \"{HOST}\"\npath = \"/test.Away\"\nproxy = \"http://{away}\"\nprotocol = \"http2\"\n"

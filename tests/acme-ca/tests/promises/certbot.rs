@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::stage::{Stage, closed_port};
+use crate::stage::Stage;
 
 #[tokio::test]
 async fn certbot_obtains_a_certificate_standalone() {
@@ -17,7 +17,7 @@ async fn certbot_obtains_a_certificate_standalone() {
         writeln!(std::io::stderr(), "skipped: certbot is not installed (apt-get install certbot)").unwrap();
         return;
     }
-    let web = closed_port().await;
+    let web = portico_ports::reserve();
     let stage = Stage::start(|args| args.http_port = web.port()).await;
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

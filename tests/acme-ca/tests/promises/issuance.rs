@@ -7,7 +7,7 @@ use instant_acme::{
 };
 use serde_json::json;
 
-use crate::stage::{Stage, closed_port, fast, problem_type};
+use crate::stage::{Stage, fast, problem_type};
 
 #[tokio::test]
 async fn http01_issues_a_chain_that_verifies() {
@@ -182,7 +182,7 @@ async fn axum_over_tls() -> TlsWeb {
 
 #[tokio::test]
 async fn a_refused_connection_is_told_as_such() {
-    let closed = closed_port().await;
+    let closed = portico_ports::reserve();
     let stage = Stage::start(|args| args.http_port = closed.port()).await;
     let account = stage.account().await;
     let mut order = stage.order(&account, &["down.test"]).await.unwrap();

@@ -9,8 +9,6 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::stage::closed_port;
-
 const BINARY: &str = env!("CARGO_BIN_EXE_portico-acme-ca");
 
 async fn started(arguments: &[&str]) -> (tokio::process::Child, Value) {
@@ -72,7 +70,7 @@ async fn a_dropped_ca_serves_nobody_not_even_on_open_connections() {
 async fn wrong_arguments_are_named() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap().to_string();
-    let free = closed_port().await.to_string();
+    let free = portico_ports::reserve().to_string();
     let cases: [(&[&str], &str); 7] = [
         (&["ca"], "--dns"),
         (&["ca", "--dns", &free, "--listen", "0.0.0.0:14000"], "loopback"),
