@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
+use portico_edge::limits;
 use tokio::sync::oneshot;
 
 use super::harness::{Client, TestEdge, answer, on_each_backend, within};
@@ -48,6 +49,27 @@ async fn over_tcp(edge: &TestEdge) -> String {
     let mut text = Vec::new();
     let _ = within(stream.read_to_end(&mut text)).await;
     String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn many_fields_are_refused_and_pieces_of_a_cookie_are_not() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let mut client = edge.connect("one.example").await;
+        for (name, count, status) in [
+            ("x", limits::HEADER_FIELDS_MAX, 200),
+            ("x", limits::HEADER_FIELDS_MAX + 1, 431),
+            // RFC 9114 section 4.2.1.
+            ("cookie", 2 * limits::HEADER_FIELDS_MAX, 200),
+        ] {
+            let mut request = Request::get("https://one.example/");
+            for _ in 0..count {
+                request = request.header(name, "a=b");
+            }
+            let got = client.exchange(request.body(()).unwrap(), &[]).await;
+            assert_eq!(got.status.as_u16(), status, "{count} of {name}");
+        }
+    });
 }
 
 #[test]

@@ -17,10 +17,10 @@ use super::body::{Begun, H3Body, content_length};
 use super::pseudo::PseudoFault;
 use super::send_window::SendWindow;
 use super::{Exchanges, pseudo};
+use crate::clock;
 use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
 use crate::http::leftover::Leftover;
-use crate::{clock, limits};
 
 type Resolver = RequestResolver<Connection, Bytes>;
 type Stream = RequestStream<BidiStream<Bytes>, Bytes>;
@@ -213,9 +213,6 @@ fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
     let te_fits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
     if !headers.get_all(header::TE).iter().all(te_fits) {
         return Err("te");
-    }
-    if headers.len() > limits::HEADER_FIELDS_MAX {
-        return Err("too many fields");
     }
     Ok(())
 }
