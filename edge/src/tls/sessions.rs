@@ -10,14 +10,14 @@
 //! it was made with: nobody asks in somebody else's name, in an origin's log or under its limits. A client that has moved does
 //! a full handshake.
 //!
-//! Bounded by shards: a domain has its sessions in one of them, and one that fills it costs few others their resumption. A
-//! shard's lock is held for a look-up or an insertion in memory, never for anything that waits.
+//! Bounded by shards: a domain has its sessions in one of them, and one that fills it costs few others their resumption. No
+//! handshake waits for a shard: whoever meets another there does a full handshake, or gets a ticket less.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::BuildHasher as _;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -72,7 +72,7 @@ impl Sessions {
             return false;
         }
         let since = clock::now();
-        let mut shard = self.shard(domain);
+        let Some(mut shard) = self.shard(domain) else { return false };
         shard.forget(since);
         shard.order.push_back(name.clone());
         shard.kept.insert(name, Kept { domain, client, since, session });
@@ -81,7 +81,7 @@ impl Sessions {
 
     /// A session that was not taken yet, is young enough, the domain's own, and this client's.
     fn take(&self, (domain, client): (DomainId, IpAddr), name: &[u8]) -> Option<Vec<u8>> {
-        let mut shard = self.shard(domain);
+        let mut shard = self.shard(domain)?;
         let kept = shard.kept.get(name)?;
         if (kept.domain, kept.client) != (domain, client) {
             return None;
@@ -90,10 +90,15 @@ impl Sessions {
         (clock::now().duration_since(kept.since) < LIFE).then(|| kept.session.to_vec())
     }
 
-    fn shard(&self, domain: DomainId) -> MutexGuard<'_, Shard> {
+    /// None where another worker is at it just now.
+    fn shard(&self, domain: DomainId) -> Option<MutexGuard<'_, Shard>> {
         let count = self.shards.len() as u64;
         let index = usize::try_from(self.random.hash_one(domain) % count).unwrap_or_default();
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        match self.shards[index].try_lock() {
+            Ok(shard) => Some(shard),
+            Err(TryLockError::Poisoned(shard)) => Some(shard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -164,6 +169,24 @@ mod tests {
         assert_eq!(sessions.take(own, &[1; 32]), None, "a second time");
     }
 
+    /// Given and taken in another thread, which would never end if it waited.
+    #[test]
+    fn a_handshake_that_meets_another_does_without() {
+        let sessions = Arc::new(Sessions::default());
+        let own = (DomainId::generate(), IpAddr::from([192, 0, 2, 1]));
+        assert!(sessions.put(own, vec![1; 32], vec![7; 200]));
+        let other = sessions.shard(own.0);
+        let (told, ended) = std::sync::mpsc::channel();
+        let handshake = Arc::clone(&sessions);
+        std::thread::spawn(move || {
+            let taken = handshake.take(own, &[1; 32]);
+            let _ = told.send((taken, handshake.put(own, vec![2; 32], vec![8; 200])));
+        });
+        assert_eq!(ended.recv_timeout(Duration::from_secs(10)), Ok((None, false)));
+        drop(other);
+        assert_eq!(sessions.take(own, &[1; 32]), Some(vec![7; 200]), "it is still there");
+    }
+
     #[test]
     fn of_many_copies_at_once_one_is_taken() {
         let sessions = Sessions::default();
@@ -191,7 +214,7 @@ mod tests {
         for number in 0..5 * limits::SESSIONS_PER_SHARD_MAX {
             assert!(sessions.put(own, name(usize::MAX - number), vec![1]));
             assert!(sessions.take(own, &name(usize::MAX - number)).is_some());
-            let shard = sessions.shard(own.0);
+            let shard = sessions.shard(own.0).unwrap();
             assert!(shard.kept.len() <= limits::SESSIONS_PER_SHARD_MAX);
             assert!(shard.order.len() <= 2 * limits::SESSIONS_PER_SHARD_MAX);
         }
