@@ -56,7 +56,8 @@ impl Series {
         Ok(Self { id, folder, number: 0, pending: None, rows, is_saved: true, _lock: lock })
     }
 
-    /// Those that other processes have left behind. What cannot be read is put aside and told.
+    /// Those that other processes have left behind. What is damaged is put aside and told; what only cannot be read now (no
+    /// descriptor is free, a mode is wrong) stays for the next time: these figures are money.
     ///
     /// # Errors
     /// [`FileError`], when the folder cannot be read.
@@ -70,7 +71,13 @@ impl Series {
             }
             match Self::adopt(folder, &path) {
                 Ok(series) => found.extend(series),
-                Err(error) => {
+                Err(error @ (FileError::Mode { .. } | FileError::Io { .. })) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a file with figures of usage cannot be read now; will try again"
+                    );
+                }
+                Err(error @ (FileError::Damaged { .. } | FileError::TooLarge { .. })) => {
                     let aside = path.with_extension("damaged");
                     tracing::error!(%error, aside = %aside.display(), "a file with figures of usage is put aside: what it holds is not in any invoice");
                     let _ = fs::rename(path.with_extension("usage"), aside);
@@ -242,6 +249,8 @@ impl Series {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn series(folder: &Path) -> Series {
@@ -347,6 +356,28 @@ mod tests {
             .unwrap();
         assert!(Series::left_behind(folder.path()).unwrap().is_empty());
         assert!(path.with_extension("damaged").exists() && !path.exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_now_is_reported_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dead = series(folder.path());
+        put(&mut dead, 1, "a", 3);
+        dead.save().unwrap();
+        let (usage, lock) = (dead.path("usage"), dead.path("lock"));
+        drop(dead);
+        // As after a backup that was put back; and where no file can be opened.
+        fs::set_permissions(&usage, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(Series::left_behind(folder.path()).unwrap().is_empty());
+        fs::set_permissions(&usage, fs::Permissions::from_mode(0o600)).unwrap();
+        let aside = folder.path().join("aside");
+        fs::rename(&lock, &aside).unwrap();
+        fs::create_dir(&lock).unwrap();
+        assert!(Series::left_behind(folder.path()).unwrap().is_empty());
+        fs::remove_dir(&lock).unwrap();
+        fs::rename(&aside, &lock).unwrap();
+        let found = Series::left_behind(folder.path()).unwrap();
+        assert_eq!(found.iter().map(Series::len).sum::<usize>(), 1);
     }
 
     #[test]
