@@ -252,6 +252,26 @@ async fn assert_refused(conversation: &mut Conversation, edge: &Edge, expected: 
     );
 }
 
+#[tokio::test]
+async fn what_the_disk_refused_is_written_when_it_recovers_without_a_control_plane() {
+    let (folder, mut control, edge) = joined().await;
+    let mut conversation = control.conversation().await;
+    let (last_good, aside) = (folder.path().join("state/last-good"), folder.path().join("aside"));
+    std::fs::rename(&last_good, &aside).unwrap();
+    std::fs::write(&last_good, "no folder").unwrap();
+    feed(&mut conversation, &[&shop("www.shop.example")]).await;
+    drop(conversation);
+    control.stop().await;
+
+    std::fs::remove_file(&last_good).unwrap();
+    std::fs::rename(&aside, &last_good).unwrap();
+    bounds::until("it is written", || last_good.join("CURRENT").exists()).await;
+    edge.kill().await;
+    let again = Edge::start(options("127.0.0.1:1", folder.path(), None)).await;
+    assert_eq!(again.answers("www.shop.example").as_deref(), Some("www.shop.example"));
+    again.stop().await;
+}
+
 fn flip(resource: &mut wire::Resource) {
     let mut body = resource.body.to_vec();
     body[3] ^= 0x10;

@@ -181,10 +181,14 @@ impl Syncer {
         let ends = tokio::time::sleep(wait);
         let mut ends = std::pin::pin!(ends);
         let mut tick = interval(limits::SWEEP_EVERY);
+        let mut retry = interval(limits::STATUS_EVERY);
         loop {
             tokio::select! {
                 () = &mut ends => return None,
                 _ = tick.tick() => self.applier.publisher.challenges().sweep(clock::unix_ms()),
+                _ = retry.tick() => self.applier.retry_saving(),
+                // Of what is written now the control plane has the ack already.
+                _ = self.applier.step() => {}
                 (order, done) = orders.next() => if let Err(Ended::Rest(done)) = self.obey(order, done).await {
                     return Some(done);
                 },

@@ -18,7 +18,7 @@ use super::{Edge, at, code, feed, joined, options, shop};
 
 const SHORT: Duration = Duration::from_millis(100);
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
