@@ -3,7 +3,12 @@
 //! Nothing of the client's goes to the origin before the origin has answered 101; the framing reader refuses bytes that
 //! come earlier. Only `websocket` is passed on: `h2c` and inventions would open a way around every check.
 
-use std::{pin::Pin, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -125,13 +130,13 @@ async fn ask(
     let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
     turn.endpoint.succeeded();
     let reached = reached(address, Some(connect), clock::now().duration_since(sent), to);
-    let extended = parts.extensions.get::<ExtendedConnect>().is_some();
-    let may_tunnel = extended || to.context.protocol == Protocol::Http1;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS || !may_tunnel {
-        return refused(response, reached).await;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let stall = to.upstream.deadlines.idle.unwrap_or(worker.edge.deadlines.origin_body_stall);
+        return refused(response, reached, stall).await;
     }
     let (mut head, _) = response.into_parts();
     // The key was ours, and the client cannot look.
+    let extended = parts.extensions.get::<ExtendedConnect>().is_some();
     if extended && !accepts(&head.headers, &parts.headers) {
         return Err(OriginError::BadAnswer);
     }
@@ -160,14 +165,14 @@ fn accepts(answer: &HeaderMap, request: &HeaderMap) -> bool {
 }
 
 /// The origin does not want to: its answer is passed on, if it is short; the connection is not kept.
-async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) -> Result<Answer, OriginError> {
+async fn refused(
+    response: Response<hyper::body::Incoming>,
+    reached: Reached,
+    stall: Duration,
+) -> Result<Answer, OriginError> {
     let (mut head, body) = response.into_parts();
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(OriginError::BadAnswer);
-    }
     let limited = http_body_util::Limited::new(body, limits::TUNNEL_REFUSAL_BYTES_MAX);
-    let collected =
-        tokio::time::timeout(limits::ORIGIN_BODY_STALL_DEADLINE, http_body_util::BodyExt::collect(limited));
+    let collected = tokio::time::timeout(stall, http_body_util::BodyExt::collect(limited));
     let collected = collected.await.map_err(|_| OriginError::FirstByteTimeout)?;
     let bytes = collected.map_err(|_| OriginError::BadAnswer)?.to_bytes();
     forwarding::clean_response(&mut head.headers, Protocol::Http1);
@@ -183,74 +188,144 @@ async fn refused(response: Response<hyper::body::Incoming>, reached: Reached) ->
 /// Carries bytes both ways until both sides have ended their halves, nothing comes for too long or the host is suspended. A
 /// drain lets it go on until the drain's own deadline.
 ///
-/// A side that has ended may still be spoken to: browsers end their half of an HTTP/2 stream with their Close, and wait for
-/// the origin's (RFC 9113 section 8.5).
-pub async fn run<S>(mut client: S, early: Bytes, offer: TunnelOffer, worker: &Worker)
+/// Each way goes at its own pace: a client that writes much before it reads holds up only what is said to it. A side that has
+/// ended may still be spoken to: browsers end their half of an HTTP/2 stream with their Close, and wait for the origin's
+/// (RFC 9113 section 8.5).
+pub async fn run<S>(client: S, early: Bytes, offer: TunnelOffer, worker: &Worker)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Some(half) = worker.take_half(offer.ticket) else { return };
     let deadlines = &worker.edge.deadlines;
     let parts = tokio::time::timeout(deadlines.origin_connect, half.parts).await;
-    let Ok(Ok((mut origin, first))) = parts else { return };
-    if client.write_all(&first).await.is_err() || origin.write_all(&early).await.is_err() {
-        return;
-    }
-    half.tally.sent(first.len());
-    half.tally.received(early.len());
-    let mut cut = Box::pin(half.host.cut(clock::unix_ms()));
-    let (mut from_client, mut from_origin) =
-        (BytesMut::with_capacity(TUNNEL_BUFFER_BYTES), BytesMut::with_capacity(TUNNEL_BUFFER_BYTES));
-    let (mut client_goes_on, mut origin_goes_on) = (true, true);
-    while client_goes_on || origin_goes_on {
-        let patience = match client_goes_on && origin_goes_on {
-            true => deadlines.tunnel_idle,
-            false => deadlines.tunnel_half_closed,
+    let Ok(Ok((origin, first))) = parts else { return };
+    // The halves share a lock that no other thread ever knows of.
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_origin, mut to_origin) = tokio::io::split(origin);
+    let (up_active, down_active) = (Cell::new(clock::now()), Cell::new(clock::now()));
+    let up = Way { active: &up_active, stall: deadlines.origin_write_stall };
+    let down = Way { active: &down_active, stall: deadlines.write_stall };
+    let received = |bytes| {
+        half.tally.received(bytes);
+        Duration::ZERO
+    };
+    let sent = |bytes| {
+        half.tally.sent(bytes);
+        // As the answer to a request would: no faster than the tenant's bandwidth.
+        half.share.queue(bytes)
+    };
+    {
+        let mut up = pin!(up.carry(&mut from_client, &mut to_origin, early, received));
+        let mut down = pin!(down.carry(&mut from_origin, &mut to_client, first, sent));
+        let mut cut = pin!(half.host.cut(clock::unix_ms()));
+        let quiet = |patience| quiet([&up_active, &down_active], patience);
+        let more = tokio::select! {
+            _ = &mut cut => None,
+            () = quiet(deadlines.tunnel_idle) => None,
+            whole = &mut up => whole.then_some(Left::Down),
+            whole = &mut down => whole.then_some(Left::Up),
         };
-        let passed = tokio::select! {
-            _ = &mut cut => break,
-            () = tokio::time::sleep(patience) => break,
-            read = client.read_buf(&mut from_client), if client_goes_on => {
-                half.tally.received(from_client.len());
-                pass(read, &mut from_client, Pin::new(&mut origin)).await.map(|more| client_goes_on = more)
+        if let Some(left) = more {
+            tokio::select! {
+                _ = &mut cut => {}
+                () = quiet(deadlines.tunnel_half_closed) => {}
+                _ = &mut up, if left == Left::Up => {}
+                _ = &mut down, if left == Left::Down => {}
             }
-            read = origin.read_buf(&mut from_origin), if origin_goes_on => {
-                half.tally.sent(from_origin.len());
-                // As the answer to a request would: no faster than the tenant's bandwidth.
-                let wait = half.share.queue(from_origin.len());
-                if !wait.is_zero() {
-                    tokio::time::sleep(wait).await;
-                }
-                pass(read, &mut from_origin, Pin::new(&mut client)).await.map(|more| origin_goes_on = more)
-            }
-        };
-        if passed.is_none() {
-            break;
         }
     }
-    tokio::join!(goodbye::say(&mut client, deadlines.goodbye), goodbye::say(&mut origin, deadlines.goodbye));
+    tokio::join!(
+        goodbye::say(&mut to_client, deadlines.goodbye),
+        goodbye::say(&mut to_origin, deadlines.goodbye)
+    );
 }
 
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Writes what was read, or ends the half where there is nothing more. Whether there may be more; none: the tunnel is broken.
-async fn pass<W: AsyncWrite + Unpin>(
-    read: std::io::Result<usize>,
-    buffer: &mut BytesMut,
-    mut to: Pin<&mut W>,
-) -> Option<bool> {
-    let more = read.ok()? > 0;
-    let written = tokio::time::timeout(limits::WRITE_STALL_DEADLINE, async {
-        if !more {
-            return to.shutdown().await;
+/// Which way has not ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Up,
+    Down,
+}
+
+/// One of a tunnel's two.
+struct Way<'a> {
+    /// When something was carried last; later than now where it is us who wait.
+    active: &'a Cell<Instant>,
+    /// For how long a side may take nothing.
+    stall: Duration,
+}
+
+impl Way<'_> {
+    /// Carries `first`, and what is read, until the side that is read has ended its half, and ends the other's. `counted` says
+    /// after how long it is a piece's turn. False: the tunnel is broken.
+    async fn carry(
+        self,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        first: Bytes,
+        counted: impl Fn(usize) -> Duration,
+    ) -> bool {
+        if !first.is_empty() && !self.pass(&first, to, &counted).await {
+            return false;
         }
-        to.write_all(buffer).await?;
-        to.flush().await
-    })
-    .await;
-    buffer.clear();
-    written.ok()?.ok()?;
-    Some(more)
+        drop(first);
+        let mut buffer = BytesMut::with_capacity(TUNNEL_BUFFER_BYTES);
+        loop {
+            match from.read_buf(&mut buffer).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+            if !self.pass(&buffer, to, &counted).await {
+                return false;
+            }
+            buffer.clear();
+            // The other way, a suspension and other connections have their turn however fast this one goes.
+            tokio::task::consume_budget().await;
+        }
+        let ended = self.within_stall(to.shutdown()).await;
+        self.active.set(clock::now());
+        ended
+    }
+
+    async fn pass(
+        &self,
+        bytes: &[u8],
+        to: &mut (impl AsyncWrite + Unpin),
+        counted: &impl Fn(usize) -> Duration,
+    ) -> bool {
+        let wait = counted(bytes.len());
+        if !wait.is_zero() {
+            self.active.set(clock::now() + wait);
+            tokio::time::sleep(wait).await;
+        }
+        let written = self.within_stall(async {
+            to.write_all(bytes).await?;
+            to.flush().await
+        });
+        let written = written.await;
+        self.active.set(clock::now());
+        written
+    }
+
+    async fn within_stall(&self, writing: impl Future<Output = std::io::Result<()>>) -> bool {
+        self.active.set(clock::now() + self.stall);
+        matches!(tokio::time::timeout(self.stall, writing).await, Ok(Ok(())))
+    }
+}
+
+/// Ends when neither way has carried anything for so long.
+async fn quiet(active: [&Cell<Instant>; 2], patience: Duration) {
+    loop {
+        let [up, down] = active.map(Cell::get);
+        let ends = up.max(down) + patience;
+        if clock::now() >= ends {
+            return;
+        }
+        tokio::time::sleep_until(ends.into()).await;
+    }
 }
 
 impl std::fmt::Debug for OriginHalf {

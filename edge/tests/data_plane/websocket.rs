@@ -1,7 +1,12 @@
 //! WebSocket over HTTP/2, and with a client that others have written.
 
+use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -12,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use portico_edge::io::Backend;
 use portico_edge::limits::{self, Deadlines};
+use portico_edge::live::{Suspension, SuspensionMode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::client::{Http2Sender, http2, https, runtime};
@@ -158,8 +164,8 @@ fn the_origins_last_word_reaches_a_client_that_has_ended_its_half() {
 #[test]
 fn an_origin_that_stays_when_its_client_has_ended_is_left() {
     on_each_backend(|backend| {
-        let (keep, _kept) = std::sync::mpsc::channel();
-        let keep = std::sync::Mutex::new(keep);
+        let (keep, _kept) = channel();
+        let keep = Mutex::new(keep);
         let origin = Origin::start(move |message| {
             if message.header("upgrade").is_none() {
                 return Reply::Keep(ok("plain"));
@@ -178,8 +184,7 @@ fn an_origin_that_stays_when_its_client_has_ended_is_left() {
                 keep.send(stream).unwrap();
             }))
         });
-        let deadlines =
-            Deadlines { tunnel_half_closed: std::time::Duration::from_millis(100), ..Deadlines::default() };
+        let deadlines = Deadlines { tunnel_half_closed: Duration::from_millis(100), ..Deadlines::default() };
         let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
         let route = proxy_to(&origin.url());
         edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
@@ -191,6 +196,114 @@ fn an_origin_that_stays_when_its_client_has_ended_is_left() {
             tokio::time::timeout(crate::harness::PATIENCE, read).await.expect("it ends").unwrap();
             assert!(rest.is_empty());
         });
+    });
+}
+
+const UPLOAD_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Speaks without end, and meanwhile listens: tells when it has heard [`UPLOAD_BYTES`], and what it has said when nobody
+/// takes more of it.
+fn speaking(heard: Sender<u64>, said: Arc<AtomicU64>, over: Sender<()>) -> Origin {
+    let told = Mutex::new((heard, over));
+    Origin::start(move |message| {
+        if message.header("upgrade").is_none() {
+            return Reply::Keep(ok("plain"));
+        }
+        let (accept, said) = (accept_of(message), Arc::clone(&said));
+        let (heard, over) = told.lock().unwrap().clone();
+        Reply::Take(Box::new(move |mut stream| {
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\nhello"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut mouth = stream.try_clone().unwrap();
+            std::thread::spawn(move || {
+                while mouth.write_all(&[7; 16 * 1024]).is_ok() {
+                    said.fetch_add(16 * 1024, Ordering::Relaxed);
+                }
+                let _ = over.send(());
+            });
+            let mut listened = stream.take(UPLOAD_BYTES);
+            let _ = heard.send(std::io::copy(&mut listened, &mut std::io::sink()).unwrap_or(0));
+            // Stays open for as long as the client does.
+            let _ = listened.into_inner().read(&mut [0; 1]);
+        }))
+    })
+}
+
+fn ask_for_tunnel(edge: &TestEdge) -> crate::client::Https {
+    let mut client = https(edge.https, HOST);
+    client.send(format!(
+        "GET / HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ));
+    client
+}
+
+/// No side is cut for what it does not take.
+fn patient() -> Setup {
+    let hour = Duration::from_secs(3600);
+    let deadlines = Deadlines { write_stall: hour, origin_write_stall: hour, ..Deadlines::default() };
+    Setup { deadlines, ..Setup::default() }
+}
+
+#[test]
+fn a_client_that_writes_much_before_it_reads_is_heard() {
+    on_each_backend(|backend| {
+        let (heard, hears) = channel();
+        let origin = speaking(heard, Arc::default(), channel().0);
+        let mut edge = TestEdge::with(backend, patient());
+        let route = proxy_to(&origin.url());
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+        let piece = vec![b'x'; 64 * 1024];
+        let pieces = UPLOAD_BYTES / piece.len() as u64;
+        let mut client = ask_for_tunnel(&edge);
+        assert_eq!(client.answer().status, 101);
+        for _ in 0..pieces {
+            client.send(&piece);
+        }
+        assert_eq!(hears.recv_timeout(crate::harness::PATIENCE), Ok(UPLOAD_BYTES), "over HTTP/1.1");
+        runtime().block_on(async {
+            let mut tunnel = tunnel(&edge, "/").await;
+            let upload = async {
+                for _ in 0..pieces {
+                    tunnel.write_all(&piece).await.unwrap();
+                }
+                tunnel.flush().await.unwrap();
+                tokio::task::spawn_blocking(move || hears.recv_timeout(crate::harness::PATIENCE))
+                    .await
+                    .unwrap()
+            };
+            let told = tokio::time::timeout(crate::harness::PATIENCE, upload).await.expect("all is taken");
+            assert_eq!(told, Ok(UPLOAD_BYTES), "over HTTP/2");
+        });
+    });
+}
+
+#[test]
+fn a_suspension_ends_a_tunnel_whose_client_reads_nothing() {
+    on_each_backend(|backend| {
+        let (over, ended) = channel();
+        let said = Arc::<AtomicU64>::default();
+        let origin = speaking(channel().0, Arc::clone(&said), over);
+        let mut edge = TestEdge::with(backend, patient());
+        let route = proxy_to(&origin.url());
+        let served =
+            edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+        let mut client = ask_for_tunnel(&edge);
+        assert_eq!(client.answer().status, 101);
+        let before = Cell::new(0);
+        wait_until("what the client does not read holds the origin up", || {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = said.load(Ordering::Relaxed);
+            now > 0 && before.replace(now) == now
+        });
+        let page = Suspension { mode: SuspensionMode::Page, reason: "".into(), until_unix_ms: 0 };
+        edge.bench.publisher.suspend(served.tenant, None, Some(page), 100).unwrap();
+        // Sooner than a client is cut that does not read.
+        assert_eq!(ended.recv_timeout(limits::WRITE_STALL_DEADLINE / 2), Ok(()));
+        drop(client);
     });
 }
 
@@ -250,8 +363,8 @@ fn tunnels_of_one_connection_are_bounded_and_give_their_place_back() {
 #[test]
 fn a_tunnel_in_which_nobody_says_anything_ends_on_both_sides() {
     on_each_backend(|backend| {
-        let (told, ended) = std::sync::mpsc::channel();
-        let told = std::sync::Mutex::new(told);
+        let (told, ended) = channel();
+        let told = Mutex::new(told);
         let origin = Origin::start(move |message| {
             let (accept, told) = (accept_of(message), told.lock().unwrap().clone());
             Reply::Take(Box::new(move |mut stream| {
@@ -267,11 +380,7 @@ fn a_tunnel_in_which_nobody_says_anything_ends_on_both_sides() {
         let mut edge = TestEdge::with(backend, Setup { deadlines, ..Setup::default() });
         let route = proxy_to(&origin.url());
         edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
-        let mut client = https(edge.https, HOST);
-        client.send(format!(
-            "GET / HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ));
+        let mut client = ask_for_tunnel(&edge);
         assert_eq!(client.answer().status, 101);
         assert!(client.closes());
         assert_eq!(ended.recv_timeout(crate::harness::PATIENCE), Ok(0), "the origin's side too");
