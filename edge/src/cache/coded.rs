@@ -15,7 +15,6 @@ use super::{
     answer::StoredReader,
     growing::{End, Growing, GrowingReader, Unfinished},
     key::CacheKey,
-    store::Held,
     stored::StoredBody,
 };
 use crate::{
@@ -61,7 +60,6 @@ struct Making {
     cache: Arc<Cache>,
     of: Whole,
     coding: ContentCoding,
-    held: Held,
     growing: Arc<Growing>,
 }
 
@@ -108,7 +106,7 @@ impl Cache {
         let Some(held) = self.store.take(of.key.tenant(), room) else { return Coded::Plain };
         let Some(place) = worker.coding_place() else { return Coded::Plain };
         let Ok(encoder) = Encoder::new(coding, Effort::Kept) else { return Coded::Plain };
-        let growing = Arc::<Growing>::default();
+        let growing = Growing::new(Arc::new(held));
         {
             let mut form = of.forms.of(coding);
             // Somebody else may have begun meanwhile.
@@ -121,7 +119,7 @@ impl Cache {
         worker.edge.metrics.compression(coding);
         let along = growing.read(None, host);
         let body = CodedBody::new(plain, encoder, place).flushed_at_most(FLUSHES_MAX);
-        let making = Making { cache: Arc::clone(self), of, coding, held, growing };
+        let making = Making { cache: Arc::clone(self), of, coding, growing };
         tokio::task::spawn_local(making.run(body));
         Coded::Growing(Box::new(along))
     }
@@ -162,14 +160,16 @@ impl Making {
         growing.finish(End::Whole);
     }
 
-    fn keep(mut self) {
+    fn keep(self) {
         let pieces = self.growing.pieces();
         let bytes: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let forms = Arc::clone(&self.of.forms);
         if bytes < self.of.length * PAYS_PERCENT / 100 {
-            self.held.shrink_to(bytes);
+            let held = self.growing.held();
+            held.shrink_to(bytes);
             let whole: Bytes = pieces.concat().into();
-            let form = Arc::new(StoredBody::new(vec![whole], Arc::default(), self.held));
+            self.growing.becomes(&whole);
+            let form = Arc::new(StoredBody::new(vec![whole], Arc::default(), Arc::clone(held)));
             // Nobody would find a form of what is forgotten by now.
             let keep = || *forms.of(self.coding) = Form::Kept(form);
             return self.cache.store.widen(&self.of.key, &forms, bytes, keep);

@@ -33,6 +33,7 @@ pub(super) struct Filling {
     /// As the origin said; then it fits, and anybody may read along.
     pub length: Option<u64>,
     pub life: Life,
+    /// Has room for all of it if its length is known.
     body: Arc<Growing>,
     key: Arc<CacheKey>,
     forms: Arc<Forms>,
@@ -45,8 +46,9 @@ impl Filling {
         head: Head,
         length: Option<u64>,
         life: Life,
+        held: Held,
     ) -> Arc<Self> {
-        let (key, body, forms) = (Arc::clone(key), Arc::default(), Arc::default());
+        let (key, body, forms) = (Arc::clone(key), Growing::new(Arc::new(held)), Arc::default());
         Arc::new(Self { variant, head, length, life, body, key, forms })
     }
 
@@ -62,8 +64,6 @@ impl Filling {
 pub(super) struct FillJob {
     pub store: Arc<Store>,
     pub filling: Arc<Filling>,
-    /// Room for the body: all of it if its length is known.
-    pub held: Held,
     pub bytes_max: u64,
     pub leading: Leading,
 }
@@ -83,7 +83,7 @@ pub(super) fn begin(
 }
 
 async fn fill(
-    mut job: FillJob,
+    job: FillJob,
     mut body: OriginBody,
     rest: oneshot::Sender<OriginBody>,
     mut unfinished: Unfinished,
@@ -107,7 +107,7 @@ async fn fill(
             continue;
         }
         bytes += data.len() as u64;
-        let fits = bytes <= job.bytes_max && make_room(&mut job, bytes);
+        let fits = bytes <= job.bytes_max && make_room(&job, bytes);
         job.filling.body.push(Bytes::copy_from_slice(&data));
         if !fits {
             unfinished.0 = None;
@@ -122,27 +122,31 @@ async fn fill(
         return;
     }
     unfinished.0 = None;
-    job.held.shrink_to(bytes);
-    let pieces = job.filling.body.pieces();
+    let growing = &job.filling.body;
+    growing.held().shrink_to(bytes);
     // Before those are told who wait for the kept answer, so that they find it.
-    let forms = Arc::clone(&job.filling.forms);
-    keep(job.leading, Arc::new(StoredBody::new(gathered(pieces, bytes), forms, job.held)));
-    job.filling.body.finish(End::Whole);
+    let (forms, held) = (Arc::clone(&job.filling.forms), Arc::clone(growing.held()));
+    keep(job.leading, Arc::new(StoredBody::new(gathered(growing, bytes), forms, held)));
+    growing.finish(End::Whole);
 }
 
-fn make_room(job: &mut FillJob, bytes: u64) -> bool {
-    let lacking = bytes.saturating_sub(job.held.bytes());
+fn make_room(job: &FillJob, bytes: u64) -> bool {
+    let held = job.filling.body.held();
+    let lacking = bytes.saturating_sub(held.bytes());
     if lacking == 0 {
         return true;
     }
-    let step = lacking.max(STEP_BYTES).min(job.bytes_max - job.held.bytes());
+    let step = lacking.max(STEP_BYTES).min(job.bytes_max - held.bytes());
     let tenant = job.leading.key().tenant();
-    job.store.grow(tenant, &mut job.held, step)
+    job.store.grow(tenant, held, step)
 }
 
-fn gathered(pieces: Vec<Bytes>, bytes: u64) -> Vec<Bytes> {
+fn gathered(growing: &Growing, bytes: u64) -> Vec<Bytes> {
+    let pieces = growing.pieces();
     if pieces.len() < 2 || bytes > ONE_PIECE_BYTES {
         return pieces;
     }
-    vec![pieces.concat().into()]
+    let one = pieces.concat().into();
+    growing.becomes(&one);
+    vec![one]
 }

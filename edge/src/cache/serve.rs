@@ -427,7 +427,7 @@ impl Exchange {
             }
         };
         let Plan { head, variant, life, length, head_held, body_held, bytes_max } = wanted;
-        let filling = Filling::new(&self.key, variant, head, length, life);
+        let filling = Filling::new(&self.key, variant, head, length, life, body_held);
         if length.is_some() {
             leading.filling(&filling);
         }
@@ -437,7 +437,7 @@ impl Exchange {
             put(&cache, leading, &Arc::new(Stored::new(key, variant, head, life, body, head_held)));
         };
         let store = Arc::clone(&self.cache.store);
-        let job = FillJob { store, filling: Arc::clone(&filling), held: body_held, bytes_max, leading };
+        let job = FillJob { store, filling: Arc::clone(&filling), bytes_max, leading };
         let reader = filling::begin(job, body, &self.host, keep);
         let asked = (&self.parts.method, &self.wishes);
         let kept =

@@ -9,7 +9,7 @@
 //! looked at last (CLOCK).
 //!
 //! Bytes are counted where they are freed, not where they are forgotten: a [`Held`] goes back when the last reader of a body
-//! is gone, so the bound holds for slow readers too. moka, which this project uses elsewhere, knows no tenants, and frees
+//! is gone, one that came before it was kept or that was never kept included, so the bound holds for slow readers too. moka, which this project uses elsewhere, knows no tenants, and frees
 //! what it has forgotten at some later time.
 
 use std::{
@@ -53,7 +53,8 @@ pub(super) struct Totals {
 pub(super) struct Held {
     totals: Arc<Totals>,
     of_tenant: Arc<AtomicU64>,
-    bytes: u64,
+    /// Changed by one at a time: who brings the body.
+    bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -144,7 +145,7 @@ impl Store {
         let of_tenant = Arc::clone(&ledger.shelf(tenant).held);
         self.make_room(&mut ledger, tenant, bytes).then(|| {
             of_tenant.fetch_add(bytes, Ordering::Relaxed);
-            Held { totals: Arc::clone(&self.totals), of_tenant, bytes }
+            Held { totals: Arc::clone(&self.totals), of_tenant, bytes: AtomicU64::new(bytes) }
         })
     }
 
@@ -154,10 +155,9 @@ impl Store {
     }
 
     /// Adds to what is held; false: there is no room now.
-    pub(super) fn grow(&self, tenant: TenantId, held: &mut Held, bytes: u64) -> bool {
-        let taken = self.take(tenant, bytes);
-        let Some(mut taken) = taken else { return false };
-        held.bytes += std::mem::take(&mut taken.bytes);
+    pub(super) fn grow(&self, tenant: TenantId, held: &Held, bytes: u64) -> bool {
+        let Some(taken) = self.take(tenant, bytes) else { return false };
+        held.bytes.fetch_add(taken.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         true
     }
 
@@ -363,14 +363,14 @@ impl Shelf {
 
 impl Held {
     /// Gives back what was taken beyond `bytes`.
-    pub(super) fn shrink_to(&mut self, bytes: u64) {
-        let beyond = self.bytes.saturating_sub(bytes);
+    pub(super) fn shrink_to(&self, bytes: u64) {
+        let beyond = self.bytes().saturating_sub(bytes);
+        self.bytes.fetch_sub(beyond, Ordering::Relaxed);
         self.give_back(beyond);
-        self.bytes -= beyond;
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn give_back(&self, bytes: u64) {
@@ -381,7 +381,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.give_back(self.bytes);
+        self.give_back(self.bytes());
     }
 }
 
@@ -425,7 +425,7 @@ mod tests {
             shared: true,
         };
         let variant = Variant::of(route, &HeaderMap::new(), &HeaderMap::new()).expect("it varies by nothing");
-        let body = Arc::new(StoredBody::new(Vec::new(), Arc::default(), held(0)));
+        let body = Arc::new(StoredBody::new(Vec::new(), Arc::default(), Arc::new(held(0))));
         let head = Head::of(StatusCode::OK, HeaderMap::new());
         let stored = Stored::new(Arc::clone(key), variant, head, life, body, held(bytes));
         assert!(store.put(&Arc::new(stored), || false));

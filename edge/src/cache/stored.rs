@@ -63,7 +63,8 @@ pub(super) struct StoredBody {
     pub pieces: Box<[Bytes]>,
     pub length: u64,
     pub forms: Arc<Forms>,
-    _held: Held,
+    /// Whoever read it while it came holds it too.
+    _held: Arc<Held>,
 }
 
 impl Stored {
@@ -293,7 +294,7 @@ pub(super) fn take_tags(headers: &mut HeaderMap) -> Arc<[Box<str>]> {
 }
 
 impl StoredBody {
-    pub(super) fn new(pieces: Vec<Bytes>, forms: Arc<Forms>, held: Held) -> Self {
+    pub(super) fn new(pieces: Vec<Bytes>, forms: Arc<Forms>, held: Arc<Held>) -> Self {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum();
         Self { pieces: pieces.into(), length, forms, _held: held }
     }

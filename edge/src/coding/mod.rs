@@ -173,7 +173,7 @@ fn shared(source: &ResponseSource, coding: ContentCoding, worker: &Worker) -> Op
             (reader.whole()?, ResponseSource::Stored(reader.clone()), reader.host())
         }
         ResponseSource::Growing(reader) => {
-            (reader.whole()?.clone(), ResponseSource::Growing(Box::new(reader.along())), reader.host())
+            (reader.whole()?.clone(), ResponseSource::Growing(Box::new(reader.along()?)), reader.host())
         }
         ResponseSource::Empty
         | ResponseSource::Full(_)

@@ -3,10 +3,14 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
 use portico_api::distribution::{self as wire, purge_target::Kind};
 use portico_edge::live::limits;
 
 use super::{Shop, is_hit, method, reply, status, target};
+use crate::client::{http2, runtime};
 use crate::harness::{Setup, on_each_backend, wait_until};
 
 const FRESH: &str = "Cache-Control: max-age=600";
@@ -61,6 +65,35 @@ fn each_kind_takes_what_it_names_and_no_more() {
         assert_eq!((answer.header("cache-tag"), answer.header("surrogate-key")), (None, None));
         purge(&shop, false, &[Kind::Everything(true)]);
         wait_until("all of it is free", || shop.edge.edge.cache.bytes() == 0);
+    });
+}
+
+/// Clients that take no more than their windows, each of a body that they have asked for first.
+#[test]
+fn what_is_purged_counts_for_as_long_as_somebody_reads_it() {
+    const BODY_BYTES: u64 = 4 << 20;
+    const READERS: u64 = 3;
+    on_each_backend(|backend| {
+        let body = "x".repeat(usize::try_from(BODY_BYTES).unwrap());
+        let policy = wire::CachePolicy { max_object_bytes: BODY_BYTES, ..wire::CachePolicy::default() };
+        let setup = Setup { cache_bytes: 64 << 20, ..Setup::default() };
+        let shop = Shop::with(backend, policy, setup, move |_| reply(200, &[FRESH], &body));
+        let cache = &shop.edge.edge.cache;
+        runtime().block_on(async {
+            let mut sender = http2::<Full<Bytes>>(shop.edge.https, Some("shop.example")).await.unwrap();
+            let mut slow = Vec::new();
+            for number in 0..READERS {
+                let request = Request::get(format!("https://shop.example/{number}"));
+                let answer = sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+                slow.push(answer);
+                wait_until("it is kept", || cache.entries() == number + 1);
+            }
+            purge(&shop, false, &[Kind::Everything(true)]);
+            assert_eq!(cache.entries(), 0);
+            assert!(cache.bytes() >= READERS * BODY_BYTES, "{} bytes are counted", cache.bytes());
+            drop(slow);
+        });
+        wait_until("all of it is free", || cache.bytes() == 0);
     });
 }
 
