@@ -29,6 +29,8 @@ use crate::limits;
 
 /// Enough that workers seldom meet.
 const SHARDS: usize = 256;
+/// So many shelves more, or as many as are used, make a sweep worth its while.
+const SWEEP_AFTER: usize = 64;
 
 type Shard = RwLock<HashMap<Arc<CacheKey>, Vec<Arc<Stored>>, foldhash::fast::RandomState>>;
 
@@ -63,6 +65,8 @@ struct Ledger {
     /// By the bytes of their entries.
     by_bytes: BTreeSet<(u64, TenantId)>,
     entries: u64,
+    /// With so many shelves, those that nobody uses are taken down.
+    sweep_at: usize,
 }
 
 /// One tenant's entries.
@@ -76,6 +80,8 @@ struct Shelf {
     most: u64,
     /// Oldest first; what is gone otherwise stays as a dead reference until it is met or swept.
     queue: VecDeque<Weak<Stored>>,
+    /// Asked for since the last sweep: an answer may be on its way, and the limit is told before it comes.
+    asked: bool,
 }
 
 impl Store {
@@ -295,7 +301,29 @@ impl Store {
 
 impl Ledger {
     fn shelf(&mut self, tenant: TenantId) -> &mut Shelf {
-        self.tenants.entry(tenant).or_default()
+        if self.tenants.len() >= self.sweep_at && !self.tenants.contains_key(&tenant) {
+            self.sweep();
+        }
+        let shelf = self.tenants.entry(tenant).or_default();
+        shelf.asked = true;
+        shelf
+    }
+
+    /// Tenants come and go: whoever holds nothing for two sweeps is forgotten.
+    fn sweep(&mut self) {
+        let used = self.tenants.values().filter(|shelf| shelf.is_used()).count();
+        self.tenants.retain(|_, shelf| std::mem::take(&mut shelf.asked) || shelf.is_used());
+        self.sweep_at = self.tenants.len() + used.max(SWEEP_AFTER);
+    }
+
+    /// Changes what a tenant's entries are.
+    fn reweigh(&mut self, tenant: TenantId, change: impl FnOnce(&mut Shelf)) {
+        let shelf = self.shelf(tenant);
+        let before = shelf.bytes;
+        change(shelf);
+        let after = (shelf.entries > 0).then_some((shelf.bytes, tenant));
+        self.by_bytes.remove(&(before, tenant));
+        self.by_bytes.extend(after);
     }
 
     fn add(&mut self, stored: &Arc<Stored>) {
@@ -303,50 +331,50 @@ impl Ledger {
         // Under the ledger's lock: a form may have come since the entry was made.
         let weight = stored.body.weight() + stored.head_bytes();
         stored.weight.store(weight, Ordering::Relaxed);
-        let shelf = self.tenants.entry(tenant).or_default();
-        let before = shelf.bytes;
-        shelf.bytes += weight;
-        shelf.entries += 1;
-        shelf.queue.push_back(Arc::downgrade(stored));
-        if shelf.queue.len() as u64 > 2 * shelf.entries + 64 {
-            shelf.queue.retain(|stored| stored.strong_count() > 0);
-        }
-        self.by_bytes.remove(&(before, tenant));
-        self.by_bytes.insert((shelf.bytes, tenant));
+        self.reweigh(tenant, |shelf| {
+            shelf.bytes += weight;
+            shelf.entries += 1;
+            shelf.queue.push_back(Arc::downgrade(stored));
+            if shelf.queue.len() as u64 > 2 * shelf.entries + 64 {
+                shelf.queue.retain(|stored| stored.strong_count() > 0);
+            }
+        });
         self.entries += 1;
     }
 
     fn widen(&mut self, tenant: TenantId, bytes: u64) {
-        let shelf = self.tenants.entry(tenant).or_default();
-        let before = shelf.bytes;
-        shelf.bytes += bytes;
-        self.by_bytes.remove(&(before, tenant));
-        self.by_bytes.insert((shelf.bytes, tenant));
+        self.reweigh(tenant, |shelf| shelf.bytes += bytes);
     }
 
     fn subtract(&mut self, stored: &Stored) {
-        let tenant = stored.key.tenant();
-        let Some(shelf) = self.tenants.get_mut(&tenant) else { return };
-        let before = shelf.bytes;
-        shelf.bytes = shelf.bytes.saturating_sub(stored.weight.load(Ordering::Relaxed));
-        shelf.entries = shelf.entries.saturating_sub(1);
-        self.by_bytes.remove(&(before, tenant));
-        if shelf.entries > 0 {
-            self.by_bytes.insert((shelf.bytes, tenant));
-        } else if shelf.held.load(Ordering::Relaxed) == 0 && shelf.most == u64::MAX {
-            self.tenants.remove(&tenant);
-        }
+        let weight = stored.weight.load(Ordering::Relaxed);
+        self.reweigh(stored.key.tenant(), |shelf| {
+            shelf.bytes = shelf.bytes.saturating_sub(weight);
+            shelf.entries = shelf.entries.saturating_sub(1);
+        });
         self.entries = self.entries.saturating_sub(1);
     }
 }
 
 impl Default for Shelf {
     fn default() -> Self {
-        Self { bytes: 0, entries: 0, held: Arc::default(), most: u64::MAX, queue: VecDeque::new() }
+        Self {
+            bytes: 0,
+            entries: 0,
+            held: Arc::default(),
+            most: u64::MAX,
+            queue: VecDeque::new(),
+            asked: false,
+        }
     }
 }
 
 impl Shelf {
+    /// By an entry or by a [`Held`], of no bytes too: one that grows later is to be found here.
+    fn is_used(&self) -> bool {
+        self.entries > 0 || Arc::strong_count(&self.held) > 1
+    }
+
     /// Each has one more round if it was asked for since the last.
     fn next_to_go(&mut self) -> Option<Arc<Stored>> {
         for _ in 0..=2 * self.queue.len() {
@@ -452,6 +480,27 @@ mod tests {
         assert_eq!((store.entries(), store.held()), (variants, 10 * variants));
         let fits = |route| move |stored: &Stored| stored.variant.fits(route, &HeaderMap::new());
         assert!(store.find(&key, fits(0)).is_none() && store.find(&key, fits(1)).is_some());
+    }
+
+    #[test]
+    fn tenants_that_hold_nothing_any_more_are_forgotten_and_those_that_do_are_not() {
+        let store = Store::new(1 << 20);
+        let (keeps, fills) = (TenantId::generate(), TenantId::generate());
+        put(&store, &key(keeps, "/"), 1, 10);
+        let filling = store.take(fills, 0).expect("there is room");
+        for _ in 0..100 * SWEEP_AFTER {
+            let passing = TenantId::generate();
+            store.limit(passing, 1000);
+            drop(store.take(passing, 10).expect("there is room"));
+            let key = key(passing, "/");
+            put(&store, &key, 1, 10);
+            store.remove_key(&key);
+        }
+        assert!(store.ledger().tenants.len() <= 3 * SWEEP_AFTER, "{}", store.ledger().tenants.len());
+        assert_eq!((store.entries(), store.bytes_of(keeps)), (1, 10));
+        assert!(store.grow(fills, &filling, 100));
+        drop(filling);
+        assert_eq!(store.ledger().tenants[&fills].held.load(Ordering::Relaxed), 0, "counted in one place");
     }
 
     #[test]
