@@ -20,12 +20,15 @@ use super::OriginError;
 use crate::{
     clock, limits,
     live::{Origin, TenantState},
+    rate::{Meter, Rate},
 };
 
 /// All watched origins of an edge.
 #[derive(Debug)]
 pub struct OriginWatch {
     watched: Mutex<Known>,
+    /// Each worker meets each origin, and all may be too many.
+    told: Meter,
     start: Instant,
 }
 
@@ -57,7 +60,7 @@ pub(super) struct Checks {
 
 impl Default for OriginWatch {
     fn default() -> Self {
-        Self { watched: Mutex::default(), start: clock::now() }
+        Self { watched: Mutex::default(), told: Meter::default(), start: clock::now() }
     }
 }
 
@@ -75,7 +78,11 @@ impl OriginWatch {
         let new = Arc::new(Watched::new(tenant, origin, self.start));
         if watched.len() < limits::WATCHED_ORIGINS_MAX {
             watched.insert(key, Arc::clone(&new));
-        } else {
+        } else if self
+            .told
+            .take(Rate::every(limits::TOLD_EVERY, limits::TOLD_AT_ONCE), clock::uptime())
+            .is_ok()
+        {
             // It is then spared by each worker alone and not checked.
             tracing::warn!(tenant = %tenant.id, "too many watched origins: this one has no health check");
         }

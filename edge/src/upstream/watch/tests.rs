@@ -35,6 +35,32 @@ pub(in crate::upstream) fn checked(number: u32, interval: Duration) -> Arc<Origi
     Arc::new(Origin { health_check: Some(Arc::new(check)), ..unwatched(number) })
 }
 
+/// Counts lines of the log.
+struct Lines(Arc<AtomicU32>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
+    fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn origins_beyond_the_bound_are_told_of_now_and_then() {
+    use tracing_subscriber::layer::SubscriberExt as _;
+    let (watch, tenant) = (OriginWatch::default(), tenant());
+    let bound = u32::try_from(limits::WATCHED_ORIGINS_MAX).expect("it fits");
+    let of = |number| watch.of(&tenant, &checked(number, Duration::from_secs(1)));
+    let _known: Vec<_> = (0..bound).map(of).collect();
+    let lines = Arc::<AtomicU32>::default();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(Lines(Arc::clone(&lines))), || {
+        for number in bound..2 * bound {
+            of(number);
+        }
+    });
+    let lines = lines.load(Ordering::Relaxed);
+    assert!(lines > 0 && lines < bound / 10, "{lines} lines");
+}
+
 #[test]
 fn watched_origins_are_bounded_and_those_that_nobody_knows_make_room() {
     let (watch, tenant) = (OriginWatch::default(), tenant());
