@@ -106,13 +106,17 @@ impl Applier {
     }
 
     fn booted(&self, published: &Published) {
-        for nack in published.nacks.iter().take(100) {
+        let (named, unnamed) = named(&published.nacks);
+        for nack in named {
             tracing::error!(
                 id = nack.id,
                 code = nack.code,
                 text = nack.text,
                 "a kept resource cannot be served"
             );
+        }
+        if unnamed > 0 {
+            tracing::error!(unnamed, "more kept resources cannot be served than are named here");
         }
         let (names, credentials) = (self.publisher.names(), self.publisher.credentials());
         let unserved = published.nacks.len();
@@ -316,6 +320,12 @@ impl Applier {
     fn note_applied(&self, generation: Generation) {
         self.metrics.set_applied(generation, clock::unix_time().as_secs());
     }
+}
+
+/// Those that the log names, and how many it does not.
+fn named(nacks: &[Nack]) -> (&[Nack], usize) {
+    let (named, rest) = nacks.split_at(nacks.len().min(limits::UNSERVED_NAMED_MAX));
+    (named, rest.len())
 }
 
 /// An ack has to fit into one message.

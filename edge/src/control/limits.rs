@@ -39,6 +39,8 @@ pub const STATUS_EVERY: Duration = Duration::from_secs(5);
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Nacks in one ack; more are logged and the rest is cut, so that the ack fits into one message.
 pub const NACKS_MAX: usize = 10_000;
+/// Kept resources that cannot be served, named in the log when an edge starts; of the rest it says how many they are.
+pub const UNSERVED_NAMED_MAX: usize = 100;
 /// A nack's text, bytes.
 pub const NACK_TEXT_BYTES_MAX: usize = 300;
 

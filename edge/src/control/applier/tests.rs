@@ -68,3 +68,11 @@ fn an_ack_has_so_many_nacks_each_with_so_much_text() {
     // tonic's own bound on what a server reads, unless it says another.
     assert!(ack.encoded_len() < 4 << 20, "{} bytes", ack.encoded_len());
 }
+
+#[test]
+fn so_many_of_what_cannot_be_served_are_named_and_the_rest_is_counted() {
+    let nacks = vec![Nack::default(); limits::UNSERVED_NAMED_MAX + 3];
+    let (all, of_more) = (&nacks[..limits::UNSERVED_NAMED_MAX], named(&nacks));
+    assert_eq!((named(all), named(&[])), ((all, 0), (&[][..], 0)));
+    assert_eq!((of_more.0.len(), of_more.1), (limits::UNSERVED_NAMED_MAX, 3));
+}
