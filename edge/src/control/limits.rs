@@ -54,6 +54,8 @@ pub const USAGE_REPORTED_EVERY: Duration = Duration::from_secs(60);
 pub const USAGE_ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// Reports that the stream has not taken yet.
 pub const USAGE_REPORTS_QUEUE: usize = 16;
+/// Acknowledgements that wait for the thread that keeps the figures; beyond them they are lost, and the reports told again.
+pub const USAGE_EVENTS_QUEUE: usize = 64;
 /// No more of a file with figures is read; a control plane that was away for long leaves less ([`USAGE_ROWS_KEPT_MAX`]).
 pub const USAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Figures (of one domain in one hour) that wait while the control plane is away; beyond them the oldest hours become one.

@@ -8,7 +8,8 @@ mod series;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,20 +28,22 @@ const HOUR_MS: u64 = 3_600_000;
 /// The control stream's end.
 #[derive(Debug)]
 pub(super) struct UsageReporter {
-    events: Sender<Event>,
+    events: SyncSender<Event>,
+    is_connected: Arc<AtomicBool>,
     reports: mpsc::Receiver<UsageReport>,
 }
 
 /// Ends the thread, once what was used last is on disk and, if there is a stream, told.
 #[derive(Debug)]
 pub struct UsageEnd {
-    events: Sender<Event>,
+    events: SyncSender<Event>,
     thread: JoinHandle<()>,
 }
 
 #[derive(Debug)]
 enum Event {
-    Connected(bool),
+    /// There is a stream, or there is none any more: the flag says which.
+    Stream,
     Acknowledged(UsageAck),
     Finish,
 }
@@ -56,7 +59,8 @@ impl UsageReporter {
         metrics: &ControlMetrics,
     ) -> Result<(Self, UsageEnd), FileError> {
         files::private_folder(folder)?;
-        let (events, received) = channel();
+        let (events, received) = sync_channel(limits::USAGE_EVENTS_QUEUE);
+        let is_connected = Arc::<AtomicBool>::default();
         let (reports_sender, reports) = mpsc::channel(limits::USAGE_REPORTS_QUEUE);
         let now = clock::now();
         let keeper = Keeper {
@@ -66,7 +70,7 @@ impl UsageReporter {
             adopted: Vec::new(),
             reports: reports_sender,
             metrics: metrics.clone(),
-            is_connected: false,
+            is_connected: Arc::clone(&is_connected),
             hour: hour(),
             take_at: now,
             save_at: now,
@@ -80,16 +84,19 @@ impl UsageReporter {
             .spawn(move || keeper.run(&received))
             .map_err(failed)?;
         let end = UsageEnd { events: events.clone(), thread };
-        Ok((Self { events, reports }, end))
+        Ok((Self { events, is_connected, reports }, end))
     }
 
     /// There is a stream, or there is none any more.
     pub(super) fn connected(&self, is_connected: bool) {
-        let _ = self.events.send(Event::Connected(is_connected));
+        self.is_connected.store(is_connected, Ordering::Relaxed);
+        // Full: the thread looks at the flag when it comes to what waits.
+        let _ = self.events.try_send(Event::Stream);
     }
 
     pub(super) fn acknowledged(&self, ack: UsageAck) {
-        let _ = self.events.send(Event::Acknowledged(ack));
+        // Full: the report is sent again, and acknowledged again.
+        let _ = self.events.try_send(Event::Acknowledged(ack));
     }
 
     /// The next report to send. Cancel-safe.
@@ -104,8 +111,10 @@ impl UsageReporter {
 impl UsageEnd {
     /// Call it while the stream still runs and no worker does.
     pub async fn finish(self) {
-        let _ = self.events.send(Event::Finish);
-        let joined = tokio::task::spawn_blocking(move || self.thread.join());
+        let joined = tokio::task::spawn_blocking(move || {
+            let _ = self.events.send(Event::Finish);
+            self.thread.join()
+        });
         // Should the disk hang, the process ends all the same.
         let _ = tokio::time::timeout(2 * limits::USAGE_FINISH_DEADLINE, joined).await;
     }
@@ -120,7 +129,7 @@ struct Keeper {
     adopted: Vec<Series>,
     reports: mpsc::Sender<UsageReport>,
     metrics: ControlMetrics,
-    is_connected: bool,
+    is_connected: Arc<AtomicBool>,
     /// The one that what is taken next belongs to.
     hour: u64,
     take_at: Instant,
@@ -136,8 +145,7 @@ impl Keeper {
         loop {
             let next = ends_at.unwrap_or_else(|| self.next_wake());
             match events.recv_timeout(next.saturating_duration_since(clock::now())) {
-                Ok(Event::Connected(is_connected)) => {
-                    self.is_connected = is_connected;
+                Ok(Event::Stream) => {
                     self.sent_at = None;
                     self.report_at = clock::now();
                 }
@@ -156,11 +164,11 @@ impl Keeper {
             if now >= self.save_at {
                 self.save();
             }
-            if self.is_connected && self.is_report_due(now) {
+            if self.is_connected() && self.is_report_due(now) {
                 self.report();
             }
             let is_told = self.own.is_empty() && self.adopted.is_empty();
-            if ends_at.is_some_and(|at| now >= at || is_told || !self.is_connected) {
+            if ends_at.is_some_and(|at| now >= at || is_told || !self.is_connected()) {
                 break;
             }
         }
@@ -176,9 +184,13 @@ impl Keeper {
         }
     }
 
+    fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
     fn next_wake(&self) -> Instant {
         let sent = self.sent_at.map(|at| at + limits::USAGE_ANSWER_DEADLINE);
-        let report = if self.is_connected { Some(sent.unwrap_or(self.report_at)) } else { None };
+        let report = if self.is_connected() { Some(sent.unwrap_or(self.report_at)) } else { None };
         report.map_or(self.take_at, |report| report.min(self.take_at))
     }
 
@@ -280,6 +292,20 @@ mod tests {
     use portico_cert_store::CellKeys;
 
     use super::*;
+
+    /// A disk that hangs holds the thread up; the stream goes on.
+    #[test]
+    fn what_waits_for_the_thread_is_bounded_and_the_stream_never_waits() {
+        let (events, received) = sync_channel(limits::USAGE_EVENTS_QUEUE);
+        let (_, reports) = mpsc::channel(1);
+        let reporter = UsageReporter { events, is_connected: Arc::default(), reports };
+        for _ in 0..3 * limits::USAGE_EVENTS_QUEUE {
+            reporter.acknowledged(UsageAck::default());
+        }
+        reporter.connected(true);
+        assert_eq!(received.try_iter().count(), limits::USAGE_EVENTS_QUEUE);
+        assert!(reporter.is_connected.load(Ordering::Relaxed), "told all the same");
+    }
 
     /// Two more processes have left something than reports may wait for the stream.
     #[tokio::test]
