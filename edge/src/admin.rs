@@ -59,6 +59,7 @@ struct Refused {
 
 /// Serves calls for the life of the process.
 pub async fn serve(listener: UnixListener, admin: Rc<Admin>) {
+    let places = service::Places::default();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -68,12 +69,14 @@ pub async fn serve(listener: UnixListener, admin: Rc<Admin>) {
             tracing::warn!("the admin socket was opened by another user; closed");
             continue;
         }
+        let Some(place) = places.take() else { continue };
+        let deadlines = admin.edge.deadlines;
         let admin = Rc::clone(&admin);
         let service = service_fn(move |request| {
             let admin = Rc::clone(&admin);
             async move { Ok::<_, Infallible>(answer(request, &admin).await) }
         });
-        tokio::task::spawn_local(service::serve_small(TokioIo::new(stream), service));
+        tokio::task::spawn_local(service::serve_small(TokioIo::new(stream), service, place, deadlines));
     }
 }
 

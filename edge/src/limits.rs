@@ -38,6 +38,7 @@ pub struct Deadlines {
     pub take_over_step: Duration,
     pub catch_up: Duration,
     pub evictable_after: Duration,
+    pub surface_age: Duration,
 }
 
 impl Default for Deadlines {
@@ -75,6 +76,7 @@ impl Default for Deadlines {
             take_over_step: TAKE_OVER_STEP_DEADLINE,
             catch_up: CATCH_UP_DEADLINE,
             evictable_after: EVICTABLE_AFTER,
+            surface_age: SURFACE_AGE_MAX,
         }
     }
 }
@@ -384,6 +386,10 @@ pub const TENANT_BANDWIDTH_BURST_MIN: u64 = 16 * 1024;
 /// Whose first byte would come later than this gets a refusal now.
 pub const TENANT_BANDWIDTH_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// Connections of the admin socket, and of the metrics port: people, scrapers, a balancer's health checks. Each may live for so
+/// long: one that takes no answers holds no place for ever.
+pub const SURFACE_CONNECTIONS_MAX: usize = 64;
+pub const SURFACE_AGE_MAX: Duration = Duration::from_secs(60);
 /// Bytes of one call on the admin socket; a chain with its key is far below.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Names that one look at the busiest ones shows.

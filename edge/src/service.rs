@@ -2,7 +2,7 @@
 //! mode the control stream. Nothing here is on the way of a request.
 
 use std::{
-    cell::RefCell, convert::Infallible, io, path::PathBuf, rc::Rc, sync::Arc, thread::JoinHandle,
+    cell::RefCell, convert::Infallible, io, path::PathBuf, pin::pin, rc::Rc, sync::Arc, thread::JoinHandle,
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use sd_notify::NotifyState;
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Mutex, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     task::{AbortHandle, LocalSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ use crate::{
     control::{ControlSwitch, EdgeStatus, UsageEnd},
     drain::DrainSwitch,
     handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
-    limits,
+    limits::{self, Deadlines},
     listen::Kept,
     server::Edge,
     tls::TICKET_KEY_SECONDS,
@@ -357,23 +357,41 @@ async fn wait_for(workers: Vec<JoinHandle<()>>, allowed: Duration) {
 }
 
 async fn serve_metrics(listener: TcpListener, edge: Arc<Edge>, mode: Rc<Mode>) {
+    let places = Places::default();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let Some(place) = places.take() else { continue };
+        let deadlines = edge.deadlines;
         let (edge, mode) = (Arc::clone(&edge), Rc::clone(&mode));
         let service = service_fn(move |request: Request<Incoming>| {
             let answer = read_only(request.method(), request.uri().path(), &edge, &mode);
             let answer = answer.unwrap_or_else(nothing_here);
             async move { Ok::<_, Infallible>(answer) }
         });
-        tokio::task::spawn_local(serve_small(TokioIo::new(stream), service));
+        tokio::task::spawn_local(serve_small(TokioIo::new(stream), service, place, deadlines));
     }
 }
 
-/// Serves one connection of a surface of our own, with small limits.
-pub(crate) async fn serve_small<I, S>(io: I, service: S)
+/// Connections that a surface of our own may have; further ones are closed.
+pub(crate) struct Places(Arc<Semaphore>);
+
+impl Places {
+    pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(limits::SURFACE_CONNECTIONS_MAX)))
+    }
+}
+
+/// Serves one connection of a surface of our own, with small limits. Who takes no answers loses the place in the end.
+pub(crate) async fn serve_small<I, S>(io: I, service: S, _place: OwnedSemaphorePermit, deadlines: Deadlines)
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
     S: hyper::service::HttpService<Incoming, ResBody = Full<Bytes>> + 'static,
@@ -384,7 +402,15 @@ where
         .header_read_timeout(limits::HEADER_DEADLINE)
         .max_buf_size(16 * 1024)
         .serve_connection(io, service);
-    if let Err(error) = connection.await {
+    let mut connection = pin!(connection);
+    let served = match tokio::time::timeout(deadlines.surface_age, connection.as_mut()).await {
+        Ok(served) => served,
+        Err(_) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(deadlines.write_stall, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = served {
         tracing::trace!(%error, "a connection of our own surfaces failed");
     }
 }
@@ -431,8 +457,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
-    use crate::limits::Deadlines;
 
     /// With a control plane that says nothing until `says`.
     fn control(says: watch::Receiver<bool>) -> RunningControl {
@@ -457,5 +484,22 @@ mod tests {
         for what in ["it serves without", "it serves as soon as it may"] {
             assert!(end.recv_timeout(Duration::from_secs(60)).is_ok(), "{what}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_surface_has_so_many_places_and_who_takes_no_answer_loses_its_own() {
+        let places = Places::default();
+        let mut taken: Vec<_> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(taken.len(), limits::SURFACE_CONNECTIONS_MAX);
+        let place = taken.pop().expect("there are some");
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let soon = Duration::from_millis(10);
+        let deadlines = Deadlines { surface_age: soon, write_stall: soon, ..Deadlines::default() };
+        let large = |_| async { Ok::<_, Infallible>(text(StatusCode::OK, "x".repeat(1 << 20))) };
+        let serving = serve_small(TokioIo::new(ours), service_fn(large), place, deadlines);
+        theirs.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("there is room");
+        // What only a failure takes.
+        tokio::time::timeout(Duration::from_secs(60), serving).await.expect("it ends");
+        assert!(places.take().is_some());
     }
 }
