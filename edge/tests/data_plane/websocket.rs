@@ -307,6 +307,35 @@ fn a_suspension_ends_a_tunnel_whose_client_reads_nothing() {
     });
 }
 
+/// One of each version, opened before a drain, says something in it and ends; the drain waits for both.
+#[test]
+fn tunnels_go_on_during_a_drain() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        let mut client = ask_for_tunnel(&edge);
+        assert_eq!(client.answer().status, 101);
+        assert_eq!(client.exactly(5).unwrap(), b"hello");
+        runtime().block_on(async {
+            let mut tunnel = tunnel(&edge, "/").await;
+            edge.switch.begin();
+            for word in ["about", "other"] {
+                tunnel.write_all(word.as_bytes()).await.unwrap();
+                tunnel.flush().await.unwrap();
+                let mut buffer = [0; 5];
+                tunnel.read_exact(&mut buffer).await.unwrap();
+                assert_eq!(buffer, word.to_ascii_uppercase().as_bytes());
+                assert_eq!(client.send(word).exactly(5).unwrap(), word.to_ascii_uppercase().as_bytes());
+            }
+            assert!(edge.workers.iter().any(|worker| !worker.is_finished()), "it waits");
+            tunnel.shutdown().await.unwrap();
+            assert_eq!(tunnel.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+        });
+        drop(client);
+        wait_until("the drain is over", || edge.workers.iter().all(std::thread::JoinHandle::is_finished));
+    });
+}
+
 #[test]
 fn what_is_no_tunnel_is_told_so() {
     on_each_backend(|backend| {
