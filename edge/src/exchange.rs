@@ -44,6 +44,7 @@ use crate::{
         budget::{ConnectionBudget, HeadShare},
         clock::ConnectionClock,
         extended_connect::ExtendedConnect,
+        forwarding,
         visitor::{TrustedProxies, Visitor},
     },
     limits,
@@ -208,7 +209,7 @@ pub async fn serve_exchange(
 }
 
 async fn answer(
-    parts: Parts,
+    mut parts: Parts,
     mut body: RequestBody,
     context: &Rc<ConnectionContext>,
     end: &mut ExchangeEnd,
@@ -221,6 +222,8 @@ async fn answer(
         Ok(authority) => authority,
         Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
     };
+    // No origin sees them, so nothing is to be decided by them; and what is added from here on is not the client's to name.
+    forwarding::remove_named(&mut parts.headers);
     let live = &context.worker.edge.live;
     let host = live.host(&authority.name);
     if let Some(shown) = &context.shown

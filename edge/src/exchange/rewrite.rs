@@ -4,7 +4,7 @@ use http::{StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use portico_api::rule::Rule;
 
 use super::path;
-use crate::{http::forwarding, limits};
+use crate::limits;
 
 /// The target with the route's prefix replaced; None where the route replaces nothing. `rest` is what of the request's path
 /// lies below the route's own.
@@ -39,8 +39,6 @@ pub(super) fn request(parts: &mut Parts, rule: &Rule, target: Option<PathAndQuer
         parts.uri = Uri::from_parts(uri).expect("a path in the place of a path makes a URI");
     }
     if let Some(changes) = rule.request_headers() {
-        // Before, since a client must not have taken away what the tenant sets by naming it in `Connection`.
-        forwarding::remove_named(&mut parts.headers);
         changes.apply(&mut parts.headers);
     }
 }

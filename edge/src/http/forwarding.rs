@@ -118,15 +118,15 @@ pub fn clean_response(headers: &mut HeaderMap, spoken: Protocol) {
 
 /// Removes what a client's `Connection` names, and of `Connection` all that is not about the connection itself.
 pub fn remove_named(headers: &mut HeaderMap) {
-    let tokens = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
-    let tokens = tokens.map(<[u8]>::trim_ascii);
-    let (own, named): (Vec<&[u8]>, Vec<&[u8]>) = tokens.partition(|token| is_connections_own(token));
-    if named.is_empty() {
+    let tokens = || {
+        let values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
+        values.flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    };
+    // Nearly every request leaves here.
+    if tokens().all(is_connections_own) {
         return;
     }
+    let (own, named): (Vec<&[u8]>, Vec<&[u8]>) = tokens().partition(|token| is_connections_own(token));
     let own = HeaderValue::from_bytes(&own.join(&b", "[..]));
     let named: Vec<HeaderName> = named.iter().filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     for name in named.iter().filter(|name| !is_indispensable(name) && !HOP_BY_HOP.contains(name)) {

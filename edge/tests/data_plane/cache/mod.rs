@@ -3,6 +3,7 @@
 mod asking;
 mod keeping;
 mod never;
+mod poisoning;
 mod purging;
 mod sharing;
 mod waiting;
