@@ -183,7 +183,8 @@ pub async fn serve_exchange(
     request: Request<RequestBody>,
     context: &Rc<ConnectionContext>,
 ) -> Result<Response<ResponseBody>, Dropped> {
-    let (parts, mut body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    path::complete(&mut parts.uri);
     let mut end = Box::new(ExchangeEnd::begin(context, &parts));
     body.measure(end.tally());
     let is_head = parts.method == Method::HEAD;
@@ -340,6 +341,9 @@ fn check_request(
         return Err((StatusCode::URI_TOO_LONG, "target_too_long"));
     }
     let authority = Authority::of(parts, entrance).map_err(|fault| bad(fault.reason()))?;
+    if !path::is_target(&parts.method, &parts.uri) {
+        return Err(bad("target"));
+    }
     path::check(&parts.uri).map_err(bad)?;
     // Answered by hyper in its one exact form; anything else is another server's idea of framing (RFC 9110 10.1.1).
     let mut expectations = parts.headers.get_all(header::EXPECT).iter();
@@ -447,7 +451,6 @@ fn to_https(parts: &Parts, authority: &Authority, public_https_port: u16) -> Ans
         // Of the server as a whole (RFC 9110 section 9.3.7): there is nothing to lead anywhere.
         return Answer::fixed(StatusCode::OK, page::CONTENT_TYPE, Bytes::new(), Some("asterisk"));
     }
-    let target = if target.starts_with('/') { target } else { "/" };
     let location = match public_https_port {
         443 => format!("https://{}{target}", authority.name),
         port => format!("https://{}:{port}{target}", authority.name),

@@ -1,8 +1,30 @@
 //! Paths that two readers could see differently are refused, so that the route chosen here is the one that an origin
 //! sees, whatever it does with dot segments.
 
-use http::Uri;
+use http::{Method, Uri, uri::PathAndQuery};
 use portico_api::rule;
+
+/// Gives a target without a path the one that it means, `/` (RFC 9112 section 3.2.1), so that whoever reads it after this, the
+/// log, the router, the cache and the origin, reads the same.
+pub(super) fn complete(uri: &mut Uri) {
+    let Some(target) = uri.path_and_query() else { return };
+    // `http` says `/` of an empty one, but not where it stands alone.
+    let is_empty = uri.scheme().is_some() && Uri::from(target.clone()).path().is_empty();
+    if !is_empty && !target.as_str().starts_with('?') {
+        return;
+    }
+    let text = target.query().map_or_else(|| "/".to_owned(), |query| format!("/?{query}"));
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(text).expect("a query behind a path makes a target"));
+    *uri = Uri::from_parts(parts).expect("a path in the place of none makes a URI");
+}
+
+/// Whether it names something of a host: by a path, or with OPTIONS by `*` the host as a whole (RFC 9110 section 9.3.7). An
+/// authority alone is for CONNECT.
+pub(super) fn is_target(method: &Method, uri: &Uri) -> bool {
+    let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    target.starts_with('/') || (target == "*" && *method == Method::OPTIONS)
+}
 
 /// Refuses dot segments, plain or percent-encoded, which clients remove before they ask (RFC 3986 section 5.2.4); what some
 /// reader could take for `..` behind an encoded slash, a backslash or a parameter; and an encoded NUL, which ends the path
@@ -30,6 +52,27 @@ fn is_dot_segment(segment: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_without_a_path_gets_one() {
+        for (given, wanted) in [
+            ("https://shop.example", "https://shop.example/"),
+            ("https://shop.example?q=1", "https://shop.example/?q=1"),
+            ("https://shop.example?", "https://shop.example/?"),
+            ("https://shop.example#f", "https://shop.example/"),
+            ("https://shop.example/a?q=1", "https://shop.example/a?q=1"),
+            ("/a", "/a"),
+            ("*", "*"),
+            ("shop.example", "shop.example"),
+        ] {
+            let mut uri: Uri = given.parse().unwrap();
+            complete(&mut uri);
+            assert_eq!(uri.to_string(), wanted, "{given}");
+            let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
+            assert_eq!(is_target(&Method::GET, &uri), target.starts_with('/'), "{given}");
+        }
+        assert!(is_target(&Method::OPTIONS, &"*".parse().unwrap()));
+    }
 
     #[test]
     fn dot_segments_in_any_spelling_are_refused() {

@@ -1,7 +1,11 @@
 //! What one visitor's odd request makes of a page that others get: nothing (THREATS G4).
 
-use super::{Shop, is_hit, reply};
-use crate::harness::on_each_backend;
+use portico_api::distribution as wire;
+use portico_attacker::frame::{self, HEADERS, RST_STREAM, SETTINGS};
+
+use super::{HOST, Shop, get_by, is_hit, reply, target};
+use crate::client::{any_version, https, try_https};
+use crate::harness::{Setup, on_each_backend};
 
 const FRESH: &str = "Cache-Control: max-age=60";
 
@@ -20,5 +24,58 @@ fn a_field_that_connection_names_tells_no_variants_apart() {
         assert_eq!((victim.text().as_str(), is_hit(&victim)), ("de", false));
         let other = shop.get("/");
         assert_eq!((other.text().as_str(), is_hit(&other)), ("any", true), "it is for those who have none");
+    });
+}
+
+fn with_http3() -> Setup {
+    Setup { http3: true, ..Setup::default() }
+}
+
+#[test]
+fn a_target_without_a_path_is_the_same_for_all_who_read_it() {
+    on_each_backend(|backend| {
+        let shop = Shop::with(backend, wire::CachePolicy::default(), with_http3(), |message| {
+            reply(200, &[FRESH], target(message))
+        });
+        for (number, protocol) in ["h1", "h2", "h3"].into_iter().enumerate() {
+            let query = format!("?q={protocol}");
+            let attack = match protocol {
+                "h1" => https(shop.edge.https, HOST).get(HOST, &format!("https://{HOST}{query}")),
+                _ => get_by(&shop.edge, protocol, &query),
+            };
+            assert_eq!(attack.text(), format!("/{query}"), "{protocol}");
+            let victim = shop.get(&format!("/{query}"));
+            assert_eq!((victim.text(), is_hit(&victim)), (format!("/{query}"), true), "{protocol}");
+            let lines = shop.edge.log_lines(2 * number + 2);
+            assert_eq!(lines[2 * number]["target"], "/?q=REDACTED", "{protocol}");
+        }
+        // A fragment is no part of a request; `http` takes it away.
+        assert_eq!(https(shop.edge.https, HOST).get(HOST, &format!("https://{HOST}#top")).text(), "/");
+        assert!(shop.origin.faults().is_empty(), "{:?}", shop.origin.faults());
+    });
+}
+
+#[test]
+fn what_is_no_target_goes_to_no_origin() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |_| reply(200, &[FRESH], "page"));
+        for given in ["*", "?q=1", "page", HOST, "shop.example:443"] {
+            assert_eq!(https(shop.edge.https, HOST).get(HOST, given).status, 400, "{given}");
+        }
+        for path in ["page", "*", "https://shop.example/", ";x"] {
+            let mut client = try_https(shop.edge.https, Some(HOST), any_version(&["h2"])).unwrap();
+            let pseudo = [(":method", "GET"), (":scheme", "https"), (":authority", HOST), (":path", path)];
+            let block: Vec<u8> =
+                pseudo.iter().flat_map(|(name, value)| frame::literal(name, value.as_bytes())).collect();
+            let head = frame::frame(HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, &block);
+            client.send([frame::PREFACE, &frame::frame(SETTINGS, 0, 0, &[]), &head].concat());
+            let answer = std::iter::from_fn(|| client.frame().ok()).find(|frame| frame.stream == 1).unwrap();
+            // Malformed; or `:status: 400` of the static table (RFC 7541 appendix A).
+            let is_refused =
+                answer.kind == RST_STREAM || (answer.kind == HEADERS && answer.payload[0] == 0x8c);
+            assert!(is_refused, "{path}: {answer:?}");
+        }
+        assert!(shop.origin.messages().is_empty());
+        assert_eq!(shop.ask("OPTIONS", "*", &[]).status, 404, "a target, and of no route");
     });
 }
