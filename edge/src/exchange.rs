@@ -376,6 +376,9 @@ async fn follow_route(
     let mut answer = match &route.action {
         Action::Proxy(upstream) => {
             let asked = parts.uri.clone();
+            if upstream.cache.is_some() {
+                cache::take_unkeyed(&mut parts);
+            }
             rewrite::request(&mut parts, &route.rule, target);
             let path = asked.path();
             let asking = cache::Asking { context, host, authority, route, upstream, visitor, path };

@@ -42,6 +42,7 @@ pub(crate) use directives::contains_token;
 pub use growing::GrowingReader;
 pub use key::CacheKey;
 pub use outcome::Outcome;
+pub(crate) use request::take_unkeyed;
 pub(crate) use serve::{Asking, serve};
 
 use flight::Flights;

@@ -3,9 +3,10 @@
 use portico_api::distribution as wire;
 use portico_attacker::frame::{self, HEADERS, RST_STREAM, SETTINGS};
 
-use super::{HOST, Shop, get_by, is_hit, reply, target};
+use super::{HOST, Shop, ask, cached, get_by, is_hit, reply, target};
 use crate::client::{any_version, https, try_https};
-use crate::harness::{Setup, on_each_backend};
+use crate::harness::{Setup, TestEdge, on_each_backend};
+use crate::origin::{Message, Origin};
 
 const FRESH: &str = "Cache-Control: max-age=60";
 
@@ -77,5 +78,62 @@ fn what_is_no_target_goes_to_no_origin() {
         }
         assert!(shop.origin.messages().is_empty());
         assert_eq!(shop.ask("OPTIONS", "*", &[]).status, 404, "a target, and of no route");
+    });
+}
+
+fn all_fields(message: &Message) -> String {
+    message.headers.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+}
+
+/// CGI, WSGI and PHP make one of `-` and `_`, some of everything that is no letter.
+#[test]
+fn no_field_in_another_spelling_decides_what_others_get() {
+    on_each_backend(|backend| {
+        let shop =
+            Shop::new(backend, |message| reply(200, &[FRESH, "Vary: Accept-Language"], &all_fields(message)));
+        let spellings = [
+            "X_Host",
+            "X-Original_Host",
+            "X_Http_Method",
+            "X_METHOD_OVERRIDE",
+            "Accept_Language",
+            "X.Host",
+            "X_Anything",
+        ];
+        for (number, name) in spellings.iter().enumerate() {
+            let path = format!("/{number}");
+            shop.ask("GET", &path, &[(name, "evil-gadget")]);
+            let victim = shop.get(&path);
+            assert!(is_hit(&victim) && !victim.text().contains("evil-gadget"), "{name}: {}", victim.text());
+        }
+        let posted = shop.ask("POST", "/", &[("X_Anything", "mine"), ("content-length", "0")]);
+        assert!(posted.text().contains("mine"), "no answer to it is kept");
+    });
+}
+
+#[test]
+fn what_the_route_itself_sets_is_no_visitors() {
+    on_each_backend(|backend| {
+        let origin = Origin::start(|message| reply(200, &[FRESH], &all_fields(message)));
+        let mut edge = TestEdge::start(backend);
+        edge.serve_with(&[HOST], &[origin.grant()], |body| {
+            let set = |name: &str| wire::HeaderField { name: name.into(), value: "the-tenants".into() };
+            let changes =
+                wire::HeaderChanges { set: vec![set("x_tenant"), set("x-host")], ..Default::default() };
+            let rule = wire::Rule {
+                level: 1,
+                path: Some(wire::rule::Path::Prefix("/".into())),
+                request_headers: Some(changes),
+                ..wire::Rule::default()
+            };
+            let route = cached(&origin.url(), &wire::CachePolicy::default());
+            body.routes = vec![wire::Route { path_prefix: String::new(), rule: Some(rule), ..route }];
+        });
+        let mut client = https(edge.https, HOST);
+        let answer = ask(&mut client, "GET", "/", &[("x_tenant", "evil"), ("x-host", "evil")]);
+        let text = answer.text();
+        assert!(text.contains("x_tenant=the-tenants") && text.contains("x-host=the-tenants"), "{text}");
+        assert!(!text.contains("evil"), "{text}");
+        assert!(is_hit(&ask(&mut client, "GET", "/", &[])));
     });
 }
