@@ -212,11 +212,12 @@ fn is_ours(name: &HeaderName) -> bool {
     )
 }
 
-/// All values of a field as one (RFC 9111 section 4.1). An absent field is not an empty one.
+/// All lines of a field as one. An absent field is not an empty one, and `a` and `b` on two lines are not `a,b` on one: RFC 9111
+/// section 4.1 lets them be the same, but there are origins that read the first line alone.
 fn joined(headers: &HeaderMap, name: &HeaderName) -> Box<[u8]> {
     let mut out = Vec::new();
     for value in headers.get_all(name) {
-        out.push(b',');
+        out.push(b'\n'); // in no value
         out.extend(value.as_bytes().trim_ascii());
     }
     out.into()
@@ -339,6 +340,9 @@ mod tests {
         assert!(!absent.fits(7, &headers(&[("accept-language", "")])), "an empty field is not an absent one");
         let list = Variant::of(7, &headers(&[("a", "1"), ("a", "2")]), &headers(&[("vary", "a")])).unwrap();
         assert!(!list.fits(7, &headers(&[("a", "1")])));
+        assert!(
+            !list.fits(7, &headers(&[("a", "1,2")])) && !list.fits(7, &headers(&[("a", "2"), ("a", "1")]))
+        );
         for vary in ["*", "accept, *", "X-Forwarded-For", "forwarded", "Client-Cert", "not a name"] {
             assert!(Variant::of(7, &german, &headers(&[("vary", vary)])).is_err(), "{vary}");
         }
@@ -357,7 +361,7 @@ mod tests {
         let of = |fields: usize, bytes: usize| {
             let mut request = HeaderMap::new();
             let vary: Vec<_> = (0..fields).map(|field| format!("x-{field}")).collect();
-            // With the comma that joins a field's values.
+            // With the byte before a field's value.
             let value = HeaderValue::try_from("x".repeat(bytes - fields)).unwrap();
             request.insert(HeaderName::from_static("x-0"), value);
             let mut answer = HeaderMap::new();

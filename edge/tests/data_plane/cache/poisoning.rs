@@ -137,3 +137,23 @@ fn what_the_route_itself_sets_is_no_visitors() {
         assert!(is_hit(&ask(&mut client, "GET", "/", &[])));
     });
 }
+
+#[test]
+fn a_field_on_three_lines_is_another_variant_than_on_one() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| {
+            // As the first line says, like many a server.
+            reply(
+                200,
+                &[FRESH, "Vary: Accept-Language"],
+                message.header("accept-language").unwrap_or_default(),
+            )
+        });
+        let name = "accept-language";
+        let attack = [(name, "xx"), (name, "de-DE"), (name, "de;q=0.9")];
+        assert_eq!(shop.ask("GET", "/", &attack).text(), "xx");
+        let victim = shop.ask("GET", "/", &[(name, "xx,de-DE,de;q=0.9")]);
+        assert_eq!((victim.text().as_str(), is_hit(&victim)), ("xx,de-DE,de;q=0.9", false));
+        assert!(is_hit(&shop.ask("GET", "/", &attack)));
+    });
+}
