@@ -68,6 +68,51 @@ pub struct DnsConfig {
     pub challenge_zone: Option<String>,
     /// `<host>` CNAME `<label>.<cname_zone>`: proof and traffic at once.
     pub cname_zone: Option<String>,
+    /// Who writes DNS-01's records in zones that others serve.
+    #[serde(default)]
+    pub writer: Vec<DnsWriterConfig>,
+}
+
+/// One zone whose records are written in one of three ways.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsWriterConfig {
+    /// Of its names, and those beneath.
+    pub zone: String,
+    pub update: Option<DnsUpdateConfig>,
+    /// With its first arguments; `add NAME VALUE` or `remove NAME VALUE` follows.
+    pub program: Option<Vec<String>>,
+    pub webhook: Option<DnsWebhookConfig>,
+    /// Servers that must show a record before the CA is told; absent: the one that takes updates, and none for the other ways.
+    pub shown_by: Option<Vec<SocketAddr>>,
+}
+
+/// Dynamic updates (RFC 2136).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsUpdateConfig {
+    pub server: SocketAddr,
+    /// Name of the TSIG key.
+    pub key: String,
+    #[serde(default = "tsig_algorithm")]
+    pub algorithm: String,
+    /// The secret in base64; 0600.
+    pub secret_file: PathBuf,
+}
+
+fn tsig_algorithm() -> String {
+    "hmac-sha256".to_owned()
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsWebhookConfig {
+    /// https, or http to this machine.
+    pub url: String,
+    /// What follows `Authorization: Bearer`; 0600.
+    pub bearer_file: Option<PathBuf>,
+    /// Beside the system's roots.
+    pub root_pem: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -244,6 +289,11 @@ impl Config {
                 Fault::new("key_encryption_key_file", format!("{error}{cause}"))
             })?;
         }
+        for (index, writer) in self.dns.writer.iter().enumerate() {
+            writer
+                .check_files()
+                .map_err(|message| Fault::new(format!("dns.writer.{index}.{}", writer.way()), message))?;
+        }
         for (index, issuer) in self.issuers.iter().enumerate() {
             for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
                 if let Some((file, error)) =
@@ -355,7 +405,79 @@ impl DnsConfig {
             let message = "dns.challenge_zone and dns.cname_zone must be two zones";
             return Err(Fault::new("dns.cname_zone", message));
         }
+        for (index, writer) in self.writer.iter().enumerate() {
+            if self.responder.is_some() && self.challenge_zone.as_deref() == Some(&writer.zone) {
+                let message =
+                    "dns.responder answers this zone, so nobody else writes it: leave out one of both";
+                return Err(Fault::new(format!("dns.writer.{index}.zone"), message));
+            }
+            if self.writer[..index].iter().any(|earlier| earlier.zone == writer.zone) {
+                let message = format!("two writers are of zone \"{}\"", writer.zone);
+                return Err(Fault::new(format!("dns.writer.{index}.zone"), message));
+            }
+            writer.check().map_err(|(key, message)| {
+                let message = format!("dns.writer of \"{}\": {message}", writer.zone);
+                Fault::new(format!("dns.writer.{index}.{key}"), message)
+            })?;
+        }
         Ok(())
+    }
+}
+
+impl DnsWriterConfig {
+    /// The faulty key, and what is wrong with its value.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        match portico_cert_store::DomainName::parse(&self.zone) {
+            Err(error) => return Err(("zone", error.to_string())),
+            Ok(zone) if zone.as_str() != self.zone => {
+                return Err(("zone", format!("write it as \"{zone}\"")));
+            }
+            Ok(_) => {}
+        }
+        let ways = [self.update.is_some(), self.program.is_some(), self.webhook.is_some()];
+        if ways.into_iter().filter(|way| *way).count() != 1 {
+            return Err(("zone", "say one of update, program and webhook".to_owned()));
+        }
+        if self.program.as_ref().is_some_and(|words| !words.first().is_some_and(|word| word.starts_with('/')))
+        {
+            return Err((
+                "program",
+                "program must begin with the path of a file, as [\"/usr/local/bin/dns-hook\"]".to_owned(),
+            ));
+        }
+        if let Some(webhook) = &self.webhook {
+            let url: Option<http::Uri> = webhook.url.parse().ok();
+            let is_local = |host: &str| host == "localhost" || host == "127.0.0.1" || host == "[::1]";
+            let is_safe = url.as_ref().is_some_and(|url| match (url.scheme_str(), url.host()) {
+                (Some("https"), Some(_)) => true,
+                (Some("http"), Some(host)) => is_local(host),
+                _ => false,
+            });
+            if !is_safe {
+                let message = "url must begin with https://, or with http:// to this machine (localhost, 127.0.0.1, [::1])";
+                return Err(("webhook", message.to_owned()));
+            }
+            if url.and_then(|url| url.authority().cloned()).is_some_and(|host| host.as_str().contains('@')) {
+                let message = "url must not hold a user or a password; a token goes into bearer_file";
+                return Err(("webhook", message.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The key that says how it writes.
+    fn way(&self) -> &'static str {
+        match (&self.update, &self.program, &self.webhook) {
+            (Some(_), ..) => "update",
+            (_, Some(_), _) => "program",
+            (.., Some(_)) => "webhook",
+            (None, None, None) => "zone",
+        }
+    }
+
+    /// Secrets and programs that cannot be used, as the start would find them.
+    fn check_files(&self) -> Result<(), String> {
+        crate::dns::writer::Writer::new(self).map(drop).map_err(|error| format!("{error:#}"))
     }
 }
 

@@ -20,6 +20,7 @@ mod parts;
 pub mod plan;
 mod process;
 pub mod proof;
+mod roots;
 pub mod rotation;
 pub mod sealer;
 pub mod store;

@@ -1,5 +1,7 @@
 //! Bounds of the control plane, each with its reason. Each is named by the test that hits it.
 
+use std::time::Duration;
+
 /// Orders that run at the same time: each waits for its CA most of the time, and the CA's own limits are far below what these
 /// can do.
 pub const ORDERS_IN_FLIGHT_MAX: usize = 32;
@@ -15,3 +17,20 @@ pub const UPLOADED_BYTES_OF_TENANT_MAX: u64 = 64 << 20;
 
 /// What an operator notes of a tenant's consent, bytes: a sentence or two, kept for ever in the trail.
 pub const CONSENT_NOTE_BYTES_MAX: usize = 1000;
+
+/// Writes of DNS records of one zone at the same time; others wait. Servers take updates of a zone one after the other.
+pub const DNS_WRITES_IN_FLIGHT_MAX: usize = 8;
+/// Of them, of one order: one with many names must not have all the turns.
+pub const DNS_WRITES_OF_ORDER_IN_FLIGHT_MAX: usize = 4;
+/// Of them, of what is taken down: nobody waits for that.
+pub const DNS_REMOVALS_IN_FLIGHT_MAX: usize = 2;
+/// One write, from its turn on: whoever takes longer is away, and the order is tried again later.
+pub const DNS_WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// All writes of one order, with the waits for their turns: an order that waits holds a slot that others could have.
+pub const DNS_RECORDS_DEADLINE: Duration = Duration::from_secs(120);
+/// Until the servers of a zone show a record that was written: what takes longer is looked at with the order's next try.
+pub const DNS_SHOWN_DEADLINE: Duration = Duration::from_secs(20);
+/// What a program or service that writes records says of its failure, bytes: some lines, for the log.
+pub const DNS_WRITER_TEXT_MAX: usize = 1024;
+/// Records that are left of orders and taken down in one turn: more wait for the next.
+pub const DNS_REMOVALS_OF_TURN_MAX: u32 = 256;

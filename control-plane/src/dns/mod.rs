@@ -3,3 +3,4 @@
 pub mod lookup;
 pub(crate) mod pointing;
 pub mod responder;
+pub mod writer;

@@ -624,7 +624,8 @@ pub async fn add_challenge_record(
     Ok(())
 }
 
-/// Forgets the records of an order; answers them.
+/// Forgets the labels' records of an order; answers them. Whole names (with a final dot) stay until others have taken them
+/// down: see [`left_records`].
 ///
 /// # Errors
 /// The database's.
@@ -632,18 +633,91 @@ pub async fn take_challenge_records(
     tx: &mut WriteTx,
     order: OrderId,
 ) -> Result<Vec<(String, String)>, StoreError> {
-    let rows = sql::query("DELETE FROM challenge_records WHERE order_id = ? RETURNING label, value")
-        .bind(order.to_string())
-        .fetch_all(tx)
-        .await?;
+    let rows = sql::query(
+        "DELETE FROM challenge_records WHERE order_id = ? AND label NOT LIKE '%.' RETURNING label, value",
+    )
+    .bind(order.to_string())
+    .fetch_all(tx)
+    .await?;
     rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
 }
 
-/// Every (label, value), for the responder at start.
+/// A record at a whole name whose order is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftRecord {
+    /// With its final dot.
+    pub name: String,
+    pub value: String,
+    order: String,
+    /// The order has been forgotten too.
+    pub is_old: bool,
+}
+
+/// Records at whole names whose orders are over, those first that were not put off.
+///
+/// # Errors
+/// The database's.
+pub async fn left_records(connection: &mut Connection, most: u32) -> Result<Vec<LeftRecord>, StoreError> {
+    let rows = sql::query(
+        "SELECT r.label, r.value, r.order_id, o.id IS NULL AS is_old FROM challenge_records r \
+         LEFT JOIN orders o ON o.id = r.order_id \
+         WHERE r.label LIKE '%.' AND (o.id IS NULL OR o.state IN ('issued', 'failed')) \
+         ORDER BY r.created_at, r.label, r.value LIMIT ?",
+    )
+    .bind(i64::from(most))
+    .fetch_all(connection)
+    .await?;
+    let record = |row: &Row| {
+        Ok(LeftRecord {
+            name: row.try_get("label")?,
+            value: row.try_get("value")?,
+            order: row.try_get("order_id")?,
+            is_old: row.try_get::<i64>("is_old")? != 0,
+        })
+    };
+    rows.iter().map(record).collect()
+}
+
+/// Forgets a record; `false`: another order has it by now.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_left_record(tx: &mut WriteTx, record: &LeftRecord) -> Result<bool, StoreError> {
+    let done = sql::query("DELETE FROM challenge_records WHERE label = ? AND value = ? AND order_id = ?")
+        .bind(&record.name)
+        .bind(&record.value)
+        .bind(&record.order)
+        .execute(tx)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Others come before this record.
+///
+/// # Errors
+/// The database's.
+pub async fn put_off_left_record(
+    tx: &mut WriteTx,
+    record: &LeftRecord,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sql::query("UPDATE challenge_records SET created_at = ? WHERE label = ? AND value = ? AND order_id = ?")
+        .bind(now_ms)
+        .bind(&record.name)
+        .bind(&record.value)
+        .bind(&record.order)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Every label's (label, value), for the responder at start.
 ///
 /// # Errors
 /// The database's.
 pub async fn challenge_records(connection: &mut Connection) -> Result<Vec<(String, String)>, StoreError> {
-    let rows = sql::query("SELECT label, value FROM challenge_records").fetch_all(connection).await?;
+    let rows = sql::query("SELECT label, value FROM challenge_records WHERE label NOT LIKE '%.'")
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(|row| Ok((row.try_get("label")?, row.try_get("value")?))).collect()
 }

@@ -39,17 +39,17 @@ async fn child_control_plane() {
     running.shutdown().await.unwrap();
 }
 
-struct Plane {
-    child: Child,
+pub struct Plane {
+    pub child: Child,
     /// Kept apart: waiting for a child closes its own.
     stdin: ChildStdin,
     _output: Lines<BufReader<ChildStdout>>,
-    distribution: std::net::SocketAddr,
+    pub distribution: std::net::SocketAddr,
     responder: std::net::SocketAddr,
-    token: String,
+    pub token: String,
 }
 
-async fn start(config: &Path, fail_point: &str) -> Plane {
+pub async fn start(config: &Path, fail_point: &str) -> Plane {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child_control_plane", "--nocapture", "--test-threads", "1"])
         .env(CHILD, config)
@@ -130,14 +130,14 @@ async fn crash_at(fail_point: &'static str) {
     assert_we_count_no_less(&world, &mut read).await;
 }
 
-async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<TestEdge> {
+pub async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<TestEdge> {
     world.forward_zone(plane.responder).await;
     let edge = Arc::new(TestEdge::resume(plane.distribution, identity, State::default()).await);
     world.stand_in.set_edges(vec![edge.clone()]);
     edge
 }
 
-async fn stop(mut plane: Plane) {
+pub async fn stop(mut plane: Plane) {
     drop(plane.stdin);
     let ended = tokio::time::timeout(Duration::from_secs(60), plane.child.wait()).await;
     assert!(ended.expect("the child did not end").unwrap().success());

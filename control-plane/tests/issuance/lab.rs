@@ -472,7 +472,7 @@ impl Lab {
     }
 
     /// What waits for its next try waits no longer.
-    async fn hurry(&self) {
+    pub async fn hurry(&self) {
         let mut tx = self.begin().await;
         for text in ["UPDATE orders SET next_at = 0 WHERE next_at > 0", "UPDATE name_states SET next_at = 0"]
         {

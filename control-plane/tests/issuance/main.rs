@@ -22,3 +22,4 @@ mod pebble;
 mod reaching;
 mod renewing;
 mod stand_in;
+mod writing;

@@ -1,8 +1,9 @@
 //! Putting challenges where the CA will look, and taking them down.
 //!
 //! HTTP-01 and TLS-ALPN-01 go to every live edge and count as placed when each has confirmed (CONTRACTS: who waits for
-//! whom); DNS-01 goes to our own responder, by the label that the tenant delegated to. Several issuers may validate one
-//! name at once: every answer is for one exact token or value.
+//! whom); DNS-01 goes to our own responder, by the label that the tenant delegated to, or to whoever writes the name's zone
+//! for us ([`crate::dns::writer`]), which [`super::removal`] takes down. Several issuers may validate one name at once: every
+//! answer is for one exact token or value.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,11 @@ use super::health::methods_at;
 use super::issuer::Issuer;
 use crate::acme::{CaAuthorization, CaChallenge, ChallengeMethod};
 use crate::distribution::UrgentOutcome;
+use crate::dns::lookup::Found;
+use crate::dns::writer::Unwritten;
 use crate::plan::reconcile::usable;
-use crate::store::group;
 use crate::store::order::OrderRow;
-use crate::store::{StoreError, WriteTx};
+use crate::store::{StoreError, WriteTx, event, group};
 
 /// An edge forgets a challenge after this, should nobody tell it to: longer than any validation takes.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -45,6 +47,30 @@ impl From<StoreError> for Unplaced {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
+}
+
+/// Where a TXT record stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// Of our own responder's zone.
+    Label(String),
+    /// A whole name, which one of the writers writes.
+    Name(String),
+}
+
+impl Place {
+    /// A whole name has a dot at its end, a label has none at all.
+    fn stored(&self) -> String {
+        match self {
+            Self::Label(label) => label.clone(),
+            Self::Name(name) => format!("{name}."),
+        }
+    }
+}
+
+/// Where a CA looks for the record of a name, a wildcard's among them (RFC 8555 section 8.4).
+pub(super) fn challenge_name(name: &str) -> String {
+    format!("_acme-challenge.{}", name.strip_prefix("*.").unwrap_or(name))
 }
 
 struct Choice<'a> {
@@ -107,6 +133,8 @@ impl Issuance {
                 zone.remove(label, value);
             }
         }
+        // Of an order that is over, whatever it has at whole names.
+        self.left.notify_one();
     }
 
     async fn choose<'a>(
@@ -149,24 +177,80 @@ impl Issuance {
         if by_dns.is_empty() {
             return Ok(());
         }
-        let Some(zone) = &self.zone else {
-            return Err(Unplaced::NotYet("dns.responder is not configured".to_owned()));
-        };
-        let mut tx: WriteTx = self.parts.store.begin().await?;
-        let mut records = Vec::new();
+        let mut records: Vec<(Place, String)> = Vec::new();
         for choice in by_dns {
-            for label in group::challenge_labels(&mut tx, choice.domain).await? {
-                let value = &choice.challenge.dns_value;
-                let now = self.parts.clock.now_ms();
-                group::add_challenge_record(&mut tx, &label, value, row.id, now).await?;
-                records.push((label, value.clone()));
+            for place in self.places(choice).await? {
+                records.push((place, choice.challenge.dns_value.clone()));
             }
         }
-        tx.commit().await?;
-        for (label, value) in &records {
-            zone.add(label, value);
+        let mut tx: WriteTx = self.parts.store.begin().await?;
+        for (place, value) in &records {
+            let now = self.parts.clock.now_ms();
+            group::add_challenge_record(&mut tx, &place.stored(), value, row.id, now).await?;
         }
-        Ok(())
+        tx.commit().await?;
+        let mut names: Vec<(&str, &str)> = Vec::new();
+        for (place, value) in &records {
+            match (place, &self.zone) {
+                (Place::Label(label), Some(zone)) => zone.add(label, value),
+                (Place::Label(_), None) => {}
+                (Place::Name(name), _) => names.push((name, value)),
+            }
+        }
+        match self.writers.add_all(&names).await {
+            Ok(()) => Ok(()),
+            Err(unwritten) => {
+                self.tell_unwritten(row, &unwritten).await?;
+                let Unwritten { name, zone, .. } = unwritten;
+                let text = format!(
+                    "the DNS record at {name} is not written yet: zone {zone} does not take it at present; its operator is \
+                     told why"
+                );
+                Err(Unplaced::NotYet(text))
+            }
+        }
+    }
+
+    /// Tells the operator, in words that are not for tenants: they are those of a program, a service or a server of the
+    /// operator's.
+    async fn tell_unwritten(&self, row: &OrderRow, unwritten: &Unwritten) -> Result<(), StoreError> {
+        let Unwritten { name, zone, why } = unwritten;
+        tracing::warn!(order = %row.id, name, zone, why, "a DNS record is not written; the order is tried again");
+        let now = self.parts.clock.now_ms();
+        if !self.writers.of(name).is_some_and(|writer| writer.may_tell(now)) {
+            return Ok(());
+        }
+        let text = format!("the record at {name} is not written: {why}; orders that need it are tried again");
+        let mut tx = self.parts.store.begin().await?;
+        event::append(&mut tx, "dns.unwritten", None, zone, &text, now).await?;
+        tx.commit().await
+    }
+
+    /// Where the TXT record of a name is to stand: at the labels that its tenant may have delegated to, or at its own place if
+    /// somebody writes that for us.
+    async fn places(&self, choice: &Choice<'_>) -> Result<Vec<Place>, Unplaced> {
+        let own = challenge_name(choice.name);
+        if self.writers.of(&own).is_some() {
+            // In a zone that is written for all there is no delegation to be missed: the proof alone says whose the name is.
+            if !group::is_orderable(&mut *self.parts.store.read().await?, choice.domain).await? {
+                let why = "it is not served any more, or its proof of ownership does not stand";
+                return Err(Unplaced::Names(vec![(choice.name.to_owned(), why.to_owned())]));
+            }
+            match self.lookup.cname(&own).await {
+                Found::Nothing => return Ok(vec![Place::Name(own)]),
+                Found::Records(_) => {}
+                Found::Unknown(why) => return Err(Unplaced::NotYet(why)),
+            }
+        }
+        let labels = group::challenge_labels(&mut *self.parts.store.read().await?, choice.domain).await?;
+        let zone = self.parts.config.dns.challenge_zone.as_ref();
+        match (&self.zone, zone.filter(|zone| self.writers.of(zone).is_some())) {
+            (Some(_), _) => Ok(labels.into_iter().map(Place::Label).collect()),
+            (None, Some(zone)) => {
+                Ok(labels.into_iter().map(|label| Place::Name(format!("{label}.{zone}"))).collect())
+            }
+            (None, None) => Err(Unplaced::NotYet(format!("nobody writes the record at {own}"))),
+        }
     }
 
     async fn push(&self, choice: &Choice<'_>, expires_ms: i64) -> (String, Option<String>, UrgentOutcome) {

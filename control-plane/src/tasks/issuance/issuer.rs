@@ -1,13 +1,10 @@
 //! An issuer at work: its configuration, the way to its CA, what is known of it. Its accounts are [`super::account`]'s.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Mutex;
 
 use super::account::Accounts;
@@ -16,6 +13,7 @@ use crate::Parts;
 use crate::acme::{CaEndpoint, CaHttp, Pace};
 use crate::config::IssuerConfig;
 use crate::plan::ledger::{At, Limits};
+use crate::roots::roots;
 
 /// A CA whose directory cannot be read is asked for it again no sooner.
 const DIRECTORY_PAUSE_MS: i64 = 60_000;
@@ -123,24 +121,4 @@ impl Issuer {
     pub(crate) fn hold(&self, until_ms: i64) {
         self.held_until_ms.fetch_max(until_ms, Ordering::Relaxed);
     }
-}
-
-/// The roots of `file`, or the system's; with `and_system` both.
-fn roots(file: Option<&Path>, and_system: bool) -> anyhow::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    if file.is_none() || and_system {
-        // Some of a system's roots may not parse; that is no reason to trust none.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    if let Some(file) = file {
-        for certificate in CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())? {
-            let certificate = certificate.with_context(|| file.display().to_string())?;
-            roots.add(certificate).with_context(|| file.display().to_string())?;
-        }
-    }
-    anyhow::ensure!(
-        !roots.is_empty(),
-        "no trust anchors: install the system's CA certificates or name a file"
-    );
-    Ok(roots)
 }

@@ -6,7 +6,7 @@
 //!
 //! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate.
-//! - [`challenge`], [`publish`]: its two ends.
+//! - [`challenge`], [`publish`]: its two ends. [`removal`]: what it leaves in zones that others serve.
 //! - [`slots`]: which orders run.
 //! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
 //!   the CA's limits.
@@ -23,6 +23,7 @@ mod issuer;
 mod order;
 mod preflight;
 mod publish;
+mod removal;
 mod renewal_info;
 mod self_fetch;
 mod slots;
@@ -40,6 +41,7 @@ use portico_cert_store::{
     CellId, CredentialId, DomainId, GroupId, KeyType, LineageId, NamePattern, OrderId, PrivateKey,
     SealContext, TenantId,
 };
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
@@ -50,6 +52,7 @@ use crate::clock::{self, DAY_MS, HOUR_MS};
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
+use crate::dns::writer::Writers;
 use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::account::{AccountId, AccountOrigin};
@@ -83,6 +86,9 @@ struct Issuance {
     fleet: Fleet,
     lookup: Lookup,
     zone: Option<ChallengeZone>,
+    writers: Writers,
+    /// Some order is over that may have left records.
+    left: Notify,
     issuers: Vec<Issuer>,
 }
 
@@ -112,6 +118,8 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
     };
     let issuance = Arc::new(Issuance {
         lookup: Lookup::new(&parts.config.dns)?,
+        writers: Writers::new(&parts.config.dns)?,
+        left: Notify::new(),
         issuers: parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?,
         parts,
         fleet,
@@ -125,9 +133,11 @@ impl Issuing {
     /// Issues and renews until shutdown. Orders under way are left where they are; the next start resumes them.
     pub async fn run(self) {
         let suggestions = tokio::spawn(renewal_info::run(self.issuance.clone()));
+        let removal = tokio::spawn(removal::run(self.issuance.clone()));
         Work::new(self.issuance).run().await;
-        // It ends at shutdown too; what it was asking is asked again.
+        // They end at shutdown too; what they were asking is asked again.
         suggestions.abort();
+        removal.abort();
     }
 }
 

@@ -20,6 +20,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
 use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
 
+use super::challenge::challenge_name;
 use super::issuer::Issuer;
 use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
@@ -339,29 +340,40 @@ fn reachable(methods: &[ChallengeMethod], texts: &[String], unknown: bool) -> Ob
     }
 }
 
-/// Whether `_acme-challenge.<base>` is a CNAME to one of the domain's labels; `None`: nobody knows. With it what to say.
+/// Whether `_acme-challenge.<base>` is a CNAME to one of the domain's labels, or is none and written for us; `None`: nobody
+/// knows. With it what to say.
 async fn delegation(
     issuance: &Issuance,
     domain: DomainId,
     base: &DomainName,
 ) -> (Option<bool>, Option<String>) {
-    let config = &issuance.parts.config.dns;
-    let (Some(zone), Some(_)) = (&config.challenge_zone, &issuance.zone) else { return (Some(false), None) };
+    let name = challenge_name(base.as_str());
+    let is_written = issuance.writers.of(&name).is_some();
+    // Our own zone's records: by our responder, or by whoever writes that zone for us.
+    let zone = issuance.parts.config.dns.challenge_zone.as_ref();
+    let zone = zone.filter(|zone| issuance.zone.is_some() || issuance.writers.of(zone).is_some());
+    if zone.is_none() && !is_written {
+        return (Some(false), None);
+    }
     let labels = async { group::challenge_labels(&mut *issuance.parts.store.read().await?, domain).await };
     let labels: Vec<String> = match labels.await {
         Ok(labels) => labels,
         Err(error) => return (None, Some(error.to_string())),
     };
-    let name = format!("_acme-challenge.{base}");
-    let target = |label: &String| format!("{label}.{zone}").to_ascii_lowercase();
-    let set = labels.first().map(|label| format!("set {name} CNAME {}", target(label))).unwrap_or_default();
+    let target = |label: &String| zone.map(|zone| format!("{label}.{zone}").to_ascii_lowercase());
+    let first = labels.first().and_then(target);
+    let set =
+        first.map_or_else(|| "remove that CNAME".to_owned(), |target| format!("set {name} CNAME {target}"));
     match issuance.lookup.cname(&name).await {
-        Found::Records(found) if found.iter().any(|found| labels.iter().any(|l| target(l) == *found)) => {
+        Found::Records(found)
+            if found.iter().any(|found| labels.iter().any(|l| target(l).as_ref() == Some(found))) =>
+        {
             (Some(true), None)
         }
         Found::Records(found) => {
             (Some(false), Some(format!("{name} is a CNAME to {}, not to us; {set}", found.join(", "))))
         }
+        Found::Nothing if is_written => (Some(true), None),
         Found::Nothing => (Some(false), Some(set)),
         Found::Unknown(why) => (None, Some(why)),
     }

@@ -1,0 +1,31 @@
+//! Trust anchors for connections to others.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+/// The roots of `file`, or the system's; with `and_system` both.
+///
+/// # Errors
+/// A file that cannot be read or is no PEM, or no root at all.
+pub(crate) fn roots(file: Option<&Path>, and_system: bool) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    if file.is_none() || and_system {
+        // Some of a system's roots may not parse; that is no reason to trust none.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if let Some(file) = file {
+        for certificate in CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())? {
+            let certificate = certificate.with_context(|| file.display().to_string())?;
+            roots.add(certificate).with_context(|| file.display().to_string())?;
+        }
+    }
+    anyhow::ensure!(
+        !roots.is_empty(),
+        "no trust anchors: install the system's CA certificates or name a file"
+    );
+    Ok(roots)
+}
