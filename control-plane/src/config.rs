@@ -296,11 +296,9 @@ impl Config {
         }
         for (index, issuer) in self.issuers.iter().enumerate() {
             for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
-                if let Some((file, error)) =
-                    file.as_ref().and_then(|file| Some((file, std::fs::read(file).err()?)))
-                {
-                    let message =
-                        format!("issuer \"{}\": {key} = \"{}\": {error}", issuer.name, file.display());
+                let read = file.as_ref().map(|file| crate::roots::roots(Some(file), false));
+                if let Some(Err(error)) = read {
+                    let message = format!("issuer \"{}\": {key}: {error:#}", issuer.name);
                     return Err(Fault::new(format!("issuer.{index}.{key}"), message));
                 }
             }
@@ -678,7 +676,14 @@ mod tests {
         std::fs::write(&path, format!("{SMALL}{issuer}")).unwrap();
         Config::read(&path).unwrap();
         let error = Config::read_with_files(&path, false).unwrap_err().to_string();
-        assert!(error.contains("cp.toml:7:13: issuer \"a\": roots_pem"), "{error}");
+        assert!(error.contains("cp.toml:7:13: issuer \"a\": roots_pem: /nonexistent: "), "{error}");
+        let issuer = issuer.replace("roots_pem = \"/nonexistent\"", "root_pem = \"/dev/null\"");
+        std::fs::write(&path, format!("{SMALL}{issuer}")).unwrap();
+        let error = Config::read_with_files(&path, false).unwrap_err().to_string();
+        assert!(
+            error.contains("cp.toml:7:12: issuer \"a\": root_pem: /dev/null holds no certificate"),
+            "{error}"
+        );
 
         let (key, data) = (folder.path().join("kek"), folder.path().join("data"));
         let text = SMALL.replace("/d\"", &format!("{}\"", data.display()));

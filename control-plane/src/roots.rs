@@ -18,14 +18,32 @@ pub(crate) fn roots(file: Option<&Path>, and_system: bool) -> anyhow::Result<Roo
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     if let Some(file) = file {
+        let of_system = roots.len();
         for certificate in CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())? {
             let certificate = certificate.with_context(|| file.display().to_string())?;
             roots.add(certificate).with_context(|| file.display().to_string())?;
         }
+        anyhow::ensure!(roots.len() > of_system, "{} holds no certificate in PEM", file.display());
     }
     anyhow::ensure!(
         !roots.is_empty(),
         "no trust anchors: install the system's CA certificates or name a file"
     );
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_certificate_is_refused_beside_the_systems_roots_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("roots.pem");
+        std::fs::write(&file, "hidden").unwrap();
+        for and_system in [false, true] {
+            let error = format!("{:#}", roots(Some(&file), and_system).unwrap_err());
+            assert!(error.contains("roots.pem holds no certificate") && !error.contains("hidden"), "{error}");
+        }
+    }
 }
