@@ -357,7 +357,7 @@ fn check_request(
 
 async fn follow_route(
     mut parts: Parts,
-    body: RequestBody,
+    mut body: RequestBody,
     context: &Rc<ConnectionContext>,
     (host, authority): (&Arc<Host>, &Authority),
     visitor: &Arc<Visitor>,
@@ -380,6 +380,9 @@ async fn follow_route(
                 cache::take_unkeyed(&mut parts);
             }
             rewrite::request(&mut parts, &route.rule, target);
+            if let Some(changes) = route.rule.request_headers() {
+                body.changed_by(changes);
+            }
             let path = asked.path();
             let asking = cache::Asking { context, host, authority, route, upstream, visitor, path };
             Box::pin(cache::serve(parts, body, asking)).await?

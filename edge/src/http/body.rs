@@ -13,10 +13,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use portico_api::rule::{Changes, Side};
 
 pub use super::origin_body::OriginBody;
 use super::{
     budget::{AnswerShare, ConnectionBudget, HeadShare},
+    forwarding,
     h2::SendWatch,
     leftover::Leftover,
     pacing::Held,
@@ -45,6 +47,8 @@ pub struct RequestBody {
     tally: Option<Rc<Tally>>,
     /// Where what nobody has read is left.
     leftover: Option<Rc<Leftover>>,
+    /// What the route sets or removes is not the client's to say behind the body either.
+    changes: Option<Box<Changes>>,
 }
 
 pub(super) enum RequestSource {
@@ -86,7 +90,13 @@ impl RequestBody {
             upload: Rc::new(Upload::new()),
             tally: None,
             leftover: None,
+            changes: None,
         }
+    }
+
+    /// The route changes these fields of the request.
+    pub(crate) fn changed_by(&mut self, changes: &Changes) {
+        self.changes = (!self.is_end_stream()).then(|| Box::new(changes.clone()));
     }
 
     /// The longest that the body may be.
@@ -130,6 +140,22 @@ impl RequestBody {
         }
     }
 
+    /// What comes next; of trailers, what a client may say there.
+    fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.source.poll_frame(context);
+        let Poll::Ready(Some(Ok(frame))) = polled else { return polled };
+        let mut trailers = match frame.into_trailers() {
+            Ok(trailers) => trailers,
+            Err(data) => return Poll::Ready(Some(Ok(data))),
+        };
+        forwarding::clean_trailers(&mut trailers, Side::Request);
+        if let Some(changes) = &self.changes {
+            changes.remove_all(&mut trailers);
+        }
+        // Nothing comes behind them.
+        Poll::Ready((!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers))))
+    }
+
     fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.upload.fail(fault);
         Poll::Ready(Some(Err(fault.into())))
@@ -145,7 +171,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        match this.source.poll_frame(context) {
+        match this.poll_source(context) {
             Poll::Pending => {
                 // While the origin took the last piece nobody waited for the client.
                 if this.upload.awaits_client() {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use portico_api::rule::Side;
 
 use super::{trace_context, visitor::Visitor};
 use crate::{
@@ -66,6 +67,27 @@ const FORGEABLE: [HeaderName; 20] = [
     HeaderName::from_static("x-ssl-client-verify"),
 ];
 
+/// Fields that direct a request, say who asks, or say how an answer is to be kept and read: behind a body they come too late to
+/// be checked (RFC 9110 section 6.5.1). Besides those of [`Side::refuses`].
+const NEVER_IN_TRAILERS: [HeaderName; 16] = [
+    header::AGE,
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::DATE,
+    header::EXPIRES,
+    header::LOCATION,
+    header::MAX_FORWARDS,
+    header::RANGE,
+    header::RETRY_AFTER,
+    header::SET_COOKIE,
+    header::VARY,
+    X_REQUEST_ID,
+];
+
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -85,6 +107,7 @@ pub fn request_headers(
     let keeps_trailers = te_trailers(&headers);
     remove_hop_by_hop(&mut headers);
     remove_forgeable(&mut headers);
+    clean_trailer_names(&mut headers, Side::Request);
     // hyper writes the framing of the body that it is given.
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT); // answered by us
@@ -112,8 +135,43 @@ pub fn clean_response(headers: &mut HeaderMap, spoken: Protocol) {
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
+    clean_trailer_names(headers, Side::Response);
     headers.remove(header::ALT_SVC); // the origin's own ports are not ours
     append_via(headers, spoken);
+}
+
+/// Removes what a message may say in its head alone, and what is not its sender's to say at all.
+pub fn clean_trailers(trailers: &mut HeaderMap, side: Side) {
+    let unfit: Vec<HeaderName> =
+        trailers.keys().filter(|name| !is_fit_for_trailers(name, side)).cloned().collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
+}
+
+/// Of what a head announces behind the body, what will come.
+fn clean_trailer_names(headers: &mut HeaderMap, side: Side) {
+    let announced = headers.get_all(header::TRAILER).iter();
+    let names = announced.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
+    let (fit, unfit): (Vec<_>, Vec<_>) = names.partition(|name| is_fit_for_trailers(name, side));
+    if unfit.is_empty() {
+        return;
+    }
+    headers.remove(header::TRAILER);
+    let fit: Vec<&str> = fit.iter().map(HeaderName::as_str).collect();
+    if let Some(fit) = HeaderValue::try_from(fit.join(", ")).ok().filter(|_| !fit.is_empty()) {
+        headers.insert(header::TRAILER, fit);
+    }
+}
+
+fn is_fit_for_trailers(name: &HeaderName, side: Side) -> bool {
+    let fits = |name: &HeaderName| !side.refuses(name) && !NEVER_IN_TRAILERS.contains(name);
+    if !name.as_str().contains('_') {
+        return fits(name);
+    }
+    let spelt = HeaderName::from_bytes(name.as_str().replace('_', "-").as_bytes());
+    spelt.is_ok_and(|spelt| fits(&spelt))
 }
 
 /// Removes what a client's `Connection` names, and of `Connection` all that is not about the connection itself.
@@ -412,6 +470,21 @@ mod tests {
         for name in &theirs {
             assert!(!Side::Request.refuses(name) && !Side::Response.refuses(name), "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_removed_from_a_head_is_removed_from_trailers() {
+        let ours = [CDN_LOOP, header::VIA, header::HOST, header::CONTENT_LENGTH, header::TRAILER];
+        for name in HOP_BY_HOP.iter().chain(&FORGEABLE).chain(&ours) {
+            assert!(!is_fit_for_trailers(name, Side::Request), "{name}");
+        }
+        let spelt = [("x_real-ip", "1"), ("client_cert", "1"), ("grpc-status", "0"), ("x_sum", "1")];
+        let mut trailers = headers(&spelt);
+        clean_trailers(&mut trailers, Side::Request);
+        assert_eq!(trailers, headers(&spelt[2..]));
+        let out = forwarded(&[("trailer", "Client-Cert, digest"), ("trailer", "x_real_ip,x-sum")]).unwrap();
+        assert_eq!(out.get_all("trailer").iter().collect::<Vec<_>>(), ["digest, x-sum"]);
+        assert!(!forwarded(&[("trailer", "host")]).unwrap().contains_key("trailer"));
     }
 
     #[test]

@@ -13,8 +13,9 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use portico_api::rule::Side;
 
-use super::{body::BodyError, budget::AnswerShare, stall::Stall};
+use super::{body::BodyError, budget::AnswerShare, forwarding, stall::Stall};
 use crate::{
     live::Suspension,
     upstream::{Gate, Lease},
@@ -136,10 +137,22 @@ impl OriginBody {
             }
             Poll::Ready(Some(result)) => {
                 self.stall.progress();
-                if result.is_err() {
-                    self.lease = None;
+                let frame = match result {
+                    Ok(frame) => frame,
+                    Err(error) => {
+                        self.lease = None;
+                        return Poll::Ready(Some(Err(Box::new(error) as BodyError)));
+                    }
+                };
+                let mut trailers = match frame.into_trailers() {
+                    Ok(trailers) => trailers,
+                    Err(data) => return Poll::Ready(Some(Ok(data))),
+                };
+                forwarding::clean_trailers(&mut trailers, Side::Response);
+                if trailers.is_empty() {
+                    return self.poll_frame(context); // the end
                 }
-                Poll::Ready(Some(result.map_err(|error| Box::new(error) as BodyError)))
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
         }
     }

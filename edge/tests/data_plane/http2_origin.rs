@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -122,6 +122,34 @@ fn echo(request: Request<Incoming>) -> Response<EchoBody> {
         response.headers_mut().insert("seen-te", te);
     }
     response
+}
+
+/// Answers everything with 200 and tells the names of each request's trailers.
+pub fn trailer_recorder() -> (SocketAddr, mpsc::Receiver<Vec<String>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (told, recorded) = mpsc::channel();
+    std::thread::spawn(move || {
+        runtime().block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let told = told.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let told = told.clone();
+                    async move {
+                        let body = request.into_body().collect().await?;
+                        let names = body.trailers().into_iter().flat_map(HeaderMap::keys);
+                        let _gone = told.send(names.map(ToString::to_string).collect());
+                        Ok::<_, hyper::Error>(Response::new(Empty::<Bytes>::new()))
+                    }
+                });
+                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+    });
+    (address, recorded)
 }
 
 #[test]

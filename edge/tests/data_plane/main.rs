@@ -64,6 +64,7 @@ mod tenants;
 mod tickets;
 #[cfg(feature = "otlp")]
 mod traces;
+mod trailers;
 mod trusted;
 mod uploads;
 mod upstreams;

@@ -11,6 +11,7 @@ pub struct Message {
     pub request_line: String,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
     /// From 0, on its connection.
     pub number: usize,
 }
@@ -156,15 +157,9 @@ fn read_message(
     let text = String::from_utf8(head[..end].to_vec()).map_err(|_| "a head that is not ASCII".to_owned())?;
     let mut lines = text.split("\r\n");
     let request_line = lines.next().unwrap_or_default().to_owned();
-    let mut headers = Vec::new();
-    for line in lines {
-        let (name, value) = line.split_once(':').ok_or_else(|| format!("no colon: {line:?}"))?;
-        if name.is_empty() || name.contains([' ', '\t']) || line.contains(['\n', '\r', '\0']) {
-            return Err(format!("a field that two readers see differently: {line:?}"));
-        }
-        headers.push((name.to_owned(), value.trim().to_owned()));
-    }
-    let mut message = Message { request_line, headers, body: Vec::new(), number };
+    let headers = lines.map(field).collect::<Result<_, _>>()?;
+    let (body, trailers) = (Vec::new(), Vec::new());
+    let mut message = Message { request_line, headers, body, trailers, number };
     let lengths = message.all("content-length").len();
     let codings = message.all("transfer-encoding");
     message.body = match (lengths, codings.as_slice()) {
@@ -174,23 +169,40 @@ fn read_message(
             let length = length.parse().map_err(|_| format!("length {length:?}"))?;
             exactly(stream, unread, length)?
         }
-        (0, ["chunked"]) => chunked(stream, unread)?,
+        (0, ["chunked"]) => {
+            let (body, trailers) = chunked(stream, unread)?;
+            message.trailers = trailers;
+            body
+        }
         _ => return Err(format!("ambiguous framing: {:?}", message.headers)),
     };
     Ok(Some(message))
 }
 
-fn chunked(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Result<Vec<u8>, String> {
+type Fields = Vec<(String, String)>;
+
+fn field(line: &str) -> Result<(String, String), String> {
+    let (name, value) = line.split_once(':').ok_or_else(|| format!("no colon: {line:?}"))?;
+    if name.is_empty() || name.contains([' ', '\t']) || line.contains(['\n', '\r', '\0']) {
+        return Err(format!("a field that two readers see differently: {line:?}"));
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
+}
+
+/// A body and its trailers.
+fn chunked(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Result<(Vec<u8>, Fields), String> {
     let mut body = Vec::new();
     loop {
         let line = line(stream, unread)?;
         let size = usize::from_str_radix(&line, 16).map_err(|_| format!("chunk size {line:?}"))?;
         if size == 0 {
+            let mut trailers = Vec::new();
             loop {
                 let trailer = self::line(stream, unread)?;
                 if trailer.is_empty() {
-                    return Ok(body);
+                    return Ok((body, trailers));
                 }
+                trailers.push(field(&trailer)?);
             }
         }
         body.extend(exactly(stream, unread, size)?);

@@ -202,6 +202,13 @@ impl Changes {
         }
     }
 
+    /// What is set or removed, from where nothing is to be set: a message's trailers.
+    pub fn remove_all(&self, fields: &mut HeaderMap) {
+        for name in self.remove.iter().chain(self.set.iter().map(|(name, _)| name)) {
+            fields.remove(name);
+        }
+    }
+
     pub(super) fn touch(&self, name: &HeaderName) -> bool {
         self.remove.contains(name) || self.set.iter().any(|(set, _)| set == name)
     }
