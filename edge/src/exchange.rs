@@ -262,14 +262,17 @@ async fn answer(
         }
         Err(over) => return Ok(over_share(over, context)),
     }
-    // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80.
     // Nobody has looked at a client's certificate on a plain connection, whatever a proxy before us says of it.
-    let is_plain = if host.requires_client_certificate() { context.shown.is_none() } else { !visitor.tls };
-    if is_plain && host.redirects_to_https() && challenge.is_none() {
+    let knows_clients = host.requires_client_certificate();
+    let is_plain = if knows_clients { context.shown.is_none() } else { !visitor.tls };
+    // A token that is not ours belongs to the tenant's own ACME client, which may have nothing but port 80; where clients are to
+    // be known, nothing of the origin is shown there all the same.
+    let is_its_own = challenge.is_some() && !knows_clients;
+    if is_plain && host.redirects_to_https() && !is_its_own {
         return Ok(to_https(&parts, &authority, context.public_https_port));
     }
     // The same for the origin's own certificate while the tenant works on the site.
-    if let Some(maintenance) = host.maintenance.as_deref().filter(|_| challenge.is_none()) {
+    if let Some(maintenance) = host.maintenance.as_deref().filter(|_| !is_its_own) {
         let mut answer = in_maintenance(maintenance);
         add_policy_headers(&mut answer, context, &visitor, &host);
         return Ok(answer);

@@ -56,6 +56,47 @@ fn versions() -> [[&'static SupportedProtocolVersion; 1]; 2] {
     [[&TLS12], [&TLS13]]
 }
 
+/// The exception of port 80 for other ACME clients shows nothing of an origin that is for known clients only.
+#[test]
+fn a_token_is_no_way_around_the_certificate() {
+    on_each_backend(|backend| {
+        let ca = ClientCa::new("ours");
+        let origin = Origin::echoing();
+        let mut edge = edge_with(backend, &origin, &ca, true);
+        let token = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA";
+        let path = format!("/.well-known/acme-challenge/{token}");
+        assert_eq!(plain(edge.http).get(HOST, &path).status, 301);
+        assert!(origin.messages().is_empty(), "{:?}", origin.messages());
+        assert_eq!(plain(edge.http).get(PLAIN, &path).text(), path, "its own ACME client may ask there");
+        let now_ms = portico_edge::clock::unix_ms();
+        let challenges = edge.bench.publisher.challenges();
+        challenges.set_http01(HOST, token, &format!("{token}.ours"), now_ms + 60_000, now_ms).unwrap();
+        assert_eq!(plain(edge.http).get(HOST, &path).text(), format!("{token}.ours"));
+    });
+}
+
+#[test]
+fn maintenance_holds_for_tokens_where_clients_are_known() {
+    on_each_backend(|backend| {
+        let ca = ClientCa::new("ours");
+        let origin = Origin::echoing();
+        let mut edge = TestEdge::start(backend);
+        let url = origin.url();
+        edge.serve_with(&[HOST, PLAIN], &[origin.grant()], |domain| {
+            domain.routes = vec![proxy_to(&url)];
+            domain.maintenance = Some(portico_api::distribution::Maintenance {
+                retry_after_seconds: 60,
+                ..Default::default()
+            });
+            domain.tls = (domain.name == HOST).then(|| ca.policy(true));
+        });
+        let path = "/.well-known/acme-challenge/evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA";
+        assert_eq!(plain(edge.http).get(HOST, path).status, 301);
+        assert_eq!(plain(edge.http).get(PLAIN, path).text(), path);
+        assert_eq!(origin.messages().len(), 1);
+    });
+}
+
 #[test]
 fn who_is_not_let_in_is_told_why_by_the_alert() {
     on_each_backend(|backend| {
