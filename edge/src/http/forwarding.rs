@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 use portico_api::rule::Side;
 
 use super::{trace_context, visitor::Visitor};
@@ -26,6 +26,10 @@ pub struct ForwardedFacts<'a> {
 /// A request has come through a Portico too often (RFC 8586).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Looping;
+
+/// An origin's answer says in several ways, or in one that not all read alike, where its body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AmbiguousLength;
 
 /// Our name in `Via` and `CDN-Loop`.
 const PSEUDONYM: &str = "portico";
@@ -128,16 +132,63 @@ pub fn request_headers(
     Ok(headers)
 }
 
-/// Makes an origin's headers fit for the client; `spoken` is what the origin spoke.
-pub fn clean_response(headers: &mut HeaderMap, spoken: Protocol) {
-    // RFC 9112 section 6.1: a length beside a transfer coding means nothing.
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
-    }
+/// Makes the head of an origin's answer fit for the client; `spoken` is what the origin spoke.
+///
+/// # Errors
+/// [`AmbiguousLength`], to be answered 502.
+pub fn clean_response(head: &mut response::Parts, spoken: Protocol) -> Result<(), AmbiguousLength> {
+    frame_response(head)?;
+    let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     clean_trailer_names(headers, Side::Response);
     headers.remove(header::ALT_SVC); // the origin's own ports are not ours
     append_via(headers, spoken);
+    Ok(())
+}
+
+/// Leaves one length in its one spelling, or none. The HTTP library reads lists, repetitions and any coding in front of
+/// `chunked` as it likes, and would hand them on as they are.
+fn frame_response(head: &mut response::Parts) -> Result<(), AmbiguousLength> {
+    let headers = &mut head.headers;
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
+        _ => return Err(AmbiguousLength),
+    };
+    let length = only_length(headers)?;
+    // A length beside a coding means nothing (RFC 9112 section 6.1), and some answers have none (RFC 9110 section 8.6).
+    if is_chunked || head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        headers.remove(header::CONTENT_LENGTH);
+    } else if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// What all lengths say, however often they say it (RFC 9110 section 8.6).
+fn only_length(headers: &HeaderMap) -> Result<Option<HeaderValue>, AmbiguousLength> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = values.next() else { return Ok(None) };
+    let length = number(first.as_bytes());
+    let is_canonical = length.is_some() && (first.len() == 1 || !first.as_bytes().starts_with(b"0"));
+    if is_canonical && values.next().is_none() {
+        return Ok(Some(first.clone()));
+    }
+    let lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut said = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let length = said.next().and_then(number).ok_or(AmbiguousLength)?;
+    if said.all(|other| number(other) == Some(length)) {
+        Ok(Some(length.into()))
+    } else {
+        Err(AmbiguousLength)
+    }
+}
+
+/// Digits alone: `parse` would take a sign.
+fn number(text: &[u8]) -> Option<u64> {
+    let digits = text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok()?.parse().ok().filter(|_| digits)
 }
 
 /// Removes what a message may say in its head alone, and what is not its sender's to say at all.
@@ -515,15 +566,43 @@ mod tests {
         assert_eq!(out.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
     }
 
+    fn cleaned(status: u16, pairs: &[(&str, &str)]) -> Result<HeaderMap, AmbiguousLength> {
+        let (mut head, ()) = http::Response::builder().status(status).body(()).unwrap().into_parts();
+        head.headers = headers(pairs);
+        clean_response(&mut head, Protocol::Http1).map(|()| head.headers)
+    }
+
     #[test]
     fn an_origins_length_beside_a_coding_is_dropped() {
-        let mut answer = headers(&[
-            ("transfer-encoding", "chunked"),
-            ("content-length", "3"),
-            ("connection", "x-a"),
-            ("x-a", "1"),
-        ]);
-        clean_response(&mut answer, Protocol::Http1);
+        let answer =
+            [("transfer-encoding", "Chunked"), ("content-length", "3"), ("connection", "x-a"), ("x-a", "1")];
+        let answer = cleaned(200, &answer).unwrap();
         assert!(!answer.contains_key("content-length") && !answer.contains_key("x-a"));
+    }
+
+    #[test]
+    fn an_origins_lengths_become_one_or_the_answer_is_no_good() {
+        let lengths = |status, values: &[&str]| {
+            let pairs: Vec<_> = values.iter().map(|value| ("content-length", *value)).collect();
+            let answer = cleaned(status, &pairs)?;
+            Ok(answer.get_all("content-length").iter().cloned().collect::<Vec<_>>())
+        };
+        for (values, one) in
+            [(&["2"][..], "2"), (&["0"], "0"), (&["2, 2"], "2"), (&["2", "02"], "2"), (&["00"], "0")]
+        {
+            assert_eq!(lengths(200, values).unwrap(), [one], "{values:?}");
+        }
+        for status in [204, 101] {
+            assert!(lengths(status, &["2"]).unwrap().is_empty(), "{status}");
+        }
+        for values in [&["2", "3"][..], &["2, 3"], &["-1"], &["+2"], &[""], &["2,"], &["2 2"], &["0x2"]] {
+            assert_eq!(lengths(200, values), Err(AmbiguousLength), "{values:?}");
+        }
+        assert_eq!(lengths(200, &["99999999999999999999"]), Err(AmbiguousLength));
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", "xchunked", ""] {
+            assert_eq!(cleaned(200, &[("transfer-encoding", coding)]), Err(AmbiguousLength), "{coding}");
+        }
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(cleaned(200, &twice), Err(AmbiguousLength));
     }
 }

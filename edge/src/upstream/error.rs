@@ -6,7 +6,7 @@ use http::StatusCode;
 use portico_prober::egress::EgressRefused;
 use rustls::{AlertDescription, CertificateError};
 
-use crate::http::upload::Overdue;
+use crate::http::{forwarding::AmbiguousLength, upload::Overdue};
 
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
@@ -48,6 +48,12 @@ pub enum OriginError {
     RequestStalled,
     #[error("the request's body broke off")]
     RequestBroken,
+}
+
+impl From<AmbiguousLength> for OriginError {
+    fn from(AmbiguousLength: AmbiguousLength) -> Self {
+        Self::BadAnswer
+    }
 }
 
 impl From<Overdue> for OriginError {

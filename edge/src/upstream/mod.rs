@@ -339,10 +339,8 @@ fn answer_of(
         || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
             .iter()
             .any(|name| head.headers.contains_key(name));
-    forwarding::clean_response(
-        &mut head.headers,
-        if lease.is_http2() { Protocol::Http2 } else { Protocol::Http1 },
-    );
+    let spoken = if lease.is_http2() { Protocol::Http2 } else { Protocol::Http1 };
+    forwarding::clean_response(&mut head, spoken)?;
     let host = Arc::clone(to.host);
     let cut = Box::pin(async move { host.cut(clock::unix_ms()).await });
     let stall = to.upstream.deadlines.idle.unwrap_or(to.context.worker.edge.deadlines.origin_body_stall);

@@ -140,7 +140,7 @@ async fn ask(
     if extended && !accepts(&head.headers, &parts.headers) {
         return Err(OriginError::BadAnswer);
     }
-    forwarding::clean_response(&mut head.headers, Protocol::Http1);
+    forwarding::clean_response(&mut head, Protocol::Http1)?;
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let share = to.host.tenant.go_on(&worker.edge.live.fleet.load().tenant_limits);
@@ -175,7 +175,7 @@ async fn refused(
     let collected = tokio::time::timeout(stall, http_body_util::BodyExt::collect(limited));
     let collected = collected.await.map_err(|_| OriginError::FirstByteTimeout)?;
     let bytes = collected.map_err(|_| OriginError::BadAnswer)?.to_bytes();
-    forwarding::clean_response(&mut head.headers, Protocol::Http1);
+    forwarding::clean_response(&mut head, Protocol::Http1)?;
     head.headers.remove(header::CONTENT_LENGTH);
     Ok(Answer {
         response: Response::from_parts(head, ResponseSource::Full(bytes)),

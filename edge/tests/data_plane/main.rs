@@ -43,6 +43,7 @@ mod origin;
 mod origin_bounds;
 mod origin_certificates;
 mod origin_failures;
+mod origin_framing;
 mod panics;
 mod process;
 mod proxy;

@@ -11,15 +11,15 @@ use crate::harness::{Served, Setup, TestEdge, on_each_backend, proxy_to};
 use crate::http3_client::http3;
 use crate::origin::{Origin, Reply};
 
-const HOST: &str = "shop.example";
-const PROTOCOLS: [&str; 3] = ["h1", "h2", "h3"];
+pub const HOST: &str = "shop.example";
+pub const PROTOCOLS: [&str; 3] = ["h1", "h2", "h3"];
 
 fn with_http3() -> Setup {
     Setup { http3: true, ..Setup::default() }
 }
 
 /// One request on a connection of its own; header fields as `name: value`.
-fn ask(edge: &TestEdge, protocol: &str, method: &str, target: &str, fields: &[(&str, &str)]) -> Answer {
+pub fn ask(edge: &TestEdge, protocol: &str, method: &str, target: &str, fields: &[(&str, &str)]) -> Answer {
     if protocol == "h1" {
         let mut client = https(edge.https, HOST);
         let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
