@@ -236,6 +236,8 @@ pub const ORIGIN_IDLE_PER_WORKER_MAX: usize = 1024;
 pub const ORIGIN_IDLE_DEADLINE: Duration = Duration::from_secs(30);
 pub const ORIGIN_HEADER_BYTES_MAX: usize = 32 * 1024;
 pub const ORIGIN_HEADER_FIELDS_MAX: usize = 256;
+/// Interim answers (1xx) to one request. Early hints come once or twice, and 102 as often as a long job needs it.
+pub const ORIGIN_INTERIM_ANSWERS_MAX: u32 = 16;
 /// What an origin says that refuses an upgrade, bytes: it is held whole.
 pub const TUNNEL_REFUSAL_BYTES_MAX: usize = 64 * 1024;
 /// An upgraded connection may be silent in both directions for this long.

@@ -9,6 +9,7 @@ pub mod drive;
 pub(crate) mod extended_connect;
 pub mod forwarding;
 mod frame_budget;
+pub(crate) mod frame_heads;
 pub mod framing;
 mod gathered_io;
 pub(crate) mod goodbye;

@@ -11,12 +11,16 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connect::OriginStream;
+use super::{connect::OriginStream, interim::Interim};
 use crate::http::budget::{AnswerShare, Room};
 
-/// Of one HTTP/1.1 connection to an origin; open but for answers that count.
+/// Of one HTTP/1.1 connection to an origin; open but for answers that count, and shut for good behind too many interim ones.
 #[derive(Debug, Default)]
-pub(crate) struct Gate(RefCell<Option<Arc<AnswerShare>>>);
+pub(crate) struct Gate {
+    share: RefCell<Option<Arc<AnswerShare>>>,
+    /// To the request under way.
+    interim: RefCell<Option<Arc<Interim>>>,
+}
 
 /// The connection's stream.
 pub(super) struct GatedStream {
@@ -31,14 +35,23 @@ const LEAST_BYTES: usize = 4 * 1024;
 impl Gate {
     /// What is read from now on is for this answer.
     pub(crate) fn count_for(&self, share: &Arc<AnswerShare>) {
-        *self.0.borrow_mut() = Some(Arc::clone(share));
+        *self.share.borrow_mut() = Some(Arc::clone(share));
     }
 
     /// The answer is over.
     pub(crate) fn open(&self) {
-        if let Some(share) = self.0.take() {
+        if let Some(share) = self.share.take() {
             share.ends();
         }
+    }
+
+    /// A request begins, and these are its interim answers.
+    pub(super) fn follow(&self, interim: &Arc<Interim>) {
+        *self.interim.borrow_mut() = Some(Arc::clone(interim));
+    }
+
+    fn is_shut(&self) -> bool {
+        self.interim.borrow().as_ref().is_some_and(|interim| interim.are_too_many())
     }
 }
 
@@ -55,7 +68,10 @@ impl AsyncRead for GatedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let share = this.gate.0.borrow();
+        if this.gate.is_shut() {
+            return Poll::Pending; // whoever waits for the answer ends the connection
+        }
+        let share = this.gate.share.borrow();
         let Some(share) = &*share else { return Pin::new(&mut this.inner).poll_read(context, buffer) };
         let room = ready!(share.poll_room(context));
         let before = buffer.filled().len();

@@ -12,7 +12,12 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
-use super::{OriginError, connect::OriginStream, last_word::Said};
+use super::{
+    OriginError,
+    connect::OriginStream,
+    interim::{CountedStream, HeadCredit},
+    last_word::Said,
+};
 use crate::{
     clock,
     http::body::RequestBody,
@@ -24,6 +29,7 @@ pub(super) struct Http2Connection {
     sender: SendRequest<RequestBody>,
     pub address: SocketAddr,
     said: Said,
+    heads: Rc<HeadCredit>,
     streams: Cell<usize>,
     /// As the origin allows; it may change.
     streams_max: Rc<Cell<usize>>,
@@ -47,8 +53,9 @@ pub(super) async fn handshake(
     stream_ended: &Rc<Notify>,
     deadlines: &Deadlines,
 ) -> Result<Rc<Http2Connection>, OriginError> {
-    let (sender, connection) =
-        builder(deadlines).handshake(TokioIo::new(stream)).await.map_err(OriginError::of_hyper)?;
+    let heads = Rc::default();
+    let stream = TokioIo::new(CountedStream::new(stream, &heads));
+    let (sender, connection) = builder(deadlines).handshake(stream).await.map_err(OriginError::of_hyper)?;
     let streams_max = Rc::new(Cell::new(limits::ORIGIN_H2_STREAMS_BEFORE_SETTINGS));
     let allowed = Rc::clone(&streams_max);
     tokio::task::spawn_local(async move {
@@ -66,6 +73,7 @@ pub(super) async fn handshake(
         sender,
         address,
         said,
+        heads,
         streams: Cell::new(0),
         streams_max,
         idle_since: Cell::new(clock::now()),
@@ -108,6 +116,9 @@ impl Http2Connection {
 
     /// Why there is no answer: the connection's own end, where the origin has named it.
     pub(super) fn reason(&self, error: hyper::Error) -> OriginError {
+        if self.heads.is_spent() {
+            return OriginError::BadAnswer;
+        }
         self.said.get().and_then(OriginError::of_alert).unwrap_or_else(|| OriginError::of_hyper(error))
     }
 
@@ -125,6 +136,7 @@ impl Http2Connection {
 impl Http2Stream {
     pub(super) fn begin(connection: &Rc<Http2Connection>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
+        connection.heads.request_begins();
         Self { connection: Rc::clone(connection) }
     }
 

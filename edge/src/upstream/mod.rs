@@ -15,6 +15,7 @@ mod error;
 mod gate;
 mod health;
 mod http2;
+mod interim;
 mod last_word;
 mod origins;
 mod pool;

@@ -20,6 +20,7 @@ use super::{
     connect::Identity,
     endpoint::{Endpoint, Turn},
     http2::Http2Stream,
+    interim::Interim,
     watch::OriginWatch,
 };
 use crate::{
@@ -108,10 +109,20 @@ impl Lease {
 
     pub(super) async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
         let sent = match &mut self.line {
-            Line::Http1(line) => line.sender.try_send_request(request).await,
+            Line::Http1(line) => {
+                let interim = Interim::of(&mut request);
+                line.gate.follow(&interim);
+                tokio::select! {
+                    biased;
+                    () = interim.too_many() => {
+                        return Err(Unanswered { error: OriginError::BadAnswer, body: None });
+                    }
+                    sent = line.sender.try_send_request(request) => sent,
+                }
+            }
             Line::Http2(stream) => stream.sender().try_send_request(request).await,
         };
         sent.map_err(|mut unsent| {

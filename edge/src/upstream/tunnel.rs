@@ -22,6 +22,8 @@ use tokio::{
 use super::{
     Failure, Forwarding, OriginError, Repeat, Turn,
     connect::{Opened, OriginStream},
+    gate::GatedStream,
+    interim::Interim,
     origin_request,
     origins::http1_builder,
     reached,
@@ -109,6 +111,8 @@ async fn ask(
 ) -> Result<Answer, OriginError> {
     let worker = &to.context.worker;
     let Opened { stream, address, .. } = opened;
+    let gate = Rc::default();
+    let stream: Box<dyn OriginStream> = Box::new(GatedStream::new(stream, &gate));
     let handshake = http1_builder().handshake::<_, RequestBody>(TokioIo::new(stream)).await;
     let (mut sender, mut connection) = handshake.map_err(OriginError::of_hyper)?;
     let (give, take) = oneshot::channel();
@@ -124,10 +128,18 @@ async fn ask(
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     let sent = clock::now();
-    let sending = sender.send_request(request);
+    let interim = Interim::of(&mut request);
+    gate.follow(&interim);
+    let sending = async {
+        tokio::select! {
+            biased;
+            () = interim.too_many() => Err(OriginError::BadAnswer),
+            sent = sender.send_request(request) => sent.map_err(OriginError::of_hyper),
+        }
+    };
     let first_byte = to.upstream.deadlines.first_byte.unwrap_or(worker.edge.deadlines.origin_first_byte);
     let response = tokio::time::timeout(first_byte, sending).await;
-    let response = response.map_err(|_| OriginError::FirstByteTimeout)?.map_err(OriginError::of_hyper)?;
+    let response = response.map_err(|_| OriginError::FirstByteTimeout)??;
     turn.endpoint.succeeded();
     let reached = reached(address, Some(connect), clock::now().duration_since(sent), to);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {

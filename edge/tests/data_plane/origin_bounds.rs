@@ -119,6 +119,90 @@ fn an_answer_with_too_many_fields_is_none() {
     });
 }
 
+const EARLY_HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n";
+
+/// Sends until the edge takes no more; without an end that is a failure.
+fn without_end(mut send: impl FnMut() -> std::io::Result<()>) -> bool {
+    let deadline = portico_edge::clock::now() + PATIENCE;
+    while portico_edge::clock::now() < deadline {
+        if send().is_err() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn interim_answers_have_an_end() {
+    on_each_backend(|backend| {
+        let (told, ended) = mpsc::channel();
+        let told = Mutex::new(told);
+        let few = usize::try_from(limits::ORIGIN_INTERIM_ANSWERS_MAX).unwrap();
+        let origin = Origin::start(move |message| {
+            if message.request_line.contains("/few") {
+                return Reply::Keep([EARLY_HINTS.repeat(few), crate::origin::ok("few")].concat());
+            }
+            if message.request_line.contains("/one-more") {
+                return Reply::Close([EARLY_HINTS.repeat(few + 1), crate::origin::ok("many")].concat());
+            }
+            let told = told.lock().unwrap().clone();
+            Reply::Take(Box::new(move |mut stream| {
+                stream.set_write_timeout(Some(PATIENCE)).unwrap();
+                let many = EARLY_HINTS.repeat(1000);
+                let ends = without_end(|| std::io::Write::write_all(&mut stream, &many));
+                told.send(ends).unwrap();
+            }))
+        });
+        let edge = edge(backend, (origin.url(), origin.address.port()), |_| (), wire::OriginProtocol::Http1);
+        for _ in 0..2 {
+            assert_eq!(https(edge.https, HOST).get(HOST, "/few").text(), "few", "each request has its own");
+        }
+        for (number, path) in ["/one-more", "/many"].into_iter().enumerate() {
+            assert_eq!(https(edge.https, HOST).get(HOST, path).status, 502, "{path}");
+            assert_eq!(edge.log_lines(3 + number)[2 + number]["reason"], "bad_answer");
+        }
+        assert!(ended.recv_timeout(PATIENCE).unwrap(), "the edge reads on");
+        let mut client = https(edge.https, HOST);
+        client.send(format!(
+            "GET /tunnel HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ));
+        assert_eq!(client.answer().status, 502);
+        assert!(ended.recv_timeout(PATIENCE).unwrap(), "the edge reads on");
+        assert_eq!(https(edge.https, HOST).get(HOST, "/few").text(), "few");
+    });
+}
+
+#[test]
+fn interim_answers_over_http2_have_an_end() {
+    on_each_backend(|backend| {
+        let (told, ended) = mpsc::channel();
+        let told = Mutex::new(told);
+        let origin = raw_http2::start(move |mut connection| {
+            connection.settings()?;
+            // 103 by a literal value of the field :status (RFC 7541 section 6.2.2).
+            let hints = |stream| frame::frame(frame::HEADERS, frame::END_HEADERS, stream, b"\x08\x03103");
+            for _ in 0..3 {
+                let stream = connection.next(frame::HEADERS)?.stream;
+                for _ in 0..limits::ORIGIN_INTERIM_ANSWERS_MAX {
+                    connection.send(hints(stream))?;
+                }
+                connection.ok(stream, frame::END_STREAM)?;
+            }
+            let many = hints(connection.next(frame::HEADERS)?.stream).repeat(1000);
+            let ends = without_end(|| connection.send(&many));
+            told.lock().unwrap().send(ends).unwrap();
+            Ok(())
+        });
+        let edge = edge_to_http2(backend, origin, |_| ());
+        for status in [200, 200, 200, 502] {
+            assert_eq!(https(edge.https, HOST).get(HOST, "/").status, status);
+        }
+        assert_eq!(edge.log_lines(4)[3]["reason"], "bad_answer");
+        assert!(ended.recv_timeout(PATIENCE).unwrap(), "the edge reads on");
+    });
+}
+
 /// What is under way on each connection of an origin.
 #[derive(Default)]
 struct UnderWay {
