@@ -13,13 +13,13 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::domain_name::{DomainName, NamePattern};
+use crate::pem::{PemFault, pem_certificates};
 
 /// Most certificates in one chain, for all who take one in and for each edge; public CAs send two to four.
 pub const CHAIN_LENGTH_MAX: usize = 8;
@@ -89,8 +89,8 @@ pub enum CertificateError {
     TooLarge { index: usize, octets: usize },
     #[error("the sealed key has {octets} bytes, more than any supported key has")]
     SealedKeyTooLarge { octets: usize },
-    #[error("the PEM text is damaged: {reason}; give the file as the CA issued it")]
-    Pem { reason: String },
+    #[error("the PEM text is damaged: {0}; give the file as the CA issued it")]
+    Pem(#[from] PemFault),
     #[error("certificate {index} of the chain is not valid DER: {reason}")]
     Der { index: usize, reason: String },
     #[error(
@@ -152,10 +152,7 @@ impl CertificateChain {
     /// # Errors
     /// As [`parse_der`](Self::parse_der), and for damaged PEM.
     pub fn parse_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        let chain = CertificateDer::pem_slice_iter(pem)
-            .take(CHAIN_LENGTH_MAX + 1)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| CertificateError::Pem { reason: error.to_string() })?;
+        let chain = pem_certificates(pem).take(CHAIN_LENGTH_MAX + 1).collect::<Result<Vec<_>, _>>()?;
         Self::parse_der(chain)
     }
 

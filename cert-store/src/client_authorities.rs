@@ -9,8 +9,9 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
+
+use crate::pem::{PemFault, pem_certificates};
 
 /// Most certificates in a set.
 pub const CLIENT_AUTHORITIES_MAX: usize = 16;
@@ -33,7 +34,7 @@ pub enum ClientAuthoritiesError {
     #[error("holds a private key, which does not belong here; give certificates alone")]
     HoldsKey,
     #[error("is not PEM: {0}")]
-    NotPem(String),
+    NotPem(#[from] PemFault),
     #[error("holds {0} certificates; 1 to {CLIENT_AUTHORITIES_MAX} are wanted")]
     Count(usize),
     #[error("certificate {number}: {problem}")]
@@ -56,9 +57,7 @@ impl ClientAuthorities {
         if pem.windows(KEY_LABEL.len()).any(|window| window == KEY_LABEL) {
             return Err(ClientAuthoritiesError::HoldsKey);
         }
-        let found = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| ClientAuthoritiesError::NotPem(error.to_string()))?;
+        let found = pem_certificates(pem).collect::<Result<Vec<_>, _>>()?;
         Self::from_der(found)
     }
 

@@ -17,6 +17,7 @@ mod key;
 mod last_good;
 mod leaf;
 mod name_table;
+mod pem;
 mod planner;
 mod seal;
 mod sharded_map;
@@ -45,6 +46,7 @@ pub use ids::{
 pub use key::{KEY_BYTES_MAX, PrivateKey, PrivateKeyError};
 pub use last_good::{FRAME_BYTES_MAX, Frames, LastGood, LastGoodError, Loaded, LoggedDelta, SNAPSHOTS_KEPT};
 pub use name_table::{Match, NameTable, NameTablePublisher};
+pub use pem::{PemFault, pem_certificates};
 pub use planner::{
     Basis, BlastRadius, OrderNeed, Plan, PlanGroup, PlanInput, PlanLimits, PlanName, PlannedGroup, Sharing,
     WaitingName, WaitingReason, plan,

@@ -8,11 +8,11 @@
 //! Deliberately absent: whose the names are, and revocation.
 
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::UnixTime;
 
 use crate::certificate::{CHAIN_LENGTH_MAX, CertificateChain, CertificateError, KeyType};
 use crate::key::{PrivateKey, PrivateKeyError};
+use crate::pem::pem_certificates;
 
 mod chain;
 
@@ -91,13 +91,10 @@ fn read_chain(
         let text = "holds a private key, which does not belong here; give the certificates alone, and the key as the key";
         return Err(of_chain("key_in_chain", text));
     }
-    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .take(CHAIN_LENGTH_MAX + 1)
-        .collect::<Result<Vec<_>, _>>()
-        // Not the reader's own words, which may repeat a line.
-        .map_err(|_| {
-            of_chain("not_pem", "is no PEM; give the file as the CA issued it, line breaks included")
-        })?;
+    let found =
+        pem_certificates(pem.as_bytes()).take(CHAIN_LENGTH_MAX + 1).collect::<Result<Vec<_>, _>>().map_err(
+            |_| of_chain("not_pem", "is no PEM; give the file as the CA issued it, line breaks included"),
+        )?;
     let found = chain::check(found, roots, now)?;
     CertificateChain::parse_der(found).map_err(|error| unreadable(&error))
 }

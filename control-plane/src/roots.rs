@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use portico_cert_store::pem_certificates;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
 /// The roots of `file`, or the system's; with `and_system` both.
 ///
@@ -19,7 +18,8 @@ pub(crate) fn roots(file: Option<&Path>, and_system: bool) -> anyhow::Result<Roo
     }
     if let Some(file) = file {
         let of_system = roots.len();
-        for certificate in CertificateDer::pem_file_iter(file).with_context(|| file.display().to_string())? {
+        let pem = std::fs::read(file).with_context(|| file.display().to_string())?;
+        for certificate in pem_certificates(&pem) {
             let certificate = certificate.with_context(|| file.display().to_string())?;
             roots.add(certificate).with_context(|| file.display().to_string())?;
         }

@@ -78,6 +78,15 @@ fn only_the_io_module_is_unsafe() {
 }
 
 #[test]
+fn only_one_module_reads_certificates_as_text() {
+    // The library's own errors repeat what stands beside them.
+    only_in(
+        &["pem_slice_iter", "pem_file_iter", "pem_reader_iter"],
+        &["cert-store/src/pem.rs", "tests/", "loadtest/", "benches/", "edge/tests/", "control-plane/tests/"],
+    );
+}
+
+#[test]
 fn only_the_acme_module_names_the_acme_client() {
     only_in(&["instant_acme"], &["control-plane/src/acme/", "control-plane/src/acme.rs", "tests/"]);
 }
@@ -238,4 +247,6 @@ fn the_top_level_holds_only_what_it_should() {
 fn architecture_stays_readable() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     assert!(text.lines().count() < 300, "ARCHITECTURE.md has {} lines", text.lines().count());
+    let wide: Vec<_> = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > 140).collect();
+    assert!(wide.is_empty(), "wider than 140 characters: {wide:?}");
 }

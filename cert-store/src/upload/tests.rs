@@ -3,6 +3,8 @@ use std::fmt::Write as _;
 use rcgen::{
     CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
 use super::*;
 use crate::fixture::{CA, Ca, DAY, ED25519, NOW_SECONDS, P256, RSA, now};

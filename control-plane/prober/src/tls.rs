@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::digest;
-use portico_cert_store::{DomainName, PrivateKey};
+use portico_cert_store::{DomainName, PrivateKey, pem_certificates};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -30,7 +29,7 @@ impl Roots {
     /// When the text holds no certificate, or one that cannot be a trust anchor.
     pub fn from_pem(pem: &[u8]) -> Result<Self, ProberError> {
         let mut store = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
+        for certificate in pem_certificates(pem) {
             let certificate = certificate.map_err(|e| ProberError::Roots(e.to_string()))?;
             store.add(certificate).map_err(|e| ProberError::Roots(e.to_string()))?;
         }
@@ -58,7 +57,7 @@ impl ClientCertificate {
     /// [`ProberError::ClientCertificate`], which says which of the two is wrong.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, ProberError> {
         let wrong = |text: String| ProberError::ClientCertificate(text);
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain: Result<Vec<_>, _> = pem_certificates(chain).collect();
         let chain = chain.map_err(|error| wrong(format!("the certificate: {error}")))?;
         if chain.is_empty() {
             return Err(wrong("the file holds no certificate".to_owned()));

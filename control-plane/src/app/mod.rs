@@ -17,10 +17,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
+use portico_cert_store::pem_certificates;
 use portico_prober::egress::EgressPolicy;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Notify;
 
 use crate::Parts;
@@ -81,8 +80,8 @@ impl App {
             let files = self.parts.config.issuers.iter().filter_map(|issuer| issuer.roots_pem.as_deref());
             for file in files {
                 // The issuer itself has refused to start with a file that cannot be read.
-                let certificates = CertificateDer::pem_file_iter(file).into_iter().flatten().flatten();
-                roots.add_parsable_certificates(certificates);
+                let pem = std::fs::read(file).unwrap_or_default();
+                roots.add_parsable_certificates(pem_certificates(&pem).flatten());
             }
             roots
         })

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use portico_api::v1;
-use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId, TenantId};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use portico_cert_store::{
+    CellId, CredentialId, Custody, DomainId, GroupId, LineageId, TenantId, pem_certificates,
+};
 
 use super::sql::{QueryBuilder, Row};
 use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
@@ -199,7 +199,7 @@ fn domain(row: &Row) -> Result<DomainRow, StoreError> {
 fn credential(row: &Row) -> Result<CredentialRow, StoreError> {
     let tenant: Option<String> = row.try_get("tenant_id")?;
     let pem: String = row.try_get("chain_pem")?;
-    let chain_der = CertificateDer::pem_slice_iter(pem.as_bytes())
+    let chain_der = pem_certificates(pem.as_bytes())
         .map(|certificate| certificate.map(|certificate| certificate.to_vec()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| StoreError::Unreadable { what: "credentials: chain_pem".to_owned() })?;

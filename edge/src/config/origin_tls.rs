@@ -2,8 +2,7 @@
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
-use portico_cert_store::PrivateKey;
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use portico_cert_store::{PrivateKey, pem_certificates};
 use toml::Spanned;
 
 use super::{ConfigError, Source};
@@ -43,7 +42,7 @@ pub(super) fn identity(
     })?;
     let wrong =
         |problem: String| source.error(Some(certificate.span()), format!("client_certificate: {problem}"));
-    let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let chain = pem_certificates(&pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| wrong(format!("is not PEM: {error}")))?;
     let identity = OriginIdentity::new(chain, &key).map_err(wrong)?;
     Ok(Some((certificate.span(), Arc::new(identity))))
@@ -57,7 +56,7 @@ pub(super) fn authorities(
     let wrong =
         |problem: String| source.error(Some(file.span()), format!("ca_file {}: {problem}", path.display()));
     let pem = standalone::read(&path).map_err(wrong)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found: Result<Vec<_>, _> = pem_certificates(&pem).collect();
     let found = found.map_err(|error| wrong(format!("is not PEM: {error}")))?;
     if found.is_empty() {
         return Err(wrong("holds no certificate".to_owned()));

@@ -8,10 +8,10 @@ use portico_api::rule::{CacheRule, CompressionRule, PolicyFault};
 use portico_api::v1::{
     CircuitBreaker, EgressGrant, FieldError, HealthCheck, OriginTls, Proxy, ProxyTimeouts,
 };
+use portico_cert_store::pem_certificates;
 use portico_prober::egress::{EgressPolicy, EgressRefused, Grant};
 use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use url::Host;
 
 use super::{absolute, is_authority, is_path};
@@ -151,7 +151,7 @@ fn authorities(pem: &str) -> Result<(), String> {
     if pem.contains("PRIVATE KEY") {
         return Err("holds a private key, which does not belong here; send certificates alone".to_owned());
     }
-    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
+    let found = pem_certificates(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("is not PEM: {error}"))?;
     if !(1..=CERTIFICATES_MAX).contains(&found.len()) {
@@ -166,7 +166,7 @@ fn authorities(pem: &str) -> Result<(), String> {
 
 /// The certificates of a text that [`check`] has let pass.
 pub(crate) fn certificates(pem: &str) -> Vec<bytes::Bytes> {
-    CertificateDer::pem_slice_iter(pem.as_bytes())
+    pem_certificates(pem.as_bytes())
         .filter_map(Result::ok)
         .map(|certificate| certificate.to_vec().into())
         .collect()

@@ -8,8 +8,8 @@ use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use portico_cert_store::pem_certificates;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -148,7 +148,7 @@ impl TlsFault {
 fn tls(host: &str, roots_pem: Option<&[u8]>) -> Result<(TlsConnector2, ServerName<'static>), TlsFault> {
     let pem = roots_pem.ok_or_else(|| TlsFault("https needs trust anchors (roots PEM)".to_owned()))?;
     let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
+    for certificate in pem_certificates(pem) {
         let certificate = certificate.map_err(|e| TlsFault(format!("trust anchors: {e}")))?;
         roots.add(certificate).map_err(|e| TlsFault(format!("trust anchors: {e}")))?;
     }
