@@ -183,18 +183,21 @@ pub fn start_logging(level: LevelFilter) {
     let _already_there = tracing_subscriber::registry().with(lines).with(filter).try_init();
 }
 
-/// What is logged. The resolver's library says at INFO what it was asked, tenants' names by the thousand: only `chosen` lets it.
+/// What is logged. The resolver's library says at INFO what it was asked, tenants' names by the thousand, and those of
+/// protocols warn of what strangers send, with its bytes: only `chosen` lets them.
 fn filter(chosen: Option<&str>, level: LevelFilter) -> Targets {
-    const RESOLVER: &str = "hickory";
-    let names_resolver = chosen.is_some_and(|text| text.contains(RESOLVER));
-    let filter = chosen
-        .and_then(|text| text.parse::<Targets>().ok())
-        .unwrap_or_else(|| Targets::new().with_default(level));
-    if names_resolver {
-        return filter;
-    }
-    let most = filter.default_level().unwrap_or(level).min(LevelFilter::WARN);
-    filter.with_target(RESOLVER, most)
+    const LIBRARIES: [(&str, LevelFilter); 4] = [
+        ("hickory", LevelFilter::WARN),
+        ("rustls", LevelFilter::ERROR),
+        ("h2", LevelFilter::ERROR),
+        ("hyper", LevelFilter::ERROR),
+    ];
+    let text = chosen.unwrap_or_default();
+    let filter = chosen.and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(level));
+    let default = filter.default_level().unwrap_or(level);
+    let silent = LIBRARIES.iter().filter(|(library, _)| !text.contains(library));
+    silent.fold(filter, |filter, (library, most)| filter.with_target(*library, default.min(*most)))
 }
 
 /// Command line of `rotate-kek`.
@@ -251,6 +254,7 @@ mod tests {
             let filter = filter(chosen, LevelFilter::INFO);
             assert!(!filter.would_enable(question, &Level::INFO), "{chosen:?}");
             assert!(filter.would_enable(question, &Level::WARN), "{chosen:?}");
+            assert!(!filter.would_enable("rustls::msgs::handshake", &Level::WARN), "{chosen:?}");
             assert!(filter.would_enable(module_path!(), &Level::INFO), "{chosen:?}");
         }
         assert!(!filter(Some("error"), LevelFilter::INFO).would_enable(question, &Level::WARN));
