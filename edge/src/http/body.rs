@@ -189,7 +189,9 @@ impl Body for RequestBody {
                     Some(left) => this.bytes_left = left,
                     None => return this.fail(BodyFault::TooLarge),
                 }
-                this.upload.gave(bytes, this.is_end_stream() || this.size_hint().exact() == Some(0));
+                let is_last =
+                    frame.is_trailers() || this.is_end_stream() || this.size_hint().exact() == Some(0);
+                this.upload.gave(bytes, is_last);
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -253,6 +255,8 @@ pub struct ResponseBody {
     end: Option<Box<ExchangeEnd>>,
     /// Came from the source, and waits for its turn.
     held: Option<Held>,
+    /// Its trailers have gone: nothing comes behind them, and nobody asks.
+    has_ended: bool,
     /// On HTTP/2, where the client takes each answer at its own pace.
     watch: Option<(Rc<SendWatch>, HeadShare)>,
     /// On HTTP/2 and 3, where it is one answer of many: what is held of it.
@@ -275,7 +279,7 @@ pub enum ResponseSource {
 impl ResponseBody {
     pub(crate) fn new(mut source: ResponseSource, end: Box<ExchangeEnd>) -> Self {
         let share = end.budget().and_then(|budget| source.count_for(budget));
-        Self { source, end: Some(end), held: None, watch: None, share }
+        Self { source, end: Some(end), held: None, has_ended: false, watch: None, share }
     }
 
     /// Tells `watch` when pieces are wanted and given; keeps the request's `head` counted to the end.
@@ -331,7 +335,10 @@ impl Body for ResponseBody {
         };
         if let Some(end) = &mut this.end {
             match &frame {
-                Some(Ok(frame)) => end.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Ok(frame)) => {
+                    end.sent(frame.data_ref().map_or(0, Bytes::len));
+                    this.has_ended = frame.is_trailers();
+                }
                 Some(Err(_)) => end.broken("origin_body"),
                 None => end.complete(),
             }
@@ -424,14 +431,15 @@ impl ResponseSource {
     }
 }
 
-/// hyper asks `is_end_stream` and then may never poll for the end: what was sent whole is complete all the same.
+/// hyper asks `is_end_stream`, or takes trailers, and then may never poll for the end: what was sent whole is complete all the
+/// same.
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         let stalled = self.watch.as_ref().is_some_and(|(watch, _)| watch.is_stalled());
         if let Some(end) = self.end.as_mut().filter(|_| stalled) {
             end.broken("client_stalled");
         }
-        let whole = !stalled && self.is_end_stream();
+        let whole = !stalled && (self.has_ended || self.is_end_stream());
         if let Some(end) = self.end.as_mut().filter(|_| whole) {
             end.complete();
         }

@@ -106,18 +106,18 @@ impl Upload {
     /// while the client is waited for.
     pub(crate) async fn overdue(&self, taking: Duration, answering: Duration) -> Overdue {
         loop {
+            let now = clock::now();
+            // Nothing that begins meanwhile runs out before then.
+            let next_look = now + taking.min(answering);
             let (deadline, overdue) = match self.progress.get() {
-                Progress::Offered(since) => (since + taking, Some(Overdue::Taking)),
-                Progress::Whole(since) => (since + answering, Some(Overdue::Answering)),
-                // Nothing that begins meanwhile runs out before the next look.
-                Progress::Awaited => (clock::now() + taking.min(answering), None),
+                Progress::Offered(since) => (since + taking, Overdue::Taking),
+                Progress::Whole(since) => (since + answering, Overdue::Answering),
+                Progress::Awaited => (next_look, Overdue::Taking),
             };
-            if let Some(overdue) = overdue
-                && deadline <= clock::now()
-            {
+            if deadline <= now {
                 return overdue;
             }
-            tokio::time::sleep_until(deadline.into()).await;
+            tokio::time::sleep_until(deadline.min(next_look).into()).await;
         }
     }
 }

@@ -192,6 +192,57 @@ fn trailers_pass_in_both_directions() {
     });
 }
 
+/// More of them on one connection than may be given up.
+#[test]
+fn answers_that_end_with_trailers_are_whole() {
+    on_each_backend(|backend| {
+        let origin = Origin::start(|_| {
+            Reply::Keep(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 6\r\n\r\n"
+                    .to_vec(),
+            )
+        });
+        let edge = edge_to(backend, &origin, Setup::default());
+        let answers = portico_edge::limits::GIVEN_UP_MAX as usize + 20;
+        runtime().block_on(async {
+            let mut sender = http2(edge.https, Some(HOST)).await.unwrap();
+            for number in 0..answers {
+                let request = http::Request::get(format!("https://{HOST}/"));
+                let request = request.body(http_body_util::Empty::<Bytes>::new()).unwrap();
+                let response =
+                    sender.send_request(request).await.unwrap_or_else(|error| panic!("{number}: {error}"));
+                let body = response.into_body().collect().await.unwrap();
+                assert_eq!(body.trailers().unwrap()["x-sum"], "6");
+            }
+        });
+        let lines = edge.log_lines(answers);
+        assert!(lines.iter().all(|line| line["complete"] == true), "{:?}", lines[0]);
+        assert_eq!(origin.connections(), 1, "each leaves its connection to the next");
+    });
+}
+
+/// With them a request is whole, and the origin's time to answer begins.
+#[test]
+fn requests_that_end_with_trailers_are_whole() {
+    on_each_backend(|backend| {
+        let origin = Origin::start(|_| Reply::Stall(Vec::new()));
+        let edge = edge_to(backend, &origin, impatient());
+        let status = runtime().block_on(async {
+            let trailers = http::HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-sum"),
+                http::HeaderValue::from_static("6"),
+            )]);
+            let frames = [Frame::data(Bytes::from_static(b"up")), Frame::trailers(trailers)];
+            let body = StreamBody::new(tokio_stream::iter(frames.map(Ok::<_, std::io::Error>)));
+            let mut sender = http2(edge.https, Some(HOST)).await.unwrap();
+            let request = http::Request::post(format!("https://{HOST}/")).body(body).unwrap();
+            sender.send_request(request).await.unwrap().status()
+        });
+        assert_eq!(status, 504);
+        assert_eq!(edge.log_lines(1)[0]["reason"], "first_byte_timeout");
+    });
+}
+
 #[test]
 fn a_body_with_a_length_keeps_it_and_expect_is_answered_by_us() {
     on_each_backend(|backend| {
