@@ -1,4 +1,4 @@
-//! Every bound of the data plane in one table (promise P13). A value that an operator must tune is a field of the config
+//! Every bound of the data plane that somebody outside can reach, in one table (promise P13). A value that an operator must tune is a field of the config
 //! and only has its default here; the rest are constants with their reason.
 
 use std::time::Duration;
@@ -344,6 +344,9 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// A tenant's origins may have so many times as many sockets as are free; there are as many as client connections may be. A
+/// tenant alone may have two thirds of them, and one that comes beside two that take all they can get still has some.
+pub const ORIGIN_SOCKETS_PER_FREE: u64 = 2;
 /// A full edge ends a connection without an exchange for a newcomer after this, and looks for it among so many at a time.
 pub const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 pub const SEATS_LOOKED_AT: usize = 64;

@@ -36,7 +36,7 @@ use crate::{
     standalone,
     tls::{TicketSecret, TlsConfigs},
     traces::Traces,
-    upstream::{self, OriginTls, OriginWatch},
+    upstream::{self, OriginSockets, OriginTls, OriginWatch},
     worker,
 };
 use anyhow::Context;
@@ -87,6 +87,7 @@ pub struct Edge {
     /// Where the edge itself listens: never an origin.
     pub own_sockets: Vec<SocketAddr>,
     pub connections_per_worker_max: usize,
+    pub origin_sockets: Arc<OriginSockets>,
     pub sources: Arc<Sources>,
     pub deadlines: Deadlines,
     pub readiness: Readiness,
@@ -159,6 +160,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         resolvers: resolvers(&config),
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
+        origin_sockets: Arc::new(OriginSockets::new(connections(descriptors))),
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
@@ -387,7 +389,11 @@ fn supervise(edge: &Arc<Edge>, index: usize, listeners: &[BoundListener]) {
         if edge.drain.is_begun() {
             return;
         }
-        failures = if began.elapsed() > limits::WORKER_RESTART_PAUSE_MAX { 0 } else { failures + 1 };
+        failures = if clock::now().duration_since(began) > limits::WORKER_RESTART_PAUSE_MAX {
+            0
+        } else {
+            failures + 1
+        };
         std::thread::sleep(restart_pause(failures));
     }
 }
@@ -425,9 +431,13 @@ fn own_sockets(
     bound.chain(metrics.map(TcpListener::local_addr)).collect()
 }
 
+/// Of clients, and as many again to origins.
+fn connections(descriptors: u64) -> u64 {
+    descriptors * limits::CONNECTIONS_SHARE_PERCENT / 100 / limits::DESCRIPTORS_PER_CONNECTION
+}
+
 fn connections_per_worker(descriptors: u64, workers: usize) -> usize {
-    let share = descriptors * limits::CONNECTIONS_SHARE_PERCENT / 100 / limits::DESCRIPTORS_PER_CONNECTION;
-    usize::try_from(share).unwrap_or(usize::MAX) / workers.max(1)
+    usize::try_from(connections(descriptors)).unwrap_or(usize::MAX) / workers.max(1)
 }
 
 impl Edge {

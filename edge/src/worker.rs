@@ -63,8 +63,10 @@ impl Worker {
         let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
         let tls = edge.origin_tls.clone();
         let (metrics, watch) = (Arc::clone(&edge.metrics), Arc::clone(&edge.origin_watch));
-        let connector = Connector::new(names, guard, tls, edge.backend, Arc::clone(&metrics));
-        let origins = Origins::new(connector, watch, metrics, edge.deadlines, random_u64()?);
+        let sockets = Arc::clone(&edge.origin_sockets);
+        let connector =
+            Connector::new(names, guard, tls, edge.backend, Arc::clone(&metrics), Arc::clone(&sockets));
+        let origins = Origins::new(connector, (watch, sockets), metrics, edge.deadlines, random_u64()?);
         Ok(Self {
             backend: edge.backend,
             origins,

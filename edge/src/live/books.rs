@@ -22,7 +22,6 @@ use super::{DefaultCertificate, Fault};
 pub(super) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 pub(super) type HashSet<T> = std::collections::HashSet<T, RandomState>;
 
-/// The writer's own books: what is held, at which version, and who refers to whom.
 #[derive(Default)]
 pub(super) struct Held {
     pub(super) tenants: HashMap<TenantId, TenantRecord>,

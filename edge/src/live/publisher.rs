@@ -606,7 +606,6 @@ fn bad_id(error: portico_cert_store::IdError) -> Fault {
     Fault::new("BadId", error.to_string())
 }
 
-/// What each domain of the batch will refer to, unless it is refused.
 /// What domains point to when the batch is through; those that leave with it point to nothing.
 fn pending_references<'a>(
     items: &[Result<Item, Fault>],

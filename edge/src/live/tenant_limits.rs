@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,7 @@ pub(super) struct TenantUsage {
     bandwidth: Meter,
     spans: Meter,
     connections: AtomicU32,
+    origin_sockets: Arc<AtomicU64>,
 }
 
 /// One connection of a tenant, counted until it is dropped.
@@ -141,6 +142,11 @@ impl TenantState {
         let more = |open: u32| (open < most).then_some(open + 1);
         let counted = self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         counted.is_ok().then(|| TenantConnection(Arc::clone(self)))
+    }
+
+    /// How many connections are open to the tenant's origins.
+    pub fn origin_sockets(&self) -> &Arc<AtomicU64> {
+        &self.usage.origin_sockets
     }
 
     /// The most that the cache may hold for the tenant, bytes.

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use super::{
     Names, OriginError, OriginTls,
     last_word::{LastWord, Said},
+    sockets::{OriginSockets, Placed},
     trust::{Offer, server_name},
 };
 use crate::{
@@ -33,6 +34,7 @@ pub struct Connector {
     tls: OriginTls,
     backend: Backend,
     metrics: Arc<Metrics>,
+    sockets: Arc<OriginSockets>,
 }
 
 /// Where a connection leads, and as whom it is made.
@@ -79,8 +81,9 @@ impl Connector {
         tls: OriginTls,
         backend: Backend,
         metrics: Arc<Metrics>,
+        sockets: Arc<OriginSockets>,
     ) -> Self {
-        Self { names, guard, tls, backend, metrics }
+        Self { names, guard, tls, backend, metrics, sockets }
     }
 
     /// A connected stream over which what `offer` allows can be spoken.
@@ -115,7 +118,9 @@ impl Connector {
             (OriginHost::Address(ip), _) => std::slice::from_ref(ip),
             (OriginHost::Name(_), resolved) => resolved.as_ref().map_or(&[][..], |found| &found.addresses),
         };
-        let (mut stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
+        let place = self.sockets.take(tenant).ok_or(OriginError::NoSockets)?;
+        let (stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
+        let mut stream = Placed { stream, _place: place };
         self.metrics.origin_connects.increment(1);
         if let Some(version) = origin.proxy_protocol {
             stream.write_all(&proxy_protocol::header(version, client)).await.map_err(OriginError::Connect)?;

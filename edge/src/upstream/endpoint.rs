@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit};
 
 use super::{
-    OriginError,
+    OriginError, OriginSockets,
     connect::{Identity, Resolved, Target},
     http2::{Http2Connection, Http2Stream},
     pool::Http1Line,
@@ -53,7 +53,14 @@ pub(super) struct Endpoint {
     /// Where a health check or a circuit breaker is wanted.
     pub watched: Option<Arc<Watched>>,
     /// Connections that all endpoints of the worker keep.
-    kept: Rc<Cell<usize>>,
+    kept: Rc<Kept>,
+}
+
+/// How many connections the endpoints of a worker keep that nobody uses.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    count: Cell<usize>,
+    sockets: Arc<OriginSockets>,
 }
 
 struct Idle {
@@ -72,7 +79,7 @@ impl Endpoint {
     pub(super) fn new(
         (origin, identity): (Arc<Origin>, Identity),
         watched: Option<Arc<Watched>>,
-        kept: Rc<Cell<usize>>,
+        kept: Rc<Kept>,
     ) -> Self {
         Self {
             origin,
@@ -197,7 +204,7 @@ impl Endpoint {
     pub(super) fn take_http1(&self, now: Instant) -> Option<(Http1Line, SocketAddr)> {
         loop {
             let mut idle = self.http1.borrow_mut().pop()?;
-            self.kept.set(self.kept.get() - 1);
+            self.kept.count.set(self.kept.count.get() - 1);
             let old = now.duration_since(idle.since) >= limits::ORIGIN_IDLE_DEADLINE;
             if old || idle.line.sender.is_closed() {
                 continue;
@@ -211,13 +218,13 @@ impl Endpoint {
     }
 
     pub(super) fn keep_http1(&self, line: Http1Line, address: SocketAddr) {
-        let full = self.kept.get() >= limits::ORIGIN_IDLE_PER_WORKER_MAX;
+        let full = self.kept.is_full();
         let mut idle = self.http1.borrow_mut();
         if full || idle.len() >= limits::ORIGIN_IDLE_PER_KEY_MAX || !self.is_current(address.ip()) {
             return;
         }
         idle.push(Idle { line, address, since: clock::now() });
-        self.kept.set(self.kept.get() + 1);
+        self.kept.count.set(self.kept.count.get() + 1);
     }
 
     /// A place on a connection that has room.
@@ -252,11 +259,11 @@ impl Endpoint {
         let mut connections = self.http2.borrow_mut();
         let before = connections.len();
         connections.retain(|connection| connection.is_open());
-        self.kept.set(self.kept.get() - (before - connections.len()));
-        let full = self.kept.get() >= limits::ORIGIN_IDLE_PER_WORKER_MAX;
+        self.kept.count.set(self.kept.count.get() - (before - connections.len()));
+        let full = self.kept.is_full();
         if !full && connections.len() < limits::ORIGIN_H2_CONNECTIONS_PER_KEY_MAX {
             connections.push(connection);
-            self.kept.set(self.kept.get() + 1);
+            self.kept.count.set(self.kept.count.get() + 1);
         }
         stream
     }
@@ -267,7 +274,7 @@ impl Endpoint {
         let mut idle = self.http1.borrow_mut();
         let before = idle.len();
         idle.retain(|idle| !gone(idle.address));
-        self.kept.set(self.kept.get() - (before - idle.len()));
+        self.kept.count.set(self.kept.count.get() - (before - idle.len()));
         for connection in self.http2.borrow().iter().filter(|connection| gone(connection.address)) {
             connection.retire();
         }
@@ -288,7 +295,7 @@ impl Endpoint {
         idle.retain(|idle| fresh(idle.since) && !idle.line.sender.is_closed());
         http2.retain(|connection| connection.is_open() && connection.idle_since().is_none_or(fresh));
         let after = idle.len() + http2.len();
-        self.kept.set(self.kept.get() - (before - after));
+        self.kept.count.set(self.kept.count.get() - (before - after));
         after > 0 && self.resolved.borrow().as_ref().is_some_and(|resolved| resolved.until <= now)
     }
 
@@ -317,6 +324,16 @@ impl Endpoint {
     }
 }
 
+impl Kept {
+    pub(super) fn new(sockets: Arc<OriginSockets>) -> Self {
+        Self { count: Cell::default(), sockets }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count.get() >= limits::ORIGIN_IDLE_PER_WORKER_MAX || self.sockets.are_scarce()
+    }
+}
+
 /// See [`Endpoint::share`].
 pub(super) const WHOLE_SHARE: u32 = 16;
 
@@ -329,7 +346,7 @@ impl Drop for Turn {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         let held = self.http1.get_mut().len() + self.http2.get_mut().len();
-        self.kept.set(self.kept.get() - held);
+        self.kept.count.set(self.kept.count.get() - held);
     }
 }
 

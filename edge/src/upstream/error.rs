@@ -28,6 +28,8 @@ pub enum OriginError {
     NotHttp2,
     #[error("the origin has as many requests as its circuit breaker lets through")]
     Busy,
+    #[error("the tenant's origins have as many sockets as they may")]
+    NoSockets,
     #[error("the origin refused the request unread")]
     NotBegun(#[source] hyper::Error),
     #[error("the origin did not take the request's body")]
@@ -79,7 +81,7 @@ impl OriginError {
             | Self::Closed(_)
             | Self::Protocol(_)
             | Self::BadAnswer => StatusCode::BAD_GATEWAY,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::NoSockets => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout | Self::WriteStall | Self::FirstByteTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Looping => StatusCode::LOOP_DETECTED,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -100,6 +102,7 @@ impl OriginError {
             Self::NoIdentity => "no_client_certificate",
             Self::NotHttp2 => "not_http2",
             Self::Busy => "breaker_open",
+            Self::NoSockets => "origin_sockets",
             Self::NotBegun(_) => "refused",
             Self::WriteStall => "write_stall",
             Self::FirstByteTimeout => "first_byte_timeout",
@@ -139,6 +142,7 @@ impl OriginError {
             | Self::NotBegun(_)
             | Self::Egress(_) => true,
             Self::Busy
+            | Self::NoSockets
             | Self::NoIdentity
             | Self::BadAnswer
             | Self::Looping

@@ -40,7 +40,7 @@ pub async fn check_origins(edge: Arc<Edge>) -> io::Result<()> {
     let names = Names::new(&edge.resolvers, edge.deadlines.dns_answer)?;
     let guard = EgressGuard::new(Arc::clone(&edge.live), edge.own_sockets.clone());
     let (tls, metrics) = (edge.origin_tls.clone(), Arc::clone(&edge.metrics));
-    let connector = Rc::new(Connector::new(names, guard, tls, Backend::Epoll, metrics));
+    let connector = Rc::new(Connector::new(names, guard, tls, Backend::Epoll, metrics, Arc::default()));
     let under_way = Rc::default();
     loop {
         tokio::time::sleep(limits::HEALTH_TICK).await;

@@ -20,6 +20,7 @@ mod last_word;
 mod origins;
 mod pool;
 mod resolve;
+mod sockets;
 mod trust;
 pub mod tunnel;
 mod watch;
@@ -39,6 +40,7 @@ pub use health::check_origins;
 pub use origins::Origins;
 pub use pool::Lease;
 pub use resolve::{Names, system_servers};
+pub use sockets::OriginSockets;
 pub use trust::{ClientConfigs, OriginTls};
 pub use watch::OriginWatch;
 

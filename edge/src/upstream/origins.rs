@@ -6,7 +6,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    OriginError, OriginWatch,
+    OriginError, OriginSockets, OriginWatch,
     balance::{self, Candidate},
     connect::{Connector, Opened},
     endpoint::{Endpoint, Turn},
@@ -46,12 +46,12 @@ pub(super) enum Freshness {
 impl Origins {
     pub fn new(
         connector: Connector,
-        watch: Arc<OriginWatch>,
+        (watch, sockets): (Arc<OriginWatch>, Arc<OriginSockets>),
         metrics: Arc<Metrics>,
         deadlines: Deadlines,
         seed: u64,
     ) -> Self {
-        let pool = Rc::new(Pool::new(watch));
+        let pool = Rc::new(Pool::new(watch, sockets));
         Self {
             pool,
             connector: Rc::new(connector),

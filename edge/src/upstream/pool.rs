@@ -1,14 +1,6 @@
 //! All endpoints of a worker, and the connection that one exchange has taken from one.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    fmt,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{cell::RefCell, collections::HashMap, fmt, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use foldhash::fast::RandomState;
 use http::Request;
@@ -18,9 +10,10 @@ use portico_cert_store::TenantId;
 use super::{
     Gate, OriginError,
     connect::Identity,
-    endpoint::{Endpoint, Turn},
+    endpoint::{Endpoint, Kept, Turn},
     http2::Http2Stream,
     interim::Interim,
+    sockets::OriginSockets,
     watch::OriginWatch,
 };
 use crate::{
@@ -32,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Pool {
     endpoints: RefCell<HashMap<EndpointKey, Rc<Endpoint>, RandomState>>,
-    kept: Rc<Cell<usize>>,
+    kept: Rc<Kept>,
     watch: Arc<OriginWatch>,
 }
 
@@ -71,8 +64,8 @@ pub(super) struct Unanswered {
 }
 
 impl Pool {
-    pub(super) fn new(watch: Arc<OriginWatch>) -> Self {
-        Self { endpoints: RefCell::default(), kept: Rc::default(), watch }
+    pub(super) fn new(watch: Arc<OriginWatch>, sockets: Arc<OriginSockets>) -> Self {
+        Self { endpoints: RefCell::default(), kept: Rc::new(Kept::new(sockets)), watch }
     }
 
     /// Where this tenant's requests to this origin go through. With another client certificate it is another endpoint, whose

@@ -23,7 +23,7 @@ use portico_edge::server::{Edge, Readiness, start_workers};
 use portico_edge::sources::{SourceLimits, Sources};
 use portico_edge::tls::TlsConfigs;
 use portico_edge::traces::Traces;
-use portico_edge::upstream::OriginTls;
+use portico_edge::upstream::{OriginSockets, OriginTls};
 
 use crate::fleet::{self, Bench};
 
@@ -33,6 +33,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Setup {
     pub workers: usize,
     pub connections_max: usize,
+    pub origin_sockets_max: u64,
     pub cache_bytes: u64,
     pub sources: SourceLimits,
     pub deadlines: Deadlines,
@@ -60,6 +61,7 @@ impl Default for Setup {
         Self {
             workers: 1,
             connections_max: 1000,
+            origin_sockets_max: 1000,
             cache_bytes: 16 << 20,
             sources: SourceLimits::default(),
             deadlines: Deadlines::default(),
@@ -141,6 +143,7 @@ impl TestEdge {
             resolvers: setup.resolvers,
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,
+            origin_sockets: Arc::new(OriginSockets::new(setup.origin_sockets_max)),
             deadlines: setup.deadlines,
             readiness: Readiness::default(),
         });

@@ -4,10 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use portico_api::distribution as wire;
+use portico_attacker::frame;
 use portico_edge::clock;
 use portico_edge::io::Backend;
 use portico_edge::limits::{
-    Deadlines, ORIGIN_HEADER_BYTES_MAX, TENANT_BANDWIDTH_BURST_MIN, TENANT_REQUESTS_BURST_SECONDS,
+    Deadlines, ORIGIN_HEADER_BYTES_MAX, ORIGIN_SOCKETS_PER_FREE, TENANT_BANDWIDTH_BURST_MIN,
+    TENANT_REQUESTS_BURST_SECONDS,
 };
 
 use crate::client::{Answer, alert_of, any_version, http2_get, https, try_https};
@@ -289,5 +291,43 @@ fn the_fleets_limit_holds_for_every_tenant_without_one() {
             );
             assert_eq!(https(stage.edge.https, host).send(request).answer().status, status, "{host}");
         }
+    });
+}
+
+/// One client's hundred requests to a slow site are a hundred sockets; those of others must not be among what they take.
+#[test]
+fn a_slow_site_leaves_sockets_to_the_origins_of_others() {
+    const MOST: u64 = 30;
+    // Of one alone.
+    let its_most = usize::try_from(MOST * ORIGIN_SOCKETS_PER_FREE / (ORIGIN_SOCKETS_PER_FREE + 1)).unwrap();
+    on_each_backend(|backend| {
+        let slow = Origin::start(|_| Reply::Stall(Vec::new()));
+        let good = Origin::start(|_| Reply::Keep(ok("good")));
+        let mut edge = TestEdge::with(backend, Setup { origin_sockets_max: MOST, ..Setup::default() });
+        for (name, origin) in [("slow.example", &slow), ("good.example", &good)] {
+            edge.serve_with(&[name], &[origin.grant()], |domain| {
+                domain.routes = vec![proxy_to(&origin.url())]
+            });
+        }
+        let mut attacker = try_https(edge.https, Some("slow.example"), any_version(&["h2"])).unwrap();
+        attacker.send([frame::PREFACE, &frame::frame(frame::SETTINGS, 0, 0, &[])].concat());
+        for number in 0..100 {
+            attacker.send(frame::get(frame::stream(number), "slow.example"));
+        }
+        // Refused at once, those that find none.
+        let lines = edge.log_lines(100 - its_most);
+        assert!(
+            lines.iter().all(|line| line["status"] == 503 && line["reason"] == "origin_sockets"),
+            "{lines:?}"
+        );
+        wait_until("the others are with the origin", || slow.messages().len() == its_most);
+        for _ in 0..20 {
+            assert_eq!(https(edge.https, "good.example").get("good.example", "/").text(), "good");
+        }
+        drop(attacker);
+        wait_until("they are free again", || {
+            https(edge.https, "slow.example").send("GET / HTTP/1.1\r\nHost: slow.example\r\n\r\n");
+            slow.messages().len() > its_most
+        });
     });
 }

@@ -5,7 +5,7 @@ use crate::upstream::{origins::http1_builder, watch::tests::numbered};
 
 const MOMENT: Duration = Duration::from_millis(1);
 
-fn endpoint(kept: &Rc<Cell<usize>>) -> Rc<Endpoint> {
+fn endpoint(kept: &Rc<Kept>) -> Rc<Endpoint> {
     Rc::new(Endpoint::new((numbered(0), Ok(None)), None, Rc::clone(kept)))
 }
 
@@ -90,7 +90,7 @@ fn idle_connections_are_bounded_for_each_origin_and_for_the_worker() {
                 endpoint.keep_http1(line, SocketAddr::from(([127, 0, 0, 1], 1)));
             }
             let expected = (per_origin * (number + 1)).min(limits::ORIGIN_IDLE_PER_WORKER_MAX);
-            assert_eq!(kept.get(), expected, "after {} origins", number + 1);
+            assert_eq!(kept.count.get(), expected, "after {} origins", number + 1);
         }
         assert_eq!(all[0].http1.borrow().len(), per_origin);
         assert!(
@@ -98,7 +98,7 @@ fn idle_connections_are_bounded_for_each_origin_and_for_the_worker() {
             "no room for the last"
         );
         drop(all);
-        assert_eq!(kept.get(), 0, "what is closed leaves its place");
+        assert_eq!(kept.count.get(), 0, "what is closed leaves its place");
     });
 }
 
@@ -120,9 +120,9 @@ fn an_idle_connection_is_neither_used_nor_kept_when_its_time_is_over() {
         };
         let before = keep_one().await;
         endpoint.sweep(before + limits::ORIGIN_IDLE_DEADLINE - MOMENT);
-        assert_eq!(kept.get(), 1);
+        assert_eq!(kept.count.get(), 1);
         endpoint.sweep(clock::now() + limits::ORIGIN_IDLE_DEADLINE);
-        assert_eq!(kept.get(), 0, "swept");
+        assert_eq!(kept.count.get(), 0, "swept");
         keep_one().await;
         assert!(
             endpoint.take_http1(clock::now() + limits::ORIGIN_IDLE_DEADLINE).is_none(),

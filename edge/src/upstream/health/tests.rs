@@ -73,7 +73,8 @@ fn an_origin_that_does_not_answer_its_check_is_given_up() {
         let names = Names::new(&[], deadlines.dns_answer).expect("a resolver");
         let guard = EgressGuard::new(live, Vec::new());
         let tls = OriginTls::with_roots(rustls::RootCertStore::empty());
-        let connector = Connector::new(names, guard, tls, Backend::Epoll, Arc::new(Metrics::register()));
+        let connector =
+            Connector::new(names, guard, tls, Backend::Epoll, Arc::new(Metrics::register()), Arc::default());
         let asking = ask(&connector, &watched, &check, &deadlines);
         // What only a failure takes.
         tokio::time::timeout(Duration::from_secs(60), asking).await

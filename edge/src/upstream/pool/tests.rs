@@ -8,7 +8,7 @@ use crate::{
 
 #[test]
 fn a_worker_knows_so_many_origins_and_serves_others_too() {
-    let (pool, tenant) = (Pool::new(Arc::default()), tenant());
+    let (pool, tenant) = (Pool::new(Arc::default(), Arc::default()), tenant());
     let bound = u32::try_from(limits::ENDPOINTS_PER_WORKER_MAX).expect("it fits");
     let of = |number| pool.endpoint(&tenant, &numbered(number));
     for number in 0..bound {
