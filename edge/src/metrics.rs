@@ -1,6 +1,6 @@
 //! Every metric of the data plane: one place for names, one struct of handles made once.
 //!
-//! No label comes from a client, so the number of series is fixed at start. Hot counters are handles: an increment is one
+//! No label comes from a client, so the number of series is bounded. Hot counters are handles: an increment is one
 //! atomic addition, without a lookup.
 
 use std::sync::OnceLock;

@@ -123,7 +123,7 @@ impl Leading {
     }
 
     fn end(self, how: Progress) {
-        // Those who come from now on do not find it; those who wait are told by the drop's side of it.
+        // Those who come from now on do not find it; those who wait are told.
         self.leave();
         self.flight.progress.send_replace(how);
     }

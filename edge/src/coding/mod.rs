@@ -53,8 +53,9 @@ const DIGESTS: [HeaderName; 4] = [
 ];
 
 impl Client {
-    /// Reads a request; `is_known`: its client has shown a certificate. A range that is asked for on the word of a date or of a weak tag is taken out of it: the client may
-    /// have the rest in a coding, and only strong tags tell codings apart (RFC 9110 section 13.1.5).
+    /// Reads a request; `is_known`: its client has shown a certificate. A range that is asked for on the word of a date or of
+    /// a weak tag is taken out of it: the client may have the rest in a coding, and only strong tags tell codings apart (RFC
+    /// 9110 section 13.1.5).
     pub(crate) fn of(parts: &mut Parts, rule: &CompressionRule, is_known: bool) -> Self {
         let headers = &mut parts.headers;
         let coding = accept::choose(headers, &rule.codings);

@@ -35,7 +35,7 @@ pub(super) fn check(source: Source<'_>, raw: Option<&RawClientLimits>) -> Result
     Ok(found)
 }
 
-/// The burst is ten times the rate where only the rate is given, as in the defaults by and large.
+/// The burst is ten times the rate where only the rate is given.
 fn rate(
     source: Source<'_>,
     (per_second, burst): (Option<&Spanned<u64>>, Option<&Spanned<u64>>),

@@ -4,8 +4,9 @@
 //! sockets, whose queues stay as they are. While it reads its files the other one serves on. Then, in this order: the
 //! successor is ready, and the predecessor ends its control stream; the successor opens its own and catches up, challenges
 //! too; the predecessor leaves the UDP sockets unread; the successor begins; the predecessor drains (GOAWAY,
-//! `Connection: close`) and ends. QUIC packets of its connections reach it by way of the successor ([`crate::listen::quic`]). Until the successor serves, a step that fails or a successor that
-//! dies leaves everything as it was.
+//! `Connection: close`) and ends. QUIC packets of its connections reach it by way of the successor
+//! ([`crate::listen::quic`]). Until the successor serves, a step that fails or a successor that dies leaves everything as it
+//! was.
 //!
 //! Who owns what: the state folder is written by one process at a time (the predecessor holds its changes in memory from
 //! the first step on and writes them if the successor fails); the paths of the admin and hand-over socket and the metrics

@@ -3,7 +3,8 @@
 //! Over HTTP/2 and 3 a client is told at once that its body is of no interest (RST_STREAM, STOP_SENDING). That is right (RFC
 //! 9113 section 8.1, RFC 9114 section 4.1), but clients that are still sending lose the answer by it: curl 7.88 throws away
 //! what it has not read yet, and a fetch of Chromium's never ends (seen with 156, over both). Whatever a route might have
-//! taken is read, so that a browser is reset only when its upload takes very long. Over HTTP/1.1 it is the connection that is read on ([`super::goodbye`]).
+//! taken is read, so that a browser is reset only when its upload takes very long. Over HTTP/1.1 it is
+//! the connection that is read on ([`super::goodbye`]).
 
 use std::{cell::RefCell, fmt, future::poll_fn, time::Duration};
 

@@ -5,8 +5,7 @@
 //!
 //! On io_uring each operation is first tried without blocking (`recv`, `send`, `accept`); only when the kernel says "would
 //! block" does a one-shot POLL_ADD go through the ring. So no buffer is ever owned by the kernel, an idle connection pins
-//! none, and dropping a future can lose no bytes. Measurements behind this choice: measured against kernel-owned receive
-//! buffers it used less CPU per request at every load but one.
+//! none, and dropping a future can lose no bytes.
 //!
 //! Deliberately absent: fixed buffers, multishot operations and zero-copy sends (tokio-uring cannot carry an operation
 //! with more than one completion), and DEFER_TASKRUN (its ring descriptor never becomes readable, so the runtime hangs).

@@ -116,14 +116,14 @@ fn resets_in_one_piece_end_the_connection_before_they_are_looked_at() {
         };
         client.send((0..requests).flat_map(piece).collect::<Vec<_>>());
         assert_eq!(goaway(&mut client), Some(ENHANCE_YOUR_CALM));
-        assert!(origin.messages().len() <= requests as usize);
+        assert!(origin.messages().len() <= limits::H2_PENDING_RESETS_MAX);
     });
 }
 
 #[test]
 fn errors_of_the_client_that_make_us_reset_end_the_connection() {
     on_each_backend(|backend| {
-        let (edge, origin) = edge_and_origin(backend);
+        let (edge, _origin) = edge_and_origin(backend);
         let mut client = begun(&edge);
         let most = u32::try_from(limits::H2_LOCAL_RESETS_MAX).unwrap();
         let mut sent = 0;
@@ -147,7 +147,6 @@ fn errors_of_the_client_that_make_us_reset_end_the_connection() {
         let code = ended.expect("the connection ends");
         assert!(sent >= most && sent <= most + 2, "{sent} with a bound of {most}");
         assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{code:?}");
-        assert!(origin.messages().len() <= sent as usize);
     });
 }
 

@@ -245,7 +245,12 @@ impl Attack {
             client.read_frames();
             requests += 1;
         }
-        Ok(Outcome { requests, ended: true })
+        let is_over = |client: &Client| client.seen.ended || client.answered.len() as u64 >= requests;
+        while !is_over(&client) && now() < until {
+            client.look();
+            client.read_frames();
+        }
+        Ok(Outcome { requests, ended: is_over(&client) })
     }
 }
 
@@ -315,6 +320,7 @@ fn slow_body(target: &Target, until: Instant) -> io::Result<Outcome> {
         client.sleep(Duration::from_millis(200));
         client.receive();
     }
+    // Cut or borne: both are sound.
     Ok(Outcome { requests: 1, ended: true })
 }
 

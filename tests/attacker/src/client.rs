@@ -1,5 +1,6 @@
 //! One connection over TLS that sends what it is told and looks only at what ends it.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Client {
     /// Bytes of frames that have come in part.
     unread: Vec<u8>,
     pub seen: Seen,
+    /// Streams that have been answered or reset.
+    pub answered: BTreeSet<u32>,
 }
 
 /// What the server has said.
@@ -59,7 +62,7 @@ impl Client {
             tls.complete_io(&mut socket)?;
         }
         socket.set_nonblocking(true)?;
-        Ok(Self { tls, socket, unread: Vec::new(), seen: Seen::default() })
+        Ok(Self { tls, socket, unread: Vec::new(), seen: Seen::default(), answered: BTreeSet::new() })
     }
 
     /// The same over HTTP/2, with the preface and `settings` sent.
@@ -150,6 +153,9 @@ impl Client {
         while let Some((frame, length)) = Frame::parse(&self.unread) {
             self.unread.drain(..length);
             self.seen.resets += u64::from(frame.kind == frame::RST_STREAM);
+            if matches!(frame.kind, frame::HEADERS | frame::RST_STREAM) {
+                self.answered.insert(frame.stream);
+            }
             // The last stream's number, then the code; 0 is a polite end.
             let code = frame.payload.get(4..8);
             self.seen.ended |= frame.kind == frame::GOAWAY && code.is_some_and(|code| code != [0; 4]);
