@@ -128,6 +128,11 @@ impl Life {
     }
 }
 
+/// Whether an answer of this status tells of the page, and not perhaps of what is odd in the one request for it.
+pub(super) fn is_of_page(status: StatusCode) -> bool {
+    Kind::of(status).is_some()
+}
+
 /// Statuses whose answers may be kept. Others either say nothing of the resource or can be brought about by one visitor's
 /// odd request (400, 413, 414, 431 and the like), which must not become everybody's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::{
     Cache, answer,
     filling::{self, FillJob, Filling},
     flight::{Leading, Progress, Turn, Waiting},
-    freshness::{Life, RequestFacts, Timing},
+    freshness::{self, Life, RequestFacts, Timing},
     key::CacheKey,
     outcome::{Outcome, Told},
     request::{self, Wishes},
@@ -305,7 +305,7 @@ impl Exchange {
             return Ok(self.stale(&stale, now, "stale-if-error"));
         }
         if answer.response.status() != StatusCode::NOT_MODIFIED {
-            if !answer.response.status().is_server_error() && !self.was_too_early(&answer) {
+            if !answer.response.status().is_server_error() && self.about_this_request(&answer).is_none() {
                 self.cache.store.remove(&stale);
             }
             return Ok(self.keep(leading, answer, timing, true));
@@ -393,16 +393,21 @@ impl Exchange {
         put(&self.cache, leading, stored);
     }
 
-    /// Says when this request came (RFC 8470 section 5.2), and nothing of the page.
-    fn was_too_early(&self, answer: &Answer) -> bool {
-        answer.response.status() == StatusCode::TOO_EARLY && self.parts.headers.contains_key(EARLY_DATA)
+    /// Why an answer says nothing of the page: it is about when this request came (RFC 8470 section 5.2), or perhaps about what is
+    /// odd in it. Whoever can bring one about must not take away what is kept, or keep others from keeping the page.
+    fn about_this_request(&self, answer: &Answer) -> Option<&'static str> {
+        match answer.response.status() {
+            StatusCode::TOO_EARLY if self.parts.headers.contains_key(EARLY_DATA) => Some("too_early"),
+            status if freshness::is_of_page(status) => None,
+            _ => Some("status"),
+        }
     }
 
     /// Passes an answer on, and keeps it if it may be kept.
     fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing, for_stale: bool) -> Answer {
-        if self.was_too_early(&answer) {
+        if let Some(why) = self.about_this_request(&answer) {
             drop(leading); // who waits for it goes on in its place
-            return labelled(answer, Told::detailed(Outcome::NotKept, "too_early").for_stale(for_stale));
+            return labelled(answer, Told::detailed(Outcome::NotKept, why).for_stale(for_stale));
         }
         let wanted = match self.plan(&answer, timing) {
             Ok(wanted) => wanted,

@@ -3,9 +3,10 @@
 use portico_api::distribution as wire;
 use portico_attacker::frame::{self, HEADERS, RST_STREAM, SETTINGS};
 
-use super::{HOST, Shop, ask, cached, get_by, is_hit, reply, target};
+use super::asking::{Gate, wait_for_waiters};
+use super::{HOST, Shop, ask, cached, get_by, is_hit, reply, status, target};
 use crate::client::{any_version, https, try_https};
-use crate::harness::{Setup, TestEdge, on_each_backend};
+use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::origin::{Message, Origin};
 
 const FRESH: &str = "Cache-Control: max-age=60";
@@ -155,5 +156,60 @@ fn a_field_on_three_lines_is_another_variant_than_on_one() {
         let victim = shop.ask("GET", "/", &[(name, "xx,de-DE,de;q=0.9")]);
         assert_eq!((victim.text().as_str(), is_hit(&victim)), ("xx,de-DE,de;q=0.9", false));
         assert!(is_hit(&shop.ask("GET", "/", &attack)));
+    });
+}
+
+/// Origins answer an odd field with 400, 403 or 431 of their own.
+const ODD: (&str, &str) = ("x-odd", "1");
+
+#[test]
+fn one_odd_request_does_not_take_a_page_out_of_the_cache() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| match (message.header("x-odd"), target(message)) {
+            (Some(_), _) => reply(400, &[], "odd"),
+            (None, "/new") => reply(200, &[FRESH], "page"),
+            (None, _) if message.header("if-none-match").is_some() => reply(304, &["ETag: \"a\""], ""),
+            (None, _) => reply(200, &[FRESH, "Age: 60", "ETag: \"a\""], "page"),
+        });
+        // One that is stale from the first moment.
+        assert_eq!(shop.get("/stale").text(), "page");
+        for path in ["/stale", "/new"] {
+            let odd = shop.ask("GET", path, &[ODD]);
+            assert_eq!((odd.status, status(&odd).contains("detail=status")), (400, true), "{odd:?}");
+        }
+        let answer = shop.get("/stale");
+        assert_eq!((answer.text().as_str(), status(&answer)), ("page", "portico; fwd=stale; fwd-status=304"));
+        assert_eq!(shop.get("/new").text(), "page");
+        assert!(is_hit(&shop.get("/new")), "nobody has kept it out of the cache");
+    });
+}
+
+#[test]
+fn those_who_wait_for_an_odd_request_ask_once() {
+    on_each_backend(|backend| {
+        let (open, gate) = Gate::new();
+        let shop = Shop::new(backend, move |message| {
+            if message.header("x-odd").is_some() {
+                gate.pass();
+                return reply(403, &[], "odd");
+            }
+            reply(200, &[FRESH], "page")
+        });
+        let mut odd = shop.connect();
+        odd.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Odd: 1\r\n\r\n"));
+        wait_until("the origin is asked", || shop.origin.messages().len() == 1);
+        let visitors: Vec<_> = (0..8)
+            .map(|_| {
+                let mut client = shop.connect();
+                std::thread::spawn(move || ask(&mut client, "GET", "/", &[]))
+            })
+            .collect();
+        wait_for_waiters(&shop, 8);
+        open.send(()).unwrap();
+        assert_eq!(odd.answer().status, 403);
+        for visitor in visitors {
+            assert_eq!(visitor.join().unwrap().text(), "page");
+        }
+        assert_eq!(shop.origin.messages().len(), 2);
     });
 }
