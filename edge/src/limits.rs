@@ -264,8 +264,10 @@ pub const CACHE_WAITS_MAX: u32 = 3;
 pub const CACHE_WAIT: Duration = Duration::from_secs(5);
 /// An origin that has failed is not asked again so soon where a stale answer may stand in.
 pub const CACHE_SPARE: Duration = Duration::from_secs(5);
-/// Revalidations that no client waits for, over all workers.
+/// Requests to origins that no client of their own waits for, over all workers.
 pub const CACHE_BACKGROUND_MAX: usize = 1024;
+/// So many at most because their clients have gone while others wait; the rest is for revalidations.
+pub const CACHE_ORPHANS_MAX: usize = 512;
 
 /// Variants of one resource; the oldest goes.
 pub const CACHE_VARIANTS_MAX: usize = 16;

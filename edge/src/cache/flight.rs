@@ -1,8 +1,8 @@
 //! Request collapsing: of those who ask for one resource at the same time, one asks the origin (the leader) and the others
 //! wait for what comes of it.
 //!
-//! A waiter never waits for another client: a leader that goes away lets go of its flight, and a body is pulled by a task of
-//! its own. Only a leader may put something into the cache, so that there is one place where a purge can stop it: what was
+//! A waiter never waits for another client: what a leader does goes on without its client while somebody waits (`detached`), and
+//! a body is pulled by a task of its own. Only a leader may put something into the cache, so that there is one place where a purge can stop it: what was
 //! asked for before a purge is not kept after it.
 
 use std::{
@@ -41,7 +41,7 @@ pub(super) enum Progress {
     Kept,
     /// Not in the cache: each has to ask for itself.
     NotKept,
-    /// The leader's client went away before there was an answer: somebody else may lead.
+    /// The leader went away before there was an answer, or has one that says nothing of the page: somebody else may lead.
     Abandoned,
 }
 
@@ -51,6 +51,10 @@ pub(super) struct Leading {
     key: Arc<CacheKey>,
     flight: Arc<Flight>,
 }
+
+/// All who wait for one flight.
+#[derive(Clone)]
+pub(super) struct Audience(Arc<Flight>);
 
 /// One who waits.
 pub(super) struct Waiting(watch::Receiver<Progress>);
@@ -105,6 +109,10 @@ impl Leading {
         &self.key
     }
 
+    pub(super) fn audience(&self) -> Audience {
+        Audience(Arc::clone(&self.flight))
+    }
+
     /// A purge has come since it began.
     pub(super) fn is_doomed(&self) -> bool {
         self.flight.doomed.load(Ordering::SeqCst)
@@ -149,6 +157,17 @@ impl Drop for Leading {
             *progress = left_as;
             true
         });
+    }
+}
+
+impl Audience {
+    pub(super) fn is_there(&self) -> bool {
+        self.0.progress.receiver_count() > 0
+    }
+
+    /// Ends when nobody waits any more.
+    pub(super) async fn gone(&self) {
+        self.0.progress.closed().await;
     }
 }
 

@@ -13,6 +13,7 @@
 mod answer;
 mod coded;
 mod conditions;
+mod detached;
 mod directives;
 mod filling;
 mod flight;
@@ -56,7 +57,7 @@ pub struct Cache {
     store: Arc<Store>,
     flights: Arc<Flights>,
     passes: Passes,
-    /// Requests that no client waits for.
+    /// Requests that no client of their own waits for.
     background: AtomicUsize,
     /// The last purge that was done.
     purged: AtomicU64,

@@ -1,14 +1,12 @@
 //! One request through the cache.
 
-use std::{
-    rc::Rc,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{rc::Rc, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 
 use super::{
     Cache, answer,
+    detached::{Detachable, Place},
     filling::{self, FillJob, Filling},
     flight::{Leading, Progress, Turn, Waiting},
     freshness::{self, Life, RequestFacts, Timing},
@@ -176,7 +174,11 @@ impl Exchange {
                 return self.alone(found).await;
             }
             match self.cache.flights.join(&self.key) {
-                Turn::Lead(leading) => return self.lead(leading, found).await,
+                Turn::Lead(leading) => {
+                    let (exchange, audience) = (Rc::clone(self), leading.audience());
+                    let work = async move { exchange.lead(leading, found).await };
+                    return Detachable::new(&self.cache, audience, work).await;
+                }
                 // What has to be asked for each time is asked for by each.
                 Turn::Wait(_) if found.as_ref().is_some_and(|stored| stored.life.lifetime.is_zero()) => {
                     return self.alone(found).await;
@@ -241,7 +243,7 @@ impl Exchange {
     /// Asks the origin while the client has its stale answer; false: too many are asked so already.
     fn revalidate_behind(self: &Rc<Self>, stored: &Arc<Stored>) -> bool {
         let Turn::Lead(leading) = self.cache.flights.join(&self.key) else { return true };
-        let Some(place) = Place::take(&self.cache) else { return false };
+        let Some(place) = Place::take(&self.cache, limits::CACHE_BACKGROUND_MAX) else { return false };
         let (exchange, stored) = (Rc::clone(self), Arc::clone(stored));
         tokio::task::spawn_local(async move {
             let _answer = exchange.lead(leading, Some(stored)).await;
@@ -497,23 +499,6 @@ fn put(cache: &Cache, leading: Leading, stored: &Arc<Stored>) {
         leading.kept();
     } else {
         leading.uncacheable();
-    }
-}
-
-/// One of the few requests that no client waits for.
-struct Place(Arc<Cache>);
-
-impl Place {
-    fn take(cache: &Arc<Cache>) -> Option<Self> {
-        let free = |count: usize| (count < limits::CACHE_BACKGROUND_MAX).then_some(count + 1);
-        let taken = cache.background.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free);
-        taken.ok().map(|_| Self(Arc::clone(cache)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.background.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

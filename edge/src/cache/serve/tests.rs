@@ -8,11 +8,13 @@ use crate::config::Config;
 #[test]
 fn requests_that_no_client_waits_for_are_bounded() {
     let cache = Cache::new(1 << 20, []);
-    let mut places: Vec<_> = (0..limits::CACHE_BACKGROUND_MAX).filter_map(|_| Place::take(&cache)).collect();
-    assert_eq!(places.len(), limits::CACHE_BACKGROUND_MAX);
-    assert!(Place::take(&cache).is_none());
+    let (orphan, any) = (limits::CACHE_ORPHANS_MAX, limits::CACHE_BACKGROUND_MAX);
+    let mut places: Vec<_> = std::iter::from_fn(|| Place::take(&cache, orphan)).take(any).collect();
+    assert_eq!(places.len(), orphan);
+    places.extend(std::iter::from_fn(|| Place::take(&cache, any)).take(any));
+    assert_eq!(places.len(), any, "revalidations have room beside those that have lost their clients");
     places.pop();
-    assert!(Place::take(&cache).is_some(), "one that has ended leaves its place");
+    assert!(Place::take(&cache, any).is_some(), "one that has ended leaves its place");
 }
 
 #[test]

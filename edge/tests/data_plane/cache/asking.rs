@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use portico_api::distribution as wire;
 
 use super::{Shop, ask, is_hit, method, reply, status, target};
-use crate::client::Answer;
+use crate::client::{Answer, Https};
 use crate::harness::{Setup, on_each_backend, wait_until};
 use crate::origin::{Message, Reply};
 
@@ -66,28 +66,69 @@ fn many_clients_are_one_request_over_all_workers() {
     });
 }
 
+/// Takes the lead of a page that the origin does not answer yet.
+fn lead(shop: &Shop, count: usize) -> Https {
+    let mut leader = shop.connect();
+    leader.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n");
+    wait_until("the origin is asked", || shop.origin.messages().len() == count);
+    leader
+}
+
+/// Until the edge knows that so many clients went away without an answer.
+fn wait_for_gone(shop: &Shop, count: usize) {
+    let gone = |lines: Vec<serde_json::Value>| lines.iter().filter(|line| line["status"] == 499).count();
+    wait_until("the edge has seen them go", || gone(shop.edge.log_lines(count)) == count);
+}
+
 #[test]
-fn those_who_wait_go_on_when_the_leaders_client_goes_away() {
+fn those_who_wait_get_what_was_asked_for_when_the_leaders_client_goes_away() {
     on_each_backend(|backend| {
         let (open, gate) = Gate::new();
-        let count = Arc::new(AtomicUsize::new(0));
         let shop = Shop::new(backend, move |_| {
-            if count.fetch_add(1, Ordering::SeqCst) == 0 {
-                gate.pass();
-            }
+            gate.pass();
             reply(200, &[FRESH], "page")
         });
-        let mut leader = shop.connect();
-        leader.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n");
-        wait_until("the origin is asked", || shop.origin.messages().len() == 1);
+        let leader = lead(&shop, 1);
         let clients = crowd(&shop, 5, "/");
         wait_for_waiters(&shop, 5);
         drop(leader);
+        wait_for_gone(&shop, 1);
+        assert_eq!(shop.edge.edge.cache.waiting(), 5, "nobody begins anew");
+        open.send(()).unwrap();
         for client in clients {
             assert_eq!(client.join().unwrap().text(), "page");
         }
-        assert_eq!(shop.origin.messages().len(), 2, "one of those who waited has asked for all");
-        open.send(()).unwrap();
+        assert_eq!(shop.origin.messages().len(), 1);
+        assert!(is_hit(&shop.get("/")));
+    });
+}
+
+#[test]
+fn nothing_is_asked_for_that_nobody_waits_for() {
+    on_each_backend(|backend| {
+        let closed = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&closed);
+        let shop = Shop::new(backend, move |_| {
+            let closed = Arc::clone(&closed);
+            Reply::Take(Box::new(move |mut stream| {
+                let _end = std::io::Read::read(&mut stream, &mut [0]);
+                closed.fetch_add(1, Ordering::SeqCst);
+            }))
+        });
+        // The leader goes, and there was nobody else.
+        drop(lead(&shop, 1));
+        wait_until("the origin is let go", || seen.load(Ordering::SeqCst) == 1);
+        // The leader goes, and so does the only one who waited.
+        let leader = lead(&shop, 2);
+        let mut waiter = shop.connect();
+        waiter.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n");
+        wait_for_waiters(&shop, 1);
+        drop(leader);
+        wait_for_gone(&shop, 2);
+        assert_eq!((seen.load(Ordering::SeqCst), shop.edge.edge.cache.waiting()), (1, 1));
+        drop(waiter);
+        wait_until("the origin is let go", || seen.load(Ordering::SeqCst) == 2);
+        assert_eq!(shop.origin.messages().len(), 2);
     });
 }
 
