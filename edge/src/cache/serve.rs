@@ -78,24 +78,77 @@ pub(crate) async fn serve(
     exchange.run().await
 }
 
+/// What a request's method says of what is kept (RFC 9110 section 16.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    Changes,
+    /// Nobody has registered it.
+    Unknown,
+}
+
+/// Registered methods that are not safe, beyond those that `http` knows. In order.
+const UNSAFE: [&str; 25] = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PROPPATCH",
+    "REBIND",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+];
+
+impl Effect {
+    fn of(method: &Method) -> Self {
+        match method.as_str() {
+            _ if method.is_safe() => Self::None,
+            "PROPFIND" | "REPORT" | "SEARCH" => Self::None,
+            "POST" | "PUT" | "PATCH" | "DELETE" | "VERSION-CONTROL" => Self::Changes,
+            name if UNSAFE.binary_search(&name).is_ok() => Self::Changes,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// Sends a request on; what an unsafe one changes is forgotten (RFC 9111 section 4.4).
 async fn forward(parts: Parts, body: RequestBody, asking: &Asking<'_>) -> Result<Answer, Dropped> {
     let Asking { context, host, authority, upstream, visitor, .. } = *asking;
-    let changes = !parts.method.is_safe();
+    let effect = Effect::of(&parts.method);
     let query = parts.uri.query().map(ToOwned::to_owned);
     let answer =
         upstream::forward(parts, body, Forwarding { context, host, authority, upstream, visitor }).await?;
     let done = answer.response.status().is_success() || answer.response.status().is_redirection();
-    if changes && done && answer.reason.is_none() {
-        context.worker.edge.cache.invalidate(asking, query.as_deref(), answer.response.headers());
+    if done && answer.reason.is_none() {
+        let headers = answer.response.headers();
+        context.worker.edge.cache.invalidate(effect, asking, query.as_deref(), headers);
     }
     Ok(answer)
 }
 
 impl Cache {
-    /// Forgets what an unsafe request was for, and what its answer names of the same host.
-    fn invalidate(&self, asking: &Asking<'_>, query: Option<&str>, answer: &HeaderMap) {
-        if !self.is_on() {
+    /// Forgets what an unsafe request was for, and what its answer names of the same host. After an unknown method that is only
+    /// asked about before its next use, where nothing stale may stand in: nearly any server answers a stranger's `FOO /` with
+    /// 200, and that is no purge.
+    fn invalidate(&self, effect: Effect, asking: &Asking<'_>, query: Option<&str>, answer: &HeaderMap) {
+        if !self.is_on() || effect == Effect::None {
             return;
         }
         let named = [header::LOCATION, header::CONTENT_LOCATION].map(|name| {
@@ -108,9 +161,21 @@ impl Cache {
             for tls in [true, false] {
                 let resource = (tls, asking.authority);
                 for key in CacheKey::all(tenant.id, routes, resource, &path, query.as_deref()) {
-                    self.forget(&key);
+                    if effect == Effect::Changes {
+                        self.forget(&key);
+                    } else {
+                        self.doubt(&key);
+                    }
                 }
             }
+        }
+    }
+
+    /// What is on its way is new enough.
+    fn doubt(&self, key: &CacheKey) {
+        let now = clock::now();
+        for stored in self.store.of_key(key) {
+            stored.make_stale(now);
         }
     }
 

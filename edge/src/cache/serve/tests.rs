@@ -28,3 +28,23 @@ fn an_edge_whose_file_says_nothing_of_it_has_a_bounded_cache() {
     assert_eq!((held.len(), cache.bytes()), (16, limits::CACHE_BYTES));
     assert!(cache.store.take(TenantId::generate(), 1).is_none());
 }
+
+#[test]
+fn methods_say_what_they_do() {
+    assert!(UNSAFE.is_sorted());
+    for (method, effect) in [
+        ("GET", Effect::None),
+        ("OPTIONS", Effect::None),
+        ("QUERY", Effect::None),
+        ("SEARCH", Effect::None),
+        ("POST", Effect::Changes),
+        ("PATCH", Effect::Changes),
+        ("ACL", Effect::Changes),
+        ("PROPPATCH", Effect::Changes),
+        ("UPDATEREDIRECTREF", Effect::Changes),
+        ("PURGE", Effect::Unknown),
+        ("post", Effect::Unknown),
+    ] {
+        assert_eq!(Effect::of(&method.parse().expect("a token")), effect, "{method}");
+    }
+}

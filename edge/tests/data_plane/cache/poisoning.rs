@@ -4,7 +4,7 @@ use portico_api::distribution as wire;
 use portico_attacker::frame::{self, HEADERS, RST_STREAM, SETTINGS};
 
 use super::asking::{Gate, wait_for_waiters};
-use super::{HOST, Shop, ask, cached, get_by, is_hit, reply, status, target};
+use super::{HOST, Shop, ask, cached, get_by, is_hit, method, reply, status, target};
 use crate::client::{any_version, https, try_https};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::origin::{Message, Origin};
@@ -211,5 +211,36 @@ fn those_who_wait_for_an_odd_request_ask_once() {
             assert_eq!(visitor.join().unwrap().text(), "page");
         }
         assert_eq!(shop.origin.messages().len(), 2);
+    });
+}
+
+/// A naive origin answers any method with 200.
+#[test]
+fn a_method_that_nobody_knows_is_no_purge() {
+    on_each_backend(|backend| {
+        let shop = Shop::new(backend, |message| match (method(message), target(message)) {
+            ("GET", _) if message.header("if-none-match").is_some() => {
+                reply(304, &["ETag: \"a\"", FRESH], "")
+            }
+            ("GET", "/stands-in") => {
+                reply(200, &["Cache-Control: max-age=60, stale-while-revalidate=60", "ETag: \"a\""], "page")
+            }
+            _ => reply(200, &[FRESH, "ETag: \"a\""], "page"),
+        });
+        let revalidated = "portico; fwd=stale; fwd-status=304";
+        for (method, path, expected) in [
+            ("PURGE", "/a", revalidated),
+            ("FOO", "/stands-in", "portico; hit; ttl=0; detail=stale-while-revalidate"),
+            ("SEARCH", "/searched", "portico; hit; ttl=60"),
+            ("MOVE", "/moved", "portico; fwd=uri-miss; stored"),
+            ("POST", "/posted", "portico; fwd=uri-miss; stored"),
+        ] {
+            shop.get(path);
+            wait_until("it is kept", || is_hit(&shop.get(path)));
+            assert_eq!(shop.ask(method, path, &[("content-length", "0")]).status, 200, "{method}");
+            let answer = shop.get(path);
+            let told = status(&answer).replace("ttl=59", "ttl=60").replace("ttl=-0", "ttl=0");
+            assert_eq!((answer.text().as_str(), told.as_str()), ("page", expected), "{method}");
+        }
     });
 }
