@@ -14,7 +14,8 @@ pub struct CachePolicy {
     /// `Cookie`; at most 31,536,000. 0: it is not kept.
     #[serde(default, skip_serializing_if = "is_default")]
     pub default_ttl_seconds: u32,
-    /// The same for 404, 410 and 5xx; at most 3,600.
+    /// The same for 404, 410, 500, 502, 503 and 504; at most 3,600. What one visitor's odd request makes the origin fail with
+    /// is then every visitor's answer for so long: a few seconds keep a crowd off a failing origin as well.
     #[serde(default, skip_serializing_if = "is_default")]
     pub error_ttl_seconds: u32,
     /// How long beyond that an answer is given at once while a new one is fetched, if it does not say it itself (RFC 5861);
