@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::quic::{ClientConnection, KeyChange, Keys, Version};
+use rustls::quic::{ClientConnection, KeyChange, Keys, Secrets, Version};
 use rustls::{Side, SupportedCipherSuite, crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256};
 
 use super::packet::{self, Addressing, DATAGRAM_BYTES, Kind, Seen, read_varint, varint};
@@ -55,6 +55,8 @@ pub(crate) struct QuicClient {
     initial: Keys,
     handshake: Option<Keys>,
     data: Option<Keys>,
+    /// Of the keys after those: servers change them early, to see who cannot follow (RFC 9001 section 6).
+    next: Option<Secrets>,
     /// What ends the handshake, until the server says that it has it.
     finished: Vec<u8>,
     confirmed: bool,
@@ -99,9 +101,10 @@ impl QuicClient {
             server: target.address,
             tls,
             initial: initial_keys(&to)?,
-            addressing: Addressing { to, from, token: Vec::new() },
+            addressing: Addressing { to, from, token: Vec::new(), phase: false },
             handshake: None,
             data: None,
+            next: None,
             finished: Vec::new(),
             confirmed: false,
             numbers: [0; 3],
@@ -294,8 +297,15 @@ impl QuicClient {
         };
         let from = received.from.clone();
         let expected = self.expected[space];
-        let opened = keys.and_then(|keys| received.open(keys, expected));
-        let Some((number, frames)) = opened else { return };
+        let Some((keys, packet)) =
+            keys.and_then(|keys| Some((keys, received.unprotect(&*keys.header, expected)?)))
+        else {
+            return;
+        };
+        let number = packet.number;
+        let changes = kind == Kind::Short && number >= expected && packet.phase != self.addressing.phase;
+        let opened = if changes { self.open_with_next(packet) } else { packet.open(&*keys.packet) };
+        let Some(frames) = opened else { return };
         if kind == Kind::Initial {
             self.addressing.to = from;
         }
@@ -305,6 +315,15 @@ impl QuicClient {
         }
         self.expected[space] = expected.max(number + 1);
         self.read_frames(kind, &frames);
+    }
+
+    /// What was sealed with the next keys; they hold from then on, for both sides.
+    fn open_with_next(&mut self, packet: packet::Unprotected) -> Option<Vec<u8>> {
+        let (new, data) = (self.next.as_mut()?.next_packet_keys(), self.data.as_mut()?);
+        let frames = packet.open(&*new.remote)?;
+        (data.local.packet, data.remote.packet) = (new.local, new.remote);
+        self.addressing.phase = !self.addressing.phase;
+        Some(frames)
     }
 
     fn retry(&mut self, from: Vec<u8>, token: Vec<u8>) {
@@ -411,7 +430,7 @@ impl QuicClient {
         while let Some(change) = self.tls.write_hs(&mut ours) {
             match change {
                 KeyChange::Handshake { keys } => self.handshake = Some(keys),
-                KeyChange::OneRtt { keys, .. } => self.data = Some(keys),
+                KeyChange::OneRtt { keys, next } => (self.data, self.next) = (Some(keys), Some(next)),
             }
         }
         if !ours.is_empty() {

@@ -1,6 +1,6 @@
 //! Packets of QUIC version 1 (RFC 9000 section 17, RFC 9001 section 5), made and opened by hand.
 
-use rustls::quic::DirectionalKeys;
+use rustls::quic::{DirectionalKeys, HeaderProtectionKey, PacketKey};
 
 /// Where a datagram with an Initial may end (RFC 9000 section 14.1).
 pub(crate) const DATAGRAM_BYTES: usize = 1200;
@@ -14,15 +14,18 @@ pub(crate) enum Kind {
     Short,
 }
 
-/// Whom a packet is for, from whom it is, and the token of an Initial.
+/// Whom a packet is for, from whom it is, the token of an Initial, and the key phase of an established connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Addressing {
     pub(crate) to: Vec<u8>,
     pub(crate) from: Vec<u8>,
     pub(crate) token: Vec<u8>,
+    pub(crate) phase: bool,
 }
 
 const PACKET_NUMBER_BYTES: usize = 4;
+/// In the first byte of a short header.
+const KEY_PHASE: u8 = 0x04;
 const SAMPLE_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
 
@@ -37,6 +40,7 @@ pub(crate) fn seal(
     let first = match kind {
         Kind::Initial => 0xc3,
         Kind::Handshake => 0xe3,
+        Kind::Short if addressing.phase => 0x43 | KEY_PHASE,
         Kind::Short => 0x43,
     };
     let mut header = vec![first];
@@ -142,20 +146,37 @@ fn split(datagram: &[u8], own_id_bytes: usize) -> Option<(Seen, usize)> {
     Some((Seen::Packet(Received { kind, from, whole, number_at: at }), at + length))
 }
 
+/// A packet whose header has no protection any more.
+pub(crate) struct Unprotected {
+    pub(crate) number: u64,
+    /// Of a short header.
+    pub(crate) phase: bool,
+    whole: Vec<u8>,
+    payload_at: usize,
+}
+
 impl Received {
-    /// The packet's number and the frames inside; `expected` is the number behind the largest one so far.
-    pub(crate) fn open(mut self, keys: &DirectionalKeys, expected: u64) -> Option<(u64, Vec<u8>)> {
+    /// `expected` is the number behind the largest one so far.
+    pub(crate) fn unprotect(mut self, key: &dyn HeaderProtectionKey, expected: u64) -> Option<Unprotected> {
         let sample_at = self.number_at + PACKET_NUMBER_BYTES;
         let sample = self.whole.get(sample_at..sample_at + SAMPLE_BYTES)?.to_vec();
         let (head, _) = self.whole.split_at_mut(sample_at);
         let (first, head) = head.split_at_mut(1);
-        keys.header.decrypt_in_place(&sample, &mut first[0], &mut head[self.number_at - 1..]).ok()?;
-        let number_bytes = usize::from(first[0] & 3) + 1;
-        let (header, payload) = self.whole.split_at_mut(self.number_at + number_bytes);
-        let cut = header[self.number_at..].iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        key.decrypt_in_place(&sample, &mut first[0], &mut head[self.number_at - 1..]).ok()?;
+        let (number_bytes, phase) = (usize::from(first[0] & 3) + 1, first[0] & KEY_PHASE != 0);
+        let payload_at = self.number_at + number_bytes;
+        let number = self.whole[self.number_at..payload_at].iter();
+        let cut = number.fold(0, |all, byte| all << 8 | u64::from(*byte));
         let number = whole_number(cut, 8 * number_bytes, expected);
-        let frames = keys.packet.decrypt_in_place(number, header, payload).ok()?.to_vec();
-        Some((number, frames))
+        Some(Unprotected { number, phase, whole: self.whole, payload_at })
+    }
+}
+
+impl Unprotected {
+    /// The frames inside.
+    pub(crate) fn open(mut self, key: &dyn PacketKey) -> Option<Vec<u8>> {
+        let (header, payload) = self.whole.split_at_mut(self.payload_at);
+        key.decrypt_in_place(self.number, header, payload).ok().map(<[u8]>::to_vec)
     }
 }
 
