@@ -294,3 +294,16 @@ fn quic_frames_for_nothing() {
         QuicAttack::Migrations,
     ]);
 }
+
+#[test]
+fn requests_over_http3_for_nothing() {
+    withstands_over_quic(&[
+        QuicAttack::RapidReset,
+        QuicAttack::QpackBomb,
+        QuicAttack::QpackBlocked,
+        QuicAttack::QpackInserts,
+        QuicAttack::ControlStreams,
+        QuicAttack::SlowHeads,
+        QuicAttack::ZeroWindow,
+    ]);
+}
