@@ -26,8 +26,6 @@ pub(crate) use grants::OwnAddresses;
 pub(crate) use purge::{hosts_of, purge};
 pub(crate) use route::circular;
 
-/// A health check's path.
-const PATH_BYTES_MAX: usize = 1024;
 const URL_BYTES_MAX: usize = 2048;
 const HEADER_BYTES_MAX: usize = 255;
 /// All routes of one domain, so that its resource stays below the wire's 512 KiB.
@@ -120,9 +118,9 @@ fn client_certificates(spec: &DomainSpec) -> Vec<FieldError> {
 fn early_data(spec: &DomainSpec) -> Option<FieldError> {
     let why = match (spec.early_data, spec.http3, &spec.client_certificates) {
         (false, _, _) | (true, true, None) => return None,
-        (true, false, _) => "early data comes over HTTP/3 only; set http3 to true, or leave early_data out",
+        (true, false, _) => "early data comes over HTTP/3 only: switch HTTP/3 on, or leave early data out",
         (true, true, Some(_)) => {
-            "what comes before the end of the handshake comes before the client's certificate; leave early_data out"
+            "what comes before the end of the handshake comes before the client's certificate; leave early data out"
         }
     };
     Some(field("/early_data", "conflict", why))
@@ -139,11 +137,6 @@ fn maintenance(asked: &Maintenance) -> Vec<FieldError> {
         errors.push(field("/maintenance/retry_after_seconds", "out_of_range", message));
     }
     errors
-}
-
-fn is_path(text: &str) -> bool {
-    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\'));
-    text.starts_with('/') && plain && text.len() <= PATH_BYTES_MAX
 }
 
 fn absolute(text: &str) -> Result<Url, String> {

@@ -1,8 +1,7 @@
 //! The sections of a standalone edge: certificates from files, routes, and what origins may be reached.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, ops::Range, path::PathBuf, sync::Arc};
 
-use http::StatusCode;
 use ipnet::IpNet;
 use portico_api::{
     distribution as wire,
@@ -14,7 +13,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ConfigError, ListenerConfig, NamedPath, RawConfig, Source, TlsSection, loops, origin_tls, tls};
-use crate::live::{Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream, limits};
+use crate::live::{
+    Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream, WeightedOrigin, limits,
+};
 
 #[derive(Debug, Clone, Default)]
 pub struct StandaloneConfig {
@@ -95,27 +96,25 @@ pub(super) struct RawRoute {
     request_headers: Option<Spanned<v1::HeaderChanges>>,
     response_headers: Option<Spanned<v1::HeaderChanges>>,
     pub(super) proxy: Option<Spanned<RawProxy>>,
-    host_header: Option<String>,
-    #[serde(default)]
-    protocol: v1::OriginProtocol,
-    proxy_protocol: Option<v1::ProxyProtocol>,
-    server_name: Option<String>,
+    host_header: Option<Spanned<String>>,
+    protocol: Option<Spanned<v1::OriginProtocol>>,
+    proxy_protocol: Option<Spanned<v1::ProxyProtocol>>,
+    server_name: Option<Spanned<String>>,
     ca_file: Option<Spanned<PathBuf>>,
     client_certificate: Option<Spanned<PathBuf>>,
     client_key: Option<Spanned<PathBuf>>,
-    health_check: Option<v1::HealthCheck>,
-    timeouts: Option<v1::ProxyTimeouts>,
-    breaker: Option<v1::CircuitBreaker>,
-    cache: Option<v1::CachePolicy>,
-    compression: Option<v1::CompressionPolicy>,
+    health_check: Option<Spanned<v1::HealthCheck>>,
+    timeouts: Option<Spanned<v1::ProxyTimeouts>>,
+    breaker: Option<Spanned<v1::CircuitBreaker>>,
+    cache: Option<Spanned<v1::CachePolicy>>,
+    compression: Option<Spanned<v1::CompressionPolicy>>,
     pub(super) redirect: Option<Spanned<String>>,
     status: Option<Spanned<u16>>,
-    #[serde(default)]
-    keep_path: bool,
-    keep_query: Option<bool>,
+    keep_path: Option<Spanned<bool>>,
+    keep_query: Option<Spanned<bool>>,
     static_file: Option<Spanned<PathBuf>>,
     static_body: Option<Spanned<String>>,
-    content_type: Option<String>,
+    content_type: Option<Spanned<String>>,
     hsts_max_age_seconds: Option<Spanned<u32>>,
     hsts_include_subdomains: Option<Spanned<bool>>,
     hsts_preload: Option<Spanned<bool>>,
@@ -260,7 +259,7 @@ fn one_policy(
     routes: &[RouteConfig],
     (of_host, everywhere): (&[usize], &[usize]),
 ) -> Result<(), ConfigError> {
-    let differs = |early: usize, span: Option<std::ops::Range<usize>>, what: &str| {
+    let differs = |early: usize, span: Option<Range<usize>>, what: &str| {
         let line = source.place(raw.route[early].span()).0;
         let problem =
             format!("{what}: the route of line {line} says otherwise for this host; say it in one of them");
@@ -365,30 +364,19 @@ fn hsts(source: Source<'_>, raw: &RawRoute) -> Result<Option<Hsts>, ConfigError>
 fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, ConfigError> {
     let raw = spanned.get_ref();
     match (&raw.proxy, &raw.redirect, &raw.static_file, &raw.static_body) {
-        (Some(proxy), None, None, None) => {
-            let upstream = Upstream::parse(&wire_proxy(source, raw, proxy.get_ref())?)
-                .map_err(|fault| source.error(Some(proxy.span()), fault.to_string()))?;
-            let upstream =
-                match origin_tls::identity(source, raw.client_certificate.as_ref(), raw.client_key.as_ref())?
-                {
-                    None => upstream,
-                    Some((span, identity)) => {
-                        let is_seen =
-                            upstream.origins.iter().all(|one| one.origin.scheme == OriginScheme::Https);
-                        if !is_seen {
-                            let problem =
-                                "nobody sees a client certificate on an http origin; begin it with https://";
-                            return Err(source.error(Some(span), problem.into()));
-                        }
-                        upstream.presenting(&identity)
-                    }
-                };
-            Ok(Action::Proxy(Arc::new(upstream)))
+        (Some(urls), None, None, None) => {
+            let only_here =
+                [raw.of_redirects(), raw.of_static_answers(), vec![("status", span(&raw.status))]];
+            unused(source, only_here.concat(), "proxy")?;
+            proxy(source, raw, urls)
         }
         (None, Some(location), None, None) => {
-            let status = status(source, raw.status.as_ref(), StatusCode::PERMANENT_REDIRECT, 300..=399)?;
-            let keep_query = raw.keep_query.unwrap_or(raw.keep_path);
-            Redirect::parse(location.get_ref(), u32::from(status.as_u16()), raw.keep_path, keep_query)
+            unused(source, [raw.of_proxies(), raw.of_static_answers()].concat(), "redirect")?;
+            let status = status(source, raw.status.as_ref(), 308, rule::redirect_status_fault)?;
+            let is_set = |flag: &Option<Spanned<bool>>| flag.as_ref().map(|flag| *flag.get_ref());
+            let keep_path = is_set(&raw.keep_path).unwrap_or(false);
+            let keep_query = is_set(&raw.keep_query).unwrap_or(keep_path);
+            Redirect::parse(location.get_ref(), status.into(), keep_path, keep_query)
                 .map(Action::Redirect)
                 .map_err(|fault| source.error(Some(location.span()), fault.to_string()))
         }
@@ -408,8 +396,83 @@ fn action(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<Action, Con
     }
 }
 
-/// The route as the control plane would send it, so that there is one reader of what it may say.
-fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wire::Proxy, ConfigError> {
+/// A field and where it stands, if it does.
+type Field = (&'static str, Option<Range<usize>>);
+
+fn span<T>(field: &Option<Spanned<T>>) -> Option<Range<usize>> {
+    field.as_ref().map(Spanned::span)
+}
+
+impl RawRoute {
+    fn of_proxies(&self) -> Vec<Field> {
+        vec![
+            ("host_header", span(&self.host_header)),
+            ("protocol", span(&self.protocol)),
+            ("proxy_protocol", span(&self.proxy_protocol)),
+            ("server_name", span(&self.server_name)),
+            ("ca_file", span(&self.ca_file)),
+            ("client_certificate", span(&self.client_certificate)),
+            ("client_key", span(&self.client_key)),
+            ("health_check", span(&self.health_check)),
+            ("timeouts", span(&self.timeouts)),
+            ("breaker", span(&self.breaker)),
+            ("cache", span(&self.cache)),
+            ("compression", span(&self.compression)),
+        ]
+    }
+
+    fn of_redirects(&self) -> Vec<Field> {
+        vec![("keep_path", span(&self.keep_path)), ("keep_query", span(&self.keep_query))]
+    }
+
+    fn of_static_answers(&self) -> Vec<Field> {
+        vec![("content_type", span(&self.content_type))]
+    }
+}
+
+/// A field that its action does not look at is a mistake of whoever wrote it: they think that it holds.
+fn unused(source: Source<'_>, fields: Vec<Field>, action: &str) -> Result<(), ConfigError> {
+    let first = fields.into_iter().find(|(_, span)| span.is_some());
+    first.map_or(Ok(()), |(name, span)| {
+        Err(source.error(span, format!("{name} has no effect on a route with {action}; remove it")))
+    })
+}
+
+fn proxy(source: Source<'_>, raw: &RawRoute, urls: &Spanned<RawProxy>) -> Result<Action, ConfigError> {
+    let wish = wish(raw, urls.get_ref());
+    if wish.targets().is_empty() {
+        let problem = "names no origin; give one URL, or a list of them";
+        return Err(source.error(Some(urls.span()), problem.into()));
+    }
+    if let Some(fault) = rule::proxy_faults(&wish).into_iter().next() {
+        let below = fault.below.trim_start_matches('/');
+        let of = below.split('/').next().unwrap_or_default();
+        let place = raw.of_proxies().into_iter().find(|(name, _)| *name == of).and_then(|(_, span)| span);
+        return Err(source.error(place, format!("{below} {}", fault.message)));
+    }
+    let authorities = raw.ca_file.as_ref().map(|file| origin_tls::authorities(source, file)).transpose()?;
+    let wire = wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&wish) };
+    let upstream =
+        Upstream::parse(&wire).map_err(|fault| source.error(Some(urls.span()), fault.to_string()))?;
+    let is_https = |one: &WeightedOrigin| one.origin.scheme == OriginScheme::Https;
+    let of_tls = [("server_name", span(&raw.server_name)), ("ca_file", span(&raw.ca_file))];
+    if let Some((name, place)) = of_tls.into_iter().find(|(_, place)| place.is_some())
+        && !upstream.origins.iter().any(is_https)
+    {
+        let problem = format!("{name}: no origin is https; remove it or begin an origin with https://");
+        return Err(source.error(place, problem));
+    }
+    let shown = origin_tls::identity(source, raw.client_certificate.as_ref(), raw.client_key.as_ref())?;
+    let Some((place, identity)) = shown else { return Ok(Action::Proxy(Arc::new(upstream))) };
+    if !upstream.origins.iter().all(is_https) {
+        let problem = "nobody sees a client certificate on an http origin; begin it with https://";
+        return Err(source.error(Some(place), problem.into()));
+    }
+    Ok(Action::Proxy(Arc::new(upstream.presenting(&identity))))
+}
+
+/// The route as the API would have it, so that there is one reader of what it may say.
+fn wish(raw: &RawRoute, proxy: &RawProxy) -> v1::Proxy {
     let weighted = |origin: &RawOrigin| match origin {
         RawOrigin::Url(url) => v1::WeightedOrigin { url: url.clone(), weight: 1 },
         RawOrigin::Weighted(origin) => origin.clone(),
@@ -418,21 +481,24 @@ fn wire_proxy(source: Source<'_>, raw: &RawRoute, proxy: &RawProxy) -> Result<wi
         RawProxy::One(url) => (Some(url.clone()), Vec::new()),
         RawProxy::Several(list) => (None, list.iter().map(weighted).collect()),
     };
-    let proxy = v1::Proxy {
+    let server_name = copied(&raw.server_name);
+    v1::Proxy {
         origin,
         origins,
-        host_header: raw.host_header.clone(),
-        protocol: raw.protocol,
-        proxy_protocol: raw.proxy_protocol,
-        tls: Some(v1::OriginTls { server_name: raw.server_name.clone(), ..v1::OriginTls::default() }),
-        health_check: raw.health_check.clone(),
-        timeouts: raw.timeouts.clone(),
-        breaker: raw.breaker.clone(),
-        cache: raw.cache.clone(),
-        compression: raw.compression.clone(),
-    };
-    let authorities = raw.ca_file.as_ref().map(|file| origin_tls::authorities(source, file)).transpose()?;
-    Ok(wire::Proxy { tls_ca_der: authorities.unwrap_or_default(), ..wire::Proxy::from(&proxy) })
+        host_header: copied(&raw.host_header),
+        protocol: copied(&raw.protocol).unwrap_or_default(),
+        proxy_protocol: copied(&raw.proxy_protocol),
+        tls: Some(v1::OriginTls { server_name, ..v1::OriginTls::default() }),
+        health_check: copied(&raw.health_check),
+        timeouts: copied(&raw.timeouts),
+        breaker: copied(&raw.breaker),
+        cache: copied(&raw.cache),
+        compression: copied(&raw.compression),
+    }
+}
+
+fn copied<T: Clone>(field: &Option<Spanned<T>>) -> Option<T> {
+    field.as_ref().map(|field| field.get_ref().clone())
 }
 
 /// As the API has it for texts.
@@ -446,11 +512,12 @@ fn fixed(
     usual_type: &str,
 ) -> Result<Action, ConfigError> {
     let raw = spanned.get_ref();
-    let status = status(source, raw.status.as_ref(), StatusCode::OK, 200..=599)?;
-    let content_type = raw.content_type.as_deref().unwrap_or(usual_type);
-    let span = raw.status.as_ref().map_or_else(|| spanned.span(), Spanned::span);
-    Action::fixed(u32::from(status.as_u16()), content_type, body.into())
-        .map_err(|fault| source.error(Some(span), fault.text))
+    unused(source, [raw.of_proxies(), raw.of_redirects()].concat(), "a fixed answer")?;
+    let status = status(source, raw.status.as_ref(), 200, rule::static_status_fault)?;
+    let content_type = raw.content_type.as_ref().map_or(usual_type, |given| given.get_ref());
+    let place = span(&raw.status).unwrap_or_else(|| spanned.span());
+    Action::fixed(status.into(), content_type, body.into())
+        .map_err(|fault| source.error(Some(place), fault.text))
 }
 
 fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
@@ -465,22 +532,14 @@ fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
 fn status(
     source: Source<'_>,
     raw: Option<&Spanned<u16>>,
-    default: StatusCode,
-    allowed: std::ops::RangeInclusive<u16>,
-) -> Result<StatusCode, ConfigError> {
+    default: u16,
+    fault: fn(u16) -> Option<&'static str>,
+) -> Result<u16, ConfigError> {
     let Some(raw) = raw else { return Ok(default) };
-    let status = Some(*raw.get_ref()).filter(|status| allowed.contains(status));
-    status.and_then(|status| StatusCode::from_u16(status).ok()).ok_or_else(|| {
-        source.error(
-            Some(raw.span()),
-            format!(
-                "status {} does not fit here; use {} to {}",
-                raw.get_ref(),
-                allowed.start(),
-                allowed.end()
-            ),
-        )
-    })
+    match fault(*raw.get_ref()) {
+        None => Ok(*raw.get_ref()),
+        Some(message) => Err(source.error(Some(raw.span()), format!("status {message}"))),
+    }
 }
 
 fn egress(source: Source<'_>, raw: &RawAllow) -> Result<EgressAllow, ConfigError> {
@@ -533,13 +592,13 @@ mod tests {
             (
                 "[[route]]\nhost = \"a.example\"\nredirect = \"https://b\"\nstatus = 200\n",
                 "7:10",
-                "300 to 399",
+                "301, 302, 303, 307 or 308",
             ),
             ("[[route]]\nhost = \"a.example\"\nstatic_file = \"nowhere\"\n", "6:15", "nowhere"),
             ("[[route]]\nhost = \"a.example\"\nproxy = \"nowhere\"\n", "6:9", "not a URL"),
             (
                 "[[route]]\nhost = \"a.example\"\nproxy = \"http://b.example\"\ncompression = { content_types = [\"x\"] }\n",
-                "6:9",
+                "7:15",
                 "compression/content_types/0",
             ),
             (
@@ -647,6 +706,50 @@ mod tests {
         }
         for same in [year, "", "maintenance = { text = \"a\" }"] {
             assert!(parse(&two(same, same)).is_ok() && parse(&two(same, "")).is_ok(), "{same}");
+        }
+    }
+
+    /// Bounds are those of the API; what an action does not look at is not taken in silence.
+    #[test]
+    fn each_wrong_field_of_an_action_is_pointed_at() {
+        let route = |lines: &str| format!("[[route]]\nhost = \"a.example\"\n{lines}\n");
+        let (proxy, secure) = ("proxy = \"http://b.example\"\n", "proxy = \"https://b.example\"\n");
+        let (redirect, fixed) = ("redirect = \"https://b.example\"\n", "static_body = \"x\"\n");
+        for (action, line, place, hint) in [
+            (proxy, "timeouts = { connect_ms = 0 }", "7:12", "timeouts/connect_ms must be from 10 to 60000"),
+            (proxy, "timeouts = { first_byte_ms = 4000000000 }", "7:12", "from 10 to 600000"),
+            (
+                proxy,
+                "breaker = { in_flight_max = 0 }",
+                "7:11",
+                "breaker/in_flight_max must be from 1 to 100000",
+            ),
+            (proxy, "breaker = { in_flight_max = 1, pending_max = 10001 }", "7:11", "from 0 to 10000"),
+            (proxy, "health_check = { interval_seconds = 3601 }", "7:16", "must be from 1 to 3600"),
+            (proxy, "health_check = { path = \"x\" }", "7:16", "health_check/path must begin with `/`"),
+            (proxy, "cache = { max_object_bytes = 1 }", "7:9", "cache/max_object_bytes"),
+            (proxy, "server_name = \"b\"", "7:15", "no origin is https"),
+            (proxy, "keep_path = true", "7:13", "keep_path has no effect on a route with proxy"),
+            (proxy, "status = 200", "7:10", "status has no effect"),
+            (secure, "content_type = \"text/html\"", "7:16", "content_type has no effect"),
+            (redirect, "cache = {}", "7:9", "cache has no effect on a route with redirect"),
+            (redirect, "content_type = \"text/html\"", "7:16", "content_type has no effect"),
+            (redirect, "status = 304", "7:10", "status must be 301, 302, 303, 307 or 308"),
+            (fixed, "health_check = {}", "7:16", "health_check has no effect on a route with a fixed answer"),
+            (fixed, "protocol = \"http2\"", "7:12", "protocol has no effect"),
+            (fixed, "keep_query = false", "7:14", "keep_query has no effect"),
+            (fixed, "status = 304", "7:10", "status must be from 200 to 599, but 205 and 304"),
+            ("proxy = []\n", "", "6:9", "names no origin"),
+        ] {
+            points_at(&[(&route(&format!("{action}{line}")), place, hint)]);
+        }
+        for good in [
+            "timeouts = { connect_ms = 10, first_byte_ms = 600000 }",
+            "breaker = { in_flight_max = 100000, pending_max = 10000 }",
+            "health_check = { path = \"/h?a=b\", interval_seconds = 1, healthy_after = 10, unhealthy_after = 1 }",
+            "server_name = \"b\"\nprotocol = \"http2\"\nhost_header = \"c.example\"",
+        ] {
+            parse(&route(&format!("{secure}{good}"))).expect(good);
         }
     }
 

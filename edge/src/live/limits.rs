@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portico_api::rule;
 /// Bounds of rules are those of the API, where the same text is read.
 pub use portico_api::rule::{PATH_BYTES_MAX as PATH_PREFIX_BYTES_MAX, ROUTES_MAX};
 /// Origins of one route, the weight of one, and its own CA certificates.
@@ -11,16 +12,16 @@ pub const ORIGIN_ROOTS_MAX: usize = 16;
 /// Sets of roots that one client identity's TLS configurations are kept for; beyond, they are made anew.
 pub const ORIGIN_IDENTITY_ROOTS_MAX: usize = 16;
 /// How far a route may move an origin's deadlines from those of the edge.
-pub const ORIGIN_TIMEOUT_MIN: Duration = Duration::from_millis(10);
-pub const ORIGIN_CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
-pub const ORIGIN_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+pub const ORIGIN_TIMEOUT_MIN: Duration = Duration::from_millis(*rule::CONNECT_MS.start() as u64);
+pub const ORIGIN_CONNECT_TIMEOUT_MAX: Duration = Duration::from_millis(*rule::CONNECT_MS.end() as u64);
+pub const ORIGIN_ANSWER_TIMEOUT_MAX: Duration = Duration::from_millis(*rule::ANSWER_MS.end() as u64);
 /// What a health check may ask for.
-pub const HEALTH_INTERVAL_MIN: Duration = Duration::from_secs(1);
-pub const HEALTH_INTERVAL_MAX: Duration = Duration::from_secs(3600);
-pub const HEALTH_THRESHOLD_MAX: u32 = 10;
+pub const HEALTH_INTERVAL_MIN: Duration = Duration::from_secs(*rule::HEALTH_INTERVAL_SECONDS.start() as u64);
+pub const HEALTH_INTERVAL_MAX: Duration = Duration::from_secs(*rule::HEALTH_INTERVAL_SECONDS.end() as u64);
+pub const HEALTH_THRESHOLD_MAX: u32 = *rule::HEALTH_THRESHOLD.end();
 /// What a circuit breaker may let through.
-pub const BREAKER_IN_FLIGHT_MAX: u32 = 100_000;
-pub const BREAKER_PENDING_MAX: u32 = 10_000;
+pub const BREAKER_IN_FLIGHT_MAX: u32 = *rule::BREAKER_IN_FLIGHT.end();
+pub const BREAKER_PENDING_MAX: u32 = *rule::BREAKER_PENDING.end();
 /// A redirect's location, bytes; browsers and caches cut longer ones.
 pub const LOCATION_BYTES_MAX: usize = 2048;
 /// A static answer's body, bytes; it lives in memory on each edge.

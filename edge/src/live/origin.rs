@@ -304,16 +304,24 @@ impl Hash for OriginRoots {
 
 impl HealthCheck {
     fn parse(from: &wire::HealthCheck) -> Result<Self, Fault> {
-        let bad = |why: &str| Fault::new("BadHealthCheck", format!("health check: {why}"));
+        let bad = |why: &str| Fault::new("BadHealthCheck", format!("health_check: {why}"));
         let fits = from.path.starts_with('/') && from.path.len() <= limits::PATH_PREFIX_BYTES_MAX;
-        let path = from.path.parse().ok().filter(|_| fits).ok_or_else(|| bad("the path is not a path"))?;
+        let path = from
+            .path
+            .parse()
+            .ok()
+            .filter(|_| fits)
+            .ok_or_else(|| bad("path must begin with `/` and be of visible ASCII"))?;
         let count = |count: u32| (1..=limits::HEALTH_THRESHOLD_MAX).contains(&count);
         if !count(from.healthy_after) || !count(from.unhealthy_after) {
-            return Err(bad("a threshold is out of its range"));
+            let most = limits::HEALTH_THRESHOLD_MAX;
+            return Err(bad(&format!("healthy_after and unhealthy_after must be from 1 to {most}")));
         }
         let interval = Duration::from_secs(from.interval_seconds.into());
         if !(limits::HEALTH_INTERVAL_MIN..=limits::HEALTH_INTERVAL_MAX).contains(&interval) {
-            return Err(bad("the interval is out of its range"));
+            let (least, most) =
+                (limits::HEALTH_INTERVAL_MIN.as_secs(), limits::HEALTH_INTERVAL_MAX.as_secs());
+            return Err(bad(&format!("interval_seconds must be from {least} to {most}")));
         }
         let (healthy_after, unhealthy_after) = (from.healthy_after, from.unhealthy_after);
         Ok(Self { path, interval, healthy_after, unhealthy_after })

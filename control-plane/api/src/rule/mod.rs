@@ -11,6 +11,7 @@ mod compression;
 mod headers;
 mod hsts;
 mod path;
+mod upstream;
 
 use http::{HeaderMap, Method};
 
@@ -22,6 +23,11 @@ pub use headers::{
 };
 pub use hsts::{HstsWish, MAX_AGE_MAX, PRELOAD_MAX_AGE_MIN};
 pub use path::{Climbs, PATH_BYTES_MAX, PathMatch, Replacement, RequestPath, climbs};
+pub use upstream::{
+    ANSWER_MS, BREAKER_IN_FLIGHT, BREAKER_PENDING, CONNECT_MS, HEALTH_INTERVAL_SECONDS,
+    HEALTH_PATH_BYTES_MAX, HEALTH_THRESHOLD, REDIRECT_STATUSES, proxy_faults, redirect_status_fault,
+    static_status_fault,
+};
 
 /// Methods of one rule.
 pub const METHODS_MAX: usize = 16;

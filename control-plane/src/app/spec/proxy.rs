@@ -4,30 +4,21 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use portico_api::rule::{CacheRule, CompressionRule, PolicyFault};
-use portico_api::v1::{
-    CircuitBreaker, EgressGrant, FieldError, HealthCheck, OriginTls, Proxy, ProxyTimeouts,
-};
+use portico_api::rule::{PolicyFault, proxy_faults};
+use portico_api::v1::{EgressGrant, FieldError, OriginTls, Proxy};
 use portico_cert_store::pem_certificates;
 use portico_prober::egress::{EgressPolicy, EgressRefused, Grant};
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
 use url::Host;
 
-use super::{absolute, is_authority, is_path};
+use super::{absolute, is_authority};
 use crate::http::fault::field;
 
 const ORIGINS_MAX: usize = 16;
 const WEIGHT_MAX: u32 = 1000;
 const CERTIFICATES_MAX: usize = 16;
 const CA_BYTES_MAX: usize = 32 * 1024;
-const INTERVAL_SECONDS_MAX: u32 = 3600;
-const THRESHOLD_MAX: u32 = 10;
-const TIMEOUT_MS_MIN: u32 = 10;
-const CONNECT_MS_MAX: u32 = 60_000;
-const ANSWER_MS_MAX: u32 = 600_000;
-const IN_FLIGHT_MAX: u32 = 100_000;
-const PENDING_MAX: u32 = 10_000;
 
 /// Everything of a proxy action; `at` is its pointer.
 pub(super) fn check(
@@ -54,25 +45,8 @@ pub(super) fn check(
             field(format!("{at}/tls/client_certificate"), "unused", message)
         }));
     }
-    if let Some(check) = &proxy.health_check {
-        errors.extend(health_check(&format!("{at}/health_check"), check));
-    }
-    if let Some(given) = &proxy.timeouts {
-        errors.extend(timeouts(&format!("{at}/timeouts"), given));
-    }
-    if let Some(given) = &proxy.breaker {
-        errors.extend(breaker(&format!("{at}/breaker"), given));
-    }
-    let mut policy = |name: &str, faults: Vec<PolicyFault>| {
-        let at = |fault: &PolicyFault| format!("{at}/{name}{}", fault.below);
-        errors.extend(faults.into_iter().map(|fault| field(at(&fault), fault.code, fault.message)));
-    };
-    if let Some(Err(faults)) = proxy.cache.as_ref().map(CacheRule::parse) {
-        policy("cache", faults);
-    }
-    if let Some(Err(faults)) = proxy.compression.as_ref().map(CompressionRule::parse) {
-        policy("compression", faults);
-    }
+    let at = |fault: &PolicyFault| format!("{at}{}", fault.below);
+    errors.extend(proxy_faults(proxy).into_iter().map(|fault| field(at(&fault), fault.code, fault.message)));
     errors
 }
 
@@ -170,36 +144,6 @@ pub(crate) fn certificates(pem: &str) -> Vec<bytes::Bytes> {
         .filter_map(Result::ok)
         .map(|certificate| certificate.to_vec().into())
         .collect()
-}
-
-fn health_check(at: &str, check: &HealthCheck) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    if !is_path(check.path.split('?').next().unwrap_or_default()) || !is_path(&check.path.replace('?', "")) {
-        let message =
-            "must begin with `/` and be at most 1,024 visible ASCII characters; percent-encode others";
-        errors.push(field(format!("{at}/path"), "invalid_path", message));
-    }
-    errors.extend(within(&format!("{at}/interval_seconds"), check.interval_seconds, 1, INTERVAL_SECONDS_MAX));
-    errors.extend(within(&format!("{at}/healthy_after"), check.healthy_after, 1, THRESHOLD_MAX));
-    errors.extend(within(&format!("{at}/unhealthy_after"), check.unhealthy_after, 1, THRESHOLD_MAX));
-    errors
-}
-
-fn timeouts(at: &str, timeouts: &ProxyTimeouts) -> Vec<FieldError> {
-    [
-        ("connect_ms", timeouts.connect_ms, CONNECT_MS_MAX),
-        ("first_byte_ms", timeouts.first_byte_ms, ANSWER_MS_MAX),
-        ("idle_ms", timeouts.idle_ms, ANSWER_MS_MAX),
-    ]
-    .into_iter()
-    .filter_map(|(name, value, max)| within(&format!("{at}/{name}"), value?, TIMEOUT_MS_MIN, max))
-    .collect()
-}
-
-fn breaker(at: &str, breaker: &CircuitBreaker) -> Vec<FieldError> {
-    let in_flight = within(&format!("{at}/in_flight_max"), breaker.in_flight_max, 1, IN_FLIGHT_MAX);
-    let pending = within(&format!("{at}/pending_max"), breaker.pending_max, 0, PENDING_MAX);
-    in_flight.into_iter().chain(pending).collect()
 }
 
 fn within(at: &str, value: u32, min: u32, max: u32) -> Option<FieldError> {

@@ -82,14 +82,12 @@ fn action(at: &str, action: &Action, policy: &EgressPolicy, grants: &[EgressGran
         Action::Redirect(Redirect { to, status, keep_path, keep_query }) => {
             let keeps = *keep_path || keep_query.unwrap_or(*keep_path);
             errors.extend(redirect(&format!("{at}/to"), to, keeps).err());
-            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-                let message = "must be 301, 302, 303, 307 or 308";
+            if let Some(message) = rule::redirect_status_fault(*status) {
                 errors.push(field(format!("{at}/status"), "invalid_status", message));
             }
         }
         Action::Static(StaticAnswer { status, content_type, body }) => {
-            if !(200..=599).contains(status) || matches!(status, 205 | 304) {
-                let message = "must be from 200 to 599, but 205 and 304";
+            if let Some(message) = rule::static_status_fault(*status) {
                 errors.push(field(format!("{at}/status"), "invalid_status", message));
             }
             if content_type.len() > HEADER_BYTES_MAX || HeaderValue::from_str(content_type).is_err() {
