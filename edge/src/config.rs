@@ -6,6 +6,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -175,7 +176,7 @@ struct RawConfig {
 struct RawListener {
     address: Spanned<String>,
     kind: ListenerKind,
-    public_https_port: Option<u16>,
+    public_https_port: Option<NonZeroU16>,
     http3: Option<Spanned<bool>>,
     proxy_protocol: Option<Spanned<Vec<Spanned<String>>>>,
     trusted_proxies: Option<Spanned<Vec<Spanned<String>>>>,
@@ -332,6 +333,7 @@ impl Source<'_> {
             }
             listeners.push(listener);
         }
+        lead_to_https(&mut listeners, raw);
         Ok(listeners)
     }
 
@@ -350,14 +352,15 @@ impl Source<'_> {
             return Err(self.error(span, problem.into()));
         }
         let trusted_proxies = self.trusted_proxies(raw)?;
+        // Of one for http, `lead_to_https` knows better.
         let default_port = match raw.kind {
             ListenerKind::Https => address.port(),
-            ListenerKind::Http => 443,
+            ListenerKind::Http => HTTPS_PORT,
         };
         Ok(ListenerConfig {
             address,
             kind: raw.kind,
-            public_https_port: raw.public_https_port.unwrap_or(default_port),
+            public_https_port: raw.public_https_port.map_or(default_port, NonZeroU16::get),
             http3,
             proxy_protocol,
             trusted_proxies,
@@ -487,6 +490,25 @@ impl Source<'_> {
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
         (line, column)
+    }
+}
+
+const HTTPS_PORT: u16 = 443;
+
+/// Clients of an http listener that says nothing else are led to where this edge answers https: by the listener of the same
+/// address, else by the first. So redirects, Alt-Svc and the check for circles mean one port.
+fn lead_to_https(listeners: &mut [ListenerConfig], raw: &[RawListener]) {
+    let https: Vec<(IpAddr, u16)> = listeners
+        .iter()
+        // A port that the kernel chooses is not known yet.
+        .filter(|listener| listener.kind == ListenerKind::Https && listener.public_https_port != 0)
+        .map(|listener| (listener.address.ip(), listener.public_https_port))
+        .collect();
+    for (listener, raw) in listeners.iter_mut().zip(raw) {
+        if listener.kind == ListenerKind::Http && raw.public_https_port.is_none() {
+            let own = https.iter().find(|(ip, _)| *ip == listener.address.ip());
+            listener.public_https_port = own.or(https.first()).map_or(HTTPS_PORT, |(_, port)| *port);
+        }
     }
 }
 
@@ -630,6 +652,31 @@ mod tests {
         let half = text.replace("[standalone]", "ratio = 0.5\n[standalone]");
         let config = Config::parse(Path::new("/etc/edge.toml"), &half).expect("the text is right");
         assert_eq!(config.traces.expect("there are traces").share, 1 << 31);
+    }
+
+    #[test]
+    fn http_leads_to_the_port_where_https_is_answered() {
+        let listen = |address: &str, kind: &str, more: &str| {
+            format!("[[listen]]\naddress = \"{address}\"\nkind = \"{kind}\"\n{more}\n")
+        };
+        let ports = |listeners: &[String]| -> Vec<u16> {
+            let text = format!("{}[standalone]\n", listeners.concat());
+            let config = Config::parse(Path::new("/etc/edge.toml"), &text).expect("the text is right");
+            config.listeners.iter().map(|listener| listener.public_https_port).collect()
+        };
+        let http = |address: &str| listen(address, "http", "");
+        let https = |address: &str| listen(address, "https", "");
+        assert_eq!(ports(&[http("0.0.0.0:80"), https("0.0.0.0:443")]), [443, 443]);
+        assert_eq!(ports(&[http("0.0.0.0:8080"), https("0.0.0.0:8443")]), [8443, 8443]);
+        let mapped = listen("0.0.0.0:8443", "https", "public_https_port = 443");
+        assert_eq!(ports(&[http("0.0.0.0:8080"), mapped]), [443, 443], "a port that is forwarded");
+        let two = [https("[::]:1443"), https("0.0.0.0:2443"), http("0.0.0.0:80"), http("[::]:80")];
+        assert_eq!(ports(&two), [1443, 2443, 2443, 1443]);
+        let told = listen("0.0.0.0:80", "http", "public_https_port = 9443");
+        assert_eq!(ports(&[told, https("0.0.0.0:443")]), [9443, 443]);
+        assert_eq!(ports(&[http("0.0.0.0:80")]), [443], "another server has https");
+        let nowhere = listen("0.0.0.0:80", "http", "public_https_port = 0") + "[standalone]\n";
+        assert!(error_of(&nowhere).starts_with("/etc/edge.toml:4:21: "), "{}", error_of(&nowhere));
     }
 
     #[test]

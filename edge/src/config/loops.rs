@@ -94,6 +94,22 @@ mod tests {
         Config::parse(Path::new("/srv/edge.toml"), &text).map_err(|error| error.to_string())
     }
 
+    /// The port that clients are led to is the one that is compared.
+    #[test]
+    fn a_redirect_is_compared_with_the_port_that_clients_use() {
+        let parse = |more: &str, port: u16| {
+            let text = format!(
+                "[[listen]]\naddress = \"0.0.0.0:8443\"\nkind = \"https\"\n{more}[[listen]]\naddress = \"0.0.0.0:8080\"\n\
+                 kind = \"http\"\n[[route]]\nhost = \"a.example\"\nredirect = \"https://a.example:{port}\"\n"
+            );
+            Config::parse(Path::new("/srv/edge.toml"), &text).map_err(|error| error.to_string())
+        };
+        for (more, own, other) in [("", 8443, 443), ("public_https_port = 443\n", 443, 8443)] {
+            assert!(parse(more, own).is_err_and(|error| error.contains("leads back")), "{more}{own}");
+            parse(more, other).expect("another server");
+        }
+    }
+
     #[test]
     fn a_redirect_to_itself_and_an_origin_that_is_this_edge_are_pointed_at() {
         for (route, place, hint) in [
