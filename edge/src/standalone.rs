@@ -53,6 +53,13 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
     };
     let certificates = sealed.len();
     warn_of_bare_hosts(&config.routes, &sealed);
+    let of_default = default.iter().flat_map(|(chain, _)| &chain.facts().names);
+    for host in
+        policies_for_nobody(config, sealed.iter().flat_map(SealedCertificate::names).chain(of_default))
+    {
+        tracing::warn!(%host, "a [[tls]] is for a host that has neither certificate nor route: what it asks of clients holds \
+             nowhere; is the name misspelt?");
+    }
     let by_host = sites_of(config, sealed.iter().flat_map(SealedCertificate::names));
     sites.load(sealed, by_host, clock::unix_time())?;
     let default = default.map(|(chain, key)| sites.add_certificate(chain, &key, clock::unix_time()));
@@ -97,6 +104,22 @@ fn warn_of_bare_hosts(routes: &[RouteConfig], sealed: &[SealedCertificate]) {
     for host in hosts.into_iter().filter(is_bare) {
         tracing::warn!(%host, "a route's host has no certificate; its https clients are refused until one is added");
     }
+}
+
+/// Hosts of `[[tls]]` sections that no certificate and no route has to do with. A certificate may still come by the admin socket.
+fn policies_for_nobody<'a>(
+    config: &'a StandaloneConfig,
+    certificate_names: impl Iterator<Item = &'a NamePattern>,
+) -> Vec<&'a NamePattern> {
+    let of_routes = config.routes.iter().filter_map(|route| route.host.as_ref());
+    let known: HashSet<&NamePattern> = certificate_names.chain(of_routes).collect();
+    let wildcards: Vec<&NamePattern> = known.iter().copied().filter(|name| name.is_wildcard()).collect();
+    let meets = |host: &NamePattern| {
+        known.contains(host)
+            || wildcards.iter().any(|wildcard| wildcard.covers(host))
+            || (host.is_wildcard() && known.iter().any(|name| host.covers(name)))
+    };
+    config.tls.iter().filter_map(|section| section.host.as_ref()).filter(|host| !meets(host)).collect()
 }
 
 #[derive(Debug, Clone)]

@@ -312,6 +312,31 @@ fn a_check_refuses_an_access_log_in_a_folder_that_is_not_there() {
     }
 }
 
+/// A policy for a name that is misspelt holds nowhere, and the site that it was for is open.
+#[test]
+fn a_check_warns_of_a_policy_for_a_host_that_is_nobodys() {
+    for (host, warned) in [
+        ("ww.shop.example", true),
+        ("shop.example", false),
+        ("www.routed.example", false),
+        ("*.routed.example", false),
+        ("a.wild.example", false),
+        ("*.b.wild.example", true),
+    ] {
+        let folder = prepare();
+        std::fs::write(folder.path().join("certificates/wild.pem"), pem(&["*.wild.example"])).unwrap();
+        let sections = "[[route]]\nhost = \"www.routed.example\"\nstatic_body = \"x\"\n";
+        let text = format!("{FILE}{sections}[[tls]]\nhost = \"{host}\"\nminimum_version = \"1.3\"\n");
+        std::fs::write(folder.path().join("edge.toml"), text).unwrap();
+        let output = command(folder.path(), "auto").arg("--check").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let line = said.lines().find(|line| line.contains("neither certificate nor route"));
+        assert_eq!(line.is_some(), warned, "{host}: {said}");
+        assert!(line.is_none_or(|line| line.contains(host)), "{said}");
+    }
+}
+
 #[test]
 fn an_access_log_that_is_made_is_not_for_everybody() {
     let edge = Running::start(prepare(), "auto");
