@@ -22,7 +22,7 @@ use crate::{
     cache::Cache,
     clock,
     config::{Config, ControlConfig, Mode},
-    control::{Control, ControlDeadlines, ControlOptions, JoinToken},
+    control::{Control, ControlDeadlines, ControlError, ControlOptions, Identity, JoinToken},
     drain::{DrainSwitch, DrainWatch},
     handover::{self, Conversation, Relaunch, Shared, Surfaces, Taken},
     io::{Backend, IoChoice, sockets_of_the_service_manager},
@@ -108,7 +108,7 @@ pub struct Readiness {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = configure(&args)?;
     if args.check {
-        check_files(&config)?;
+        check_files(&config, args.token.as_deref())?;
         println!("{}: good", args.config.display());
         return Ok(());
     }
@@ -214,7 +214,7 @@ impl Sockets {
 }
 
 /// Reads what the start would read, so that `--check` refuses what the start refuses, and warns of what it leaves out.
-fn check_files(config: &Config) -> anyhow::Result<()> {
+fn check_files(config: &Config, token: Option<&str>) -> anyhow::Result<()> {
     access_log::check(&config.access_log.target)?;
     match &config.mode {
         Mode::Standalone(standalone) => {
@@ -223,7 +223,15 @@ fn check_files(config: &Config) -> anyhow::Result<()> {
             standalone::load(standalone, publisher)?;
         }
         Mode::Fleet(control) => {
-            join_token(control, None)?;
+            if join_token(control, token)?.is_none() && !Identity::may_be_in(&config.state) {
+                let named = control.join_token_file.as_ref();
+                return Err(named.map_or_else(
+                    || ControlError::NotJoined.into(),
+                    |named| {
+                        named.fault(&format!("there is no such file. {}", ControlError::NotJoined)).into()
+                    },
+                ));
+            }
         }
     }
     Ok(())

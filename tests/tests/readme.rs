@@ -25,10 +25,14 @@ fn configuration_files_in_the_readme_are_good() {
     std::fs::create_dir(folder.path().join("certificates")).unwrap();
     let pem = default.cert.pem() + &default.signing_key.serialize_pem();
     std::fs::write(folder.path().join("certificates/default.pem"), pem).unwrap();
-    // The log's folder is there on an operator's machine.
-    let logs = folder.path().to_str().unwrap();
+    // The log's folder and the join token are there on an operator's machine.
+    let place = folder.path().to_str().unwrap();
+    std::fs::write(folder.path().join("join-token"), format!("pjt_1_secret_{}", "0".repeat(64))).unwrap();
     for block in blocks {
-        std::fs::write(&file, block.replace("/var/log/portico", logs)).unwrap();
+        let block = block
+            .replace("/var/log/portico", place)
+            .replace("/etc/portico/join-token", &format!("{place}/join-token"));
+        std::fs::write(&file, &block).unwrap();
         let service = if block.contains("[[listen]]") { "edge" } else { "control-plane" };
         let checked = portico(&[service, "run", "--check", "--config", file.to_str().unwrap()]);
         assert!(checked.status.success(), "{block}\n{}", String::from_utf8_lossy(&checked.stderr));

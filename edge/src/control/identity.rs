@@ -23,6 +23,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::files::{self, FileError};
 use super::limits;
 
+/// In the state folder.
+pub(super) const FOLDER: &str = "identity";
 const FILE: &str = "identity.json";
 
 /// A joined edge.
@@ -77,6 +79,11 @@ struct Stored {
 }
 
 impl Identity {
+    /// Whether an edge with this state folder has joined, as far as can be seen: who may not look there is not told that it has not.
+    pub fn may_be_in(state: &Path) -> bool {
+        state.join(FOLDER).join(FILE).try_exists().unwrap_or(true)
+    }
+
     /// The identity kept in `folder`; None if this edge has not joined yet.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ impl Control {
     pub async fn open(options: ControlOptions) -> Result<Self, ControlError> {
         let metrics = ControlMetrics::new();
         files::private_folder(&options.state)?;
-        let identity_folder = options.state.join("identity");
+        let identity_folder = options.state.join(identity::FOLDER);
         let identity = match Identity::load(&identity_folder)? {
             Some(identity) if !needs_new_identity(&identity, &options) => identity,
             before => {

@@ -20,18 +20,24 @@ fn a_file_that_the_edges_file_names_and_that_cannot_be_used_is_told_once_at_its_
     std::fs::write(folder.path().join("no-token"), "portico edge run --config edge.toml --token pjt_x\n")
         .unwrap();
     let table = [
-        ("[certificates]\ndefault = \"gone.pem\"\n", "5:11", "gone.pem", "No such file"),
-        ("[certificates]\nfolder = \"gone\"\n", "5:10", "gone", "No such file"),
-        ("[certificates]\nlist_file = \"gone.list\"\n", "5:13", "gone.list", "No such file"),
+        ("[certificates]\ndefault = \"gone.pem\"\n", "6:11", "gone.pem", "No such file"),
+        ("[certificates]\nfolder = \"gone\"\n", "6:10", "gone", "No such file"),
+        ("[certificates]\nlist_file = \"gone.list\"\n", "6:13", "gone.list", "No such file"),
         (
             "[control]\naddress = \"127.0.0.1:1\"\njoin_token_file = \"no-token\"\n",
-            "6:19",
+            "7:19",
             "no-token",
             "behind --token",
         ),
+        (
+            "[control]\naddress = \"127.0.0.1:1\"\njoin_token_file = \"gone-token\"\n",
+            "7:19",
+            "gone-token",
+            "has not joined a fleet yet",
+        ),
     ];
     for (section, place, named, problem) in table {
-        std::fs::write(&file, format!("{LISTEN}{section}")).unwrap();
+        std::fs::write(&file, format!("state = \"state\"\n{LISTEN}{section}")).unwrap();
         let ended = check("edge", &file);
         assert_eq!(ended.code, 1, "{ended:?}");
         let path = folder.path().join(named);
