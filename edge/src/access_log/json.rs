@@ -4,13 +4,17 @@ use std::{borrow::Cow, time::Duration};
 
 use portico_cert_store::DomainName;
 use serde::Serialize;
-use time::format_description::well_known::Rfc3339;
+use time::{format_description::BorrowedFormatItem, macros::format_description};
 
 use super::{AccessRecord, cut};
 use crate::{
     cache::Outcome,
     privacy::{Privacy, without_user},
 };
+
+/// RFC 3339, milliseconds always: so lines sort as they are.
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -48,7 +52,7 @@ struct Line<'a> {
 pub(super) fn write_line(out: &mut Vec<u8>, record: &AccessRecord, privacy: &Privacy) {
     let text = |bytes| Text(Cow::Borrowed(bytes));
     let line = Line {
-        time: super::time_of(record).and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default(),
+        time: super::time_of(record).and_then(|time| time.format(TIME).ok()).unwrap_or_default(),
         peer: privacy.address(record.peer.ip()),
         peer_port: privacy.port(record.peer.port()),
         client: privacy.address(record.visitor.client),

@@ -56,6 +56,15 @@ fn a_terminal_cannot_be_steered() {
 }
 
 #[test]
+fn the_time_has_milliseconds_whatever_they_are() {
+    for (millis, wanted) in [(0, "000"), (120, "120"), (123, "123")] {
+        let record = AccessRecord { started_unix_ms: 1_764_000_000_000 + millis, ..record("a", b"") };
+        let text = json_line(&record);
+        assert!(text.starts_with(&format!("{{\"time\":\"2025-11-24T16:00:00.{wanted}Z\",")), "{text}");
+    }
+}
+
+#[test]
 fn combined_is_what_apache_and_nginx_write() {
     let mut record = record("shop.example", b"a \"quoted\" \\ caf\xe9\t");
     assert_eq!(
