@@ -37,6 +37,7 @@ const HALF_OPEN: &str = "half-open handshakes";
 const DESCRIPTORS_SPARE: u64 = 500;
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = format!("Attacks: {}", names().join(", ")))]
 pub(crate) struct AttacksArgs {
     /// Attacking connections at once.
     #[arg(long, default_value_t = 100)]
@@ -44,11 +45,12 @@ pub(crate) struct AttacksArgs {
     /// Connections that send a part of a ClientHello and no more; 0: this is left out.
     #[arg(long, default_value_t = HALF_OPEN_MAX)]
     half_open: usize,
-    /// The longest that one attack may go on; the edge's longest deadline is 30 s.
+    /// The longest that one attack may go on, beside 5 s before it in which the visitors are alone; the edge's longest deadline
+    /// is 30 s.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Only attacks whose names have this in them (`Quic`, `ZeroWindow`); may be given several times.
-    #[arg(long)]
+    /// Only attacks whose names have this in them (`Quic`, `ZeroWindow`); may be given several times. All names stand below.
+    #[arg(long, value_name = "NAME", value_parser = known)]
     only: Vec<String>,
     /// The edge's binary; by default `portico-edge` beside this one.
     #[arg(long)]
@@ -126,6 +128,18 @@ pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
     match rows.iter().find(|row| row.visitors == 0 || row.visitors_failed > 0) {
         Some(row) => bail!("visitors were not all answered beside {}; see the rows", row.attack),
         None => Ok(()),
+    }
+}
+
+fn names() -> Vec<String> {
+    Attack::all().map(|attack| format!("{attack:?}")).chain([HALF_OPEN.to_owned()]).collect()
+}
+
+/// A part of at least one attack's name.
+fn known(text: &str) -> Result<String, String> {
+    match names().iter().any(|name| name.contains(text)) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("no attack's name has {text:?} in it; all of them: {}", names().join(", "))),
     }
 }
 
@@ -314,4 +328,15 @@ fn print(row: &Row, is_first: bool) {
         row.resident_bytes_peak >> 20,
         row.resident_bytes_after >> 20
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attack_that_does_not_exist_is_not_measured_in_silence() {
+        assert!(known("Quic").is_ok() && known("ZeroWindow").is_ok() && known(HALF_OPEN).is_ok());
+        assert!(known("MadeYou").is_err_and(|why| why.contains("RapidReset")));
+    }
 }
