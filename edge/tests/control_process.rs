@@ -154,8 +154,18 @@ async fn an_edge_of_a_fleet_answers_its_operator() {
     let port = || tokio::net::TcpStream::connect(edge.metrics);
     let socket = || tokio::net::UnixStream::connect(folder.path().join("state/admin.sock"));
     assert_eq!(ask(port().await.unwrap(), "/healthz").await.0, 200);
-    let (status, said) = ask(port().await.unwrap(), "/readyz").await;
-    assert!(status == 503 && said.contains("no generation"), "{said}");
+    // First it waits for its worker.
+    let waits = async {
+        loop {
+            let (status, said) = ask(port().await.unwrap(), "/readyz").await;
+            assert_eq!(status, 503, "{said}");
+            if said.contains("no generation") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), waits).await.expect("it says what it waits for");
     let mut conversation = control.conversation().await;
     let shops = [shop("www.shop.example")];
     feed(&mut conversation, &shops).await;

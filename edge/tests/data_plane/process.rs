@@ -176,6 +176,8 @@ fn no_page_of_an_edge_is_huge() {
 fn what_the_metrics_port_answers_the_admin_socket_does_too() {
     let edge = Running::start(prepare(), "auto");
     let socket = edge.folder.path().join("admin.sock");
+    // It listens before its first worker runs.
+    wait_until("it is ready", || edge.metrics("/readyz").0 == 200);
     for (path, wanted) in
         [("/healthz", "ok\n"), ("/readyz", "ready\n"), ("/metrics", "portico_edge_build_info")]
     {
