@@ -126,7 +126,7 @@ impl Host {
         headers: &HeaderMap,
     ) -> Option<(&Route, &'p str)> {
         let path = RequestPath::new(path);
-        self.routes.iter().find_map(|route| Some((route, route.rule.matches(method, path, headers)?)))
+        self.routes.iter().find_map(|route| Some((route, route.rule.matches(method, &path, headers)?)))
     }
 
     /// Port 80 answers no request itself: it is asked to, or could not know the client.

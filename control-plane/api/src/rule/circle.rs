@@ -22,8 +22,8 @@ pub fn circular<'a>(rules: impl IntoIterator<Item = (&'a Rule, Option<OwnTarget<
         let Some(location) = location(rule, target) else { return false };
         let path = RequestPath::new(&location);
         let gets = rule.methods().is_empty() || rule.methods().contains(&Method::GET);
-        let before = rules[..*index].iter().any(|(earlier, _)| earlier.path.rest(path).is_some());
-        gets && !before && rule.path.rest(path).is_some()
+        let before = rules[..*index].iter().any(|(earlier, _)| earlier.path.rest(&path).is_some());
+        gets && !before && rule.path.rest(&path).is_some()
     };
     (0..rules.len()).filter(returns).collect()
 }

@@ -151,7 +151,7 @@ impl Rule {
     pub fn matches<'p>(
         &self,
         method: &Method,
-        path: RequestPath<'p>,
+        path: &RequestPath<'p>,
         headers: &HeaderMap,
     ) -> Option<&'p str> {
         let rest = self.path.rest(path)?;

@@ -10,15 +10,29 @@
 pub struct PathMatch {
     /// Of a prefix, without a trailing slash, unless it is `/`.
     text: Box<str>,
+    /// The same, as every reader decodes it.
+    decoded: Box<[u8]>,
     exact: bool,
 }
 
-/// A request's path (without its query), looked at once for all rules.
-#[derive(Clone, Copy, Debug)]
+/// A request's path (without its query), looked at once for all rules: what it costs to read one that is long and odd must not be
+/// paid for each rule.
+#[derive(Clone, Debug)]
 pub struct RequestPath<'a> {
     text: &'a str,
-    /// There is one reading only.
-    plain: bool,
+    /// None: there is one reading only, as it is written.
+    reading: Option<Reading>,
+}
+
+/// The widest reading of a path, as far as a rule's path can reach.
+#[derive(Clone, Debug)]
+struct Reading {
+    /// Decoded, with one `/` for separators in a row and the parameters before and between them.
+    bytes: Vec<u8>,
+    /// Where in the text each of them ends.
+    ends: Vec<usize>,
+    /// Where parameters begin that go on to the end of the path.
+    last_params: Option<usize>,
 }
 
 /// What a rule's path becomes.
@@ -44,7 +58,8 @@ impl PathMatch {
         } else {
             trimmed
         };
-        Ok(Self { text: text.into(), exact })
+        let decoded = Units { text: text.as_bytes(), wide: false }.map(|unit| unit.byte).collect();
+        Ok(Self { text: text.into(), decoded, exact })
     }
 
     pub fn as_str(&self) -> &str {
@@ -56,29 +71,68 @@ impl PathMatch {
     }
 
     /// What of `path` is below this one, as it was written: empty, or something behind the end of a segment.
-    pub fn rest<'p>(&self, path: RequestPath<'p>) -> Option<&'p str> {
+    pub fn rest<'p>(&self, path: &RequestPath<'p>) -> Option<&'p str> {
         if !self.exact && self.text.len() == 1 {
             return path.text.starts_with('/').then_some(path.text);
         }
-        let rest = if path.plain && !self.text.contains('%') {
-            path.text.strip_prefix(&*self.text)?
-        } else {
-            widest_rest(&self.text, path.text)?
-        };
-        let end = if self.exact { params_end(rest.as_bytes()) == rest.len() } else { ends_segment(rest) };
-        end.then_some(rest)
+        let at = path.end_of(&self.decoded)?;
+        let rest = path.text.get(at..)?;
+        let ends = if self.exact { rest.is_empty() || path.has_last_params(at) } else { ends_segment(rest) };
+        ends.then_some(rest)
     }
 
     /// Whether this one holds all that `other` holds.
     pub(super) fn covers(&self, other: &Self) -> bool {
-        (!self.exact || other.exact) && self.rest(RequestPath::new(&other.text)).is_some()
+        (!self.exact || other.exact) && self.rest(&RequestPath::new(&other.text)).is_some()
     }
 }
 
 impl<'a> RequestPath<'a> {
     pub fn new(text: &'a str) -> Self {
         let plain = !text.bytes().any(|byte| matches!(byte, b'%' | b'\\' | b';')) && !text.contains("//");
-        Self { text, plain }
+        Self { text, reading: (!plain).then(|| Reading::of(text)) }
+    }
+
+    /// Where in the text a rule's path ends that this one begins with.
+    fn end_of(&self, decoded: &[u8]) -> Option<usize> {
+        match &self.reading {
+            None => self.text.as_bytes().starts_with(decoded).then_some(decoded.len()),
+            Some(Reading { bytes, ends, .. }) if bytes.starts_with(decoded) => {
+                ends.get(decoded.len().checked_sub(1)?).copied()
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Whether parameters stand from there to the end.
+    fn has_last_params(&self, at: usize) -> bool {
+        self.reading.as_ref().is_some_and(|reading| reading.last_params == Some(at))
+    }
+}
+
+impl Reading {
+    fn of(text: &str) -> Self {
+        let room = text.len().min(PATH_BYTES_MAX + 1);
+        let mut reading =
+            Self { bytes: Vec::with_capacity(room), ends: Vec::with_capacity(room), last_params: None };
+        let mut rest = text.as_bytes();
+        // As long as the longest rule's path, and what follows that.
+        while reading.bytes.len() <= PATH_BYTES_MAX {
+            let (byte, after) = match (skip_separators(rest), first(rest)) {
+                (Some(after), _) => (b'/', after),
+                (None, Some(unit)) => (unit.byte, &rest[unit.bytes..]),
+                (None, None) => break,
+            };
+            if byte == b';' {
+                // No rule's path has one.
+                reading.last_params = rest.starts_with(b";").then(|| text.len() - rest.len());
+                break;
+            }
+            rest = after;
+            reading.bytes.push(byte);
+            reading.ends.push(text.len() - rest.len());
+        }
+        reading
     }
 }
 
@@ -157,22 +211,8 @@ fn check(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The widest reading of "`path` begins with `prefix`": what is left of it.
-pub(super) fn widest_rest<'p>(prefix: &str, path: &'p str) -> Option<&'p str> {
-    let mut rest = path.as_bytes();
-    for wanted in (Units { text: prefix.as_bytes(), wide: false }) {
-        rest = if wanted.byte == b'/' {
-            skip_separators(rest)?
-        } else {
-            let unit = first(rest).filter(|unit| unit.byte == wanted.byte)?;
-            &rest[unit.bytes..]
-        };
-    }
-    path.get(path.len() - rest.len()..)
-}
-
 /// Leaves out one separator or more, with the parameters before and between them.
-fn skip_separators(path: &[u8]) -> Option<&[u8]> {
+pub(super) fn skip_separators(path: &[u8]) -> Option<&[u8]> {
     let mut rest = path;
     loop {
         let after = &rest[params_end(rest)..];
@@ -188,7 +228,7 @@ pub(super) fn ends_segment(rest: &str) -> bool {
 }
 
 /// Where the parameters that `text` begins with end: at a separator, or with the text. 0 where there are none.
-fn params_end(text: &[u8]) -> usize {
+pub(super) fn params_end(text: &[u8]) -> usize {
     if text.first() != Some(&b';') {
         return 0;
     }
@@ -200,7 +240,7 @@ fn separator_length(text: &[u8]) -> usize {
     first(text).filter(|unit| matches!(unit.byte, b'/' | b'\\')).map_or(0, |unit| unit.bytes)
 }
 
-fn first(text: &[u8]) -> Option<Unit> {
+pub(super) fn first(text: &[u8]) -> Option<Unit> {
     Units { text, wide: false }.next()
 }
 
@@ -211,10 +251,10 @@ struct Units<'a> {
     wide: bool,
 }
 
-struct Unit {
-    byte: u8,
+pub(super) struct Unit {
+    pub(super) byte: u8,
     /// Its length as it is written.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl Iterator for Units<'_> {
