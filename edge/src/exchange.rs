@@ -312,7 +312,8 @@ async fn follow_early(
 
 /// Such a body is taken for none by those who read the length; frames that are there all the same would be dropped.
 fn says_empty(parts: &Parts) -> bool {
-    parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0")
+    let zeros = |length: &HeaderValue| length.as_bytes().iter().all(|&digit| digit == b'0');
+    parts.headers.get(header::CONTENT_LENGTH).is_some_and(zeros)
 }
 
 /// What can be refused without knowing the host.

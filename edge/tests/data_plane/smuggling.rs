@@ -239,21 +239,28 @@ fn frames_beyond_a_length_of_nothing_are_refused() {
             let tls = connector.connect(HOST.try_into().unwrap(), tcp).await.unwrap();
             let (mut sender, connection) = h2::client::handshake(tls).await.unwrap();
             tokio::spawn(connection);
-            for (data, sound) in [("", true), ("abc", false)] {
+            let cases = [("0", "", true), ("0", "abc", false), ("00", "abc", false), ("000", "", true)];
+            for (length, data, sound) in cases {
                 let request =
-                    http::Request::post(format!("https://{HOST}/case")).header("content-length", "0");
+                    http::Request::post(format!("https://{HOST}/case")).header("content-length", length);
                 let sending = sender.send_request(request.body(()).unwrap(), false);
                 let (answer, mut body) = sending.unwrap();
+                // So that whoever believes the length has sent the request on by then.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 body.send_data(bytes::Bytes::from_static(data.as_bytes()), true).unwrap();
                 match answer.await {
                     Ok(answer) => {
-                        assert_eq!(answer.status().as_u16(), if sound { 200 } else { 400 }, "{data:?}")
+                        assert_eq!(
+                            answer.status().as_u16(),
+                            if sound { 200 } else { 400 },
+                            "{length} {data:?}"
+                        )
                     }
-                    Err(error) => assert!(!sound && error.is_reset(), "{data:?}: {error}"),
+                    Err(error) => assert!(!sound && error.is_reset(), "{length} {data:?}: {error}"),
                 }
             }
         });
-        assert_eq!(origin.messages().len(), 1);
+        assert_eq!(origin.messages().len(), 2);
     });
 }
 

@@ -21,6 +21,7 @@ fn malformed_requests_are_refused_alone() {
             request().header("content-length", "+3"),
             request().header("content-length", "3").header("content-length", "4"),
             // Shorter and longer than the three bytes that follow.
+            request().header("content-length", "00"),
             request().header("content-length", "2"),
             request().header("content-length", "4"),
         ];
