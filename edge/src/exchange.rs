@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
 };
+use http_body::Body as _;
 
 mod challenge;
 mod early;
@@ -52,6 +53,7 @@ use crate::{
     metrics::Limited,
     sources::Source,
     tls::{ClientIdentity, Handshake, Shown},
+    upstream::tunnel,
     worker::Worker,
 };
 
@@ -280,8 +282,8 @@ async fn answer(
     if proof::comes_through_us(&parts) {
         return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
     }
-    if context.protocol != Protocol::Http1 && says_empty(&parts) && !body.turns_out_empty().await {
-        return Ok(Answer::page(StatusCode::BAD_REQUEST, "body_beyond_length"));
+    if let Err(reason) = check_body(&parts, &mut body, context).await {
+        return Ok(Answer::page(StatusCode::BAD_REQUEST, reason).closing(context));
     }
     let mut answer = match early {
         false => follow_route(parts, body, context, (&host, &authority), &visitor, end).await?,
@@ -308,6 +310,22 @@ async fn follow_early(
     drop(answer);
     early::wait(context).await?;
     follow_route(parts, RequestBody::empty(), context, asking, visitor, end).await
+}
+
+/// Refuses a body that not all readers of the head would look for.
+async fn check_body(
+    parts: &Parts,
+    body: &mut RequestBody,
+    context: &ConnectionContext,
+) -> Result<(), &'static str> {
+    // What follows it would go to the origin unread, or be taken for a request, once this has become a tunnel.
+    if tunnel::is_websocket(parts) && !body.is_end_stream() {
+        return Err("upgrade_with_body");
+    }
+    if context.protocol != Protocol::Http1 && says_empty(parts) && !body.turns_out_empty().await {
+        return Err("body_beyond_length");
+    }
+    Ok(())
 }
 
 /// Such a body is taken for none by those who read the length; frames that are there all the same would be dropped.

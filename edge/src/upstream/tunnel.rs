@@ -66,7 +66,7 @@ pub struct OriginHalf {
 }
 
 /// A request that we may pass on as an upgrade.
-pub(super) fn is_websocket(parts: &Parts) -> bool {
+pub(crate) fn is_websocket(parts: &Parts) -> bool {
     let mut upgrades = parts.headers.get_all(header::UPGRADE).iter();
     let only_websocket = matches!((upgrades.next(), upgrades.next()), (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"websocket"));
     only_websocket

@@ -494,3 +494,31 @@ fn a_client_that_others_have_written_talks_through_the_edge() {
         );
     });
 }
+
+#[test]
+fn an_upgrade_with_a_body_is_refused() {
+    on_each_backend(|backend| {
+        let origin = shouting();
+        let edge = edge_to(backend, &origin);
+        let upgrade = format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        );
+        let bodies = [
+            "Content-Length: 3\r\n\r\nabc",
+            "Content-Length: 3\r\n\r\nabcGET /hidden HTTP/1.1\r\n\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        ];
+        for (number, body) in bodies.into_iter().enumerate() {
+            let mut client = https(edge.https, HOST);
+            client.send(format!("{upgrade}{body}"));
+            assert_eq!(client.answer().status, 400, "{body:?}");
+            assert!(client.closes(), "{body:?}");
+            assert_eq!(edge.log_lines(number + 1)[number]["reason"], "upgrade_with_body");
+        }
+        assert!(origin.messages().is_empty(), "{:?}", origin.messages());
+        let mut client = https(edge.https, HOST);
+        client.send(format!("{upgrade}Content-Length: 0\r\n\r\n"));
+        assert_eq!(client.answer().status, 101, "no body is none");
+    });
+}
