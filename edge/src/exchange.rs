@@ -334,6 +334,12 @@ fn says_empty(parts: &Parts) -> bool {
     parts.headers.get(header::CONTENT_LENGTH).is_some_and(zeros)
 }
 
+/// RFC 9113 section 8.2.1, RFC 9114 section 10.3.
+fn is_padded(value: &HeaderValue) -> bool {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    blank(value.as_bytes().first()) || blank(value.as_bytes().last())
+}
+
 /// What can be refused without knowing the host.
 fn check_request(
     parts: &Parts,
@@ -353,6 +359,10 @@ fn check_request(
     }
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
+    }
+    // Over HTTP/1 it is none of the value (RFC 9112 section 5), and those who trim there and not here see two requests.
+    if context.protocol != Protocol::Http1 && parts.headers.values().any(is_padded) {
+        return Err(bad("field_white_space"));
     }
     // hyper counts the fields of HTTP/1 alone. A cookie may come in any number of pieces (RFC 9113 section 8.2.3).
     let crumbs = parts.headers.get_all(header::COOKIE).iter().count();

@@ -264,6 +264,29 @@ fn frames_beyond_a_length_of_nothing_are_refused() {
     });
 }
 
+/// Over HTTP/1.1 this white space is none of the value: an origin would see another one than we.
+#[test]
+fn values_with_white_space_around_them_are_malformed_where_nobody_trims_them() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&url)]);
+        for protocol in ["h2", "h3"] {
+            for (value, status) in
+                [(" a", 400), ("a ", 400), ("\ta", 400), ("a\t", 400), (" ", 400), ("a b", 200), ("", 200)]
+            {
+                let answer = crate::routes::ask(&edge, protocol, "GET", "/case", &[("x-field", value)]);
+                assert_eq!(answer.status, status, "{protocol} {value:?}");
+            }
+        }
+        assert_eq!(origin.messages().len(), 4);
+        let padded = crate::routes::ask(&edge, "h1", "GET", "/case", &[("x-field", " a\t ")]);
+        assert_eq!(padded.status, 200);
+        assert_eq!(origin.messages()[4].header("x-field"), Some("a"));
+    });
+}
+
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     on_each_backend(|backend| {
