@@ -444,7 +444,7 @@ async fn follow_route(
         changes.apply(answer.response.headers_mut());
     }
     if let Some((client, rule)) = client {
-        client.encode(&mut answer, rule, &context.worker);
+        client.encode(&mut answer, rule, (host.tenant.id, &context.worker));
     }
     Ok(answer)
 }

@@ -282,7 +282,8 @@ pub const CACHE_LOOSE_SHARE: u64 = 4;
 /// Evictions for one reservation; a large object may have to push out many small ones, but not without end.
 pub const CACHE_EVICTIONS_MAX: usize = 16_384;
 
-/// Answers that one worker compresses at a time; beyond that they go as they are. One of them holds 2.0 MiB with brotli, 1.2 with
+/// Answers that one worker compresses at a time, of one tenant at most as many as it leaves free; beyond that they go as they
+/// are. One of them holds 2.0 MiB with brotli, 1.2 with
 /// zstd, 0.3 with gzip (measured).
 pub const CODINGS_PER_WORKER_MAX: usize = 64;
 /// An origin that sends nothing for so long pauses: what was compressed so far is sent.

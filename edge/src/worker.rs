@@ -1,18 +1,14 @@
 //! One worker: a thread with its own runtime, listeners, pools and counters. Workers share published tables and nothing
 //! that is written per request.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    fmt, io,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::HashMap, fmt, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use portico_cert_store::TenantId;
 
 use crate::{
-    clock, connection,
+    clock,
+    coding::{CodingPlace, CodingPlaces},
+    connection,
     drain::LocalDrain,
     egress::EgressGuard,
     http::unique::{Unique, Uniques},
@@ -34,7 +30,7 @@ pub struct Worker {
     seats: Seats,
     uniques: Uniques,
     halves: RefCell<HashMap<u64, OriginHalf>>,
-    codings: Rc<Cell<usize>>,
+    codings: Rc<CodingPlaces>,
 }
 
 /// How often a worker does its housekeeping.
@@ -209,14 +205,13 @@ impl Worker {
         }
     }
 
-    /// Room to compress one more body; counted where there is none.
-    pub(crate) fn coding_place(&self) -> Option<CodingPlace> {
-        if self.codings.get() >= limits::CODINGS_PER_WORKER_MAX {
+    /// Room to compress one more body of this tenant; counted where there is none.
+    pub(crate) fn coding_place(&self, tenant: TenantId) -> Option<CodingPlace> {
+        let place = self.codings.take(tenant);
+        if place.is_none() {
             self.edge.metrics.compressions_refused.increment(1);
-            return None;
         }
-        self.codings.set(self.codings.get() + 1);
-        Some(CodingPlace(Rc::clone(&self.codings)))
+        place
     }
 
     /// A number that no other exchange of this edge's life has.
@@ -233,15 +228,6 @@ impl Worker {
 
     pub(crate) fn take_half(&self, ticket: u64) -> Option<OriginHalf> {
         self.halves.borrow_mut().remove(&ticket)
-    }
-}
-
-/// One body that is being compressed, counted while it lives.
-pub(crate) struct CodingPlace(Rc<Cell<usize>>);
-
-impl Drop for CodingPlace {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -104,7 +104,7 @@ impl Cache {
         }
         let room = of.length + of.length / 256 + EXPANSION_BYTES;
         let Some(held) = self.store.take(of.key.tenant(), room) else { return Coded::Plain };
-        let Some(place) = worker.coding_place() else { return Coded::Plain };
+        let Some(place) = worker.coding_place(host.tenant.id) else { return Coded::Plain };
         let Ok(encoder) = Encoder::new(coding, Effort::Kept) else { return Coded::Plain };
         let growing = Growing::new(Arc::new(held));
         {

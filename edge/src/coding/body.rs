@@ -12,14 +12,16 @@ use bytes::{Buf as _, Bytes};
 use http_body::Frame;
 use tokio::time::Sleep;
 
-use super::encoder::{Encoder, SLICE_BYTES};
+use super::{
+    CodingPlace,
+    encoder::{Encoder, SLICE_BYTES},
+};
 use crate::{
     http::{
         body::{BodyError, ResponseSource},
         budget::AnswerShare,
     },
     limits,
-    worker::CodingPlace,
 };
 
 /// Asks for more of the plain body only when its own client takes more. Work in one turn is bounded, also where much plain

@@ -17,13 +17,16 @@
 mod accept;
 mod body;
 mod encoder;
+mod places;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use portico_api::{rule::CompressionRule, v1::ContentCoding};
+use portico_cert_store::TenantId;
 
 pub(crate) use accept::name;
 pub use body::CodedBody;
 pub(crate) use encoder::{Effort, Encoder};
+pub(crate) use places::{CodingPlace, CodingPlaces};
 
 use crate::{
     cache::{Coded, contains_token},
@@ -76,7 +79,7 @@ impl Client {
     }
 
     /// Compresses an answer, or leaves it as it is.
-    pub(crate) fn encode(self, answer: &mut Answer, rule: &CompressionRule, worker: &Worker) {
+    pub(crate) fn encode(self, answer: &mut Answer, rule: &CompressionRule, of: (TenantId, &Worker)) {
         if answer.reason.is_some() {
             return;
         }
@@ -89,7 +92,7 @@ impl Client {
         }
         add_vary(answer.response.headers_mut());
         if let Some(coding) = self.coding
-            && self.has_body_in(coding, answer, worker)
+            && self.has_body_in(coding, answer, of)
         {
             describe(answer.response.headers_mut(), coding);
         }
@@ -131,7 +134,12 @@ impl Client {
 
     /// Puts the compressed body in the plain one's place; false: it stays as it is, because it would not pay or there is no
     /// room for the work.
-    fn has_body_in(&self, coding: ContentCoding, answer: &mut Answer, worker: &Worker) -> bool {
+    fn has_body_in(
+        &self,
+        coding: ContentCoding,
+        answer: &mut Answer,
+        (tenant, worker): (TenantId, &Worker),
+    ) -> bool {
         if self.is_head {
             answer.response.headers_mut().remove(header::CONTENT_LENGTH);
             return true;
@@ -150,7 +158,7 @@ impl Client {
             // It is there in full: this client's own work on it would be done for nobody else.
             Some(Coded::Plain) if matches!(source, ResponseSource::Stored(_)) => return false,
             Some(Coded::Plain) | None => {
-                let Some(place) = worker.coding_place() else { return false };
+                let Some(place) = worker.coding_place(tenant) else { return false };
                 let Ok(encoder) = Encoder::new(coding, Effort::Quick) else { return false };
                 worker.edge.metrics.compression(coding);
                 let plain = std::mem::replace(source, ResponseSource::Empty);

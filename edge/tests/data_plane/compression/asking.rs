@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use portico_api::distribution as wire;
 use portico_edge::limits::CODING_FLUSH_AFTER;
 
-use super::{CODINGS, HOST, Press, decode, decode_as_far, decoded, page, reply};
+use super::{CODINGS, HOST, Press, compressed, decode, decode_as_far, decoded, page, reply};
 use crate::client::{collect, http2, https, runtime};
 use crate::harness::{Setup, on_each_backend, wait_until};
 use crate::http3_client::http3;
@@ -320,7 +320,13 @@ fn beyond_the_limit_answers_go_as_they_are() {
             }
             reply(200, &[HTML], &page(5000))
         });
-        let places = portico_edge::limits::CODINGS_PER_WORKER_MAX;
+        let mut press = press;
+        let other = "other.example";
+        press.edge.serve_with(&[other], &[press.origin.grant()], |body| {
+            body.routes = vec![compressed(&press.origin, |_| ())];
+        });
+        // One tenant takes no more than it leaves to the others.
+        let places = portico_edge::limits::CODINGS_PER_WORKER_MAX / 2;
         runtime().block_on(async {
             let mut held = Vec::new();
             let mut senders = Vec::new();
@@ -339,6 +345,9 @@ fn beyond_the_limit_answers_go_as_they_are() {
             let full = press.get("/", "gzip");
             assert_eq!((full.header("content-encoding"), full.text()), (None, page(5000)));
             assert_eq!(full.header("vary"), Some("accept-encoding"));
+            let mut client = https(press.edge.https, other);
+            client.send(format!("GET / HTTP/1.1\r\nHost: {other}\r\nAccept-Encoding: gzip\r\n\r\n"));
+            assert_eq!(client.answer().header("content-encoding"), Some("gzip"), "another tenant's");
         });
         wait_until("there is room again", || {
             press.get("/", "gzip").header("content-encoding") == Some("gzip")

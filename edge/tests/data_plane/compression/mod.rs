@@ -16,6 +16,15 @@ use crate::origin::{Message, Origin, Reply};
 const HOST: &str = "shop.example";
 const CODINGS: [&str; 3] = ["zstd", "br", "gzip"];
 
+fn compressed(origin: &Origin, change: impl Fn(&mut wire::Proxy)) -> wire::Route {
+    let mut route = proxy_to(&origin.url());
+    if let Some(wire::route::Action::Proxy(proxy)) = &mut route.action {
+        proxy.compression = Some(wire::CompressionPolicy::default());
+        change(proxy);
+    }
+    route
+}
+
 /// An edge that compresses what this origin sends.
 struct Press {
     edge: TestEdge,
@@ -37,12 +46,7 @@ impl Press {
         let origin = Origin::start(reply);
         let mut edge = TestEdge::with(backend, setup);
         let served = edge.serve_with(&[HOST], &[origin.grant()], |body| {
-            let mut route = proxy_to(&origin.url());
-            if let Some(wire::route::Action::Proxy(proxy)) = &mut route.action {
-                proxy.compression = Some(wire::CompressionPolicy::default());
-                change(proxy);
-            }
-            body.routes = vec![route];
+            body.routes = vec![compressed(&origin, &change)];
         });
         Self { edge, origin, served }
     }
