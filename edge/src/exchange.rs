@@ -223,7 +223,7 @@ async fn answer(
     }
     let authority = match check_request(&parts, context, end.visitor()) {
         Ok(authority) => authority,
-        Err((status, reason)) => return Ok(Answer::page(status, reason).closing(context)),
+        Err((status, reason)) => return Ok(Answer::refused(status, reason, context)),
     };
     // No origin sees them, so nothing is to be decided by them; and what is added from here on is not the client's to name.
     forwarding::remove_named(&mut parts.headers);
@@ -283,7 +283,7 @@ async fn answer(
         return Ok(Answer::page(StatusCode::LOOP_DETECTED, "proof_through_us"));
     }
     if let Err(reason) = check_body(&parts, &mut body, context).await {
-        return Ok(Answer::page(StatusCode::BAD_REQUEST, reason).closing(context));
+        return Ok(Answer::refused(StatusCode::BAD_REQUEST, reason, context));
     }
     let mut answer = match early {
         false => follow_route(parts, body, context, (&host, &authority), &visitor, end).await?,
@@ -570,6 +570,12 @@ impl Answer {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         self.response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         self
+    }
+
+    /// For a request that nobody is to see, whoever it is for.
+    fn refused(status: StatusCode, reason: &'static str, context: &ConnectionContext) -> Self {
+        context.worker.edge.metrics.request_refused(reason);
+        Self::page(status, reason).closing(context)
     }
 
     /// After a request that we could not make sense of, nothing behind it on the connection is believed either.

@@ -464,7 +464,7 @@ fn describe() {
     );
     describe_counter!(
         names::REQUESTS_REFUSED,
-        "HTTP/1 messages of which no request was made, by what is wrong with them"
+        "messages and connections that break their protocol, and requests that are refused whoever they are for, by why"
     );
     describe_counter!(
         names::LIMITED,

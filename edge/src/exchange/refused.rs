@@ -1,13 +1,15 @@
 //! A message that makes no request: there is no exchange, but a counter and a line in the log, so that whoever reads it sees
 //! who sends such things.
 //!
-//! Nothing of the client's words is in the line. Its connection ends by it, so there is no more than one for each connection.
+//! Nothing of the client's words is in the line. Over HTTP/1 its connection ends by it, so there is no more than one for each
+//! connection. Over HTTP/2 and 3 it is one message of many, or the connection itself that breaks the protocol.
 
 use std::sync::Arc;
 
+use ::h3::error::{Code, ConnectionError, LocalError, StreamError};
 use http::{Method, StatusCode, Uri, Version};
 
-use super::ConnectionContext;
+use super::{ConnectionContext, Protocol};
 use crate::{
     access_log::AccessRecord,
     clock,
@@ -31,6 +33,55 @@ impl From<Refusal> for Refused {
 }
 
 impl Refused {
+    /// A message over HTTP/2 or 3 that is malformed, or whose head is beyond the limits.
+    pub(crate) const fn malformed(protocol: Protocol) -> Self {
+        let reason = match protocol {
+            Protocol::Http1 => "not_http",
+            Protocol::Http2 => "h2_malformed",
+            Protocol::Http3 => "h3_malformed",
+        };
+        Self { reason, status: StatusCode::BAD_REQUEST, in_body: false }
+    }
+
+    /// A connection over HTTP/2 that we have ended, because what came on it is not that protocol. None: it ended by something
+    /// else; floods of frames have a counter of their own.
+    pub(crate) fn by_http2(error: &hyper::Error) -> Option<Self> {
+        let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+        if !(error.is_go_away() && error.is_library()) {
+            return None;
+        }
+        let reason = match error.reason()? {
+            h2::Reason::NO_ERROR | h2::Reason::INTERNAL_ERROR => return None,
+            h2::Reason::FLOW_CONTROL_ERROR => "h2_flow_control",
+            h2::Reason::FRAME_SIZE_ERROR => "h2_frame_size",
+            h2::Reason::COMPRESSION_ERROR => "h2_compression",
+            h2::Reason::ENHANCE_YOUR_CALM => "h2_too_much",
+            _ => "h2_protocol",
+        };
+        Some(Self { reason, status: StatusCode::BAD_REQUEST, in_body: false })
+    }
+
+    /// The same over HTTP/3.
+    pub(crate) fn by_http3(error: &ConnectionError) -> Option<Self> {
+        let ConnectionError::Local { error: LocalError::Application { code, .. } } = error else {
+            return None;
+        };
+        if [Code::H3_NO_ERROR, Code::H3_INTERNAL_ERROR].contains(code) {
+            return None;
+        }
+        Some(Self { reason: "h3_protocol", status: StatusCode::BAD_REQUEST, in_body: false })
+    }
+
+    /// A request over HTTP/3 of which no head came to be.
+    pub(crate) fn by_http3_stream(error: &StreamError) -> Option<Self> {
+        if matches!(error, StreamError::HeaderTooBig { .. }) {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Some(Self { reason: "head_beyond_limits", status, in_body: false });
+        }
+        let StreamError::StreamError { code, .. } = error else { return None };
+        (*code == Code::H3_MESSAGE_ERROR).then(|| Self::malformed(Protocol::Http3))
+    }
+
     /// None: the connection ended by something else.
     pub(crate) fn by_hyper(error: &hyper::Error) -> Option<Self> {
         let (reason, status) = match (error.is_parse(), error.is_parse_too_large()) {
@@ -58,7 +109,11 @@ impl Refused {
             local_port: context.local.port(),
             visitor: Arc::new(Visitor::alone(context.peer, context.shown.is_some(), unique)),
             protocol: context.protocol,
-            version: Version::HTTP_11,
+            version: match context.protocol {
+                Protocol::Http1 => Version::HTTP_11,
+                Protocol::Http2 => Version::HTTP_2,
+                Protocol::Http3 => Version::HTTP_3,
+            },
             handshake: context.handshake.clone(),
             method: Method::from_bytes(b"-").expect("a token"),
             authority: None,

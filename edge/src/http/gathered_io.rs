@@ -15,6 +15,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::frame_heads::{FrameHead, FrameHeads};
+
 /// A share of a connection's stream: the protocol has one, its driver the other.
 pub(super) struct GatheredIo<S>(Rc<RefCell<Gathering<S>>>);
 
@@ -23,12 +25,17 @@ struct Gathering<S> {
     held: Vec<u8>,
     /// Bytes of `held` that have been written.
     sent: usize,
+    heads: FrameHeads,
+    malformed: usize,
 }
 
 /// One TLS record's plaintext (RFC 8446 section 5.1).
 const HELD_BYTES_MAX: usize = 16 * 1024;
 /// Writes from this size on are worth a record of their own, and not worth a copy.
 const DIRECT_BYTES: usize = 8 * 1024;
+
+/// RFC 9113 sections 7 and 8.1.1.
+const PROTOCOL_ERROR: u32 = 1;
 
 thread_local! {
     /// The buffer that was emptied last: one is enough for all connections of a worker that are not stuck.
@@ -37,7 +44,13 @@ thread_local! {
 
 impl<S> GatheredIo<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self(Rc::new(RefCell::new(Gathering { inner, held: Vec::new(), sent: 0 })))
+        Self(Rc::new(RefCell::new(Gathering {
+            inner,
+            held: Vec::new(),
+            sent: 0,
+            heads: FrameHeads::default(),
+            malformed: 0,
+        })))
     }
 
     /// A second handle on the same stream.
@@ -47,6 +60,11 @@ impl<S> GatheredIo<S> {
 }
 
 impl<S: AsyncWrite + Unpin> GatheredIo<S> {
+    /// How many requests the protocol has found malformed since the last call: it resets their streams and tells nobody.
+    pub(super) fn take_malformed(&self) -> usize {
+        std::mem::take(&mut self.0.borrow_mut().malformed)
+    }
+
     /// Sends what is held, all of it unless the client takes no more for now.
     pub(super) fn poll_send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut gathering = self.0.borrow_mut();
@@ -76,6 +94,17 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
         Poll::Ready(Ok(()))
     }
 
+    /// Looks for resets in the first `written` bytes.
+    fn follow(&mut self, pieces: &[IoSlice<'_>], mut written: usize) {
+        for piece in pieces {
+            let (taken, _) = piece.split_at(piece.len().min(written));
+            written -= taken.len();
+            let malformed = &mut self.malformed;
+            self.heads
+                .feed(taken, |head| *malformed += usize::from(head == FrameHead::Reset(PROTOCOL_ERROR)));
+        }
+    }
+
     fn poll_write(&mut self, context: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total = pieces.iter().map(|piece| piece.len()).sum();
         let direct = total >= DIRECT_BYTES;
@@ -83,8 +112,11 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
             ready!(self.poll_send_held(context))?;
         }
         if direct {
-            return Pin::new(&mut self.inner).poll_write_vectored(context, pieces);
+            let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(context, pieces))?;
+            self.follow(pieces, written);
+            return Poll::Ready(Ok(written));
         }
+        self.follow(pieces, total);
         if self.held.capacity() == 0 {
             self.held = SPARE.take();
             self.held.reserve_exact(HELD_BYTES_MAX);

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     clock,
-    exchange::{ConnectionContext, serve_exchange},
+    exchange::{ConnectionContext, Protocol, Refused, serve_exchange},
     limits,
 };
 
@@ -83,7 +83,16 @@ where
         (&context.worker.drain, Farewell::AnyTime),
         |connection, task| {
             heads.all_go();
-            let polled = connection.poll(task).map_err(BodyError::from);
+            let polled = connection.poll(task);
+            for _ in 0..gathered.take_malformed() {
+                Refused::malformed(Protocol::Http2).note(&context);
+            }
+            if let Poll::Ready(Err(error)) = &polled
+                && let Some(refused) = Refused::by_http2(error)
+            {
+                refused.note(&context);
+            }
+            let polled = polled.map_err(BodyError::from);
             match gathered.poll_send(task) {
                 Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
                 // A client that takes no more: the socket wakes us, and what h2 has beyond this waits with h2.

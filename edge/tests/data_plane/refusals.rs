@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use portico_attacker::frame;
+
 use crate::client::https;
+use crate::flood::{begun, headers};
 use crate::harness::{TestEdge, on_each_backend, proxy_to};
 use crate::origin::Origin;
 
@@ -97,5 +100,73 @@ fn a_malformed_chunk_is_answered_and_logged_whenever_it_comes() {
             }
         }
         assert!(origin.messages().is_empty(), "no such message is one");
+    });
+}
+
+/// Requests that are whole, and for nobody: each has a line of its own words.
+#[test]
+fn a_request_that_is_refused_whoever_it_is_for_is_counted_by_its_reason() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin);
+        let host = format!("Host: {HOST}\r\n");
+        let long = format!("GET /{} HTTP/1.1\r\n{host}", "a".repeat(portico_edge::limits::TARGET_BYTES_MAX));
+        let cases = [
+            (format!("GET /a/../b HTTP/1.1\r\n{host}"), 400, "dot_segment"),
+            (format!("GET /a%00 HTTP/1.1\r\n{host}"), 400, "encoded_nul"),
+            (long, 414, "target_too_long"),
+            (format!("GET / HTTP/1.1\r\n{host}Expect: a-miracle\r\n"), 417, "expectation"),
+            (format!("TRACE / HTTP/1.1\r\n{host}"), 405, "method"),
+            ("GET / HTTP/1.1\r\n".to_owned(), 400, "authority_missing"),
+            (format!("GET http://{HOST}/ HTTP/1.1\r\n{host}"), 400, "scheme_differs"),
+            (format!("GET https://other.example/ HTTP/1.1\r\n{host}"), 400, "authority_differs"),
+        ];
+        for (number, (head, status, reason)) in cases.into_iter().enumerate() {
+            let before = refused(&edge, reason);
+            let mut client = https(edge.https, HOST);
+            client.send(format!("{head}\r\n"));
+            assert_eq!(client.answer().status, status, "{reason}");
+            let line = edge.log_lines(number + 1).pop().unwrap();
+            assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()), "{line}");
+            assert!(refused(&edge, reason) > before, "{reason}");
+        }
+        assert!(origin.messages().is_empty());
+    });
+}
+
+/// The HTTP library resets their streams and connections, and tells nobody.
+#[test]
+fn what_is_no_http2_is_counted_and_in_the_log() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin);
+        let get = headers(1);
+        let with_field = |field: &[u8]| {
+            frame::frame(
+                frame::HEADERS,
+                frame::END_HEADERS | frame::END_STREAM,
+                1,
+                &[&get[9..], field].concat(),
+            )
+        };
+        let cases = [
+            (with_field(b"\x00\x0aconnection\x05close"), "h2_malformed"),
+            (with_field(b"\x00\x0econtent-length\x01x"), "h2_malformed"),
+            (frame::frame(frame::DATA, 0, 0, b"abc"), "h2_protocol"),
+            (with_field(b"\xff\xff\xff\x0f"), "h2_protocol"),
+            (vec![0, 0x40, 1, frame::DATA, 0, 0, 0, 0, 1], "h2_frame_size"),
+            (frame::frame(frame::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]), "h2_flow_control"),
+        ];
+        for (number, (bytes, reason)) in cases.into_iter().enumerate() {
+            let before = refused(&edge, reason);
+            let mut client = begun(&edge);
+            client.send(&bytes);
+            let line = edge.log_lines(number + 1).pop().unwrap();
+            let seen = (&line["status"], &line["reason"], &line["protocol"]);
+            assert_eq!(seen, (&400.into(), &reason.into(), &"h2".into()), "{line}");
+            assert_eq!((&line["method"], &line["target"]), (&"-".into(), &"*".into()), "{line}");
+            crate::harness::wait_until("it is counted", || refused(&edge, reason) > before);
+        }
+        assert!(origin.messages().is_empty());
     });
 }

@@ -153,9 +153,21 @@ fn repeated_pseudo_headers_are_malformed_and_once_each_is_fine_in_any_coding() {
             section(&[b"\x23abc\x01y", path, authority]),
             section(&[path, authority, &[0xc0 | 25]]),
         ];
+        let (refused, all) =
+            ("portico_edge_requests_refused_total{reason=\"h3_malformed\"}", malformed.len());
         for bytes in malformed {
             assert_eq!(reset_code(&edge, &bytes).await, Some(0x10e), "{}", bytes.escape_ascii());
         }
+        assert_eq!(edge.process.metric(refused).await, all as f64);
+        // A second control stream: the connection ends.
+        let raw = raw(&edge).await;
+        let mut again = raw.connection.open_uni().await.unwrap();
+        again.write_all(&[0, 4, 0]).await.unwrap();
+        within(raw.connection.closed()).await;
+        assert_eq!(
+            edge.process.metric("portico_edge_requests_refused_total{reason=\"h3_protocol\"}").await,
+            1.0
+        );
     });
 }
 

@@ -18,7 +18,7 @@ use super::pseudo::PseudoFault;
 use super::send_window::SendWindow;
 use super::{Exchanges, pseudo};
 use crate::clock;
-use crate::exchange::{ConnectionContext, Dropped, serve_exchange};
+use crate::exchange::{ConnectionContext, Dropped, Protocol, Refused, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
 use crate::http::leftover::Leftover;
 
@@ -76,7 +76,12 @@ pub(super) fn start(
         let resolving = Box::pin(tokio::time::timeout(context.clock.deadlines().header, resolve(resolver)));
         let ended = match resolving.await {
             Ok(Ok(head)) => Box::pin(exchange(head, accepted, &exchanges.window, &context)).await,
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(error)) => {
+                if let Some(refused) = Refused::by_http3_stream(&error) {
+                    refused.note(&context);
+                }
+                Err(error.into())
+            }
             Err(_) => Err(Broken::SlowHead),
         };
         let broken = match ended {
@@ -97,11 +102,8 @@ pub(super) fn start(
         match broken {
             Broken::GivenUp | Broken::Stream(_) => context.clock.request_given_up(),
             Broken::Stalled => context.worker.edge.metrics.streams_stalled.increment(1),
-            Broken::SlowHead
-            | Broken::Refused
-            | Broken::Malformed(_)
-            | Broken::Dropped(_)
-            | Broken::Body(_) => {}
+            Broken::Malformed(_) => Refused::malformed(Protocol::Http3).note(&context),
+            Broken::SlowHead | Broken::Refused | Broken::Dropped(_) | Broken::Body(_) => {}
         }
         drop(open); // tells the connection, which looks whether it was one too many
     });

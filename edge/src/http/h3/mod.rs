@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::h3::error::Code;
+use ::h3::error::{Code, ConnectionError};
 use ::h3::server;
 use bytes::Bytes;
 use quinn::VarInt;
@@ -29,7 +29,7 @@ use self::receive_window::Received;
 use self::send_window::SendWindow;
 use super::clock::Expired;
 use super::drive::Ended;
-use crate::exchange::ConnectionContext;
+use crate::exchange::{ConnectionContext, Refused};
 use crate::listen::quic::FrameBudget;
 use crate::{clock, limits};
 
@@ -60,6 +60,7 @@ pub async fn serve(
         Ok(Ok(h3)) => h3,
         Ok(Err(error)) => {
             tracing::trace!(%error, "an HTTP/3 connection did not begin");
+            note(&error, &context);
             return Ended::Failed;
         }
         Err(_) => return Ended::Expired(Expired::SlowHead),
@@ -89,6 +90,13 @@ pub async fn serve(
     }
     connection.close(VarInt::from_u32(close_code(&context)), b"");
     ended
+}
+
+/// Counts and logs a connection that broke the protocol.
+fn note(error: &ConnectionError, context: &ConnectionContext) {
+    if let Some(refused) = Refused::by_http3(error) {
+        refused.note(context);
+    }
 }
 
 /// Why no more requests are taken.
@@ -137,6 +145,7 @@ async fn accept(
                 Err(error) => {
                     let ended = if error.is_h3_no_error() { Ended::Done } else { Ended::Failed };
                     tracing::trace!(%error, "an HTTP/3 connection ended");
+                    note(&error, context);
                     return Next::Ended(ended);
                 }
             },
