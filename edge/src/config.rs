@@ -29,6 +29,8 @@ use crate::{
 mod loops;
 mod origin_tls;
 mod privacy;
+#[cfg(test)]
+mod reference;
 mod sources;
 mod standalone;
 mod tls;

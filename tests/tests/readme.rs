@@ -39,6 +39,17 @@ fn configuration_files_in_the_readme_are_good() {
     }
 }
 
+/// The one request of the API that the README spells out.
+#[test]
+fn the_routes_that_the_readme_patches_are_routes() {
+    let (_, rest) = README.split_once("-d '{\"routes\"").unwrap();
+    let text = format!("{{\"routes\"{}", rest.split_once('\'').unwrap().0);
+    let mut patch: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let routes: Vec<portico_api::v1::Route> = serde_json::from_value(patch["routes"].take()).unwrap();
+    let portico_api::v1::Action::Proxy(proxy) = &routes[0].action else { panic!("{routes:?}") };
+    assert_eq!((proxy.origins.len(), portico_api::rule::proxy_faults(proxy)), (2, vec![]));
+}
+
 #[test]
 fn commands_in_the_readme_exist_with_their_options() {
     let lines = README.lines().filter_map(|line| line.strip_prefix("    portico "));
