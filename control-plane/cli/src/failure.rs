@@ -166,40 +166,70 @@ impl From<ClientError> for Failure {
     }
 }
 
+/// Ends of pointers, and the flags that they stand for.
+const FLAGS: [(&str, &str); 42] = [
+    ("/action/status", "--status"),
+    ("/action/content_type", "--content-type"),
+    ("/replace_prefix", "--replace-prefix"),
+    ("/hsts_max_age_seconds", "--hsts-max-age"),
+    ("/maintenance/text", "--text"),
+    ("/maintenance/retry_after_seconds", "--retry-after"),
+    ("/action/tls/server_name", "--origin-server-name"),
+    ("/action/tls/ca_pem", "--origin-ca"),
+    ("/action/tls/client_certificate", "--origin-client-certificate"),
+    ("/action/cache/default_ttl_seconds", "--cache-ttl"),
+    ("/action/compression/min_bytes", "--compress-min"),
+    ("/hsts_include_subdomains", "--hsts-include-subdomains"),
+    ("/hsts_preload", "--hsts-preload"),
+    ("/https_redirect", "--https-redirect"),
+    ("/issue_certificates", "--issue-certificates"),
+    ("/minimum_tls", "--minimum-tls"),
+    ("/http2", "--http2"),
+    ("/http3", "--http3"),
+    ("/early_data", "--early-data"),
+    ("/client_certificates/ca_pem", "--client-ca"),
+    ("/client_certificates", "--client-certificates"),
+    ("/limits/requests_per_second", "--requests-per-second"),
+    ("/limits/exchanges", "--exchanges"),
+    ("/limits/bytes_per_second", "--bytes-per-second"),
+    ("/limits/request_body_bytes", "--request-body-bytes"),
+    ("/limits/connections", "--connections"),
+    ("/limits/cache_bytes", "--cache-bytes"),
+    ("/issuers", "--issuer"),
+    ("/action/origin", "--proxy"),
+    ("/url", "--proxy"),
+    ("/action/to", "--redirect"),
+    ("/action/body", "--static"),
+    ("/path_prefix", "--path"),
+    ("/until", "--until"),
+    ("/reason", "--reason"),
+    ("/hostname", "the hostname"),
+    ("/name", "the name"),
+    ("/domains_max", "--domains-max"),
+    ("/ttl_seconds", "--ttl"),
+    ("/cells", "--cell"),
+    ("/cidr", "--egress-grant"),
+    ("/ports", "--egress-grant"),
+];
+/// Of options that are repeated: what stands before the number or the name.
+const REPEATED: [(&str, &str); 13] = [
+    ("/action/cache/query/ignore/", "--cache-ignore"),
+    ("/action/compression/content_types/", "--compress-type"),
+    ("/urls/", "--url"),
+    ("/prefixes/", "--prefix"),
+    ("/hosts/", "--host"),
+    ("/tags/", "--tag"),
+    ("/issuers/", "--issuer"),
+    ("/methods/", "--method"),
+    ("/headers/", "--header"),
+    ("/request_headers/set/", "--set-request-header"),
+    ("/request_headers/remove/", "--remove-request-header"),
+    ("/response_headers/set/", "--set-response-header"),
+    ("/response_headers/remove/", "--remove-response-header"),
+];
+
 /// The problem's text with the flags of this program in the place of pointers into a body that nobody has seen.
 fn with_flags(problem: &Problem) -> String {
-    /// Ends of pointers.
-    const FLAGS: [(&str, &str); 20] = [
-        ("/action/status", "--status"),
-        ("/action/content_type", "--content-type"),
-        ("/replace_prefix", "--replace-prefix"),
-        ("/hsts_max_age_seconds", "--hsts-max-age"),
-        ("/maintenance/text", "--text"),
-        ("/maintenance/retry_after_seconds", "--retry-after"),
-        ("/action/origin", "--proxy"),
-        ("/url", "--proxy"),
-        ("/action/to", "--redirect"),
-        ("/action/body", "--static"),
-        ("/path_prefix", "--path"),
-        ("/until", "--until"),
-        ("/reason", "--reason"),
-        ("/hostname", "the hostname"),
-        ("/name", "the name"),
-        ("/domains_max", "--domains-max"),
-        ("/ttl_seconds", "--ttl"),
-        ("/cells", "--cell"),
-        ("/cidr", "--egress-grant"),
-        ("/ports", "--egress-grant"),
-    ];
-    /// Of options that are repeated: what stands before the number or the name.
-    const REPEATED: [(&str, &str); 6] = [
-        ("/methods/", "--method"),
-        ("/headers/", "--header"),
-        ("/request_headers/set/", "--set-request-header"),
-        ("/request_headers/remove/", "--remove-request-header"),
-        ("/response_headers/set/", "--set-response-header"),
-        ("/response_headers/remove/", "--remove-response-header"),
-    ];
     /// Flags are about one route, which the first fault is in; what is wrong with others keeps its pointer.
     fn route(pointer: &str) -> Option<&str> {
         pointer.strip_prefix("/routes/")?.split('/').next()
@@ -235,5 +265,41 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         // A cause whose text its consequence quotes is said once.
         Self::failed(chain_text(error.as_ref()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_refuses_is_told_by_the_name_of_its_option() {
+        for (pointer, flag) in [
+            ("/routes/0/action/tls/server_name", "--origin-server-name"),
+            ("/routes/0/action/origins/1/url", "--proxy"),
+            ("/routes/0/request_headers/set/via", "--set-request-header"),
+            ("/limits/requests_per_second", "--requests-per-second"),
+            ("/hsts_preload", "--hsts-preload"),
+            ("/early_data", "--early-data"),
+            ("/hosts/0", "--host"),
+            ("/urls/0", "--url"),
+            ("/name", "the name"),
+        ] {
+            let error = FieldError {
+                pointer: pointer.to_owned(),
+                code: "wrong".to_owned(),
+                message: "is wrong".to_owned(),
+            };
+            let problem = Problem {
+                type_uri: "/errors/invalid".to_owned(),
+                title: "Invalid".to_owned(),
+                status: 422,
+                detail: format!("{pointer}: is wrong"),
+                code: "invalid".to_owned(),
+                request_id: String::new(),
+                errors: vec![error],
+            };
+            assert_eq!(with_flags(&problem), format!("{flag}: is wrong (invalid)"));
+        }
     }
 }
