@@ -16,7 +16,8 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         _ => (text, 1),
     };
     let number: u64 = number.parse().map_err(|_| hint())?;
-    let total = number.checked_mul(seconds).filter(|total| *total <= SECONDS_MAX).ok_or_else(hint)?;
+    let total = number.checked_mul(seconds).filter(|total| *total <= SECONDS_MAX);
+    let total = total.ok_or_else(|| format!("{text} is longer than ten years"))?;
     Ok(Duration::from_secs(total))
 }
 
@@ -41,5 +42,6 @@ mod tests {
         for text in ["", "s", "-1s", "1.5h", "18446744073709551615d", "5ü"] {
             parse(text).unwrap_err();
         }
+        assert!(parse("3651d").is_err_and(|why| why.contains("ten years")) && parse("3650d").is_ok());
     }
 }

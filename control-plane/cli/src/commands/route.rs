@@ -272,7 +272,20 @@ fn proxy_text(proxy: &Proxy) -> String {
     let host = proxy.host_header.as_ref().map_or(String::new(), |host| format!(" as {host}"));
     let cache = proxy.cache.as_ref().map_or_else(String::new, cache_text);
     let compression = if proxy.compression.is_some() { ", compressed" } else { "" };
-    format!("proxy to {}{host}{cache}{compression}", texts.join(", "))
+    let tls = proxy.tls.as_ref().map_or_else(String::new, tls_text);
+    format!("proxy to {}{host}{tls}{cache}{compression}", texts.join(", "))
+}
+
+/// How https origins are verified and what they are shown, beside the usual.
+fn tls_text(tls: &OriginTls) -> String {
+    let OriginTls { server_name, ca_pem, client_certificate } = tls;
+    let authorities = ca_pem.as_ref().map(|pem| pem.matches("-----BEGIN CERTIFICATE-----").count());
+    let parts = [
+        server_name.as_ref().map(|name| format!(", whose certificate is for {name}")),
+        authorities.map(|count| format!(", trusted by {count} CA certificates of its own")),
+        client_certificate.then(|| ", shown the tenant's client certificate".to_owned()),
+    ];
+    parts.into_iter().flatten().collect()
 }
 
 /// What is kept beyond what answers say themselves, and what of a query does not count.
@@ -344,6 +357,19 @@ mod tests {
         assert_eq!(proxy_text(&proxy), "proxy to http://a, with a cache (for 600 s, ignoring utm_* fbclid)");
         proxy.cache = Some(CachePolicy::default());
         assert_eq!(proxy_text(&proxy), "proxy to http://a, with a cache");
+    }
+
+    #[test]
+    fn a_route_says_how_its_origin_is_verified_and_what_it_is_shown() {
+        let mut proxy = Proxy::to("https://a");
+        proxy.tls = Some(OriginTls {
+            server_name: Some("in.example".to_owned()),
+            ca_pem: Some("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".repeat(2)),
+            client_certificate: true,
+        });
+        let wanted = "proxy to https://a, whose certificate is for in.example, trusted by 2 CA certificates of its own, shown \
+                      the tenant's client certificate";
+        assert_eq!(proxy_text(&proxy), wanted);
     }
 
     /// In whatever order they come, no route is put where an earlier one takes all its requests.

@@ -315,6 +315,10 @@ async fn shared_group(settings: &Settings, client: &Client, args: SharedGroupArg
 async fn origin_authority(settings: &Settings, client: &Client, args: &OriginAuthorityArgs) -> Outcome {
     let id = find(client, &args.tenant).await?.id;
     if args.drop_next {
+        // Gone is as wished for; whoever mistook the tenant is to see it all the same.
+        if !client.origin_authority(id).await.is_ok_and(|authority| authority.next.is_some()) {
+            output::remark(format!("tenant {} has no next authority: there is nothing to drop", args.tenant));
+        }
         client.delete_next_origin_authority(id).await?;
     }
     let answer = if args.make_next {
