@@ -114,6 +114,12 @@ impl Settings {
         Ok(Self { format: args.output, context, args })
     }
 
+    /// Where visitors reach the edges over https: a context may have them on another port than the usual one.
+    pub(crate) fn https_port(&self) -> u16 {
+        let edges = self.context.iter().flat_map(|context| &context.edges_https);
+        edges.map(SocketAddr::port).next().unwrap_or(443)
+    }
+
     /// The API client of this invocation.
     pub(crate) fn client(&self) -> Outcome<Client> {
         let context = self.context.as_ref();

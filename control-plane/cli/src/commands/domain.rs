@@ -241,7 +241,7 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
     let mut spec = spec(&hostname, action, args.cells, args.alone);
     spec.routes = vec![args.rule.route(spec.routes.remove(0).action)];
     args.policy.apply(&mut spec)?;
-    let twin = if args.with_www { Some(twin(&hostname, &spec)?) } else { None };
+    let twin = if args.with_www { Some(twin(&hostname, &spec, settings.https_port())?) } else { None };
     let created = match &twin {
         None => client.create_domain(tenant.id, &spec).await.map_err(Failure::from),
         Some(twin) => create_both(client, tenant.id, &spec, twin).await,
@@ -274,14 +274,18 @@ async fn add(settings: &Settings, client: &Client, args: AddArgs) -> Outcome {
 }
 
 /// The domain that redirects to `spec`'s: with `www.` before its name, or without.
-fn twin(hostname: &NamePattern, spec: &DomainSpec) -> Outcome<DomainSpec> {
+fn twin(hostname: &NamePattern, spec: &DomainSpec, https_port: u16) -> Outcome<DomainSpec> {
     let NamePattern::Exact(name) = hostname else {
         return Err(Failure::usage(format!("{hostname} holds its www name already; leave --with-www out")));
     };
     let name = name.as_str();
     let twin = name.strip_prefix("www.").map_or_else(|| format!("www.{name}"), str::to_owned);
     let twin = NamePattern::parse(&twin).map_err(|error| Failure::usage(format!("{twin}: {error}")))?;
-    Ok(self::spec(&twin, Action::redirect(format!("https://{name}")), spec.cells.clone(), spec.alone))
+    let to = match https_port {
+        443 => format!("https://{name}"),
+        port => format!("https://{name}:{port}"),
+    };
+    Ok(self::spec(&twin, Action::redirect(to), spec.cells.clone(), spec.alone))
 }
 
 /// Both or none.
@@ -469,4 +473,22 @@ fn parse_status(text: &str) -> Result<DomainStatus, String> {
              suspended, deleting"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_redirects_to_the_port_where_the_edges_are() {
+        for (name, port, twin_name, to) in [
+            ("shop.example", 443, "www.shop.example", "https://shop.example"),
+            ("www.shop.example", 18443, "shop.example", "https://www.shop.example:18443"),
+        ] {
+            let name = NamePattern::parse(name).unwrap();
+            let twin = twin(&name, &spec(&name, Action::text("x"), Vec::new(), false), port).unwrap();
+            let wanted = Action::redirect(to);
+            assert_eq!((twin.hostname.as_str(), &twin.routes[0].action), (twin_name, &wanted));
+        }
+    }
 }
