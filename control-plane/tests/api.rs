@@ -319,7 +319,16 @@ async fn nobodys_change_is_overwritten() {
     let done = stage.call("PATCH", &path, Some(&own), &[("if-match", &etag)], patch.clone()).await;
     assert_eq!((done.status, &done.body["hsts_max_age_seconds"]), (200, &json!(60)), "{}", done.text);
     assert!(done.body["routes"].is_null());
-    assert_eq!(stage.call("PATCH", &path, Some(&own), &[("if-match", &etag)], patch).await.status, 412);
+    assert_eq!(
+        stage.call("PATCH", &path, Some(&own), &[("if-match", &etag)], patch.clone()).await.status,
+        412
+    );
+    // What changes nothing is no change.
+    for nothing in [json!({}), patch] {
+        let same = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], nothing).await;
+        assert_eq!((same.status, &same.body["revision"]), (200, &done.body["revision"]), "{}", same.text);
+        assert_eq!(same.headers["etag"], done.headers["etag"]);
+    }
 
     let renamed = json!({ "hostname": "other.example" });
     let renamed = stage.call("PATCH", &path, Some(&own), &[("if-match", "*")], renamed).await;
