@@ -252,10 +252,14 @@ fn tables(
             Ok((live, Source::Standalone(Box::new(sites))))
         }
         Mode::Fleet(control) => {
+            let join_token = join_token(control, token)?;
+            if let (None, Some(named)) = (&join_token, &control.join_token_file) {
+                tracing::info!(file = %named.path().display(), "no join token file; an edge that has joined needs none");
+            }
             let options = ControlOptions {
                 address: control.address.clone(),
                 state: config.state.clone(),
-                join_token: join_token(control, token)?,
+                join_token,
                 build: env!("CARGO_PKG_VERSION").to_owned(),
                 expected_names: 100_000,
                 key_cache_bytes: limits::KEY_CACHE_BYTES,
@@ -268,17 +272,13 @@ fn tables(
     }
 }
 
-/// From the command line or its file. An edge that has an identity needs none, so a missing file is told and is no error
-/// by itself.
+/// From the command line or its file. An edge that has an identity needs none, so a missing file is no error by itself.
 fn join_token(control: &ControlConfig, given: Option<&str>) -> anyhow::Result<Option<JoinToken>> {
     match (given, &control.join_token_file) {
         (Some(text), _) => Ok(Some(JoinToken::parse(text)?)),
         (None, Some(named)) => match std::fs::read_to_string(named.path()) {
             Ok(text) => JoinToken::parse(&text).map(Some).map_err(|error| named.fault(&error).into()),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                tracing::info!(file = %named.path().display(), "no join token file; an edge that has joined needs none");
-                Ok(None)
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(named.fault(&error).into()),
         },
         (None, None) => Ok(None),
