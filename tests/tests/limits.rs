@@ -61,7 +61,7 @@ const OWN_PACE: [&str; 32] = [
 const UNTESTED: [&str; 1] = ["H2_SEND_BUFFER_BYTES"];
 
 /// Bounds that stand beside what they bound, and why: nobody would look for them in a table.
-const ELSEWHERE: [(&str, &str); 12] = [
+const ELSEWHERE: [(&str, &str); 13] = [
     ("portico_edge::cache::coded", "FLUSHES_MAX"), // the room that a form is given is computed from it
     ("portico_edge::http::gathered_io", "HELD_BYTES_MAX"), // of our own output
     ("portico_edge::http::h3::adapter", "CONTROL_BYTES_MAX"), // of the reading of one stream, each hit by the tests beside it
@@ -74,6 +74,7 @@ const ELSEWHERE: [(&str, &str); 12] = [
     ("portico_edge::live::stage", "THREADS_MAX"), // of our own work
     ("portico_edge::proxy_protocol", "LINE_BYTES_MAX"), // the protocol's own
     ("portico_edge::tls::compression", "GENERATION_MAX"), // a part of one in the table
+    ("portico_edge::upstream::interim", "HEADS_MAX"), // a multiple of one in the table
 ];
 
 /// How constants are called that bound something.
