@@ -347,8 +347,8 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub const CONNECTIONS_SHARE_PERCENT: u64 = 80;
 /// Descriptors that one proxied connection costs: the client's and the origin's.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 2;
-/// A tenant's origins may have so many times as many sockets as are free; there are as many as client connections may be. A
-/// tenant alone may have two thirds of them, and one that comes beside two that take all they can get still has some.
+/// A tenant's origins may have so many times as many sockets as are free, and one of them as many as are free; there are as
+/// many as client connections may be. One origin alone may have half of them, a tenant alone two thirds.
 pub const ORIGIN_SOCKETS_PER_FREE: u64 = 2;
 /// A full edge ends a connection without an exchange for a newcomer after this, and looks for it among so many at a time.
 pub const EVICTABLE_AFTER: Duration = Duration::from_millis(250);

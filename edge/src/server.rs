@@ -160,7 +160,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         resolvers: resolvers(&config),
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
-        origin_sockets: Arc::new(OriginSockets::new(connections(descriptors))),
+        origin_sockets: Arc::new(OriginSockets::new(connections(descriptors), config.workers)),
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });

@@ -1,7 +1,9 @@
 //! New connections to origins: resolve, ask the guard, connect to exactly that address, ask the guard again.
 
 use std::{
+    cell::Cell,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,6 +46,8 @@ pub(super) struct Target<'a> {
     pub identity: &'a Identity,
     /// Where origins are told of clients.
     pub client: Option<Ends>,
+    /// How many this thread has to the origin.
+    pub sockets: &'a Rc<Cell<u64>>,
 }
 
 /// The client certificate of a connection, if it has one.
@@ -105,7 +109,7 @@ impl Connector {
     async fn open_unbounded(
         &self,
         tenant: &TenantState,
-        Target { origin, identity, client }: Target<'_>,
+        Target { origin, identity, client, sockets }: Target<'_>,
         offer: Offer,
         deadline: Duration,
     ) -> Result<Opened, OriginError> {
@@ -118,7 +122,7 @@ impl Connector {
             (OriginHost::Address(ip), _) => std::slice::from_ref(ip),
             (OriginHost::Name(_), resolved) => resolved.as_ref().map_or(&[][..], |found| &found.addresses),
         };
-        let place = self.sockets.take(tenant).ok_or(OriginError::NoSockets)?;
+        let place = self.sockets.take(tenant, sockets).ok_or(OriginError::NoSockets)?;
         let (stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
         let mut stream = Placed { stream, _place: place };
         self.metrics.origin_connects.increment(1);

@@ -52,6 +52,8 @@ pub(super) struct Endpoint {
     retry_balance: Cell<u32>,
     /// Where a health check or a circuit breaker is wanted.
     pub watched: Option<Arc<Watched>>,
+    /// Its open connections.
+    sockets: Rc<Cell<u64>>,
     /// Connections that all endpoints of the worker keep.
     kept: Rc<Kept>,
 }
@@ -100,13 +102,15 @@ impl Endpoint {
             told: Cell::new(None),
             retry_balance: Cell::new(limits::RETRY_RESERVE * limits::RETRY_COST),
             watched,
+            sockets: Rc::default(),
             kept,
         }
     }
 
     /// A new connection for this client.
     pub(super) fn target(&self, client: Ends) -> Target<'_> {
-        Target { origin: &self.origin, identity: &self.identity, client: Some(client) }
+        let (origin, identity) = (&self.origin, &self.identity);
+        Target { origin, identity, client: Some(client), sockets: &self.sockets }
     }
 
     /// Its connections are each for one client, whom it is told of, and serve no other exchange.

@@ -153,7 +153,7 @@ async fn ask(
         let offer = Offer::for_check(origin.protocol);
         // Of this moment: a check with what was replaced would call a well origin unwell.
         let identity = origin.identity(&watched.tenant);
-        let target = Target { origin, identity: &identity, client: None };
+        let target = Target { origin, identity: &identity, client: None, sockets: &Rc::default() };
         let opened = connector.open(&watched.tenant, target, offer, deadline).await?;
         status_of(opened, origin, check, deadlines).await
     });

@@ -143,7 +143,7 @@ impl TestEdge {
             resolvers: setup.resolvers,
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,
-            origin_sockets: Arc::new(OriginSockets::new(setup.origin_sockets_max)),
+            origin_sockets: Arc::new(OriginSockets::new(setup.origin_sockets_max, setup.workers)),
             deadlines: setup.deadlines,
             readiness: Readiness::default(),
         });
