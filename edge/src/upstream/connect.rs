@@ -15,7 +15,8 @@ use tokio_rustls::TlsConnector;
 use super::{
     Names, OriginError, OriginTls,
     last_word::{LastWord, Said},
-    sockets::{OriginSockets, Placed},
+    sockets::OriginSockets,
+    through::Through,
     trust::{Offer, server_name},
 };
 use crate::{
@@ -124,7 +125,7 @@ impl Connector {
         };
         let place = self.sockets.take(tenant, sockets).ok_or(OriginError::NoSockets)?;
         let (stream, address) = self.connect_first(tenant, addresses, origin.port, deadline).await?;
-        let mut stream = Placed { stream, _place: place };
+        let mut stream = Through::new(stream, place);
         self.metrics.origin_connects.increment(1);
         if let Some(version) = origin.proxy_protocol {
             stream.write_all(&proxy_protocol::header(version, client)).await.map_err(OriginError::Connect)?;

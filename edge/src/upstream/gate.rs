@@ -2,16 +2,16 @@
 
 use std::{
     cell::RefCell,
-    fmt, io,
+    io,
     pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{connect::OriginStream, interim::Interim};
+use super::{interim::Interim, through::Reading};
 use crate::http::budget::{AnswerShare, Room};
 
 /// Of one HTTP/1.1 connection to an origin; open but for answers that count, and shut for good behind too many interim ones.
@@ -20,12 +20,6 @@ pub(crate) struct Gate {
     share: RefCell<Option<Arc<AnswerShare>>>,
     /// To the request under way.
     interim: RefCell<Option<Arc<Interim>>>,
-}
-
-/// The connection's stream.
-pub(super) struct GatedStream {
-    inner: Box<dyn OriginStream>,
-    gate: Rc<Gate>,
 }
 
 /// Read at once for an answer that has nothing while others hold all there is; below what the HTTP library's buffer starts
@@ -55,67 +49,29 @@ impl Gate {
     }
 }
 
-impl GatedStream {
-    pub(super) fn new(inner: Box<dyn OriginStream>, gate: &Rc<Gate>) -> Self {
-        Self { inner, gate: Rc::clone(gate) }
-    }
-}
-
-impl AsyncRead for GatedStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl Reading for Rc<Gate> {
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        inner: &mut S,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.gate.is_shut() {
+        if self.is_shut() {
             return Poll::Pending; // whoever waits for the answer ends the connection
         }
-        let share = this.gate.share.borrow();
-        let Some(share) = &*share else { return Pin::new(&mut this.inner).poll_read(context, buffer) };
+        let share = self.share.borrow();
+        let Some(share) = &*share else { return Pin::new(&mut *inner).poll_read(context, buffer) };
         let room = ready!(share.poll_room(context));
         let before = buffer.filled().len();
         if room == Room::Free || buffer.remaining() <= LEAST_BYTES {
-            ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
+            ready!(Pin::new(&mut *inner).poll_read(context, buffer))?;
         } else {
             let mut space = [0; LEAST_BYTES];
             let mut least = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut this.inner).poll_read(context, &mut least))?;
+            ready!(Pin::new(&mut *inner).poll_read(context, &mut least))?;
             buffer.put_slice(least.filled());
         }
         share.read(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for GatedStream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(context, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
-    }
-}
-
-impl fmt::Debug for GatedStream {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("GatedStream").finish_non_exhaustive()
     }
 }

@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use super::{
     OriginError,
     connect::OriginStream,
-    interim::{CountedStream, HeadCredit},
+    interim::{CountedHeads, HeadCredit},
     last_word::Said,
+    through::Through,
 };
 use crate::{
     clock,
@@ -54,7 +55,7 @@ pub(super) async fn handshake(
     deadlines: &Deadlines,
 ) -> Result<Rc<Http2Connection>, OriginError> {
     let heads = Rc::default();
-    let stream = TokioIo::new(CountedStream::new(stream, &heads));
+    let stream = TokioIo::new(Through::new(stream, CountedHeads::new(&heads)));
     let (sender, connection) = builder(deadlines).handshake(stream).await.map_err(OriginError::of_hyper)?;
     let streams_max = Rc::new(Cell::new(limits::ORIGIN_H2_STREAMS_BEFORE_SETTINGS));
     let allowed = Rc::clone(&streams_max);

@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    fmt, io,
+    io,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -17,11 +17,11 @@ use std::{
 
 use hyper::Request;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     sync::Notify,
 };
 
-use super::connect::OriginStream;
+use super::through::Reading;
 use crate::{
     http::frame_heads::{FrameHead, FrameHeads},
     limits,
@@ -90,69 +90,36 @@ impl HeadCredit {
     }
 }
 
-/// A connection's stream of which heads are counted.
-pub(super) struct CountedStream {
-    inner: Box<dyn OriginStream>,
+/// Counts the heads that a connection brings.
+pub(super) struct CountedHeads {
     heads: FrameHeads,
     credit: Rc<HeadCredit>,
 }
 
-impl CountedStream {
-    pub(super) fn new(inner: Box<dyn OriginStream>, credit: &Rc<HeadCredit>) -> Self {
-        Self { inner, heads: FrameHeads::default(), credit: Rc::clone(credit) }
+impl CountedHeads {
+    pub(super) fn new(credit: &Rc<HeadCredit>) -> Self {
+        Self { heads: FrameHeads::default(), credit: Rc::clone(credit) }
     }
 }
 
-impl AsyncRead for CountedStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl Reading for CountedHeads {
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        inner: &mut S,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
-        this.heads.feed(&buffer.filled()[before..], |head| {
+        ready!(Pin::new(inner).poll_read(context, buffer))?;
+        self.heads.feed(&buffer.filled()[before..], |head| {
             if head == FrameHead::Headers {
-                this.credit.spend();
+                self.credit.spend();
             }
         });
-        if this.credit.is_spent() {
+        if self.credit.is_spent() {
             let text = "the origin sends heads that belong to no request";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for CountedStream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(context, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
-    }
-}
-
-impl fmt::Debug for CountedStream {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("CountedStream").finish_non_exhaustive()
     }
 }

@@ -21,6 +21,7 @@ mod origins;
 mod pool;
 mod resolve;
 mod sockets;
+mod through;
 mod trust;
 pub mod tunnel;
 mod watch;

@@ -6,13 +6,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::{
-    OriginError, OriginSockets, OriginWatch,
+    Gate, OriginError, OriginSockets, OriginWatch,
     balance::{self, Candidate},
     connect::{Connector, Opened},
     endpoint::{Endpoint, Turn},
-    gate::GatedStream,
     http2,
     pool::{Http1Line, Lease, Line, Pool},
+    through::Through,
     trust::Offer,
 };
 use crate::{
@@ -189,8 +189,8 @@ impl Origins {
             };
             return Ok(Lease::new(Line::Http2(stream), address, false, turn));
         }
-        let gate = Rc::default();
-        let stream = TokioIo::new(GatedStream::new(stream, &gate));
+        let gate = Rc::<Gate>::default();
+        let stream = TokioIo::new(Through::new(stream, Rc::clone(&gate)));
         let (sender, connection) = http1_builder().handshake(stream).await.map_err(OriginError::of_hyper)?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {

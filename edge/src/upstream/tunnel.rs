@@ -20,13 +20,13 @@ use tokio::{
 };
 
 use super::{
-    Failure, Forwarding, OriginError, Repeat, Turn,
+    Failure, Forwarding, Gate, OriginError, Repeat, Turn,
     connect::{Opened, OriginStream},
-    gate::GatedStream,
     interim::Interim,
     origin_request,
     origins::http1_builder,
     reached,
+    through::Through,
 };
 use crate::{
     clock,
@@ -111,8 +111,8 @@ async fn ask(
 ) -> Result<Answer, OriginError> {
     let worker = &to.context.worker;
     let Opened { stream, address, .. } = opened;
-    let gate = Rc::default();
-    let stream: Box<dyn OriginStream> = Box::new(GatedStream::new(stream, &gate));
+    let gate = Rc::<Gate>::default();
+    let stream: Box<dyn OriginStream> = Box::new(Through::new(stream, Rc::clone(&gate)));
     let handshake = http1_builder().handshake::<_, RequestBody>(TokioIo::new(stream)).await;
     let (mut sender, mut connection) = handshake.map_err(OriginError::of_hyper)?;
     let (give, take) = oneshot::channel();
