@@ -70,8 +70,8 @@ pub(crate) async fn serve(
             }
         }
     };
-    if matches!(ended, Ended::Expired(_)) {
-        worker.edge.metrics.connections_expired.increment(1);
+    if let Ended::Expired(expired) = ended {
+        worker.edge.metrics.expired(expired);
     }
 }
 

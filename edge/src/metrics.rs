@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use portico_api::v1::ContentCoding;
 
-use crate::{cache::Outcome, coding, exchange::Protocol, io};
+use crate::{cache::Outcome, coding, exchange::Protocol, http::clock::Expired, io};
 
 /// Metric names; dashboards and tests may use these and no others.
 pub mod names {
@@ -69,7 +69,7 @@ pub mod names {
 }
 
 /// How a TLS handshake ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeEnd {
     Full,
     Resumed,
@@ -80,8 +80,72 @@ pub enum HandshakeEnd {
     ClientCertificate,
     /// The name's tenant has as many connections as it may.
     TenantConnections,
-    Failed,
+    /// The client's address has used up what signatures it may have made.
+    SourceHandshakes,
     TimedOut,
+    /// What came is no TLS at all.
+    NotTls,
+    /// The hello is larger than its bound.
+    HelloTooLarge,
+    /// It breaks the protocol.
+    Malformed,
+    /// The client speaks no version that the name has.
+    Version,
+    /// No cipher suite, group or signature scheme in common.
+    NothingInCommon,
+    /// No application protocol in common.
+    NoProtocol,
+    /// The client says no, by an alert: it does not like our certificate, say.
+    RefusedByClient,
+    /// The client went away without a word.
+    Aborted,
+    Failed,
+}
+
+impl HandshakeEnd {
+    const ALL: [Self; 18] = [
+        Self::Full,
+        Self::Resumed,
+        Self::Challenge,
+        Self::UnknownName,
+        Self::NoKey,
+        Self::ClientCertificate,
+        Self::TenantConnections,
+        Self::SourceHandshakes,
+        Self::TimedOut,
+        Self::NotTls,
+        Self::HelloTooLarge,
+        Self::Malformed,
+        Self::Version,
+        Self::NothingInCommon,
+        Self::NoProtocol,
+        Self::RefusedByClient,
+        Self::Aborted,
+        Self::Failed,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Resumed => "resumed",
+            Self::Challenge => "challenge",
+            Self::UnknownName => "unknown_name",
+            Self::NoKey => "no_key",
+            Self::ClientCertificate => "client_certificate",
+            Self::TenantConnections => "tenant_connections",
+            Self::SourceHandshakes => "source_handshakes",
+            Self::TimedOut => "timed_out",
+            Self::NotTls => "not_tls",
+            Self::HelloTooLarge => "hello_too_large",
+            Self::Malformed => "malformed",
+            Self::Version => "version",
+            Self::NothingInCommon => "nothing_in_common",
+            Self::NoProtocol => "no_protocol",
+            Self::RefusedByClient => "refused_by_client",
+            Self::Aborted => "aborted",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What a connection was doing whose place on a full edge a newcomer got.
@@ -117,11 +181,13 @@ pub enum Limited {
     TenantBandwidth,
     TenantConnections,
     RequestBody,
+    /// It stopped coming.
+    RequestBodyStalled,
     ConnectionHeads,
 }
 
 impl Limited {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::SourceHandshakes,
         Self::SourceConnections,
         Self::SourceRequests,
@@ -130,6 +196,7 @@ impl Limited {
         Self::TenantBandwidth,
         Self::TenantConnections,
         Self::RequestBody,
+        Self::RequestBodyStalled,
         Self::ConnectionHeads,
     ];
 
@@ -144,6 +211,7 @@ impl Limited {
             Self::TenantBandwidth => "tenant_bandwidth",
             Self::TenantConnections => "tenant_connections",
             Self::RequestBody => "request_body_too_large",
+            Self::RequestBodyStalled => "request_body_stalled",
             Self::ConnectionHeads => "connection_heads",
         }
     }
@@ -163,19 +231,107 @@ pub enum ProxyHeader {
 }
 
 const PROXY_HEADERS: [&str; 5] = ["read", "local", "untrusted", "malformed", "timed_out"];
-const HANDSHAKE_ENDS: [&str; 9] = [
-    "full",
-    "resumed",
-    "challenge",
-    "unknown_name",
-    "no_key",
-    "client_certificate",
-    "tenant_connections",
-    "failed",
-    "timed_out",
-];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Http1, Protocol::Http2, Protocol::Http3];
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Why a message makes no request, or a request is refused whoever it is for: the words of `http::framing`, `http::authority`,
+/// `exchange` and its parts.
+const REFUSALS: &[&str] = &[
+    "authority_address",
+    "authority_differs",
+    "authority_malformed",
+    "authority_missing",
+    "authority_port",
+    "authority_repeated",
+    "bare_line_feed",
+    "body_beyond_length",
+    "bytes_before_upgrade",
+    "chunk",
+    "content_length",
+    "control_byte",
+    "dot_segment",
+    "encoded_nul",
+    "expectation",
+    "field_name",
+    "field_white_space",
+    "folded_field",
+    "h2_compression",
+    "h2_flow_control",
+    "h2_frame_size",
+    "h2_malformed",
+    "h2_protocol",
+    "h2_too_much",
+    "h3_malformed",
+    "h3_protocol",
+    "head_beyond_limits",
+    "head_too_large",
+    "length_and_encoding",
+    "line_too_long",
+    "method",
+    "not_http",
+    "repeated_content_length",
+    "repeated_host",
+    "request_line",
+    "scheme_differs",
+    "target",
+    "target_too_long",
+    "too_many_fields",
+    "too_many_tunnels",
+    "trailer",
+    "transfer_encoding",
+    "upgrade_with_body",
+];
+
+/// Why an origin gave no answer: the words of `upstream::OriginError`.
+const ORIGIN_FAILURES: &[&str] = &[
+    "bad_answer",
+    "breaker_open",
+    "client_certificate",
+    "closed",
+    "connect",
+    "connect_timeout",
+    "egress",
+    "first_byte_timeout",
+    "loop",
+    "no_client_certificate",
+    "not_http2",
+    "origin_sockets",
+    "protocol",
+    "refused",
+    "resolve",
+    "tls",
+    "tls_certificate",
+    "tls_closed",
+    "tls_expired",
+    "tls_no_name",
+    "tls_not_tls",
+    "tls_not_yet_valid",
+    "tls_refused",
+    "tls_unknown_issuer",
+    "tls_wrong_name",
+    "write_stall",
+];
+
+/// The counters of one metric by the words of its label `reason`, all of them ours.
+struct ByReason {
+    words: &'static [&'static str],
+    counters: Vec<Counter>,
+    /// A word that is not in the list: a mistake of ours, which the tests look for.
+    other: Counter,
+}
+
+impl ByReason {
+    fn register(name: &'static str, words: &'static [&'static str]) -> Self {
+        debug_assert!(words.is_sorted(), "it is searched by halves");
+        let counters = words.iter().map(|&word| counter!(name, "reason" => word)).collect();
+        Self { words, counters, other: counter!(name, "reason" => "other") }
+    }
+
+    fn count(&self, word: &str) {
+        let found = self.words.binary_search(&word).ok().and_then(|place| self.counters.get(place));
+        found.unwrap_or(&self.other).increment(1);
+    }
+}
 
 /// Handles, registered once and shared by all threads.
 pub struct Metrics {
@@ -184,7 +340,7 @@ pub struct Metrics {
     pub connections_refused: Counter,
     connections_evicted: [Counter; Evicted::ALL.len()],
     pub accept_errors: Counter,
-    pub connections_expired: Counter,
+    connections_expired: [Counter; Expired::COUNTED.len()],
     /// Requests before the end of a handshake: acted on at once, and those that waited for it.
     pub early_served: Counter,
     pub early_waited: Counter,
@@ -193,13 +349,14 @@ pub struct Metrics {
     pub quic_retries: Counter,
     pub quic_forwarded: Counter,
     pub quic_not_forwarded: Counter,
-    handshakes: [Counter; HANDSHAKE_ENDS.len()],
+    handshakes: [Counter; HandshakeEnd::ALL.len()],
     proxy_headers: [Counter; 5],
     pub handshake_seconds: Histogram,
     exchanges: [[Counter; 5]; 3],
     pub exchange_seconds: Histogram,
     pub first_byte_seconds: Histogram,
     limited: [Counter; Limited::ALL.len()],
+    refused: ByReason,
     pub misdirected: Counter,
     pub challenges_http01: Counter,
     pub origin_connects: Counter,
@@ -211,6 +368,7 @@ pub struct Metrics {
     pub origin_ejections: Counter,
     pub origins_all_out: Counter,
     origin_health_checks: [Counter; 2],
+    origin_errors: ByReason,
     cache_requests: [Counter; 7],
     pub cache_bytes: Gauge,
     pub cache_entries: Gauge,
@@ -247,7 +405,8 @@ impl Metrics {
             connections_evicted: Evicted::ALL
                 .map(|evicted| counter!(names::CONNECTIONS_EVICTED, "reason" => evicted.as_str())),
             accept_errors: counter!(names::ACCEPT_ERRORS),
-            connections_expired: counter!(names::CONNECTIONS_EXPIRED),
+            connections_expired: Expired::COUNTED
+                .map(|expired| counter!(names::CONNECTIONS_EXPIRED, "reason" => expired.as_str())),
             early_served: counter!(names::EARLY_REQUESTS, "result" => "served"),
             early_waited: counter!(names::EARLY_REQUESTS, "result" => "waited"),
             connections_abusive: counter!(names::CONNECTIONS_ABUSIVE),
@@ -255,7 +414,8 @@ impl Metrics {
             quic_forwarded: counter!(names::QUIC_FORWARDED, "result" => "sent"),
             quic_not_forwarded: counter!(names::QUIC_FORWARDED, "result" => "dropped"),
             streams_stalled: counter!(names::STREAMS_STALLED),
-            handshakes: HANDSHAKE_ENDS.map(|end| counter!(names::HANDSHAKES, "result" => end)),
+            handshakes: HandshakeEnd::ALL
+                .map(|end| counter!(names::HANDSHAKES, "result" => end.as_str())),
             proxy_headers: PROXY_HEADERS.map(|result| counter!(names::PROXY_HEADERS, "result" => result)),
             handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
             exchanges: PROTOCOLS.map(|protocol| {
@@ -266,6 +426,7 @@ impl Metrics {
             exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
             first_byte_seconds: histogram!(names::FIRST_BYTE_SECONDS),
             limited: Limited::ALL.map(|limit| counter!(names::LIMITED, "reason" => limit.as_str())),
+            refused: ByReason::register(names::REQUESTS_REFUSED, REFUSALS),
             misdirected: counter!(names::MISDIRECTED),
             challenges_http01: counter!(names::CHALLENGES_ANSWERED, "kind" => "http-01"),
             origin_connects: counter!(names::ORIGIN_CONNECTS),
@@ -278,6 +439,7 @@ impl Metrics {
             origins_all_out: counter!(names::ORIGINS_ALL_OUT),
             origin_health_checks: ["unwell", "well"]
                 .map(|result| counter!(names::ORIGIN_HEALTH_CHECKS, "result" => result)),
+            origin_errors: ByReason::register(names::ORIGIN_ERRORS, ORIGIN_FAILURES),
             cache_requests: Outcome::ALL
                 .map(|outcome| counter!(names::CACHE_REQUESTS, "result" => outcome.as_str())),
             cache_bytes: gauge!(names::CACHE_BYTES),
@@ -303,6 +465,13 @@ impl Metrics {
 
     pub fn handshake(&self, end: HandshakeEnd) {
         self.handshakes[end as usize].increment(1);
+    }
+
+    /// Counts a connection that a limit in time has ended.
+    pub fn expired(&self, expired: Expired) {
+        if let Some(place) = Expired::COUNTED.iter().position(|&counted| counted == expired) {
+            self.connections_expired[place].increment(1);
+        }
     }
 
     /// Counts a connection whose place a newcomer got.
@@ -336,12 +505,12 @@ impl Metrics {
 
     /// Counts a message that makes no request; `reason` is one of our own words.
     pub fn request_refused(&self, reason: &'static str) {
-        counter!(names::REQUESTS_REFUSED, "reason" => reason).increment(1);
+        self.refused.count(reason);
     }
 
     /// Counts an origin's failure; `reason` is one of our own words.
     pub fn origin_error(&self, reason: &'static str) {
-        counter!(names::ORIGIN_ERRORS, "reason" => reason).increment(1);
+        self.origin_errors.count(reason);
     }
 
     pub fn health_check(&self, well: bool) {
@@ -425,7 +594,7 @@ fn describe() {
         "client connections without an exchange closed for a newcomer to a full edge, by what they were doing"
     );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
-    describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline");
+    describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline, by what ran out");
     describe_counter!(
         names::EARLY_REQUESTS,
         "requests before the end of a handshake: acted on at once, or held till then"
@@ -468,7 +637,7 @@ fn describe() {
     );
     describe_counter!(
         names::LIMITED,
-        "connections and requests refused because a client address or a tenant takes more than its share, by what of"
+        "connections and requests refused or ended because a client address or a tenant takes more than its share, by what of"
     );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");

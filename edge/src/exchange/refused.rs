@@ -33,7 +33,14 @@ impl From<Refusal> for Refused {
 }
 
 impl Refused {
-    /// A message over HTTP/2 or 3 that is malformed, or whose head is beyond the limits.
+    /// A request whose head is beyond the limits.
+    pub(crate) const TOO_LARGE: Self = Self {
+        reason: "head_beyond_limits",
+        status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        in_body: false,
+    };
+
+    /// A message over HTTP/2 or 3 that is malformed.
     pub(crate) const fn malformed(protocol: Protocol) -> Self {
         let reason = match protocol {
             Protocol::Http1 => "not_http",
@@ -75,8 +82,7 @@ impl Refused {
     /// A request over HTTP/3 of which no head came to be.
     pub(crate) fn by_http3_stream(error: &StreamError) -> Option<Self> {
         if matches!(error, StreamError::HeaderTooBig { .. }) {
-            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Some(Self { reason: "head_beyond_limits", status, in_body: false });
+            return Some(Self::TOO_LARGE);
         }
         let StreamError::StreamError { code, .. } = error else { return None };
         (*code == Code::H3_MESSAGE_ERROR).then(|| Self::malformed(Protocol::Http3))
@@ -84,12 +90,11 @@ impl Refused {
 
     /// None: the connection ended by something else.
     pub(crate) fn by_hyper(error: &hyper::Error) -> Option<Self> {
-        let (reason, status) = match (error.is_parse(), error.is_parse_too_large()) {
-            (false, _) => return None,
-            (true, true) => ("head_beyond_limits", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
-            (true, false) => ("not_http", StatusCode::BAD_REQUEST),
-        };
-        Some(Self { reason, status, in_body: false })
+        match (error.is_parse(), error.is_parse_too_large()) {
+            (false, _) => None,
+            (true, true) => Some(Self::TOO_LARGE),
+            (true, false) => Some(Self::malformed(Protocol::Http1)),
+        }
     }
 
     /// Counts and logs it.

@@ -81,6 +81,21 @@ pub enum Expired {
     StalledRead,
 }
 
+impl Expired {
+    /// Those that end a connection.
+    pub const COUNTED: [Self; 3] = [Self::Idle, Self::SlowHead, Self::StalledRead];
+
+    /// As the metrics call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Quiet => "quiet",
+            Self::SlowHead => "slow_head",
+            Self::StalledRead => "stalled_read",
+        }
+    }
+}
+
 impl ConnectionClock {
     /// For a connection whose transport sees to it by itself that its client takes what is sent.
     pub fn new(deadlines: Deadlines) -> Self {

@@ -11,17 +11,29 @@ pub(crate) struct FrameHeads {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameHead {
-    Headers,
-    /// With its error code.
-    Reset(u32),
+    Headers {
+        stream: u32,
+        length: usize,
+        ends_stream: bool,
+    },
+    Reset {
+        stream: u32,
+        code: u32,
+    },
+    /// DATA, and nothing behind it.
+    LastData {
+        stream: u32,
+    },
     Other,
 }
 
 /// RFC 9113 sections 4.1 and 6.4.
 const HEAD_BYTES: usize = 9;
 const CODE_BYTES: usize = 4;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const END_STREAM: u8 = 1;
 
 impl FrameHeads {
     /// Follows `bytes`, which came next, and shows each frame whose head has come.
@@ -49,12 +61,15 @@ impl FrameHeads {
     }
 
     fn kind(&self) -> FrameHead {
-        match (self.head[3], self.filled) {
-            (HEADERS, _) => FrameHead::Headers,
-            (RST_STREAM, 13) => {
-                let [.., a, b, c, d] = self.head;
-                FrameHead::Reset(u32::from_be_bytes([a, b, c, d]))
+        let [_, _, _, kind, flags, stream @ .., a, b, c, d] = self.head;
+        let stream = u32::from_be_bytes(stream);
+        match (kind, self.filled) {
+            (HEADERS, _) => {
+                let ends_stream = flags & END_STREAM != 0;
+                FrameHead::Headers { stream, length: self.length(), ends_stream }
             }
+            (DATA, _) if flags & END_STREAM != 0 => FrameHead::LastData { stream },
+            (RST_STREAM, 13) => FrameHead::Reset { stream, code: u32::from_be_bytes([a, b, c, d]) },
             _ => FrameHead::Other,
         }
     }
@@ -85,11 +100,11 @@ mod tests {
         .concat();
         let expected = [
             FrameHead::Other,
-            FrameHead::Headers,
-            FrameHead::Reset(8),
+            FrameHead::Headers { stream: 1, length: 40, ends_stream: false },
+            FrameHead::Reset { stream: 1, code: 8 },
             FrameHead::Other,
-            FrameHead::Reset(0x101),
-            FrameHead::Headers,
+            FrameHead::Reset { stream: 1, code: 0x101 },
+            FrameHead::Headers { stream: 1, length: 0, ends_stream: false },
         ];
         for size in 1..=bytes.len() {
             let (mut heads, mut seen) = (FrameHeads::default(), Vec::new());

@@ -26,7 +26,25 @@ struct Gathering<S> {
     /// Bytes of `held` that have been written.
     sent: usize,
     heads: FrameHeads,
-    malformed: usize,
+    refusals: Refusals,
+}
+
+/// What the protocol has refused by itself since it was asked last; it tells nobody else.
+#[derive(Debug, Default)]
+struct Refusals {
+    counts: RefusalCounts,
+    /// Streams whose answers have begun and not ended: what ends them as a head is their trailers.
+    begun: Vec<u32>,
+    /// Streams whose answers were nothing but a status, the newest first.
+    bare: [u32; BARE_KEPT],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RefusalCounts {
+    /// Requests that are malformed: their streams were reset.
+    pub(super) malformed: usize,
+    /// Requests whose heads are beyond the limit: they were answered 431.
+    pub(super) too_large: usize,
 }
 
 /// One TLS record's plaintext (RFC 8446 section 5.1).
@@ -36,6 +54,10 @@ const DIRECT_BYTES: usize = 8 * 1024;
 
 /// RFC 9113 sections 7 and 8.1.1.
 const PROTOCOL_ERROR: u32 = 1;
+/// An answer of ours names the request (X-Request-Id, 32 digits); one that is shorter than this is the protocol's own.
+const BARE_HEAD_BYTES: usize = 16;
+/// Where the request has not ended, a reset comes behind the answer; those of other streams may come between them.
+const BARE_KEPT: usize = 4;
 
 thread_local! {
     /// The buffer that was emptied last: one is enough for all connections of a worker that are not stuck.
@@ -49,7 +71,7 @@ impl<S> GatheredIo<S> {
             held: Vec::new(),
             sent: 0,
             heads: FrameHeads::default(),
-            malformed: 0,
+            refusals: Refusals::default(),
         })))
     }
 
@@ -60,9 +82,9 @@ impl<S> GatheredIo<S> {
 }
 
 impl<S: AsyncWrite + Unpin> GatheredIo<S> {
-    /// How many requests the protocol has found malformed since the last call: it resets their streams and tells nobody.
-    pub(super) fn take_malformed(&self) -> usize {
-        std::mem::take(&mut self.0.borrow_mut().malformed)
+    /// What has been refused since the last call.
+    pub(super) fn take_refusals(&self) -> RefusalCounts {
+        std::mem::take(&mut self.0.borrow_mut().refusals.counts)
     }
 
     /// Sends what is held, all of it unless the client takes no more for now.
@@ -99,9 +121,8 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
         for piece in pieces {
             let (taken, _) = piece.split_at(piece.len().min(written));
             written -= taken.len();
-            let malformed = &mut self.malformed;
-            self.heads
-                .feed(taken, |head| *malformed += usize::from(head == FrameHead::Reset(PROTOCOL_ERROR)));
+            let refusals = &mut self.refusals;
+            self.heads.feed(taken, |head| refusals.see(head));
         }
     }
 
@@ -125,6 +146,37 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
             self.held.extend_from_slice(piece);
         }
         Poll::Ready(Ok(total))
+    }
+}
+
+impl Refusals {
+    fn see(&mut self, head: FrameHead) {
+        let begun = |stream: u32| self.begun.iter().position(|&begun| begun == stream);
+        match head {
+            FrameHead::Headers { stream, ends_stream: false, .. } => {
+                if begun(stream).is_none() {
+                    self.begun.push(stream); // as many as there may be streams
+                }
+            }
+            FrameHead::Headers { stream, length, ends_stream: true } => match begun(stream) {
+                Some(place) => drop(self.begun.swap_remove(place)),
+                None if length < BARE_HEAD_BYTES => {
+                    self.counts.too_large += 1;
+                    self.bare.rotate_right(1);
+                    self.bare[0] = stream;
+                }
+                None => {}
+            },
+            FrameHead::LastData { stream } => {
+                begun(stream).map(|place| self.begun.swap_remove(place));
+            }
+            FrameHead::Reset { stream, code } => {
+                begun(stream).map(|place| self.begun.swap_remove(place));
+                let is_of_refusal = self.bare.contains(&stream);
+                self.counts.malformed += usize::from(code == PROTOCOL_ERROR && !is_of_refusal);
+            }
+            FrameHead::Other => {}
+        }
     }
 }
 

@@ -84,8 +84,12 @@ where
         |connection, task| {
             heads.all_go();
             let polled = connection.poll(task);
-            for _ in 0..gathered.take_malformed() {
+            let refused = gathered.take_refusals();
+            for _ in 0..refused.malformed {
                 Refused::malformed(Protocol::Http2).note(&context);
+            }
+            for _ in 0..refused.too_large {
+                Refused::TOO_LARGE.note(&context);
             }
             if let Poll::Ready(Err(error)) = &polled
                 && let Some(refused) = Refused::by_http2(error)

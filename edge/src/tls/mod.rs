@@ -12,6 +12,7 @@ mod asking;
 mod client_identity;
 mod compression;
 mod configs;
+pub(crate) mod failure;
 mod hello;
 pub(crate) mod sessions;
 mod tickets;
@@ -219,7 +220,9 @@ async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<B
                 return Err(HandshakeEnd::TenantConnections);
             }
             // Closed without a word, as a connection that comes when its address has used up its handshakes.
-            source.take_signature(shown.credential.key_type()).map_err(|_| HandshakeEnd::Failed)?;
+            source
+                .take_signature(shown.credential.key_type())
+                .map_err(|_| HandshakeEnd::SourceHandshakes)?;
             (configs.serving(&shown, hello.prefers_chacha, key), shown)
         }
         Selection::Challenge { config } => {
@@ -255,14 +258,7 @@ async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<B
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 fn failed(error: io::Error) -> HandshakeEnd {
     tracing::trace!(%error, "a TLS handshake failed");
-    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    match tls {
-        // We verify nobody but clients here.
-        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
-            HandshakeEnd::ClientCertificate
-        }
-        _ => HandshakeEnd::Failed,
-    }
+    failure::end_of(&error)
 }
 
 /// With TLS 1.3 a client sends its first request before it hears that its certificate is refused. Closing on unread bytes

@@ -112,7 +112,7 @@ impl Reading for CountedHeads {
         let before = buffer.filled().len();
         ready!(Pin::new(inner).poll_read(context, buffer))?;
         self.heads.feed(&buffer.filled()[before..], |head| {
-            if head == FrameHead::Headers {
+            if matches!(head, FrameHead::Headers { .. }) {
                 self.credit.spend();
             }
         });

@@ -123,8 +123,10 @@ pub(crate) async fn forward(
         None => error,
     };
     let metrics = &forwarding.context.worker.edge.metrics;
-    if upload.fault() == Some(BodyFault::TooLarge) {
-        metrics.limited(Limited::RequestBody);
+    match upload.fault() {
+        Some(BodyFault::TooLarge) => metrics.limited(Limited::RequestBody),
+        Some(BodyFault::Stalled) => metrics.limited(Limited::RequestBodyStalled),
+        Some(BodyFault::Broken) | None => {}
     }
     tracing::debug!(host = %forwarding.host.name, %error, "no answer");
     if !error.is_clients_fault() {

@@ -1,13 +1,17 @@
 //! ClientHellos of every kind.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use rustls::AlertDescription;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{AlertDescription, DigitallySignedStruct, SignatureScheme};
 
 use crate::client::{alert_of, any_version, config, connection, http2_get, https, tcp, try_https};
 use crate::fleet;
-use crate::harness::{TestEdge, on_each_backend};
+use crate::harness::{TestEdge, on_each_backend, wait_until};
+use crate::process::{FILE, Running, prepare, uring_works};
 
 #[test]
 fn a_client_hello_in_one_byte_pieces_is_served() {
@@ -110,6 +114,109 @@ fn garbage_instead_of_a_hello_is_closed() {
             assert!(rest.len() < 16, "{rest:?}");
         }
     });
+}
+
+/// A client that can verify only signatures by RSA.
+#[derive(Debug)]
+struct RsaOnly;
+
+impl ServerCertVerifier for RsaOnly {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::RSA_PSS_SHA256]
+    }
+}
+
+/// Writes `bytes`, ends its side, and reads what comes.
+fn say(edge: &Running, bytes: &[u8]) {
+    let mut socket = tcp(edge.https());
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+    let _ = socket.read_to_end(&mut Vec::new());
+}
+
+/// In a process of its own, where nobody else is counted.
+#[test]
+fn each_way_to_fail_a_handshake_is_counted_as_what_it_is() {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            portico_skipping::skipped("io_uring: this kernel refuses it");
+            continue;
+        }
+        let folder = prepare();
+        let strict = "[[tls]]\nhost = \"shop.example\"\nminimum_version = \"1.3\"\n";
+        std::fs::write(folder.path().join("edge.toml"), format!("{FILE}{strict}")).unwrap();
+        let edge = Running::start(folder, io);
+        let ask = |sni: &'static str, config: rustls::ClientConfig| {
+            assert!(try_https(edge.https(), Some(sni), config).is_err(), "{sni} was served");
+        };
+        let shop = "shop.example";
+        let mut rsa_only = any_version(&["http/1.1"]);
+        rsa_only.dangerous().set_certificate_verifier(Arc::new(RsaOnly));
+        let trusts_nobody = rustls::ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let mut huge = vec![22, 3, 1, 0x3f, 0xff, 1, 0, 0xf0, 0];
+        huge.resize(5 + 0x3fff, 0);
+        huge.extend([&[22, 3, 1, 0x3f, 0xff][..], &[0; 0x3fff]].concat());
+        type Failing<'a> = (&'static str, Box<dyn FnOnce() + 'a>);
+        let failing: [Failing<'_>; 9] = [
+            ("not_tls", Box::new(|| say(&edge, b"GET / HTTP/1.1\r\n\r\n"))),
+            ("malformed", Box::new(|| say(&edge, &[22, 3, 1, 0, 5, 1, 0, 0, 1, 0]))),
+            ("hello_too_large", Box::new(|| say(&edge, &huge))),
+            ("aborted", Box::new(|| say(&edge, &[22, 3, 1]))),
+            ("unknown_name", Box::new(|| ask("other.example", any_version(&["http/1.1"])))),
+            ("version", Box::new(|| ask(shop, config(&["http/1.1"], &[&rustls::version::TLS12])))),
+            ("no_protocol", Box::new(|| ask(shop, any_version(&["nntp"])))),
+            ("nothing_in_common", Box::new(|| ask(shop, rsa_only))),
+            ("refused_by_client", Box::new(|| ask(shop, trusts_nobody))),
+        ];
+        let counts = || {
+            let text = edge.metrics("/metrics").1;
+            let series: BTreeMap<String, f64> = text
+                .lines()
+                .filter_map(|line| {
+                    line.strip_prefix("portico_edge_handshakes_total{result=\"")?.split_once("\"} ")
+                })
+                .map(|(result, count)| (result.to_owned(), count.parse().unwrap()))
+                .collect();
+            series
+        };
+        for (result, fail) in failing {
+            let mut wanted = counts();
+            *wanted.get_mut(result).expect("a series from the start") += 1.0;
+            fail();
+            wait_until(result, || counts() == wanted);
+        }
+    }
 }
 
 #[test]

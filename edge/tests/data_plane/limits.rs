@@ -55,8 +55,19 @@ fn large_heads_are_refused_on_http2() {
             })
         };
         assert_eq!(status(1000).unwrap(), 200);
-        assert!(!matches!(status(limits::HEADER_BYTES_MAX), Ok(200)), "refused by status or by reset");
+        // The HTTP library answers by itself, and tells nobody but the client.
+        let series = "portico_edge_requests_refused_total{reason=\"head_beyond_limits\"}";
+        let before = edge.metric(series);
+        assert_eq!(status(limits::HEADER_BYTES_MAX).unwrap(), 431);
+        wait_until("it is counted", || edge.metric(series) > before);
+        let line = edge.log_lines(2).pop().unwrap();
+        let seen = (&line["status"], &line["reason"], &line["protocol"]);
+        assert_eq!(seen, (&431.into(), &"head_beyond_limits".into(), &"h2".into()), "{line}");
     });
+}
+
+fn expired(edge: &TestEdge, reason: &str) -> f64 {
+    edge.metric(&format!("portico_edge_connections_expired_total{{reason=\"{reason}\"}}"))
 }
 
 #[test]
@@ -90,11 +101,13 @@ fn a_slow_head_is_cut_and_an_idle_connection_outlives_it() {
         edge.serve(&[HOST]);
         let mut idle = https(edge.https, HOST);
         assert_eq!(idle.get(HOST, "/").status, 200);
+        let before = expired(&edge, "slow_head");
         let mut slow = https(edge.https, HOST);
         let begun = portico_edge::clock::now();
         slow.send("GET / HTTP/1.1\r\nHost: ");
         assert!(slow.closes());
         assert!(begun.elapsed() >= short);
+        wait_until("it is counted", || expired(&edge, "slow_head") > before);
         assert_eq!(idle.get(HOST, "/").status, 200, "waiting between requests is no slow head");
     });
 }
@@ -105,6 +118,7 @@ fn an_idle_connection_is_closed_on_both_protocols() {
         let short = Duration::from_millis(300);
         let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.idle = short));
         edge.serve(&[HOST]);
+        let before = expired(&edge, "idle");
         let mut client = https(edge.https, HOST);
         assert_eq!(client.get(HOST, "/").status, 200);
         assert!(client.closes());
@@ -112,6 +126,7 @@ fn an_idle_connection_is_closed_on_both_protocols() {
         silent.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
         assert!(silent.rest().is_ok(), "closed, after its settings");
         wait_until("no connection is left", || edge.edge.open_connections() == 0);
+        wait_until("both are counted", || expired(&edge, "idle") >= before + 2.0);
     });
 }
 
@@ -121,11 +136,14 @@ fn a_handshake_that_never_ends_is_cut() {
         let short = Duration::from_millis(300);
         let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.handshake = short));
         edge.serve(&[HOST]);
+        let series = "portico_edge_handshakes_total{result=\"timed_out\"}";
+        let before = edge.metric(series);
         let mut socket = tcp(edge.https);
         std::io::Write::write_all(&mut socket, &[22, 3, 1]).unwrap();
         let mut rest = Vec::new();
         let _ = std::io::Read::read_to_end(&mut socket, &mut rest);
         wait_until("the descriptor is free again", || edge.edge.open_connections() == 0);
+        wait_until("it is counted", || edge.metric(series) > before);
     });
 }
 
@@ -142,8 +160,10 @@ fn a_client_that_stops_reading_is_cut() {
             domain.routes = vec![crate::harness::proxy_to(&url)]
         });
         let mut client = https(edge.https, HOST);
+        let before = expired(&edge, "stalled_read");
         client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
         wait_until("the connection is cut", || edge.edge.open_connections() == 0);
+        wait_until("it is counted", || expired(&edge, "stalled_read") > before);
         // What the client does not take waits in the kernel too, for minutes after a mere close.
         wait_until("the kernel keeps nothing for it", || sockets_that_close(edge.https.port()) == 0);
         drop(client);
@@ -171,13 +191,18 @@ fn a_request_body_that_stalls_or_is_too_large_ends() {
         edge.serve_with(&[HOST], &[origin.grant()], |domain| {
             domain.routes = vec![crate::harness::proxy_to(&url)]
         });
+        let limited =
+            |reason: &str| edge.metric(&format!("portico_edge_limited_total{{reason=\"{reason}\"}}"));
+        let before = ["request_body_stalled", "request_body_too_large"].map(limited);
         let mut client = https(edge.https, HOST);
         client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 10\r\n\r\nabc"));
         assert_eq!(client.answer().status, 408);
+        assert!(limited("request_body_stalled") > before[0]);
         let mut client = https(edge.https, HOST);
         let length = limits::REQUEST_BODY_BYTES_MAX + 1;
         client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n"));
         assert_eq!(client.answer().status, 413);
+        assert!(limited("request_body_too_large") > before[1]);
     });
 }
 

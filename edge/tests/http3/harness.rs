@@ -126,7 +126,7 @@ pub fn early_client_config(roots: &Arc<RootCertStore>) -> quinn::ClientConfig {
     quic(tls)
 }
 
-fn quic(tls: rustls::ClientConfig) -> quinn::ClientConfig {
+pub fn quic(tls: rustls::ClientConfig) -> quinn::ClientConfig {
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
 }
 

@@ -171,6 +171,34 @@ fn repeated_pseudo_headers_are_malformed_and_once_each_is_fine_in_any_coding() {
     });
 }
 
+/// The HTTP library answers by itself, and tells nobody but the client.
+#[test]
+fn a_head_beyond_the_limit_is_answered_431_and_counted() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        // `accept-encoding: gzip, deflate, br` of the static table: a byte that counts for 64 (RFC 9114 section 4.2.2).
+        let fields = vec![0xc0 | 31; portico_edge::limits::HEADER_BYTES_MAX / 64 + 1];
+        let block = [&request_head()[2..], &fields].concat();
+        let [high, low] = (0x4000 | u16::try_from(block.len()).unwrap()).to_be_bytes();
+        let Raw { connection, mut send, mut recv, _control } = raw(&edge).await;
+        send.write_all(&[&[1, high, low][..], &block].concat()).await.unwrap();
+        let _ = send.finish();
+        let mut answer = [0; 64];
+        let length = within(recv.read(&mut answer)).await.unwrap().unwrap();
+        // In the code of RFC 7541, appendix B.
+        let coded = [0x69, 0x90, 0xff];
+        assert!(answer[..length].windows(3).any(|three| three == b"431" || three == coded), "{answer:?}");
+        connection.close(0x100_u32.into(), b"");
+        let series = "portico_edge_requests_refused_total{reason=\"head_beyond_limits\"}";
+        within(async {
+            while edge.process.metric(series).await != 1.0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    });
+}
+
 /// A connection of its own that has begun to speak HTTP/3, and a request stream on it.
 struct Raw {
     connection: quinn::Connection,

@@ -183,7 +183,35 @@ fn names_that_are_not_ours_are_refused_with_their_alert() {
             let quinn::ConnectionError::ConnectionClosed(close) = &error else { panic!("{name}: {error}") };
             assert_eq!(close.error_code, quinn::TransportErrorCode::crypto(alert), "{name}");
         }
+        let count = async |end: &str| {
+            edge.process.metric(&format!("portico_edge_handshakes_total{{result=\"{end}\"}}")).await
+        };
+        assert_eq!(count("unknown_name").await, 2.0);
         assert_eq!(edge.connect("one.example").await.get("one.example", "/").await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn each_way_to_fail_a_handshake_is_counted_as_what_it_is() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let nobody = std::sync::Arc::new(rustls::RootCertStore::empty());
+        for (end, roots, alpn) in
+            [("no_protocol", &edge.roots, &b"nntp"[..]), ("refused_by_client", &nobody, &b"h3"[..])]
+        {
+            let series = format!("portico_edge_handshakes_total{{result=\"{end}\"}}");
+            assert_eq!(edge.process.metric(&series).await, 0.0, "{end}");
+            let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+            let config = super::harness::quic(super::harness::tls_config(roots, alpn));
+            let connecting = endpoint.connect_with(config, edge.address, "one.example").unwrap();
+            assert!(within(connecting).await.is_err(), "{end}");
+            within(async {
+                while edge.process.metric(&series).await != 1.0 {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
     });
 }
 

@@ -61,16 +61,22 @@ pub struct Accepted {
     pub settled: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// Body bytes of one stream that h3 has and its reader has not taken.
+/// Of one request stream.
 #[derive(Debug, Default)]
 pub struct Account {
+    /// Body bytes that h3 has and its reader has not taken.
     held: Cell<usize>,
+    /// The request's head is with us; what h3 answers before that is its own, and whole.
+    has_head: Cell<bool>,
 }
 
 pub struct SendStream<B> {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<B>>,
     ended: bool,
+    has_sent: bool,
+    /// Of a request's stream.
+    account: Option<Rc<Account>>,
 }
 
 pub struct RecvStream {
@@ -132,6 +138,10 @@ impl Accepting {
 }
 
 impl Account {
+    pub fn head_has_come(&self) {
+        self.has_head.set(true);
+    }
+
     /// The reader has taken body bytes.
     pub fn taken(&self, bytes: usize) {
         self.held.set(self.held.get().saturating_sub(bytes));
@@ -249,8 +259,11 @@ impl Clone for Opener {
 
 impl<B: Buf> BidiStream<B> {
     fn requested(send: quinn::SendStream, recv: quinn::RecvStream, received: Option<Rc<Received>>) -> Self {
-        let watch = Watch::Request { scanner: FrameScanner::default(), account: Rc::default() };
-        Self { send: SendStream::new(send), recv: RecvStream { stream: recv, watch, received, ended: false } }
+        let account = Rc::<Account>::default();
+        let mut send = SendStream::new(send);
+        send.account = Some(Rc::clone(&account));
+        let watch = Watch::Request { scanner: FrameScanner::default(), account };
+        Self { send, recv: RecvStream { stream: recv, watch, received, ended: false } }
     }
 
     fn accepted(&self) -> Accepted {
@@ -269,7 +282,15 @@ impl<B: Buf> BidiStream<B> {
 
 impl<B: Buf> SendStream<B> {
     fn new(stream: quinn::SendStream) -> Self {
-        Self { stream, writing: None, ended: false }
+        Self { stream, writing: None, ended: false, has_sent: false, account: None }
+    }
+}
+
+impl<B> SendStream<B> {
+    /// h3 has answered by itself, and does not end the stream (its 431 of RFC 9114 section 4.2.2).
+    fn is_answered_by_h3(&self) -> bool {
+        let has_no_head = self.account.as_ref().is_some_and(|account| !account.has_head.get());
+        has_no_head && self.has_sent && self.writing.is_none()
     }
 }
 
@@ -292,6 +313,7 @@ impl<B: Buf> quic::SendStream<B> for SendStream<B> {
             });
         }
         self.writing = Some(data.into());
+        self.has_sent = true;
         Ok(())
     }
 
@@ -314,7 +336,9 @@ impl<B: Buf> quic::SendStream<B> for SendStream<B> {
 
 impl<B> Drop for SendStream<B> {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && self.is_answered_by_h3() {
+            let _closed = self.stream.finish();
+        } else if !self.ended {
             // The connection may be gone; then there is nobody to tell.
             let _closed = self.stream.reset(varint(Code::H3_INTERNAL_ERROR.value()));
         }

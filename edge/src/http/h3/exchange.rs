@@ -75,7 +75,10 @@ pub(super) fn start(
         // A head that does not come is waited for without room for the rest: a client may have a hundred of them.
         let resolving = Box::pin(tokio::time::timeout(context.clock.deadlines().header, resolve(resolver)));
         let ended = match resolving.await {
-            Ok(Ok(head)) => Box::pin(exchange(head, accepted, &exchanges.window, &context)).await,
+            Ok(Ok(head)) => {
+                accepted.account.head_has_come();
+                Box::pin(exchange(head, accepted, &exchanges.window, &context)).await
+            }
             Ok(Err(error)) => {
                 if let Some(refused) = Refused::by_http3_stream(&error) {
                     refused.note(&context);

@@ -25,7 +25,7 @@ use crate::clock;
 use crate::metrics::HandshakeEnd;
 use crate::server::Edge;
 use crate::tls::sessions::SessionsOf;
-use crate::tls::{Selection, Shown, select};
+use crate::tls::{Selection, Shown, failure, select};
 
 pub(super) struct SelectingCrypto {
     edge: Arc<Edge>,
@@ -93,35 +93,20 @@ impl SelectingCrypto {
 
 /// How a handshake that failed is counted.
 pub(super) fn end_of(error: &quinn::ConnectionError) -> HandshakeEnd {
-    let refused = TransportErrorCode::crypto(u8::from(AlertDescription::UnrecognisedName));
     match error {
-        quinn::ConnectionError::TransportError(error) if error.code == refused => HandshakeEnd::UnknownName,
-        quinn::ConnectionError::TransportError(error) if is_about_clients(error.code) => {
-            HandshakeEnd::ClientCertificate
+        quinn::ConnectionError::TransportError(error) => {
+            failure::end_of_quic(error.code, error.reason.is_empty())
         }
         quinn::ConnectionError::TimedOut => HandshakeEnd::TimedOut,
-        quinn::ConnectionError::VersionMismatch
-        | quinn::ConnectionError::TransportError(_)
-        | quinn::ConnectionError::ConnectionClosed(_)
-        | quinn::ConnectionError::ApplicationClosed(_)
-        | quinn::ConnectionError::Reset
-        | quinn::ConnectionError::LocallyClosed
-        | quinn::ConnectionError::CidsExhausted => HandshakeEnd::Failed,
+        quinn::ConnectionError::ConnectionClosed(_) | quinn::ConnectionError::ApplicationClosed(_) => {
+            HandshakeEnd::RefusedByClient
+        }
+        quinn::ConnectionError::Reset => HandshakeEnd::Aborted,
+        quinn::ConnectionError::LocallyClosed => HandshakeEnd::SourceHandshakes,
+        quinn::ConnectionError::VersionMismatch | quinn::ConnectionError::CidsExhausted => {
+            HandshakeEnd::Failed
+        }
     }
-}
-
-/// Alerts that rustls sends when it refuses a certificate: here, a client's.
-fn is_about_clients(code: TransportErrorCode) -> bool {
-    [
-        AlertDescription::CertificateRequired,
-        AlertDescription::UnknownCA,
-        AlertDescription::BadCertificate,
-        AlertDescription::CertificateExpired,
-        AlertDescription::UnsupportedCertificate,
-        AlertDescription::CertificateUnknown,
-    ]
-    .into_iter()
-    .any(|alert| code == TransportErrorCode::crypto(u8::from(alert)))
 }
 
 impl ServerConfig for SelectingCrypto {

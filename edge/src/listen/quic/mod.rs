@@ -261,8 +261,8 @@ async fn accept(
     if let Some((connection, budget, context)) = accepted {
         seat.serves(&context.clock);
         let ended = seat.until_evicted(Box::pin(h3::serve(connection, budget, context))).await;
-        if matches!(ended, Some(Ended::Expired(_))) {
-            slot.worker.edge.metrics.connections_expired.increment(1);
+        if let Some(Ended::Expired(expired)) = ended {
+            slot.worker.edge.metrics.expired(expired);
         }
     }
     drop(place);
