@@ -86,6 +86,8 @@ pub struct Hit {
     pub domain: DomainId,
     pub policy: TlsPolicy,
     pub credential: Arc<Credential>,
+    /// The name has no entry of its own: this is its wildcard's.
+    pub by_wildcard: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,19 +106,20 @@ impl SniIndex {
         if let (Some(entry), Some(choice)) = (&exact, &chosen)
             && choice.rank.is_good()
         {
-            return Some(entry.hit(Arc::clone(&choice.credential)));
+            return Some(entry.hit(Arc::clone(&choice.credential), false));
         }
         let wildcard = self.names.find_wildcard(name);
         let Some(owner) = exact else {
             let entry = wildcard?;
-            return entry.best(name, now, capabilities, false).map(|choice| entry.hit(choice.credential));
+            let best = entry.best(name, now, capabilities, false);
+            return best.map(|choice| entry.hit(choice.credential, true));
         };
         let stand_in = wildcard
             .filter(|entry| entry.tenant == owner.tenant)
             .and_then(|entry| entry.best(name, now, capabilities, false));
         // Of equals the last is taken: the exact entry's own.
         let best = [stand_in, chosen].into_iter().flatten().max_by_key(|choice| choice.rank)?;
-        Some(owner.hit(best.credential))
+        Some(owner.hit(best.credential, false))
     }
 
     /// What is known of a name, whether or not it has a credential: the exact entry, else the wildcard's.
@@ -368,8 +371,9 @@ impl SniEntry {
         Some(best)
     }
 
-    fn hit(&self, credential: Arc<Credential>) -> Hit {
-        Hit { tenant: self.tenant, domain: self.domain, policy: self.policy, credential }
+    fn hit(&self, credential: Arc<Credential>, by_wildcard: bool) -> Hit {
+        let Self { tenant, domain, policy, .. } = *self;
+        Hit { tenant, domain, policy, credential, by_wildcard }
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) async fn serve(
             let watch = stream.watch();
             let context = context(&worker, (peer, local), source, (Protocol::Http1, None), watch, bound);
             seat.serves(&context.clock);
+            let _counted = worker.edge.metrics.serves(Protocol::Http1);
             Box::pin(h1::serve(stream, context)).await
         }
         ListenerKind::Https => {
@@ -58,6 +59,7 @@ pub(crate) async fn serve(
             let watch = stream.get_ref().0.watch();
             let context = context(&worker, (peer, local), source, (protocol, by_tls), watch, bound);
             seat.serves(&context.clock);
+            let _counted = worker.edge.metrics.serves(protocol);
             if h2 {
                 let clock = Rc::clone(&context.clock);
                 let ended = Box::pin(h2::serve(stream, context)).await;

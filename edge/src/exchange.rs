@@ -50,7 +50,7 @@ use crate::{
     },
     limits,
     live::{Action, Host, Maintenance, Origin, OriginHost, OverShare, Suspension, SuspensionMode},
-    metrics::Limited,
+    metrics::{ActionTaken, Limited},
     sources::Source,
     tls::{ClientIdentity, Handshake, Shown},
     upstream::tunnel,
@@ -398,7 +398,7 @@ async fn follow_route(
     let Some((route, rest)) = host.route(&parts.method, parts.uri.path(), &parts.headers) else {
         return Ok(Answer::page(StatusCode::NOT_FOUND, "no_route"));
     };
-    end.of_route(&route.rule);
+    end.of_route(&route.rule, ActionTaken::of(&route.action));
     let target = match rewrite::target(&route.rule, &parts.uri, rest) {
         Ok(target) => target,
         Err((status, reason)) => return Ok(Answer::page(status, reason)),

@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use portico_api::v1::ContentCoding;
 
-use crate::{cache::Outcome, coding, exchange::Protocol, http::clock::Expired, io};
+use crate::{cache::Outcome, coding, control, exchange::Protocol, http::clock::Expired, io, live::Action};
 
 /// Metric names; dashboards and tests may use these and no others.
 pub mod names {
@@ -64,6 +64,13 @@ pub mod names {
     pub const SPANS: &str = "portico_edge_spans_total";
     pub const PANICS: &str = "portico_edge_panics_total";
     pub const NAMES: &str = "portico_edge_names";
+    pub const SNI_LOOKUPS: &str = "portico_edge_sni_lookups_total";
+    pub const TLS_VERSIONS: &str = "portico_edge_tls_versions_total";
+    pub const KEY_EXCHANGES: &str = "portico_edge_key_exchanges_total";
+    pub const EXCHANGES_IN_FLIGHT: &str = "portico_edge_exchanges_in_flight";
+    pub const EXCHANGES_BY_ACTION: &str = "portico_edge_exchanges_by_action_total";
+    pub const CONNECTIONS_SERVED: &str = "portico_edge_connections_served";
+    pub const LAST_RELOAD_SUCCESSFUL: &str = "portico_edge_last_reload_successful";
     pub const DRAINING: &str = "portico_edge_draining";
     pub const BUILD_INFO: &str = "portico_edge_build_info";
 }
@@ -145,6 +152,54 @@ impl HandshakeEnd {
             Self::Aborted => "aborted",
             Self::Failed => "failed",
         }
+    }
+}
+
+/// How the certificate for a client's name was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SniLookup {
+    Exact,
+    Wildcard,
+    /// It has none: the default one is shown.
+    Default,
+    /// There is no default one either.
+    Miss,
+}
+
+const SNI_LOOKUPS: [&str; 4] = ["exact", "wildcard", "default", "miss"];
+const TLS_VERSIONS: [&str; 2] = ["1.2", "1.3"];
+/// As the registry of TLS calls them, the preferred first.
+pub(crate) const KEY_EXCHANGE_GROUPS: [&str; 4] = ["x25519mlkem768", "x25519", "secp256r1", "secp384r1"];
+
+/// What was done for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionTaken {
+    Proxy,
+    Redirect,
+    Static,
+    /// An answer of our own, before any route: an error page, the way to https, a challenge.
+    Own,
+}
+
+impl ActionTaken {
+    pub(crate) fn of(action: &Action) -> Self {
+        match action {
+            Action::Proxy(_) => Self::Proxy,
+            Action::Redirect(_) => Self::Redirect,
+            Action::Static { .. } => Self::Static,
+        }
+    }
+}
+
+const ACTIONS: [&str; 4] = ["proxy", "redirect", "static", "own"];
+
+/// Counts in a gauge for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Gauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 
@@ -333,6 +388,50 @@ impl ByReason {
     }
 }
 
+/// How connections begin.
+struct Beginnings {
+    handshakes: [Counter; HandshakeEnd::ALL.len()],
+    sni_lookups: [Counter; SNI_LOOKUPS.len()],
+    tls_versions: [Counter; TLS_VERSIONS.len()],
+    proxy_headers: [Counter; 5],
+}
+
+impl Beginnings {
+    fn register() -> Self {
+        Self {
+            handshakes: HandshakeEnd::ALL.map(|end| counter!(names::HANDSHAKES, "result" => end.as_str())),
+            sni_lookups: SNI_LOOKUPS.map(|result| counter!(names::SNI_LOOKUPS, "result" => result)),
+            tls_versions: TLS_VERSIONS.map(|version| counter!(names::TLS_VERSIONS, "version" => version)),
+            proxy_headers: PROXY_HEADERS.map(|result| counter!(names::PROXY_HEADERS, "result" => result)),
+        }
+    }
+}
+
+/// What is served on them.
+struct Served {
+    exchanges: [[Counter; 5]; 3],
+    by_action: [Counter; ACTIONS.len()],
+    in_flight: [Gauge; PROTOCOLS.len()],
+    connections: [Gauge; PROTOCOLS.len()],
+}
+
+impl Served {
+    fn register() -> Self {
+        Self {
+            exchanges: PROTOCOLS.map(|protocol| {
+                STATUS_CLASSES.map(
+                    |class| counter!(names::EXCHANGES, "protocol" => protocol.as_str(), "class" => class),
+                )
+            }),
+            by_action: ACTIONS.map(|action| counter!(names::EXCHANGES_BY_ACTION, "action" => action)),
+            in_flight: PROTOCOLS
+                .map(|protocol| gauge!(names::EXCHANGES_IN_FLIGHT, "protocol" => protocol.as_str())),
+            connections: PROTOCOLS
+                .map(|protocol| gauge!(names::CONNECTIONS_SERVED, "protocol" => protocol.as_str())),
+        }
+    }
+}
+
 /// Handles, registered once and shared by all threads.
 pub struct Metrics {
     pub connections: Gauge,
@@ -349,10 +448,9 @@ pub struct Metrics {
     pub quic_retries: Counter,
     pub quic_forwarded: Counter,
     pub quic_not_forwarded: Counter,
-    handshakes: [Counter; HandshakeEnd::ALL.len()],
-    proxy_headers: [Counter; 5],
+    beginnings: Beginnings,
     pub handshake_seconds: Histogram,
-    exchanges: [[Counter; 5]; 3],
+    served: Served,
     pub exchange_seconds: Histogram,
     pub first_byte_seconds: Histogram,
     limited: [Counter; Limited::ALL.len()],
@@ -385,6 +483,7 @@ pub struct Metrics {
     pub worker_panics: Counter,
     pub names: Gauge,
     pub draining: Gauge,
+    pub last_reload_successful: Gauge,
     io: [Counter; 3],
     prometheus: PrometheusHandle,
 }
@@ -395,6 +494,10 @@ impl Metrics {
         let prometheus = recorder();
         describe();
         gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!(names::LAST_RELOAD_SUCCESSFUL).set(1.0);
+        for group in KEY_EXCHANGE_GROUPS {
+            drop(key_exchanges(group)); // so that it is there from the start
+        }
         for algorithm in ["brotli", "zlib"] {
             counter!(names::CERTIFICATE_COMPRESSIONS, "algorithm" => algorithm).increment(0);
         }
@@ -414,15 +517,9 @@ impl Metrics {
             quic_forwarded: counter!(names::QUIC_FORWARDED, "result" => "sent"),
             quic_not_forwarded: counter!(names::QUIC_FORWARDED, "result" => "dropped"),
             streams_stalled: counter!(names::STREAMS_STALLED),
-            handshakes: HandshakeEnd::ALL
-                .map(|end| counter!(names::HANDSHAKES, "result" => end.as_str())),
-            proxy_headers: PROXY_HEADERS.map(|result| counter!(names::PROXY_HEADERS, "result" => result)),
+            beginnings: Beginnings::register(),
             handshake_seconds: histogram!(names::HANDSHAKE_SECONDS),
-            exchanges: PROTOCOLS.map(|protocol| {
-                STATUS_CLASSES.map(
-                    |class| counter!(names::EXCHANGES, "protocol" => protocol.as_str(), "class" => class),
-                )
-            }),
+            served: Served::register(),
             exchange_seconds: histogram!(names::EXCHANGE_SECONDS),
             first_byte_seconds: histogram!(names::FIRST_BYTE_SECONDS),
             limited: Limited::ALL.map(|limit| counter!(names::LIMITED, "reason" => limit.as_str())),
@@ -458,13 +555,14 @@ impl Metrics {
             worker_panics: counter!(names::PANICS, "in" => "worker"),
             names: gauge!(names::NAMES),
             draining: gauge!(names::DRAINING),
+            last_reload_successful: gauge!(names::LAST_RELOAD_SUCCESSFUL),
             io: ["direct", "ring", "epoll"].map(|path| counter!(names::IO_OPERATIONS, "path" => path)),
             prometheus,
         }
     }
 
     pub fn handshake(&self, end: HandshakeEnd) {
-        self.handshakes[end as usize].increment(1);
+        self.beginnings.handshakes[end as usize].increment(1);
     }
 
     /// Counts a connection that a limit in time has ended.
@@ -485,12 +583,39 @@ impl Metrics {
     }
 
     pub fn proxy_header(&self, result: ProxyHeader) {
-        self.proxy_headers[result as usize].increment(1);
+        self.beginnings.proxy_headers[result as usize].increment(1);
     }
 
-    pub fn exchange(&self, protocol: Protocol, status: http::StatusCode) {
+    pub fn sni_lookup(&self, found: Option<SniLookup>) {
+        if let Some(found) = found {
+            self.beginnings.sni_lookups[found as usize].increment(1);
+        }
+    }
+
+    /// Counts a handshake that has succeeded.
+    pub fn tls_version(&self, version: &'static str) {
+        if let Some(place) = TLS_VERSIONS.iter().position(|&known| known == version) {
+            self.beginnings.tls_versions[place].increment(1);
+        }
+    }
+
+    /// Counts a connection whose exchanges are served.
+    pub(crate) fn serves(&self, protocol: Protocol) -> Counted {
+        let gauge = &self.served.connections[protocol as usize];
+        gauge.increment(1.0);
+        Counted(gauge.clone())
+    }
+
+    pub fn exchange_begins(&self, protocol: Protocol) {
+        self.served.in_flight[protocol as usize].increment(1.0);
+    }
+
+    /// Counts an exchange that has ended.
+    pub fn exchange(&self, protocol: Protocol, status: http::StatusCode, action: ActionTaken) {
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
-        self.exchanges[protocol as usize][class].increment(1);
+        self.served.exchanges[protocol as usize][class].increment(1);
+        self.served.by_action[action as usize].increment(1);
+        self.served.in_flight[protocol as usize].decrement(1.0);
     }
 
     /// Counts a request that came to the cache.
@@ -542,6 +667,12 @@ impl Metrics {
     }
 }
 
+/// How often keys were exchanged by a group.
+pub(crate) fn key_exchanges(group: &'static str) -> Counter {
+    recorder(); // a counter of before it would count nothing
+    counter!(names::KEY_EXCHANGES, "group" => group)
+}
+
 /// Counts a certificate that is compressed: once each, so rare.
 pub(crate) fn certificate_compressed(algorithm: &'static str) {
     counter!(names::CERTIFICATE_COMPRESSIONS, "algorithm" => algorithm).increment(1);
@@ -561,6 +692,7 @@ fn recorder() -> PrometheusHandle {
                 (names::FIRST_BYTE_SECONDS, &exchanges),
                 (names::ORIGIN_CONNECT_SECONDS, &handshakes),
                 (names::ORIGIN_FIRST_BYTE_SECONDS, &exchanges),
+                (control::metrics::names::APPLY_SECONDS, &exchanges),
             ] {
                 builder = builder
                     .set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
@@ -615,7 +747,19 @@ fn describe() {
         names::STREAMS_STALLED,
         "HTTP/2 and HTTP/3 streams reset because the client took no byte of the answer"
     );
+    describe_handshakes();
+    describe_exchanges();
+    describe_origins_and_cache();
+}
+
+fn describe_handshakes() {
     describe_counter!(names::HANDSHAKES, "TLS handshakes over TCP and QUIC, by how they ended");
+    describe_counter!(names::SNI_LOOKUPS, "ClientHellos, by how the certificate for their name was found");
+    describe_counter!(names::TLS_VERSIONS, "TLS handshakes that succeeded, by version");
+    describe_counter!(
+        names::KEY_EXCHANGES,
+        "exchanges of keys with clients, by group; those of handshakes that failed later too"
+    );
     describe_counter!(
         names::CERTIFICATE_COMPRESSIONS,
         "certificates that were compressed, each once for the process unless it was pushed out"
@@ -625,7 +769,13 @@ fn describe() {
         "connections to listeners with proxy_protocol, by what became of their header; all but read and local are refused"
     );
     describe_histogram!(names::HANDSHAKE_SECONDS, "from accept to the end of a TLS handshake");
+}
+
+fn describe_exchanges() {
     describe_counter!(names::EXCHANGES, "exchanges, by protocol and class of status");
+    describe_counter!(names::EXCHANGES_BY_ACTION, "exchanges, by what the route says; own: none came to it");
+    describe_gauge!(names::EXCHANGES_IN_FLIGHT, "requests whose answers have not ended, by protocol");
+    describe_gauge!(names::CONNECTIONS_SERVED, "client connections behind their handshake, by protocol");
     describe_histogram!(names::EXCHANGE_SECONDS, "from a request's head to the last byte of its answer");
     describe_histogram!(
         names::FIRST_BYTE_SECONDS,
@@ -641,7 +791,6 @@ fn describe() {
     );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
-    describe_origins_and_cache();
 }
 
 fn describe_origins_and_cache() {
@@ -692,6 +841,10 @@ fn describe_origins_and_cache() {
     describe_counter!(names::PANICS, "panics: each is a bug of ours");
     describe_gauge!(names::NAMES, "names served");
     describe_gauge!(names::DRAINING, "1 while the edge drains");
+    describe_gauge!(
+        names::LAST_RELOAD_SUCCESSFUL,
+        "0 when the successor that was asked for last did not begin to serve, so that this edge serves on"
+    );
     describe_gauge!(names::BUILD_INFO, "1, with the version");
 }
 

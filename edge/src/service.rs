@@ -306,6 +306,7 @@ async fn watch_successor(relaunch: &Relaunch, hand_over: &std::path::Path, edge:
         Ok(child) => child,
         Err(error) => {
             tracing::error!(%error, "a successor could not be started; this edge serves on");
+            edge.metrics.last_reload_successful.set(0.0);
             let _ = sd_notify::notify(&[NotifyState::Ready]);
             return;
         }
@@ -316,6 +317,7 @@ async fn watch_successor(relaunch: &Relaunch, hand_over: &std::path::Path, edge:
         () = drain.begun() => {}
         ended = child.wait() => {
             let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            edge.metrics.last_reload_successful.set(0.0);
             tracing::error!(status, "the successor ended before it served, its own message is above; this edge serves on");
             let _ = sd_notify::notify(&[NotifyState::Ready]);
         }

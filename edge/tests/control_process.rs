@@ -128,6 +128,28 @@ async fn an_edge_that_was_killed_serves_every_name_without_its_control_plane() {
     .await;
 }
 
+/// It cannot know what it is not told, so without a stream it is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_is_behind_from_when_it_has_no_stream_until_it_has_one_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut control = TestControl::start(TestCa::new()).await;
+    let edge = EdgeProcess::start(&config(folder.path(), &control), "epoll");
+    let mut conversation = control.conversation().await;
+    feed(&mut conversation, &[shop("www.shop.example")]).await;
+    let lag = async |wanted: &str, is_it: fn(f64) -> bool| {
+        let waits = async {
+            while !is_it(edge.metric("portico_edge_sync_lag_seconds").await) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), waits).await.expect(wanted);
+    };
+    lag("it has all that there is", |lag| lag == 0.0).await;
+    drop(conversation);
+    control.stop().await;
+    lag("it says for how long it has heard nothing", |lag| lag > 1.0).await;
+}
+
 /// Of the metrics port, or of the admin socket.
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> (u16, String) {
     within(async {
@@ -169,6 +191,7 @@ async fn an_edge_of_a_fleet_answers_its_operator() {
     let mut conversation = control.conversation().await;
     let shops = [shop("www.shop.example")];
     feed(&mut conversation, &shops).await;
+    assert_eq!(edge.metric("portico_edge_apply_seconds_count").await, 1.0);
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(ask(port().await.unwrap(), path).await.0, 200, "{path}");
         assert_eq!(ask(socket().await.unwrap(), path).await.0, 200, "{path}");

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use portico_api::distribution::{Ack, Nack, Rejection};
 use portico_cert_store::{CellId, CellKeys, ChainInterner, Generation, LastGood, LastGoodError};
@@ -38,7 +39,7 @@ pub(super) struct Applier {
 
 /// What a blocking thread is at.
 enum Work {
-    Staging { kind: BatchKind, staged: JoinHandle<Staged> },
+    Staging { kind: BatchKind, begun: Instant, staged: JoinHandle<Staged> },
     Saving { saved: JoinHandle<Saved>, ack: Option<Ack> },
 }
 
@@ -128,6 +129,11 @@ impl Applier {
         self.work.is_some()
     }
 
+    /// Whether a batch is under way that is not served yet.
+    pub(super) fn is_staging(&self) -> bool {
+        matches!(self.work, Some(Work::Staging { .. }))
+    }
+
     /// Begins with a batch. An envelope fault is answered at once.
     pub(super) fn start(&mut self, batch: Batch) -> Option<Ack> {
         let kind = batch.kind;
@@ -135,7 +141,7 @@ impl Applier {
             Ok(admitted) => {
                 let context = self.context(Checks::Handshake);
                 let staged = spawn_blocking(move || stage(admitted, &context));
-                self.work = Some(Work::Staging { kind, staged });
+                self.work = Some(Work::Staging { kind, begun: clock::now(), staged });
                 None
             }
             Err(rejected) => Some(self.reject(&rejected)),
@@ -161,10 +167,10 @@ impl Applier {
     pub(super) async fn step(&mut self) -> Option<Ack> {
         match &mut self.work {
             None => std::future::pending().await,
-            Some(Work::Staging { kind, staged }) => {
-                let (kind, staged) = (*kind, staged.await);
+            Some(Work::Staging { kind, begun, staged }) => {
+                let (kind, begun, staged) = (*kind, *begun, staged.await);
                 self.work = None;
-                self.publish(kind, staged)
+                self.publish(kind, begun, staged)
             }
             Some(Work::Saving { saved, ack }) => {
                 let saved = saved.await;
@@ -209,7 +215,7 @@ impl Applier {
         }
     }
 
-    fn publish(&mut self, kind: BatchKind, staged: Result<Staged, JoinError>) -> Option<Ack> {
+    fn publish(&mut self, kind: BatchKind, begun: Instant, staged: Result<Staged, JoinError>) -> Option<Ack> {
         let staged = match staged {
             Ok(staged) => staged,
             // Staging holds panics to the resource; only a shutdown of the runtime ends it.
@@ -223,6 +229,7 @@ impl Applier {
             Err(rejected) => return Some(self.reject(&rejected)),
         };
         self.metrics.applied.increment(1);
+        self.metrics.applied_within(clock::now().duration_since(begun));
         self.metrics.nacks.increment(published.nacks.len() as u64);
         self.note_applied(published.generation);
         let saving = match kind {

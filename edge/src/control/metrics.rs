@@ -1,6 +1,8 @@
 //! Metrics of the control stream; names are part of the contract with dashboards.
 
-use metrics::{Counter, Gauge, counter, gauge};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, describe_gauge, describe_histogram, gauge, histogram};
 use portico_cert_store::Generation;
 
 /// Metric names.
@@ -13,6 +15,8 @@ pub mod names {
     pub const EPOCH: &str = "portico_edge_applied_epoch";
     pub const SEQUENCE: &str = "portico_edge_applied_sequence";
     pub const APPLIED_AT: &str = "portico_edge_applied_timestamp_seconds";
+    pub const APPLY_SECONDS: &str = "portico_edge_apply_seconds";
+    pub const SYNC_LAG: &str = "portico_edge_sync_lag_seconds";
     pub const LAST_GOOD_ERRORS: &str = "portico_edge_last_good_errors_total";
     pub const IDENTITY_NOT_AFTER: &str = "portico_edge_identity_not_after_timestamp_seconds";
     pub const IDENTITY_RENEWALS: &str = "portico_edge_identity_renewals_total";
@@ -39,11 +43,18 @@ pub(super) struct ControlMetrics {
     epoch: Gauge,
     sequence: Gauge,
     applied_at: Gauge,
+    apply_seconds: Histogram,
+    sync_lag: Gauge,
     identity_not_after: Gauge,
 }
 
 impl ControlMetrics {
     pub(super) fn new() -> Self {
+        describe_histogram!(names::APPLY_SECONDS, "from a batch of the control plane to its being served");
+        describe_gauge!(
+            names::SYNC_LAG,
+            "since when this edge has not had all that it was sent, or has had no stream; 0 while it has"
+        );
         Self {
             connected: gauge!(names::CONNECTED),
             connects_ok: counter!(names::CONNECTS, "result" => "ok"),
@@ -61,6 +72,8 @@ impl ControlMetrics {
             epoch: gauge!(names::EPOCH),
             sequence: gauge!(names::SEQUENCE),
             applied_at: gauge!(names::APPLIED_AT),
+            apply_seconds: histogram!(names::APPLY_SECONDS),
+            sync_lag: gauge!(names::SYNC_LAG),
             identity_not_after: gauge!(names::IDENTITY_NOT_AFTER),
         }
     }
@@ -70,6 +83,14 @@ impl ControlMetrics {
         self.epoch.set(generation.epoch as f64);
         self.sequence.set(generation.sequence as f64);
         self.applied_at.set(now_unix_seconds as f64);
+    }
+
+    pub(super) fn applied_within(&self, took: Duration) {
+        self.apply_seconds.record(took.as_secs_f64());
+    }
+
+    pub(super) fn set_sync_lag(&self, lag: Duration) {
+        self.sync_lag.set(lag.as_secs_f64());
     }
 
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 stay far below 2^53")]

@@ -155,6 +155,7 @@ impl Control {
             metrics,
             usage,
             renew_not_before: None,
+            in_step_at: clock::now(),
             caught_up: watch::Sender::new(false),
         };
         Ok(Self { syncer, switch, orders, live, usage_end })

@@ -47,6 +47,8 @@ pub(super) struct Syncer {
     pub(super) metrics: ControlMetrics,
     pub(super) usage: UsageReporter,
     pub(super) renew_not_before: Option<Instant>,
+    /// When all was served that had been sent, on a stream that stood.
+    pub(super) in_step_at: Instant,
     /// Set once the first stream has told what there was, or could not be had.
     pub(super) caught_up: watch::Sender<bool>,
 }
@@ -185,7 +187,10 @@ impl Syncer {
         loop {
             tokio::select! {
                 () = &mut ends => return None,
-                _ = tick.tick() => self.applier.publisher.challenges().sweep(clock::unix_ms()),
+                _ = tick.tick() => {
+                    self.applier.publisher.challenges().sweep(clock::unix_ms());
+                    self.note_lag(false);
+                }
                 _ = retry.tick() => self.applier.retry_saving(),
                 // Of what is written now the control plane has the ack already.
                 _ = self.applier.step() => {}
@@ -238,6 +243,7 @@ impl Syncer {
                 _ = sweep.tick() => {
                     self.applier.publisher.challenges().sweep(clock::unix_ms());
                     self.begin_renewal(&mut stream);
+                    self.note_lag(stream.waiting.is_empty() && !self.applier.is_staging());
                     Ok(())
                 }
                 (order, done) = orders.next() => match self.obey(order, done).await {
@@ -368,6 +374,14 @@ impl Syncer {
             }
         }
         Ok(())
+    }
+
+    fn note_lag(&mut self, in_step: bool) {
+        let now = clock::now();
+        if in_step {
+            self.in_step_at = now;
+        }
+        self.metrics.set_sync_lag(now.duration_since(self.in_step_at));
     }
 
     fn status(&self) -> Status {

@@ -13,6 +13,7 @@ use crate::{
     clock,
     http::{budget::ConnectionBudget, visitor::Visitor},
     live::{Host, TenantShare},
+    metrics::ActionTaken,
 };
 
 /// Travels with an answer's body and does its work when dropped.
@@ -32,6 +33,7 @@ pub struct ExchangeEnd {
     origin: Option<Reached>,
     cache: Option<Outcome>,
     route: Option<Box<str>>,
+    action: ActionTaken,
     first_byte: Option<Duration>,
     response_bytes: u64,
     complete: bool,
@@ -41,6 +43,7 @@ pub struct ExchangeEnd {
 impl ExchangeEnd {
     pub(super) fn begin(context: &Rc<ConnectionContext>, parts: &Parts) -> Self {
         let is_last = !context.clock.exchange_begins();
+        context.worker.edge.metrics.exchange_begins(context.protocol);
         let visitor = Arc::new(context.visitor(parts));
         let logged = context.worker.edge.access_log.is_on() || visitor.span.is_some();
         let authority = || {
@@ -64,6 +67,7 @@ impl ExchangeEnd {
             origin: None,
             cache: None,
             route: None,
+            action: ActionTaken::Own,
             first_byte: None,
             response_bytes: 0,
             complete: false,
@@ -85,7 +89,8 @@ impl ExchangeEnd {
         }
     }
 
-    pub(super) fn of_route(&mut self, rule: &Rule) {
+    pub(super) fn of_route(&mut self, rule: &Rule, action: ActionTaken) {
+        self.action = action;
         if self.visitor.span.is_some() {
             self.route = Some(rule.path.as_str().into());
         }
@@ -163,7 +168,7 @@ impl Drop for ExchangeEnd {
             self.context.clock.request_given_up();
         }
         let duration = clock::now().duration_since(self.noted.started);
-        edge.metrics.exchange(self.context.protocol, self.status);
+        edge.metrics.exchange(self.context.protocol, self.status, self.action);
         if let Some(outcome) = self.cache {
             edge.metrics.cache(outcome);
         }

@@ -20,7 +20,7 @@ use rustls::{
 };
 
 use super::{
-    Asking, CertificateCompressions, Shown, Tickets,
+    Asking, CertificateCompressions, Shown, Tickets, groups,
     sessions::{Sessions, SessionsOf},
 };
 use crate::{
@@ -177,7 +177,7 @@ enum Order {
 }
 
 fn provider(order: Order) -> CryptoProvider {
-    use aws_lc_rs::{cipher_suite as suite, kx_group};
+    use aws_lc_rs::cipher_suite as suite;
     let aes_128: [SupportedCipherSuite; 3] = [
         suite::TLS13_AES_128_GCM_SHA256,
         suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
@@ -197,9 +197,7 @@ fn provider(order: Order) -> CryptoProvider {
         Order::AesFirst => [aes_128, aes_256, chacha].concat(),
         Order::ChachaFirst => [chacha, aes_128, aes_256].concat(),
     };
-    let kx_groups =
-        vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-    CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }
+    CryptoProvider { cipher_suites, kx_groups: groups::counted(), ..aws_lc_rs::default_provider() }
 }
 
 fn base(

@@ -13,6 +13,7 @@ mod client_identity;
 mod compression;
 mod configs;
 pub(crate) mod failure;
+mod groups;
 mod hello;
 pub(crate) mod sessions;
 mod tickets;
@@ -39,7 +40,7 @@ use crate::{
     io::Stream,
     limits,
     live::{ClientAuth, Live, TenantConnection, UnknownSni},
-    metrics::{HandshakeEnd, Limited},
+    metrics::{HandshakeEnd, Limited, SniLookup},
     server::Edge,
     sources::Source,
 };
@@ -55,6 +56,8 @@ pub struct Shown {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// Absent: the client has shown no certificate. Known when the handshake is over.
     pub client: Option<Arc<ClientIdentity>>,
+    /// How the certificate was found.
+    pub found: SniLookup,
     /// The default certificate: every request on it is misdirected.
     pub is_default: bool,
     /// The connection's place among those of its name's tenant; see [`Shown::count`].
@@ -76,7 +79,7 @@ impl Shown {
 pub struct Handshake {
     /// Whom the client asked for, also where the default certificate was shown; absent when that is no domain name.
     pub sni: Option<DomainName>,
-    /// "1.2" or "1.3".
+    /// "1.2" or "1.3"; as the metrics have it.
     pub version: &'static str,
     /// By a session of before.
     pub resumed: bool,
@@ -99,6 +102,17 @@ pub enum Selection {
     },
 }
 
+impl Selection {
+    /// What came of the lookup of the client's name. None: there was none, or its key cannot be used.
+    pub fn lookup(&self) -> Option<SniLookup> {
+        match self {
+            Self::Serve { shown, .. } => Some(shown.found),
+            Self::Refuse { end: HandshakeEnd::UnknownName, .. } => Some(SniLookup::Miss),
+            Self::Refuse { .. } | Self::Challenge { .. } => None,
+        }
+    }
+}
+
 /// Chooses for one ClientHello.
 pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTime) -> Selection {
     if let Some(name) = &hello.sni {
@@ -115,6 +129,7 @@ pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTi
                 policy: hit.policy,
                 client_auth: None,
                 client: None,
+                found: if hit.by_wildcard { SniLookup::Wildcard } else { SniLookup::Exact },
                 is_default: false,
                 counted: None,
             };
@@ -149,6 +164,7 @@ pub fn select(hello: &HelloFacts, live: &Live, configs: &TlsConfigs, now: UnixTi
         policy,
         client_auth: None,
         client: None,
+        found: SniLookup::Default,
         is_default: true,
         counted: None,
     };
@@ -192,6 +208,7 @@ pub(crate) async fn accept(stream: Stream, source: &Source, edge: &Edge) -> Opti
             } else {
                 HandshakeEnd::Full
             });
+            metrics.tls_version(accepted.handshake.version);
             metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
             Some(accepted)
         }
@@ -210,7 +227,9 @@ async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<B
     // handshake message, and may be large: it must not run into the hello's bound.
     start.io.set_read_budget(None);
     let hello = HelloFacts::of(&start.client_hello());
-    let (config, mut shown) = match select(&hello, live, configs, clock::unix_time()) {
+    let selection = select(&hello, live, configs, clock::unix_time());
+    edge.metrics.sni_lookup(selection.lookup());
+    let (config, mut shown) = match selection {
         Selection::Serve { key, mut shown } => {
             // Before a key has signed: that is what costs. What is said is that of a server without resources (RFC 8446
             // section 6.2); no alert says it better, and a page would have to come after the handshake.
@@ -220,9 +239,7 @@ async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<B
                 return Err(HandshakeEnd::TenantConnections);
             }
             // Closed without a word, as a connection that comes when its address has used up its handshakes.
-            source
-                .take_signature(shown.credential.key_type())
-                .map_err(|_| HandshakeEnd::SourceHandshakes)?;
+            source.take_signature(shown.credential.key_type()).map_err(|_| HandshakeEnd::SourceHandshakes)?;
             (configs.serving(&shown, hello.prefers_chacha, key), shown)
         }
         Selection::Challenge { config } => {

@@ -39,6 +39,7 @@ mod http2_origin;
 mod http3_client;
 mod ipv6;
 mod limits;
+mod metrics;
 mod origin;
 mod origin_bounds;
 mod origin_certificates;

@@ -411,6 +411,7 @@ fn a_successor_that_fails_leaves_the_edge_serving() {
     };
     hears("wrokers");
     hears("ended before it served");
+    assert_eq!(chain.first.metric("portico_edge_last_reload_successful"), 0.0);
     // One that goes so far as to take the sockets, and then finds no certificates.
     std::fs::write(&file, good.replace("folder = \"certificates\"", "folder = \"nowhere\"")).unwrap();
     signal("HUP", before);

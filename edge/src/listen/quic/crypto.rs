@@ -130,7 +130,9 @@ impl SelectedSession {
         let State::Waiting { hello, version, parameters } = &mut self.state else { return Ok(false) };
         let Some(facts) = hello.take(bytes).map_err(refusal)? else { return Ok(false) };
         let Edge { live, tls, .. } = &*self.crypto.edge;
-        let (key, shown) = match select(&facts, live, tls, clock::unix_time()) {
+        let selection = select(&facts, live, tls, clock::unix_time());
+        self.crypto.edge.metrics.sni_lookup(selection.lookup());
+        let (key, shown) = match selection {
             Selection::Serve { key, shown } if shown.is_default || shown.policy.http3 => (key, shown),
             // Over TCP these would be served: what is missing is the protocol.
             Selection::Serve { .. } | Selection::Challenge { .. } => {

@@ -193,6 +193,7 @@ fn goes_on(
 
 fn ended(metrics: &Metrics, resumed: bool, started: Instant) {
     metrics.handshake(if resumed { HandshakeEnd::Resumed } else { HandshakeEnd::Full });
+    metrics.tls_version("1.3"); // RFC 9001 section 4.2
     metrics.handshake_seconds.record(clock::now().duration_since(started).as_secs_f64());
 }
 

@@ -32,6 +32,7 @@ use self::frame_budget::BudgetedCrypto;
 use self::handshake::{HalfOpen, begun, handshake};
 use self::steering::{SteeredSocket, SteeringCounts};
 use super::BoundListener;
+use crate::exchange::Protocol;
 use crate::http::drive::Ended;
 use crate::http::h3;
 use crate::io::{bound_elsewhere, steer_by_connection_id};
@@ -260,6 +261,7 @@ async fn accept(
     let accepted = seat.until_evicted(Box::pin(handshake)).await.flatten();
     if let Some((connection, budget, context)) = accepted {
         seat.serves(&context.clock);
+        let _counted = slot.worker.edge.metrics.serves(Protocol::Http3);
         let ended = seat.until_evicted(Box::pin(h3::serve(connection, budget, context))).await;
         if let Some(Ended::Expired(expired)) = ended {
             slot.worker.edge.metrics.expired(expired);
