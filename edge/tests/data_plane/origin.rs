@@ -105,6 +105,11 @@ impl Origin {
         self.messages.lock().unwrap().clone()
     }
 
+    /// Those behind the first `seen`.
+    pub fn messages_from(&self, seen: usize) -> Vec<Message> {
+        self.messages.lock().unwrap()[seen..].to_vec()
+    }
+
     pub fn faults(&self) -> Vec<String> {
         self.faults.lock().unwrap().clone()
     }
