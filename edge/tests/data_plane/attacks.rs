@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use portico_attacker::{Attack, End, QuicAttack, Target};
+use portico_attacker::{Attack, End, QuicAttack, Target, first_flight};
 use portico_edge::{clock, limits};
 
 use crate::client::https;
@@ -279,6 +279,45 @@ fn quic_handshakes_that_go_nowhere() {
 #[test]
 fn quic_tokens_of_others() {
     withstands_over_quic(&[QuicAttack::ForgedTokens, QuicAttack::StolenTokens, QuicAttack::LateTokens]);
+}
+
+/// An edge that answers what nobody sent could be kept busy by another of its kind for ever.
+#[test]
+fn quic_resets_that_answer_resets() {
+    withstands_over_quic(&[QuicAttack::ResetLoop]);
+}
+
+/// However large what there is to say, an address that has not answered gets three times what it has sent (RFC 9000
+/// section 8.1).
+#[test]
+fn a_large_chain_does_not_make_the_first_flight_larger() {
+    for io in ["epoll", "uring"] {
+        if io == "uring" && !uring_works() {
+            portico_skipping::skipped("io_uring: this kernel refuses it");
+            continue;
+        }
+        let folder = prepare();
+        // 300 names do not compress to less than the bound.
+        const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        let names = (1..=300_u128).map(|number| format!("{:032x}.example", number.wrapping_mul(SPREAD)));
+        let names: Vec<String> = names.collect();
+        let all: Vec<&str> = [ATTACKED].into_iter().chain(names.iter().map(String::as_str)).collect();
+        let certificate = pem(&all);
+        assert!(certificate.len() > 12_000, "{}", certificate.len());
+        std::fs::write(folder.path().join("certificates/large.pem"), certificate).unwrap();
+        let file = FILE.replace("kind = \"https\"\n", "kind = \"https\"\nhttp3 = true\n");
+        std::fs::write(folder.path().join("edge.toml"), file).unwrap();
+        let edge = Running::start(folder, io);
+        let target = Target { address: edge.https(), host: ATTACKED.to_owned() };
+        // Said again until the edge gives the handshake up, and not more than was allowed at first.
+        let flight = first_flight(&target, limits::HANDSHAKE_DEADLINE).unwrap();
+        assert!(!flight.retried, "nobody else is there");
+        assert!(flight.bytes_received > 2 * flight.bytes_sent, "it is what the bound is for: {flight:?}");
+        // And what quinn goes beyond it: less than one datagram (see the attacks on handshakes).
+        assert!(flight.bytes_received < 3 * flight.bytes_sent + 1200, "{flight:?}");
+        // Who answers gets the rest.
+        assert_eq!(http3_get(edge.https(), Some(ATTACKED), ATTACKED, "/"), Ok(200));
+    }
 }
 
 #[test]

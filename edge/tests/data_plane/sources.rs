@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use portico_cert_store::KeyType;
 use portico_edge::io::Backend;
-use portico_edge::limits::{SOURCE_RESUMED_BACK, SOURCE_RSA2048_MORE};
+use portico_edge::limits::{SOURCE_RESUMED_BACK, SOURCE_RSA2048_MORE, SOURCE_RSA4096_MORE};
 use portico_edge::rate::Rate;
 use portico_edge::sources::SourceLimits;
 use quinn::crypto::rustls::QuicClientConfig;
+use rustls::HandshakeKind;
 
 use crate::client::{Https, any_version, http2_get, https_over, plain, plain_over, runtime, tcp_from};
 use crate::fleet;
@@ -93,6 +95,47 @@ fn a_handshake_with_an_rsa_key_takes_more_of_the_share() {
         });
         assert_eq!(resumed.count(), 20);
         assert_eq!(handshakes(true).1, 10, "over QUIC");
+    });
+}
+
+/// A flood of handshakes costs its signatures, and who comes again with a session asks for none.
+#[test]
+fn who_resumes_is_served_beside_a_flood_of_handshakes_with_an_rsa_key() {
+    on_each_backend(|backend| {
+        let sources =
+            SourceLimits { handshakes: slow(2 * (1 + SOURCE_RSA4096_MORE)), ..SourceLimits::none() };
+        let mut edge = TestEdge::with(backend, Setup { sources, ..Setup::default() });
+        let served = edge.serve(&[HOST]);
+        let minted = fleet::mint_with_key(served.tenant, &[HOST], KeyType::Rsa4096);
+        edge.apply(vec![fleet::credential(served.lineage, 2, served.tenant, &minted.body)]);
+        let before = refused(&edge, "source_handshakes");
+        let (over, floods) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let config = any_version(&["http/1.1"]);
+        let visit = || {
+            let client = https_over(tcp_from(NEIGHBOUR, edge.https), Some(HOST), config.clone());
+            let mut client = client.expect("the neighbour is served");
+            assert_eq!(client.get(HOST, "/").status, 200);
+            client.stream.conn.handshake_kind()
+        };
+        assert_eq!(visit(), Some(HandshakeKind::Full));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::SeqCst) {
+                        let _refused = https_from(GREEDY, &edge).is_err();
+                        floods.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            wait_until("the flood has begun", || floods.load(Ordering::SeqCst) > 50);
+            let resumed = (0..50).filter(|_| visit() == Some(HandshakeKind::Resumed)).count();
+            over.store(true, Ordering::SeqCst);
+            assert_eq!(resumed, 50);
+        });
+        assert!(
+            refused(&edge, "source_handshakes") > before + 40.0,
+            "it is stopped before its signatures are made"
+        );
     });
 }
 

@@ -13,5 +13,5 @@ mod trust_all;
 
 pub use attack::{Attack, End, Outcome};
 pub use client::{Client, Target};
-pub use quic::QuicAttack;
+pub use quic::{Flight, QuicAttack, first_flight};
 pub use trust_all::TrustAll;

@@ -149,6 +149,11 @@ impl QuicClient {
         self.send(&datagram);
     }
 
+    /// The connection id that the server has chosen.
+    pub(crate) fn server_id(&self) -> &[u8] {
+        &self.addressing.to
+    }
+
     /// What TLS says first; fits one packet.
     pub(crate) fn hello(&self) -> &[u8] {
         &self.hello

@@ -5,12 +5,41 @@ mod frames;
 mod handshakes;
 mod packet;
 mod requests;
+mod resets;
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::attack::Outcome;
 use crate::client::Target;
+
+/// What a server sends to an address that it does not know.
+#[derive(Clone, Copy, Debug)]
+pub struct Flight {
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// It wants the address to be shown first.
+    pub retried: bool,
+}
+
+/// Says hello once and nothing more, and listens for so long to what is said and said again.
+///
+/// # Errors
+/// When there is no socket for it.
+pub fn first_flight(target: &Target, time: Duration) -> io::Result<Flight> {
+    let mut client = client::QuicClient::new(target, client::sound_parameters)?;
+    client.answers = false;
+    client.begin();
+    let until = crate::attack::now() + time;
+    while crate::attack::now() < until {
+        client.receive();
+    }
+    Ok(Flight {
+        bytes_sent: client.bytes_sent as u64,
+        bytes_received: client.bytes_received as u64,
+        retried: client.retries > 0,
+    })
+}
 
 /// What a QUIC client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +78,8 @@ pub enum QuicAttack {
     Pings,
     /// Another address with each packet.
     Migrations,
+    /// Packets of a connection that is no more, and resets that answer resets (RFC 9000 section 10.3.3).
+    ResetLoop,
     /// CVE-2023-44487 over HTTP/3.
     RapidReset,
     /// Field sections that grow to many times their size.
@@ -66,7 +97,7 @@ pub enum QuicAttack {
 }
 
 impl QuicAttack {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::InitialFlood,
         Self::ShortInitials,
         Self::CoalescedGarbage,
@@ -84,6 +115,7 @@ impl QuicAttack {
         Self::PathChallenges,
         Self::Pings,
         Self::Migrations,
+        Self::ResetLoop,
         Self::RapidReset,
         Self::QpackBomb,
         Self::QpackBlocked,
@@ -114,6 +146,7 @@ impl QuicAttack {
             | Self::RetiredIds
             | Self::PathChallenges
             | Self::Pings => frames::run(self, target, until),
+            Self::ResetLoop => resets::reset_loop(target, until),
             Self::RapidReset => requests::rapid_reset(target, until),
             Self::ControlStreams => requests::control_streams(target, until),
             Self::QpackBomb
