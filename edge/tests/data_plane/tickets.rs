@@ -23,9 +23,11 @@ enum Over {
     Tls12,
     Tls13,
     Quic,
+    /// Where the names take early data, and the client offers it.
+    QuicEarly,
 }
 
-const EVERYTHING: [Over; 3] = [Over::Tls12, Over::Tls13, Over::Quic];
+const EVERYTHING: [Over; 4] = [Over::Tls12, Over::Tls13, Over::Quic, Over::QuicEarly];
 
 #[test]
 fn a_session_goes_on_for_its_own_name_only() {
@@ -33,17 +35,20 @@ fn a_session_goes_on_for_its_own_name_only() {
         let clients = ClientCa::new("clients");
         let pair = clients.issue("client");
         let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
-        publish(&mut edge, &clients);
+        let mut early = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+        publish(&mut edge, &clients, false);
+        publish(&mut early, &clients, true);
         let names = NAMES.map(|name| name.replace('*', "x")).into_iter().chain(["y.w.example".to_owned()]);
         let names: Vec<String> = names.collect();
         assert_eq!(names.len(), 8);
         for over in EVERYTHING {
+            let edge = if matches!(over, Over::QuicEarly) { &early } else { &edge };
             for first in &names {
                 for second in &names {
                     let client = Client::new(over, Some(&pair));
-                    assert_eq!(client.visit(&edge, first), Ok(Kind::Full), "{over:?} {first}");
+                    assert_eq!(client.visit(edge, first), Ok(Kind::Full), "{over:?} {first}");
                     let kind = if first == second { Kind::Resumed } else { Kind::Full };
-                    assert_eq!(client.visit(&edge, second), Ok(kind), "{over:?} {first} -> {second}");
+                    assert_eq!(client.visit(edge, second), Ok(kind), "{over:?} {first} -> {second}");
                 }
             }
         }
@@ -110,7 +115,7 @@ fn no_session_goes_on_under_other_client_certificates() {
 const NAMES: [&str; 7] =
     ["a.example", "b.example", "c.example", "m.example", "n.example", "o.example", "*.w.example"];
 
-fn publish(edge: &mut TestEdge, clients: &ClientCa) {
+fn publish(edge: &mut TestEdge, clients: &ClientCa, early_data: bool) {
     let [one, two, three] = [(); 3].map(|()| TenantId::generate());
     let [shared, own, wildcard] = [(); 3].map(|()| LineageId::generate());
     let mut resources: Vec<_> = [one, two, three].iter().map(|id| tenant_with(*id, 1, &[], None)).collect();
@@ -127,6 +132,7 @@ fn publish(edge: &mut TestEdge, clients: &ClientCa) {
             "n.example" => Some(clients.policy(false)),
             _ => None,
         };
+        body.tls.get_or_insert_default().early_data = early_data;
         resources.push(fleet::domain(DomainId::generate(), 1, tenant, &body));
     }
     edge.apply(resources);
@@ -151,13 +157,14 @@ impl Client {
         let (alpn, version) = match over {
             Over::Tls12 => ("http/1.1", &TLS12),
             Over::Tls13 => ("http/1.1", &TLS13),
-            Over::Quic => ("h3", &TLS13),
+            Over::Quic | Over::QuicEarly => ("h3", &TLS13),
         };
         let mut config = match pair {
             Some(pair) => pair.config(&[alpn], &[version]),
             None => config(&[alpn], &[version]),
         };
         let (tickets, certificates_seen) = (Arc::new(LastTicket::default()), Arc::new(TrustAll::default()));
+        config.enable_early_data = matches!(over, Over::QuicEarly);
         config.resumption = Resumption::store(Arc::clone(&tickets) as Arc<_>);
         config.dangerous().set_certificate_verifier(Arc::clone(&certificates_seen) as Arc<_>);
         Self { over, config, tickets, certificates_seen }
@@ -168,7 +175,7 @@ impl Client {
         let before = self.certificates_seen.shown();
         match self.over {
             Over::Tls12 | Over::Tls13 => self.visit_over_tcp(edge, name)?,
-            Over::Quic => self.visit_over_quic(edge, name)?,
+            Over::Quic | Over::QuicEarly => self.visit_over_quic(edge, name)?,
         }
         Ok(if self.certificates_seen.shown() > before { Kind::Full } else { Kind::Resumed })
     }
