@@ -416,3 +416,6 @@ impl fmt::Debug for SteeredSocket {
         formatter.debug_struct("SteeredSocket").field("gate", &self.gate).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
