@@ -22,7 +22,7 @@ pub(crate) struct Edge {
     pub(crate) http: SocketAddr,
     metrics: SocketAddr,
     pub(crate) identity: Identity,
-    folder: TempDir,
+    pub(crate) folder: TempDir,
     _process: Running,
 }
 

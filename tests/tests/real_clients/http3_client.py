@@ -1,6 +1,6 @@
 """aioquic's HTTP/3 client before the edge.
 
-Arguments: address, port, host that is served, file with the CA's certificates.
+Arguments: address, port, host that is served, file with the CA's certificates, and "early" for a host that takes early data.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Client(QuicConnectionProtocol):
 
     def quic_event_received(self, event):
         if isinstance(event, ProtocolNegotiated):
-            self.http = Http(self._quic)
+            self.http = self.http or Http(self._quic)
         elif isinstance(event, HandshakeCompleted):
             self.handshake = event
         elif isinstance(event, ConnectionTerminated):
@@ -138,6 +138,30 @@ async def connect(made=None, **kwargs):
     client.connect((ADDRESS, PORT))
     await client.wait_connected()
     return client
+
+
+async def connect_early(ticket, *request, **kwargs):
+    """Sends a request with the first packets, before the server has said anything."""
+    loop = asyncio.get_running_loop()
+    quic = QuicConnection(configuration=configuration(session_ticket=ticket))
+    _, client = await loop.create_datagram_endpoint(lambda: Client(quic), local_addr=("127.0.0.1", 0))
+    client.http = Http(quic)
+    client.connect((ADDRESS, PORT))
+    answer = client.begin(*request, **kwargs)
+    assert client.handshake is None
+    await client.wait_connected()
+    return client, answer
+
+
+async def ticket_for_early_data():
+    tickets = []
+    client = await connect(session_ticket_handler=tickets.append)
+    assert (await client.ask("GET", "/echo")).status == 200
+    await checks.until("a session ticket", lambda: tickets)
+    await end(client)
+    # RFC 9001 section 4.6.1: the only value that there is.
+    assert tickets[0].max_early_data_size == 0xFFFFFFFF, tickets[0]
+    return tickets[0]
 
 
 async def end(client):
@@ -263,6 +287,34 @@ async def a_session_is_resumed_without_early_data():
     await end(again)
 
 
+async def a_safe_request_is_served_as_early_data():
+    client, answer = await connect_early(await ticket_for_early_data(), "GET", "/echo?early")
+    answer = await answer.done
+    assert client.handshake.session_resumed and client.handshake.early_data_accepted
+    # RFC 8470 section 5.1: the origin is told.
+    assert (answer.status, answer.headers.get("x-early-data")) == (200, "1"), answer.headers
+    later = await client.ask("GET", "/echo?later")
+    assert (later.status, later.headers.get("x-early-data")) == (200, None), later.headers
+    await end(client)
+
+
+async def an_unsafe_request_waits_for_the_handshake():
+    client, answer = await connect_early(await ticket_for_early_data(), "POST", "/echo", (), b"a body")
+    answer = await answer.done
+    assert client.handshake.early_data_accepted
+    assert (answer.status, bytes(answer.body), answer.headers.get("x-early-data")) == (200, b"a body", None)
+    await end(client)
+
+
+async def a_ticket_is_good_for_early_data_once():
+    ticket = await ticket_for_early_data()
+    for accepted in (True, False):
+        client, _answer = await connect_early(ticket, "GET", "/echo")
+        assert client.handshake.early_data_accepted == accepted
+        assert (await client.ask("GET", "/echo")).status == 200
+        await end(client)
+
+
 async def websocket_over_http3_is_refused_and_the_connection_goes_on():
     client = await connect()
     await checks.until("SETTINGS", lambda: client.http.received_settings is not None)
@@ -298,6 +350,12 @@ async def clients_show_their_address_while_many_handshakes_are_open():
 
 checks.run(
     [
+        a_safe_request_is_served_as_early_data,
+        an_unsafe_request_waits_for_the_handshake,
+        a_ticket_is_good_for_early_data_once,
+    ]
+    if sys.argv[5:] == ["early"]
+    else [
         get_head_and_post,
         large_bodies_both_ways,
         trailers_both_ways,

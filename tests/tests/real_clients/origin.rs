@@ -129,7 +129,7 @@ fn kept() -> Response<Body> {
     response
 }
 
-/// The request's body and trailers, with its first line.
+/// The request's body and trailers, with its first line and whether it came early.
 fn echo(request: Request<Incoming>) -> Response<Body> {
     let line = format!("{} {}", request.method(), request.uri());
     let mut fields = HeaderMap::new();
@@ -139,6 +139,9 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
         }
     }
     fields.insert(HeaderName::from_static("x-request"), line.parse().unwrap());
+    if let Some(early) = request.headers().get("early-data") {
+        fields.insert(HeaderName::from_static("x-early-data"), early.clone());
+    }
     let mut response = Response::new(request.into_body().boxed());
     *response.headers_mut() = fields;
     response
