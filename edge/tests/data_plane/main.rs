@@ -58,6 +58,7 @@ mod restart;
 mod rotation;
 mod routes;
 mod service_manager;
+mod site_load;
 mod smuggling;
 mod sources;
 mod stalled;

@@ -1,6 +1,6 @@
 //! systemd as it is: its program that activates by sockets, its notifications, its reading of our units.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +9,8 @@ use crate::client::{any_version, http2_get, https, https_over};
 use crate::harness::{PATIENCE, wait_until};
 use crate::http3_client::http3_get;
 use crate::process::{EDGE, FILE, Running, command, prepare};
+use crate::restart::{Handle, Load, has_ended};
+use crate::site_load;
 
 const HOST: &str = "shop.example";
 const BODY: &str = "a body from a file";
@@ -25,19 +27,28 @@ fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// An edge's file with that address over TCP and UDP.
+fn activatable(folder: &tempfile::TempDir, address: SocketAddr, routes: &str) {
+    let file = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
+    let file = file.replacen("127.0.0.1:0\"\nkind", &format!("{address}\"\nkind"), 1);
+    std::fs::write(folder.path().join("edge.toml"), file + routes).unwrap();
+}
+
+/// One such program listens on one kind of socket; the second passes on what it got from the first.
+fn activating(activate: &Path, folder: &tempfile::TempDir, address: SocketAddr) -> Command {
+    let mut activating = Command::new(activate);
+    activating.args(["--listen", &address.to_string()]).arg(activate);
+    activating.args(["--datagram", "--listen", &address.to_string(), EDGE, "--config"]);
+    activating.arg(folder.path().join("edge.toml")).stdin(Stdio::null()).stderr(Stdio::piped());
+    activating
+}
+
 #[test]
 fn systemds_own_program_starts_the_edge_with_the_first_visitor() {
     let Some(activate) = program("systemd-socket-activate") else { return };
     let (address, folder) = (portico_ports::reserve(), prepare());
-    let file = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
-    let file = file.replacen("127.0.0.1:0\"\nkind", &format!("{address}\"\nkind"), 1);
-    std::fs::write(folder.path().join("edge.toml"), file).unwrap();
-    // One such program listens on one kind of socket; the second passes on what it got from the first.
-    let mut activating = Command::new(&activate);
-    activating.args(["--listen", &address.to_string()]).arg(&activate);
-    activating.args(["--datagram", "--listen", &address.to_string(), EDGE, "--config"]);
-    activating.arg(folder.path().join("edge.toml")).stdin(Stdio::null()).stderr(Stdio::piped());
-    let child = activating.spawn().unwrap();
+    activatable(&folder, address, "");
+    let child = activating(&activate, &folder, address).spawn().unwrap();
     let first = std::thread::spawn(move || {
         let connected = std::cell::RefCell::new(None);
         wait_until("somebody listens", || {
@@ -60,6 +71,35 @@ fn systemds_own_program_starts_the_edge_with_the_first_visitor() {
     edge.terminate();
     assert!(edge.child.wait().unwrap().success());
     assert!(TcpStream::connect(address).is_err(), "nobody but the edge had the socket");
+}
+
+/// The sockets of a service manager go from process to process like any others.
+#[test]
+fn an_edge_of_systemds_program_is_restarted_under_load() {
+    let Some(activate) = program("systemd-socket-activate") else { return };
+    let (address, folder, origin) = (portico_ports::reserve(), prepare(), site_load::origin());
+    activatable(&folder, address, &site_load::routes(&origin));
+    let child = activating(&activate, &folder, address).spawn().unwrap();
+    let first = std::thread::spawn(move || {
+        wait_until("somebody listens", || TcpStream::connect(address).is_ok());
+    });
+    let edge = Running::watch(child, folder);
+    first.join().unwrap();
+    let handle = Handle { socket: edge.folder.path().join("admin.sock") };
+    let load = Load::of_a_site(address);
+    let mut processes = vec![handle.process()];
+    for _ in 0..3 {
+        processes.push(handle.restart());
+    }
+    load.end();
+    let (last, before) = processes.split_last().unwrap();
+    for process in before {
+        wait_until("each predecessor ends", || has_ended(*process));
+    }
+    assert_eq!(https(address, HOST).get(HOST, "/").text(), BODY);
+    signal("TERM", *last);
+    // A ring's sockets are taken apart a moment after its process.
+    wait_until("nobody but the edges had the socket", || TcpStream::connect(address).is_err());
 }
 
 /// The service manager's end: what it is told.
