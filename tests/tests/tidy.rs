@@ -124,6 +124,29 @@ fn names_of_metrics_stand_in_metrics_modules() {
 }
 
 #[test]
+fn metrics_that_the_papers_name_are_there() {
+    let sources = rust_sources();
+    let named: String = sources
+        .iter()
+        .filter(|(path, _)| path.ends_with("metrics.rs"))
+        .map(|(_, text)| text.as_str())
+        .collect();
+    let mut missing = Vec::new();
+    for paper in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+        let text = fs::read_to_string(root().join(paper)).unwrap();
+        let is_of_a_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        for word in text.split(|letter| !is_of_a_name(letter)).filter(|word| word.starts_with("portico_")) {
+            let name =
+                ["_bucket", "_count", "_sum"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            if !named.contains(&format!("\"{name}\"")) {
+                missing.push(format!("{paper}: {word}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no metrics.rs names them:\n{}", missing.join("\n"));
+}
+
+#[test]
 fn only_clock_modules_read_the_wall_clock() {
     // The monotonic clock is clippy.toml's to hold; a runtime's own timers move with the runtime.
     only_in(
