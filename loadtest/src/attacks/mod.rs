@@ -78,6 +78,22 @@ struct Row {
     resident_bytes_before: u64,
     resident_bytes_peak: u64,
     resident_bytes_after: u64,
+    /// Parts of the promise that did not hold; none: it held.
+    broken: Vec<&'static str>,
+}
+
+/// What an attack may cost, beside that visitors are answered.
+mod promise {
+    /// Of one core, for each attacking connection.
+    pub(super) const CPU_PERCENT: f64 = 1.0;
+    /// The visitors' p99, to that of before.
+    pub(super) const P99_FACTOR: f64 = 2.0;
+    /// Of the visitors.
+    pub(super) const FAILED_SHARE: f64 = 0.0001;
+    /// For each attacking connection.
+    pub(super) const MEMORY_BYTES: u64 = 256 * 1024;
+    /// Back from before, when it is over.
+    pub(super) const MEMORY_BACK_FACTOR: f64 = 1.05;
 }
 
 pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
@@ -100,6 +116,7 @@ pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
     let mut rows = Vec::new();
     // At once: all of them take an hour.
     let mut add = |row: Row| {
+        let row = row.judged();
         if !args.json {
             print(&row, rows.is_empty());
         }
@@ -125,9 +142,45 @@ pub(crate) fn run(args: &AttacksArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     }
+    let held = rows.iter().filter(|row| row.broken.is_empty()).count();
+    eprintln!(
+        "{held} of {} attacks stayed within the promise: {}% of a core and {} KiB each, visitors' p99 at most {} times what it \
+         was, at most {}% of them not answered, memory back within 5%",
+        rows.len(),
+        promise::CPU_PERCENT,
+        promise::MEMORY_BYTES / 1024,
+        promise::P99_FACTOR,
+        100.0 * promise::FAILED_SHARE
+    );
     match rows.iter().find(|row| row.visitors == 0 || row.visitors_failed > 0) {
         Some(row) => bail!("visitors were not all answered beside {}; see the rows", row.attack),
         None => Ok(()),
+    }
+}
+
+impl Row {
+    /// Of a core, each.
+    fn cpu_percent(&self) -> f64 {
+        self.server_cpu_ms as f64 / self.seconds / 10.0 / self.attackers.max(1) as f64
+    }
+
+    fn bytes_each(&self) -> u64 {
+        self.resident_bytes_peak.saturating_sub(self.resident_bytes_before) / self.attackers.max(1) as u64
+    }
+
+    fn judged(mut self) -> Self {
+        let failed = self.visitors_failed as f64 / self.visitors.max(1) as f64;
+        let back = self.resident_bytes_before as f64 * promise::MEMORY_BACK_FACTOR;
+        let parts = [
+            ("attackers not ended", self.ended < self.attackers),
+            ("visitors", self.visitors == 0 || failed > promise::FAILED_SHARE),
+            ("p99", self.visitors_p99_us as f64 > promise::P99_FACTOR * self.visitors_p99_us_before as f64),
+            ("CPU", self.cpu_percent() > promise::CPU_PERCENT),
+            ("memory", self.bytes_each() > promise::MEMORY_BYTES),
+            ("memory afterwards", self.resident_bytes_after as f64 > back),
+        ];
+        self.broken = parts.into_iter().filter(|(_, is_broken)| *is_broken).map(|(part, _)| part).collect();
+        self
     }
 }
 
@@ -253,6 +306,7 @@ fn measure(
         resident_bytes_before: before,
         resident_bytes_peak: peak,
         resident_bytes_after: settled_bytes(server, before)?,
+        broken: Vec::new(),
     })
 }
 
@@ -306,13 +360,14 @@ fn print(row: &Row, is_first: bool) {
     if is_first {
         println!(
             "| attack | attackers | seconds | requests | ended | visitors | failed | p99 ms before | p99 ms | CPU % of a core \
-             each | memory KiB each | memory MiB before | at most | after |"
+             each | memory KiB each | memory MiB before | at most | after | promise |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     }
-    let each = row.attackers.max(1) as f64;
+    let promise =
+        if row.broken.is_empty() { "held".to_owned() } else { format!("not: {}", row.broken.join(", ")) };
     println!(
-        "| {} | {} | {:.0} | {} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {:.0} | {} | {} | {} |",
+        "| {} | {} | {:.0} | {} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {:.0} | {} | {} | {} | {promise} |",
         row.attack,
         row.attackers,
         row.seconds,
@@ -322,8 +377,8 @@ fn print(row: &Row, is_first: bool) {
         row.visitors_failed,
         row.visitors_p99_us_before as f64 / 1000.0,
         row.visitors_p99_us as f64 / 1000.0,
-        row.server_cpu_ms as f64 / row.seconds / 10.0 / each,
-        row.resident_bytes_peak.saturating_sub(row.resident_bytes_before) as f64 / 1024.0 / each,
+        row.cpu_percent(),
+        row.bytes_each() as f64 / 1024.0,
         row.resident_bytes_before >> 20,
         row.resident_bytes_peak >> 20,
         row.resident_bytes_after >> 20
@@ -333,6 +388,34 @@ fn print(row: &Row, is_first: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_part_of_the_promise_is_looked_at_by_itself() {
+        let sound = Row {
+            attack: String::new(),
+            attackers: 10,
+            requests: 0,
+            ended: 10,
+            visitors: 20_000,
+            visitors_failed: 2,
+            visitors_p99_us: 2000,
+            visitors_p99_us_before: 1000,
+            seconds: 10.0,
+            server_cpu_ms: 1000,
+            resident_bytes_before: 100 << 20,
+            resident_bytes_peak: (100 << 20) + 10 * promise::MEMORY_BYTES,
+            resident_bytes_after: 105 << 20,
+            broken: Vec::new(),
+        };
+        assert!(sound.clone().judged().broken.is_empty());
+        let broken = |row: Row| row.judged().broken;
+        assert_eq!(broken(Row { ended: 9, ..sound.clone() }), ["attackers not ended"]);
+        assert_eq!(broken(Row { visitors_failed: 3, ..sound.clone() }), ["visitors"]);
+        assert_eq!(broken(Row { visitors_p99_us: 2001, ..sound.clone() }), ["p99"]);
+        assert_eq!(broken(Row { server_cpu_ms: 1001, ..sound.clone() }), ["CPU"]);
+        assert_eq!(broken(Row { resident_bytes_peak: 200 << 20, ..sound.clone() }), ["memory"]);
+        assert_eq!(broken(Row { resident_bytes_after: 106 << 20, ..sound }), ["memory afterwards"]);
+    }
 
     #[test]
     fn an_attack_that_does_not_exist_is_not_measured_in_silence() {
