@@ -124,6 +124,37 @@ fn an_origin_that_fails_again_and_again_gets_no_requests_for_a_growing_time_and_
     });
 }
 
+/// The long way to its whole share, of which this test sees the beginning.
+#[test]
+fn an_origin_that_is_back_gets_few_requests_at_first() {
+    on_each_backend(|backend| {
+        let (failing, broken) = breakable("failing");
+        let (other, _) = breakable("other");
+        broken.store(true, Ordering::SeqCst);
+        let deadlines = Deadlines {
+            origin_ejection: Duration::from_millis(200),
+            origin_slow_start: Duration::from_secs(3600),
+            ..Deadlines::default()
+        };
+        let setup = Setup { deadlines, ..Setup::default() };
+        let edge = edge(backend, setup, &[failing.address, other.address], |_| ());
+        let mut client = https(edge.https, HOST);
+        wait_until("it is out", || {
+            assert_eq!(https(edge.https, HOST).get(HOST, "/").status, 200);
+            asked(&failing) >= usize::try_from(limits::EJECT_AFTER_FAILURES).unwrap()
+        });
+        broken.store(false, Ordering::SeqCst);
+        wait_until("it is back", || https(edge.https, HOST).get(HOST, "/").text() == "failing");
+        let before = asked(&failing);
+        for _ in 0..800 {
+            assert_eq!(client.get(HOST, "/").status, 200);
+        }
+        // One in seventeen is 47; without the slow start it would be half of them.
+        let of_it = asked(&failing) - before;
+        assert!((1..150).contains(&of_it), "{of_it} of 800");
+    });
+}
+
 #[test]
 fn never_are_all_origins_out() {
     on_each_backend(|backend| {

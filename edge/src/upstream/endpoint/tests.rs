@@ -59,6 +59,29 @@ fn ejections_grow_up_to_the_longest_and_begin_anew_after_a_calm() {
 }
 
 #[test]
+fn an_origin_that_is_back_gets_its_share_little_by_little() {
+    let endpoint = endpoint(&Rc::default());
+    let slow = limits::SLOW_START;
+    let mut now = clock::now();
+    assert_eq!(endpoint.share(now, slow), WHOLE_SHARE, "one that was never out begins whole");
+    for failures in [limits::EJECT_AFTER_FAILURES, 1] {
+        let mut out = None;
+        for _ in 0..failures {
+            out = endpoint.failed(now, limits::EJECTION_FIRST);
+        }
+        let back = now + out.expect("it is ejected");
+        assert_eq!(endpoint.share(back - MOMENT, slow), 0);
+        let shares: Vec<u32> =
+            (0..WHOLE_SHARE).map(|part| endpoint.share(back + slow * part / WHOLE_SHARE, slow)).collect();
+        assert_eq!(shares, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        // In the first round it fails in the middle, and begins anew; in the second it has all in the end.
+        now = back + slow;
+    }
+    assert_eq!(endpoint.share(now, slow), WHOLE_SHARE);
+    assert_eq!(endpoint.share(now + MOMENT, slow), WHOLE_SHARE, "for good");
+}
+
+#[test]
 fn retries_are_paid_from_a_bounded_reserve_and_from_what_requests_earn() {
     let endpoint = endpoint(&Rc::default());
     let paid = || (0..10_000).take_while(|_| endpoint.pay_for_retry()).count();
