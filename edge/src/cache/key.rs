@@ -75,3 +75,52 @@ impl CacheKey {
             + self.query.as_ref().map_or(0, |query| query.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portico_cert_store::DomainName;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What makes a resource, in words that differ by as little as possible.
+    type Parts = (usize, bool, &'static str, Option<u16>, String, Option<String>);
+
+    fn parts() -> impl Strategy<Value = Parts> {
+        let host = prop_oneof![Just("a.example"), Just("aa.example"), Just("a.example.example")];
+        let port = prop_oneof![Just(None), Just(Some(80)), Just(Some(443)), Just(Some(8443))];
+        (0..2_usize, any::<bool>(), host, port, "/[a?/:]{0,3}", proptest::option::of("[a?/:&]{0,3}"))
+    }
+
+    fn key(tenants: &[TenantId; 2], (tenant, tls, host, port, path, query): &Parts) -> CacheKey {
+        let authority = Authority { name: DomainName::parse(host).expect("a name"), port: *port };
+        CacheKey::new(tenants[*tenant], *tls, &authority, path, query.as_deref())
+    }
+
+    fn hash(key: &CacheKey) -> u64 {
+        use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+        BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// One key is one resource of one tenant. A port that is not said is the scheme's own.
+        #[test]
+        fn two_resources_never_share_a_key(one in parts(), other in parts()) {
+            let tenants = [TenantId::generate(), TenantId::generate()];
+            let said = |parts: &Parts| {
+                let mut parts = parts.clone();
+                parts.3 = parts.3.or(Some(if parts.1 { 443 } else { 80 }));
+                parts
+            };
+            let (first, second) = (key(&tenants, &one), key(&tenants, &other));
+            prop_assert_eq!(first == second, said(&one) == said(&other));
+            prop_assert!(first != second || hash(&first) == hash(&second));
+            // And where they differ in one part alone.
+            let mut near = one.clone();
+            near.0 = 1 - near.0;
+            prop_assert!(key(&tenants, &near) != first);
+        }
+    }
+}
