@@ -7,6 +7,8 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use crate::store::figures::DOMAIN_STANDINGS;
+use crate::store::order::OrderState;
 use crate::store::renewals::Standing;
 
 /// Requests to the API, by `method` and `class` of the answer.
@@ -25,6 +27,14 @@ const ORDERS_POSTPONED: &str = "portico_orders_postponed_total";
 const ORDERS_FAILED: &str = "portico_orders_failed_total";
 /// Certificates by `issuer`, as the configuration names it.
 const CERTIFICATES_ISSUED: &str = "portico_certificates_issued_total";
+/// From when an order was planned until its certificate was there, seconds, by `issuer`; waits for limits included.
+const ORDER_SECONDS: &str = "portico_order_seconds";
+/// Orders that are not over, by `state`.
+const ORDERS: &str = "portico_orders";
+/// What a limit of a CA still lets through for a whole `issuer`, by `limit`; those that are not limited are not there.
+const RATE_LIMIT_REMAINING: &str = "portico_rate_limit_remaining";
+/// Domains by `standing`: `suspended`, `unproved`, `uncertified`, `certified`.
+const DOMAINS: &str = "portico_domains";
 /// From the CA's answer to the ack of the last live edge, seconds.
 const CERTIFICATE_DEPLOY_SECONDS: &str = "portico_certificate_deploy_seconds";
 /// 1 while an `issuer` is away: its orders failed for a while and none was issued.
@@ -92,8 +102,33 @@ pub(crate) fn order_failed(reason: &'static str) {
     metrics::counter!(ORDERS_FAILED, "reason" => reason).increment(1);
 }
 
-pub(crate) fn certificate_issued(issuer: &str) {
+pub(crate) fn certificate_issued(issuer: &str, took: Duration) {
     metrics::counter!(CERTIFICATES_ISSUED, "issuer" => issuer.to_owned()).increment(1);
+    metrics::histogram!(ORDER_SECONDS, "issuer" => issuer.to_owned()).record(took.as_secs_f64());
+}
+
+/// What is not among `counts` is none.
+pub(crate) fn orders(counts: &[(String, u64)]) {
+    for state in OrderState::OPEN {
+        metrics::gauge!(ORDERS, "state" => state).set(count_of(counts, state));
+    }
+}
+
+/// The same.
+pub(crate) fn domains(counts: &[(String, u64)]) {
+    for standing in DOMAIN_STANDINGS {
+        metrics::gauge!(DOMAINS, "standing" => standing).set(count_of(counts, standing));
+    }
+}
+
+pub(crate) fn rate_limit_remaining(issuer: &str, limit: &'static str, remaining: u32) {
+    metrics::gauge!(RATE_LIMIT_REMAINING, "issuer" => issuer.to_owned(), "limit" => limit)
+        .set(f64::from(remaining));
+}
+
+fn count_of(counts: &[(String, u64)], word: &str) -> f64 {
+    let found = counts.iter().find(|(of, _)| of == word).map_or(0, |(_, count)| *count);
+    f64::from(u32::try_from(found).unwrap_or(u32::MAX))
 }
 
 pub(crate) fn issuer_away(issuer: &str, away: bool) {

@@ -135,6 +135,18 @@ impl Fleet {
         live
     }
 
+    /// How many live edges have not applied `published`, and how many changes the last of them lacks.
+    pub(super) fn behind(&self, published: Generation) -> (usize, u64) {
+        let now = clock::instant();
+        let table = self.table();
+        let behind = table.edges.values().filter(|member| member.live(now) && member.applied < published);
+        let lacks = behind.map(|member| match member.applied.epoch == published.epoch {
+            true => published.sequence.saturating_sub(member.applied.sequence),
+            false => published.sequence,
+        });
+        lacks.fold((0, 0), |(edges, most), lacks| (edges + 1, most.max(lacks)))
+    }
+
     /// The generation that an edge has acknowledged; (0, 0) for an unknown edge.
     pub fn applied(&self, edge: EdgeId) -> Generation {
         self.table().edges.get(&edge).map(|member| member.applied).unwrap_or_default()

@@ -12,6 +12,8 @@ const PUBLISH_FAILURES: &str = "portico_distribution_publish_failures_total";
 const REMOVALS_HELD: &str = "portico_distribution_removals_held_total";
 const EDGES_CONNECTED: &str = "portico_distribution_edges_connected";
 const BATCHES: &str = "portico_distribution_batches_total";
+const EDGES_BEHIND: &str = "portico_distribution_edges_behind";
+const SEQUENCES_BEHIND: &str = "portico_distribution_sequences_behind";
 const NACKS: &str = "portico_distribution_nacks_total";
 const REJECTIONS: &str = "portico_distribution_rejections_total";
 const JOINS: &str = "portico_distribution_joins_total";
@@ -40,6 +42,13 @@ pub(super) fn edge_connected() {
 
 pub(super) fn edge_disconnected() {
     metrics::gauge!(EDGES_CONNECTED).decrement(1.0);
+}
+
+/// Live edges that have not applied what is published, and by how much the last of them is behind.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; sequences stay far below 2^53")]
+pub(super) fn edges_behind(edges: usize, sequences: u64) {
+    metrics::gauge!(EDGES_BEHIND).set(edges as f64);
+    metrics::gauge!(SEQUENCES_BEHIND).set(sequences as f64);
 }
 
 /// `kind`: "snapshot" or "delta".

@@ -201,6 +201,8 @@ async fn keep_records(context: Arc<Context>, config: Arc<Config>, address: Socke
             () = tokio::time::sleep(OBSERVATIONS_EVERY) => (false, false),
             _ = listeners.changed() => (true, false),
         };
+        let (behind, sequences) = context.fleet.behind(context.publisher.generation());
+        metrics::edges_behind(behind, sequences);
         let written = edges::write_observations(&context).await;
         if let Err(error) = written {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot note what edges report");

@@ -76,6 +76,9 @@ pub struct OrderRow {
 }
 
 impl OrderState {
+    /// Of orders that are not over.
+    pub const OPEN: [&'static str; 5] = ["planned", "created", "challenged", "ready", "finalizing"];
+
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Planned => "planned",
@@ -138,6 +141,15 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// When it was planned, Unix milliseconds.
+///
+/// # Errors
+/// The database's, also when there is no such order.
+pub async fn created_at(connection: &mut Connection, id: OrderId) -> Result<i64, StoreError> {
+    let query = sql::query_scalar("SELECT created_at FROM orders WHERE id = ?").bind(id.to_string());
+    Ok(query.fetch_one(connection).await?)
 }
 
 /// Moves an order to its next state and forgets the tries of the last.

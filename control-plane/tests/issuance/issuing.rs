@@ -2,11 +2,11 @@
 
 use portico_api::distribution::{self, ResourceKind};
 use portico_cert_store::{CredentialId, DomainId, SealContext, SealedKey};
-use portico_control_plane::store::sql;
+use portico_control_plane::store::{figures, sql};
 use prost::Message;
 use serde_json::json;
 
-use crate::lab::{Lab, Live, Options, label};
+use crate::lab::{Lab, Live, Options, add_domain, http, label};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_name_is_issued_by_http_and_opens_on_its_edge() {
@@ -16,6 +16,49 @@ async fn one_name_is_issued_by_http_and_opens_on_its_edge() {
     assert_eq!(stats["orders"]["created"], 1);
     assert_eq!(stats["accounts"]["created"], 1);
     assert_eq!(stats["validations"]["by_challenge"]["http-01"]["performed"], 1);
+}
+
+/// All control planes of these tests are one process with one set of metrics, so what they say is read where it comes from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn domains_orders_and_limits_are_figures() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["shop.test", "www.shop.test"]).await;
+    lab.until_covered(2).await;
+    let mut tx = lab.begin().await;
+    for (name, change) in [
+        ("a.test", "UPDATE domains SET served = 0 WHERE id = ?"),
+        ("b.test", "UPDATE domains SET suspension = '{}', served = 0 WHERE id = ?"),
+        ("c.test", "UPDATE domains SET deleted_at = 1, served = 0 WHERE id = ?"),
+        ("d.test", "UPDATE domains SET served = 1 WHERE id = ?"),
+    ] {
+        let id = add_domain(&mut tx, tenant, name).await;
+        sql::query(change).bind(id.to_string()).execute(&mut tx).await.unwrap();
+    }
+    let mut counts = figures::domains(&mut tx).await.unwrap();
+    counts.sort();
+    let counted: Vec<(&str, u64)> = counts.iter().map(|(word, count)| (word.as_str(), *count)).collect();
+    assert_eq!(counted, [("certified", 2), ("suspended", 1), ("uncertified", 1), ("unproved", 1)]);
+    assert!(counted.iter().all(|(word, _)| figures::DOMAIN_STANDINGS.contains(word)));
+    assert_eq!(figures::open_orders(&mut tx).await.unwrap(), []);
+    drop(tx);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let (status, metrics) = http(lab.running.api, "GET", "/metrics", &serde_json::Value::Null).await;
+        let missing = [
+            "portico_domains{standing=\"certified\"}",
+            "portico_domains{standing=\"unproved\"}",
+            "portico_orders{state=\"finalizing\"}",
+            "portico_order_seconds_count{issuer=\"",
+            "portico_distribution_edges_behind",
+        ];
+        let missing = missing.into_iter().find(|series| !metrics.contains(series));
+        if let (200, None) = (status, missing) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{missing:?} of {metrics}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -84,11 +84,13 @@ pub(super) async fn publish(
     health::note_success(&mut tx, &row.issuer, now).await?;
     let records = close(&mut tx, row).await?;
     note_success(&mut tx, row, &new, now).await?;
+    let planned_at = order::created_at(&mut tx, row.id).await?;
     let epoch = meta::epoch(&mut tx).await?;
     let cell = group::cell_of_lineage(&mut tx, row.lineage).await?;
     tx.commit().await?;
     issuance.forget_records(&records);
-    crate::metrics::certificate_issued(&row.issuer);
+    let took = Duration::from_millis(u64::try_from(now - planned_at).unwrap_or(0));
+    crate::metrics::certificate_issued(&row.issuer, took);
     tracing::info!(
         order = %row.id, credential = %new.id, names = ?row.names, %cell, kept = ?published.kept, "certificate issued"
     );

@@ -11,10 +11,12 @@ use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{EdgeId, TenantId};
 
 use super::Issuance;
+use super::issuer::Issuer;
 use crate::clock::rfc3339;
+use crate::plan::ledger::{BucketKey, Level, LimitName};
 use crate::store::condition::{self, Observation};
 use crate::store::renewals::{self, Late, Standing, Told};
-use crate::store::{StoreError, WriteTx, event};
+use crate::store::{Connection, StoreError, WriteTx, event, figures, ledger};
 
 const INTERVAL_MS: i64 = 60_000;
 /// Certificates that one turn tells of.
@@ -44,6 +46,11 @@ impl Watch {
         let lifetime = issuance.parts.config.identity_lifetime_ms();
         let ending = renewals::identities_ending(&mut read, now + lifetime / 4).await?;
         let before = renewals::told(&mut read).await?;
+        crate::metrics::domains(&figures::domains(&mut read).await?);
+        crate::metrics::orders(&figures::open_orders(&mut read).await?);
+        for issuer in issuance.issuers.iter() {
+            note_limits(&mut read, issuer, now).await?;
+        }
         drop(read);
         crate::metrics::certificates(&standing, ending.len());
         let edges: Vec<(EdgeId, i64)> =
@@ -63,6 +70,23 @@ impl Watch {
         renewals::set_operator_told(&mut tx, &told).await?;
         tx.commit().await
     }
+}
+
+/// The limits of a CA that hold for all that an issuer orders by its own account.
+async fn note_limits(read: &mut Connection, issuer: &Issuer, now: i64) -> Result<(), StoreError> {
+    let limits = [LimitName::Orders, LimitName::NewAccounts];
+    let keys = limits.map(|limit| BucketKey::new(limit, issuer.at(), ""));
+    let levels = ledger::levels(read, &keys.each_ref()).await?;
+    for key in &keys {
+        let rate = issuer.limits.rate(key.limit, "");
+        if rate.is_limited() {
+            let Level { bucket, reserved } = levels.of(key);
+            let taken = bucket.used(rate, now).saturating_add(reserved);
+            let (limit, left) = (key.limit.as_str(), rate.count.saturating_sub(taken));
+            crate::metrics::rate_limit_remaining(&issuer.config.name, limit, left);
+        }
+    }
+    Ok(())
 }
 
 /// What the operator is told: each once, also over a restart, and again when it was over in between.
