@@ -32,8 +32,17 @@ pub(super) struct Told {
     /// Of what is kept; the second: by how much it is over.
     pub left: Option<Result<Duration, Duration>>,
     pub detail: Option<&'static str>,
-    /// What was kept was stale, and therefore the origin was asked.
-    pub for_stale: bool,
+    pub forwarded: Forwarded,
+}
+
+/// Why nothing that is kept would do (RFC 9211 section 2.2), where an origin was asked for what the cache may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forwarded {
+    /// Nothing is kept for that URL.
+    UriMiss,
+    /// What is kept is for requests with other fields.
+    VaryMiss,
+    Stale,
 }
 
 impl Outcome {
@@ -63,29 +72,36 @@ impl Outcome {
 
 impl Told {
     pub(super) fn of(outcome: Outcome) -> Self {
-        Self { outcome, left: None, detail: None, for_stale: false }
+        Self { outcome, left: None, detail: None, forwarded: Forwarded::UriMiss }
     }
 
     pub(super) fn detailed(outcome: Outcome, detail: &'static str) -> Self {
         Self { detail: Some(detail), ..Self::of(outcome) }
     }
 
-    pub(super) fn for_stale(self, for_stale: bool) -> Self {
-        Self { for_stale, ..self }
+    pub(super) fn forwarded(self, forwarded: Forwarded) -> Self {
+        Self { forwarded, ..self }
     }
 
     /// Adds our line behind those of caches before us.
     pub(super) fn tell(self, headers: &mut HeaderMap) {
         let mut text = String::from(match self.outcome {
             Outcome::Hit | Outcome::Stale => "portico; hit",
-            Outcome::Revalidated => "portico; fwd=stale; fwd-status=304",
-            Outcome::Collapsed => "portico; fwd=uri-miss; collapsed",
-            Outcome::Miss if self.for_stale => "portico; fwd=stale; stored",
-            Outcome::Miss => "portico; fwd=uri-miss; stored",
-            Outcome::NotKept if self.for_stale => "portico; fwd=stale",
-            Outcome::NotKept => "portico; fwd=uri-miss",
             Outcome::Bypass if self.detail == Some("method") => "portico; fwd=method",
             Outcome::Bypass => "portico; fwd=bypass",
+            Outcome::Revalidated | Outcome::Collapsed | Outcome::Miss | Outcome::NotKept => {
+                match self.forwarded {
+                    Forwarded::UriMiss => "portico; fwd=uri-miss",
+                    Forwarded::VaryMiss => "portico; fwd=vary-miss",
+                    Forwarded::Stale => "portico; fwd=stale",
+                }
+            }
+        });
+        text.push_str(match self.outcome {
+            Outcome::Revalidated => "; fwd-status=304",
+            Outcome::Collapsed => "; collapsed",
+            Outcome::Miss => "; stored",
+            Outcome::Hit | Outcome::Stale | Outcome::NotKept | Outcome::Bypass => "",
         });
         match self.left {
             Some(Ok(left)) => text.push_str(&format!("; ttl={}", left.as_secs())),

@@ -11,7 +11,7 @@ use super::{
     flight::{Leading, Progress, Turn, Waiting},
     freshness::{self, Life, RequestFacts, Timing},
     key::CacheKey,
-    outcome::{Outcome, Told},
+    outcome::{Forwarded, Outcome, Told},
     request::{self, Wishes},
     store::Held,
     stored::{Head, Stored, StoredBody, Variant},
@@ -269,6 +269,18 @@ impl Exchange {
         })
     }
 
+    /// Why the origin is asked although there may be something for that URL.
+    fn forwarded(&self, found: Option<&Stored>) -> Forwarded {
+        if found.is_some() {
+            return Forwarded::Stale;
+        }
+        let for_others = |stored: &Stored| {
+            stored.variant.route == self.route && !stored.variant.fits(self.route, &self.parts.headers)
+        };
+        let others = self.cache.store.of_key(&self.key);
+        if others.iter().any(|stored| for_others(stored)) { Forwarded::VaryMiss } else { Forwarded::UriMiss }
+    }
+
     /// What one kind of request gets says nothing of what another gets: nobody can keep a page out of the cache by asking
     /// for it as somebody.
     fn pass_hash(&self) -> u64 {
@@ -320,7 +332,7 @@ impl Exchange {
     /// As if there were no cache, but for what stands in for a failing origin.
     async fn alone(&self, found: Option<Arc<Stored>>) -> Result<Answer, Dropped> {
         let answer = self.ask(self.parts.clone()).await?;
-        let for_stale = found.is_some();
+        let forwarded = self.forwarded(found.as_deref());
         if let Some(stored) = found.filter(|_| is_failure(&answer)) {
             let now = clock::now();
             if stored.serves_for_error(now) {
@@ -329,7 +341,7 @@ impl Exchange {
             }
         }
         let why = if self.may_lead() { (Outcome::NotKept, "alone") } else { (Outcome::Bypass, "part") };
-        Ok(labelled(answer, Told::detailed(why.0, why.1).for_stale(for_stale)))
+        Ok(labelled(answer, Told::detailed(why.0, why.1).forwarded(forwarded)))
     }
 
     async fn wait(&self, mut waiting: Waiting) -> Waited {
@@ -364,7 +376,8 @@ impl Exchange {
             add_validators(&mut fetch.headers, &stale.head);
         }
         let (answer, timing) = self.timed(fetch).await?;
-        let Some(stale) = stale else { return Ok(self.keep(leading, answer, timing, false)) };
+        let forwarded = self.forwarded(stale.as_deref());
+        let Some(stale) = stale else { return Ok(self.keep(leading, answer, timing, forwarded)) };
         let now = timing.received;
         if is_failure(&answer) && stale.serves_for_error(now) {
             stale.spare(now + self.deadlines().cache_spare);
@@ -375,16 +388,16 @@ impl Exchange {
             if !answer.response.status().is_server_error() && self.about_this_request(&answer).is_none() {
                 self.cache.store.remove(&stale);
             }
-            return Ok(self.keep(leading, answer, timing, true));
+            return Ok(self.keep(leading, answer, timing, forwarded));
         }
         if names_another(answer.response.headers(), &stale.head) {
             // It is of something that is not here: the whole is asked for.
             self.cache.store.remove(&stale);
             release(answer);
             let (answer, timing) = self.timed(request::whole(&self.parts)).await?;
-            return Ok(self.keep(leading, answer, timing, true));
+            return Ok(self.keep(leading, answer, timing, forwarded));
         }
-        let told = Told::of(Outcome::Revalidated);
+        let told = Told::of(Outcome::Revalidated).forwarded(forwarded);
         let freshened = self.freshen(leading, &stale, answer.response.headers(), timing);
         let origin = answer.origin.clone();
         release(answer);
@@ -471,10 +484,10 @@ impl Exchange {
     }
 
     /// Passes an answer on, and keeps it if it may be kept.
-    fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing, for_stale: bool) -> Answer {
+    fn keep(&self, leading: Leading, mut answer: Answer, timing: Timing, forwarded: Forwarded) -> Answer {
         if let Some(why) = self.about_this_request(&answer) {
             drop(leading); // who waits for it goes on in its place
-            return labelled(answer, Told::detailed(Outcome::NotKept, why).for_stale(for_stale));
+            return labelled(answer, Told::detailed(Outcome::NotKept, why).forwarded(forwarded));
         }
         let wanted = match self.plan(&answer, timing) {
             Ok(wanted) => wanted,
@@ -483,7 +496,7 @@ impl Exchange {
                     self.cache.passes.note(self.pass_hash(), timing.received);
                 }
                 leading.uncacheable();
-                return labelled(answer, Told::detailed(Outcome::NotKept, why).for_stale(for_stale));
+                return labelled(answer, Told::detailed(Outcome::NotKept, why).forwarded(forwarded));
             }
         };
         let body = match std::mem::replace(answer.response.body_mut(), ResponseSource::Empty) {
@@ -495,7 +508,7 @@ impl Exchange {
             | ResponseSource::Coded(_)) => {
                 *answer.response.body_mut() = other;
                 leading.uncacheable();
-                return labelled(answer, Told::detailed(Outcome::NotKept, "body").for_stale(for_stale));
+                return labelled(answer, Told::detailed(Outcome::NotKept, "body").forwarded(forwarded));
             }
         };
         let Plan { head, variant, life, length, head_held, body_held, bytes_max } = wanted;
@@ -513,7 +526,7 @@ impl Exchange {
         let reader = filling::begin(job, body, &self.host, keep);
         let asked = (&self.parts.method, &self.wishes);
         let kept =
-            answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss).for_stale(for_stale));
+            answer::from_filling(&filling, reader, asked, Told::of(Outcome::Miss).forwarded(forwarded));
         Answer { origin: answer.origin, ..kept }
     }
 
