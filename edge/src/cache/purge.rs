@@ -131,7 +131,7 @@ impl Target {
                 Ok(Self::Prefix { tls: url.scheme() == "https", host, port, paths })
             }
             Some(Kind::Host(text)) => {
-                let name = DomainName::parse(text).map_err(|_| bad("not a host"))?;
+                let name = host(text)?;
                 Ok(Self::Host(name.as_str().into()))
             }
             Some(Kind::Tag(text)) if (1..=limits::PURGE_TARGET_BYTES_MAX).contains(&text.len()) => {
@@ -199,7 +199,11 @@ fn url(text: &str) -> Result<Url, Fault> {
 }
 
 fn name(url: &Url) -> Result<DomainName, Fault> {
-    url.host_str().and_then(|host| DomainName::parse(host).ok()).ok_or_else(|| bad("not a host"))
+    host(url.host_str().unwrap_or_default())
+}
+
+fn host(text: &str) -> Result<DomainName, Fault> {
+    DomainName::parse(text).map_err(|error| bad(&format!("{text:?} is not a host: {error}")))
 }
 
 fn bad(why: &str) -> Fault {
