@@ -48,18 +48,21 @@ async def fail_late(message, context):
     await context.abort(grpc.StatusCode.DATA_LOSS, "after the first")
 
 
+def note_when_cancelled(message, context):
+    """These calls end no other way. The call may be at its first message still."""
+    context.add_done_callback(lambda _: CANCELLED.append(message))
+
+
 async def wait(message, context):
     """Until it is cancelled."""
-    try:
-        await asyncio.sleep(600)
-    except asyncio.CancelledError:
-        CANCELLED.append(message)
-        raise
+    note_when_cancelled(message, context)
+    await asyncio.sleep(600)
 
 
 async def wait_in_stream(message, context):
+    note_when_cancelled(message, context)
     yield str(context.time_remaining()).encode()
-    await wait(message, context)
+    await asyncio.sleep(600)
 
 
 async def cancelled(message, context):
