@@ -52,6 +52,10 @@ pub(crate) enum FaultKind {
     Slow,
     /// The connection is closed with no answer.
     Close,
+    /// The same, after all was done that was asked for.
+    Lost,
+    /// 200 with no body.
+    Empty,
     /// The finalized order stays `processing` for some polls.
     Processing,
     /// A validation ends with `serverInternal`: the CA's own trouble, not that of the name.
@@ -62,8 +66,16 @@ pub(crate) enum FaultKind {
     WrongKey,
     /// The leaf holds other names than the order.
     WrongNames,
+    /// The leaf lacks one of the order's names, but for the last.
+    MissingName,
     /// The leaf has expired.
     Expired,
+    /// The leaf is valid from tomorrow.
+    NotYetValid,
+    /// The chain is the leaf alone.
+    NoIntermediate,
+    /// The chain's intermediate has expired.
+    ExpiredIntermediate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -181,12 +193,18 @@ impl FaultKind {
             Self::Redirect => "redirect",
             Self::Slow => "slow",
             Self::Close => "close",
+            Self::Lost => "lost",
+            Self::Empty => "empty",
             Self::Processing => "processing",
             Self::ValidationTrouble => "validation-trouble",
             Self::WrongChain => "wrong-chain",
             Self::WrongKey => "wrong-key",
             Self::WrongNames => "wrong-names",
+            Self::MissingName => "missing-name",
             Self::Expired => "expired",
+            Self::NotYetValid => "not-yet-valid",
+            Self::NoIntermediate => "no-intermediate",
+            Self::ExpiredIntermediate => "expired-intermediate",
         }
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Hierarchy {
     intermediate: CertifiedIssuer<'static, KeyPair>,
     /// Signs nothing; stands in the chain when a wrong one is asked for.
     stranger: CertifiedIssuer<'static, KeyPair>,
+    /// The intermediate's name and key in a certificate that is over; likewise.
+    expired: rcgen::Certificate,
 }
 
 /// A certificate signing request that passed all checks but those against the order.
@@ -71,11 +73,14 @@ impl Hierarchy {
         let root = CertifiedIssuer::self_signed(root_plan, KeyPair::generate()?)?;
         let plan =
             ca_params("Portico Test Intermediate", now, INTERMEDIATE_DAYS, BasicConstraints::Constrained(0));
+        let mut over = plan.clone();
+        over.not_after = now.minus(DAY / 2).date();
         let intermediate = CertifiedIssuer::signed_by(plan, KeyPair::generate()?, &root)?;
+        let expired = over.signed_by(intermediate.key(), &root)?;
         let plan =
             ca_params("Portico Test Stranger", now, INTERMEDIATE_DAYS, BasicConstraints::Constrained(0));
         let stranger = CertifiedIssuer::signed_by(plan, KeyPair::generate()?, &root)?;
-        Ok(Self { root, intermediate, stranger })
+        Ok(Self { root, intermediate, stranger, expired })
     }
 
     pub(crate) fn root_pem(&self) -> String {
@@ -88,6 +93,10 @@ impl Hierarchy {
 
     pub(crate) fn stranger_pem(&self) -> String {
         self.stranger.pem()
+    }
+
+    pub(crate) fn expired_intermediate_pem(&self) -> String {
+        self.expired.pem()
     }
 
     /// Signs a leaf with a random serial of 16 bytes, no common name, and key identifiers.

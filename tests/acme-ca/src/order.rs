@@ -390,6 +390,14 @@ fn sign(
     if take(FaultKind::WrongNames) {
         plan.names = &other_names;
     }
+    let fewer: BTreeSet<String> = names.iter().skip(1).cloned().collect();
+    if !fewer.is_empty() && take(FaultKind::MissingName) {
+        plan.names = &fewer;
+    }
+    if take(FaultKind::NotYetValid) {
+        plan.not_before = ca.clock.now().plus(Duration::from_secs(86_400));
+        plan.not_after = plan.not_before.plus(validity);
+    }
     if take(FaultKind::Expired) {
         plan.not_before = not_before.minus(validity);
         plan.not_after = not_before;
@@ -397,6 +405,10 @@ fn sign(
     let leaf = ca.hierarchy.sign(plan)?;
     let intermediate = if take(FaultKind::WrongChain) {
         ca.hierarchy.stranger_pem()
+    } else if take(FaultKind::ExpiredIntermediate) {
+        ca.hierarchy.expired_intermediate_pem()
+    } else if take(FaultKind::NoIntermediate) {
+        String::new()
     } else {
         ca.hierarchy.intermediate_pem()
     };

@@ -178,7 +178,14 @@ async fn around(State(ca): State<Arc<Ca>>, request: Request, next: Next) -> Resp
     *ca.book().stats.requests.entry(name).or_default() += 1;
     let mut response = match faulty_answer(&ca, endpoint).await {
         Some(response) => response,
-        None => next.run(request).await,
+        None => {
+            let response = next.run(request).await;
+            if endpoint.is_some_and(|at| ca.take_fault(at, &[FaultKind::Lost]).is_some()) {
+                closed()
+            } else {
+                response
+            }
+        }
     };
     if let Some(kind) = response.extensions().get::<Kind>().copied() {
         *ca.book().stats.problems.entry(kind.name()).or_default() += 1;
@@ -208,10 +215,18 @@ async fn faulty_answer(ca: &Ca, endpoint: Option<Endpoint>) -> Option<Response> 
         FaultKind::Garbage,
         FaultKind::Huge,
         FaultKind::Redirect,
+        FaultKind::Empty,
         FaultKind::Close,
     ];
     let fault = ca.take_fault(endpoint, &instead)?;
     instead_of_answer(ca, &fault)
+}
+
+/// No answer.
+fn closed() -> Response {
+    let mut response = ().into_response();
+    response.extensions_mut().insert(CloseConnection);
+    response
 }
 
 /// `None` for the kinds that act elsewhere.
@@ -235,18 +250,20 @@ fn instead_of_answer(ca: &Ca, fault: &Fault) -> Option<Response> {
         FaultKind::Garbage => "\u{fffd}{]certainly not JSON, nor PEM".into_response(),
         FaultKind::Huge => vec![b'x'; HUGE_BYTES].into_response(),
         FaultKind::Redirect => (StatusCode::FOUND, [(LOCATION, "/terms")]).into_response(),
-        FaultKind::Close => {
-            let mut response = ().into_response();
-            response.extensions_mut().insert(CloseConnection);
-            response
-        }
+        FaultKind::Empty => ().into_response(),
+        FaultKind::Close => closed(),
         FaultKind::BadNonce
         | FaultKind::Slow
+        | FaultKind::Lost
         | FaultKind::Processing
         | FaultKind::ValidationTrouble
         | FaultKind::WrongChain
         | FaultKind::WrongKey
         | FaultKind::WrongNames
-        | FaultKind::Expired => return None,
+        | FaultKind::MissingName
+        | FaultKind::Expired
+        | FaultKind::NotYetValid
+        | FaultKind::NoIntermediate
+        | FaultKind::ExpiredIntermediate => return None,
     })
 }
