@@ -2,6 +2,7 @@
 
 use portico_cert_store::{CredentialId, OrderId};
 
+use super::account::AccountId;
 use super::order::{OrderState, set_state};
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_id, sql};
@@ -34,14 +35,21 @@ pub async fn set_created(
     Ok(())
 }
 
-/// The order goes on without the certificate that it was to replace, on the issuer's own account. The CA has not made it.
+/// The order goes on without the certificate that it was to replace, on `account` (none: the issuer's own).
 ///
 /// # Errors
 /// The database's.
-pub async fn drop_replaces(tx: &mut WriteTx, id: OrderId, why: &str, now_ms: i64) -> Result<(), StoreError> {
+pub async fn drop_replaces(
+    tx: &mut WriteTx,
+    id: OrderId,
+    account: Option<AccountId>,
+    why: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
     sql::query(
-        "UPDATE orders SET replaces = NULL, replaces_credential = NULL, account_id = NULL, error = ?, updated_at = ? WHERE id = ?",
+        "UPDATE orders SET replaces = NULL, replaces_credential = NULL, account_id = ?, error = ?, updated_at = ? WHERE id = ?",
     )
+    .bind(account.map(|account| account.0))
     .bind(why)
     .bind(now_ms)
     .bind(id.to_string())

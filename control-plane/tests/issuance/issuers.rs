@@ -359,17 +359,7 @@ async fn an_adopted_account_replaces_what_it_has_ordered() {
     let refused = lab.operator("POST", "/v1/issuers/test/accounts", json!({ "key_pem": stranger })).await;
     assert_eq!((refused.0, &refused.1["errors"][0]["code"]), (422, &json!("no_account")), "{}", refused.1);
 
-    // Its certificate from before: ordered on it, as the other client did.
-    write(
-        &lab,
-        "CREATE TRIGGER on_adopted AFTER INSERT ON orders BEGIN \
-         UPDATE orders SET account_id = (SELECT id FROM accounts WHERE origin = 'adopted') WHERE id = NEW.id; END",
-    )
-    .await;
-    let tenant = lab.tenant(&[], "registered_domain").await;
-    lab.domains(tenant, &["old.test"]).await;
-    let old = lab.until_covered_soon(1).await.remove(0);
-    write(&lab, "DROP TRIGGER on_adopted").await;
+    let old = issued_on_adopted(&lab).await;
     issue(&lab, "new.test").await;
     let accounts = lab.rows("SELECT names, account FROM credentials ORDER BY names DESC").await;
     assert_eq!(accounts[0][1], url);
@@ -389,6 +379,44 @@ async fn an_adopted_account_replaces_what_it_has_ordered() {
         .rows("SELECT CAST(replaces_accepted AS TEXT) FROM orders WHERE names LIKE '%old.test%' ORDER BY created_at DESC LIMIT 1")
         .await;
     assert_eq!(accepted, [["1"]], "the CA takes it as the replacement");
+}
+
+/// Asked again, the CA says that the certificate has been replaced already: by the very order of which we did not hear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_to_an_adopted_account_costs_no_second_order() {
+    let lab = Lab::start(&Options::default()).await;
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let url = register(&lab.world, &key).await;
+    let adopted = lab.operator("POST", "/v1/issuers/test/accounts", json!({ "key_pem": key })).await;
+    assert_eq!(adopted.0, 201, "{}", adopted.1);
+    let old = issued_on_adopted(&lab).await;
+    lab.world.faults(json!({ "kind": "lost", "endpoint": "newOrder" })).await;
+    renewal_is_due(&lab, &old).await;
+    until_renewed(&lab, &old).await;
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["faults"]["lost"], 1);
+    assert_eq!(
+        (&stats["orders"]["created"], &stats["orders"]["replacing"]),
+        (&json!(2), &json!(1)),
+        "{stats}"
+    );
+    let accounts = lab.rows("SELECT account FROM credentials").await.concat();
+    assert_eq!(accounts, [url.clone(), url]);
+}
+
+/// A certificate from before its account was ours: ordered on it, as the other client did.
+async fn issued_on_adopted(lab: &Lab) -> Live {
+    write(
+        lab,
+        "CREATE TRIGGER on_adopted AFTER INSERT ON orders BEGIN \
+         UPDATE orders SET account_id = (SELECT id FROM accounts WHERE origin = 'adopted') WHERE id = NEW.id; END",
+    )
+    .await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    lab.domains(tenant, &["old.test"]).await;
+    let old = lab.until_covered_soon(1).await.remove(0);
+    write(lab, "DROP TRIGGER on_adopted").await;
+    old
 }
 
 async fn write(lab: &Lab, text: &'static str) {

@@ -138,7 +138,9 @@ impl Step<'_> {
         tracing::info!(order = %row.id, names = ?row.names, %error, "the CA refuses the replacement; ordered without");
         let mut tx = self.issuance.parts.store.begin().await?;
         spending::refused(&mut tx, row).await?;
-        replacement::drop_replaces(&mut tx, row.id, &error.to_string(), self.now()).await?;
+        // What has replaced it may be this order, whose making we did not hear of: its account gives it again.
+        let account = if error.kind == AcmeErrorKind::OrderGone { row.account } else { None };
+        replacement::drop_replaces(&mut tx, row.id, account, &error.to_string(), self.now()).await?;
         tx.commit().await?;
         crate::metrics::replacement_refused();
         Ok(())

@@ -213,7 +213,7 @@ async fn forsake(issuance: &Arc<Issuance>, row: &OrderRow, text: &str) -> Result
     }
     let mut tx = issuance.parts.store.begin().await?;
     spending::refused(&mut tx, row).await?;
-    replacement::drop_replaces(&mut tx, row.id, text, issuance.parts.clock.now_ms()).await?;
+    replacement::drop_replaces(&mut tx, row.id, None, text, issuance.parts.clock.now_ms()).await?;
     tx.commit().await?;
     Ok(Ran::Waits)
 }
