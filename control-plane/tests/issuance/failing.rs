@@ -71,6 +71,15 @@ async fn garbage_at_each_step_is_outlived() {
     issued_in_spite_of(json!(faults)).await;
 }
 
+/// The CA has done what it was asked for, and nobody heard of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_lost_cost_no_second_order() {
+    let endpoints = ["newAccount", "newOrder", "authorization", "challenge", "finalize", "certificate"];
+    let faults: Vec<Value> =
+        endpoints.iter().map(|endpoint| json!({ "kind": "lost", "endpoint": endpoint })).collect();
+    issued_in_spite_of(json!(faults)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closed_connections_and_slow_signing_are_outlived() {
     issued_in_spite_of(json!([
@@ -90,17 +99,22 @@ async fn a_certificate_with_another_key_or_chain_never_goes_live() {
         ("wrong-key", "another key"),
         ("wrong-chain", "no chain"),
         ("wrong-names", "does not cover"),
+        ("missing-name", "does not cover"),
         ("expired", "expired"),
+        ("not-yet-valid", "valid only from"),
+        ("no-intermediate", "no chain"),
+        ("expired-intermediate", "CertExpired"),
     ] {
         lab.world.faults(json!({ "kind": fault })).await;
-        let domain = lab.domains(tenant, &[format!("{fault}.test")]).await[0];
+        let names = [format!("{fault}.test"), format!("www.{fault}.test")];
+        let domain = lab.domains(tenant, &names).await[0];
         let condition = lab.until_condition(domain, "CertificateReady", "false").await;
         assert_eq!(condition[1], "CertificateRefused", "{fault}: {condition:?}");
         assert!(condition[2].contains(words), "{fault}: {condition:?}");
         assert_eq!(lab.live_credentials().await.len(), expected, "{fault} went live");
         retry_now(&lab, domain).await;
         expected += 1;
-        lab.until_covered(expected).await;
+        lab.until_covered(2 * expected).await;
     }
 }
 
@@ -119,6 +133,7 @@ async fn a_renewal_that_the_ca_gets_wrong_leaves_the_old_certificate() {
         ("wrong-names", None, "does not cover"),
         ("expired", None, "expired"),
         ("garbage", Some("certificate"), "chain"),
+        ("empty", Some("certificate"), "chain"),
         ("huge", Some("certificate"), "larger than"),
         ("redirect", Some("certificate"), "redirect"),
     ];
