@@ -44,6 +44,12 @@ pub fn tell_at(ends: &Ends, told: u8) -> Option<i64> {
     }
 }
 
+/// Whether a certificate in use is kept before one that covers no name more (P9): it ends later, and is not due. One that is due
+/// gives way to a shorter one: its CA may be about to revoke it, or lifetimes are shorter from now on.
+pub fn is_better(live: &Ends, new_not_after: i64, now_ms: i64) -> bool {
+    now_ms < live.renew_at && live.not_after > new_not_after
+}
+
 /// The wait after `failures` failures in a row of the same names: 1 minute, 10 minutes, 100 minutes, then a day (what
 /// Let's Encrypt's integration guide asks of large users), each with up to a tenth added by `seed` so that what failed
 /// together is not tried together.

@@ -295,6 +295,13 @@ nonces_per_second = 5000
         self.clock.advance(Duration::from_secs(seconds));
     }
 
+    /// What our own CA gives from now on in a profile.
+    pub async fn set_profile(&self, wanted: Value) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble's profiles are fixed at its start") };
+        let (status, text) = http(ca.addresses.management, "POST", "/profiles", &wanted).await;
+        assert!(status < 300, "{text}");
+    }
+
     /// Renewal windows of our own CA's certificates.
     pub async fn set_windows(&self, wanted: Value) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no renewal information") };

@@ -188,6 +188,80 @@ async fn a_refused_replacement_is_ordered_once_without() {
     );
 }
 
+/// From now on a certificate of the CA lives for so long.
+async fn lifetime(lab: &Lab, days: u64) {
+    lab.world.set_profile(json!({ "name": "classic", "validity_seconds": days * 86_400 })).await;
+}
+
+/// P9: what ends later is better, until it is due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_gives_way_to_a_shorter_one_when_it_is_due_and_not_before() {
+    let lab = Lab::start(&Options::default()).await;
+    let first = one_certificate(&lab).await;
+    let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+    lifetime(&lab, 10).await;
+    lab.world.faults(json!({ "kind": "close", "endpoint": "certificate", "count": 100_000 })).await;
+    lab.world.advance_to(known.renew_at).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while lab.rows("SELECT id FROM orders WHERE state = 'finalizing'").await.is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "no order is finalizing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // As for an order that was made early, and one that is late because its CA was away.
+    let due = async |at: i64| {
+        let mut tx = lab.begin().await;
+        sql::query("UPDATE credentials SET renew_at = ? WHERE state = 'live'")
+            .bind(at)
+            .execute(&mut tx)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        lab.hurry().await;
+    };
+    due(known.not_after).await;
+    lab.world.no_faults().await;
+    let waits =
+        async || lab.rows("SELECT COALESCE(error, '') FROM orders WHERE state = 'finalizing'").await.concat();
+    while !waits().await.iter().any(|text| text.contains("ends later than the new one")) {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", waits().await);
+        lab.hurry().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(lab.live_credentials().await[0].id, first.id);
+    due(0).await;
+    let second = until_renewed(&lab, &first).await;
+    assert!(second.not_after < first.not_after, "{second:?}");
+    assert_eq!(lab.world.stats().await["orders"]["created"], 2, "the order that waited was no other");
+    // A CA that is about to revoke is followed at once, whatever it gives.
+    until_suggested(&lab, |known| known.window.is_some()).await;
+    lifetime(&lab, 3).await;
+    lab.world.advance(1).await;
+    lab.world.set_windows(json!({ "explanation_url": "https://ca.test/incident" })).await;
+    lab.world.advance(1).await;
+    let third = until_renewed(&lab, &second).await;
+    assert!(third.not_after < second.not_after, "{third:?}");
+    let told =
+        lab.rows("SELECT kind FROM events WHERE kind IN ('issuer.away', 'certificate.renewal_failed')").await;
+    assert!(told.is_empty(), "nobody has failed: {told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_160_hours_are_renewed_in_time() {
+    let lab = Lab::start(&Options { issuer: r#"profile = "shortlived""#, ..Options::default() }).await;
+    let mut live = one_certificate(&lab).await;
+    for _ in 0..3 {
+        let known = until_suggested(&lab, |known| known.window.is_some()).await.remove(0);
+        let lifetime = known.not_after - known.not_before;
+        assert!((lifetime - 160 * 3_600_000).abs() <= 1000, "{known:?}");
+        let left = known.not_after - known.renew_at;
+        assert!(left > lifetime * 2 / 5 && left < lifetime * 3 / 5, "{known:?}");
+        lab.world.advance_to(known.renew_at).await;
+        live = until_renewed(&lab, &live).await;
+    }
+    let created = |replaces| (replaces, "created".to_owned());
+    assert_eq!(orders_at_ca(&lab).await, [created(false), created(true), created(true), created(true)]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_of_another_account_is_not_said_to_be_replaced() {
     let lab = Lab::start(&Options::default()).await;

@@ -17,7 +17,7 @@ use portico_control_plane::plan::ledger::{
 use portico_control_plane::plan::reconcile::{self, DueOrder, Facts, GroupChange, OpenOrder};
 use portico_control_plane::plan::renewal_info::{self, Subject, Window};
 use portico_control_plane::plan::report::{self, Question, Spent, Terms};
-use portico_control_plane::plan::timing;
+use portico_control_plane::plan::timing::{self, Ends};
 use portico_control_plane::store::group::{GroupRow, LineageRow, LiveCredential, OrderableDomain};
 use rand::Rng as _;
 use rand::rngs::StdRng;
@@ -469,6 +469,16 @@ impl Control {
         if let Some(replaced) = order.due.replaces {
             self.facts.replaced.remove(&replaced);
         }
+    }
+
+    /// Whether the product's gate would keep what is live before an order's certificate.
+    pub fn holds_back(&self, id: OrderId, certificate: &Certificate, now: i64) -> bool {
+        let Some(order) = self.orders.get(&id) else { return false };
+        let lineage = self.lineage_at.get(&order.due.lineage).map(|at| &self.facts.lineages[*at]);
+        let Some(live) = lineage.and_then(|lineage| lineage.live.as_ref()) else { return false };
+        let ends = Ends { not_before: live.not_before, not_after: live.not_after, renew_at: live.renew_at };
+        certificate.names.iter().all(|name| live.names.contains(name))
+            && timing::is_better(&ends, certificate.not_after_ms, now)
     }
 
     /// The order has its certificate.

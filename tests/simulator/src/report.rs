@@ -20,6 +20,8 @@ pub enum Violation {
     LimitHit,
     /// The CA has counted more than the ledger.
     LedgerBehind,
+    /// A certificate was ordered that the activation gate would not have let in the place of the one before.
+    HeldBack,
     /// Orders of one day were more than twice those of another.
     NotFlat,
     /// Names of a cold start did not have their certificates when the plan said.

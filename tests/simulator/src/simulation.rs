@@ -459,6 +459,10 @@ impl<'a> Simulation<'a> {
         };
         let certificate = self.ca.certificate(number).clone();
         self.outcome.hour().issued += 1;
+        if self.control.holds_back(id, &certificate, now) {
+            let text = format!("{}: {:?}", self.outcome.day(now), certificate.names);
+            self.outcome.violation(Violation::HeldBack, text);
+        }
         if let Some(published) = self.control.issued(id, number, &certificate, now, &mut self.rng) {
             self.announce(&published, number);
         }

@@ -176,7 +176,12 @@ fn fault_of_issuer(stop: &Stop) -> Option<String> {
             | AcmeErrorKind::OrderGone => None,
         },
         Stop::Refused(text) => Some(format!("it issued what must not be served: {text}")),
-        Stop::Store(_) | Stop::Names(_) | Stop::Forbidden(_) | Stop::NoRoom(_) | Stop::NotYet(_) => None,
+        Stop::Store(_)
+        | Stop::Names(_)
+        | Stop::Forbidden(_)
+        | Stop::NoRoom(_)
+        | Stop::NotYet(_)
+        | Stop::Early(..) => None,
     }
 }
 

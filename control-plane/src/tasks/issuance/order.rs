@@ -271,6 +271,7 @@ impl Step<'_> {
             Err(publish::NotPublished::Store(error)) => return Err(Stop::Store(error)),
             Err(publish::NotPublished::Garbled(text)) => return Err(AcmeError::garbage(&text).into()),
             Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
+            Err(publish::NotPublished::Early(until, text)) => return Err(Stop::Early(until, text)),
         }
         self.issuer.has_issued();
         fail_point::reach("order.published");

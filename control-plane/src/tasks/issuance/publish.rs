@@ -17,7 +17,7 @@ use super::issuer::Issuer;
 use super::stopped::close;
 use super::{Issuance, health, spending};
 use crate::clock;
-use crate::plan::timing;
+use crate::plan::timing::{self, Ends};
 use crate::store::account::{self, AccountRow, AccountState};
 use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
@@ -38,6 +38,8 @@ pub(super) enum NotPublished {
     Garbled(String),
     /// The gate's words.
     Gate(String),
+    /// What is in use is better until then, Unix milliseconds, and the words for that.
+    Early(i64, String),
 }
 
 impl From<StoreError> for NotPublished {
@@ -61,9 +63,13 @@ pub(super) async fn publish(
     }
     let chain = CertificateChain::parse_pem(pem.as_bytes())
         .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
+    check(&chain, row, &issuer.roots, issuance.parts.clock.now()).map_err(NotPublished::Gate)?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
-    check(&chain, row, &issuer.roots, live.as_ref(), issuance.parts.clock.now())
-        .map_err(NotPublished::Gate)?;
+    if let Some(live) = live.filter(|live| is_better(live, row, chain.facts(), now)) {
+        let until = clock::rfc3339(live.renew_at);
+        let text = format!("the certificate in use ends later than the new one, which waits until {until}");
+        return Err(NotPublished::Early(live.renew_at, text));
+    }
     let mut new = new_credential(row, &chain, pem, issuance.parts.config.renewal.share);
     let account = match row.account {
         None => account::own(&mut tx, &row.issuer, &issuer.config.directory).await?,
@@ -105,7 +111,6 @@ fn check(
     chain: &CertificateChain,
     row: &OrderRow,
     roots: &RootCertStore,
-    live: Option<&CredentialRow>,
     now: UnixTime,
 ) -> Result<(), String> {
     let facts = chain.facts();
@@ -118,13 +123,14 @@ fn check(
     if remaining < REMAINING_MIN.as_secs() {
         return Err(format!("the CA's certificate ends in {remaining} s"));
     }
-    if let Some(live) = live
-        && live.not_after > unix_ms(facts.not_after)
-        && row.names.iter().all(|name| live.names.contains(name))
-    {
-        return Err("the certificate in use covers the same names for longer".to_owned());
-    }
     Ok(())
+}
+
+/// Whether the live certificate is kept for now: it covers all of the order's names, and is better.
+fn is_better(live: &CredentialRow, row: &OrderRow, new: &CertificateFacts, now: i64) -> bool {
+    let ends = Ends { not_before: live.not_before, not_after: live.not_after, renew_at: live.renew_at };
+    row.names.iter().all(|name| live.names.contains(name))
+        && timing::is_better(&ends, unix_ms(new.not_after), now)
 }
 
 fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f64) -> NewCredential {

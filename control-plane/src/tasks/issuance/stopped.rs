@@ -34,6 +34,9 @@ pub(super) enum Ran {
     Waits,
 }
 
+/// How often an order with a certificate that is not wanted yet looks whether it is.
+const EARLY_LOOK_MS: i64 = clock::HOUR_MS;
+
 /// Why a step did not lead to the next state.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -49,6 +52,8 @@ pub(super) enum Stop {
     NotYet(String),
     /// The certificate must not go live.
     Refused(String),
+    /// ... and not before the one in use is due, Unix milliseconds.
+    Early(i64, String),
 }
 
 impl From<StoreError> for Stop {
@@ -80,6 +85,11 @@ pub(super) async fn stopped(
         Stop::Names(names) => eject(issuance, issuer, row, &names).await,
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
+        // Its CA may want it replaced sooner than it said.
+        Stop::Early(until, text) => {
+            let next = until.min(issuance.parts.clock.now_ms() + EARLY_LOOK_MS);
+            wait(issuance, row, next, "NotDue", &text).await
+        }
         Stop::NoRoom(no_room) => {
             let next = clock::rfc3339(no_room.next_ms);
             let limit = no_room_text(&no_room);
