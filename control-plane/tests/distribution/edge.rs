@@ -218,7 +218,7 @@ impl TestEdge {
         look(&mut self.state.lock().unwrap())
     }
 
-    /// Waits until the state is as wanted; panics after 20 s.
+    /// Waits until the state is as wanted; panics after 60 s.
     pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&State) -> bool) {
         let mut changed = self.changed.clone();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
@@ -230,7 +230,7 @@ impl TestEdge {
             let woken = tokio::time::timeout_at(deadline, changed.changed()).await;
             let described = self.with(|state| format!("at {}, ended: {:?}", state.applied, state.ended));
             if woken.is_err() {
-                panic!("{} waited 20 s for {what}; {described}", self.identity.edge);
+                panic!("{} waited 60 s for {what}; {described}", self.identity.edge);
             }
             if matches!(woken, Ok(Err(_))) && !self.with(|state| holds(state)) {
                 panic!("{} ended before {what}; {described}", self.identity.edge);

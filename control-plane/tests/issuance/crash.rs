@@ -1,17 +1,18 @@
-//! A control plane killed at every step boundary of an issuance, and started again: one order, one account, one
-//! certificate, by the CA's own log.
+//! A control plane killed at every step boundary of an issuance, and of a renewal that replaces, and started again: one
+//! order, one account, one certificate more, by the CA's own log.
 //!
 //! The control plane is a child process: this test binary, told to be one. The CA, the DNS and the edge stay here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portico_api::distribution::ResourceKind;
+use portico_api::distribution::{Resource, ResourceKind};
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
 use portico_control_plane::store::{Store, sql};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -82,52 +83,104 @@ pub async fn start(config: &Path, fail_point: &str) -> Plane {
     }
 }
 
-/// Runs one issuance of two names with a crash at `fail_point`; fails when the child was not killed there.
-async fn crash_at(fail_point: &'static str) {
-    let options = Options::default();
-    let world = World::start(&options).await.unwrap();
-    // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
-    let config = world.configure(&options, "127.0.0.1:0");
-    let first = start(&config, "").await;
-    let config = world.configure(&options, &first.distribution.to_string());
-    let identity = Arc::new(Identity::join(first.distribution, &first.token).await.unwrap());
-    stop(first).await;
-    let store = Store::open(&world.path("data")).await.unwrap();
-    let mut tx = store.begin().await.unwrap();
-    let tenant = add_tenant(&mut tx, &[], "registered_domain").await;
-    for name in ["shop.test", "www.shop.test"] {
-        add_domain(&mut tx, tenant, name).await;
+/// A world with two names of a tenant of which none has a certificate, and a control plane that has run once.
+struct Stage {
+    world: World,
+    config: PathBuf,
+    identity: Arc<Identity>,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let options = Options::default();
+        let world = World::start(&options).await.unwrap();
+        // The first start makes the database and takes a port; tenant and domains are there before issuance looks.
+        let config = world.configure(&options, "127.0.0.1:0");
+        let first = start(&config, "").await;
+        let config = world.configure(&options, &first.distribution.to_string());
+        let identity = Arc::new(Identity::join(first.distribution, &first.token).await.unwrap());
+        stop(first).await;
+        let store = Store::open(&world.path("data")).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let tenant = add_tenant(&mut tx, &[], "registered_domain").await;
+        for name in ["shop.test", "www.shop.test"] {
+            add_domain(&mut tx, tenant, name).await;
+        }
+        tx.commit().await.unwrap();
+        store.close().await;
+        Self { world, config, identity }
     }
+
+    /// Runs until the edge has a version of the credential above `known`, and ends in good order.
+    async fn run_until_newer(&self, known: u64) -> u64 {
+        let plane = start(&self.config, "").await;
+        let edge = connect(&self.world, &plane, self.identity.clone()).await;
+        let version = |state: &State| {
+            let of_kind = |((kind, _), resource): (&(u32, String), &Resource)| {
+                (*kind == ResourceKind::Credential as u32).then_some(resource.version)
+            };
+            state.resources.iter().filter_map(of_kind).max()
+        };
+        edge.wait("the credential", |state| version(state).is_some_and(|version| version > known)).await;
+        stop(plane).await;
+        edge.with(|state| version(state)).unwrap()
+    }
+
+    /// Runs until the crash at `fail_point`; fails when the control plane was not killed there.
+    async fn crash(&self, fail_point: &str) {
+        let mut doomed = start(&self.config, fail_point).await;
+        let edge = connect(&self.world, &doomed, self.identity.clone()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), doomed.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("{fail_point} was never reached")).unwrap();
+        assert!(!status.success(), "{fail_point}: ended by itself");
+        drop(edge);
+    }
+
+    /// By the CA's log that many orders and certificates, of one account, and one certificate in force.
+    async fn assert_spent(&self, orders: u64, fail_point: &str) {
+        let stats = self.world.stats().await;
+        assert_eq!(stats["orders"]["created"], orders, "{fail_point}: {}", stats["new_orders"]);
+        assert_eq!(stats["orders"]["replacing"], orders - 1, "{fail_point}: {}", stats["new_orders"]);
+        assert_eq!(stats["certificates"]["issued"], orders, "{fail_point}");
+        assert_eq!(stats["accounts"]["created"], 1, "{fail_point}");
+        let store = Store::open(&self.world.path("data")).await.unwrap();
+        let mut read = store.read().await.unwrap();
+        let live: i64 = sql::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
+            .fetch_one(&mut read)
+            .await
+            .unwrap();
+        assert_eq!(live, 1, "{fail_point}");
+        assert_we_count_no_less(&self.world, &mut read).await;
+    }
+}
+
+async fn crash_at(fail_point: &'static str) {
+    let stage = Stage::set().await;
+    stage.crash(fail_point).await;
+    stage.run_until_newer(0).await;
+    assert_one_order_per_set(&stage.world.stats().await);
+    stage.assert_spent(1, fail_point).await;
+}
+
+/// The same for a certificate that its CA wants replaced now. What was validated is validated again, so the renewal passes
+/// each step that the first issuance did.
+async fn crash_of_a_renewal_at(fail_point: &'static str) {
+    let stage = Stage::set().await;
+    let first = stage.run_until_newer(0).await;
+    stage.world.set_profile(json!({ "name": "classic", "reuse_seconds": 0 })).await;
+    let text = portico_control_plane::clock::rfc3339;
+    let now = stage.world.clock.now_ms();
+    let window = json!({ "start": text(now - 1_800_000), "end": text(now + 10_000) });
+    stage.world.set_windows(window).await;
+    let store = Store::open(&stage.world.path("data")).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    // Else the CA is asked again in some hours.
+    sql::query("UPDATE credentials SET window_next_at = 0").execute(&mut tx).await.unwrap();
     tx.commit().await.unwrap();
     store.close().await;
-
-    let mut doomed = start(&config, fail_point).await;
-    let edge = connect(&world, &doomed, identity.clone()).await;
-    let ended = tokio::time::timeout(Duration::from_secs(60), doomed.child.wait()).await;
-    let status = ended.unwrap_or_else(|_| panic!("{fail_point} was never reached")).unwrap();
-    assert!(!status.success(), "{fail_point}: ended by itself");
-    drop(edge);
-
-    let second = start(&config, "").await;
-    let edge = connect(&world, &second, identity).await;
-    edge.wait("the credential", |state| {
-        state.resources.keys().any(|(kind, _)| *kind == ResourceKind::Credential as u32)
-    })
-    .await;
-    stop(second).await;
-    let stats = world.stats().await;
-    assert_one_order_per_set(&stats);
-    assert_eq!(stats["orders"]["created"], 1, "{fail_point}: {}", stats["new_orders"]);
-    assert_eq!(stats["accounts"]["created"], 1, "{fail_point}");
-    assert_eq!(stats["certificates"]["issued"], 1, "{fail_point}");
-    let store = Store::open(&world.path("data")).await.unwrap();
-    let mut read = store.read().await.unwrap();
-    let live: i64 = sql::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
-        .fetch_one(&mut read)
-        .await
-        .unwrap();
-    assert_eq!(live, 1, "{fail_point}");
-    assert_we_count_no_less(&world, &mut read).await;
+    stage.crash(fail_point).await;
+    stage.run_until_newer(first).await;
+    stage.assert_spent(2, fail_point).await;
 }
 
 pub async fn connect(world: &World, plane: &Plane, identity: Arc<Identity>) -> Arc<TestEdge> {
@@ -144,19 +197,20 @@ pub async fn stop(mut plane: Plane) {
 }
 
 macro_rules! crash_points {
-    ($($test:ident: $point:literal,)*) => {
-        /// The points that are crashed at, for the check that none is left out.
-        const TESTED: &[&str] = &[$($point),*];
+    ($crash:ident: $($test:ident: $point:literal,)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                crash_at($point).await;
+                $crash($point).await;
             }
         )*
+        /// The points that are crashed at, for the check that none is left out.
+        const TESTED: &[&str] = &[$($point),*];
     };
 }
 
 crash_points! {
+    crash_at:
     killed_after_the_account_key_is_stored: "account.intended",
     killed_after_the_account_is_registered: "account.registered",
     killed_after_the_account_is_recorded: "account.recorded",
@@ -178,4 +232,33 @@ crash_points! {
 #[test]
 fn every_fail_point_is_crashed_at() {
     assert_eq!(TESTED, portico_control_plane::tasks::issuance::FAIL_POINTS);
+}
+
+mod renewal {
+    use super::crash_of_a_renewal_at;
+
+    crash_points! {
+        crash_of_a_renewal_at:
+        killed_after_the_order_is_planned: "order.planned",
+        killed_after_the_order_is_counted: "order.counted",
+        killed_after_the_ca_made_the_order: "order.created",
+        killed_after_the_orders_url_is_recorded: "order.created_recorded",
+        killed_after_the_challenges_stand: "order.challenges_placed",
+        killed_after_the_challenges_are_recorded: "order.challenged_recorded",
+        killed_after_the_ca_was_told_to_look: "order.challenges_ready",
+        killed_after_the_names_are_validated: "order.validated",
+        killed_after_ready_is_recorded: "order.ready_recorded",
+        killed_after_the_request_is_sent: "order.finalized",
+        killed_after_finalizing_is_recorded: "order.finalizing_recorded",
+        killed_after_the_certificate_is_fetched: "order.certificate_fetched",
+        killed_after_the_certificate_is_published: "order.published",
+    }
+
+    /// But for those of an account, which is there by then.
+    #[test]
+    fn every_fail_point_is_crashed_at() {
+        let all = portico_control_plane::tasks::issuance::FAIL_POINTS;
+        let of_orders: Vec<_> = all.iter().copied().filter(|point| point.starts_with("order.")).collect();
+        assert_eq!(TESTED, of_orders);
+    }
 }
