@@ -28,8 +28,10 @@ pub enum Violation {
     LateFirstIssue,
 }
 
-/// Fewer orders in a day than this are too few to be alike by their number alone.
+/// Fewer orders in a day than this differ by chance, and more than twice as many may be no heap.
 const FLAT_FROM: u32 = 200;
+/// That chance, in roots of the larger number: of all the days of a run, none is off by so much.
+const CHANCE: f64 = 6.0;
 /// Examples of each that are kept.
 const EXAMPLES: usize = 5;
 
@@ -157,7 +159,7 @@ impl Outcome {
 
     pub(crate) fn judge(&mut self) {
         self.flat = self.flatness();
-        if let Some((fewest, most)) = self.flat.filter(|(fewest, most)| *most >= fewest.saturating_mul(2)) {
+        if let Some((fewest, most)) = self.flat.filter(|(fewest, most)| !are_alike(*fewest, *most)) {
             self.violation(Violation::NotFlat, format!("from {fewest} to {most} orders in 24 hours"));
         }
         let late =
@@ -196,8 +198,7 @@ impl Outcome {
             let windows = self.hours.windows(DAY).filter(is_plain);
             windows.map(|hours| hours.iter().map(|hour| hour.orders).sum::<u32>())
         };
-        let (fewest, most) = (sums().min()?, sums().max()?);
-        (most >= FLAT_FROM).then_some((fewest, most))
+        Some((sums().min()?, sums().max()?))
     }
 
     /// For people.
@@ -249,6 +250,11 @@ impl Outcome {
     }
 }
 
+fn are_alike(fewest: u32, most: u32) -> bool {
+    let chance = if most < FLAT_FROM { CHANCE * f64::from(most).sqrt() } else { 0.0 };
+    f64::from(most) < 2.0 * f64::from(fewest) + chance
+}
+
 impl Eta {
     fn in_words(&self) -> String {
         let actual = self.actual_ms.map_or_else(|| "never".to_owned(), span);
@@ -260,4 +266,19 @@ fn span(ms: i64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "some hundred days")]
     let hours = ms as f64 / HOUR_MS as f64;
     if hours < 48.0 { format!("{hours:.1} h") } else { format!("{:.1} d", hours / 24.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heap_is_told_from_chance() {
+        for (fewest, most) in [(10, 40), (100, 199), (3000, 5999)] {
+            assert!(are_alike(fewest, most), "{fewest} to {most}");
+        }
+        for (fewest, most) in [(10, 80), (100, 300), (3000, 6000)] {
+            assert!(!are_alike(fewest, most), "{fewest} to {most}");
+        }
+    }
 }

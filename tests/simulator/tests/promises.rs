@@ -36,6 +36,11 @@ fn a_quarter_with_an_outage_a_revocation_and_shorter_lifetimes_breaks_no_promise
     for exemption in [Exemption::InWindow, Exemption::CoveredNames] {
         let outcome = run(&scenario(Start::Established, exemption));
         held(&outcome);
+        assert!(
+            outcome.flat.is_some_and(|(fewest, _)| fewest > 0),
+            "no two days were compared: {}",
+            outcome.text()
+        );
         let revocation = outcome.revocation.expect("the scenario has one");
         assert!(revocation.certificates > 100 && revocation.replaced_in_ms.is_some(), "{}", outcome.text());
     }
