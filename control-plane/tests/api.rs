@@ -565,6 +565,92 @@ async fn a_tenant_has_only_so_many_claims() {
 }
 
 #[tokio::test]
+async fn a_tenant_has_error_pages_of_its_own() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (_, other) = stage.tenant("two").await;
+    let at = format!("/v1/tenants/{one}");
+    let patch = async |token: &str, pages: Value| {
+        stage.call("PATCH", &at, Some(token), &[("if-match", "*")], json!({ "error_pages": pages })).await
+    };
+    let html = |body: &str| json!({ "content_type": "text/html; charset=utf-8", "body": body });
+    let set = patch(&stage.operator, json!({ "503": { "body": "<h1>Busy</h1>" } })).await;
+    assert_eq!(set.status, 200, "{}", set.text);
+    assert_eq!(set.body["error_pages"], json!({ "503": html("<h1>Busy</h1>") }));
+    let sorry = json!({ "content_type": "application/json", "body": "{\"sorry\": true}" });
+    let set = patch(&own, json!({ "502": sorry })).await;
+    let both = json!({ "502": sorry, "503": html("<h1>Busy</h1>") });
+    assert_eq!((set.status, &set.body["error_pages"]), (200, &both), "{}", set.text);
+
+    let (large, half) = ("x".repeat(65_537), "x".repeat(65_536));
+    for (pages, pointer) in [
+        (json!({ "503": { "body": large } }), "/error_pages/503/body"),
+        (json!({ "503": { "body": "" } }), "/error_pages/503/body"),
+        (json!({ "502": { "content_type": "application/json", "body": "{" } }), "/error_pages/502/body"),
+        (json!({ "503": { "content_type": "text/css", "body": "x" } }), "/error_pages/503/content_type"),
+        (json!({ "503": { "content_type": null } , "504": {} }), "/error_pages/504/body"),
+        (json!({ "503": "busy" }), "/error_pages/503"),
+        (json!({ "500": { "body": "x" } }), "/error_pages/500"),
+        (json!({ "404": { "body": half }, "503": { "body": half } }), "/error_pages"),
+    ] {
+        for token in [&stage.operator, &own] {
+            let refused = patch(token, pages.clone()).await;
+            assert_eq!(refused.status, 422, "{}", refused.text);
+            assert_eq!(refused.body["errors"][0]["pointer"], pointer, "{}", refused.text);
+        }
+    }
+    assert_eq!(patch(&other, json!(null)).await.status, 404);
+    // A tenant decides its pages, and nothing beside them.
+    for more in ["limits", "domains_max", "no_such_field"] {
+        let body = json!({ "error_pages": {}, more: null });
+        let refused = stage.call("PATCH", &at, Some(&own), &[("if-match", "*")], body).await;
+        assert_eq!(
+            (refused.status, &refused.body["code"]),
+            (403, &json!("operator_only")),
+            "{}",
+            refused.text
+        );
+    }
+    let shown = stage.call("GET", &at, Some(&own), &[], Value::Null).await;
+    assert_eq!(shown.body["error_pages"], both, "unchanged");
+    // Its pages are not a wish that a second creation could miss.
+    let again = json!({ "name": "one", "error_pages": both });
+    assert_eq!(stage.operator("POST", "/v1/tenants", again).await.status, 200);
+
+    let left = patch(&own, json!({ "503": null })).await;
+    assert_eq!(left.body["error_pages"], json!({ "502": sorry }), "{}", left.text);
+    let none = patch(&own, Value::Null).await;
+    assert_eq!((none.status, none.body.get("error_pages")), (200, None));
+    let wrong = json!({ "name": "three", "error_pages": { "503": { "body": "" } } });
+    let refused = stage.operator("POST", "/v1/tenants", wrong).await;
+    assert_eq!(refused.body["errors"][0]["pointer"], "/error_pages/503/body", "{}", refused.text);
+}
+
+/// 4 MiB of them are 32 tenants with all that one may have.
+#[tokio::test]
+async fn large_error_pages_make_a_list_of_tenants_short_and_lose_none() {
+    let stage = Stage::start().await;
+    let page = json!({ "body": "x".repeat(65_536) });
+    for n in 0..40 {
+        let spec = json!({ "name": format!("t{n}"), "error_pages": { "502": page, "503": page } });
+        let made = stage.operator("POST", "/v1/tenants", spec).await;
+        assert_eq!(made.status, 201, "{}", made.text);
+    }
+    let (mut names, mut pages, mut cursor) = (Vec::new(), 0, String::new());
+    loop {
+        let listed = stage.operator("GET", &format!("/v1/tenants?limit=200{cursor}"), Value::Null).await;
+        let items = listed.body["items"].as_array().unwrap();
+        assert!((1..=32).contains(&items.len()), "{}", items.len());
+        names.extend(items.iter().map(|tenant| tenant["name"].as_str().unwrap().to_owned()));
+        pages += 1;
+        let Some(next) = listed.body["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!((names.len(), pages), (40, 2));
+    assert!((0..40).all(|n| names.contains(&format!("t{n}"))), "{names:?}");
+}
+
+#[tokio::test]
 async fn an_operator_limits_what_a_tenant_takes_of_each_edge_and_a_tenant_does_not() {
     let stage = Stage::start().await;
     let (one, own) = stage.tenant("one").await;

@@ -201,8 +201,13 @@ pub async fn serve_exchange(
     };
     let Answer { mut response, reason, origin, cache } = answer;
     end.answered(response.status(), reason, origin, cache);
-    if is_grpc && reason.is_some() {
-        grpc::translate(&mut response); // the log and the metrics have the status
+    if let Some(reason) = reason {
+        if is_grpc {
+            grpc::translate(&mut response); // the log and the metrics have the status
+        } else if let Some(host) = end.host().filter(|host| host.served) {
+            // On a name that nobody has proved to hold, nothing of the tenant's is shown.
+            page::put_own(&mut response, reason, host);
+        }
     }
     finish_headers(&mut response, context, &end);
     if is_head {
@@ -452,7 +457,7 @@ async fn follow_route(
 /// Answers for a suspended host.
 pub(crate) fn suspended(suspension: &Suspension) -> Result<Answer, Dropped> {
     let (status, reason) = match suspension.mode {
-        SuspensionMode::Page => (StatusCode::SERVICE_UNAVAILABLE, "suspended"),
+        SuspensionMode::Page => (StatusCode::SERVICE_UNAVAILABLE, page::SUSPENDED),
         SuspensionMode::Gone => (StatusCode::GONE, "suspended_gone"),
         SuspensionMode::Legal => (StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS, "suspended_legal"),
         SuspensionMode::Drop => return Err(Dropped),
@@ -472,7 +477,7 @@ fn over_share(over: OverShare, context: &ConnectionContext) -> Answer {
 fn in_maintenance(maintenance: &Maintenance) -> Answer {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     let body = page::of(status, &maintenance.text);
-    let mut answer = Answer::fixed(status, page::CONTENT_TYPE, body, Some("maintenance")).uncached();
+    let mut answer = Answer::fixed(status, page::CONTENT_TYPE, body, Some(page::MAINTENANCE)).uncached();
     let retry_after = HeaderValue::from(maintenance.retry_after_seconds);
     answer.response.headers_mut().insert(header::RETRY_AFTER, retry_after);
     answer

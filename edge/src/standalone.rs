@@ -38,6 +38,7 @@ pub fn load(config: &StandaloneConfig, publisher: LivePublisher) -> anyhow::Resu
         grants.map(|allow| EgressGrant { net: allow.net, ports: allow.ports.clone().into() }).collect();
     let mut sites = Sites::new(publisher, grants);
     sites.set_limits(config.limits);
+    sites.set_error_pages(config.error_pages.clone());
     // A default that cannot be used ends the start, so it is read before the many.
     let default = config.certificates.default.as_ref().map(read_default).transpose()?;
     let mut sealed = Vec::new();

@@ -85,6 +85,7 @@ fn templates(shop: &Shop) -> Vec<wire::Resource> {
             connections: 8,
             cache_bytes: 9,
         }),
+        error_pages: vec![wire::ErrorPage { status: 503, content_type: "a/b".into(), body: "p".into() }],
     };
     let route = |action| wire::Route { path_prefix: "/a".into(), action: Some(action), rule: None };
     let mut domain_body = domain_body(&shop.name, &[shop.lineage]);

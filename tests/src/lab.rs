@@ -229,6 +229,7 @@ impl Lab {
                 ports: vec![self.origin.port(), 9001, 9002, 9003],
             }],
             limits: v1::TenantLimits::default(),
+            error_pages: v1::ErrorPages::default(),
             domains_max: 10_000,
         };
         Ok(self.client.create_tenant(&spec).await?)

@@ -213,6 +213,8 @@ pub(crate) fn tenant(spec: &TenantSpec, own: &OwnAddresses, known: &[EgressGrant
     }
     let limits = spec.limits.faults().into_iter();
     errors.extend(limits.map(|(name, message)| field(format!("/limits/{name}"), "out_of_range", message)));
+    let pages = spec.error_pages.faults().into_iter();
+    errors.extend(pages.map(|(below, code, message)| field(format!("/error_pages{below}"), code, message)));
     if spec.egress_grants.len() > GRANTS_MAX {
         errors.push(field("/egress_grants", "too_many", format!("at most {GRANTS_MAX} grants")));
     }

@@ -78,6 +78,7 @@ pub(super) fn tenant(row: &TenantRow, version: u64) -> Result<Published, Project
         egress_grants: grants.collect(),
         suspension: row.suspension.as_ref().map(wire_suspension),
         limits: wire_limits(row.spec.limits),
+        error_pages: wire::ErrorPage::all_of(&row.spec.error_pages),
     };
     publish(ResourceKey::tenant(row.id), version, Cells::All, row.id.to_string(), &body)
 }
@@ -552,6 +553,25 @@ mod tests {
         assert_eq!(serde_json::from_str::<FleetPolicy>(&json).unwrap(), policy);
         assert_eq!(listener_address("[::ffff:10.0.0.9]:443"), Some("10.0.0.9".parse().unwrap()));
         assert_eq!(listener_address("nonsense"), None);
+    }
+
+    #[test]
+    fn all_pages_that_a_tenant_may_have_fit_into_its_resource() {
+        let page = Some(v1::ErrorPage {
+            content_type: v1::ErrorPageType::Html,
+            body: "x".repeat(v1::ERROR_PAGE_BYTES_MAX),
+        });
+        let error_pages =
+            v1::ErrorPages { bad_gateway: page.clone(), unavailable: page, ..v1::ErrorPages::default() };
+        assert_eq!(error_pages.faults(), vec![]);
+        let spec: v1::TenantSpec = serde_json::from_value(serde_json::json!({ "name": "one" })).unwrap();
+        let spec = v1::TenantSpec { error_pages, ..spec };
+        let row = TenantRow { id: TenantId::generate(), spec, suspension: None };
+        let published = tenant(&row, 1).unwrap();
+        let body: wire::Tenant = body(&published);
+        let statuses: Vec<_> = body.error_pages.iter().map(|page| page.status).collect();
+        assert_eq!(statuses, [502, 503]);
+        assert_eq!(body.error_pages[0].content_type, "text/html; charset=utf-8");
     }
 
     #[test]

@@ -151,7 +151,7 @@ async fn is_about_own(parts: &mut Parts, app: &App, call: &Call) -> Answered<boo
     Ok(!path.as_str().contains('{'))
 }
 
-fn operators_only() -> Fault {
+pub(super) fn operators_only() -> Fault {
     Fault::new(StatusCode::FORBIDDEN, "operator_only", "this call needs an operator's token")
 }
 

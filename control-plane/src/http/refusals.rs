@@ -4,9 +4,8 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
 /// Calls that need an operator's token; `(method, path)`, a path alone for all of its methods.
-const OPERATORS: [(Option<&str>, &str); 20] = [
+const OPERATORS: [(Option<&str>, &str); 19] = [
     (Some("post"), "/v1/tenants"),
-    (Some("patch"), "/v1/tenants/{id}"),
     (None, "/v1/tenants/{id}/suspend"),
     (None, "/v1/tenants/{id}/resume"),
     (None, "/v1/tokens"),

@@ -8,7 +8,7 @@ use portico_api::v1::{Page, Suspension, SuspensionAnswer, Tenant, TenantSpec};
 use portico_cert_store::TenantId;
 use serde::Deserialize;
 
-use super::call::{Call, OperatorCall};
+use super::call::{Call, OperatorCall, operators_only};
 use super::fault::{Answered, Fault, field};
 use super::json_body::{self, JsonBody, RawBody};
 use super::list::{cursor_after, limit, read_cursor};
@@ -92,20 +92,18 @@ pub(super) async fn list(
 ) -> Answered<axum::Json<Page<Tenant>>> {
     let (limit, after) = (limit(query.limit)?, read_cursor(query.cursor.as_deref())?);
     let mut read = app.parts.store.read().await?;
-    let mut rows: Vec<TenantRow> = match (call.caller.tenant, &query.name) {
-        (None, None) => tenant::list(&mut read, &after, limit + 1).await?,
-        (None, Some(name)) => tenant::find_by_name(&mut read, name).await?.into_iter().collect(),
+    let (rows, is_end): (Vec<TenantRow>, bool) = match (call.caller.tenant, &query.name) {
+        (None, None) => tenant::list(&mut read, &after, limit).await?,
+        (None, Some(name)) => (tenant::find_by_name(&mut read, name).await?.into_iter().collect(), true),
         (Some(own), name) => {
             let own = tenant::find(&mut read, own).await?;
             let is_asked_for = |row: &TenantRow| {
                 name.as_ref().is_none_or(|name| row.spec.name == *name) && row.id.to_string() > after
             };
-            own.filter(is_asked_for).into_iter().collect()
+            (own.filter(is_asked_for).into_iter().collect(), true)
         }
     };
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|row| cursor_after(&row.id.to_string()));
+    let next_cursor = rows.last().filter(|_| !is_end).map(|row| cursor_after(&row.id.to_string()));
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
         items.push(view::tenant(&app, &mut read, row).await?);
@@ -123,16 +121,19 @@ pub(super) async fn show(State(app): State<App>, call: Call, Path(id): Path<Stri
     Ok(Answer::json(StatusCode::OK, &shown).revision(row.revision).into_response())
 }
 
-/// Changes a tenant by a merge patch (RFC 7396).
+/// Changes a tenant by a merge patch (RFC 7396). A tenant's own token may change `error_pages` and nothing else.
 #[utoipa::path(patch, path = "/v1/tenants/{id}", tag = "tenants", params(("id" = String, Path), ("If-Match" = String, Header)),
-    request_body = TenantSpec, responses((status = 200, body = Tenant), (status = 404), (status = 412), (status = 422), (status = 428)))]
+    request_body = TenantSpec, responses((status = 200, body = Tenant), (status = 403), (status = 404), (status = 412), (status = 422), (status = 428)))]
 pub(super) async fn patch(
     State(app): State<App>,
-    OperatorCall(call): OperatorCall,
+    call: Call,
     Path(id): Path<String>,
     body: JsonBody<serde_json::Value>,
 ) -> Answered<Response> {
     let id = visible(&call, &id)?;
+    if call.caller.tenant.is_some() && !is_a_tenants_to_change(&body.value) {
+        return Err(operators_only());
+    }
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
@@ -234,6 +235,11 @@ async fn republish_domains(tx: &mut WriteTx, tenant: TenantId) -> Answered<()> {
             _ => return Ok(()),
         }
     }
+}
+
+/// Whether a merge patch changes only what is a tenant's own to decide.
+fn is_a_tenants_to_change(patch: &serde_json::Value) -> bool {
+    patch.as_object().is_none_or(|fields| fields.keys().all(|name| name == "error_pages"))
 }
 
 /// RFC 7396 over the document, then read strictly.

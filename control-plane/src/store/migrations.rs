@@ -12,6 +12,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (101, "core", include_str!("../../migrations/0101_core.sql")),
     (103, "retries", include_str!("../../migrations/0103_retries.sql")),
     (104, "names of deleted domains", include_str!("../../migrations/0104_names_of_deleted_domains.sql")),
+    (105, "error pages", include_str!("../../migrations/0105_error_pages.sql")),
     // Edges and cells.
     (201, "edges", include_str!("../../migrations/0201_edges.sql")),
     (203, "purges", include_str!("../../migrations/0203_purges.sql")),

@@ -8,6 +8,7 @@ use portico_cert_store::{
 };
 
 use super::sql::{QueryBuilder, Row};
+use super::tenant::read_spec;
 use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
 
 /// The most ids of one query; SQLite's own bound is 32,766 parameters.
@@ -66,12 +67,14 @@ pub struct CredentialRow {
 /// # Errors
 /// The database's.
 pub async fn tenants(connection: &mut Connection, ids: &[String]) -> Result<Vec<TenantRow>, StoreError> {
-    let rows = select(connection, "SELECT id, spec, suspension FROM tenants WHERE id IN (", ids, ")").await?;
+    let rows =
+        select(connection, "SELECT id, spec, error_pages, suspension FROM tenants WHERE id IN (", ids, ")")
+            .await?;
     rows.iter()
         .map(|row| {
             Ok(TenantRow {
                 id: from_id(row.try_get("id")?, "tenants")?,
-                spec: from_json(row.try_get("spec")?, "tenants: spec")?,
+                spec: read_spec(row, "tenants: spec")?,
                 suspension: suspension(row, "tenants: suspension")?,
             })
         })

@@ -2,11 +2,15 @@
 
 use std::collections::HashMap;
 
-use portico_api::v1::{Suspension, TenantSpec};
+use futures_util::TryStreamExt as _;
+use portico_api::v1::{ErrorPages, Suspension, TenantSpec};
 use portico_cert_store::TenantId;
 
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_id, from_json, sql, to_json};
+
+/// Error pages that one read of many tenants takes; the tenant that passes it is the last.
+const LISTED_PAGES_BYTES_MAX: usize = 4 << 20;
 
 /// A tenant as it is stored.
 #[derive(Clone, Debug)]
@@ -22,12 +26,14 @@ pub struct TenantRow {
 /// # Errors
 /// The database's; a name that is taken is one.
 pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError> {
+    let (spec, error_pages) = texts(&row.spec)?;
     sql::query(
-        "INSERT INTO tenants (id, name, spec, suspension, revision, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tenants (id, name, spec, error_pages, suspension, revision, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(row.id.to_string())
     .bind(&row.spec.name)
-    .bind(to_json(&row.spec)?)
+    .bind(spec)
+    .bind(error_pages)
     .bind(row.suspension.as_ref().map(to_json).transpose()?)
     .bind(row.revision.cast_signed())
     .bind(row.created_at)
@@ -42,14 +48,18 @@ pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError>
 /// The database's; a name that is taken is one.
 pub async fn update(tx: &mut WriteTx, row: &mut TenantRow) -> Result<(), StoreError> {
     row.revision += 1;
-    sql::query("UPDATE tenants SET name = ?, spec = ?, suspension = ?, revision = ? WHERE id = ?")
-        .bind(&row.spec.name)
-        .bind(to_json(&row.spec)?)
-        .bind(row.suspension.as_ref().map(to_json).transpose()?)
-        .bind(row.revision.cast_signed())
-        .bind(row.id.to_string())
-        .execute(tx)
-        .await?;
+    let (spec, error_pages) = texts(&row.spec)?;
+    sql::query(
+        "UPDATE tenants SET name = ?, spec = ?, error_pages = ?, suspension = ?, revision = ? WHERE id = ?",
+    )
+    .bind(&row.spec.name)
+    .bind(spec)
+    .bind(error_pages)
+    .bind(row.suspension.as_ref().map(to_json).transpose()?)
+    .bind(row.revision.cast_signed())
+    .bind(row.id.to_string())
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -71,7 +81,8 @@ pub async fn find_by_name(connection: &mut Connection, name: &str) -> Result<Opt
     row.as_ref().map(read).transpose()
 }
 
-/// Tenants after `after`, in the order in which they were made.
+/// Tenants after `after`, in the order in which they were made, and whether these are the last ones: large error pages make
+/// a list short.
 ///
 /// # Errors
 /// The database's.
@@ -79,13 +90,21 @@ pub async fn list(
     connection: &mut Connection,
     after: &str,
     limit: u32,
-) -> Result<Vec<TenantRow>, StoreError> {
-    let rows = sql::query("SELECT * FROM tenants WHERE id > ? ORDER BY id LIMIT ?")
+) -> Result<(Vec<TenantRow>, bool), StoreError> {
+    let mut found = sql::query("SELECT * FROM tenants WHERE id > ? ORDER BY id LIMIT ?")
         .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(read).collect()
+        .bind(limit.saturating_add(1))
+        .fetch(connection);
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = found.try_next().await? {
+        if rows.len() == limit as usize || bytes >= LISTED_PAGES_BYTES_MAX {
+            return Ok((rows, false));
+        }
+        let row = read(&row)?;
+        bytes += row.spec.error_pages.iter().map(|(_, page)| page.body.len()).sum::<usize>();
+        rows.push(row);
+    }
+    Ok((rows, true))
 }
 
 /// What each tenant is called.
@@ -122,12 +141,28 @@ pub struct DomainCount {
     pub served: u64,
 }
 
+/// The spec without the error pages, and these.
+fn texts(spec: &TenantSpec) -> Result<(String, Option<String>), StoreError> {
+    let pages = &spec.error_pages;
+    let pages_text = (!pages.is_empty()).then(|| to_json(pages)).transpose()?;
+    let rest = TenantSpec { error_pages: ErrorPages::default(), ..spec.clone() };
+    Ok((to_json(&rest)?, pages_text))
+}
+
+/// A tenant's spec with its error pages.
+pub(super) fn read_spec(row: &Row, what: &str) -> Result<TenantSpec, StoreError> {
+    let spec = from_json(row.try_get("spec")?, what)?;
+    let error_pages: Option<String> = row.try_get("error_pages")?;
+    let error_pages = error_pages.map(|text| from_json(&text, what)).transpose()?;
+    Ok(TenantSpec { error_pages: error_pages.unwrap_or_default(), ..spec })
+}
+
 fn read(row: &Row) -> Result<TenantRow, StoreError> {
     let id: String = row.try_get("id")?;
     let suspension: Option<String> = row.try_get("suspension")?;
     Ok(TenantRow {
         id: from_id(&id, "tenants")?,
-        spec: from_json(row.try_get("spec")?, &id)?,
+        spec: read_spec(row, &id)?,
         suspension: suspension.map(|text| from_json(&text, &id)).transpose()?,
         revision: row.try_get::<i64>("revision")?.unsigned_abs(),
         created_at: row.try_get("created_at")?,

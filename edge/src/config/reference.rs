@@ -7,7 +7,7 @@ use super::Config;
 const README: &str = include_str!("../../../README.md");
 
 /// What stands before the keys of each section and table, and a text with a key in it that does not exist.
-const SECTIONS: [(&str, &str); 23] = [
+const SECTIONS: [(&str, &str); 24] = [
     ("", "none = 1"),
     ("privacy.", "[privacy]\nnone = 1"),
     ("traces.", "[traces]\nnone = 1"),
@@ -17,6 +17,7 @@ const SECTIONS: [(&str, &str); 23] = [
     ("certificates.", "[certificates]\nnone = 1"),
     ("standalone.", "[standalone]\nnone = 1"),
     ("standalone.limits.", "[standalone]\nlimits = { none = 1 }"),
+    ("standalone.error_pages.", "[standalone]\nerror_pages = { none = 1 }"),
     ("egress.", "[egress]\nnone = 1"),
     ("egress.allow.", "[egress]\nallow = [{ none = 1 }]"),
     ("tls.", "[[tls]]\nnone = 1"),

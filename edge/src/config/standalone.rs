@@ -14,7 +14,8 @@ use toml::Spanned;
 
 use super::{ConfigError, ListenerConfig, NamedPath, RawConfig, Source, TlsSection, loops, origin_tls, tls};
 use crate::live::{
-    Action, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream, WeightedOrigin, limits,
+    Action, ErrorPages, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream,
+    WeightedOrigin, limits,
 };
 
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct StandaloneConfig {
     pub unknown_sni: UnknownSniChoice,
     /// Of all sites together.
     pub limits: TenantLimits,
+    /// The same.
+    pub error_pages: ErrorPages,
     pub certificates: CertificateFiles,
     pub tls: Vec<TlsSection>,
     pub routes: Vec<RouteConfig>,
@@ -73,6 +76,25 @@ pub struct EgressAllow {
 pub(super) struct RawStandalone {
     unknown_sni: Option<UnknownSniChoice>,
     limits: Option<Spanned<v1::TenantLimits>>,
+    error_pages: Option<RawErrorPages>,
+}
+
+/// A file for each status.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawErrorPages {
+    #[serde(rename = "404")]
+    not_found: Option<Spanned<PathBuf>>,
+    #[serde(rename = "413")]
+    too_large: Option<Spanned<PathBuf>>,
+    #[serde(rename = "429")]
+    too_many: Option<Spanned<PathBuf>>,
+    #[serde(rename = "502")]
+    bad_gateway: Option<Spanned<PathBuf>>,
+    #[serde(rename = "503")]
+    unavailable: Option<Spanned<PathBuf>>,
+    #[serde(rename = "504")]
+    timed_out: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -178,6 +200,8 @@ pub(super) fn check(
         TenantLimits::new(*limits.get_ref())
             .map_err(|fault| source.error(Some(limits.span()), format!("limits: {}", fault.text)))
     });
+    let pages = raw.standalone.as_ref().and_then(|section| section.get_ref().error_pages.as_ref());
+    let error_pages = pages.map(|pages| error_pages(source, pages)).transpose()?;
     let allow = raw.egress.as_ref().map_or(&[][..], |section| &section.get_ref().allow);
     let tls = tls::check(source, &raw.tls)?;
     let routes = routes(source, raw)?;
@@ -186,11 +210,43 @@ pub(super) fn check(
     Ok(StandaloneConfig {
         unknown_sni,
         limits: limits.transpose()?.unwrap_or_default(),
+        error_pages: error_pages.unwrap_or_default(),
         certificates,
         tls,
         routes,
         egress: allow.iter().map(|raw| egress(source, raw)).collect::<Result<_, _>>()?,
     })
+}
+
+fn error_pages(source: Source<'_>, raw: &RawErrorPages) -> Result<ErrorPages, ConfigError> {
+    let page =
+        |file: &Option<Spanned<PathBuf>>| file.as_ref().map(|file| error_page(source, file)).transpose();
+    let pages = v1::ErrorPages {
+        not_found: page(&raw.not_found)?,
+        too_large: page(&raw.too_large)?,
+        too_many: page(&raw.too_many)?,
+        bad_gateway: page(&raw.bad_gateway)?,
+        unavailable: page(&raw.unavailable)?,
+        timed_out: page(&raw.timed_out)?,
+    };
+    // Each page was looked at: what is left is about all of them.
+    ErrorPages::new(&pages)
+        .map_err(|fault| source.error(None, format!("standalone.error_pages: {}", fault.text)))
+}
+
+fn error_page(source: Source<'_>, file: &Spanned<PathBuf>) -> Result<v1::ErrorPage, ConfigError> {
+    let path = source.resolve(file.get_ref());
+    let wrong =
+        |problem: &str| source.error(Some(file.span()), format!("error page {}: {problem}", path.display()));
+    let content_type = v1::ErrorPageType::of_file(&path)
+        .ok_or_else(|| wrong("what it is, its name says: .html, .txt or .json"))?;
+    let body = read_body(&path).map_err(|problem| wrong(&problem))?;
+    let body = String::from_utf8(body).map_err(|_| wrong("is not UTF-8"))?;
+    let page = v1::ErrorPage { content_type, body };
+    match page.fault() {
+        None => Ok(page),
+        Some((_, problem)) => Err(wrong(&problem)),
+    }
 }
 
 /// Over plain HTTP nobody can show a certificate.
@@ -524,7 +580,7 @@ fn read_body(path: &std::path::Path) -> Result<Vec<u8>, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > limits::STATIC_BODY_BYTES_MAX as u64 {
         let most = limits::STATIC_BODY_BYTES_MAX;
-        return Err(format!("{size} bytes; a static body has at most {most} bytes"));
+        return Err(format!("{size} bytes; a body from a file has at most {most} bytes"));
     }
     std::fs::read(path).map_err(|error| error.to_string())
 }
@@ -629,6 +685,45 @@ mod tests {
             ),
         ];
         points_at(&table);
+    }
+
+    #[test]
+    fn error_pages_come_from_files_and_each_wrong_one_is_pointed_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path.display().to_string()
+        };
+        let section = |status: u16, path: &str| format!("[standalone.error_pages]\n{status} = \"{path}\"\n");
+        let busy = file("busy.html", b"<h1>Busy</h1>");
+        let config = parse(&section(503, &busy)).expect("a page");
+        let Mode::Standalone(standalone) = config.mode else { panic!("not standalone") };
+        let (content_type, body) =
+            standalone.error_pages.of(http::StatusCode::SERVICE_UNAVAILABLE).expect("the page");
+        assert_eq!(
+            (content_type.to_str().unwrap(), &body[..]),
+            ("text/html; charset=utf-8", &b"<h1>Busy</h1>"[..])
+        );
+        let (odd, latin, broken) = (file("busy", b"x"), file("busy.txt", b"\xfc"), file("busy.json", b"{"));
+        let (large, empty) =
+            (file("large.html", &vec![b'x'; limits::STATIC_BODY_BYTES_MAX + 1]), file("empty.html", b""));
+        for (path, hint) in [
+            (&odd, "its name says"),
+            (&latin, "not UTF-8"),
+            (&broken, "is no JSON"),
+            (&large, "at most 65536 bytes"),
+            (&empty, "is empty"),
+        ] {
+            points_at(&[(&section(503, path), "5:7", hint)]);
+        }
+        points_at(&[(&section(503, "/nowhere/busy.html"), "5:7", "/nowhere/busy.html")]);
+        points_at(&[(&section(500, &busy), "5:1", "unknown field `500`")]);
+        let full = file("full.html", &vec![b'x'; limits::STATIC_BODY_BYTES_MAX]);
+        let three =
+            format!("[standalone.error_pages]\n502 = \"{full}\"\n503 = \"{full}\"\n504 = \"{full}\"\n");
+        let error = parse(&three).expect_err("too much together");
+        assert!(error.contains("standalone.error_pages: the pages have 196608 bytes together"), "{error}");
     }
 
     #[test]

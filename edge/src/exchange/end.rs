@@ -89,6 +89,10 @@ impl ExchangeEnd {
         }
     }
 
+    pub(super) fn host(&self) -> Option<&Host> {
+        self.host.as_deref()
+    }
+
     pub(super) fn of_route(&mut self, rule: &Rule, action: ActionTaken) {
         self.action = action;
         if self.visitor.span.is_some() {

@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use http::{HeaderMap, HeaderValue, Method};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use portico_api::distribution as wire;
 use portico_api::rule::RequestPath;
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 
 use super::Fault;
 use super::client_auth::ClientAuth;
+use super::error_pages::ErrorPages;
 use super::limits;
 use super::origin_identity::OriginIdentity;
 use super::route::Route;
@@ -62,6 +64,7 @@ pub struct TenantState {
     pub id: TenantId,
     egress: ArcSwap<Box<[EgressGrant]>>,
     pub(super) limits: ArcSwap<TenantLimits>,
+    error_pages: ArcSwap<ErrorPages>,
     pub(super) usage: TenantUsage,
     /// Shown to origins that ask for a client certificate.
     identity: ArcSwapOption<OriginIdentity>,
@@ -170,6 +173,7 @@ impl TenantState {
             id,
             egress: ArcSwap::from_pointee(egress.into()),
             limits: ArcSwap::default(),
+            error_pages: ArcSwap::default(),
             usage: TenantUsage::default(),
             identity: ArcSwapOption::empty(),
             suspension: ArcSwapOption::empty(),
@@ -187,6 +191,15 @@ impl TenantState {
 
     pub(super) fn set_limits(&self, limits: TenantLimits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// The tenant's own page for a status: its content type and its body.
+    pub(crate) fn error_page(&self, status: StatusCode) -> Option<(HeaderValue, Bytes)> {
+        self.error_pages.load().of(status)
+    }
+
+    pub(super) fn set_error_pages(&self, pages: ErrorPages) {
+        self.error_pages.store(Arc::new(pages));
     }
 
     /// Absent: none was made for the tenant, or it has not come here yet.

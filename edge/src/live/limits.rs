@@ -26,7 +26,10 @@ pub const BREAKER_PENDING_MAX: u32 = *rule::BREAKER_PENDING.end();
 pub const LOCATION_BYTES_MAX: usize = 2048;
 /// A static answer's body, bytes; it lives in memory on each edge.
 pub const STATIC_BODY_BYTES_MAX: usize = 64 * 1024;
-/// A static answer's content type, bytes.
+/// A tenant's error pages, each of one status, and the bytes of them all.
+pub const ERROR_PAGES_MAX: usize = 32;
+pub const ERROR_PAGES_BYTES_MAX: usize = portico_api::v1::ERROR_PAGES_BYTES_MAX;
+/// The content type of a static answer or an error page, bytes.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
 /// What a page in maintenance says, bytes, and for how long clients are sent away.
 pub const MAINTENANCE_TEXT_BYTES_MAX: usize = 500;

@@ -10,6 +10,7 @@
 mod admit;
 mod books;
 mod client_auth;
+mod error_pages;
 mod host;
 pub mod limits;
 mod origin;
@@ -35,6 +36,7 @@ use crate::challenge::Challenges;
 
 pub use admit::{Admitted, Batch, BatchKind, Rejected};
 pub use client_auth::ClientAuth;
+pub use error_pages::ErrorPages;
 pub use host::{EgressGrant, Host, Hsts, Maintenance, Suspension, SuspensionMode, TenantState};
 pub use origin::{
     Breaker, HealthCheck, NoIdentity, Origin, OriginHost, OriginProtocol, OriginRoots, OriginScheme,

@@ -255,7 +255,7 @@ impl LivePublisher {
         references: &HashMap<DomainId, Box<[LineageId]>>,
     ) -> Result<(), Fault> {
         match item {
-            Item::Tenant { id, egress, suspension, limits } => {
+            Item::Tenant { id, egress, suspension, limits, error_pages } => {
                 let record = self.held.tenants.entry(id).or_insert_with(|| TenantRecord {
                     version: 0,
                     suspension_version: 0,
@@ -266,6 +266,7 @@ impl LivePublisher {
                 record.version = resource.version;
                 record.state.set_egress(egress);
                 record.state.set_limits(limits);
+                record.state.set_error_pages(error_pages);
                 if round.epoch_begins || resource.version >= record.suspension_version {
                     record.suspension_version = resource.version;
                     record.state.set_suspension(suspension);

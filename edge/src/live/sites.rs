@@ -15,6 +15,7 @@ use portico_cert_store::{
 
 use super::books::{HashMap, TenantRecord};
 use super::client_auth::ClientAuth;
+use super::error_pages::ErrorPages;
 use super::host::{EgressGrant, Hsts, Maintenance, TenantState};
 use super::publisher::{LivePublisher, Round};
 use super::stage::{DomainItem, handshake_name};
@@ -72,6 +73,13 @@ impl Sites {
     pub fn set_limits(&self, limits: TenantLimits) {
         if let Some(record) = self.publisher.held.tenants.get(&self.sealing.tenant) {
             record.state.set_limits(limits);
+        }
+    }
+
+    /// Of all sites.
+    pub fn set_error_pages(&self, pages: ErrorPages) {
+        if let Some(record) = self.publisher.held.tenants.get(&self.sealing.tenant) {
+            record.state.set_error_pages(pages);
         }
     }
 

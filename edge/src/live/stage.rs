@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::admit::{Admitted, Batch};
 use super::client_auth::ClientAuth;
+use super::error_pages::ErrorPages;
 use super::host::{
     DomainState, EgressGrant, Host, Hsts, Maintenance, Suspension, TenantState, parse_grants, parse_network,
 };
@@ -62,6 +63,7 @@ pub(super) enum Item {
         egress: Vec<EgressGrant>,
         suspension: Option<Suspension>,
         limits: TenantLimits,
+        error_pages: ErrorPages,
     },
     Domain(Box<DomainItem>),
     Credential {
@@ -220,6 +222,7 @@ fn parse_tenant(resource: &wire::Resource) -> Result<Item, Fault> {
         egress: parse_grants(&body.egress_grants)?,
         suspension: body.suspension.as_ref().map(Suspension::parse).transpose()?,
         limits: TenantLimits::parse(body.limits)?,
+        error_pages: ErrorPages::parse(&body.error_pages)?,
     })
 }
 

@@ -26,6 +26,7 @@ mod early_answers;
 mod early_data;
 mod egress;
 mod endings;
+mod error_pages;
 mod exchange;
 mod flood;
 mod full;

@@ -434,6 +434,20 @@ pub struct Tenant {
     /// what it does not say is as in Fleet.tenant_limits
     #[prost(message, optional, tag = "3")]
     pub limits: ::core::option::Option<TenantLimits>,
+    #[prost(message, repeated, tag = "10")]
+    pub error_pages: ::prost::alloc::vec::Vec<ErrorPage>,
+}
+/// Shown in the place of the edge's own page of that status; an edge that does not know the field shows its own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ErrorPage {
+    /// 400 to 599
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(string, tag = "2")]
+    pub content_type: ::prost::alloc::string::String,
+    /// at most 64 KiB, all together 128 KiB
+    #[prost(string, tag = "3")]
+    pub body: ::prost::alloc::string::String,
 }
 /// What one tenant may take of each edge; 0: not said.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

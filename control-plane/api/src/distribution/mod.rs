@@ -83,6 +83,18 @@ impl From<TenantLimits> for v1::TenantLimits {
     }
 }
 
+impl ErrorPage {
+    /// All of a tenant.
+    pub fn all_of(pages: &v1::ErrorPages) -> Vec<Self> {
+        let wire = |(status, page): (u16, &v1::ErrorPage)| Self {
+            status: status.into(),
+            content_type: page.content_type.as_str().to_owned(),
+            body: page.body.clone(),
+        };
+        pages.iter().map(wire).collect()
+    }
+}
+
 impl PurgeTarget {
     /// All that a request names.
     pub fn all_of(asked: v1::PurgeRequest) -> Vec<Self> {

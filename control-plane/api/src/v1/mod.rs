@@ -7,7 +7,7 @@
 //! | call | body -> answer | who |
 //! |---|---|---|
 //! | `POST /v1/tenants`, `GET /v1/tenants?cursor=&limit=&name=` | `TenantSpec` -> 201 `Tenant` (200 when it exists equal) / `Page<Tenant>` | operator; GET also the tenant (own) |
-//! | `GET, PATCH /v1/tenants/{id}` | merge patch of `TenantSpec` -> `Tenant`; `self`: the token's own | operator; GET also the tenant |
+//! | `GET, PATCH /v1/tenants/{id}` | merge patch of `TenantSpec` -> `Tenant`; `self`: the token's own | operator; GET, and `error_pages` alone, also the tenant |
 //! | `POST /v1/tenants/{id}/suspend`, `/resume` | `Suspension` / - -> `SuspensionAnswer` | operator |
 //! | `POST /v1/tokens`, `GET /v1/tokens`, `DELETE /v1/tokens/{id}` | `TokenRequest` -> 201 `NewToken` / `Page<Token>` / 204 | operator |
 //! | `POST /v1/tenants/{id}/domains` | `DomainSpec` -> 201 `Domain`; the same again -> 200 | tenant, operator |
@@ -56,6 +56,7 @@ pub mod client;
 mod compression;
 mod domain;
 mod edge;
+mod error_pages;
 mod event;
 mod import;
 mod issuer;
@@ -80,6 +81,7 @@ pub use certificate::*;
 pub use compression::*;
 pub use domain::*;
 pub use edge::*;
+pub use error_pages::*;
 pub use event::*;
 pub use import::*;
 pub use issuer::*;

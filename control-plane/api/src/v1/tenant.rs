@@ -4,7 +4,7 @@ use portico_cert_store::{CellId, TenantId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Suspension, TenantLimits};
+use super::{ErrorPages, Suspension, TenantLimits};
 
 /// A customer of the hosting provider.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -46,6 +46,9 @@ pub struct TenantSpec {
     /// Only an operator may set it.
     #[serde(default, skip_serializing_if = "TenantLimits::is_empty")]
     pub limits: TenantLimits,
+    /// The tenant's own token may change it too.
+    #[serde(default, skip_serializing_if = "ErrorPages::is_empty")]
+    pub error_pages: ErrorPages,
     /// The most domains that the tenant may have.
     #[serde(default = "domains_max_default")]
     pub domains_max: u32,

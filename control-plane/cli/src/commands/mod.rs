@@ -8,6 +8,7 @@ pub(crate) mod cert;
 pub(crate) mod check;
 pub(crate) mod domain;
 pub(crate) mod edge;
+pub(crate) mod error_pages;
 pub(crate) mod import;
 pub(crate) mod issuer;
 pub(crate) mod named_domain;

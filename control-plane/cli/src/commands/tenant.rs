@@ -2,11 +2,13 @@
 
 use portico_api::v1::client::Client;
 use portico_api::v1::{
-    EgressGrant, OriginAuthority, SharedGroupOffer, Sharing, SharingConsentRequest, Tenant, TenantSpec,
+    EgressGrant, ErrorPages, OriginAuthority, SharedGroupOffer, Sharing, SharingConsentRequest, Tenant,
+    TenantSpec,
 };
 use portico_cert_store::{CellId, TenantId};
 use serde_json::{Value, json};
 
+use crate::commands::error_pages::{self, ErrorPageArgs};
 use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::commands::tenant_limits::{self, TenantLimitArgs};
 use crate::failure::{Failure, Outcome};
@@ -22,7 +24,7 @@ const DOMAINS_MAX: u32 = 10_000;
 pub(crate) enum TenantCommand {
     /// Add a tenant; the same again is no error
     Add(AddArgs),
-    /// Change a tenant: what is not named stays
+    /// Change a tenant: what is not named stays. Its own token may change its error pages, and nothing else
     Set(SetArgs),
     /// List tenants
     List(ListArgs),
@@ -134,6 +136,7 @@ impl TenantArgs {
             issuers: self.issuers.clone(),
             egress_grants: self.egress_grants.clone(),
             limits: self.limits.limits(),
+            error_pages: ErrorPages::default(),
             domains_max: self.domains_max,
         }
     }
@@ -166,6 +169,8 @@ pub(crate) struct SetArgs {
     domains_max: Option<u32>,
     #[command(flatten)]
     limits: TenantLimitArgs,
+    #[command(flatten)]
+    error_pages: ErrorPageArgs,
 }
 
 impl SetArgs {
@@ -186,6 +191,9 @@ impl SetArgs {
         }
         if let Some(limits) = self.limits.patch() {
             patch.insert("limits".to_owned(), limits);
+        }
+        if let Some(pages) = self.error_pages.patch()? {
+            patch.insert("error_pages".to_owned(), pages);
         }
         if !(self.egress_grants.is_empty() && self.withdrawn.is_empty()) {
             let has = |cidr: &String| spec.egress_grants.iter().any(|grant| grant.cidr == *cidr);
@@ -452,6 +460,9 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
     }
     if let Some(limits) = tenant_limits::text(&tenant.spec.limits) {
         line(format!("  limits    {limits}; on each edge"));
+    }
+    if let Some(pages) = error_pages::text(&tenant.spec.error_pages) {
+        line(format!("  pages     {pages}"));
     }
     for grant in &tenant.spec.egress_grants {
         let ports: Vec<String> = grant.ports.iter().map(u16::to_string).collect();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_api::v1::{
-    Action, ConditionStatus, Domain, DomainBatch, DomainSpec, DomainStatus, EgressGrant, Sharing, Tenant,
-    TenantLimits, TenantSpec,
+    Action, ConditionStatus, Domain, DomainBatch, DomainSpec, DomainStatus, EgressGrant, ErrorPages, Sharing,
+    Tenant, TenantLimits, TenantSpec,
 };
 use portico_cert_store::{DomainId, NamePattern};
 
@@ -79,6 +79,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
         issuers: Vec::new(),
         egress_grants: vec![grant],
         limits: TenantLimits::default(),
+        error_pages: ErrorPages::default(),
         domains_max: 1000,
     };
     client
