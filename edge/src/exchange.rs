@@ -49,6 +49,7 @@ use crate::{
         visitor::{TrustedProxies, Visitor},
     },
     limits,
+    listen::AltSvc,
     live::{Action, Host, Maintenance, Origin, OriginHost, OverShare, Suspension, SuspensionMode},
     metrics::{ActionTaken, Limited},
     sources::Source,
@@ -80,8 +81,8 @@ pub struct ConnectionContext {
     pub handshake: Option<Handshake>,
     /// Where https is, as clients see it.
     pub public_https_port: u16,
-    /// Advertised to clients of HTTP/1.1 and 2 whose name may use HTTP/3.
-    pub alt_svc: Option<HeaderValue>,
+    /// For clients of HTTP/1.1 and 2, where the listener has HTTP/3.
+    pub alt_svc: Option<Arc<AltSvc>>,
     pub clock: Rc<ConnectionClock>,
     pub budget: ConnectionBudget,
     /// The client's address, and what it has taken.
@@ -509,9 +510,8 @@ fn add_policy_headers(answer: &mut Answer, context: &ConnectionContext, visitor:
     if let Some(hsts) = host.hsts.as_ref().filter(|_| visitor.tls) {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::clone(hsts));
     }
-    let Some(shown) = &context.shown else { return };
-    if let Some(alt_svc) = context.alt_svc.as_ref().filter(|_| shown.policy.http3 && host.policy.http3) {
-        headers.insert(header::ALT_SVC, alt_svc.clone());
+    if let (Some(shown), Some(alt_svc)) = (&context.shown, &context.alt_svc) {
+        headers.insert(header::ALT_SVC, alt_svc.value(shown.policy.http3 && host.policy.http3));
     }
 }
 

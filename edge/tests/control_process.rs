@@ -256,6 +256,7 @@ async fn a_name_without_http3_is_refused_over_quic_and_not_advertised() {
     for (shop, on) in [(&shops[0], true), (&shops[1], false)] {
         let answer = get(&edge, shop).await.unwrap().to_ascii_lowercase();
         assert_eq!(answer.contains("alt-svc: h3="), on, "{answer}");
+        assert_eq!(answer.contains("alt-svc: clear\r\n"), !on, "{answer}");
         let mut roots = rustls::RootCertStore::empty();
         roots.add(shop.minted.leaf.clone().into()).unwrap();
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -13,7 +13,7 @@ use std::{
 use socket2::{SockRef, Socket, Type};
 
 use super::{
-    BoundListener,
+    AltSvc, BoundListener,
     quic::{self, Predecessors, QuicProcess},
 };
 use crate::config::{ListenerConfig, ListenerKind};
@@ -131,7 +131,9 @@ pub(super) fn adopt(
             listener.quic.push(quic);
         }
     }
+    let alt_svc = AltSvc::of(&config);
     for (_, listener) in &mut listeners {
+        listener.alt_svc.clone_from(&alt_svc);
         listener.of_service_manager = of_service_manager;
     }
     Ok(listeners)

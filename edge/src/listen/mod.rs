@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::HeaderValue;
@@ -24,12 +27,19 @@ pub struct BoundListener {
     pub config: ListenerConfig,
     /// The address as the file has it: with port 0, perhaps.
     pub configured: SocketAddr,
-    /// What tells clients of HTTP/1.1 and 2 about HTTP/3 here: at the same port, as they see it (RFC 7838).
-    pub alt_svc: Option<HeaderValue>,
+    /// Present where HTTP/3 is on; all workers have the same one.
+    pub alt_svc: Option<Arc<AltSvc>>,
     /// The same address over UDP, where HTTP/3 is on.
     pub quic: Vec<QuicSocket>,
     /// The service manager keeps the socket for whoever comes after us.
     pub of_service_manager: bool,
+}
+
+/// What clients of HTTP/1.1 and 2 are told of HTTP/3 at an address: at the same port, as they see it (RFC 7838).
+#[derive(Debug)]
+pub struct AltSvc {
+    there: HeaderValue,
+    withdrawn: AtomicBool,
 }
 
 /// A listener that could not be bound; says which and what to do.
@@ -88,6 +98,7 @@ fn bind(
     } else if config.address.port() != 0 {
         wait_until_free(config.address)?;
     }
+    let alt_svc = AltSvc::of(&config);
     let group = match config.http3 {
         true => quic::bind_group(config.address, workers, process)?,
         false => Vec::new(),
@@ -98,7 +109,9 @@ fn bind(
             let socket = sockets::bind(config.address)?;
             config.address = socket.local_addr()?;
             let quic = group.next().into_iter().collect();
-            Ok((worker, BoundListener::new(socket, config.clone(), configured, quic)))
+            let mut bound = BoundListener::new(socket, config.clone(), configured, quic);
+            bound.alt_svc.clone_from(&alt_svc);
+            Ok((worker, bound))
         })
         .collect()
 }
@@ -114,10 +127,6 @@ fn wait_until_free(address: SocketAddr) -> io::Result<()> {
         }
         std::thread::sleep(limits::LISTEN_PAUSE);
     }
-}
-
-fn alt_svc(port: u16) -> HeaderValue {
-    HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).expect("digits are a header value")
 }
 
 fn named(address: SocketAddr, source: io::Error) -> ListenError {
@@ -138,6 +147,33 @@ fn named(address: SocketAddr, source: io::Error) -> ListenError {
     ListenError { address, advice, source }
 }
 
+impl AltSvc {
+    /// `config` with the address as bound. None: HTTP/3 is off.
+    fn of(config: &ListenerConfig) -> Option<Arc<Self>> {
+        let port = match config.public_https_port {
+            0 => config.address.port(),
+            port => port,
+        };
+        let there =
+            HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).expect("digits are a header value");
+        config.http3.then(|| Arc::new(Self { there, withdrawn: AtomicBool::new(false) }))
+    }
+
+    /// One of the address's endpoints does not serve: the kernel would lead a share of all clients to it.
+    pub(crate) fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::Relaxed);
+    }
+
+    /// For an answer about a name that has HTTP/3 or not. Where there is none, clients forget what they were told before: they
+    /// would try for a day, and wait each time.
+    pub(crate) fn value(&self, has_http3: bool) -> HeaderValue {
+        match has_http3 && !self.withdrawn.load(Ordering::Relaxed) {
+            true => self.there.clone(),
+            false => HeaderValue::from_static("clear"),
+        }
+    }
+}
+
 impl BoundListener {
     /// `config` with the address as bound.
     fn new(
@@ -149,8 +185,7 @@ impl BoundListener {
         if config.public_https_port == 0 {
             config.public_https_port = config.address.port();
         }
-        let alt_svc = config.http3.then(|| alt_svc(config.public_https_port));
-        Self { socket, config, configured, alt_svc, quic, of_service_manager: false }
+        Self { socket, config, configured, alt_svc: None, quic, of_service_manager: false }
     }
 
     /// Another handle of the same socket, for a worker that starts again or a process that takes over.

@@ -54,6 +54,8 @@ pub struct Setup {
     pub privacy: Privacy,
     /// Called when the sockets are bound and no worker runs yet.
     pub before_workers: fn(),
+    /// Called with the sockets.
+    pub spoil: fn(&mut [Vec<listen::BoundListener>]),
 }
 
 impl Default for Setup {
@@ -77,6 +79,7 @@ impl Default for Setup {
             log_format: LogFormat::Json,
             privacy: Privacy::default(),
             before_workers: || (),
+            spoil: |_| (),
         }
     }
 }
@@ -124,7 +127,8 @@ impl TestEdge {
             trusted_proxies: setup.trusted_proxies.clone(),
         };
         let configs = [listener(ListenerKind::Https), listener(ListenerKind::Http)];
-        let bound = listen::bind_all(&configs, setup.workers).unwrap();
+        let mut bound = listen::bind_all(&configs, setup.workers).unwrap();
+        (setup.spoil)(&mut bound);
         let [https, http] = [0, 1].map(|index| bound[0][index].config.address);
         let (switch, drain) = DrainSwitch::new();
         let edge = Arc::new(Edge {

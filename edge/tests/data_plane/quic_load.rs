@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use portico_api::distribution as wire;
 use portico_edge::io::Backend;
 use portico_edge::limits;
+use portico_edge::listen::{BoundListener, quic};
 use quinn::crypto::rustls::QuicClientConfig;
 
-use crate::client::{any_version, https, plain, runtime};
+use crate::client::{any_version, http2_get, https, plain, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 use crate::http3_client::http3_get;
 
@@ -128,6 +130,51 @@ fn under_many_half_open_handshakes_clients_show_their_address_and_nobody_is_floo
         assert_eq!(silent.sources.lock().unwrap().len(), 1);
         stop.send(()).unwrap();
         repeating.join().unwrap();
+    });
+}
+
+/// The second worker's endpoint cannot begin: its socket is none of UDP.
+fn without_an_endpoint(bound: &mut [Vec<BoundListener>]) {
+    let process = Arc::new(quic::QuicProcess::generate().unwrap());
+    let (socket, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let socket = UdpSocket::from(std::os::fd::OwnedFd::from(socket));
+    bound[1][0].quic = quic::adopt_group(vec![socket], &process, quic::Predecessors::default()).unwrap();
+}
+
+#[test]
+fn http3_that_is_not_served_is_not_advertised_and_clients_forget_it() {
+    on_each_backend(|backend| {
+        let setup = Setup { http3: true, workers: 2, spoil: without_an_endpoint, ..Setup::default() };
+        let mut edge = TestEdge::with(backend, setup);
+        edge.serve(&[HOST]);
+        let told = || https(edge.https, HOST).get(HOST, "/").header("alt-svc").map(str::to_owned);
+        wait_until("the endpoint has failed", || told().as_deref() == Some("clear"));
+        // Whichever worker answers.
+        for _ in 0..20 {
+            assert_eq!(told().as_deref(), Some("clear"));
+        }
+    });
+}
+
+#[test]
+fn a_name_whose_http3_is_switched_off_tells_its_clients_so() {
+    on_each_backend(|backend| {
+        for http3 in [true, false] {
+            let mut edge = TestEdge::with(backend, Setup { http3, ..Setup::default() });
+            edge.serve_with(&[HOST, "without.example"], &[], |domain| {
+                let http3_off = domain.name == "without.example";
+                domain.tls = Some(wire::TlsPolicy { http3_off, ..wire::TlsPolicy::default() });
+            });
+            for (name, told) in [(HOST, "h3=\":443\"; ma=86400"), ("without.example", "clear")] {
+                // A listener that never had it has told nobody.
+                let told = http3.then_some(told);
+                let over_h1 = https(edge.https, name).get(name, "/");
+                let over_h2 = http2_get(edge.https, Some(name), name, "/").unwrap();
+                for answer in [over_h1, over_h2] {
+                    assert_eq!((answer.status, answer.header("alt-svc")), (200, told), "{name}");
+                }
+            }
+        }
     });
 }
 

@@ -180,6 +180,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, quic: QuicSocket, bound: Rc<BoundL
         Ok(begun) => begun,
         Err(error) => {
             tracing::error!(%error, address = %bound.config.address, "HTTP/3 is not served here");
+            if let Some(alt_svc) = &bound.alt_svc {
+                alt_svc.withdraw();
+            }
             return;
         }
     };
