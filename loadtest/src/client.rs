@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use portico_cert_store::DomainName;
 use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
@@ -47,9 +48,11 @@ pub(crate) fn config(roots: RootCertStore, choice: TlsChoice) -> Result<Arc<Clie
     provider
         .cipher_suites
         .sort_by_key(|suite| u8::from(suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));
-    if choice.classical {
-        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-    }
+    // As browsers name them; the library's own order has X25519 first.
+    provider.kx_groups = match choice.classical {
+        true => vec![kx_group::X25519],
+        false => vec![kx_group::X25519MLKEM768, kx_group::X25519],
+    };
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

@@ -4,6 +4,10 @@
 //! certificates, a configuration is made for the connection, because a clone cannot get another verifier. AES-128-GCM comes first and the
 //! server's order counts: SHA-384, which AES-256-GCM brings along, has no hardware path and costs a fifth of a handshake.
 //! Only a client that leads with ChaCha20 gets ChaCha20, because it has no AES instructions.
+//!
+//! rustls takes the first of the client's groups that it has; so a client that names X25519MLKEM768 gets a configuration
+//! without another for TLS 1.3. If it has sent no share for it, that costs a round trip (HelloRetryRequest): what is recorded
+//! today can be opened by whoever can break X25519 one day. Browsers, OpenSSL 3.5 and Go, who name it, send that share at once.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -20,7 +24,7 @@ use rustls::{
 };
 
 use super::{
-    Asking, CertificateCompressions, Shown, Tickets, groups,
+    Asking, CertificateCompressions, HelloFacts, Shown, Tickets, groups,
     sessions::{Sessions, SessionsOf},
 };
 use crate::{
@@ -43,12 +47,12 @@ enum Alpn {
 
 /// All base configurations; shared by the workers.
 pub struct TlsConfigs {
-    /// By order: \[ChaCha first\]
-    providers: [Arc<CryptoProvider>; 2],
-    /// \[minimum version 1.3\]\[ChaCha first\]\[ALPN\]
-    bases: [[[ServerConfig; 2]; 2]; 2],
-    /// For QUIC: \[ChaCha first\]
-    quic: [ServerConfig; 2],
+    /// By the kind of client, see [`kind`].
+    providers: [Arc<CryptoProvider>; 4],
+    /// \[minimum version 1.3\]\[kind of client\]\[ALPN\]
+    bases: [[[ServerConfig; 2]; 4]; 2],
+    /// For QUIC: \[kind of client\]
+    quic: [ServerConfig; 4],
     challenge: ServerConfig,
     tickets: Arc<Tickets>,
     compressions: &'static CertificateCompressions,
@@ -65,14 +69,20 @@ impl TlsConfigs {
     /// When the operating system gives no random bytes for the first ticket key.
     pub fn new() -> Result<Self, rustls::Error> {
         let tickets = Arc::new(Tickets::new()?);
-        let providers = [Arc::new(provider(Order::AesFirst)), Arc::new(provider(Order::ChachaFirst))];
+        let providers = [
+            (Order::AesFirst, false),
+            (Order::ChachaFirst, false),
+            (Order::AesFirst, true),
+            (Order::ChachaFirst, true),
+        ]
+        .map(|(order, knows_hybrid)| Arc::new(provider(order, knows_hybrid)));
         let nothing = Asking::nothing(Arc::clone(&tickets));
         let compressions = CertificateCompressions::leaked();
         let compressors = compressions.compressors();
         let bases = [TlsVersion::Tls12, TlsVersion::Tls13].map(|minimum| {
-            [0, 1].map(|order| {
+            providers.each_ref().map(|provider| {
                 [Alpn::Http2, Alpn::Http1].map(|alpn| {
-                    let mut base = base(&providers[order], minimum, alpn, &nothing, &compressors);
+                    let mut base = base(provider, minimum, alpn, &nothing, &compressors);
                     // Without the way through what one connection asks.
                     base.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
                     base
@@ -80,8 +90,8 @@ impl TlsConfigs {
             })
         });
         // QUIC has no TLS 1.2 (RFC 9001 section 4.2).
-        let quic = [0, 1].map(|order| {
-            let mut base = base(&providers[order], TlsVersion::Tls13, Alpn::Http3, &nothing, &compressors);
+        let quic = providers.each_ref().map(|provider| {
+            let mut base = base(provider, TlsVersion::Tls13, Alpn::Http3, &nothing, &compressors);
             base.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
             base
         });
@@ -102,19 +112,19 @@ impl TlsConfigs {
     }
 
     /// The configuration of one connection over TCP.
-    pub fn serving(&self, shown: &Shown, prefers_chacha: bool, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+    pub fn serving(&self, shown: &Shown, hello: &HelloFacts, key: Arc<CertifiedKey>) -> Arc<ServerConfig> {
         let policy = shown.policy;
-        let (order, minimum) = (usize::from(prefers_chacha), policy.minimum_version);
+        let (kind, minimum) = (kind(hello), policy.minimum_version);
         let alpn = if policy.http2 { Alpn::Http2 } else { Alpn::Http1 };
         match &shown.client_auth {
             None => {
                 let only_13 = usize::from(minimum == TlsVersion::Tls13);
-                with_key(self.bases[only_13][order][alpn as usize].clone(), key)
+                with_key(self.bases[only_13][kind][alpn as usize].clone(), key)
             }
             Some(auth) => {
                 let asking = Asking::nothing(Arc::clone(&self.tickets));
                 asking.ask(Arc::clone(auth));
-                with_key(base(&self.providers[order], minimum, alpn, &asking, &self.compressors), key)
+                with_key(base(&self.providers[kind], minimum, alpn, &asking, &self.compressors), key)
             }
         }
     }
@@ -123,18 +133,18 @@ impl TlsConfigs {
     pub(crate) fn serving_quic(
         &self,
         shown: &Shown,
-        prefers_chacha: bool,
+        hello: &HelloFacts,
         key: Arc<CertifiedKey>,
         early: Option<SessionsOf>,
     ) -> Arc<ServerConfig> {
-        let order = usize::from(prefers_chacha);
+        let kind = kind(hello);
         if let Some(auth) = &shown.client_auth {
             let asking = Asking::nothing(Arc::clone(&self.tickets));
             asking.ask(Arc::clone(auth));
-            let (provider, tls13) = (&self.providers[order], TlsVersion::Tls13);
+            let (provider, tls13) = (&self.providers[kind], TlsVersion::Tls13);
             return with_key(base(provider, tls13, Alpn::Http3, &asking, &self.compressors), key);
         }
-        let mut config = self.quic[order].clone();
+        let mut config = self.quic[kind].clone();
         if let Some(sessions) = early {
             // Early data goes with sessions that are kept, and thus used once; never with tickets.
             config.ticketer = Arc::new(NoTickets);
@@ -170,13 +180,18 @@ impl TlsConfigs {
     }
 }
 
+/// The place of a client's configurations, by what its hello says.
+fn kind(hello: &HelloFacts) -> usize {
+    usize::from(hello.prefers_chacha) + 2 * usize::from(hello.knows_hybrid)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     AesFirst,
     ChachaFirst,
 }
 
-fn provider(order: Order) -> CryptoProvider {
+fn provider(order: Order, knows_hybrid: bool) -> CryptoProvider {
     use aws_lc_rs::cipher_suite as suite;
     let aes_128: [SupportedCipherSuite; 3] = [
         suite::TLS13_AES_128_GCM_SHA256,
@@ -197,7 +212,8 @@ fn provider(order: Order) -> CryptoProvider {
         Order::AesFirst => [aes_128, aes_256, chacha].concat(),
         Order::ChachaFirst => [chacha, aes_128, aes_256].concat(),
     };
-    CryptoProvider { cipher_suites, kx_groups: groups::counted(), ..aws_lc_rs::default_provider() }
+    let kx_groups = groups::counted(knows_hybrid);
+    CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }
 }
 
 fn base(

@@ -15,19 +15,28 @@ use rustls::{
 
 use crate::metrics::{KEY_EXCHANGE_GROUPS, key_exchanges};
 
-/// What is offered, the best first.
-pub(super) fn counted() -> Vec<&'static dyn SupportedKxGroup> {
-    static COUNTED: LazyLock<[Counted; KEY_EXCHANGE_GROUPS.len()]> = LazyLock::new(|| {
-        let groups = [X25519MLKEM768, X25519, SECP256R1, SECP384R1];
-        let mut counters = KEY_EXCHANGE_GROUPS.map(key_exchanges).into_iter();
-        groups.map(|group| Counted { group, used: counters.next().expect("as many as groups") })
-    });
-    COUNTED.iter().map(|counted| counted as &dyn SupportedKxGroup).collect()
+/// What is taken of a client, the best first. With one that knows X25519MLKEM768 that is the only one over TLS 1.3.
+pub(super) fn counted(knows_hybrid: bool) -> Vec<&'static dyn SupportedKxGroup> {
+    static COUNTED: LazyLock<[Groups; 2]> = LazyLock::new(|| [false, true].map(groups));
+    COUNTED[usize::from(knows_hybrid)].iter().map(|counted| counted as &dyn SupportedKxGroup).collect()
 }
+
+type Groups = [Counted; KEY_EXCHANGE_GROUPS.len()];
 
 struct Counted {
     group: &'static dyn SupportedKxGroup,
     used: Counter,
+    /// Not taken over TLS 1.3.
+    is_old: bool,
+}
+
+fn groups(knows_hybrid: bool) -> Groups {
+    let mut counters = KEY_EXCHANGE_GROUPS.map(key_exchanges).into_iter();
+    [X25519MLKEM768, X25519, SECP256R1, SECP384R1].map(|group| Counted {
+        group,
+        used: counters.next().expect("as many as groups"),
+        is_old: knows_hybrid && group.name() != NamedGroup::X25519MLKEM768,
+    })
 }
 
 impl SupportedKxGroup for Counted {
@@ -54,7 +63,8 @@ impl SupportedKxGroup for Counted {
     }
 
     fn usable_for_version(&self, version: ProtocolVersion) -> bool {
-        self.group.usable_for_version(version)
+        let is_taken = !self.is_old || version == ProtocolVersion::TLSv1_2;
+        is_taken && self.group.usable_for_version(version)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a ClientHello says that matters to us.
 
 use portico_cert_store::{ClientCapabilities, DomainName};
-use rustls::{CipherSuite, server::ClientHello};
+use rustls::{CipherSuite, NamedGroup, server::ClientHello};
 
 /// The facts of one ClientHello, taken out of the borrowed message.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct HelloFacts {
     pub capabilities: ClientCapabilities,
     /// The client's first real suite is ChaCha20: it has no AES instructions (phones, small boards).
     pub prefers_chacha: bool,
+    /// It can do X25519MLKEM768, whether or not it has sent a share for it.
+    pub knows_hybrid: bool,
     /// It offers `acme-tls/1` and nothing else, as RFC 8737 section 3 has a validating CA do.
     pub acme_tls_only: bool,
 }
@@ -33,6 +35,9 @@ impl HelloFacts {
                 hello.named_groups(),
             ),
             prefers_chacha: prefers_chacha(hello.cipher_suites()),
+            knows_hybrid: hello
+                .named_groups()
+                .is_some_and(|groups| groups.contains(&NamedGroup::X25519MLKEM768)),
             acme_tls_only,
         }
     }

@@ -240,7 +240,7 @@ async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<B
             }
             // Closed without a word, as a connection that comes when its address has used up its handshakes.
             source.take_signature(shown.credential.key_type()).map_err(|_| HandshakeEnd::SourceHandshakes)?;
-            (configs.serving(&shown, hello.prefers_chacha, key), shown)
+            (configs.serving(&shown, &hello, key), shown)
         }
         Selection::Challenge { config } => {
             let mut stream = start.into_stream(config).await.map_err(failed)?;

@@ -39,6 +39,7 @@ mod http2_bounds;
 mod http2_origin;
 mod http3_client;
 mod ipv6;
+mod key_exchange;
 mod limits;
 mod metrics;
 mod origin;

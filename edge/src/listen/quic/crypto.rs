@@ -145,7 +145,7 @@ impl SelectedSession {
         let mut noted = CertifiedKey::new(key.cert.clone(), Arc::new(noting));
         noted.ocsp.clone_from(&key.ocsp);
         let early = self.crypto.early_sessions(&shown);
-        let config = tls.serving_quic(&shown, facts.prefers_chacha, Arc::new(noted), early);
+        let config = tls.serving_quic(&shown, &facts, Arc::new(noted), early);
         let config =
             QuicServerConfig::try_from(config).map_err(|_| refusal(AlertDescription::InternalError))?;
         let mut inner = Arc::new(config).start_session(*version, parameters);
