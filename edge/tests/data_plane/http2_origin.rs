@@ -238,25 +238,28 @@ fn an_origins_goodbye_costs_no_request() {
     });
 }
 
-struct Authority {
+/// A certificate authority of origins.
+pub struct Authority {
     pem: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().unwrap();
         Self { pem: rcgen::CertifiedIssuer::self_signed(params, key).unwrap() }
     }
 
-    fn der(&self) -> Bytes {
+    pub fn der(&self) -> Bytes {
         self.pem.der().to_vec().into()
     }
 
-    fn server(&self, name: &str, alpn: &[&str]) -> rustls::ServerConfig {
+    pub fn server(&self, names: &[&str], alpn: &[&str]) -> rustls::ServerConfig {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let params =
+            rcgen::CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())
+                .unwrap();
         let certificate = params.signed_by(&key, &self.pem).unwrap();
         let mut config = tls_config(certificate.der().clone(), &key);
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -268,7 +271,7 @@ impl Authority {
 fn an_origins_own_authority_is_trusted_for_its_own_route_and_name_alone() {
     on_each_backend(|backend| {
         let (own, foreign) = (Authority::new(), Authority::new());
-        let origin = Echo::start(100, Some(own.server("in.example", &["h2", "http/1.1"])));
+        let origin = Echo::start(100, Some(own.server(&["in.example"], &["h2", "http/1.1"])));
         let trusts = |ca: Option<Bytes>, name: &str, protocol: wire::OriginProtocol| {
             let mut edge = TestEdge::with(backend, Setup::default());
             let route = proxy(&[format!("https://{}", origin.address)], |proxy| {
@@ -304,10 +307,23 @@ fn an_origins_own_authority_is_trusted_for_its_own_route_and_name_alone() {
 }
 
 #[test]
+fn an_overriding_host_is_what_an_http2_origin_sees() {
+    on_each_backend(|backend| {
+        let origin = Echo::start(100, None);
+        let edge = origin.edge(backend, |proxy| proxy.host_header = "in.example:8080".into());
+        for answer in
+            [https(edge.https, HOST).get(HOST, "/a"), http2_get(edge.https, Some(HOST), HOST, "/a").unwrap()]
+        {
+            assert_eq!(answer.header("seen"), Some("HTTP/2.0 http://in.example:8080/a false"));
+        }
+    });
+}
+
+#[test]
 fn an_origin_without_http2_is_told_from_one_that_fails() {
     on_each_backend(|backend| {
         let own = Authority::new();
-        let origin = Echo::start(100, Some(own.server("in.example", &[])));
+        let origin = Echo::start(100, Some(own.server(&["in.example"], &[])));
         let mut edge = TestEdge::start(backend);
         let route = proxy(&[format!("https://{}", origin.address)], |proxy| {
             proxy.tls_ca_der = vec![own.der()];

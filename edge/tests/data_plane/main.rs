@@ -48,6 +48,7 @@ mod origin_certificates;
 mod origin_failures;
 mod origin_framing;
 mod panics;
+mod pools;
 mod process;
 mod proxy;
 mod proxy_protocol;

@@ -11,6 +11,8 @@ use portico_edge::limits::Deadlines;
 use crate::client::{collect, http2, http2_get, https, runtime};
 use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, wait_until};
 use crate::origin::{Origin, Reply, ok, tls_config};
+use crate::routes::{PROTOCOLS, ask};
+use crate::upstreams::proxy;
 
 const HOST: &str = "shop.example";
 
@@ -59,6 +61,25 @@ fn an_origin_sees_one_clean_message() {
         assert!(origin.faults().is_empty(), "{:?}", origin.faults());
         let line = edge.log_lines(1).pop().unwrap();
         assert_eq!(line["origin"], origin.address.to_string());
+    });
+}
+
+#[test]
+fn a_route_may_name_another_host_to_its_origin() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+        let route = proxy(&[origin.url()], |proxy| proxy.host_header = "in.example:8080".into());
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![route.clone()]);
+        for protocol in PROTOCOLS {
+            assert_eq!(ask(&edge, protocol, "GET", "/a", &[]).text(), "/a", "{protocol}");
+            let message = origin.messages().pop().unwrap();
+            assert_eq!(message.all("host"), ["in.example:8080"], "{protocol}");
+            // The name that the visitor asked for is told beside it.
+            assert_eq!(message.all("x-forwarded-host"), [HOST], "{protocol}");
+            assert_eq!(message.all("forwarded"), [format!("for=127.0.0.1;host=\"{HOST}\";proto=https")]);
+        }
+        assert!(origin.faults().is_empty(), "{:?}", origin.faults());
     });
 }
 
