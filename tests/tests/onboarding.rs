@@ -2,10 +2,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "it reports how long real processes took")]
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use portico_api::v1::{DomainStatus, Sharing};
+use portico_api::v1::{self, DomainStatus, Sharing};
 use portico_tests::{Lab, LabOptions, ask, wait_until};
 
 #[tokio::test]
@@ -20,6 +21,64 @@ async fn a_proved_name_is_served_on_every_edge_with_its_tenants_own_body() -> Re
         assert_eq!(answer.status, 200);
         assert_eq!(answer.body, format!("origin of shop.test:{} path /hello\n", edge.https.port()));
         assert_eq!(answer.shown.names, ["shop.test"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_www_twin_is_served_by_the_edges_and_leads_to_its_sister() -> Result<()> {
+    let lab = Lab::start(LabOptions::default()).await?;
+    let tenant = lab.tenant("acme-corp", Sharing::RegisteredDomain, &[]).await?;
+    let line = ["domain", "add", "shop.test", "--tenant", "acme-corp", "--static", "the shop", "--with-www"];
+    let added = lab.portico().args(line).output()?;
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    for name in ["shop.test", "www.shop.test"] {
+        let domain = lab.client.domain(name).await?;
+        assert_eq!(domain.tenant_id, tenant.id);
+        lab.publish_records(&domain).await?;
+        lab.client.check_domain(domain.id).await?;
+    }
+    for name in ["shop.test", "www.shop.test"] {
+        lab.active(name).await?;
+    }
+    for edge in &lab.edges {
+        let answer = ask(edge.https, "shop.test", "/", &lab.issuing_root).await?;
+        assert_eq!((answer.status, &answer.body[..]), (200, &b"the shop"[..]));
+        let answer = ask(edge.https, "www.shop.test", "/basket?item=7", &lab.issuing_root).await?;
+        let location = answer.headers.get("location").and_then(|value| value.to_str().ok());
+        assert_eq!((answer.status, location), (308, Some("https://shop.test/basket?item=7")));
+        assert!(answer.shown.names.contains(&"www.shop.test".to_owned()), "{:?}", answer.shown.names);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tenants_error_page_reaches_every_edge_and_is_taken_back() -> Result<()> {
+    let lab = Lab::start(LabOptions::default()).await?;
+    let tenant = lab.tenant("acme-corp", Sharing::RegisteredDomain, &[]).await?;
+    let mut spec = lab.proxied("shop.test");
+    // The tenant may reach this port, and nobody listens there.
+    spec.routes[0].action = v1::Action::proxy(format!("http://{}", SocketAddr::new(lab.origin.ip(), 9003)));
+    let domain = lab.client.create_domain(tenant.id, &spec).await?;
+    lab.publish_records(&domain).await?;
+    lab.client.check_domain(domain.id).await?;
+    lab.active("shop.test").await?;
+    let file = lab.folder.path().join("sorry.html");
+    std::fs::write(&file, "<h1>Sorry</h1>")?;
+    let page = format!("502={}", file.display());
+    for (option, shows) in [(["--error-page", &page], true), (["--no-error-page", "502"], false)] {
+        let set = lab.portico().args(["tenant", "set", "acme-corp"]).args(option).output()?;
+        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        let shown = String::from_utf8_lossy(&set.stdout).into_owned();
+        assert_eq!(shown.contains("pages     502 (text/html, 14 bytes)"), shows, "{shown}");
+        for edge in &lab.edges {
+            wait_until("the edge has the change", Duration::from_secs(60), async || {
+                let answer = ask(edge.https, "shop.test", "/", &lab.issuing_root).await.ok()?;
+                assert_eq!(answer.status, 502);
+                (shows == (answer.body == "<h1>Sorry</h1>")).then_some(())
+            })
+            .await;
+        }
     }
     Ok(())
 }
