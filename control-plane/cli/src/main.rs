@@ -311,9 +311,20 @@ pub(crate) fn invocation() -> String {
 mod tests {
     use clap::{CommandFactory as _, Parser as _};
 
+    /// clap looks at that itself in debug builds alone; of two options of one name, both fields get what either is given.
     #[test]
-    fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+    fn options_of_one_command_have_names_of_their_own() {
+        fn look(command: &clap::Command) {
+            let mut ids: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
+            let all = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!(ids.len(), all, "{}: {ids:?}", command.get_name());
+            command.get_subcommands().for_each(look);
+        }
+        let mut command = super::Cli::command();
+        command.build();
+        look(&command);
     }
 
     #[test]
