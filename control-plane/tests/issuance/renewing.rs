@@ -207,6 +207,16 @@ async fn a_certificate_gives_way_to_a_shorter_one_when_it_is_due_and_not_before(
         assert!(tokio::time::Instant::now() < deadline, "no order is finalizing");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // The CA is asked for the window of the old one, too, now: what it says comes before what is written below.
+    let asked = async || {
+        let mut read = lab.running.parts.store.read().await.unwrap();
+        let text = "SELECT COUNT(*) FROM credentials WHERE state = 'live' AND window_next_at > ?";
+        sql::query_scalar::<i64>(text).bind(lab.world.clock.now_ms()).fetch_one(&mut read).await.unwrap() == 1
+    };
+    while !asked().await {
+        assert!(tokio::time::Instant::now() < deadline, "the CA was not asked again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // As for an order that was made early, and one that is late because its CA was away.
     let due = async |at: i64| {
         let mut tx = lab.begin().await;
