@@ -537,7 +537,7 @@ fn a_session_of_the_predecessor_goes_on_with_its_successor() {
             assert_eq!(client.get(HOST, "/").text(), BODY); // a ticket has come by now
             client.stream.conn.handshake_kind()
         };
-        assert_eq!(visit(), Some(rustls::HandshakeKind::Full));
+        assert_ne!(visit(), Some(rustls::HandshakeKind::Resumed));
         for restart in 1..=2 {
             let predecessor = chain.process();
             chain.restart();

@@ -117,7 +117,7 @@ fn who_resumes_is_served_beside_a_flood_of_handshakes_with_an_rsa_key() {
             assert_eq!(client.get(HOST, "/").status, 200);
             client.stream.conn.handshake_kind()
         };
-        assert_eq!(visit(), Some(HandshakeKind::Full));
+        assert_ne!(visit(), Some(HandshakeKind::Resumed));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
