@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, DigitallySignedStruct, SignatureScheme};
+use portico_attacker::TrustAll;
+use rustls::{AlertDescription, SignatureScheme};
 
 use crate::client::{alert_of, any_version, config, connection, http2_get, https, tcp, try_https};
 use crate::fleet;
@@ -116,45 +115,6 @@ fn garbage_instead_of_a_hello_is_closed() {
     });
 }
 
-/// A client that can verify only signatures by RSA.
-#[derive(Debug)]
-struct RsaOnly;
-
-impl ServerCertVerifier for RsaOnly {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::RSA_PSS_SHA256]
-    }
-}
-
 /// Writes `bytes`, ends its side, and reads what comes.
 fn say(edge: &Running, bytes: &[u8]) {
     let mut socket = tcp(edge.https());
@@ -180,7 +140,9 @@ fn each_way_to_fail_a_handshake_is_counted_as_what_it_is() {
         };
         let shop = "shop.example";
         let mut rsa_only = any_version(&["http/1.1"]);
-        rsa_only.dangerous().set_certificate_verifier(Arc::new(RsaOnly));
+        rsa_only
+            .dangerous()
+            .set_certificate_verifier(Arc::new(TrustAll::by(&[SignatureScheme::RSA_PSS_SHA256])));
         let trusts_nobody = rustls::ClientConfig::builder()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();

@@ -10,9 +10,16 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 #[derive(Debug, Default)]
 pub struct TrustAll {
     shown: AtomicUsize,
+    /// Signatures that it can verify; `None`: all that the library knows.
+    schemes: Option<Vec<SignatureScheme>>,
 }
 
 impl TrustAll {
+    /// Of a client that can verify no other signatures.
+    pub fn by(schemes: &[SignatureScheme]) -> Self {
+        Self { schemes: Some(schemes.to_vec()), ..Self::default() }
+    }
+
     /// Certificates so far.
     pub fn shown(&self) -> usize {
         self.shown.load(Ordering::SeqCst)
@@ -51,6 +58,9 @@ impl ServerCertVerifier for TrustAll {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        self.schemes.clone().unwrap_or_else(|| {
+            let provider = rustls::crypto::aws_lc_rs::default_provider();
+            provider.signature_verification_algorithms.supported_schemes()
+        })
     }
 }
