@@ -182,33 +182,11 @@ impl Load {
 }
 
 fn http1_kept(address: SocketAddr, progress: &Progress) -> Vec<String> {
-    let mut lost = Vec::new();
-    while progress.goes_on() {
-        let mut client = match try_https(address, Some(HOST), any_version(&["http/1.1"])) {
-            Ok(client) => client,
-            Err(error) => {
-                lost.push(format!("connect: {error}"));
-                continue;
-            }
-        };
-        loop {
-            client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-            match client.answer_to("GET") {
-                Ok(answer) if answer.text() == BODY => {
-                    progress.add();
-                    if answer.header("connection") == Some("close") || !progress.goes_on() {
-                        break;
-                    }
-                }
-                Ok(answer) => lost.push(format!("{answer:?}")),
-                Err(error) => {
-                    lost.push(error.to_string());
-                    break;
-                }
-            }
-        }
-    }
-    lost
+    site_load::http1(address, progress, |client| {
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        let answer = client.answer_to("GET")?;
+        Ok((answer.text() == BODY, answer))
+    })
 }
 
 fn http1_fresh(address: SocketAddr, progress: &Progress) -> Vec<String> {

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use rustls::{ClientConnection, StreamOwned};
 
-use crate::client::{Answer, Http1, any_version, http2, runtime, try_https};
+use crate::client::{Answer, Https, any_version, http2, runtime, try_https};
 use crate::http3_client::{Http3, REJECTED};
 use crate::origin::{Message, Origin, Reply, ok};
 use crate::restart::{HOST, Kind, Progress};
@@ -84,8 +83,6 @@ pub fn kinds(address: SocketAddr) -> Vec<Kind> {
     .into()
 }
 
-type Https = Http1<StreamOwned<ClientConnection, TcpStream>>;
-
 fn http1_proxied(address: SocketAddr, progress: &Progress) -> Vec<String> {
     http1(address, progress, |client| {
         write!(client.stream, "GET /proxied HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
@@ -117,7 +114,7 @@ fn http1_long(address: SocketAddr, progress: &Progress) -> Vec<String> {
 }
 
 /// Asks again and again, on a connection for as long as the edge lets it be used; what it says is held to be the last word.
-fn http1(
+pub fn http1(
     address: SocketAddr,
     progress: &Progress,
     ask: impl Fn(&mut Https) -> io::Result<(bool, Answer)>,
