@@ -4,7 +4,7 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
 /// Calls that need an operator's token; `(method, path)`, a path alone for all of its methods.
-const OPERATORS: [(Option<&str>, &str); 19] = [
+const OPERATORS: &[(Option<&str>, &str)] = &[
     (Some("post"), "/v1/tenants"),
     (None, "/v1/tenants/{id}/suspend"),
     (None, "/v1/tenants/{id}/resume"),
