@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::issuer::{ExternalAccountConfig, IssuerConfig};
+use crate::plan::cells::{ANY_NAME, borne};
 use crate::plan::issuers::Patience;
 use crate::sealer::KeyEncryptionKey;
 use crate::store::DATABASE_FILE;
@@ -253,6 +254,7 @@ impl Config {
             );
         }
         warnings.extend(self.issuers.iter().filter_map(IssuerConfig::warning));
+        warnings.extend(self.issuers.iter().filter_map(cells_warning));
         if self.fleet.public_addresses.is_empty() {
             warnings.push(
                 "fleet.public_addresses is empty: tenants are not told where to point their names, and whether a name \
@@ -544,6 +546,19 @@ fn with_example(message: &str) -> String {
         }
         _ => message.to_owned(),
     }
+}
+
+/// Of an issuer whose limits bear no second cell.
+fn cells_warning(issuer: &IssuerConfig) -> Option<String> {
+    let borne = borne(&issuer.limits(), &[ANY_NAME.to_owned()]);
+    (borne.cells < 2).then(|| {
+        format!(
+            "issuer \"{}\": its limits bear {} cell for each name, so that no name can be in two: {}",
+            issuer.name,
+            borne.cells,
+            borne.why()
+        )
+    })
 }
 
 fn text_of(path: &Path) -> Result<String, ConfigError> {

@@ -11,6 +11,10 @@ pub const ORDERS_OF_TENANT_IN_FLIGHT_MAX: usize = 24;
 /// Of them, such as are pressing, as long as others could run: a revocation of all must not stop what is new.
 pub const PRESSING_ORDERS_IN_FLIGHT_MAX: usize = 24;
 
+/// Cells that one name is served by: each has a key of its own and a certificate of exactly the same names, of which CAs issue a
+/// handful a week; what theirs bear may be less (`plan/cells.rs`).
+pub const CELLS_OF_NAME_MAX: usize = 8;
+
 /// Chains and sealed keys of the certificates that one tenant has uploaded, in all its cells together, bytes: some 8,000 of them.
 /// All are in every backup, and each edge of a cell holds those of the cell.
 pub const UPLOADED_BYTES_OF_TENANT_MAX: u64 = 64 << 20;

@@ -650,3 +650,22 @@ async fn its_tenant_hears_in_time_that_it_ends() {
         "each once: {events:?}"
     );
 }
+
+#[tokio::test]
+async fn a_key_that_was_reported_compromised_is_never_accepted_again() {
+    let stage = Stage::start().await;
+    let (tenant_id, token) = tenant(&stage, "roses", &["rose.test"]).await;
+    let ca = Ca::new();
+    let brought = ca.issue(&["rose.test"], KeyType::EcdsaP256, 90);
+    let certificates = taken(&stage, &tenant_id, &token, &ca.body(&["rose.test"], &brought)).await;
+    let report = json!({ "spki_sha256": certificates[0]["spki_sha256"], "compromised": true });
+    let reply = stage.operator("POST", "/v1/rekeys", report).await;
+    assert_eq!(reply.status, 201, "{}", reply.text);
+    assert!(events(&stage, &token).await.contains(&"certificate.key_compromised".to_owned()));
+    // It is all that the name has: nobody takes the site down.
+    assert_eq!(domain(&stage, "rose.test").await["certificates"].as_array().unwrap().len(), 1);
+    let reply = upload(&stage, &tenant_id, &token, &ca.body(&["rose.test"], &brought)).await;
+    assert_eq!((reply.status, &reply.body["errors"][0]["code"]), (422, &json!("key_compromised")));
+    let other = ca.issue(&["rose.test"], KeyType::EcdsaP256, 91);
+    taken(&stage, &tenant_id, &token, &ca.body(&["rose.test"], &other)).await;
+}

@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_limit_on_new_orders_stops_the_account_and_any_other_only_its_names() {
         let observed =
-            Observed { status: Some(429), retry_after: Some(Duration::from_secs(36)), location: None };
+            Observed { status: Some(429), retry_after: Some(Duration::from_secs(36)), ..Observed::default() };
         let all = problem(
             r#"{"type":"urn:ietf:params:acme:error:rateLimited","status":429,
                 "detail":"too many new orders (300) from this account in the last 3h0m0s"}"#,
@@ -379,9 +379,9 @@ mod tests {
     fn an_order_behind_a_garbled_answer_is_not_lost() {
         let json = Error::Json(serde_json::from_str::<u8>("<html>").unwrap_err());
         let location = Some("https://ca.example/order/1".to_owned());
-        let created = Observed { status: Some(201), retry_after: None, location: location.clone() };
+        let created = Observed { status: Some(201), location: location.clone(), ..Observed::default() };
         assert_eq!(AcmeError::new(&json, created).location, location);
-        let refused = Observed { status: Some(500), retry_after: None, location };
+        let refused = Observed { status: Some(500), location, ..Observed::default() };
         assert_eq!(AcmeError::new(&json, refused).location, None);
     }
 

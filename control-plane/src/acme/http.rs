@@ -32,6 +32,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::error::{AcmeError, AcmeErrorKind};
+use crate::clock;
 
 /// Time for TCP and TLS to the CA.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,6 +77,8 @@ pub struct Observed {
     pub retry_after: Option<Duration>,
     /// URL of the order or account that the answer speaks of.
     pub location: Option<String>,
+    /// Until when the object in the answer's body stands, as the CA says there; Unix milliseconds.
+    pub expires_ms: Option<i64>,
 }
 
 tokio::task_local! {
@@ -96,6 +99,18 @@ pub async fn observe<T>(step: impl Future<Output = T>) -> (T, Observed) {
 fn record(observed: Observed) {
     // Outside of a step (no scope) nobody asks for the record.
     let _ = OBSERVED.try_with(|slot| *lock(slot) = observed);
+}
+
+/// Adds what the body of the answer says of its end: of an authorization nothing else does (RFC 8555 section 7.1.4), and
+/// instant_acme does not read it.
+fn record_end(body: &[u8]) {
+    #[derive(serde::Deserialize)]
+    struct Ending {
+        expires: Option<String>,
+    }
+    let ending: Option<Ending> = serde_json::from_slice(body).ok();
+    let expires_ms = ending.and_then(|ending| clock::parse_rfc3339(&ending.expires?));
+    let _ = OBSERVED.try_with(|slot| lock(slot).expires_ms = expires_ms);
 }
 
 /// The values under these locks are replaced whole, so a poisoned one is as good as any.
@@ -315,7 +330,11 @@ impl Inner {
         let (parts, body) = response.into_parts();
         let body =
             Limited::new(body, bytes_max).collect().await.map_err(|e| CaHttpError::Body(bytes_max, e))?;
-        Ok(Response::from_parts(parts, body.to_bytes()))
+        let body = body.to_bytes();
+        if !is_chain && parts.status.is_success() {
+            record_end(&body);
+        }
+        Ok(Response::from_parts(parts, body))
     }
 
     fn kind(&self, method: &Method, uri: &Uri) -> RequestKind {
@@ -388,6 +407,7 @@ fn observed<B>(response: &Response<B>) -> Observed {
         status: Some(response.status().as_u16()),
         retry_after: text(RETRY_AFTER).and_then(parse_retry_after),
         location: text(LOCATION).map(str::to_owned),
+        expires_ms: None,
     }
 }
 

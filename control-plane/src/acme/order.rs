@@ -1,5 +1,7 @@
 //! One order at the CA: its steps, each of which may be repeated after a crash or a lost answer.
 
+use std::collections::HashMap;
+
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use instant_acme::{ChallengeType, Identifier, NewOrder};
 
@@ -16,6 +18,8 @@ pub struct CaOrder {
     order: instant_acme::Order,
     thumbprint: String,
     retry_after: Option<std::time::Duration>,
+    /// Of each name whose authorization was read: until when it stands, as the CA says.
+    expires: HashMap<String, i64>,
 }
 
 impl std::fmt::Debug for CaOrder {
@@ -51,6 +55,8 @@ pub struct CaAuthorization {
     pub name: String,
     pub status: AuthorizationStatus,
     pub challenges: Vec<CaChallenge>,
+    /// Until when the CA takes it, as its body says; Unix milliseconds. `None`: it does not say.
+    pub expires_ms: Option<i64>,
     /// What the CA says of a failed validation.
     pub error: Option<AcmeError>,
 }
@@ -157,7 +163,8 @@ impl CaOrder {
         if order.state().authorizations.len() > AUTHORIZATIONS_MAX {
             return Err(AcmeError::plain(AcmeErrorKind::Garbage, "the order has too many authorizations"));
         }
-        Ok(Self { order, thumbprint: account.thumbprint().to_owned(), retry_after: None })
+        let thumbprint = account.thumbprint().to_owned();
+        Ok(Self { order, thumbprint, retry_after: None, expires: HashMap::new() })
     }
 
     pub fn url(&self) -> &str {
@@ -220,11 +227,18 @@ impl CaOrder {
         let mut read = Vec::new();
         let mut handles = self.order.authorizations();
         while let (Some(next), observed) = observe(handles.next()).await {
+            let mut expires_ms = observed.expires_ms;
             let mut handle = next.map_err(|error| AcmeError::new(&error, observed))?;
             if fresh {
-                fetch_again(&mut handle).await?;
+                expires_ms = fetch_again(&mut handle).await?;
             }
-            read.push(view(&handle, &self.thumbprint));
+            let mut shown = view(&handle, &self.thumbprint);
+            // One that is known already is not asked for, and its answer says nothing.
+            if let Some(at) = expires_ms {
+                self.expires.insert(shown.name.clone(), at);
+            }
+            shown.expires_ms = self.expires.get(&shown.name).copied();
+            read.push(shown);
         }
         Ok(read)
     }
@@ -289,12 +303,13 @@ impl CaOrder {
     }
 }
 
-async fn fetch_again(handle: &mut instant_acme::AuthorizationHandle<'_>) -> Result<(), AcmeError> {
+/// Answers until when it stands, as the CA says.
+async fn fetch_again(handle: &mut instant_acme::AuthorizationHandle<'_>) -> Result<Option<i64>, AcmeError> {
     let mut tries = NonceTries::default();
     loop {
         let (result, observed) = observe(handle.refresh()).await;
         match result.map(|_| ()) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(observed.expires_ms),
             Err(error) => tries.again(AcmeError::new(&error, observed))?,
         }
     }
@@ -312,7 +327,7 @@ fn view(handle: &instant_acme::AuthorizationHandle<'_>, thumbprint: &str) -> CaA
     };
     let error = handle.challenges.iter().find_map(|c| c.error.as_ref()).map(AcmeError::validation);
     let challenges = handle.challenges.iter().filter_map(|c| challenge(c, thumbprint)).collect();
-    CaAuthorization { name, status, challenges, error }
+    CaAuthorization { name, status, challenges, expires_ms: None, error }
 }
 
 /// RFC 8555 section 8.1 and 8.4, RFC 8737 section 3.

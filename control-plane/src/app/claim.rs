@@ -88,6 +88,8 @@ pub(crate) async fn claim(
     } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &wanted.cells).await? {
         errors.push(spec::unknown_cell(&unknown, &known));
     }
+    let issuers = &app.parts.config.issuers;
+    errors.extend(spec::borne_cells(&wanted.cells, &tenant.spec.issuers, issuers, Some(&wanted.hostname)));
     errors.extend(origin_identity::check(&mut write.tx, tenant.id, &wanted).await?);
     let name = match name {
         Ok(name) if errors.is_empty() => name,

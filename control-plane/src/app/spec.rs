@@ -15,6 +15,9 @@ use url::Url;
 use crate::clock::parse_rfc3339;
 use crate::config::IssuerConfig;
 use crate::http::fault::field;
+use crate::limits::CELLS_OF_NAME_MAX;
+use crate::plan;
+use crate::plan::cells::ANY_NAME;
 use crate::store::cell::DEFAULT_CELL;
 
 mod grants;
@@ -30,7 +33,6 @@ const URL_BYTES_MAX: usize = 2048;
 const HEADER_BYTES_MAX: usize = 255;
 /// All routes of one domain, so that its resource stays below the wire's 512 KiB.
 const ROUTES_BYTES_MAX: usize = 256 * 1024;
-const CELLS_MAX: usize = 8;
 /// Cells that a refusal lists.
 const CELLS_SHOWN_MAX: usize = 20;
 const GRANTS_MAX: usize = 64;
@@ -166,13 +168,40 @@ fn is_authority(text: &str) -> bool {
 fn cells(at: &str, cells: &[CellId]) -> Vec<FieldError> {
     let unique: HashSet<&CellId> = cells.iter().collect();
     let mut errors = Vec::new();
-    if cells.len() > CELLS_MAX {
-        errors.push(field(at, "too_many", format!("at most {CELLS_MAX} cells")));
+    if cells.len() > CELLS_OF_NAME_MAX {
+        errors.push(field(at, "too_many", format!("at most {CELLS_OF_NAME_MAX} cells")));
     }
     if unique.len() != cells.len() {
         errors.push(field(at, "duplicate", "names a cell twice"));
     }
     errors
+}
+
+/// What the limits of the CAs that a tenant's names may go to bear, said in numbers. `hostname`: where it is for one name.
+pub(crate) fn borne_cells(
+    cells: &[CellId],
+    named: &[String],
+    configured: &[IssuerConfig],
+    hostname: Option<&str>,
+) -> Option<FieldError> {
+    let is_asked = |issuer: &&IssuerConfig| {
+        if named.is_empty() { issuer.by_default } else { named.contains(&issuer.name) }
+    };
+    let names = [hostname.unwrap_or(ANY_NAME).to_owned()];
+    let (issuer, borne) = plan::cells::least(configured.iter().filter(is_asked), &names)?;
+    let wanted = cells.iter().collect::<HashSet<_>>().len();
+    // More than that is refused whatever CAs let through.
+    if wanted <= borne.cells || wanted > CELLS_OF_NAME_MAX {
+        return None;
+    }
+    let message = format!(
+        "names {wanted} cells, and issuer {} bears at most {}: each cell is a key of its own and a certificate of exactly the \
+         same names, and {}; have more edges in one cell",
+        issuer.name,
+        borne.cells,
+        borne.why()
+    );
+    Some(field("/cells", "too_many_for_ca", message))
 }
 
 /// A tenant chooses among the cells that an operator gave it: each cell is an order more at the CA for the same names, and

@@ -78,7 +78,8 @@ async fn scope(app: &App, call: &Call, name: Option<&str>) -> Answered<Scope> {
 async fn forecast(app: &App, issuer: &IssuerConfig, budget: &mut IssuerBudget) -> Answered<()> {
     let spent = Arc::new(budget::spent(app, issuer).await?);
     let names_per_certificate_max = app.parts.config.names_per_certificate_max();
-    let terms = Terms { names_per_certificate_max, limits: issuer.limits(), spent, sharing: None };
+    let terms =
+        Terms { names_per_certificate_max, limits: issuer.limits(), spent, sharing: None, cells: None };
     let facts = read_facts(&app.parts).await?;
     let now_ms = facts.now_ms;
     // Up to seconds of work with a million names: not on a thread that serves others.

@@ -13,6 +13,7 @@ use super::fault::{Answered, Fault};
 use super::query::Query;
 use crate::app::{App, budget};
 use crate::clock::HOUR_MS;
+use crate::limits::CELLS_OF_NAME_MAX;
 use crate::plan::ledger::Rate;
 use crate::plan::reconcile::Facts;
 use crate::plan::report::{Asked, Question, Terms, report};
@@ -30,6 +31,7 @@ pub(super) struct PlanQuery {
     sharing: Option<Sharing>,
     orders_3h: Option<u32>,
     groups: Option<usize>,
+    cells: Option<usize>,
     explain: Option<String>,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct PlanQuery {
 /// on one key; with parameters, what it would be under other terms. Changes nothing.
 #[utoipa::path(get, path = "/v1/plan", tag = "plan",
     params(("names_per_certificate_max" = Option<u32>, Query), ("sharing" = Option<Sharing>, Query),
-        ("orders_3h" = Option<u32>, Query), ("groups" = Option<u32>, Query), ("explain" = Option<String>, Query)),
+        ("orders_3h" = Option<u32>, Query), ("groups" = Option<u32>, Query), ("cells" = Option<u32>, Query), ("explain" = Option<String>, Query)),
     responses((status = 200, body = PlanReport), (status = 400), (status = 404), (status = 409)))]
 pub(super) async fn show(
     State(app): State<App>,
@@ -64,6 +66,9 @@ pub(super) async fn show(
         let detail = "orders_3h: from 1; an account that may order nothing gets no certificate at all";
         return Err(Fault::bad_request("query_invalid", detail));
     }
+    if query.cells.is_some_and(|cells| !(1..=CELLS_OF_NAME_MAX).contains(&cells)) {
+        return Err(Fault::bad_request("query_invalid", format!("cells: from 1 to {CELLS_OF_NAME_MAX}")));
+    }
     let name = match query.explain.as_deref().map(NamePattern::parse).transpose() {
         Ok(name) => name,
         Err(error) => return Err(Fault::bad_request("query_invalid", format!("explain: {error}"))),
@@ -73,7 +78,13 @@ pub(super) async fn show(
         Some(orders) => issuer.limits_with(Rate::per(orders, 3 * HOUR_MS)),
         None => spent.limits.clone(),
     };
-    let terms = Terms { names_per_certificate_max: names_max, limits, spent, sharing: query.sharing };
+    let terms = Terms {
+        names_per_certificate_max: names_max,
+        limits,
+        spent,
+        sharing: query.sharing,
+        cells: query.cells,
+    };
     let facts = read_facts(&app.parts).await?;
     let question = question(&app, &facts, name.as_ref(), groups_listed).await?;
     // Up to seconds of work with a million names: not on a thread that serves others.

@@ -4,7 +4,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::distribution::ResourceKind;
-use portico_api::v1::{Page, Suspension, SuspensionAnswer, Tenant, TenantSpec};
+use portico_api::v1::{FieldError, Page, Suspension, SuspensionAnswer, Tenant, TenantSpec};
 use portico_cert_store::TenantId;
 use serde::Deserialize;
 
@@ -37,6 +37,7 @@ pub(super) async fn create(
 ) -> Answered<Response> {
     let mut errors = spec::tenant(&body.value, &app.own_addresses, &[]);
     errors.extend(spec::issuers(&body.value.issuers, &app.parts.config.issuers));
+    errors.extend(borne_cells(&app, &body.value));
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
@@ -72,6 +73,10 @@ pub(super) async fn insert(write: &mut Write, spec: TenantSpec) -> Answered<Tena
     write.audit("tenant.create", &id, &(), &row.spec).await?;
     write.event("tenant.created", Some(row.id), &id, &format!("tenant {} was added", row.spec.name)).await?;
     Ok(row)
+}
+
+pub(super) fn borne_cells(app: &App, spec: &TenantSpec) -> Option<FieldError> {
+    spec::borne_cells(&spec.cells, &spec.issuers, &app.parts.config.issuers, None)
 }
 
 async fn known_cells(write: &mut Write, wanted: &TenantSpec) -> Answered<()> {
@@ -145,6 +150,9 @@ pub(super) async fn patch(
     let mut errors = spec::tenant(&row.spec, &app.own_addresses, &before.egress_grants);
     if row.spec.issuers != before.issuers {
         errors.extend(spec::issuers(&row.spec.issuers, &app.parts.config.issuers));
+    }
+    if row.spec.cells != before.cells || row.spec.issuers != before.issuers {
+        errors.extend(borne_cells(&app, &row.spec));
     }
     if !errors.is_empty() {
         return Err(Fault::fields(errors));

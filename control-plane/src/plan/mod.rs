@@ -12,6 +12,7 @@
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
 
 pub mod caa;
+pub mod cells;
 pub mod issuers;
 pub mod ledger;
 pub mod levelling;

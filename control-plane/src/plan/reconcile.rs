@@ -5,6 +5,7 @@
 //! nothing. One lineage of a group is ordered at a time: the second cell's order begins when the first is issued, on the
 //! same account and the same names, so that the CA can reuse the authorizations of the first.
 
+mod fan_out;
 mod predecessors;
 
 use std::cmp::Reverse;
@@ -16,6 +17,7 @@ use portico_cert_store::{
     Plan, PlanGroup, PlanInput, PlanLimits, PlanName, Sharing, TenantId, TlsPolicy, TlsVersion, plan,
 };
 
+use self::fan_out::followers;
 use self::predecessors::Predecessors;
 use super::issuers::{self, Chooser, Issuers};
 use super::levelling::{self, Ahead};
@@ -48,6 +50,10 @@ pub struct Facts {
     /// New orders that each tenant sent within the CA's period of 3 hours.
     pub spent: HashMap<Option<TenantId>, u32>,
     pub issuers: Issuers,
+    /// Of lineages whose certificate's authorizations the CA takes again: until when.
+    pub authorized_until: HashMap<LineageId, i64>,
+    /// Cells of one group that the limits of each issuer bear; absent: any number.
+    pub cells_max: HashMap<String, usize>,
 }
 
 /// An order that is not over.
@@ -90,6 +96,8 @@ pub struct DueOrder {
     /// Where each of its names is served today: when the first of them is without a good certificate. Others wait for
     /// such an order.
     pub deadline: Option<i64>,
+    /// Until when the CA takes the authorizations of the same names in another cell again.
+    pub window_until: Option<i64>,
     /// The certificate that it replaces, if its account is the one that ordered that.
     pub replaces: Option<CredentialId>,
 }
@@ -319,7 +327,9 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
     let mut predecessors = Predecessors::of(facts);
     let mut chooser = Chooser::of(facts);
-    let early = levelling::early(ahead(facts, &by_group, &open_lineages), lately(facts), facts.now_ms);
+    let mut early = levelling::early(ahead(facts, &by_group, &open_lineages), lately(facts), facts.now_ms);
+    let followers = followers(facts, &by_group);
+    early.extend(followers.early);
     // Nearly all groups have what they need: no others are looked at closely.
     let has_all = |group: &GroupRow, lineage: &LineageRow| {
         lineage.live.as_ref().is_some_and(|live| live.renew_at > facts.now_ms)
@@ -346,8 +356,13 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         {
             let urgent_at = coverage.urgent_at(&lineage.cell, &due.names);
             let Some(issuer) = chooser.choose(group.tenant, &due.names, urgent_at) else { continue };
+            if !is_borne(facts, issuer, lineages, lineage) {
+                continue;
+            }
             let (issuer, replaces) = (issuer.to_owned(), predecessors.take(lineage, &due.names));
-            by_tenant.entry(group.tenant).or_default().push(DueOrder { issuer, replaces, ..due });
+            let window_until = followers.until.get(&lineage.id).copied();
+            let due = DueOrder { issuer, replaces, window_until, ..due };
+            by_tenant.entry(group.tenant).or_default().push(due);
         }
     }
     let (mut alive, mut new) = (Vec::new(), Vec::new());
@@ -358,13 +373,22 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         let (mut keeping, mut adding): (Vec<_>, Vec<_>) = due.into_iter().partition(DueOrder::keeps_alive);
         keeping.sort_by_key(|due| due.deadline);
         keeping.truncate(ORDERS_OF_TENANT_MAX.saturating_sub(open));
+        // Those first whose authorizations end first.
+        adding.sort_by_key(|due| due.window_until.unwrap_or(i64::MAX));
         adding.truncate(NEW_ORDERS_OF_TENANT_MAX.saturating_sub(open + keeping.len()));
         let had = spent(facts, tenant) + open;
         alive.push((had, keeping));
         new.push((had, adding));
     }
     let alive = by_urgency(alive, facts.now_ms, |due| due.deadline).into_iter().take(room(facts, true));
-    alive.chain(fair(new).into_iter().take(room(facts, false))).collect()
+    let new = by_urgency(new, facts.now_ms, |due| due.window_until).into_iter().take(room(facts, false));
+    alive.chain(new).collect()
+}
+
+/// Whether the CA's limits bear one more cell of a group; what has a certificate keeps one.
+fn is_borne(facts: &Facts, issuer: &str, lineages: &[&LineageRow], lineage: &LineageRow) -> bool {
+    let most = facts.cells_max.get(issuer).copied().unwrap_or(usize::MAX);
+    lineage.live.is_some() || lineages.iter().filter(|other| other.live.is_some()).count() < most
 }
 
 fn room(facts: &Facts, keeps_alive: bool) -> usize {
@@ -447,6 +471,7 @@ fn due_order<'a>(
         name_set: name_set(names.keys().map(String::as_str)),
         renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names, &names)),
         deadline: coverage.first_deadline(&lineage.cell, &names),
+        window_until: None,
         replaces: None,
         names,
     };

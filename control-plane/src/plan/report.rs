@@ -12,8 +12,9 @@ use std::sync::Arc;
 use portico_api::v1;
 use portico_cert_store::{CellId, NamePattern, OrderNeed, Plan, PlannedGroup, TenantId};
 
+use super::cells::{ANY_NAME, borne};
 use super::ledger::{At, Bucket, BucketKey, Levels, LimitName, Limits, Rate, registered_domains};
-use super::reconcile::{Coverage, Facts, fair, plans};
+use super::reconcile::{Coverage, Facts, fair, name_set, plans};
 use crate::clock::{DAY_MS, HOUR_MS};
 use crate::store::condition::ConditionRow;
 use crate::store::domain::DomainRow;
@@ -28,6 +29,8 @@ pub struct Terms {
     pub spent: Arc<Spent>,
     /// In place of each tenant's own; domains that are to be alone stay so.
     pub sharing: Option<v1::Sharing>,
+    /// In place of each name's own, so many cells: those that it has, and further ones.
+    pub cells: Option<usize>,
 }
 
 /// What the ledger has of one issuer.
@@ -128,6 +131,8 @@ impl Question {
 
 /// Names of one group that it lists.
 const NAMES_LISTED_MAX: usize = 4;
+/// Sets of several cells that are listed.
+const CELLS_LISTED_MAX: usize = 100;
 /// The most names of a certificate under any known profile.
 const NAMES_MAX: usize = 100;
 /// Three times the smallest datagram that a client may begin with (RFC 9000 sections 8.1 and 14.1).
@@ -169,6 +174,7 @@ pub fn report(facts: &Facts, terms: &Terms, question: &Question) -> v1::PlanRepo
         handshake_bytes_max: wide(groups.iter().map(bytes).max().unwrap_or(0)),
         handshake_bytes_budget: wide(QUIC_BUDGET_BYTES),
         groups_over_budget: wide(groups.iter().filter(|group| bytes(group) > QUIC_BUDGET_BYTES).count()),
+        cells: fan_outs(&plans, &terms.limits),
         largest: largest(groups, question),
         explanation: question.explain.as_ref().and_then(|asked| explanation(&plans, asked, question)),
     }
@@ -181,13 +187,74 @@ pub fn outlook(facts: &Facts, terms: &Terms) -> (u64, i64) {
 }
 
 fn facts_under<'a>(facts: &'a Facts, terms: &Terms) -> Cow<'a, Facts> {
-    let Some(sharing) = terms.sharing else { return Cow::Borrowed(facts) };
+    if terms.sharing.is_none() && terms.cells.is_none() {
+        return Cow::Borrowed(facts);
+    }
     let mut facts = facts.clone();
-    for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
-        domain.sharing = sharing;
-        domain.shared_group = None;
+    if let Some(sharing) = terms.sharing {
+        for domain in facts.domains.iter_mut().filter(|domain| !domain.spec.alone) {
+            domain.sharing = sharing;
+            domain.shared_group = None;
+        }
+    }
+    if let Some(cells) = terms.cells {
+        for domain in &mut facts.domains {
+            in_cells(&mut domain.cells, cells);
+        }
+        for group in &mut facts.groups {
+            in_cells(&mut group.cells, cells);
+        }
     }
     Cow::Owned(facts)
+}
+
+/// Leaves out the last ones, or adds some that nobody has.
+fn in_cells(cells: &mut Vec<CellId>, count: usize) {
+    cells.truncate(count);
+    let further = (1..).filter_map(|n| CellId::parse(&format!("further-{n}")).ok());
+    for cell in further {
+        if cells.len() >= count {
+            break;
+        }
+        if !cells.contains(&cell) {
+            cells.push(cell);
+        }
+    }
+    cells.sort();
+}
+
+/// What is to be in several cells, and whether the limits bear it.
+fn fan_outs(plans: &[(&[CellId], Plan)], limits: &Limits) -> Vec<v1::PlanCells> {
+    let borne = borne(limits, &[ANY_NAME.to_owned()]);
+    let several = plans.iter().filter(|(cells, plan)| cells.len() > 1 && !plan.groups.is_empty());
+    let shown = |(cells, plan): &(&[CellId], Plan)| {
+        let (wanted, most) = (cells.len(), borne.cells);
+        let text = if wanted > most {
+            format!(
+                "refused: {wanted} certificates of exactly the same names, one for each cell, and {}; the first {most} cells get \
+                 theirs, the others none; have more edges in one cell",
+                borne.why()
+            )
+        } else if borne.held_by.is_some() {
+            format!(
+                "{wanted} certificates of exactly the same names, and {}; {} more keys of them can be replaced in that time \
+                 outside of the windows that the CA suggests",
+                borne.why(),
+                most - wanted
+            )
+        } else {
+            format!("{wanted} certificates of exactly the same names, which no limit of the CA counts")
+        };
+        v1::PlanCells {
+            cells: cells.iter().map(ToString::to_string).collect(),
+            groups: wide(plan.groups.len()),
+            names: wide(plan.groups.iter().map(|group| group.names.len()).sum()),
+            cells_max: wide(most),
+            is_borne: wanted <= most,
+            text,
+        }
+    };
+    several.take(CELLS_LISTED_MAX).map(shown).collect()
 }
 
 /// Which of the reasons holds; `None`: nobody brings the name, and no wildcard covers it.
@@ -275,6 +342,15 @@ struct Schedule {
     slots: Vec<Slot>,
 }
 
+/// An order that is needed now.
+struct Needed<'a> {
+    group: &'a PlannedGroup,
+    /// Names without a certificate that wait for it.
+    names: usize,
+    /// The same names have one, or get one before, in another cell.
+    is_further: bool,
+}
+
 struct Slot {
     /// Names without a certificate that wait for it.
     names: usize,
@@ -286,15 +362,18 @@ struct Slot {
 impl Schedule {
     fn of(facts: &Facts, plans: &[(&[CellId], Plan)], terms: &Terms) -> Self {
         let coverage = Coverage::of(facts);
-        let mut queues: HashMap<Option<TenantId>, Vec<(&PlannedGroup, usize)>> = HashMap::new();
+        let most = borne(&terms.limits, &[ANY_NAME.to_owned()]).cells;
+        let mut queues: HashMap<Option<TenantId>, Vec<Needed<'_>>> = HashMap::new();
         for (cells, plan) in plans {
-            for (group, cell) in
-                plan.groups.iter().flat_map(|group| cells.iter().map(move |cell| (group, cell)))
-            {
-                let lacking = group.domains.iter().filter(|d| coverage.renew_at(cell, **d).is_none()).count();
-                if lacking > 0 {
+            for group in &plan.groups {
+                let lacking = |cell: &CellId| {
+                    group.domains.iter().filter(|d| coverage.renew_at(cell, **d).is_none()).count()
+                };
+                let mut is_further = cells.iter().any(|cell| lacking(cell) == 0);
+                for names in cells.iter().take(most).map(lacking).filter(|names| *names > 0) {
                     let tenant = group.tenants.first().copied().filter(|_| group.tenants.len() == 1);
-                    queues.entry(tenant).or_default().push((group, lacking));
+                    queues.entry(tenant).or_default().push(Needed { group, names, is_further });
+                    is_further = true;
                 }
             }
         }
@@ -315,15 +394,20 @@ impl Schedule {
             *before += 1;
             ((at - facts.now_ms).max(0), limit)
         };
-        let slot = |(group, names): (&PlannedGroup, usize)| {
-            let mut waits = vec![wait(LimitName::Orders, String::new(), limits.reserve())];
+        let slot = |Needed { group, names, is_further }: Needed<'_>| {
+            let names_of: Vec<String> = group.names.iter().map(ToString::to_string).collect();
+            let set = name_set(names_of.iter().map(String::as_str));
+            let mut waits = vec![wait(LimitName::ExactSet, set, 0)];
             if let [tenant] = group.tenants.as_slice() {
                 waits.push(wait(LimitName::TenantHour, tenant.to_string(), 0));
                 waits.push(wait(LimitName::TenantDay, tenant.to_string(), 0));
             }
-            let names_of: Vec<String> = group.names.iter().map(ToString::to_string).collect();
-            for domain in registered_domains(&names_of) {
-                waits.push(wait(LimitName::RegisteredDomain, domain, 0));
+            // A CA counts the same names in a further cell by their set alone.
+            if !is_further {
+                waits.push(wait(LimitName::Orders, String::new(), limits.reserve()));
+                for domain in registered_domains(&names_of) {
+                    waits.push(wait(LimitName::RegisteredDomain, domain, 0));
+                }
             }
             let (at_ms, limit) =
                 waits.into_iter().max_by_key(|(wait, _)| *wait).unwrap_or((0, LimitName::Orders));
@@ -354,8 +438,13 @@ impl Schedule {
     }
 
     fn held_by(&self) -> Vec<v1::PlanHold> {
-        let kinds =
-            [LimitName::Orders, LimitName::RegisteredDomain, LimitName::TenantHour, LimitName::TenantDay];
+        let kinds = [
+            LimitName::Orders,
+            LimitName::RegisteredDomain,
+            LimitName::ExactSet,
+            LimitName::TenantHour,
+            LimitName::TenantDay,
+        ];
         let hold = |kind: LimitName| {
             let held: Vec<&Slot> = self.slots.iter().filter(|slot| slot.limit == Some(kind)).collect();
             let last = held.last()?;
@@ -484,7 +573,7 @@ mod tests {
         let arrival_ms = NOW + orders * limits.orders.interval_ms();
         let bucket = Bucket { arrival_ms, seen_ms: NOW };
         spent.levels.0.insert(key, Level { bucket, reserved: 0 });
-        Terms { names_per_certificate_max: 25, limits, spent: Arc::new(spent), sharing: None }
+        Terms { names_per_certificate_max: 25, limits, spent: Arc::new(spent), sharing: None, cells: None }
     }
 
     fn asked(name: &str) -> Question {
@@ -556,6 +645,26 @@ mod tests {
         );
         let adopted = lever("adopt").unwrap();
         assert_eq!((adopted.seconds, adopted.orders_now), (0, report.orders_now));
+    }
+
+    #[test]
+    fn a_further_cell_is_counted_by_its_set_alone_and_too_many_are_refused_with_the_number() {
+        let tenant = TenantId::generate();
+        let shops: Vec<_> = (0..270).map(|n| (tenant, format!("shop{n}.test"))).collect();
+        let facts = facts(&shops);
+        let limits = Limits { tenant_1h: 0, tenant_24h: 0, ..Limits::default() };
+        let in_cells = |cells| {
+            let terms = Terms { cells: Some(cells), ..spent_under(limits.clone(), 0) };
+            report(&facts, &terms, &Question::default())
+        };
+        let three = in_cells(3);
+        assert_eq!((three.orders_now, eta_of(&three, 100)), (3 * 270, 0), "{:?}", three.held_by);
+        let told = &three.cells[0];
+        assert_eq!((told.is_borne, told.cells_max, told.cells.len(), told.groups), (true, 5, 3, 270));
+        assert!(told.text.contains("5 in 7 days; 2 more keys"), "{}", told.text);
+        let seven = in_cells(7);
+        assert_eq!(seven.orders_now, 5 * 270, "what is refused is not ordered");
+        assert!(!seven.cells[0].is_borne && seven.cells[0].text.starts_with("refused: 7"), "{seven:?}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (321, "shared groups", include_str!("../../migrations/0321_shared_groups.sql")),
     (331, "accounts", include_str!("../../migrations/0331_accounts.sql")),
     (332, "issuers", include_str!("../../migrations/0332_issuers.sql")),
+    (371, "authorization windows", include_str!("../../migrations/0371_authorization_windows.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
     // What edges are to origins.

@@ -30,6 +30,7 @@ pub mod credential;
 pub mod domain;
 pub mod edge;
 pub mod event;
+pub mod fan_out;
 pub mod figures;
 pub mod group;
 pub mod idempotency;

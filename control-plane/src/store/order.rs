@@ -68,11 +68,20 @@ pub struct OrderRow {
     pub replaces_accepted: bool,
     /// Where each name has a certificate: when the first of those ends or is to be replaced by.
     pub deadline: Option<i64>,
+    /// Until when the CA takes the authorizations of the same names in another cell again.
+    pub window_until: Option<i64>,
     /// Failed tries of the present step.
     pub attempts: u32,
     /// Nothing is tried before.
     pub next_at: i64,
     pub error: Option<String>,
+}
+
+impl OrderRow {
+    /// Until when it should be over: before a name is without a certificate, or the CA wants its names validated again.
+    pub fn wanted_by(&self) -> Option<i64> {
+        self.deadline.into_iter().chain(self.window_until).min()
+    }
 }
 
 impl OrderState {
@@ -114,8 +123,8 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     sql::query(
         "INSERT INTO orders (id, lineage_id, tenant_id, issuer, account_id, names, domains, name_set, state, credential_id, \
          sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
-         deadline, next_at, created_at, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         deadline, window_until, next_at, created_at, updated_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(order.id.to_string())
     .bind(order.lineage.to_string())
@@ -135,6 +144,7 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .bind(order.replaces.as_ref().map(|replaces| replaces.credential.to_string()))
     .bind(order.replaces.as_ref().map(|replaces| &replaces.certificate))
     .bind(order.deadline)
+    .bind(order.window_until)
     .bind(order.next_at)
     .bind(now_ms)
     .bind(now_ms)
@@ -417,6 +427,7 @@ fn order(row: &Row) -> Result<OrderRow, StoreError> {
         replaces: replacement::of_row(row)?,
         replaces_accepted: row.try_get("replaces_accepted")?,
         deadline: row.try_get("deadline")?,
+        window_until: row.try_get("window_until")?,
         attempts: row.try_get("attempts")?,
         next_at,
         error: row.try_get("error")?,

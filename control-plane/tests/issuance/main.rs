@@ -9,6 +9,7 @@
 )]
 
 mod crash;
+mod custody;
 #[path = "../distribution/edge.rs"]
 #[expect(dead_code, reason = "the distribution's tests use all of it, these a part")]
 mod edge;
@@ -20,6 +21,7 @@ mod ledger;
 mod mass;
 mod pebble;
 mod reaching;
+mod rekeying;
 mod renewing;
 mod stand_in;
 mod writing;

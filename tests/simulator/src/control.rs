@@ -587,6 +587,7 @@ impl Control {
             limits: self.limits.clone(),
             spent: Arc::new(spent),
             sharing: None,
+            cells: None,
         };
         let report = report::report(&self.facts, &terms, &Question::default());
         let ms = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX / 1000) * 1000;

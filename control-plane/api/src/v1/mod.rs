@@ -35,7 +35,7 @@
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
-//! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&explain=` | `PlanReport`, also under other settings | operator |
+//! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&cells=&explain=` | `PlanReport`, also under other settings | operator |
 //! | `GET /v1/renewals` | `RenewalsReport`: what is due or late, and how far a mass replacement is | operator |
 //! | `GET /v1/budget?issuer=&name=` | `BudgetReport`: what CAs still let us order | tenant (own), operator |
 //! | `GET /v1/issuers` | `Page<Issuer>`: the CAs, how they stand, our accounts there | operator |

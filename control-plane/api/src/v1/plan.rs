@@ -35,6 +35,9 @@ pub struct PlanReport {
     /// What QUIC lets a server send before the client's address is validated (RFC 9000 section 8.1).
     pub handshake_bytes_budget: u64,
     pub groups_over_budget: u64,
+    /// What is to be in several cells, each with a key of its own, and whether the CA's limits bear it.
+    #[serde(default)]
+    pub cells: Vec<PlanCells>,
     /// The largest groups, as many as were asked for.
     pub largest: Vec<PlanGroup>,
     /// Why the name that was asked about is where it is.
@@ -54,6 +57,19 @@ pub struct PlanLimits {
     pub registered_domain_7d: u32,
     /// New orders of one tenant in an hour; 0: no limit.
     pub tenant_1h: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanCells {
+    pub cells: Vec<String>,
+    /// Each with as many certificates as there are cells.
+    pub groups: u64,
+    pub names: u64,
+    /// So many cells at most, by the limits that the plan was made under.
+    pub cells_max: u64,
+    pub is_borne: bool,
+    /// The numbers in words.
+    pub text: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

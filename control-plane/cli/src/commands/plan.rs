@@ -16,7 +16,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "NAME")]
     explain: Option<String>,
     /// Other terms, to see what they would change: names-per-certificate=N, sharing=alone|registered-domain|tenant,
-    /// orders-3h=N; once for each
+    /// orders-3h=N, cells=N; once for each
     #[arg(long = "what-if", value_name = "TERM=VALUE", value_parser = parse_term)]
     what_if: Vec<Term>,
     /// Rows of the table of groups, the largest first; up to 10000, without it 20
@@ -29,6 +29,7 @@ enum Term {
     NamesPerCertificate(u32),
     Sharing(Sharing),
     Orders3h(u32),
+    Cells(u32),
 }
 
 fn parse_term(text: &str) -> Result<Term, String> {
@@ -37,13 +38,14 @@ fn parse_term(text: &str) -> Result<Term, String> {
     match term {
         "names-per-certificate" => Ok(Term::NamesPerCertificate(number()?)),
         "orders-3h" => Ok(Term::Orders3h(number()?)),
+        "cells" => Ok(Term::Cells(number()?)),
         "sharing" => match value {
             "alone" => Ok(Term::Sharing(Sharing::Alone)),
             "registered-domain" => Ok(Term::Sharing(Sharing::RegisteredDomain)),
             "tenant" => Ok(Term::Sharing(Sharing::Tenant)),
             _ => Err("sharing is alone, registered-domain or tenant".to_owned()),
         },
-        _ => Err("the terms are names-per-certificate, sharing and orders-3h".to_owned()),
+        _ => Err("the terms are names-per-certificate, sharing, orders-3h and cells".to_owned()),
     }
 }
 
@@ -57,6 +59,7 @@ pub(crate) async fn run(settings: &Settings, args: PlanArgs) -> Outcome {
             }
             Term::Sharing(sharing) => ("sharing", query.sharing.replace(sharing).is_some()),
             Term::Orders3h(orders) => ("orders-3h", query.orders_3h.replace(orders).is_some()),
+            Term::Cells(cells) => ("cells", query.cells.replace(cells).is_some()),
         };
         if twice {
             return Err(Failure::usage(format!("--what-if {name} is given twice; ask once for each value")));
@@ -123,6 +126,9 @@ fn print(report: &PlanReport) {
         "handshake: at most about {} bytes of QUIC's {} before a client's address is validated; {} groups need more",
         report.handshake_bytes_max, report.handshake_bytes_budget, report.groups_over_budget
     ));
+    for cells in &report.cells {
+        line(format!("cells {}: {} groups: {}", cells.cells.join(" "), cells.groups, cells.text));
+    }
     print_largest(report);
 }
 

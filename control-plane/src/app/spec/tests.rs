@@ -367,6 +367,8 @@ fn a_domain_is_bounded_as_a_whole() {
     large.routes.clear();
     large.cells = vec!["a".parse().unwrap(), "a".parse().unwrap()];
     assert_eq!(domain(&large, &policy, &[])[0].pointer, "/cells");
+    large.cells = (0..=CELLS_OF_NAME_MAX).map(|n| format!("c{n}").parse().unwrap()).collect();
+    assert_eq!(domain(&large, &policy, &[])[0].code, "too_many");
 }
 
 #[test]

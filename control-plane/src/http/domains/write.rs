@@ -138,6 +138,8 @@ pub(in crate::http) async fn patch(
         } else if let Some((unknown, known)) = cell::unknown(&mut write.tx, &row.spec.cells).await? {
             errors.push(spec::unknown_cell(&unknown, &known));
         }
+        let (issuers, name) = (&app.parts.config.issuers, row.name.to_string());
+        errors.extend(spec::borne_cells(&row.spec.cells, &tenant.spec.issuers, issuers, Some(&name)));
     }
     match spec::hostname(&mut row.spec) {
         Ok(name) if name == row.name => {}

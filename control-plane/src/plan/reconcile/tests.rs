@@ -581,3 +581,52 @@ fn names_that_an_issuer_may_not_have_are_apart_and_go_to_the_next() {
     world.plan();
     assert_eq!(world.facts.groups.len(), 1, "it may, by another method: they share a certificate");
 }
+
+/// A group in two cells, both issued: in `a` just now, in `b` ten days ago.
+fn two_cells(renew_in_ms: i64) -> World {
+    let mut world = World::new();
+    world.ready("shop.test", &["a", "b"]);
+    world.plan();
+    for renew_at in [NOW + 60 * DAY_MS, NOW + renew_in_ms] {
+        let due = orders_due(&world.facts).remove(0);
+        world.issue(&due, renew_at);
+    }
+    for (lineage, issued_at) in world.facts.lineages.iter_mut().zip([NOW - 1, NOW - 10 * DAY_MS]) {
+        lineage.live.as_mut().unwrap().issued_at = issued_at;
+    }
+    world
+}
+
+#[test]
+fn a_renewal_that_is_of_age_goes_along_while_authorizations_stand() {
+    let mut world = two_cells(5 * DAY_MS);
+    assert_eq!(orders_due(&world.facts), [], "its time has not come");
+    let until = NOW + 7 * HOUR_MS;
+    let first = world.facts.lineages[0].id;
+    world.facts.authorized_until.insert(first, until);
+    let due = orders_due(&world.facts);
+    assert_eq!((due.len(), due[0].cell.as_str(), due[0].window_until), (1, "b", Some(until)));
+    world.facts.authorized_until.insert(first, NOW + 1000);
+    assert_eq!(orders_due(&world.facts), [], "an order takes longer than that");
+
+    let mut young = two_cells(50 * DAY_MS);
+    young.facts.authorized_until.insert(young.facts.lineages[0].id, until);
+    assert_eq!(orders_due(&young.facts), [], "a third of its time at most");
+    let mut newer = two_cells(5 * DAY_MS);
+    newer.facts.authorized_until.insert(newer.facts.lineages[1].id, until);
+    assert_eq!(orders_due(&newer.facts), [], "nobody follows what came before it");
+}
+
+#[test]
+fn a_cell_more_than_the_limits_bear_is_not_ordered_and_what_is_there_is_kept() {
+    let mut world = World::new();
+    world.facts.cells_max.insert("first".to_owned(), 1);
+    world.ready("shop.test", &["a", "b"]);
+    world.plan();
+    let due = orders_due(&world.facts).remove(0);
+    assert_eq!(due.cell, cell("a"));
+    world.issue(&due, NOW + 1000);
+    assert_eq!(orders_due(&world.facts), [], "b is refused");
+    world.facts.now_ms = NOW + 2000;
+    assert_eq!(orders_due(&world.facts).len(), 1, "a is renewed");
+}

@@ -7,7 +7,7 @@
 //! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate.
 //! - [`challenge`], [`publish`]: its two ends. [`removal`]: what it leaves in zones that others serve.
-//! - [`slots`]: which orders run.
+//! - [`slots`]: which orders run. [`fan_out`]: those that follow in other cells.
 //! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
 //!   the CA's limits.
 //! - [`health`]: what its orders tell of an issuer, and those that leave it.
@@ -18,6 +18,7 @@ mod account;
 pub(crate) mod adoption;
 mod challenge;
 mod fail_point;
+mod fan_out;
 mod health;
 mod issuer;
 mod order;
@@ -49,10 +50,12 @@ pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
 use crate::Parts;
 use crate::acme::CertificateId;
 use crate::clock::{self, DAY_MS, HOUR_MS};
+use crate::config::IssuerConfig;
 use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
 use crate::dns::writer::Writers;
+use crate::plan::cells;
 use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
 use crate::store::account::{AccountId, AccountOrigin};
@@ -126,6 +129,7 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
         zone,
     });
     challenge::load_zone(&issuance).await?;
+    fan_out::warn(&issuance).await?;
     Ok(Issuing { responder: responder_address, issuance })
 }
 
@@ -352,7 +356,15 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         replaced: store::replacement::replaced_credentials(&mut read).await?.into_iter().collect(),
         spent: store::order::requests_by_tenant(&mut read, now_ms - 3 * HOUR_MS).await?.into_iter().collect(),
         issuers: Issuers { all: issuers.collect(), of_tenant: store::issuer::preferences(&mut read).await? },
+        authorized_until: store::fan_out::windows(&mut read, now_ms).await?,
+        cells_max: cells_max(&parts.config.issuers),
     })
+}
+
+fn cells_max(issuers: &[IssuerConfig]) -> HashMap<String, usize> {
+    let any = [cells::ANY_NAME.to_owned()];
+    let most = |issuer: &IssuerConfig| (issuer.name.clone(), cells::borne(&issuer.limits(), &any).cells);
+    issuers.iter().map(most).collect()
 }
 
 /// Carries out what the plan says of groups, and gives each its lineages.
@@ -439,6 +451,7 @@ async fn plan_order(
         replaces,
         replaces_accepted: false,
         deadline: due.deadline,
+        window_until: due.window_until,
         attempts: 0,
         next_at: now,
         error: None,

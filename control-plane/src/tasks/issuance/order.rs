@@ -22,7 +22,7 @@ use super::health::Forbidden;
 use super::issuer::Issuer;
 use super::publish;
 use super::stopped::{Ran, Stop, stopped};
-use super::{Issuance, fail_point, spending};
+use super::{Issuance, fail_point, fan_out, spending};
 use crate::acme::order::Wanted;
 use crate::acme::{
     Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus,
@@ -152,7 +152,10 @@ impl Step<'_> {
         let order = self.order(at_ca, url).await?;
         match order.status() {
             CaOrderStatus::Pending => {}
-            CaOrderStatus::Ready => return self.record(OrderState::Ready { url: url.to_owned() }).await,
+            CaOrderStatus::Ready => {
+                fan_out::note(self.issuance, self.row, order).await?;
+                return self.record(OrderState::Ready { url: url.to_owned() }).await;
+            }
             CaOrderStatus::Processing | CaOrderStatus::Valid => {
                 return self.record(OrderState::Finalizing { url: url.to_owned() }).await;
             }
@@ -209,6 +212,7 @@ impl Step<'_> {
         if let Some(placed) = placed.take() {
             self.issuance.clear_challenges(placed);
         }
+        fan_out::note(self.issuance, self.row, order).await?;
         self.record(next).await?;
         fail_point::reach("order.ready_recorded");
         Ok(())

@@ -23,7 +23,7 @@ use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, event, group, meta};
+use crate::store::{StoreError, WriteTx, event, fan_out, group, meta};
 
 /// A certificate that is valid for less than this from now is of no use: edges would serve an expired one at once.
 const REMAINING_MIN: Duration = Duration::from_secs(60);
@@ -85,6 +85,7 @@ pub(super) async fn publish(
         }
     }
     let published = credential::publish(&mut tx, &new, &domains, now).await?;
+    fan_out::carry_over(&mut tx, row.id, new.id).await?;
     order::set_state(&mut tx, row.id, &OrderState::Issued, now).await?;
     spending::issued(&mut tx, issuer, row, now).await?;
     health::note_success(&mut tx, &row.issuer, now).await?;

@@ -59,13 +59,13 @@ impl Slots {
         }
         let mut queues = Vec::with_capacity(by_tenant.len());
         for (tenant, mut rows) in by_tenant {
-            rows.sort_by_key(|row| row.deadline.unwrap_or(i64::MAX));
+            rows.sort_by_key(|row| row.wanted_by().unwrap_or(i64::MAX));
             let spent = spent.get(&tenant).copied().unwrap_or(0);
             queues
                 .push((usize::try_from(spent).unwrap_or(usize::MAX).saturating_add(room.had(tenant)), rows));
         }
         let (mut starting, mut pressing) = (Vec::new(), Vec::new());
-        for row in by_urgency(queues, now_ms, |row: &OrderRow| row.deadline) {
+        for row in by_urgency(queues, now_ms, OrderRow::wanted_by) {
             if room.is_for_pressing_alone(&row) {
                 pressing.push(row);
             } else if room.take(&row) {
@@ -80,7 +80,7 @@ impl Slots {
 
 impl Taken {
     fn by(row: &OrderRow) -> Self {
-        Self { order: row.id, tenant: row.tenant, name_set: row.name_set.clone(), deadline: row.deadline }
+        Self { order: row.id, tenant: row.tenant, name_set: row.name_set.clone(), deadline: row.wanted_by() }
     }
 }
 
@@ -112,7 +112,7 @@ impl Room {
     }
 
     fn is_for_pressing_alone(&self, row: &OrderRow) -> bool {
-        self.pressing >= PRESSING_ORDERS_IN_FLIGHT_MAX && is_pressing(row.deadline, self.now_ms)
+        self.pressing >= PRESSING_ORDERS_IN_FLIGHT_MAX && is_pressing(row.wanted_by(), self.now_ms)
     }
 
     fn take(&mut self, row: &OrderRow) -> bool {
@@ -159,6 +159,7 @@ mod tests {
                 replaces: None,
                 replaces_accepted: false,
                 deadline,
+                window_until: None,
                 attempts: 0,
                 next_at: 0,
                 error: None,
@@ -211,6 +212,16 @@ mod tests {
         let running = orders(first, 20, None);
         let waiting = [orders(first, 50, None), orders(second, 50, None)].concat();
         assert_eq!(started(&running, waiting, &[first, second]), [0, 12]);
+    }
+
+    #[test]
+    fn a_further_cell_goes_before_new_names_while_its_authorizations_stand() {
+        let tenant = TenantId::generate();
+        let mut waiting = orders(tenant, 50, None);
+        let last = waiting.last_mut().unwrap();
+        last.window_until = SOON;
+        let id = last.id;
+        assert_eq!(Slots::default().fill(waiting, &HashMap::new(), NOW).first().map(|row| row.id), Some(id));
     }
 
     #[test]

@@ -356,6 +356,8 @@ pub struct PlanQuery {
     pub orders_3h: Option<u32>,
     /// Groups to list, up to 10,000; 100 by default.
     pub groups: Option<u32>,
+    /// Cells that each name is in, instead of its own.
+    pub cells: Option<u32>,
     /// A name whose place is to be explained.
     pub explain: Option<String>,
 }
@@ -398,6 +400,7 @@ impl Client {
             .number("names_per_certificate_max", query.names_per_certificate_max)
             .number("orders_3h", query.orders_3h)
             .number("groups", query.groups)
+            .number("cells", query.cells)
             .text("sharing", sharing)
             .text("explain", query.explain.as_deref());
         self.get(&text.0).await
