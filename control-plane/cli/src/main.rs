@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, budget, cache, cert, check, domain, edge, issuer, plan, preview, removal, renewals,
+    audit, backup, budget, cache, cert, check, domain, edge, issuer, plan, preview, rekey, removal, renewals,
     shadow, tenant, token, usage,
 };
 use failure::{Failure, Outcome};
@@ -143,6 +143,16 @@ enum ApiCommand {
     Issuer {
         #[command(subcommand)]
         command: issuer::IssuerCommand,
+    },
+    /// Cells: edges that share their keys
+    Cell {
+        #[command(subcommand)]
+        command: rekey::CellCommand,
+    },
+    /// Keys that are replaced before their time, and how far that is
+    Rekey {
+        #[command(subcommand)]
+        command: rekey::RekeyCommand,
     },
     /// How renewals stand: what is due, late or expired, and how far a mass replacement is
     Renewals,
@@ -268,6 +278,8 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Issuer { command } => issuer::run(settings, command).await,
+        ApiCommand::Cell { command } => rekey::cell(settings, command).await,
+        ApiCommand::Rekey { command } => rekey::run(settings, command).await,
         ApiCommand::Renewals => renewals::run(settings).await,
         ApiCommand::Budget(args) => budget::run(settings, args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,

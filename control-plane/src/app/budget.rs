@@ -30,7 +30,11 @@ pub(crate) async fn spent(app: &App, issuer: &IssuerConfig) -> Result<Spent, Sto
     spent_as_of(&mut read, issuer, app.parts.clock.now_ms()).await
 }
 
-async fn spent_as_of(
+/// The same, of the caller's transaction.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn spent_as_of(
     connection: &mut Connection,
     issuer: &IssuerConfig,
     now_ms: i64,

@@ -149,6 +149,13 @@ impl FleetLink {
         }
     }
 
+    /// A cell's new key is committed: its edges are to have it.
+    pub(crate) fn cell_key_changed(&self) {
+        if let Some(distribution) = &self.0 {
+            distribution.cell_key_changed();
+        }
+    }
+
     pub(crate) fn edge_removed(&self, id: EdgeId) {
         if let Some(distribution) = &self.0 {
             distribution.edge_removed(id);

@@ -7,6 +7,7 @@ pub(crate) mod fleet;
 pub(crate) mod instructions;
 pub(crate) mod origin_identity;
 pub(crate) mod ownership;
+pub(crate) mod rekey;
 pub(crate) mod reserved;
 pub(crate) mod spec;
 pub(crate) mod status;

@@ -19,6 +19,7 @@ use crate::clock::rfc3339;
 use crate::config::Config;
 use crate::store::edge::{self, EdgeRow, NackRow};
 use crate::store::publication::{self, HeldRemoval};
+use crate::store::rekey::{self, RekeyRow};
 use crate::store::{Store, StoreError, WriteTx, cell, event, uploaded};
 
 /// For so long after an operator's sign-off, a snapshot may leave out any number of names.
@@ -123,6 +124,7 @@ impl Distribution {
         let epoch = cell::next_epoch(tx, &context.sealer, &row.cell, now).await?;
         let rekey = cell::sealed_before(tx, &row.cell, epoch).await?;
         cell::renew_sealed_before(tx, &row.cell, epoch, now).await?;
+        replace_keys(tx, id, &row.cell, epoch, now).await?;
         let text = format!(
             "removed from cell {}; {} keys that it could read are to be replaced",
             row.cell,
@@ -136,6 +138,11 @@ impl Distribution {
     /// A removal is committed: the edge's stream ends, and the others of its cell get the new key.
     pub fn edge_removed(&self, id: EdgeId) {
         self.context.fleet.forget(id);
+        self.cell_key_changed();
+    }
+
+    /// A cell's new key is committed: its edges get it.
+    pub fn cell_key_changed(&self) {
         self.context.signals.cell_keys.send_replace(());
     }
 
@@ -266,6 +273,32 @@ pub(super) async fn load_authority(
     tx.commit().await?;
     tracing::info!(fingerprint = authority.fingerprint_hex(), "made the internal CA");
     Ok(authority)
+}
+
+/// Notes what is to be replaced because an edge that could read it has gone, so that it is, whatever else moves a renewal.
+async fn replace_keys(
+    tx: &mut WriteTx,
+    edge: EdgeId,
+    cell: &CellId,
+    epoch: u32,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    let row = RekeyRow {
+        id: v1::RekeyId::generate(),
+        scope: v1::RekeyScope::Edge,
+        subject: edge.to_string(),
+        cell: Some((cell.clone(), epoch)),
+        note: "the edge was taken out".to_owned(),
+        requested_by: "system".to_owned(),
+        requested_at: now_ms,
+        finished_at: None,
+        behind: Vec::new(),
+    };
+    rekey::insert(tx, &row).await?;
+    for credential in rekey::under_older_key(tx, cell, epoch).await? {
+        rekey::add(tx, row.id, credential).await?;
+    }
+    Ok(())
 }
 
 /// Keys that are made here are replaced by themselves; those that tenants brought only they can replace.

@@ -22,6 +22,7 @@ mod plan;
 mod purges;
 mod query;
 mod refusals;
+mod rekeys;
 mod removals;
 mod renewals;
 mod request_id;
@@ -174,6 +175,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(issuers::list))
         .routes(routes!(issuers::adopt))
         .routes(routes!(renewals::show))
+        .routes(routes!(rekeys::list, rekeys::create))
+        .routes(routes!(rekeys::show))
         .routes(routes!(budget::show))
         .routes(routes!(usage::list))
         .routes(routes!(trail::events))

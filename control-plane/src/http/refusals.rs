@@ -23,6 +23,8 @@ const OPERATORS: &[(Option<&str>, &str)] = &[
     (None, "/v1/issuers"),
     (None, "/v1/issuers/{name}/accounts"),
     (None, "/v1/renewals"),
+    (None, "/v1/rekeys"),
+    (None, "/v1/rekeys/{id}"),
     (None, "/v1/audit"),
 ];
 

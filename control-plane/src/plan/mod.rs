@@ -17,6 +17,7 @@ pub mod issuers;
 pub mod ledger;
 pub mod levelling;
 pub mod reconcile;
+pub mod rekey;
 pub mod renewal_info;
 pub mod report;
 pub mod timing;

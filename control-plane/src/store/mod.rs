@@ -46,6 +46,7 @@ pub mod projection_rows;
 pub mod proof;
 pub mod publication;
 pub mod purge;
+pub mod rekey;
 pub mod renewal_info;
 pub mod renewals;
 pub mod replacement;

@@ -36,6 +36,8 @@
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&cells=&explain=` | `PlanReport`, also under other settings | operator |
+//! | `POST /v1/rekeys` | `RekeyRequest` -> 201 `Rekey`: keys are replaced before their time (200 when they are already, and for a dry run) | operator |
+//! | `GET /v1/rekeys?cursor=&limit=`, `GET /v1/rekeys/{id}` | `Page<Rekey>`, `Rekey` | operator |
 //! | `GET /v1/renewals` | `RenewalsReport`: what is due or late, and how far a mass replacement is | operator |
 //! | `GET /v1/budget?issuer=&name=` | `BudgetReport`: what CAs still let us order | tenant (own), operator |
 //! | `GET /v1/issuers` | `Page<Issuer>`: the CAs, how they stand, our accounts there | operator |
@@ -65,6 +67,7 @@ mod page;
 mod plan;
 mod problem;
 mod proxy;
+mod rekey;
 mod removal;
 mod renewals;
 mod route;
@@ -90,6 +93,7 @@ pub use page::*;
 pub use plan::*;
 pub use problem::*;
 pub use proxy::*;
+pub use rekey::*;
 pub use removal::*;
 pub use renewals::*;
 pub use route::*;

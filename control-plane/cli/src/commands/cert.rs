@@ -5,6 +5,7 @@ use portico_api::v1::{Certificate, CertificateSummary, Domain, RenewalSuggestion
 use portico_cert_store::{CredentialId, Custody};
 
 use crate::commands::named_domain::find;
+use crate::commands::rekey::{self, RekeyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::listing::{LimitArgs, Listing};
 use crate::output::{self, Format, Table, line};
@@ -27,6 +28,13 @@ pub(crate) enum CertCommand {
         /// Whose, when several tenants claim the hostname: the tenant's name or id
         #[arg(long, value_name = "TENANT")]
         tenant: Option<String>,
+    },
+    /// Replace the key of a certificate before its time
+    Rekey {
+        /// Its credential id (crd_...)
+        id: CredentialId,
+        #[command(flatten)]
+        args: RekeyArgs,
     },
     /// Upload a certificate of a tenant's own; RSA and ECDSA stand side by side, one takes the place of its kind
     Upload(UploadArgs),
@@ -53,6 +61,7 @@ pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
     match command {
         CertCommand::List(args) => list(settings, args).await,
         CertCommand::Show { which, tenant } => show(settings, &which, tenant.as_deref()).await,
+        CertCommand::Rekey { id, args } => rekey::certificate(settings, id, args).await,
         CertCommand::Upload(args) => upload::upload(settings, args).await,
         CertCommand::Rm(args) => upload::remove(settings, args).await,
     }

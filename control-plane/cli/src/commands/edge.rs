@@ -1,4 +1,4 @@
-//! `portico edge list|show|join|rm|default`: the edges as the control plane knows them.
+//! `portico edge list|show|join|rm|rekey|default`: the edges as the control plane knows them.
 
 use portico_api::v1::client::{CertificateQuery, Client};
 use portico_api::v1::{
@@ -6,6 +6,7 @@ use portico_api::v1::{
 };
 use portico_cert_store::{CellId, EdgeId};
 
+use crate::commands::rekey::{self, RekeyArgs};
 use crate::failure::{Failure, Outcome};
 use crate::listing::Listing;
 use crate::output::{self, Format, Table, line};
@@ -31,6 +32,13 @@ pub(crate) enum FleetCommand {
         /// done
         #[arg(long, value_name = "COUNT")]
         replaces: Option<usize>,
+    },
+    /// Replace all keys that an edge could read, those of its cell, also when it was forgotten before
+    Rekey {
+        /// Its id (edge_...)
+        id: EdgeId,
+        #[command(flatten)]
+        args: RekeyArgs,
     },
     /// Show or choose the certificate that answers for names that nobody brought
     Default(DefaultArgs),
@@ -64,6 +72,7 @@ pub(crate) async fn run(settings: &Settings, command: FleetCommand) -> Outcome {
         }
         FleetCommand::Join(args) => join(settings, args).await,
         FleetCommand::Rm { id, replaces } => remove(settings, id, replaces).await,
+        FleetCommand::Rekey { id, args } => rekey::edge(settings, id, args).await,
         FleetCommand::Default(args) => default(settings, args).await,
     }
 }

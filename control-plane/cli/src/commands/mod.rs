@@ -15,6 +15,7 @@ pub(crate) mod named_domain;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod preview;
+pub(crate) mod rekey;
 pub(crate) mod removal;
 pub(crate) mod renewals;
 pub(crate) mod route;

@@ -11,6 +11,7 @@
 //! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
 //!   the CA's limits.
 //! - [`health`]: what its orders tell of an issuer, and those that leave it.
+//! - [`rekey`]: keys that are replaced before their time.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
 
@@ -24,6 +25,7 @@ mod issuer;
 mod order;
 mod preflight;
 mod publish;
+mod rekey;
 mod removal;
 mod renewal_info;
 mod self_fetch;
@@ -138,10 +140,12 @@ impl Issuing {
     pub async fn run(self) {
         let suggestions = tokio::spawn(renewal_info::run(self.issuance.clone()));
         let removal = tokio::spawn(removal::run(self.issuance.clone()));
+        let rekeys = tokio::spawn(rekey::run(self.issuance.clone()));
         Work::new(self.issuance).run().await;
         // They end at shutdown too; what they were asking is asked again.
         suggestions.abort();
         removal.abort();
+        rekeys.abort();
     }
 }
 
@@ -344,13 +348,15 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         by_default: issuer.by_default,
         health: health.remove(&issuer.name).unwrap_or_default(),
     });
+    let mut lineages = group::lineages(&mut read).await?;
+    rekey::hasten(&mut lineages, &store::rekey::wanted(&mut read).await?);
     let retry_at: HashMap<LineageId, i64> = store::order::retry_times(&mut read).await?.into_iter().collect();
     Ok(Facts {
         now_ms,
         domains: group::orderable_domains(&mut read).await?,
         names: group::name_states(&mut read).await?,
         groups: group::live_groups(&mut read).await?,
-        lineages: group::lineages(&mut read).await?,
+        lineages,
         open_orders: store::order::open_summaries(&mut read).await?,
         retry_at,
         replaced: store::replacement::replaced_credentials(&mut read).await?.into_iter().collect(),

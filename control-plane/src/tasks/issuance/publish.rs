@@ -23,7 +23,7 @@ use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, event, fan_out, group, meta};
+use crate::store::{StoreError, WriteTx, event, fan_out, group, meta, rekey};
 
 /// A certificate that is valid for less than this from now is of no use: edges would serve an expired one at once.
 const REMAINING_MIN: Duration = Duration::from_secs(60);
@@ -65,7 +65,12 @@ pub(super) async fn publish(
         .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
     check(&chain, row, &issuer.roots, issuance.parts.clock.now()).map_err(NotPublished::Gate)?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
-    if let Some(live) = live.filter(|live| is_better(live, row, chain.facts(), now)) {
+    // What has to go is no better, however long it is good for.
+    let better = match live {
+        Some(live) if rekey::is_wanted(&mut tx, live.id).await? => None,
+        live => live,
+    };
+    if let Some(live) = better.filter(|live| is_better(live, row, chain.facts(), now)) {
         let until = clock::rfc3339(live.renew_at);
         let text = format!("the certificate in use ends later than the new one, which waits until {until}");
         return Err(NotPublished::Early(live.renew_at, text));

@@ -13,9 +13,9 @@ use crate::v1::{
     CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
     DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
     IssuerAccount, JoinToken, JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge,
-    PurgeRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup,
-    SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec,
-    Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
+    PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem,
+    SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant,
+    TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
 };
 
 /// Which domains to list; all when empty.
@@ -364,6 +364,19 @@ pub struct PlanQuery {
 
 /// The plan of issuance.
 impl Client {
+    pub async fn create_rekey(&self, request: &RekeyRequest) -> Result<Rekey, ClientError> {
+        self.post("/v1/rekeys", request).await
+    }
+
+    /// The newest first.
+    pub async fn rekeys(&self, cursor: Option<&str>, limit: Option<u32>) -> Result<Page<Rekey>, ClientError> {
+        self.get(&Query::new("/v1/rekeys").text("cursor", cursor).number("limit", limit).0).await
+    }
+
+    pub async fn rekey(&self, id: RekeyId) -> Result<Rekey, ClientError> {
+        self.get(&format!("/v1/rekeys/{id}")).await
+    }
+
     pub async fn renewals(&self) -> Result<RenewalsReport, ClientError> {
         self.get("/v1/renewals").await
     }

@@ -1,0 +1,221 @@
+//! `portico rekey list|show`, and what `edge rekey`, `cell rekey` and `cert rekey` have in common.
+
+use std::time::Duration;
+
+use portico_api::v1::client::Client;
+use portico_api::v1::{Rekey, RekeyId, RekeyRequest, RekeyScope};
+use portico_cert_store::{CellId, CredentialId, EdgeId};
+
+use crate::failure::{Failure, Outcome};
+use crate::listing::{LimitArgs, Listing};
+use crate::output::{self, Format, Table, line};
+use crate::progress::bar;
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum RekeyCommand {
+    /// List what was replaced and what goes on, the newest first
+    List(LimitArgs),
+    /// Show one: how far it is, when the CA's limits let the rest through, and what is in its way
+    Show {
+        /// Its id (rky_...)
+        id: RekeyId,
+        /// Wait until all is replaced and every edge that can be reached has it
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum CellCommand {
+    /// Replace all keys that the edges of a cell can read, the cell's own data key among them
+    Rekey {
+        /// The cell's name
+        cell: CellId,
+        #[command(flatten)]
+        args: RekeyArgs,
+    },
+}
+
+/// How keys are replaced.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RekeyArgs {
+    /// How many certificates get a new key, as the command says without it; with another number by now nothing is done
+    #[arg(long, value_name = "COUNT")]
+    replaces: Option<u64>,
+    /// Why, for those who look at it later
+    #[arg(long, default_value = "")]
+    note: String,
+    /// Wait until all is replaced and every edge that can be reached has it
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(crate) async fn run(settings: &Settings, command: RekeyCommand) -> Outcome {
+    match command {
+        RekeyCommand::List(limit) => list(settings, &limit).await,
+        RekeyCommand::Show { id, wait } => {
+            let client = settings.client()?;
+            let found = client
+                .rekey(id)
+                .await
+                .map_err(|error| Failure::from(error).about(format!("rekey {id}")).next("rekey list"))?;
+            let found = if wait { finished(&client, id, &found).await? } else { found };
+            show(settings, &found)
+        }
+    }
+}
+
+pub(crate) async fn cell(settings: &Settings, command: CellCommand) -> Outcome {
+    match command {
+        CellCommand::Rekey { cell, args } => {
+            let command = format!("cell rekey {cell}");
+            let request = RekeyRequest { cell: Some(cell), ..RekeyRequest::default() };
+            start(settings, request, args, &command).await
+        }
+    }
+}
+
+pub(crate) async fn edge(settings: &Settings, edge: EdgeId, args: RekeyArgs) -> Outcome {
+    let request = RekeyRequest { edge: Some(edge), ..RekeyRequest::default() };
+    start(settings, request, args, &format!("edge rekey {edge}")).await
+}
+
+pub(crate) async fn certificate(settings: &Settings, id: CredentialId, args: RekeyArgs) -> Outcome {
+    let request = RekeyRequest { certificate: Some(id), ..RekeyRequest::default() };
+    start(settings, request, args, &format!("cert rekey {id}")).await
+}
+
+/// Says first what would be done, and does it when that is agreed to.
+async fn start(settings: &Settings, request: RekeyRequest, args: RekeyArgs, command: &str) -> Outcome {
+    let client = settings.client()?;
+    let request = RekeyRequest { note: args.note, ..request };
+    let would = client.create_rekey(&RekeyRequest { dry_run: true, ..request.clone() }).await?;
+    if args.replaces != Some(would.certificates) && would.certificates > 0 {
+        let text = format!(
+            "{} certificates would get a new key: {}; nothing was done",
+            would.certificates,
+            forecast(&would)
+        );
+        return Err(Failure::usage(text).next(format!("{command} --replaces {}", would.certificates)));
+    }
+    let mut begun = client.create_rekey(&request).await?;
+    if let Some(id) = begun.id.filter(|_| args.wait) {
+        begun = finished(&client, id, &begun).await?;
+    }
+    show(settings, &begun)
+}
+
+/// Looks until it is over.
+async fn finished(client: &Client, id: RekeyId, before: &Rekey) -> Outcome<Rekey> {
+    let bar = bar("rekey", before.certificates);
+    loop {
+        let now = client.rekey(id).await?;
+        bar.set_length(now.certificates);
+        bar.set_position(now.retired);
+        if now.finished_at.is_some() {
+            bar.finish_and_clear();
+            return Ok(now);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn list(settings: &Settings, limit: &LimitArgs) -> Outcome {
+    let client = settings.client()?;
+    let all = Listing::read(limit.of(settings.format), async |cursor, items| {
+        client.rekeys(cursor.as_deref(), Some(items)).await
+    });
+    let all = all.await?;
+    if settings.format == Format::Json {
+        return output::json(&all.items);
+    }
+    let mut table =
+        Table::new(&["REKEY", "OF", "BEGAN", "CERTIFICATES", "REPLACED", "ON ALL EDGES", "STATE"]);
+    for rekey in &all.items {
+        table.row([
+            rekey.id.map(|id| id.to_string()).unwrap_or_default(),
+            subject(rekey),
+            output::time(&rekey.requested_at),
+            rekey.certificates.to_string(),
+            rekey.replaced.to_string(),
+            rekey.retired.to_string(),
+            state(rekey),
+        ]);
+    }
+    table.print();
+    all.print_more();
+    Ok(())
+}
+
+fn show(settings: &Settings, rekey: &Rekey) -> Outcome {
+    if settings.format == Format::Json {
+        return output::json(rekey);
+    }
+    let id = rekey.id.map(|id| id.to_string()).unwrap_or_default();
+    line(format!("{id}  {}  {}", subject(rekey), state(rekey)));
+    line(format!("  asked for    {} by {}", output::time(&rekey.requested_at), rekey.requested_by));
+    if !rekey.note.is_empty() {
+        line(format!("  note         {}", rekey.note));
+    }
+    line(format!(
+        "  certificates {}, of them {} replaced, {} on all edges that can be reached (their old keys are forgotten)",
+        rekey.certificates, rekey.replaced, rekey.retired
+    ));
+    if rekey.uploaded > 0 {
+        line(format!(
+            "  uploaded     {} certificates of tenants' own: they were told to bring others",
+            rekey.uploaded
+        ));
+    }
+    if rekey.finished_at.is_none() {
+        line(format!("  orders       {}", forecast(rekey)));
+    }
+    for edge in &rekey.behind {
+        line(format!("  behind       {edge}"));
+    }
+    for trouble in &rekey.troubles {
+        line(format!(
+            "  trouble      {} ({}): {}",
+            trouble.names.join(" "),
+            trouble.certificate,
+            trouble.text
+        ));
+    }
+    Ok(())
+}
+
+fn subject(rekey: &Rekey) -> String {
+    let kind = match rekey.scope {
+        RekeyScope::Edge => "edge",
+        RekeyScope::Cell => "cell",
+        RekeyScope::Certificate => "certificate",
+        RekeyScope::Key => "key",
+    };
+    format!("{kind} {}", rekey.subject)
+}
+
+fn state(rekey: &Rekey) -> String {
+    match &rekey.finished_at {
+        Some(at) => output::paint(&format!("done at {}", output::time(at)), output::Colour::Green),
+        None => output::paint("goes on", output::Colour::Yellow),
+    }
+}
+
+/// What the CA's limits let through and when.
+fn forecast(rekey: &Rekey) -> String {
+    let forecast = &rekey.forecast;
+    let mut text = match forecast.orders {
+        0 => "none are needed any more".to_owned(),
+        orders => format!("{orders} orders, {} of them can go at once", forecast.at_once),
+    };
+    for hold in &forecast.held_by {
+        text = format!(
+            "{text}; {} wait for the CA's limit on {}, the last until {}",
+            hold.orders,
+            hold.limit,
+            output::time(&hold.last_at)
+        );
+    }
+    text
+}
