@@ -4,18 +4,15 @@
 //! bound: ours is stored, sealed, before the CA hears of it, as every other.
 
 use aws_lc_rs::hmac;
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{Request, StatusCode};
+use http::StatusCode;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::account::{AccountKey, NonceTries};
 use super::error::{AcmeError, AcmeErrorKind};
 use super::http::{CaHttp, Observed, observe};
+use super::key_signed::{KeySigner, encode, refusal};
 
 /// An account at the CA's owner that an ACME account is bound to. The secret is zeroed on drop, never printed.
 pub struct ExternalAccount {
@@ -50,7 +47,7 @@ impl ExternalAccount {
                     let none = "the CA does not say where the account is";
                     return observed.location.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, none));
                 }
-                Ok((_, body)) => tries.again(refusal(&body, observed))?,
+                Ok((_, body)) => tries.again(refused(&body, observed))?,
                 Err(error) => return Err(error),
             }
         }
@@ -62,37 +59,14 @@ impl ExternalAccount {
         key: &AccountKey,
         contact: Option<&str>,
     ) -> Result<(StatusCode, Bytes), AcmeError> {
-        let (url, nonce) = http.new_account().await?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8())
-            .map_err(AcmeError::ours)?;
-        let body = self.request(&pair, &url, &nonce, contact).map_err(AcmeError::ours)?;
-        let request = Request::post(&url)
-            .header(CONTENT_TYPE, "application/jose+json")
-            .body(Bytes::from(body.to_string()))
-            .map_err(AcmeError::ours)?;
-        let answer = http.ask(request).await?;
-        Ok((answer.status(), answer.into_body()))
-    }
-
-    fn request(
-        &self,
-        pair: &EcdsaKeyPair,
-        url: &str,
-        nonce: &str,
-        contact: Option<&str>,
-    ) -> Result<Value, aws_lc_rs::error::Unspecified> {
-        // Uncompressed: 0x04, x, y.
-        let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
-        let jwk = json!({ "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y) });
+        let signer = KeySigner::from_pkcs8(key.secret_pkcs8())?;
+        let url = http.new_account_url()?;
         let payload = json!({
             "termsOfServiceAgreed": true,
             "contact": contact.into_iter().collect::<Vec<_>>(),
-            "externalAccountBinding": self.binding(&jwk, url),
+            "externalAccountBinding": self.binding(&signer.jwk(), url),
         });
-        let protected = json!({ "alg": "ES256", "jwk": jwk, "nonce": nonce, "url": url });
-        let (protected, payload) = (encode(protected.to_string()), encode(payload.to_string()));
-        let signature = pair.sign(&SystemRandom::new(), format!("{protected}.{payload}").as_bytes())?;
-        Ok(json!({ "protected": protected, "payload": payload, "signature": encode(signature) }))
+        signer.post(http, url, &payload).await
     }
 
     fn binding(&self, jwk: &Value, url: &str) -> Value {
@@ -104,19 +78,11 @@ impl ExternalAccount {
     }
 }
 
-fn refusal(body: &[u8], observed: Observed) -> AcmeError {
-    let error = match serde_json::from_slice(body) {
-        Ok(problem) => instant_acme::Error::Api(problem),
-        Err(error) => instant_acme::Error::Json(error),
-    };
-    let mut read = AcmeError::new(&error, observed);
-    // Whatever the CA finds fault with, it is no name.
+/// Whatever the CA finds fault with, it is no name.
+fn refused(body: &[u8], observed: Observed) -> AcmeError {
+    let mut read = refusal(body, observed);
     if read.is_refusal() {
         read.kind = AcmeErrorKind::Account;
     }
     read
-}
-
-fn encode(bytes: impl AsRef<[u8]>) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }

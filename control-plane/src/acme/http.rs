@@ -142,6 +142,7 @@ struct Endpoints {
     new_nonce: String,
     new_account: String,
     new_order: String,
+    revoke_cert: Option<String>,
     renewal_info: Option<String>,
     #[serde(default)]
     meta: Meta,
@@ -214,15 +215,33 @@ impl CaHttp {
         self.inner.send(request).await.map_err(|error| AcmeError::from_http(&error))
     }
 
-    /// URL of newAccount, and a nonce for it. The directory has been read.
-    pub(super) async fn new_account(&self) -> Result<(String, String), AcmeError> {
-        let endpoints =
-            self.inner.endpoints.get().ok_or_else(|| AcmeError::ours("no directory has been read"))?;
-        let request = Request::head(&endpoints.new_nonce).body(Bytes::new()).map_err(AcmeError::ours)?;
+    /// URL of newAccount. The directory has been read.
+    pub(super) fn new_account_url(&self) -> Result<&str, AcmeError> {
+        Ok(&self.endpoints()?.new_account)
+    }
+
+    /// URL of revokeCert; the directory is read if it has not been.
+    pub(super) async fn revoke_url(&self) -> Result<String, AcmeError> {
+        if self.inner.endpoints.get().is_none() {
+            self.read_directory().await?;
+        }
+        let url = self.endpoints()?.revoke_cert.clone();
+        let none = "the CA's directory has no revokeCert";
+        url.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, none))
+    }
+
+    fn endpoints(&self) -> Result<&Endpoints, AcmeError> {
+        self.inner.endpoints.get().ok_or_else(|| AcmeError::ours("no directory has been read"))
+    }
+
+    /// A nonce for a request that we sign ourselves. The directory has been read.
+    pub(super) async fn nonce(&self) -> Result<String, AcmeError> {
+        let request =
+            Request::head(&self.endpoints()?.new_nonce).body(Bytes::new()).map_err(AcmeError::ours)?;
         let answer = self.ask(request).await?;
         let nonce = answer.headers().get("replay-nonce").and_then(|nonce| nonce.to_str().ok());
         let nonce = nonce.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, "the CA gives no nonce"))?;
-        Ok((endpoints.new_account.clone(), nonce.to_owned()))
+        Ok(nonce.to_owned())
     }
 
     /// Reads the directory, for what it says about the CA.
@@ -421,7 +440,7 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
                 "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
             );
             let at = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
-            Duration::try_from(at - crate::clock::utc()).unwrap_or(Duration::ZERO)
+            Duration::try_from(at - clock::utc()).unwrap_or(Duration::ZERO)
         }
     };
     Some(wait.min(RETRY_AFTER_MAX))

@@ -6,6 +6,7 @@
 //! - [`account`]: the account key and its registration, which may be repeated without a second account.
 //! - [`external_account`]: the same, at CAs that bind it to an account made elsewhere.
 //! - [`renewal_info`]: when the CA suggests to renew a certificate, and what it calls it.
+//! - [`revocation`]: of certificates whose keys others may have.
 //! - [`order`]: one order's steps at the CA, each of which may be repeated.
 //!
 //! Everything here can be called again after a crash and reaches the same end; when to call again is the order
@@ -17,8 +18,10 @@ pub mod account;
 pub mod error;
 pub mod external_account;
 pub mod http;
+mod key_signed;
 pub mod order;
 pub mod renewal_info;
+mod revocation;
 
 pub use account::{Account, AccountKey};
 pub use error::{AcmeError, AcmeErrorKind};

@@ -25,7 +25,7 @@ use crate::sealer::hex;
 use crate::store::credential::NewCredential;
 use crate::store::tenant::TenantRow;
 use crate::store::uploaded::{self, Uploaded};
-use crate::store::{cell, domain, group};
+use crate::store::{cell, compromise, domain, group};
 
 /// What became of an upload.
 #[derive(Debug)]
@@ -80,6 +80,10 @@ pub(crate) async fn put(
     request: &CertificateUpload,
     upload: &Upload,
 ) -> Answered<Put> {
+    if compromise::is_compromised(&mut write.tx, &upload.chain.facts().spki_sha256).await? {
+        let text = "this key was reported compromised and is never accepted again; make a new one";
+        return Err(Fault::fields(vec![field("/key_pem", "key_compromised", text)]));
+    }
     let wanted = wanted(write, tenant, request, upload.chain.facts()).await?;
     let kind = upload.chain.facts().key_type.is_rsa();
     let ids: Vec<DomainId> = wanted.names.values().copied().collect();

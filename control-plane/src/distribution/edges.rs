@@ -288,6 +288,7 @@ async fn replace_keys(
         scope: v1::RekeyScope::Edge,
         subject: edge.to_string(),
         cell: Some((cell.clone(), epoch)),
+        compromised: false,
         note: "the edge was taken out".to_owned(),
         requested_by: "system".to_owned(),
         requested_at: now_ms,

@@ -24,7 +24,9 @@ pub(super) struct ListQuery {
 
 /// Replaces the key of a certificate, or all keys that an edge or the edges of a cell can read, by new ones: the orders go
 /// through the CA's limits as all do, each certificate serves until every edge that can be reached has its successor, and then
-/// its key is forgotten. Of an edge or a cell the cell's own data key is replaced too. 200 when one of the same goes on already,
+/// its key is forgotten. Of an edge or a cell the cell's own data key is replaced too. With `compromised` the orders go before
+/// all others, the certificates are revoked with reason keyCompromise as soon as the edges have the new ones, 24 hours after the
+/// report at the latest, and no key among them is ever accepted again, of uploads neither. 200 when one of the same goes on already,
 /// and for a dry run, which says what would be done and when the limits would let it through.
 #[utoipa::path(post, path = "/v1/rekeys", tag = "rekeys", request_body = RekeyRequest,
     responses((status = 201, body = Rekey), (status = 200, body = Rekey), (status = 404), (status = 409), (status = 422)))]
@@ -36,7 +38,7 @@ pub(super) async fn create(
     let request = body.value;
     if request.dry_run {
         let mut read = app.parts.store.read().await?;
-        let asked = app_rekey::read(&mut read, &request).await?;
+        let asked = app_rekey::read(&app, &mut read, &request).await?;
         let would = app_rekey::would(&app, &mut read, &asked, &request.note).await?;
         return Ok(Answer::json(StatusCode::OK, &would).into_response());
     }
@@ -44,7 +46,7 @@ pub(super) async fn create(
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
-    let asked = app_rekey::read(&mut write.tx, &request).await?;
+    let asked = app_rekey::read(&app, &mut write.tx, &request).await?;
     let (row, is_new) = app_rekey::begin(&app, &mut write, &asked, &request.note).await?;
     if is_new {
         write.audit("rekey.create", &row.id.to_string(), &(), &request).await?;

@@ -169,9 +169,19 @@ impl LiveCredential {
     /// From when on its renewal goes to whoever issues: a sixth of its lifetime is left, or its CA wanted it replaced a thirtieth
     /// of it ago, as before a revocation.
     pub fn urgent_at(&self) -> i64 {
-        let lifetime = self.not_after - self.not_before;
-        let window = self.window_end.map_or(i64::MAX, |end| end.saturating_add(lifetime / 30));
+        let window = self.window_end.map_or(i64::MAX, |end| end.saturating_add(self.patience_ms()));
         window.min(urgent_at(self.not_before, self.not_after))
+    }
+
+    /// Has its replacement go before others whose time is later, to whoever issues from `by` on.
+    pub fn press(&mut self, by: i64) {
+        let end = by.saturating_sub(self.patience_ms());
+        self.window_end = Some(self.window_end.map_or(end, |before| before.min(end)));
+    }
+
+    /// So long after its window a certificate stays with its issuer.
+    fn patience_ms(&self) -> i64 {
+        (self.not_after - self.not_before) / 30
     }
 }
 

@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (332, "issuers", include_str!("../../migrations/0332_issuers.sql")),
     (371, "authorization windows", include_str!("../../migrations/0371_authorization_windows.sql")),
     (372, "rekeys", include_str!("../../migrations/0372_rekeys.sql")),
+    (373, "compromised keys", include_str!("../../migrations/0373_compromised_keys.sql")),
     // Certificates of tenants' own.
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
     // What edges are to origins.

@@ -25,6 +25,7 @@ pub mod account;
 pub mod audit;
 pub mod cell;
 pub mod change;
+pub mod compromise;
 pub mod condition;
 pub mod credential;
 pub mod domain;

@@ -8,6 +8,8 @@ use portico_cert_store::{CellId, CredentialId, EdgeId, LineageId, TenantId};
 
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_id, from_json, from_word, sql, to_json, to_word};
+use crate::clock::DAY_MS;
+use crate::plan::renewal_info::Window;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -18,6 +20,8 @@ pub struct RekeyRow {
     pub subject: String,
     /// Of an edge or a cell, with the epoch before which what is sealed is concerned.
     pub cell: Option<(CellId, u32)>,
+    /// Others may have them: their certificates are revoked.
+    pub compromised: bool,
     pub note: String,
     pub requested_by: String,
     /// Unix milliseconds.
@@ -35,6 +39,25 @@ pub struct Progress {
     pub retired: u64,
 }
 
+/// After a report, certificates are revoked within this time: the CA has to (Baseline Requirements, section 4.9.1.1).
+pub const REVOKED_WITHIN_MS: i64 = DAY_MS;
+
+impl RekeyRow {
+    /// When the last of its certificates is revoked, whether or not it was replaced.
+    pub fn revoked_by(&self) -> Option<i64> {
+        self.compromised.then_some(self.requested_at.saturating_add(REVOKED_WITHIN_MS))
+    }
+}
+
+/// That a certificate is to be replaced before its time. Unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// It is due since then.
+    pub since: i64,
+    /// It goes before others whose time is later.
+    pub by: Option<i64>,
+}
+
 /// A certificate of which another took the place, whose key is not forgotten yet.
 #[derive(Clone, Debug)]
 pub struct Replaced {
@@ -43,6 +66,8 @@ pub struct Replaced {
     pub cell: CellId,
     /// The newest change of its lineage: an edge that has applied it has what took its place.
     pub sequence: u64,
+    /// It is to be revoked with its key before that is forgotten.
+    pub revoke_first: bool,
 }
 
 /// A certificate that still has to be replaced.
@@ -52,7 +77,7 @@ pub struct Outstanding {
     pub tenant: Option<TenantId>,
     pub issuer: String,
     pub names: Vec<String>,
-    pub window: Option<crate::plan::renewal_info::Window>,
+    pub window: Option<Window>,
     /// What became of the last order, where it failed.
     pub trouble: Option<String>,
 }
@@ -62,14 +87,15 @@ pub struct Outstanding {
 pub async fn insert(tx: &mut WriteTx, row: &RekeyRow) -> Result<(), StoreError> {
     let (cell, epoch) = row.cell.as_ref().map(|(cell, epoch)| (cell.as_str(), i64::from(*epoch))).unzip();
     sql::query(
-        "INSERT INTO rekeys (id, scope, subject, cell, before_epoch, note, requested_by, requested_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO rekeys (id, scope, subject, cell, before_epoch, compromised, note, requested_by, requested_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(row.id.to_string())
     .bind(to_word(&row.scope)?)
     .bind(&row.subject)
     .bind(cell)
     .bind(epoch)
+    .bind(row.compromised)
     .bind(&row.note)
     .bind(&row.requested_by)
     .bind(row.requested_at)
@@ -96,12 +122,16 @@ pub async fn find_open(
     connection: &mut Connection,
     scope: RekeyScope,
     subject: &str,
+    compromised: bool,
 ) -> Result<Option<RekeyRow>, StoreError> {
-    let row = sql::query("SELECT * FROM rekeys WHERE scope = ? AND subject = ? AND finished_at IS NULL")
-        .bind(to_word(&scope)?)
-        .bind(subject)
-        .fetch_optional(connection)
-        .await?;
+    let row = sql::query(
+        "SELECT * FROM rekeys WHERE scope = ? AND subject = ? AND compromised = ? AND finished_at IS NULL",
+    )
+    .bind(to_word(&scope)?)
+    .bind(subject)
+    .bind(compromised)
+    .fetch_optional(connection)
+    .await?;
     row.as_ref().map(read).transpose()
 }
 
@@ -142,6 +172,7 @@ fn read(row: &Row) -> Result<RekeyRow, StoreError> {
         scope: from_word(row.try_get("scope")?, "rekeys")?,
         subject: row.try_get("subject")?,
         cell: cell.zip(epoch.and_then(|epoch| u32::try_from(epoch).ok())),
+        compromised: row.try_get("compromised")?,
         note: row.try_get("note")?,
         requested_by: row.try_get("requested_by")?,
         requested_at: row.try_get("requested_at")?,
@@ -192,13 +223,16 @@ pub async fn under_older_key(
 pub async fn lacking(connection: &mut Connection, row: &RekeyRow) -> Result<Vec<CredentialId>, StoreError> {
     let Some((cell, epoch)) = &row.cell else { return Ok(Vec::new()) };
     let ids: Vec<String> = sql::query_scalar(
-        "SELECT c.id FROM credentials c JOIN lineages l ON l.live_credential = c.id \
-         WHERE l.cell = ?1 AND l.retired_at IS NULL AND c.custody = 'cell' AND c.cell_key_epoch < ?2 AND NOT EXISTS \
+        "SELECT c.id FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
+         WHERE l.cell = ?1 AND c.custody = 'cell' AND c.cell_key_epoch < ?2 AND \
+         ((l.live_credential = c.id AND l.retired_at IS NULL) OR (?4 = 1 AND c.not_after > ?5)) AND NOT EXISTS \
          (SELECT 1 FROM rekey_items i WHERE i.rekey_id = ?3 AND i.credential_id = c.id) ORDER BY c.id",
     )
     .bind(cell.as_str())
     .bind(i64::from(*epoch))
     .bind(row.id.to_string())
+    .bind(row.compromised)
+    .bind(row.requested_at)
     .fetch_all(connection)
     .await?;
     ids.iter().map(|id| from_id(id, "credentials")).collect()
@@ -221,20 +255,23 @@ pub async fn has_orders(connection: &mut Connection, row: &RekeyRow) -> Result<b
     Ok(found > 0)
 }
 
-/// Live certificates that are to be replaced, each with since when.
+/// Live certificates that are to be replaced before their time.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
-pub async fn wanted(connection: &mut Connection) -> Result<HashMap<CredentialId, i64>, StoreError> {
+pub async fn wanted(connection: &mut Connection) -> Result<HashMap<CredentialId, Wanted>, StoreError> {
     let rows = sql::query(
-        "SELECT i.credential_id, MIN(r.requested_at) AS since FROM rekey_items i JOIN rekeys r ON r.id = i.rekey_id \
+        "SELECT i.credential_id, MIN(r.requested_at) AS since, \
+         MIN(CASE WHEN r.compromised = 1 THEN r.requested_at END) AS wanted_by FROM rekey_items i JOIN rekeys r ON r.id = i.rekey_id \
          WHERE i.retired_at IS NULL AND i.replaced_at IS NULL GROUP BY i.credential_id",
     )
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| Ok((from_id(row.try_get("credential_id")?, "rekey_items")?, row.try_get("since")?)))
-        .collect()
+    let wanted = |row: &Row| {
+        let wanted = Wanted { since: row.try_get("since")?, by: row.try_get("wanted_by")? };
+        Ok((from_id(row.try_get("credential_id")?, "rekey_items")?, wanted))
+    };
+    rows.iter().map(wanted).collect()
 }
 
 /// Whether a certificate is to be replaced whatever follows it.
@@ -249,6 +286,24 @@ pub async fn is_wanted(connection: &mut Connection, credential: CredentialId) ->
     .fetch_one(connection)
     .await?;
     Ok(found > 0)
+}
+
+/// By when a certificate is revoked, in use or not; `None`: it is not.
+///
+/// # Errors
+/// The database's.
+pub async fn revoked_by(
+    connection: &mut Connection,
+    credential: CredentialId,
+) -> Result<Option<i64>, StoreError> {
+    let reported: Option<i64> = sql::query_scalar(
+        "SELECT MIN(r.requested_at) FROM rekey_items i JOIN rekeys r ON r.id = i.rekey_id AND r.compromised = 1 \
+         WHERE i.credential_id = ? AND i.retired_at IS NULL",
+    )
+    .bind(credential.to_string())
+    .fetch_one(connection)
+    .await?;
+    Ok(reported.map(|at| at.saturating_add(REVOKED_WITHIN_MS)))
 }
 
 const IS_LIVE: &str = "EXISTS (SELECT 1 FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
@@ -285,14 +340,18 @@ pub async fn note_replaced(tx: &mut WriteTx, now_ms: i64) -> Result<(), StoreErr
 pub async fn replaced(
     connection: &mut Connection,
     rekey: RekeyId,
+    now_ms: i64,
     most: u32,
 ) -> Result<Vec<Replaced>, StoreError> {
     let rows = sql::query(
-        "SELECT i.credential_id, c.lineage_id, l.cell, COALESCE(h.sequence, 0) AS sequence FROM rekey_items i \
+        "SELECT i.credential_id, c.lineage_id, l.cell, COALESCE(h.sequence, 0) AS sequence, CASE WHEN c.not_after > ? AND \
+         EXISTS (SELECT 1 FROM rekey_items x JOIN rekeys r ON r.id = x.rekey_id AND r.compromised = 1 \
+         WHERE x.credential_id = c.id AND x.revoked_at IS NULL) THEN 1 ELSE 0 END AS revoke_first FROM rekey_items i \
          JOIN credentials c ON c.id = i.credential_id JOIN lineages l ON l.id = c.lineage_id \
          LEFT JOIN changes h ON h.kind = ? AND h.id = l.id \
          WHERE i.rekey_id = ? AND i.replaced_at IS NOT NULL AND i.retired_at IS NULL ORDER BY i.replaced_at, c.id LIMIT ?",
     )
+    .bind(now_ms)
     .bind(ResourceKind::Credential as i32)
     .bind(rekey.to_string())
     .bind(most)
@@ -304,6 +363,7 @@ pub async fn replaced(
             lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
             cell: from_id(row.try_get("cell")?, "lineages")?,
             sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
+            revoke_first: row.try_get("revoke_first")?,
         })
     };
     rows.iter().map(replaced).collect()
@@ -395,7 +455,7 @@ pub async fn outstanding(
     let mut found = Vec::with_capacity(credentials.len());
     for some in credentials.chunks(IDS_PER_QUERY) {
         let mut query = sql::QueryBuilder::new(
-            "SELECT c.id, c.issuer, c.names, c.window_start, c.window_end, g.tenant_id, o.state, o.error FROM credentials c \
+            "SELECT c.id, c.issuer, c.names, c.window_start, c.window_end, g.tenant_id, o.error FROM credentials c \
              JOIN lineages l ON l.live_credential = c.id JOIN groups g ON g.id = l.group_id \
              LEFT JOIN orders o ON o.lineage_id = l.id AND o.credential_id <> c.id AND NOT EXISTS \
              (SELECT 1 FROM orders n WHERE n.lineage_id = l.id AND n.id > o.id) WHERE c.id IN (",

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use axum::extract::State;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -17,6 +18,7 @@ use crate::clock::Moment;
 use crate::issue::certificate_key;
 use crate::problem::{Kind, Problem};
 use crate::request::{Signed, Signer};
+use crate::stats::{LOG_MAX, RevocationEntry};
 
 #[derive(Deserialize)]
 struct Revocation {
@@ -48,11 +50,28 @@ pub(crate) async fn revoke_cert(State(ca): State<Arc<Ca>>, signed: Signed) -> Re
         return Err(Problem::unauthorized("neither the orderer nor the key nor authorized for all names"));
     }
     let id = id.clone();
+    let entry = RevocationEntry {
+        at: now.rfc3339(),
+        names: certificate.names.iter().cloned().collect(),
+        fingerprint: fingerprint(&certificate.der),
+        reason,
+        signed_by: match signed.signer {
+            Signer::Key(_) => "key",
+            Signer::Account { .. } => "account",
+        },
+    };
+    if book.stats.revocations.len() < LOG_MAX {
+        book.stats.revocations.push(entry);
+    }
     if let Some(certificate) = book.certificates.get_mut(&id) {
         certificate.revoked = Some((now, reason));
     }
     book.stats.certificates.revoked += 1;
     Ok(StatusCode::OK)
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn may_revoke(book: &Book, signer: &Signer, certificate: &Certificate, now: Moment) -> Result<bool, Problem> {

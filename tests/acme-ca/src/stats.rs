@@ -22,6 +22,8 @@ pub(crate) struct Stats {
     pub(crate) rate_limited: BTreeMap<&'static str, u64>,
     /// Faults delivered, by kind.
     pub(crate) faults: BTreeMap<&'static str, u64>,
+    /// Of the first [`LOG_MAX`].
+    pub(crate) revocations: Vec<RevocationEntry>,
     pub(crate) new_orders: Vec<NewOrderEntry>,
     pub(crate) new_orders_left_out: u64,
 }
@@ -70,6 +72,19 @@ pub(crate) struct Outcomes {
     pub(crate) failed: u64,
 }
 
+/// One certificate that was revoked.
+#[derive(Debug, Serialize)]
+pub(crate) struct RevocationEntry {
+    /// By the CA's clock.
+    pub(crate) at: String,
+    pub(crate) names: Vec<String>,
+    /// SHA-256 of the certificate, hex.
+    pub(crate) fingerprint: String,
+    pub(crate) reason: u8,
+    /// `key` or `account`.
+    pub(crate) signed_by: &'static str,
+}
+
 /// One newOrder request that passed its signature check.
 #[derive(Debug, Serialize)]
 pub(crate) struct NewOrderEntry {
@@ -88,7 +103,7 @@ pub(crate) struct NewOrderEntry {
 }
 
 const NAMES_MAX: usize = 200_000;
-const LOG_MAX: usize = 200_000;
+pub(crate) const LOG_MAX: usize = 200_000;
 
 impl Stats {
     /// Counts one validation.

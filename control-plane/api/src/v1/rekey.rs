@@ -19,7 +19,7 @@ pub type RekeyId = Id<RekeyKind>;
 /// The longest note, bytes.
 pub const REKEY_NOTE_BYTES_MAX: usize = 500;
 
-/// Body of `POST /v1/rekeys`: exactly one of `edge`, `cell` and `certificate`.
+/// Body of `POST /v1/rekeys`: exactly one of `edge`, `cell`, `certificate` and `spki_sha256`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RekeyRequest {
@@ -31,10 +31,17 @@ pub struct RekeyRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub cell: Option<CellId>,
-    /// The key of this certificate.
+    /// The key of this certificate; an uploaded one, or one that was replaced, can only be compromised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub certificate: Option<CredentialId>,
+    /// The public key with this SHA-256 (of its SubjectPublicKeyInfo, hex), whosever it is; it can only be compromised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spki_sha256: Option<String>,
+    /// Others may have the keys: new ones are ordered before all else, the certificates are revoked when the edges have the new
+    /// ones, after 24 hours at the latest, and the keys are never accepted again.
+    #[serde(default)]
+    pub compromised: bool,
     /// Why, for those who look at it later; at most 500 bytes.
     #[serde(default)]
     pub note: String,
@@ -67,6 +74,9 @@ pub struct Rekey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub cell: Option<CellId>,
+    /// Others may have the keys.
+    #[serde(default)]
+    pub compromised: bool,
     pub note: String,
     pub requested_by: String,
     /// RFC 3339.
@@ -74,18 +84,24 @@ pub struct Rekey {
     /// RFC 3339; absent: it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
+    /// RFC 3339; by when all certificates are revoked, replaced or not. Absent: they are not revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_by: Option<String>,
     /// Certificates whose key is replaced.
     pub certificates: u64,
     /// Of them: another took its place.
     pub replaced: u64,
     /// Of them: all edges that can be reached have that one, and the old key was forgotten.
     pub retired: u64,
+    /// Of them: revoked at their CA.
+    #[serde(default)]
+    pub revoked: u64,
     /// Keys that tenants brought; only they can bring others, and have been told.
     pub uploaded: u64,
     pub forecast: RekeyForecast,
     /// Edges that can be reached and do not have yet what took the place of others.
     pub behind: Vec<String>,
-    /// Orders that failed last, at most 20.
+    /// Orders, and revocations, that failed last; at most 20 of each.
     pub troubles: Vec<RekeyTrouble>,
 }
 

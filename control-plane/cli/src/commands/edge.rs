@@ -33,7 +33,8 @@ pub(crate) enum FleetCommand {
         #[arg(long, value_name = "COUNT")]
         replaces: Option<usize>,
     },
-    /// Replace all keys that an edge could read, those of its cell, also when it was forgotten before
+    /// Replace all keys that an edge could read, those of its cell, also when it was forgotten before. If others are still on it,
+    /// take it out first (`edge rm`): as long as it is in its cell, it gets the new keys
     Rekey {
         /// Its id (edge_...)
         id: EdgeId,

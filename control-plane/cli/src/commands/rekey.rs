@@ -16,6 +16,14 @@ use crate::settings::Settings;
 pub(crate) enum RekeyCommand {
     /// List what was replaced and what goes on, the newest first
     List(LimitArgs),
+    /// Report a key compromised by its public part: what is certified for it is replaced and revoked, and it is never accepted
+    /// again, of uploads neither
+    Key {
+        /// SHA-256 of its SubjectPublicKeyInfo in hex, as `cert show` has it
+        spki_sha256: String,
+        #[command(flatten)]
+        args: RekeyArgs,
+    },
     /// Show one: how far it is, when the CA's limits let the rest through, and what is in its way
     Show {
         /// Its id (rky_...)
@@ -46,6 +54,10 @@ pub(crate) struct RekeyArgs {
     /// Why, for those who look at it later
     #[arg(long, default_value = "")]
     note: String,
+    /// Others may have the keys: order new ones before all else, and revoke the certificates as soon as the edges have those, 24
+    /// hours from now at the latest; the keys are never accepted again
+    #[arg(long)]
+    compromised: bool,
     /// Wait until all is replaced and every edge that can be reached has it
     #[arg(long)]
     wait: bool,
@@ -54,6 +66,11 @@ pub(crate) struct RekeyArgs {
 pub(crate) async fn run(settings: &Settings, command: RekeyCommand) -> Outcome {
     match command {
         RekeyCommand::List(limit) => list(settings, &limit).await,
+        RekeyCommand::Key { spki_sha256, args } => {
+            let command = format!("rekey key {spki_sha256}");
+            let request = RekeyRequest { spki_sha256: Some(spki_sha256), ..RekeyRequest::default() };
+            start(settings, request, RekeyArgs { compromised: true, ..args }, &command).await
+        }
         RekeyCommand::Show { id, wait } => {
             let client = settings.client()?;
             let found = client
@@ -89,15 +106,23 @@ pub(crate) async fn certificate(settings: &Settings, id: CredentialId, args: Rek
 /// Says first what would be done, and does it when that is agreed to.
 async fn start(settings: &Settings, request: RekeyRequest, args: RekeyArgs, command: &str) -> Outcome {
     let client = settings.client()?;
-    let request = RekeyRequest { note: args.note, ..request };
+    let request = RekeyRequest { note: args.note, compromised: args.compromised, ..request };
     let would = client.create_rekey(&RekeyRequest { dry_run: true, ..request.clone() }).await?;
     if args.replaces != Some(would.certificates) && would.certificates > 0 {
-        let text = format!(
-            "{} certificates would get a new key: {}; nothing was done",
-            would.certificates,
-            forecast(&would)
-        );
-        return Err(Failure::usage(text).next(format!("{command} --replaces {}", would.certificates)));
+        let text = match (would.compromised, would.forecast.orders) {
+            (true, 0) => format!(
+                "{} certificates would be revoked, each of which has a successor; nothing was done",
+                would.certificates
+            ),
+            (compromised, _) => format!(
+                "{} certificates would get a new key{}: {}; nothing was done",
+                would.certificates,
+                if compromised { " and be revoked" } else { "" },
+                forecast(&would)
+            ),
+        };
+        let flag = if would.compromised { " --compromised" } else { "" };
+        return Err(Failure::usage(text).next(format!("{command}{flag} --replaces {}", would.certificates)));
     }
     let mut begun = client.create_rekey(&request).await?;
     if let Some(id) = begun.id.filter(|_| args.wait) {
@@ -162,6 +187,14 @@ fn show(settings: &Settings, rekey: &Rekey) -> Outcome {
         "  certificates {}, of them {} replaced, {} on all edges that can be reached (their old keys are forgotten)",
         rekey.certificates, rekey.replaced, rekey.retired
     ));
+    if let Some(by) = &rekey.revoked_by {
+        line(format!(
+            "  revoked      {} of {}, as compromised; all by {}",
+            rekey.revoked,
+            rekey.certificates,
+            output::time(by)
+        ));
+    }
     if rekey.uploaded > 0 {
         line(format!(
             "  uploaded     {} certificates of tenants' own: they were told to bring others",
@@ -196,9 +229,10 @@ fn subject(rekey: &Rekey) -> String {
 }
 
 fn state(rekey: &Rekey) -> String {
+    let what = if rekey.compromised { "compromised, " } else { "" };
     match &rekey.finished_at {
-        Some(at) => output::paint(&format!("done at {}", output::time(at)), output::Colour::Green),
-        None => output::paint("goes on", output::Colour::Yellow),
+        Some(at) => output::paint(&format!("{what}done at {}", output::time(at)), output::Colour::Green),
+        None => output::paint(&format!("{what}goes on"), output::Colour::Yellow),
     }
 }
 

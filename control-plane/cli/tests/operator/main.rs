@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "set-up fails the test")]
 
+mod custody;
 mod domains;
 mod json_output;
 mod plane;

@@ -11,7 +11,7 @@
 //! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
 //!   the CA's limits.
 //! - [`health`]: what its orders tell of an issuer, and those that leave it.
-//! - [`rekey`]: keys that are replaced before their time.
+//! - [`rekey`]: keys that are replaced before their time. [`revoke`]: what others may have the key of.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`watch`]: what is renewed too late.
 
@@ -28,6 +28,7 @@ mod publish;
 mod rekey;
 mod removal;
 mod renewal_info;
+mod revoke;
 mod self_fetch;
 mod slots;
 mod spending;

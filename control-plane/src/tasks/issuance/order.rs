@@ -276,6 +276,9 @@ impl Step<'_> {
             Err(publish::NotPublished::Garbled(text)) => return Err(AcmeError::garbage(&text).into()),
             Err(publish::NotPublished::Gate(text)) => return Err(Stop::Refused(text)),
             Err(publish::NotPublished::Early(until, text)) => return Err(Stop::Early(until, text)),
+            Err(publish::NotPublished::KeyCompromised) => {
+                return Err(AcmeError::order_ended("its key was reported compromised").into());
+            }
         }
         self.issuer.has_issued();
         fail_point::reach("order.published");

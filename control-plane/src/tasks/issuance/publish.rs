@@ -23,7 +23,7 @@ use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, event, fan_out, group, meta, rekey};
+use crate::store::{StoreError, WriteTx, compromise, event, fan_out, group, meta, rekey};
 
 /// A certificate that is valid for less than this from now is of no use: edges would serve an expired one at once.
 const REMAINING_MIN: Duration = Duration::from_secs(60);
@@ -40,6 +40,8 @@ pub(super) enum NotPublished {
     Gate(String),
     /// What is in use is better until then, Unix milliseconds, and the words for that.
     Early(i64, String),
+    /// Its key was reported compromised while it was ordered.
+    KeyCompromised,
 }
 
 impl From<StoreError> for NotPublished {
@@ -65,6 +67,9 @@ pub(super) async fn publish(
         .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
     check(&chain, row, &issuer.roots, issuance.parts.clock.now()).map_err(NotPublished::Gate)?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
+    if compromise::is_compromised(&mut tx, &row.spki_sha256).await? {
+        return Err(NotPublished::KeyCompromised);
+    }
     // What has to go is no better, however long it is good for.
     let better = match live {
         Some(live) if rekey::is_wanted(&mut tx, live.id).await? => None,

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use portico_cert_store::{CellId, CredentialId, EdgeId, Generation, LineageId};
 
-use super::Issuance;
+use super::{Issuance, revoke};
 use crate::clock::MINUTE_MS;
-use crate::distribution::fleet::EdgeView;
+use crate::distribution::EdgeView;
 use crate::store::group::LineageRow;
-use crate::store::rekey::{self, RekeyRow, Replaced};
-use crate::store::{StoreError, event, meta};
+use crate::store::rekey::{self, RekeyRow, Replaced, Wanted};
+use crate::store::{StoreError, compromise, event, meta};
 
 /// What is done, and what edges say, is looked at so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,11 +27,15 @@ const REACHABLE_MS: i64 = 10 * MINUTE_MS;
 /// Edges that are told to be behind.
 const BEHIND_MAX: usize = 20;
 
-/// What is to be replaced is due since it was asked for.
-pub(super) fn hasten(lineages: &mut [LineageRow], wanted: &HashMap<CredentialId, i64>) {
+/// What is to be replaced is due since it was asked for, and goes before others where it has to be over by some time: whoever
+/// wants a certificate replaced before its time says so in `wanted`.
+pub(super) fn hasten(lineages: &mut [LineageRow], wanted: &HashMap<CredentialId, Wanted>) {
     for live in lineages.iter_mut().filter_map(|lineage| lineage.live.as_mut()) {
-        if let Some(since) = wanted.get(&live.id) {
-            live.renew_at = live.renew_at.min(*since);
+        if let Some(wanted) = wanted.get(&live.id) {
+            live.renew_at = live.renew_at.min(wanted.since);
+            if let Some(by) = wanted.by {
+                live.press(by);
+            }
         }
     }
 }
@@ -54,8 +58,10 @@ pub(super) async fn run(issuance: Arc<Issuance>) {
 struct Found {
     row: RekeyRow,
     lacking: Vec<CredentialId>,
-    /// The edges have what took the place of these.
+    /// The edges have what took the place of these: their keys can be forgotten.
     confirmed: Vec<CredentialId>,
+    /// The same, and they are to be revoked before.
+    revocable: Vec<CredentialId>,
     behind: Vec<EdgeId>,
     is_over: bool,
 }
@@ -74,15 +80,25 @@ async fn turn(issuance: &Arc<Issuance>) -> Result<(), StoreError> {
     let mut all = Vec::with_capacity(open.len());
     for row in open {
         let lacking = rekey::lacking(&mut read, &row).await?;
-        let replaced = rekey::replaced(&mut read, row.id, LOOKED_AT).await?;
+        let replaced = rekey::replaced(&mut read, row.id, now, LOOKED_AT).await?;
         let progress = rekey::progress(&mut read, row.id).await?;
         let is_over = progress.certificates == progress.retired
             && lacking.is_empty()
             && !rekey::has_orders(&mut read, &row).await?;
         let (confirmed, behind) = fleet.judge(&replaced);
-        all.push(Found { row, lacking, confirmed, behind, is_over });
+        let revocable: Vec<CredentialId> = replaced
+            .iter()
+            .filter(|one| one.revoke_first && confirmed.contains(&one.credential))
+            .map(|one| one.credential)
+            .collect();
+        let confirmed = confirmed.into_iter().filter(|one| !revocable.contains(one)).collect();
+        all.push(Found { row, lacking, confirmed, revocable, behind, is_over });
     }
     drop(read);
+    let revocable: Vec<CredentialId> = all.iter().flat_map(|found| found.revocable.clone()).collect();
+    if all.iter().any(|found| found.row.compromised) {
+        revoke::turn(issuance, &revocable).await?;
+    }
     let is_idle = |found: &Found| {
         found.lacking.is_empty()
             && found.confirmed.is_empty()
@@ -98,13 +114,17 @@ async fn turn(issuance: &Arc<Issuance>) -> Result<(), StoreError> {
         let id = found.row.id;
         for credential in found.lacking {
             rekey::add(&mut tx, id, credential).await?;
+            if found.row.compromised {
+                compromise::note_key_of(&mut tx, id, credential, now).await?;
+            }
         }
         for credential in found.confirmed.into_iter().take(RETIRED_AT_ONCE) {
             rekey::retire(&mut tx, credential, now).await?;
         }
         if found.is_over {
             rekey::finish(&mut tx, id, now).await?;
-            let text = format!("the keys of {} are replaced", crate::app::rekey::of(&found.row));
+            let revoked = if found.row.compromised { ", and their certificates revoked" } else { "" };
+            let text = format!("the keys of {} are replaced{revoked}", crate::app::rekey::of(&found.row));
             tracing::info!(rekey = %id, text, "rekeyed");
             event::append(&mut tx, "keys.rekeyed", None, &id.to_string(), &text, now).await?;
         } else if found.behind != found.row.behind {
@@ -165,7 +185,7 @@ mod tests {
             cell: CellId::parse(cell).unwrap(),
             live,
             applied: Generation { epoch: 1, sequence },
-            facts: crate::distribution::fleet::Facts::default(),
+            facts: crate::distribution::Facts::default(),
             seen_at_ms: Some(NOW - seen_ago_ms),
         }
     }
@@ -176,6 +196,7 @@ mod tests {
             lineage: LineageId::generate(),
             cell: CellId::parse("a").unwrap(),
             sequence: 7,
+            revoke_first: false,
         };
         let refusals = HashMap::from([(one.lineage, refusing.to_vec())]);
         let (confirmed, behind) = Reached { edges, refusals, epoch: 1, now_ms: NOW }.judge(&[one]);

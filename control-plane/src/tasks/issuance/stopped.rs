@@ -21,7 +21,7 @@ use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
 use crate::store::condition::{self, Observation};
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential, domain, event, group, replacement};
+use crate::store::{StoreError, WriteTx, credential, domain, event, group, rekey, replacement};
 
 /// An account limit without Retry-After holds an order for this long.
 const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
@@ -349,7 +349,9 @@ async fn outlasted(
 ) -> Result<(), StoreError> {
     let mut tx = issuance.parts.store.begin().await?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
-    if live.is_none_or(|live| until < urgent_at(live.not_before, live.not_after)) {
+    let Some(live) = live else { return Ok(()) };
+    let compromised = rekey::revoked_by(&mut tx, live.id).await?.unwrap_or(i64::MAX);
+    if until < urgent_at(live.not_before, live.not_after).min(compromised) {
         return Ok(());
     }
     let kind = RestrictionKind::Limit;
