@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,15 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use portico_cert_store::DomainName;
+use portico_edge::http::h3::adapter::{Connection, Opener};
+use quinn::crypto::rustls::QuicClientConfig;
 use rustix::process::{Resource, getrlimit};
 use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
 use crate::client::{self, ConnectError, TlsChoice};
-use crate::compare::{Material, Server, start_edge};
+use crate::compare::{Material, Server, start_edge, start_quic_edge};
 use crate::names::NamesArgs;
 use crate::server_cpu::resident_bytes;
 
@@ -42,8 +45,10 @@ pub(crate) struct IdleArgs {
     /// Connections left open at once.
     #[arg(long, default_value_t = 5000)]
     connections: usize,
-    #[arg(long)]
+    #[arg(long, conflicts_with = "http3")]
     http2: bool,
+    #[arg(long)]
+    http3: bool,
     /// The edge's binary; several are measured in turn. By default `portico-edge` beside this one.
     #[arg(long = "program", conflicts_with = "connect")]
     programs: Vec<PathBuf>,
@@ -102,7 +107,12 @@ pub(crate) fn run(args: &IdleArgs) -> Result<()> {
             for program in &programs {
                 let title = format!("{} ({})", program.display(), args.io);
                 let started = (0..edges_for(args.connections))
-                    .map(|_| start_edge(0, &material, program, &args.io, &title, None))
+                    .map(|_| match args.version() {
+                        Version::Http3 => start_quic_edge(&material, program, &args.io, &title),
+                        Version::Http1 | Version::Http2 => {
+                            start_edge(0, &material, program, &args.io, &title, None)
+                        }
+                    })
                     .collect::<Result<Vec<Server>>>()?;
                 let (names, roots) = (&material.names[..], &material.roots);
                 let servers = started.iter().map(|server| (server.address, server.pid())).collect();
@@ -164,14 +174,19 @@ impl Target<'_> {
 }
 
 fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -> Result<Row> {
-    let choice = TlsChoice { resume: false, http2: args.http2, classical: true };
+    let version = args.version();
+    let choice = TlsChoice { resume: false, http2: version == Version::Http2, classical: true };
     let config = client::config(client::read_roots(target.roots)?, choice)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let measured = async {
-        drop(open(target, &config, args.http2, WARM_UP.min(args.connections)).await?);
+        let way = match version {
+            Version::Http1 | Version::Http2 => Way::Tcp(config, version),
+            Version::Http3 => Way::Quic(quic_endpoint(&config)?),
+        };
+        drop(open(target, &way, WARM_UP.min(args.connections)).await?);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = target.resident_bytes()?;
-        let mut kept = open(target, &config, args.http2, args.connections).await?;
+        let mut kept = open(target, &way, args.connections).await?;
         tokio::time::sleep(Duration::from_secs(args.wait)).await;
         let idle = target.resident_bytes()?;
         let mut answered_again = 0;
@@ -184,7 +199,7 @@ fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -
     let (before, idle, answered_again) = LocalSet::new().block_on(&runtime, measured)?;
     Ok(Row {
         server,
-        protocol: if args.http2 { "h2" } else { "http/1.1" },
+        protocol: version.as_str(),
         round,
         processes: target.servers.len(),
         connections: args.connections,
@@ -195,27 +210,67 @@ fn measure(args: &IdleArgs, target: &Target<'_>, server: String, round: usize) -
     })
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+    Http3,
+}
+
+impl IdleArgs {
+    fn version(&self) -> Version {
+        match (self.http2, self.http3) {
+            (_, true) => Version::Http3,
+            (true, false) => Version::Http2,
+            (false, false) => Version::Http1,
+        }
+    }
+}
+
+impl Version {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+            Self::Http3 => "h3",
+        }
+    }
+}
+
+/// How connections are made.
+#[derive(Clone)]
+enum Way {
+    Tcp(Arc<ClientConfig>, Version),
+    /// One socket for all: the server tells connections apart by their ids.
+    Quic(quinn::Endpoint),
+}
+
+fn quic_endpoint(config: &ClientConfig) -> Result<quinn::Endpoint> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"h3".to_vec()];
+    let crypto = QuicClientConfig::try_from(config)?;
+    let mut endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    Ok(endpoint)
+}
+
 /// An open connection.
 enum Kept {
     Http1(http1::SendRequest<Empty<Bytes>>),
     Http2(http2::SendRequest<Empty<Bytes>>),
+    Http3 { connection: quinn::Connection, sender: h3::client::SendRequest<Opener, Bytes> },
 }
 
 /// Opens that many connections; each has had one answer.
-async fn open(
-    target: &Target<'_>,
-    config: &Arc<ClientConfig>,
-    http2: bool,
-    count: usize,
-) -> Result<Vec<Kept>> {
+async fn open(target: &Target<'_>, way: &Way, count: usize) -> Result<Vec<Kept>> {
     let mut kept = Vec::with_capacity(count);
     for first in (0..count).step_by(AT_ONCE) {
         let mut opening = Vec::with_capacity(AT_ONCE);
         for at in first..count.min(first + AT_ONCE) {
             let (address, name) = target.of(at);
-            let (name, config) = (name.clone(), Arc::clone(config));
+            let (name, way) = (name.clone(), way.clone());
             opening.push(tokio::task::spawn_local(async move {
-                let mut connection = Kept::open(address, &name, &config, http2).await?;
+                let mut connection = Kept::open(address, &name, &way).await?;
                 connection.ask(address, &name).await?;
                 anyhow::Ok(connection)
             }));
@@ -228,16 +283,15 @@ async fn open(
 }
 
 impl Kept {
-    async fn open(
-        address: SocketAddr,
-        name: &DomainName,
-        config: &Arc<ClientConfig>,
-        http2: bool,
-    ) -> Result<Self> {
+    async fn open(address: SocketAddr, name: &DomainName, way: &Way) -> Result<Self> {
+        let (config, version) = match way {
+            Way::Tcp(config, version) => (config, *version),
+            Way::Quic(endpoint) => return Self::open_quic(address, name, endpoint).await,
+        };
         let stream = client::connect(address, name, config).await.map_err(|error| match error {
             ConnectError::WrongCertificate(why) | ConnectError::Failed(why) => anyhow::anyhow!(why),
         })?;
-        if http2 {
+        if version == Version::Http2 {
             let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
             tokio::task::spawn_local(driver);
             Ok(Self::Http2(sender))
@@ -248,10 +302,24 @@ impl Kept {
         }
     }
 
+    async fn open_quic(address: SocketAddr, name: &DomainName, endpoint: &quinn::Endpoint) -> Result<Self> {
+        let connection = endpoint.connect(address, name.as_str())?.await?;
+        let adapter = Connection::new(connection.clone(), Rc::default());
+        let (mut driver, sender) = h3::client::new(adapter).await?;
+        tokio::task::spawn_local(async move {
+            // Its end is seen on the streams.
+            let _ended = std::future::poll_fn(|context| driver.poll_close(context)).await;
+        });
+        Ok(Self::Http3 { connection, sender })
+    }
+
     async fn ask(&mut self, address: SocketAddr, name: &DomainName) -> Result<()> {
         let port = address.port();
         let exchange = async {
             let response = match self {
+                Self::Http3 { sender, .. } => {
+                    return ask_http3(sender, &format!("https://{name}:{port}/")).await;
+                }
                 Self::Http1(sender) => {
                     let host = format!("{name}:{port}");
                     sender.ready().await?;
@@ -270,6 +338,23 @@ impl Kept {
             if status.is_success() { Ok(()) } else { Err(anyhow::anyhow!("status {status}")) }
         };
         tokio::time::timeout(ANSWER_DEADLINE, exchange).await.context("no answer")?
+    }
+}
+
+async fn ask_http3(sender: &mut h3::client::SendRequest<Opener, Bytes>, target: &str) -> Result<()> {
+    let mut stream = sender.send_request(http::Request::get(target).body(())?).await?;
+    stream.finish().await?;
+    let status = stream.recv_response().await?.status();
+    while stream.recv_data().await?.is_some() {}
+    if status.is_success() { Ok(()) } else { Err(anyhow::anyhow!("status {status}")) }
+}
+
+/// Over QUIC nobody notices a client that is only gone.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Self::Http3 { connection, .. } = self {
+            connection.close(0x100_u32.into(), b""); // H3_NO_ERROR
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::origin::Origin;
 use crate::report::Report;
 pub(crate) use material::{BODY_BYTES, Material};
 use servers::KEPT_PATH;
-pub(crate) use servers::{Server, start_attacked_edge, start_edge, start_fleet_edge};
+pub(crate) use servers::{Server, start_attacked_edge, start_edge, start_fleet_edge, start_quic_edge};
 
 const NAMES_MAX: usize = 100_000;
 const ROUNDS_MAX: usize = 20;

@@ -98,14 +98,24 @@ pub(crate) fn start_edge(
 ) -> Result<Server> {
     let state = material.folder.join(format!("edge-{}", portico_ports::reserve().port()));
     fs::create_dir(&state)?;
-    let sections = format!(
-        "[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
-         [[route]]\nhost = \"*\"\npath = \"/\"\nstatic_file = {:?}\n{}",
-        material.certificates,
-        material.body,
-        origin.map(kept_route).unwrap_or_default()
-    );
+    let sections = static_site(material) + &origin.map(kept_route).unwrap_or_default();
     start_edge_with(pinned(cpu, binary), &state, io, title, ("", &sections))
+}
+
+/// Serves QUIC as well as TCP.
+pub(crate) fn start_quic_edge(material: &Material, binary: &Path, io: &str, title: &str) -> Result<Server> {
+    let state = material.folder.join(format!("edge-{}", portico_ports::reserve().port()));
+    fs::create_dir(&state)?;
+    let sections = format!("http3 = true\n\n{}", static_site(material));
+    start_edge_with(pinned(0, binary), &state, io, title, ("", &sections))
+}
+
+fn static_site(material: &Material) -> String {
+    format!(
+        "[standalone]\nunknown_sni = \"refuse\"\n\n[certificates]\nfolder = {:?}\n\n\
+         [[route]]\nhost = \"*\"\npath = \"/\"\nstatic_file = {:?}\n",
+        material.certificates, material.body
+    )
 }
 
 /// What an origin says, kept in the cache.
