@@ -21,7 +21,7 @@ use toml::Spanned;
 use crate::{
     http::visitor::{TrustedField, TrustedProxies},
     io::IoChoice,
-    limits,
+    limits, memory,
     privacy::Privacy,
     sources::SourceLimits,
 };
@@ -59,8 +59,10 @@ pub struct Config {
     pub drain: Duration,
     /// Name servers for origins; empty: those of /etc/resolv.conf.
     pub resolvers: Vec<SocketAddr>,
-    /// Memory for kept answers; 0: none are kept.
-    pub cache_bytes: u64,
+    /// Resident memory of the process; none: as its control group has it.
+    pub memory_bytes: Option<u64>,
+    /// Memory for kept answers; 0: none are kept; none: [`limits::CACHE_BYTES`], or less where memory is bounded.
+    pub cache_bytes: Option<u64>,
     pub sources: SourceLimits,
     pub listeners: Vec<ListenerConfig>,
     pub mode: Mode,
@@ -157,7 +159,8 @@ struct RawConfig {
     traces: Option<traces::RawTraces>,
     withdraw_seconds: Option<u32>,
     drain_seconds: Option<u64>,
-    cache_bytes: Option<u64>,
+    memory_bytes: Option<Spanned<u64>>,
+    cache_bytes: Option<Spanned<u64>>,
     client_limits: Option<sources::RawClientLimits>,
     #[serde(default)]
     resolvers: Vec<Spanned<String>>,
@@ -258,12 +261,35 @@ impl Source<'_> {
             withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
             drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
-            cache_bytes: raw.cache_bytes.unwrap_or(limits::CACHE_BYTES),
+            memory_bytes: self.memory_bytes(&raw)?,
+            cache_bytes: raw.cache_bytes.as_ref().map(|bytes| *bytes.get_ref()),
             sources: sources::check(self, raw.client_limits.as_ref())?,
             mode: self.mode(&raw, &listeners)?,
             listeners,
             state,
         })
+    }
+
+    /// A bound that the edge can live within, its cache too.
+    fn memory_bytes(self, raw: &RawConfig) -> Result<Option<u64>, ConfigError> {
+        let Some(memory) = &raw.memory_bytes else { return Ok(None) };
+        let (bytes, least) = (*memory.get_ref(), limits::MEMORY_BYTES_MIN);
+        if bytes < least {
+            let problem = format!("{bytes} bytes are too few for an edge; give it {least} or more");
+            return Err(self.error(Some(memory.span()), problem));
+        }
+        let most = memory::lower_mark(bytes);
+        match &raw.cache_bytes {
+            Some(cache) if *cache.get_ref() > most => {
+                let problem = format!(
+                    "a cache of {} bytes alone would keep the edge short of memory; with memory_bytes = {bytes} it may \
+                     have {most}",
+                    cache.get_ref()
+                );
+                Err(self.error(Some(cache.span()), problem))
+            }
+            _ => Ok(Some(bytes)),
+        }
     }
 
     fn access_log(self, raw: &RawConfig) -> Result<AccessLogConfig, ConfigError> {
@@ -604,6 +630,16 @@ mod tests {
                 "access_log = \"-\"\naccess_log_format = \"clf\"\n".to_owned() + LISTEN,
                 "/etc/edge.toml:2:21: ",
                 "vhost_combined",
+            ),
+            (
+                format!("memory_bytes = {}\n{LISTEN}", limits::MEMORY_BYTES_MIN - 1),
+                "/etc/edge.toml:1:16: ",
+                "give it 67108864 or more",
+            ),
+            (
+                format!("memory_bytes = 100000000\ncache_bytes = 80000001\n{LISTEN}"),
+                "/etc/edge.toml:2:15: ",
+                "it may have 80000000",
             ),
             (
                 LISTEN.to_owned() + "[privacy]\nquery_values = \"some\"\n",

@@ -538,6 +538,13 @@ impl Answer {
         Self::fixed(status, page::CONTENT_TYPE, page::of(status, ""), Some(reason)).uncached()
     }
 
+    /// To come again soon.
+    pub(crate) fn short_of_memory(context: &ConnectionContext) -> Self {
+        context.worker.edge.metrics.limited(Limited::Memory);
+        Self::page(StatusCode::SERVICE_UNAVAILABLE, Limited::Memory.as_str())
+            .after(limits::MEMORY_RETRY_AFTER)
+    }
+
     fn fixed(
         status: StatusCode,
         content_type: HeaderValue,

@@ -22,6 +22,7 @@ pub mod io;
 pub mod limits;
 pub mod listen;
 pub mod live;
+pub mod memory;
 pub mod metrics;
 pub mod privacy;
 pub mod process;

@@ -360,6 +360,33 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 /// Tries to take an address that a killed predecessor may still hold, and the pause between them: 3 s in all.
 pub const LISTEN_ATTEMPTS: u32 = 60;
 pub const LISTEN_PAUSE: Duration = Duration::from_millis(50);
+/// Of the edge's bound on its resident memory: from this share on it is short of memory, until it is below the other. The last
+/// tenth is for exchanges that have begun, and for what comes between two looks.
+pub const MEMORY_SHORT_PERCENT: u64 = 90;
+pub const MEMORY_WELL_PERCENT: u64 = 80;
+/// How often it looks, and how often from a share of the bound on from which attackers could fill the rest in less.
+pub const MEMORY_LOOK_EVERY: Duration = Duration::from_millis(250);
+pub const MEMORY_NEAR_PERCENT: u64 = 60;
+pub const MEMORY_LOOK_EVERY_NEAR: Duration = Duration::from_millis(25);
+/// Looks in a row, 5 s of them, that find it short although it is below the upper share again, or although too little is left
+/// that could end: then the bound is what is wrong.
+pub const MEMORY_LOOKS_IN_VAIN_MAX: u32 = 200;
+/// What a connection and what an exchange with an origin hold at most beside one another, taken generously: an exchange has
+/// taken a quarter of it, a connection with buffers both ways half.
+pub const MEMORY_HELD_BY_EACH_MAX: u64 = 256 * 1024;
+/// What an exchange with an origin may take, bytes (44 to 55 KiB were measured where a client takes nothing of its answer), and
+/// how long it may be before that shows.
+pub const MEMORY_OF_EXCHANGE_BYTES: u64 = 56 * 1024;
+pub const MEMORY_GROWS_WITHIN: Duration = Duration::from_secs(1);
+/// Where the edge's file says nothing, its bound is this share of the control group's. The rest is for what the kernel holds for
+/// its sockets, and for files.
+pub const MEMORY_OF_CGROUP_PERCENT: u64 = 75;
+/// Smallest bound: an edge takes some 30 MB before anybody asks it for anything, and twice as many in use.
+pub const MEMORY_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// When whoever is refused for want of memory may come again: exchanges end within seconds, mostly.
+pub const MEMORY_RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Between two lines of the log about it.
+pub const MEMORY_TOLD_PAUSE: Duration = Duration::from_secs(10);
 /// Before a drained listener is closed: time for the kernel to finish handshakes whose clients already send, and how often.
 pub const ACCEPT_SETTLE: Duration = Duration::from_millis(20);
 pub const ACCEPT_SETTLE_ROUNDS: u32 = 10;

@@ -13,7 +13,15 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use portico_api::v1::ContentCoding;
 
-use crate::{cache::Outcome, coding, control, exchange::Protocol, http::clock::Expired, io, live::Action};
+use crate::{
+    cache::Outcome,
+    coding, control,
+    exchange::Protocol,
+    http::clock::Expired,
+    io,
+    live::Action,
+    memory::{self, Memory},
+};
 
 /// Metric names; dashboards and tests may use these and no others.
 pub mod names {
@@ -33,6 +41,10 @@ pub mod names {
     pub const STREAMS_STALLED: &str = "portico_edge_streams_stalled_total";
     pub const HANDSHAKES: &str = "portico_edge_handshakes_total";
     pub const HANDSHAKE_SECONDS: &str = "portico_edge_handshake_seconds";
+    pub const MEMORY_BYTES: &str = "portico_edge_memory_bytes";
+    pub const MEMORY_BOUND: &str = "portico_edge_memory_bound_bytes";
+    pub const MEMORY_SHORT: &str = "portico_edge_memory_short";
+    pub const MEMORY_SHORTAGES: &str = "portico_edge_memory_shortages_total";
     pub const CERTIFICATE_COMPRESSIONS: &str = "portico_edge_certificate_compressions_total";
     pub const PROXY_HEADERS: &str = "portico_edge_proxy_headers_total";
     pub const EXCHANGES: &str = "portico_edge_exchanges_total";
@@ -239,10 +251,12 @@ pub enum Limited {
     /// It stopped coming.
     RequestBodyStalled,
     ConnectionHeads,
+    /// Of nobody in particular: the edge is short of memory.
+    Memory,
 }
 
 impl Limited {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::SourceHandshakes,
         Self::SourceConnections,
         Self::SourceRequests,
@@ -253,6 +267,7 @@ impl Limited {
         Self::RequestBody,
         Self::RequestBodyStalled,
         Self::ConnectionHeads,
+        Self::Memory,
     ];
 
     /// As the access log, the edge's log and the metrics call it.
@@ -268,6 +283,7 @@ impl Limited {
             Self::RequestBody => "request_body_too_large",
             Self::RequestBodyStalled => "request_body_stalled",
             Self::ConnectionHeads => "connection_heads",
+            Self::Memory => "memory",
         }
     }
 }
@@ -407,6 +423,25 @@ impl Beginnings {
     }
 }
 
+/// Of the process.
+struct MemoryState {
+    bytes: Gauge,
+    bound: Gauge,
+    short: Gauge,
+    shortages: Counter,
+}
+
+impl MemoryState {
+    fn register() -> Self {
+        Self {
+            bytes: gauge!(names::MEMORY_BYTES),
+            bound: gauge!(names::MEMORY_BOUND),
+            short: gauge!(names::MEMORY_SHORT),
+            shortages: counter!(names::MEMORY_SHORTAGES),
+        }
+    }
+}
+
 /// What is served on them.
 struct Served {
     exchanges: [[Counter; 5]; 3],
@@ -484,6 +519,7 @@ pub struct Metrics {
     pub names: Gauge,
     pub draining: Gauge,
     pub last_reload_successful: Gauge,
+    memory: MemoryState,
     io: [Counter; 3],
     prometheus: PrometheusHandle,
 }
@@ -556,6 +592,7 @@ impl Metrics {
             names: gauge!(names::NAMES),
             draining: gauge!(names::DRAINING),
             last_reload_successful: gauge!(names::LAST_RELOAD_SUCCESSFUL),
+            memory: MemoryState::register(),
             io: ["direct", "ring", "epoll"].map(|path| counter!(names::IO_OPERATIONS, "path" => path)),
             prometheus,
         }
@@ -652,6 +689,16 @@ impl Metrics {
         gauge!(names::WORKERS).set(u32::try_from(count).map_or(f64::MAX, f64::from));
     }
 
+    /// Says how much memory is in use, and of how much.
+    pub fn memory(&self, memory: &Memory) {
+        // Nobody looks at the last bytes of a petabyte.
+        let float = |bytes: u64| bytes as f64;
+        self.memory.bytes.set(float(memory::resident_bytes()));
+        self.memory.bound.set(float(memory.most().unwrap_or(0)));
+        self.memory.short.set(f64::from(u8::from(memory.is_short())));
+        self.memory.shortages.absolute(memory.shortages());
+    }
+
     /// The text of `/metrics`.
     pub fn render(&self) -> String {
         let counts = io::operation_counts();
@@ -719,11 +766,11 @@ fn describe() {
     describe_counter!(names::CONNECTIONS_TOTAL, "client connections accepted");
     describe_counter!(
         names::CONNECTIONS_REFUSED,
-        "client connections closed at once because the edge is full"
+        "client connections closed at once because the edge is full, or short of memory"
     );
     describe_counter!(
         names::CONNECTIONS_EVICTED,
-        "client connections without an exchange closed for a newcomer to a full edge, by what they were doing"
+        "client connections without an exchange closed for a newcomer to a full edge or for want of memory, by what they were doing"
     );
     describe_counter!(names::ACCEPT_ERRORS, "accept(2) failures");
     describe_counter!(names::CONNECTIONS_EXPIRED, "client connections closed by a deadline, by what ran out");
@@ -787,7 +834,7 @@ fn describe_exchanges() {
     );
     describe_counter!(
         names::LIMITED,
-        "connections and requests refused or ended because a client address or a tenant takes more than its share, by what of"
+        "connections and requests refused or ended because a client address or a tenant takes more than its share, by what of; memory: the edge itself is short of it"
     );
     describe_counter!(names::MISDIRECTED, "requests answered 421");
     describe_counter!(names::CHALLENGES_ANSWERED, "ACME challenges answered");
@@ -822,7 +869,10 @@ fn describe_origins_and_cache() {
         "bytes that kept answers take, those included that are still being read"
     );
     describe_gauge!(names::CACHE_ENTRIES, "kept answers");
-    describe_counter!(names::CACHE_EVICTIONS, "kept answers that others have pushed out");
+    describe_counter!(
+        names::CACHE_EVICTIONS,
+        "kept answers that others have pushed out, or that went for want of memory"
+    );
     describe_counter!(names::CACHE_PURGED, "kept answers that were purged, or made stale by a soft purge");
     describe_counter!(
         names::COMPRESSIONS,
@@ -845,6 +895,10 @@ fn describe_origins_and_cache() {
         names::LAST_RELOAD_SUCCESSFUL,
         "0 when the successor that was asked for last did not begin to serve, so that this edge serves on"
     );
+    describe_gauge!(names::MEMORY_BYTES, "resident memory of the process");
+    describe_gauge!(names::MEMORY_BOUND, "its bound; 0: none");
+    describe_gauge!(names::MEMORY_SHORT, "1 while the edge is short of memory and begins nothing new");
+    describe_counter!(names::MEMORY_SHORTAGES, "times that memory became short");
     describe_gauge!(names::BUILD_INFO, "1, with the version");
 }
 

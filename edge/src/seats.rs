@@ -67,6 +67,17 @@ impl Seats {
         }
     }
 
+    /// Ends all connections that have been without an exchange for a while, and says what each was doing.
+    pub(crate) fn evict_all(&self, now: Instant, mut told: impl FnMut(Evicted)) {
+        for seat in self.taken.borrow().iter() {
+            let since = seat.idle_since();
+            if since.is_some_and(|since| now.duration_since(since) >= self.evictable_after) {
+                told(seat.state());
+                seat.end();
+            }
+        }
+    }
+
     /// Ends the connection that has been without an exchange for longest, and says what it was doing; `None`: each has one, or
     /// has had one just now.
     pub(crate) fn evict(&self, now: Instant) -> Option<Evicted> {
@@ -80,11 +91,9 @@ impl Seats {
         if now.duration_since(since) < self.evictable_after {
             return None;
         }
-        seat.evicted.set(true);
-        if let Some(waker) = seat.waker.take() {
-            waker.wake();
-        }
-        Some(seat.state())
+        let state = seat.state();
+        seat.end();
+        Some(state)
     }
 }
 
@@ -109,6 +118,13 @@ impl Seat {
             serving.as_mut().poll(context).map(Some)
         })
         .await
+    }
+
+    fn end(&self) {
+        self.evicted.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 
     /// `None`: it is not, or it is on its way out.
@@ -217,6 +233,29 @@ mod tests {
         assert!(clock.without_exchange_since().is_some_and(|since| since <= clock::now()));
         clock.body_awaited(false);
         assert_eq!(clock.without_exchange_since(), None);
+    }
+
+    #[test]
+    fn for_want_of_memory_all_go_that_have_no_exchange() {
+        let seats = Seats::new(Duration::from_secs(1));
+        let idle: Vec<_> = (0..2 * limits::SEATS_LOOKED_AT).map(|_| serving(&seats)).collect();
+        let (busy, clock) = serving(&seats);
+        clock.exchange_begins();
+        let half_open = seats.take();
+        let ended = |now: Instant| {
+            let mut ended = Vec::new();
+            seats.evict_all(now, |state| ended.push(state));
+            ended
+        };
+        let now = clock::now();
+        assert_eq!(ended(now), [], "nobody for long enough");
+        let later = now + Duration::from_secs(2);
+        let states = ended(later);
+        assert_eq!(states.len(), idle.len() + 1);
+        assert_eq!(states.iter().filter(|state| **state == Evicted::Handshake).count(), 1);
+        assert!(idle.iter().all(|(seat, _)| seat.evicted.get()) && half_open.evicted.get());
+        assert!(!busy.evicted.get());
+        assert_eq!(ended(later), [], "once each");
     }
 
     #[test]

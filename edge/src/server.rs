@@ -29,6 +29,7 @@ use crate::{
     limits::{self, Deadlines},
     listen::{self, BoundListener, Inherited, Kept, quic::QuicProcess},
     live::Live,
+    memory::Memory,
     metrics::Metrics,
     process,
     service::{Beside, Service},
@@ -89,6 +90,7 @@ pub struct Edge {
     pub connections_per_worker_max: usize,
     pub origin_sockets: Arc<OriginSockets>,
     pub sources: Arc<Sources>,
+    pub memory: Arc<Memory>,
     pub deadlines: Deadlines,
     pub readiness: Readiness,
 }
@@ -133,9 +135,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         AccessLog::open(&config.access_log, &config.privacy, Arc::clone(&metrics))?;
     let (traces, exporter) = Traces::new(config.traces.as_ref(), &config.privacy, &metrics);
     let (switch, drain) = DrainSwitch::new();
+    let memory = Memory::new(config.memory_bytes);
     let ports = listeners.iter().flatten().map(|bound| &bound.config);
     let cache = Cache::new(
-        config.cache_bytes,
+        config.cache_bytes.unwrap_or_else(|| memory.cache_bytes()),
         ports.flat_map(|config| [config.address.port(), config.public_https_port]),
     );
     let (live, source) = tables(&config, args.token.as_deref(), &service, &cache)?;
@@ -161,6 +164,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         own_sockets,
         connections_per_worker_max: connections_per_worker(descriptors, config.workers),
         origin_sockets: Arc::new(OriginSockets::new(connections(descriptors), config.workers)),
+        memory,
         deadlines: Deadlines::default(),
         readiness: Readiness::default(),
     });
@@ -476,6 +480,9 @@ impl Edge {
             Some("no worker runs")
         } else if matches!(mode, Mode::Fleet(_)) && **self.live.applied.load() == Generation::default() {
             Some("no generation has been applied yet")
+        } else if self.memory.is_short() {
+            // It refuses everybody: a balancer does better to send them elsewhere.
+            Some("short of memory")
         } else {
             None
         }

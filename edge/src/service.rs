@@ -29,6 +29,7 @@ use crate::{
     handover::{self, Conversation, Giver, Relaunch, Shared, Surfaces},
     limits::{self, Deadlines},
     listen::Kept,
+    memory,
     server::Edge,
     tls::TICKET_KEY_SECONDS,
     traces::Exporter,
@@ -200,6 +201,7 @@ fn start(
     }
     tokio::task::spawn_local(rotate_tickets(Arc::clone(edge)));
     tokio::task::spawn_local(upkeep(Arc::clone(edge)));
+    tokio::task::spawn_local(memory::watch(Arc::clone(edge)));
     tokio::task::spawn_local(check_origins(Arc::clone(edge)));
     if let Some(conversation) = conversation {
         conversation.serving()?;
@@ -432,6 +434,7 @@ pub(crate) fn read_only(
         "/metrics" => {
             edge.metrics.names.set(u32::try_from(edge.live.sni.len()).map_or(f64::MAX, f64::from));
             edge.cache.show(&edge.metrics);
+            edge.metrics.memory(&edge.memory);
             text(StatusCode::OK, edge.metrics.render())
         }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),

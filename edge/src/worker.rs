@@ -12,9 +12,10 @@ use crate::{
     drain::LocalDrain,
     egress::EgressGuard,
     http::unique::{Unique, Uniques},
-    io::{Backend, Listener, Runtime, Stream, publish_counts},
+    io::{Backend, Listener, Runtime, Stream, publish_counts, return_free_memory},
     limits,
     listen::{self, BoundListener},
+    metrics::Limited,
     seats::{Seat, Seats},
     server::Edge,
     upstream::{Connector, Names, Origins, tunnel::OriginHalf},
@@ -158,6 +159,9 @@ impl Worker {
     }
 
     fn start(self: &Rc<Self>, stream: Stream, peer: SocketAddr, bound: &Rc<BoundListener>) {
+        if self.lacks_memory() {
+            return;
+        }
         // Dropped without a place: closed at once, before a byte of TLS is read.
         let Some(place) = self.place() else { return };
         let worker = Rc::clone(self);
@@ -182,6 +186,17 @@ impl Worker {
         Some(Place::taken(self))
     }
 
+    /// Whether memory is too short for a newcomer, who is then counted as refused.
+    pub(crate) fn lacks_memory(&self) -> bool {
+        let is_short = self.edge.memory.is_short();
+        if is_short {
+            self.edge.metrics.connections_total.increment(1);
+            self.edge.metrics.connections_refused.increment(1);
+            self.edge.metrics.limited(Limited::Memory);
+        }
+        is_short
+    }
+
     /// Whether a newcomer takes another's place, or finds none.
     pub(crate) fn is_full(&self) -> bool {
         self.seats.count() >= self.edge.connections_per_worker_max
@@ -194,10 +209,13 @@ impl Worker {
     }
 
     async fn tick(self: Rc<Self>) {
-        let mut ticks = 0_u32;
+        let (mut ticks, mut shortage) = (0_u32, 0);
         loop {
             tokio::time::sleep(TICK).await;
             publish_counts();
+            if self.edge.memory.wants_room(&mut shortage) {
+                self.make_room();
+            }
             ticks = ticks.wrapping_add(1);
             if ticks.is_multiple_of(SWEEP_TICKS) {
                 self.origins.sweep();
@@ -205,9 +223,16 @@ impl Worker {
         }
     }
 
+    /// Connections without an exchange, of clients and to origins, hold what others need now.
+    fn make_room(&self) {
+        self.seats.evict_all(clock::now(), |evicted| self.edge.metrics.evicted(evicted));
+        self.origins.close_idle();
+        return_free_memory();
+    }
+
     /// Room to compress one more body of this tenant; counted where there is none.
     pub(crate) fn coding_place(&self, tenant: TenantId) -> Option<CodingPlace> {
-        let place = self.codings.take(tenant);
+        let place = if self.edge.memory.is_short() { None } else { self.codings.take(tenant) };
         if place.is_none() {
             self.edge.metrics.compressions_refused.increment(1);
         }

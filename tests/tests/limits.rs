@@ -22,7 +22,7 @@ const CRATES: [(&str, &str); 2] = [("portico_edge", "edge"), ("portico_control_p
 
 /// Not bounds on what comes from outside: how long and how often the edge itself does something, and what it asks of the
 /// kernel.
-const OWN_PACE: [&str; 32] = [
+const OWN_PACE: [&str; 33] = [
     "ACCEPT_PAUSE",
     "SPANS_GATHER",
     "SPANS_DEADLINE",
@@ -39,6 +39,7 @@ const OWN_PACE: [&str; 32] = [
     "LISTEN_BACKLOG",
     "LISTEN_ATTEMPTS",
     "LISTEN_PAUSE",
+    "MEMORY_TOLD_PAUSE",
     "ACCEPT_SETTLE",
     "ACCEPT_SETTLE_ROUNDS",
     "SOURCE_LOG_PAUSE",

@@ -106,6 +106,11 @@ impl Cache {
         self.store.bytes_of(tenant)
     }
 
+    /// Forgets answers of at least so many bytes, where there are so many; they are freed when nobody reads them any more.
+    pub(crate) fn give_back(&self, bytes: u64) {
+        self.store.give_back(bytes);
+    }
+
     /// Compressed forms that were begun.
     pub fn forms_made(&self) -> u64 {
         self.forms_made.load(Ordering::Relaxed)

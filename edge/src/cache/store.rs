@@ -155,6 +155,21 @@ impl Store {
         })
     }
 
+    /// Forgets answers of at least so many bytes, where there are so many, of whoever holds the most. Not under one lock:
+    /// workers come in between.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let mut forgotten = 0;
+        for _ in 0..limits::CACHE_EVICTIONS_MAX {
+            if forgotten >= bytes {
+                return;
+            }
+            let mut ledger = self.ledger();
+            let Some(&(_, largest)) = ledger.by_bytes.last() else { return };
+            let Some(evicted) = self.evict(&mut ledger, largest) else { return };
+            forgotten += evicted;
+        }
+    }
+
     /// Sets a tenant's limit. What is held beyond it goes as new answers come.
     pub(super) fn limit(&self, tenant: TenantId, most: u64) {
         self.ledger().shelf(tenant).most = most;
@@ -264,13 +279,22 @@ impl Store {
                 let Some(&(_, largest)) = ledger.by_bytes.last() else { return false };
                 largest
             };
-            let Some(stored) = ledger.shelf(largest).next_to_go() else { return false };
-            if self.unlink(&stored) {
-                ledger.subtract(&stored);
-                self.totals.evicted.fetch_add(1, Ordering::Relaxed);
+            if self.evict(ledger, largest).is_none() {
+                return false;
             }
         }
         false
+    }
+
+    /// Forgets one answer of a tenant and says how many bytes it has; `None`: the tenant has none.
+    fn evict(&self, ledger: &mut Ledger, tenant: TenantId) -> Option<u64> {
+        let stored = ledger.shelf(tenant).next_to_go()?;
+        if !self.unlink(&stored) {
+            return Some(0);
+        }
+        ledger.subtract(&stored);
+        self.totals.evicted.fetch_add(1, Ordering::Relaxed);
+        Some(stored.weight.load(Ordering::Relaxed))
     }
 
     /// Out of the index; the caller holds the ledger.
@@ -501,6 +525,23 @@ mod tests {
         assert!(store.grow(fills, &filling, 100));
         drop(filling);
         assert_eq!(store.ledger().tenants[&fills].held.load(Ordering::Relaxed), 0, "counted in one place");
+    }
+
+    #[test]
+    fn what_is_given_back_is_of_whoever_holds_the_most_and_no_more_than_was_asked_for() {
+        let store = Store::new(1 << 20);
+        let (one, other) = (TenantId::generate(), TenantId::generate());
+        for number in 0..10 {
+            put(&store, &key(one, &format!("/{number}")), 1, 100);
+        }
+        put(&store, &key(other, "/"), 1, 300);
+        store.give_back(0);
+        assert_eq!(store.entries(), 11);
+        store.give_back(550);
+        assert_eq!((store.bytes_of(one), store.bytes_of(other)), (400, 300));
+        assert_eq!((store.held(), store.evicted()), (700, 6));
+        store.give_back(u64::MAX);
+        assert_eq!((store.held(), store.entries()), (0, 0));
     }
 
     #[test]

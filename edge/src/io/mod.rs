@@ -11,10 +11,11 @@
 //! with more than one completion), and DEFER_TASKRUN (its ring descriptor never becomes readable, so the runtime hangs).
 #![expect(
     unsafe_code,
-    reason = "uninitialised read buffers, raw ring operations, inherited descriptors, jemalloc's controls; nowhere else in the workspace"
+    reason = "uninitialised read buffers, raw ring operations, inherited descriptors, allocators' controls; nowhere else in the workspace"
 )]
 
 mod activation;
+mod allocator;
 mod backend;
 mod connect;
 mod counts;
@@ -26,6 +27,7 @@ mod ring;
 mod stream;
 
 pub use activation::sockets_of_the_service_manager;
+pub(crate) use allocator::return_free_memory;
 pub use backend::{Backend, IoChoice, Refused, Runtime, choose, probe};
 pub use connect::connect;
 pub use counts::{OperationCounts, operation_counts, publish_counts};

@@ -22,7 +22,7 @@ use super::{
     pool::Http1Line,
     watch::Watched,
 };
-use crate::{clock, limits, live::Origin, proxy_protocol::Ends};
+use crate::{clock, limits, live::Origin, memory::Exchanging, proxy_protocol::Ends};
 
 pub(super) struct Endpoint {
     pub origin: Arc<Origin>,
@@ -74,6 +74,8 @@ struct Idle {
 /// One exchange's place at an endpoint, from the choice of the origin to the end of its answer.
 pub(super) struct Turn {
     pub endpoint: Rc<Endpoint>,
+    /// Once it has begun.
+    pub exchanging: Option<Exchanging>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -131,7 +133,7 @@ impl Endpoint {
             None => None,
         };
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Turn { endpoint: self, _permit: permit })
+        Ok(Turn { endpoint: self, exchanging: None, _permit: permit })
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -291,8 +293,8 @@ impl Endpoint {
 
     /// Closes what has been idle too long. Whether the name is to be resolved again, because connections are kept longer
     /// than its addresses hold.
-    pub(super) fn sweep(&self, now: Instant) -> bool {
-        let fresh = |since: Instant| now.duration_since(since) < limits::ORIGIN_IDLE_DEADLINE;
+    pub(super) fn sweep(&self, now: Instant, allowed: Duration) -> bool {
+        let fresh = |since: Instant| now.duration_since(since) < allowed;
         let mut idle = self.http1.borrow_mut();
         let mut http2 = self.http2.borrow_mut();
         let before = idle.len() + http2.len();

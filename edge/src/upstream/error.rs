@@ -30,6 +30,8 @@ pub enum OriginError {
     Busy,
     #[error("the tenant's origins have as many sockets as they may")]
     NoSockets,
+    #[error("there is no memory for an exchange with an origin")]
+    Memory,
     #[error("the origin refused the request unread")]
     NotBegun(#[source] hyper::Error),
     #[error("the origin did not take the request's body")]
@@ -81,7 +83,7 @@ impl OriginError {
             | Self::Closed(_)
             | Self::Protocol(_)
             | Self::BadAnswer => StatusCode::BAD_GATEWAY,
-            Self::Busy | Self::NoSockets => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::NoSockets | Self::Memory => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout | Self::WriteStall | Self::FirstByteTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Looping => StatusCode::LOOP_DETECTED,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -103,6 +105,7 @@ impl OriginError {
             Self::NotHttp2 => "not_http2",
             Self::Busy => "breaker_open",
             Self::NoSockets => "origin_sockets",
+            Self::Memory => "memory",
             Self::NotBegun(_) => "refused",
             Self::WriteStall => "write_stall",
             Self::FirstByteTimeout => "first_byte_timeout",
@@ -143,6 +146,7 @@ impl OriginError {
             | Self::Egress(_) => true,
             Self::Busy
             | Self::NoSockets
+            | Self::Memory
             | Self::NoIdentity
             | Self::BadAnswer
             | Self::Looping

@@ -83,13 +83,17 @@ impl Forwarding<'_> {
     }
 }
 
-/// Sends a request to its origin and brings the answer, or a page that says 502, 503 or 504 and no more.
+/// Sends a request to its origin and brings the answer, or a page that says 502, 503 or 504 and no more. While memory is short no
+/// origin is asked: an exchange with one costs most.
 pub(crate) async fn forward(
     parts: Parts,
     mut body: RequestBody,
     forwarding: Forwarding<'_>,
 ) -> Result<Answer, Dropped> {
     body.set_stall(forwarding.context.worker.edge.deadlines.body_stall);
+    if forwarding.context.worker.edge.memory.is_short() {
+        return Ok(Answer::short_of_memory(forwarding.context));
+    }
     let upload = body.upload();
     if !body.is_end_stream() {
         upload.tell(&forwarding.context.clock);
@@ -116,6 +120,9 @@ pub(crate) async fn forward(
         Ok(answer) => return Ok(answer),
         Err(unserved) => unserved,
     };
+    if matches!(error, OriginError::Memory) {
+        return Ok(Answer::short_of_memory(forwarding.context));
+    }
     let error = match upload.fault() {
         Some(BodyFault::TooLarge) => OriginError::RequestTooLarge,
         Some(BodyFault::Stalled) => OriginError::RequestStalled,
@@ -246,7 +253,12 @@ async fn attempt(
     let deadlines = to.upstream.deadlines;
     let connect = deadlines.connect.unwrap_or(worker.edge.deadlines.origin_connect);
     let unsent = |error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false, in_body: false };
-    let turn = Rc::clone(endpoint).enter(connect).await.map_err(unsent)?;
+    let mut turn = Rc::clone(endpoint).enter(connect).await.map_err(unsent)?;
+    turn.exchanging = worker.edge.memory.begin_exchange();
+    if turn.exchanging.is_none() {
+        let error = OriginError::Memory;
+        return Err(Failure { error, repeat: Repeat::Never, stale: false, in_body: false });
+    }
     if tunnel::is_websocket(message.parts) {
         return tunnel::open(message.parts, turn, connect, to).await;
     }

@@ -239,7 +239,7 @@ impl Origins {
     /// Housekeeping, every few seconds: what is idle is closed, and names whose addresses no longer hold are asked for
     /// again, so that a kept connection does not outlive the address that it was made to.
     pub fn sweep(&self) {
-        let stale = self.pool.sweep(clock::now());
+        let stale = self.pool.sweep(clock::now(), limits::ORIGIN_IDLE_DEADLINE);
         for endpoint in stale.into_iter().take(limits::RESOLVED_AGAIN_PER_SWEEP) {
             let connector = Rc::clone(&self.connector);
             tokio::task::spawn_local(async move {
@@ -250,6 +250,11 @@ impl Origins {
                 }
             });
         }
+    }
+
+    /// Closes all connections that no exchange has.
+    pub(crate) fn close_idle(&self) {
+        self.pool.sweep(clock::now(), Duration::ZERO);
     }
 
     /// xorshift64: even enough for a draw, and a few instructions.

@@ -1,6 +1,14 @@
 //! All endpoints of a worker, and the connection that one exchange has taken from one.
 
-use std::{cell::RefCell, collections::HashMap, fmt, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use foldhash::fast::RandomState;
 use http::Request;
@@ -87,9 +95,10 @@ impl Pool {
     }
 
     /// Closes what has been idle too long and gives those whose names are to be resolved again.
-    pub(super) fn sweep(&self, now: Instant) -> Vec<Rc<Endpoint>> {
+    pub(super) fn sweep(&self, now: Instant, allowed: Duration) -> Vec<Rc<Endpoint>> {
         let mut endpoints = self.endpoints.borrow_mut();
-        let stale = endpoints.values().filter(|endpoint| endpoint.sweep(now)).map(Rc::clone).collect();
+        let stale =
+            endpoints.values().filter(|endpoint| endpoint.sweep(now, allowed)).map(Rc::clone).collect();
         endpoints.retain(|_, endpoint| !endpoint.is_forgettable(now));
         stale
     }

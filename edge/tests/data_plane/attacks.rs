@@ -170,7 +170,7 @@ fn is_before_handshake(attack: Attack) -> bool {
 }
 
 /// Answers more than all buffers between here and a client hold, until nobody wants it.
-fn pour(mut stream: TcpStream) {
+pub fn pour(mut stream: TcpStream) {
     static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
     const PIECES: usize = 1024;
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", PIECES * PIECE.len());
@@ -182,7 +182,7 @@ fn pour(mut stream: TcpStream) {
     }
 }
 
-fn resident_bytes(process: u32) -> u64 {
+pub fn resident_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024

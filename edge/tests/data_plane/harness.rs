@@ -17,6 +17,7 @@ use portico_edge::http::visitor::TrustedProxies;
 use portico_edge::io::{Backend, IoChoice, choose, probe};
 use portico_edge::limits::Deadlines;
 use portico_edge::listen;
+use portico_edge::memory::Memory;
 use portico_edge::metrics::Metrics;
 use portico_edge::privacy::Privacy;
 use portico_edge::server::{Edge, Readiness, start_workers};
@@ -148,6 +149,7 @@ impl TestEdge {
             own_sockets: vec![https, http],
             connections_per_worker_max: setup.connections_max,
             origin_sockets: Arc::new(OriginSockets::new(setup.origin_sockets_max, setup.workers)),
+            memory: Memory::bounded(None),
             deadlines: setup.deadlines,
             readiness: Readiness::default(),
         });

@@ -41,6 +41,7 @@ mod http3_client;
 mod ipv6;
 mod key_exchange;
 mod limits;
+mod memory;
 mod metrics;
 mod origin;
 mod origin_bounds;

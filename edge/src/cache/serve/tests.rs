@@ -3,7 +3,7 @@ use std::path::Path;
 use portico_cert_store::TenantId;
 
 use super::*;
-use crate::config::Config;
+use crate::{config::Config, memory::Memory};
 
 #[test]
 fn requests_that_no_client_waits_for_are_bounded() {
@@ -21,7 +21,8 @@ fn requests_that_no_client_waits_for_are_bounded() {
 fn an_edge_whose_file_says_nothing_of_it_has_a_bounded_cache() {
     let text = "[[listen]]\naddress = \"127.0.0.1:0\"\nkind = \"https\"\n[standalone]\n";
     let config = Config::parse(Path::new("/srv/edge.toml"), text).expect("it is whole");
-    let cache = Cache::new(config.cache_bytes, []);
+    assert_eq!((config.cache_bytes, config.memory_bytes), (None, None));
+    let cache = Cache::new(Memory::bounded(None).cache_bytes(), []);
     // Nobody may hold more than a part of it on the way in.
     let share = limits::CACHE_BYTES / 16;
     let held: Vec<_> = (0..1000).map_while(|_| cache.store.take(TenantId::generate(), share)).collect();

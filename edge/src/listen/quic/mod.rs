@@ -228,6 +228,11 @@ async fn quiet(endpoint: &quinn::Endpoint) {
 
 fn take(slot: &Rc<Slot>, incoming: quinn::Incoming) {
     let worker = &slot.worker;
+    if worker.lacks_memory() {
+        // Without a Retry before: whoever comes back is refused all the same.
+        incoming.refuse();
+        return;
+    }
     let client = incoming.remote_address().ip();
     let has_room = worker.edge.sources.has_room(client);
     // On a full edge somebody loses his place for it; not for an address that nobody may have.

@@ -142,10 +142,14 @@ fn an_idle_connection_is_neither_used_nor_kept_when_its_time_is_over() {
             before
         };
         let before = keep_one().await;
-        endpoint.sweep(before + limits::ORIGIN_IDLE_DEADLINE - MOMENT);
+        let allowed = limits::ORIGIN_IDLE_DEADLINE;
+        endpoint.sweep(before + allowed - MOMENT, allowed);
         assert_eq!(kept.count.get(), 1);
-        endpoint.sweep(clock::now() + limits::ORIGIN_IDLE_DEADLINE);
+        endpoint.sweep(clock::now() + allowed, allowed);
         assert_eq!(kept.count.get(), 0, "swept");
+        keep_one().await;
+        endpoint.sweep(clock::now(), Duration::ZERO);
+        assert_eq!(kept.count.get(), 0, "for want of memory none is kept");
         keep_one().await;
         assert!(
             endpoint.take_http1(clock::now() + limits::ORIGIN_IDLE_DEADLINE).is_none(),

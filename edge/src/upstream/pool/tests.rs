@@ -19,7 +19,7 @@ fn a_worker_knows_so_many_origins_and_serves_others_too() {
     assert_eq!(pool.endpoints.borrow().len(), limits::ENDPOINTS_PER_WORKER_MAX);
     // Those that nobody has asked for make room.
     let late = clock::now() + limits::ENDPOINT_FORGOTTEN_AFTER + Duration::from_millis(1);
-    pool.sweep(late);
+    pool.sweep(late, limits::ORIGIN_IDLE_DEADLINE);
     assert!(pool.endpoints.borrow().is_empty());
     assert!(Rc::ptr_eq(&of(bound), &of(bound)));
 }
