@@ -344,6 +344,7 @@ const REFUSALS: &[&str] = &[
     "repeated_host",
     "request_line",
     "scheme_differs",
+    "slow_head",
     "target",
     "target_too_long",
     "too_many_fields",

@@ -40,6 +40,10 @@ impl Refused {
         in_body: false,
     };
 
+    /// A head over HTTP/1.1 that has begun and did not end in time.
+    pub(crate) const SLOW_HEAD: Self =
+        Self { reason: "slow_head", status: StatusCode::REQUEST_TIMEOUT, in_body: false };
+
     /// A message over HTTP/2 or 3 that is malformed.
     pub(crate) const fn malformed(protocol: Protocol) -> Self {
         let reason = match protocol {

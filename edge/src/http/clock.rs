@@ -217,7 +217,7 @@ impl ConnectionClock {
     /// Since when no exchange is under way, whatever else is; `None`: one is, or its answer is still being sent. One that only
     /// waits for its client is none for the time that the bytes of its body are not worth.
     pub fn without_exchange_since(&self) -> Option<Instant> {
-        if self.answers_travel() || self.unflushed.get() || self.write_blocked_since.get().is_some() {
+        if !self.has_sent_all() {
             return None;
         }
         match self.open_exchanges.get() {
@@ -300,6 +300,11 @@ impl ConnectionClock {
             (false, Some(_)) if goes_on => self.write_blocked_since.set(None),
             _ => {}
         }
+    }
+
+    /// Whether the kernel has all that there was to write.
+    pub(super) fn has_sent_all(&self) -> bool {
+        !self.answers_travel() && !self.unflushed.get() && self.write_blocked_since.get().is_none()
     }
 
     /// The kernel has all that was written.

@@ -6,9 +6,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::limits;
 
-/// close_notify or FIN; the peer may be gone or take no byte, and is waited for no longer than `within`.
-pub(crate) async fn say<S: AsyncWrite + Unpin>(stream: &mut S, within: Duration) {
-    let _ = tokio::time::timeout(within, stream.shutdown()).await;
+/// The last words, if there are some, and close_notify or FIN; the peer may be gone or take no byte, and is waited for no longer
+/// than `within`.
+pub(crate) async fn say<S: AsyncWrite + Unpin>(stream: &mut S, last_words: &[u8], within: Duration) {
+    let saying = async {
+        stream.write_all(last_words).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(within, saying).await;
 }
 
 /// Reads until the peer closes, within the bounds of [`limits::LINGER_BYTES_MAX`] and `within`. A socket closed over unread
@@ -61,8 +66,10 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_takes_no_goodbye_is_not_waited_for() {
         let soon = Deadlines { goodbye: Duration::from_millis(1), ..Deadlines::default() };
-        let saying = async { say(&mut TakesNothing, soon.goodbye).await };
-        assert!(tokio::time::timeout(LONG, saying).await.is_ok());
+        for last_words in [&b""[..], b"HTTP/1.1 408 Request Timeout\r\n\r\n"] {
+            let saying = async { say(&mut TakesNothing, last_words, soon.goodbye).await };
+            assert!(tokio::time::timeout(LONG, saying).await.is_ok());
+        }
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use super::{
     guarded_io::GuardedIo,
 };
 use crate::{
+    clock,
     exchange::{ConnectionContext, Dropped, Refused, serve_exchange},
     limits,
     upstream::tunnel::{self, TunnelOffer},
@@ -58,7 +59,10 @@ where
             break (ended, Bytes::new(), None);
         }
     };
-    if let Some(refused) = io.refused().map_or(malformed, |refusal| Some(refusal.into())) {
+    // Behind an answer that has not left whole it would be taken for a part of that.
+    let timed_out = ended == Ended::Expired(Expired::SlowHead) && context.clock.has_sent_all();
+    let refused = io.refused().map(Refused::from).or(malformed).or(timed_out.then_some(Refused::SLOW_HEAD));
+    if let Some(refused) = refused {
         refused.note(&context);
     }
     let mut stream = io.into_inner();
@@ -66,12 +70,19 @@ where
         context.clock.tunnel_begins();
         Box::pin(tunnel::run(stream, early, offer, &context.worker)).await;
         context.clock.tunnel_ends();
-    } else if !matches!(ended, Ended::Expired(_)) {
+    } else if timed_out || !matches!(ended, Ended::Expired(_)) {
         let deadlines = &context.worker.edge.deadlines;
-        goodbye::say(&mut stream, deadlines.goodbye).await;
+        let last_words = if timed_out { head_timeout() } else { String::new() };
+        goodbye::say(&mut stream, last_words.as_bytes(), deadlines.goodbye).await;
         Box::pin(goodbye::discard(stream, context.linger())).await;
     }
     ended
+}
+
+/// For a client whose head has begun and does not end (RFC 9110 section 15.5.9): hyper has no answer to it.
+fn head_timeout() -> String {
+    let date = httpdate::fmt_http_date(std::time::UNIX_EPOCH + clock::unix_elapsed());
+    format!("HTTP/1.1 408 Request Timeout\r\ndate: {date}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
 }
 
 /// What is left when hyper has been put away.

@@ -247,8 +247,8 @@ where
         }
     }
     tokio::join!(
-        goodbye::say(&mut to_client, deadlines.goodbye),
-        goodbye::say(&mut to_origin, deadlines.goodbye)
+        goodbye::say(&mut to_client, b"", deadlines.goodbye),
+        goodbye::say(&mut to_origin, b"", deadlines.goodbye)
     );
 }
 

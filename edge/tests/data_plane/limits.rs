@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portico_edge::limits::{self, Deadlines};
 
-use crate::client::{any_version, http2, https, plain, runtime, tcp, try_https};
+use crate::client::{Http1, any_version, http2, https, plain, runtime, tcp, try_https};
 use crate::harness::{Setup, TestEdge, on_each_backend, wait_until};
 
 const HOST: &str = "shop.example";
@@ -94,7 +94,7 @@ fn many_fields_are_refused_on_http2_and_pieces_of_a_cookie_are_not() {
 }
 
 #[test]
-fn a_slow_head_is_cut_and_an_idle_connection_outlives_it() {
+fn a_slow_head_is_answered_408_and_an_idle_connection_outlives_it() {
     on_each_backend(|backend| {
         let short = Duration::from_millis(400);
         let mut edge = TestEdge::with(backend, quick(|deadlines| deadlines.header = short));
@@ -102,14 +102,34 @@ fn a_slow_head_is_cut_and_an_idle_connection_outlives_it() {
         let mut idle = https(edge.https, HOST);
         assert_eq!(idle.get(HOST, "/").status, 200);
         let before = expired(&edge, "slow_head");
+        let refusals = "portico_edge_requests_refused_total{reason=\"slow_head\"}";
+        let refused_before = edge.metric(refusals);
         let mut slow = https(edge.https, HOST);
         let begun = portico_edge::clock::now();
         slow.send("GET / HTTP/1.1\r\nHost: ");
-        assert!(slow.closes());
+        is_told(&mut slow);
         assert!(begun.elapsed() >= short);
-        wait_until("it is counted", || expired(&edge, "slow_head") > before);
+        let line = edge.log_lines(2).pop().unwrap();
+        assert_eq!((&line["status"], &line["reason"]), (&408.into(), &"slow_head".into()), "{line}");
+        // One byte of it is enough, also behind a request and without TLS.
+        slow = https(edge.https, HOST);
+        slow.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\nG"));
+        assert_eq!(slow.answer().status, 200);
+        is_told(&mut slow);
+        let mut slow = plain(edge.http);
+        slow.send("GET");
+        is_told(&mut slow);
+        wait_until("all are counted", || expired(&edge, "slow_head") >= before + 3.0);
+        assert!(edge.metric(refusals) >= refused_before + 3.0);
         assert_eq!(idle.get(HOST, "/").status, 200, "waiting between requests is no slow head");
     });
+}
+
+/// That its head took too long, and that this was the last.
+fn is_told<S: std::io::Read + std::io::Write>(client: &mut Http1<S>) {
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.header("connection")), (408, Some("close")));
+    assert!(answer.header("date").is_some() && client.closes());
 }
 
 #[test]
