@@ -108,8 +108,8 @@ where
     .await
 }
 
-fn builder(streams: Streams) -> http2::Builder<Streams> {
-    let mut builder = http2::Builder::new(streams);
+fn builder<E>(executor: E) -> http2::Builder<E> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS_MAX)
@@ -224,5 +224,95 @@ where
                 leftover.discard(context.leftover()).await;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body::{Body, Frame};
+    use hyper::Response;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// Brings pieces for as long as they are asked for, and counts their bytes.
+    struct Endless(Rc<Cell<usize>>);
+
+    const PIECE: usize = 1024;
+    const PIPE: usize = 1024;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.set(self.0.get() + PIECE);
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'x'; PIECE])))))
+        }
+    }
+
+    #[derive(Clone)]
+    struct OnThisThread;
+
+    impl<F: Future + 'static> Executor<F> for OnThisThread {
+        fn execute(&self, future: F) {
+            tokio::task::spawn_local(async move {
+                future.await;
+            });
+        }
+    }
+
+    /// What is read of an answer for a client that takes its head and nothing more, and whose windows are wide open.
+    async fn given(builder: http2::Builder<OnThisThread>) -> usize {
+        let (ours, theirs) = tokio::io::duplex(PIPE);
+        let given = Rc::<Cell<usize>>::default();
+        let counts = Rc::clone(&given);
+        let service = service_fn(move |_| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(Endless(Rc::clone(&counts)))))
+        });
+        let server = builder.serve_connection(TokioIo::new(ours), service);
+        tokio::task::spawn_local(async move {
+            let _cut = server.await;
+        });
+        let (mut sender, mut connection) = ::h2::client::Builder::new()
+            .initial_window_size(1 << 30)
+            .initial_connection_window_size(1 << 30)
+            .handshake::<_, Bytes>(theirs)
+            .await
+            .unwrap();
+        let request = Request::get("https://shop.example/").body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        tokio::select! {
+            answer = answer => assert_eq!(answer.unwrap().status(), 200),
+            ended = &mut connection => panic!("{ended:?}"),
+        }
+        // Now nobody reads. It settles when all tasks have had their turns.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        given.get()
+    }
+
+    #[tokio::test]
+    async fn of_an_answer_that_is_not_taken_so_much_is_held_whatever_the_windows_are() {
+        let bound = limits::H2_SEND_BUFFER_BYTES;
+        // On their way: a frame that is being written, what is in the pipe, and what was read with the head.
+        let under_way = limits::H2_FRAME_BYTES_MAX as usize + PIPE + 16 * 1024;
+        LocalSet::new()
+            .run_until(async {
+                let bytes = given(builder(OnThisThread)).await;
+                assert!((bound..=bound + under_way).contains(&bytes), "{bytes} bytes");
+                let mut lax = builder(OnThisThread);
+                lax.max_send_buf_size(4 * bound);
+                let bytes = given(lax).await;
+                assert!(bytes >= 4 * bound, "it is this bound that holds: {bytes} bytes");
+            })
+            .await;
     }
 }
