@@ -3,6 +3,7 @@
 //! Each error names the file, line and column: an unknown key, a wrong type, a value that cannot be.
 
 mod issuer;
+mod leavers;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::issuer::{ExternalAccountConfig, IssuerConfig};
+pub use self::leavers::LeaversConfig;
 use crate::plan::cells::{ANY_NAME, borne};
 use crate::plan::issuers::Patience;
 use crate::sealer::KeyEncryptionKey;
@@ -53,6 +55,8 @@ pub struct Config {
     pub preflight: PreflightConfig,
     #[serde(default)]
     pub failover: FailoverConfig,
+    #[serde(default)]
+    pub leavers: LeaversConfig,
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerConfig>,
 }
@@ -351,6 +355,7 @@ impl Config {
                 return Err(Fault::new(key, format!("{key} = {seconds} must be from {least} to 86400")));
             }
         }
+        self.leavers.check()?;
         if let Some((field, message)) = self.fleet.tenant_limits.faults().into_iter().next() {
             let key = format!("fleet.tenant_limits.{field}");
             return Err(Fault::new(&key, format!("{key} {message}")));
@@ -655,6 +660,9 @@ mod tests {
             ("[fleet.tenant_limits]\nrequests = 1\n", "5:1", "unknown field"),
             ("[failover]\nafter_seconds = 86401\n", "5:17", "from 0 to 86400"),
             ("[failover]\nback_after_seconds = 0\n", "5:22", "from 1 to 86400"),
+            ("[leavers]\nlooks = 1\n", "5:9", "leavers.looks = 1 must be from 2 to 100"),
+            ("[leavers]\nleave_within_seconds = 604800\n", "5:24", "to 518400"),
+            ("[leavers]\nmost_percent = 0\n", "5:16", "from 1 to 100"),
             (&format!("{issuer}by_default = false\n"), "7:14", "would get no certificate"),
             ("[usage]\nkeep_days = 7\n", "5:13", "usage.keep_days"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::store::figures::DOMAIN_STANDINGS;
 use crate::store::order::OrderState;
+use crate::store::presence::Counts;
 use crate::store::renewals::Standing;
 
 /// Requests to the API, by `method` and `class` of the answer.
@@ -45,6 +46,8 @@ const ACME_REQUESTS: &str = "portico_acme_requests_total";
 /// Certificates in use, by `state`; one may count in several: `live`, `by_ari`, `due`, `overdue` (beyond the CA's window),
 /// `late` (a quarter of the time from renewal to end has passed), `expired`, `edge_identity_late`.
 const CERTIFICATES: &str = "portico_certificates";
+/// Watched names by `state`: `here`, `away` (seen elsewhere), `left` (in their time of grace), `retired`.
+const PRESENCES: &str = "portico_watched_names";
 /// Questions to CAs when to renew, by `result`.
 const RENEWAL_INFO: &str = "portico_renewal_info_total";
 /// Windows that a CA has moved since they were first told.
@@ -156,6 +159,15 @@ pub(crate) fn certificates(standing: &Standing, identities_late: usize) {
     for (state, count) in states {
         let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         metrics::gauge!(CERTIFICATES, "state" => state).set(count);
+    }
+}
+
+pub(crate) fn presences(counts: &Counts) {
+    let states =
+        [("here", counts.here), ("away", counts.away), ("left", counts.left), ("retired", counts.retired)];
+    for (state, count) in states {
+        let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        metrics::gauge!(PRESENCES, "state" => state).set(count);
     }
 }
 

@@ -219,7 +219,7 @@ pub(crate) fn status(status: DomainStatus) -> String {
     let word = word(&status);
     match status {
         DomainStatus::Active => paint(&word, Colour::Green),
-        DomainStatus::Failed => paint(&word, Colour::Red),
+        DomainStatus::Failed | DomainStatus::Left => paint(&word, Colour::Red),
         DomainStatus::Degraded | DomainStatus::Suspended | DomainStatus::Pending => {
             paint(&word, Colour::Yellow)
         }

@@ -17,7 +17,7 @@ use crate::proof::{self, Decision, Refusal, Standing};
 use crate::store::condition::{self, Observation};
 use crate::store::domain::{self, DomainRow, Labels};
 use crate::store::proof::ProofRow;
-use crate::store::{StoreError, WriteTx, event, proof as proofs};
+use crate::store::{StoreError, WriteTx, event, presence, proof as proofs};
 
 mod fetch;
 
@@ -114,6 +114,9 @@ pub(crate) async fn apply(
         return Ok(Checked::Stale);
     }
     condition::set(tx, row.id, &seen.points_here, now_ms).await?;
+    if row.served && seen.points_here.status == ConditionStatus::True {
+        presence::wake(tx, row.id).await?;
+    }
     let Some((method, evidence)) = &seen.proof else {
         return without_proof(tx, &row, seen, now_ms).await;
     };
@@ -177,6 +180,7 @@ async fn serve(
     row.served = true;
     domain::update(tx, &mut row, now_ms).await?;
     proofs::put(tx, proof).await?;
+    presence::begin(tx, row.id, now_ms).await?;
     domain::publish(tx, &row).await?;
     let text = format!("control of {} is proved: {}", row.name, proof.evidence);
     event::append(tx, "domain.proved", Some(row.tenant_id), &row.id.to_string(), &text, now_ms).await
@@ -187,6 +191,8 @@ async fn serve(
 async fn displace(tx: &mut WriteTx, loser: DomainId, now_ms: i64) -> Result<(), StoreError> {
     let Some(mut row) = domain::find(tx, loser).await? else { return Ok(()) };
     proofs::end(tx, row.id, now_ms, "a newer proof of another account").await?;
+    presence::end(tx, row.id).await?;
+    condition::clear(tx, row.id, ConditionKind::Present).await?;
     row.served = false;
     row.labels = new_labels();
     row.check_at = Some(now_ms + BACKOFF_FIRST_MS);

@@ -12,6 +12,7 @@ use portico_cert_store::{CellId, EdgeId};
 use super::instructions::{file_text, proof_text, traffic_text};
 use crate::clock::{DAY_MS, NEVER_MS, rfc3339};
 use crate::store::condition::ConditionRow;
+use crate::tasks::issuance::{LEFT, RETIRED};
 
 #[path = "status/uploaded.rs"]
 mod uploaded;
@@ -141,6 +142,9 @@ fn judge(facts: &Facts<'_>, now: i64) -> (DomainStatus, Option<NextAction>) {
     }
     if facts.proved_at.is_none() {
         return unproved(facts, now);
+    }
+    if let Some(gone) = gone(facts, RETIRED) {
+        return (DomainStatus::Left, Some(gone));
     }
     if let Some(refusal) = facts.refusals.first() {
         return (DomainStatus::Degraded, Some(refused(refusal)));
@@ -362,12 +366,28 @@ fn complaint(facts: &Facts<'_>, now: i64) -> Option<NextAction> {
     if let Some(ending) = uploaded::ends_alone(facts, now) {
         return Some(act(Actor::Tenant, ending));
     }
+    if let Some(gone) = gone(facts, LEFT) {
+        return Some(gone);
+    }
     let row =
         stored(facts, ConditionKind::OwnershipProved).filter(|row| row.observed.reason == RECHECK_FAILED)?;
     let mut action =
         act(Actor::Tenant, format!("{} Set {} again.", row.observed.message, proof_text(facts.dns)));
     action.records = facts.dns.records.clone();
     action.retry_at = facts.next_check_at.map(rfc3339);
+    Some(action)
+}
+
+/// Of a name that has left.
+fn gone(facts: &Facts<'_>, reason: &str) -> Option<NextAction> {
+    let row = stored(facts, ConditionKind::Present).filter(|row| row.observed.reason == reason)?;
+    let set = traffic_text(facts.dns);
+    let text = format!("{} To stay, set {set}; else delete the domain.", sentence(&row.observed.message));
+    let mut action = act(Actor::Tenant, text);
+    let wanted = [RecordPurpose::ProofAndTraffic, RecordPurpose::Traffic];
+    action.records =
+        facts.dns.records.iter().filter(|record| wanted.contains(&record.purpose)).cloned().collect();
+    action.retry_at = row.observed.next_check_at.map(rfc3339);
     Some(action)
 }
 
@@ -403,6 +423,8 @@ fn conditions(facts: &Facts<'_>, now: i64) -> Vec<Condition> {
         deployed(facts, now),
     ];
     conditions.extend(uploaded::condition(facts, now));
+    // What never led here is not watched.
+    conditions.extend(stored(facts, ConditionKind::Present).map(Condition::from));
     // A CA that does not say what it calls itself in CAA records leaves nothing to look at.
     conditions.extend(stored(facts, ConditionKind::CaaPermits).map(Condition::from));
     conditions

@@ -40,6 +40,8 @@ const RECORDS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Lookup {
     resolver: Arc<TokioResolver>,
+    /// The same servers, each by itself.
+    each: Arc<[TokioResolver]>,
     permits: Arc<Semaphore>,
     climb_deadline: Duration,
 }
@@ -83,20 +85,11 @@ impl Lookup {
     pub fn new(config: &DnsConfig) -> anyhow::Result<Self> {
         let servers =
             if config.resolvers.is_empty() { system_resolvers()? } else { config.resolvers.clone() };
-        let servers = servers.into_iter().map(name_server).collect();
-        let mut builder = TokioResolver::builder_with_config(
-            ResolverConfig::from_parts(None, Vec::new(), servers),
-            TokioRuntimeProvider::default(),
-        );
-        let options = builder.options_mut();
-        options.timeout = TRY_TIMEOUT;
-        options.attempts = 2;
-        options.cache_size = 0;
-        options.use_hosts_file = ResolveHosts::Never;
-        options.max_active_requests = CONCURRENCY;
-        let resolver = Arc::new(builder.build().context("set up the DNS resolver")?);
+        let servers: Vec<NameServerConfig> = servers.into_iter().map(name_server).collect();
+        let each = servers.iter().map(|server| resolver(vec![server.clone()])).collect::<Result<_, _>>()?;
+        let resolver = Arc::new(resolver(servers)?);
         let permits = Arc::new(Semaphore::new(CONCURRENCY));
-        Ok(Self { resolver, permits, climb_deadline: CLIMB_DEADLINE })
+        Ok(Self { resolver, each, permits, climb_deadline: CLIMB_DEADLINE })
     }
 
     /// TXT values of `name` (which may begin with an underscore label), each joined from its parts.
@@ -152,8 +145,21 @@ impl Lookup {
     /// IPv4 and IPv6 addresses, CNAMEs followed. Unknown when either type is unknown: a name that looks as if it had
     /// only our addresses may have others.
     pub async fn addresses(&self, name: &DomainName) -> Found<IpAddr> {
-        let (v4, v6) =
-            tokio::join!(self.ask(name.as_str(), RecordType::A), self.ask(name.as_str(), RecordType::AAAA));
+        self.addresses_from(&self.resolver, name).await
+    }
+
+    /// [`Self::addresses`] as each of the configured resolvers has them: they may stand in different places, and one that is
+    /// behind, or lies, is not the others.
+    pub async fn addresses_everywhere(&self, name: &DomainName) -> Vec<Found<IpAddr>> {
+        let views = self.each.iter().map(|resolver| self.addresses_from(resolver, name));
+        futures_util::future::join_all(views).await
+    }
+
+    async fn addresses_from(&self, resolver: &TokioResolver, name: &DomainName) -> Found<IpAddr> {
+        let (v4, v6) = tokio::join!(
+            self.ask_of(resolver, name.as_str(), RecordType::A),
+            self.ask_of(resolver, name.as_str(), RecordType::AAAA)
+        );
         let v4 = v4.map(|data| if let RData::A(address) = data { Some(IpAddr::V4(address.0)) } else { None });
         let v6 =
             v6.map(|data| if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None });
@@ -165,6 +171,10 @@ impl Lookup {
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Found<RData> {
+        self.ask_of(&self.resolver, name, kind).await
+    }
+
+    async fn ask_of(&self, resolver: &TokioResolver, name: &str, kind: RecordType) -> Found<RData> {
         let mut fqdn = match Name::from_ascii(name) {
             Ok(fqdn) => fqdn,
             Err(error) => return Found::Unknown(format!("{name} is not a DNS name: {error}")),
@@ -172,7 +182,7 @@ impl Lookup {
         fqdn.set_fqdn(true);
         let asked = async {
             let _permit = self.permits.acquire().await;
-            self.resolver.lookup(fqdn, kind).await
+            resolver.lookup(fqdn, kind).await
         };
         match tokio::time::timeout(DEADLINE, asked).await {
             Err(_) => Found::Unknown(format!("no answer for {kind} {name} within {} s", DEADLINE.as_secs())),
@@ -188,6 +198,20 @@ impl Lookup {
             ),
         }
     }
+}
+
+fn resolver(servers: Vec<NameServerConfig>) -> anyhow::Result<TokioResolver> {
+    let mut builder = TokioResolver::builder_with_config(
+        ResolverConfig::from_parts(None, Vec::new(), servers),
+        TokioRuntimeProvider::default(),
+    );
+    let options = builder.options_mut();
+    options.timeout = TRY_TIMEOUT;
+    options.attempts = 2;
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.max_active_requests = CONCURRENCY;
+    builder.build().context("set up the DNS resolver")
 }
 
 /// What is cut off are parameters: whom the value names stays, and the CA reads the rest.

@@ -3,6 +3,7 @@
 //! - [`caa`]: whether a name's CAA records let a CA issue.
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
 //! - [`issuers`]: which issuer gets an order.
+//! - [`presence`]: whether a served name still leads here.
 //! - [`ledger`]: whether a CA's published limits leave room for one more order, and when.
 //! - [`report`]: the plan for people, also under other settings.
 //! - [`renewal_info`]: what to make of the moment that a CA suggests for a renewal.
@@ -16,6 +17,7 @@ pub mod cells;
 pub mod issuers;
 pub mod ledger;
 pub mod levelling;
+pub mod presence;
 pub mod reconcile;
 pub mod rekey;
 pub mod renewal_info;

@@ -54,6 +54,16 @@ pub struct Facts {
     pub authorized_until: HashMap<LineageId, i64>,
     /// Cells of one group that the limits of each issuer bear; absent: any number.
     pub cells_max: HashMap<String, usize>,
+    pub retired: Retired,
+}
+
+/// Names that have left their tenants' sites and are not among the domains any more.
+#[derive(Clone, Debug, Default)]
+pub struct Retired {
+    /// When, by name.
+    pub names: BTreeMap<String, i64>,
+    /// So long after that a certificate without the name is ordered, unless a renewal comes before.
+    pub leave_within_ms: i64,
 }
 
 /// An order that is not over.
@@ -333,6 +343,7 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     // Nearly all groups have what they need: no others are looked at closely.
     let has_all = |group: &GroupRow, lineage: &LineageRow| {
         lineage.live.as_ref().is_some_and(|live| live.renew_at > facts.now_ms)
+            && !holds_retired(facts, group, lineage)
             && !early.contains(&lineage.id)
             && lineage.serves == group.names
     };
@@ -437,14 +448,27 @@ fn same_names(held: &[String], names: &Names) -> bool {
     held.len() == names.len() && held.iter().all(|name| names.contains_key(name))
 }
 
-/// Whether a lineage's time has come, or one of its group's names has nothing in its cell that has time yet.
+/// Whether a lineage's time has come, or one of its group's names has nothing in its cell that has time yet, or a name has
+/// to leave its certificate.
 fn is_due(facts: &Facts, coverage: &Coverage<'_>, group: &GroupRow, lineage: &LineageRow) -> bool {
     let own_due = lineage.live.as_ref().is_some_and(|live| live.renew_at <= facts.now_ms);
     let uncovered = |domain: &DomainId| {
         coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms)
             && is_orderable(facts, *domain)
     };
-    own_due || group.names.values().any(uncovered)
+    own_due || group.names.values().any(uncovered) || holds_retired(facts, group, lineage)
+}
+
+/// Whether a certificate holds a name for longer than a retired one may be held.
+fn holds_retired(facts: &Facts, group: &GroupRow, lineage: &LineageRow) -> bool {
+    if facts.retired.names.is_empty() {
+        return false;
+    }
+    let over = |name: &String| {
+        let retired_at = facts.retired.names.get(name).filter(|_| !group.names.contains_key(name));
+        retired_at.is_some_and(|at| at + facts.retired.leave_within_ms <= facts.now_ms)
+    };
+    lineage.live.as_ref().is_some_and(|live| live.names.iter().any(over))
 }
 
 fn due_order<'a>(

@@ -83,6 +83,19 @@ pub async fn set(
     Ok(changed)
 }
 
+/// Forgets what was observed: it is not looked at any more.
+///
+/// # Errors
+/// The database's.
+pub async fn clear(tx: &mut WriteTx, domain: DomainId, kind: ConditionKind) -> Result<(), StoreError> {
+    sql::query("DELETE FROM conditions WHERE domain_id = ? AND type = ?")
+        .bind(domain.to_string())
+        .bind(to_word(&kind)?)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// The conditions of several domains.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use crate::acme::ChallengeMethod;
 use crate::clock::DAY_MS;
 use crate::plan::issuers::Restrictions;
 
-/// A domain that may have a certificate: its proof stands.
+/// A domain that may have a certificate: its proof stands, and it has not been retired as a leaver.
 #[derive(Clone, Debug)]
 pub struct OrderableDomain {
     pub id: DomainId,
@@ -100,7 +100,8 @@ pub async fn orderable_domains(connection: &mut Connection) -> Result<Vec<Ordera
         "SELECT d.id, d.tenant_id, d.name, d.spec, d.challenge_label, d.created_at, t.spec AS tenant_spec, \
          s.group_name FROM domains d JOIN tenants t ON t.id = d.tenant_id \
          LEFT JOIN shared_groups s ON s.tenant_id = d.tenant_id AND s.consented_at IS NOT NULL \
-         WHERE d.deleted_at IS NULL AND d.served = 1 ORDER BY d.id",
+         WHERE d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
+         (SELECT 1 FROM presences p WHERE p.domain_id = d.id AND p.retired_at IS NOT NULL) ORDER BY d.id",
     )
     .fetch_all(connection)
     .await?;

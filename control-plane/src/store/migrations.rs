@@ -23,6 +23,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (321, "shared groups", include_str!("../../migrations/0321_shared_groups.sql")),
     (331, "accounts", include_str!("../../migrations/0331_accounts.sql")),
     (332, "issuers", include_str!("../../migrations/0332_issuers.sql")),
+    // Names that leave.
+    (351, "presences", include_str!("../../migrations/0351_presences.sql")),
     (371, "authorization windows", include_str!("../../migrations/0371_authorization_windows.sql")),
     (372, "rekeys", include_str!("../../migrations/0372_rekeys.sql")),
     (373, "compromised keys", include_str!("../../migrations/0373_compromised_keys.sql")),

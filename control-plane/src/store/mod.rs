@@ -43,6 +43,7 @@ pub mod meta;
 mod migrations;
 pub mod order;
 pub mod origin_identity;
+pub mod presence;
 pub mod projection_rows;
 pub mod proof;
 pub mod publication;
@@ -131,6 +132,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             // FULL, not sqlx's or SQLite's choice: an acknowledged write must survive loss of power too (P7).
             .synchronous(SqliteSynchronous::Full)
+            // What is overwritten or deleted is gone from the file: a key that was destroyed must not be in its free pages.
+            .pragma("secure_delete", "on")
             .busy_timeout(BUSY_TIMEOUT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)

@@ -17,6 +17,7 @@ mod failing;
 mod issuers;
 mod issuing;
 mod lab;
+mod leaving;
 mod ledger;
 mod mass;
 mod pebble;

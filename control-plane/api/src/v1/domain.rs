@@ -164,6 +164,8 @@ pub enum DomainStatus {
     Degraded,
     /// Does not serve and will not without an act of somebody.
     Failed,
+    /// Led here once, leads elsewhere for longer than its time of grace: nothing is ordered for it until it leads here again.
+    Left,
     Suspended,
     Deleting,
 }
@@ -195,6 +197,8 @@ pub enum ConditionKind {
     /// Of the certificate that the tenant brought; absent where there is none.
     UploadedCertificate,
     Deployed,
+    /// Of a name that led here once: it still does. False: it has left, with what follows and when.
+    Present,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

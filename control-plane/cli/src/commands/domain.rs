@@ -470,7 +470,7 @@ fn parse_status(text: &str) -> Result<DomainStatus, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
         format!(
             "{text:?} is no status; one of pending, validating, issuing, deploying, active, degraded, failed, \
-             suspended, deleting"
+             left, suspended, deleting"
         )
     })
 }

@@ -132,7 +132,7 @@ fn read_status(text: &str) -> Answered<DomainStatus> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
         Fault::bad_request(
             "status_invalid",
-            "status must be pending, validating, issuing, deploying, active, degraded, failed, suspended or deleting",
+            "status must be pending, validating, issuing, deploying, active, degraded, failed, left, suspended or deleting",
         )
     })
 }

@@ -21,7 +21,7 @@ use crate::http::tenants::{self, patched};
 use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
 use crate::store::proof::ProofRow;
-use crate::store::{cell, group, proof, retry, tenant};
+use crate::store::{cell, group, presence, proof, retry, tenant};
 
 const NOTE_BYTES_MAX: usize = 500;
 
@@ -215,6 +215,7 @@ pub(in crate::http) async fn delete(
     row.check_at = None;
     domain::update(&mut write.tx, &mut row, now).await?;
     proof::end(&mut write.tx, row.id, now, "the domain was deleted").await?;
+    presence::end(&mut write.tx, row.id).await?;
     group::keep_back_off(&mut write.tx, row.id, now).await?;
     domain::publish(&mut write.tx, &row).await?;
     write.audit("domain.delete", &id, &before, &()).await?;
@@ -254,6 +255,7 @@ pub(in crate::http) async fn check(
     };
     let (now, actor) = (write.now_ms, write.actor().to_owned());
     ownership::apply(&mut write.tx, &seen, &actor, now).await?;
+    presence::wake(&mut write.tx, row.id).await?;
     // As `retry` does, when it may; else the back-off goes on.
     let by_operator = call.caller.tenant.is_none();
     if group::name_waits(&mut write.tx, row.id, now).await?

@@ -630,3 +630,43 @@ fn a_cell_more_than_the_limits_bear_is_not_ordered_and_what_is_there_is_kept() {
     world.facts.now_ms = NOW + 2000;
     assert_eq!(orders_due(&world.facts).len(), 1, "a is renewed");
 }
+
+#[test]
+fn a_retired_name_leaves_with_a_renewal_or_when_its_time_is_over() {
+    let mut world = World::new();
+    for name in ["shop.test", "www.shop.test", "gone.shop.test"] {
+        world.ready(name, &["default"]);
+    }
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    world.issue(&order, NOW + 60 * DAY_MS);
+    assert_eq!(orders_due(&world.facts), []);
+    world.facts.domains.retain(|domain| domain.name != "gone.shop.test");
+    world.facts.retired.leave_within_ms = 6 * DAY_MS;
+    world.facts.retired.names.insert("gone.shop.test".to_owned(), NOW);
+    world.plan();
+    assert_eq!(orders_due(&world.facts), [], "a renewal may come first");
+    world.facts.now_ms = NOW + 6 * DAY_MS - 1;
+    assert_eq!(orders_due(&world.facts), []);
+    world.facts.now_ms = NOW + 6 * DAY_MS;
+    let due = orders_due(&world.facts);
+    assert_eq!(due.len(), 1);
+    assert_eq!(due[0].names.keys().collect::<Vec<_>>(), ["shop.test", "www.shop.test"]);
+    assert!(due[0].keeps_alive(), "its names are served: it may use what is reserved for those");
+    world.issue(&due[0], NOW + 120 * DAY_MS);
+    assert_eq!(orders_due(&world.facts), [], "it is off");
+}
+
+#[test]
+fn a_retired_name_alone_takes_its_certificate_along_and_others_wait_for_none() {
+    let mut world = World::new();
+    world.ready("gone.test", &["default"]);
+    world.plan();
+    let order = orders_due(&world.facts).remove(0);
+    world.issue(&order, NOW + 60 * DAY_MS);
+    world.facts.domains.clear();
+    world.facts.retired.names.insert("gone.test".to_owned(), NOW);
+    world.plan();
+    assert_eq!(orders_due(&world.facts), []);
+    assert_eq!(lineages_to_retire(&world.facts), [order.lineage]);
+}

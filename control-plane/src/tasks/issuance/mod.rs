@@ -13,6 +13,7 @@
 //! - [`health`]: what its orders tell of an issuer, and those that leave it.
 //! - [`rekey`]: keys that are replaced before their time. [`revoke`]: what others may have the key of.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
+//! - [`leavers`]: which names no longer lead here.
 //! - [`watch`]: what is renewed too late.
 
 mod account;
@@ -22,6 +23,7 @@ mod fail_point;
 mod fan_out;
 mod health;
 mod issuer;
+mod leavers;
 mod order;
 mod preflight;
 mod publish;
@@ -49,6 +51,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
+pub(crate) use leavers::{LEFT, RETIRED};
 
 use crate::Parts;
 use crate::acme::CertificateId;
@@ -60,13 +63,13 @@ use crate::dns::responder::{self, ChallengeZone};
 use crate::dns::writer::Writers;
 use crate::plan::cells;
 use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
-use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange};
+use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange, Retired};
 use crate::store::account::{AccountId, AccountOrigin};
 use crate::store::group::{self, GroupRow, OrderableDomain};
 use crate::store::ledger;
 use crate::store::order::{OrderRow, OrderState};
 use crate::store::replacement::Replaces;
-use crate::store::{self, StoreError, WriteTx, cell, credential};
+use crate::store::{self, StoreError, WriteTx, cell, credential, presence};
 use issuer::Issuer;
 use slots::Slots;
 
@@ -142,11 +145,13 @@ impl Issuing {
         let suggestions = tokio::spawn(renewal_info::run(self.issuance.clone()));
         let removal = tokio::spawn(removal::run(self.issuance.clone()));
         let rekeys = tokio::spawn(rekey::run(self.issuance.clone()));
+        let leavers = tokio::spawn(leavers::run(self.issuance.clone()));
         Work::new(self.issuance).run().await;
         // They end at shutdown too; what they were asking is asked again.
         suggestions.abort();
         removal.abort();
         rekeys.abort();
+        leavers.abort();
     }
 }
 
@@ -365,6 +370,10 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         issuers: Issuers { all: issuers.collect(), of_tenant: store::issuer::preferences(&mut read).await? },
         authorized_until: store::fan_out::windows(&mut read, now_ms).await?,
         cells_max: cells_max(&parts.config.issuers),
+        retired: Retired {
+            names: presence::retired(&mut read).await?,
+            leave_within_ms: parts.config.leavers.rules().leave_within_ms,
+        },
     })
 }
 

@@ -95,7 +95,8 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
             | ConditionKind::DnsPointsHere
             | ConditionKind::CertificateReady
             | ConditionKind::UploadedCertificate
-            | ConditionKind::Deployed => continue,
+            | ConditionKind::Deployed
+            | ConditionKind::Present => continue,
         };
         let points = points.as_ref().filter(|_| observed.kind == ConditionKind::ChallengeReachable);
         let set = pointing::record_to_set(&domain.name, &issuance.parts.config.fleet.public_addresses);
@@ -164,7 +165,11 @@ async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &OrderableDomain
         match found.records() {
             [] => texts.push(format!("{name} has no address to fetch a challenge from")),
             addresses => match fetch_through(issuance, domain.tenant, name, addresses).await {
-                Ok(()) => methods.push(ChallengeMethod::Http01),
+                // A CA may pick any of them.
+                Ok(fetched) => match fetched.into_iter().find_map(Result::err) {
+                    None => methods.push(ChallengeMethod::Http01),
+                    Some(text) => texts.push(text),
+                },
                 Err(text) => texts.push(text),
             },
         }
@@ -342,7 +347,7 @@ fn reachable(methods: &[ChallengeMethod], texts: &[String], unknown: bool) -> Ob
 
 /// Whether `_acme-challenge.<base>` is a CNAME to one of the domain's labels, or is none and written for us; `None`: nobody
 /// knows. With it what to say.
-async fn delegation(
+pub(super) async fn delegation(
     issuance: &Issuance,
     domain: DomainId,
     base: &DomainName,
@@ -379,13 +384,14 @@ async fn delegation(
     }
 }
 
-/// Puts a random token on the edges and fetches it as a CA would.
-async fn fetch_through(
+/// Puts a random token on the edges and fetches it as a CA would, from each of the first addresses; an error says why it was
+/// not tried.
+pub(super) async fn fetch_through(
     issuance: &Issuance,
     tenant: TenantId,
     name: &DomainName,
     addresses: &[IpAddr],
-) -> Result<(), String> {
+) -> Result<Vec<Result<(), String>>, String> {
     let granted = granted(issuance, tenant).await.map_err(|error| error.to_string())?;
     let token = random_token();
     let answer = format!("{token}.{}", random_token());
@@ -394,12 +400,12 @@ async fn fetch_through(
     let result = if outcome.acked.is_empty() {
         Err("no edge is connected to answer a challenge".to_owned())
     } else {
-        let mut result = Ok(());
+        let mut fetched = Vec::new();
         for address in addresses.iter().take(ADDRESSES_MAX) {
-            result = result
-                .and(self_fetch::fetch_as_a_ca(issuance, &granted, name, *address, &token, &answer).await);
+            fetched
+                .push(self_fetch::fetch_as_a_ca(issuance, &granted, name, *address, &token, &answer).await);
         }
-        result
+        Ok(fetched)
     };
     let (fleet, name) = (issuance.fleet.clone(), name.clone());
     tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None).await });
