@@ -57,6 +57,8 @@ pub struct Config {
     pub failover: FailoverConfig,
     #[serde(default)]
     pub leavers: LeaversConfig,
+    #[serde(default)]
+    pub webhooks: WebhooksConfig,
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerConfig>,
 }
@@ -172,6 +174,14 @@ pub struct UsageConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct PreflightConfig {
     pub enabled: bool,
+}
+
+/// Where events are sent.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebhooksConfig {
+    /// Authorities of endpoints, beside the system's roots.
+    pub root_pem: Option<PathBuf>,
 }
 
 /// When orders leave an issuer, and when they come back.
@@ -294,6 +304,10 @@ impl Config {
                     std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
                 Fault::new("key_encryption_key_file", format!("{error}{cause}"))
             })?;
+        }
+        let read = self.webhooks.root_pem.as_ref().map(|file| crate::roots::roots(Some(file), false));
+        if let Some(Err(error)) = read {
+            return Err(Fault::new("webhooks.root_pem", format!("webhooks.root_pem: {error:#}")));
         }
         for (index, writer) in self.dns.writer.iter().enumerate() {
             writer

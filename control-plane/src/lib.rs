@@ -135,6 +135,7 @@ async fn assemble(config: Config, clock: Clock, new_operator_token: bool) -> any
     let app = App::new(&parts, FleetLink::to(&distribution))?;
     tasks.spawn(tasks::prove::run(app.clone()));
     tasks.spawn(tasks::uploads::run(parts.clone()));
+    tasks.spawn(tasks::webhooks::run(app.clone()));
     tasks.spawn(tasks::origin_identities::run(parts.clone()));
     let issuing = tasks::issuance::start(parts.clone(), distribution.fleet.clone()).await?;
     let responder = issuing.responder;

@@ -38,3 +38,20 @@ pub const DNS_SHOWN_DEADLINE: Duration = Duration::from_secs(20);
 pub const DNS_WRITER_TEXT_MAX: usize = 1024;
 /// Records that are left of orders and taken down in one turn: more wait for the next.
 pub const DNS_REMOVALS_OF_TURN_MAX: u32 = 256;
+
+/// Webhooks of one tenant: each of its events is sent to all that want it.
+pub const WEBHOOKS_OF_TENANT_MAX: u64 = 10;
+/// Webhooks of the operators.
+pub const WEBHOOKS_OF_OPERATORS_MAX: u64 = 50;
+/// Kinds that one webhook names; all is shorter.
+pub const WEBHOOK_KINDS_MAX: usize = 50;
+/// Webhooks that are being sent to at the same time: each takes a connection.
+pub const WEBHOOKS_IN_FLIGHT_MAX: usize = 64;
+/// Of them, of one tenant: how long one takes is its endpoints' to say, and a turn is not taken back.
+pub const WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX: usize = 4;
+/// One try to send an event, connect included: a receiver that needs longer should answer first and work then.
+pub const WEBHOOK_DEADLINE: Duration = Duration::from_secs(15);
+/// Of an endpoint's answer: it is read only so that the connection can be used again.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 << 10;
+/// Tries of one webhook that can be looked at.
+pub const WEBHOOK_TRIES_KEPT: u32 = 200;

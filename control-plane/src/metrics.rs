@@ -48,6 +48,8 @@ const ACME_REQUESTS: &str = "portico_acme_requests_total";
 const CERTIFICATES: &str = "portico_certificates";
 /// Watched names by `state`: `here`, `away` (seen elsewhere), `left` (in their time of grace), `retired`.
 const PRESENCES: &str = "portico_watched_names";
+/// Events sent to webhooks by `result`.
+const WEBHOOKS_SENT: &str = "portico_webhooks_sent_total";
 /// Questions to CAs when to renew, by `result`.
 const RENEWAL_INFO: &str = "portico_renewal_info_total";
 /// Windows that a CA has moved since they were first told.
@@ -160,6 +162,11 @@ pub(crate) fn certificates(standing: &Standing, identities_late: usize) {
         let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         metrics::gauge!(CERTIFICATES, "state" => state).set(count);
     }
+}
+
+pub(crate) fn webhook_sent(taken: bool) {
+    let result = if taken { "taken" } else { "failed" };
+    metrics::counter!(WEBHOOKS_SENT, "result" => result).increment(1);
 }
 
 pub(crate) fn presences(counts: &Counts) {

@@ -62,6 +62,8 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tenants/{id}/certificates") => {
             json!({ "hostnames": ["shop.example"], "chain_pem": "x", "key_pem": "x" })
         }
+        (_, "/v1/webhooks" | "/v1/tenants/{id}/webhooks") => json!({ "url": "https://hooks.example/" }),
+        (_, "/v1/webhooks/{id}/replay") => json!({ "since": 0 }),
         (_, "/v1/tenants/{id}/purges") => json!({ "everything": true }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
         (_, "/v1/imports") => {
@@ -97,6 +99,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(number || tenant_id) FROM purges",
         "SELECT group_concat(tenant_id || role || hex(certificate)) FROM origin_authorities",
         "SELECT group_concat(tenant_id || group_name || coalesce(consented_at, '')) FROM shared_groups",
+        "SELECT group_concat(id || url || hex(sealed_secret)) FROM webhooks",
     ] {
         let row: Option<String> = sql::query_scalar(query).fetch_one(&mut read).await.unwrap();
         all += &row.unwrap_or_default();
@@ -115,6 +118,10 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
         .as_str()
         .unwrap()
         .to_owned();
+    // With a filter that nothing passes: nothing is sent meanwhile.
+    let wanted = json!({ "url": "https://hooks.example/", "kinds": ["no.such"] });
+    let webhook = stage.operator("POST", &format!("/v1/tenants/{one}/webhooks"), wanted).await;
+    let webhook = webhook.body["id"].as_str().unwrap().to_owned();
     // The reconciler's first look is part of what is there before.
     let shown = json!({ "id": domain });
     until(
@@ -123,10 +130,20 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
     )
     .await;
     let before = rows(&stage).await;
-    let listed = ["/v1/domains", "/v1/certificates", "/v1/events", "/v1/tenants", "/v1/usage", "/v1/budget"];
+    let listed = [
+        "/v1/domains",
+        "/v1/certificates",
+        "/v1/events",
+        "/v1/tenants",
+        "/v1/usage",
+        "/v1/budget",
+        "/v1/webhooks",
+    ];
     for (method, template) in calls() {
         let id = if template.starts_with("/v1/tokens") {
             &token
+        } else if template.starts_with("/v1/webhooks") {
+            &webhook
         } else if template.starts_with("/v1/tenants") {
             &one
         } else {

@@ -167,7 +167,7 @@ impl From<ClientError> for Failure {
 }
 
 /// Ends of pointers, and the flags that they stand for.
-const FLAGS: [(&str, &str); 42] = [
+const FLAGS: [(&str, &str); 44] = [
     ("/action/status", "--status"),
     ("/action/content_type", "--content-type"),
     ("/replace_prefix", "--replace-prefix"),
@@ -197,7 +197,9 @@ const FLAGS: [(&str, &str); 42] = [
     ("/limits/cache_bytes", "--cache-bytes"),
     ("/issuers", "--issuer"),
     ("/action/origin", "--proxy"),
-    ("/url", "--proxy"),
+    ("/url", "the URL"),
+    ("/kinds", "--kind"),
+    ("/label", "--label"),
     ("/action/to", "--redirect"),
     ("/action/body", "--static"),
     ("/path_prefix", "--path"),
@@ -212,7 +214,9 @@ const FLAGS: [(&str, &str); 42] = [
     ("/ports", "--egress-grant"),
 ];
 /// Of options that are repeated: what stands before the number or the name.
-const REPEATED: [(&str, &str); 13] = [
+const REPEATED: [(&str, &str); 15] = [
+    ("/action/origins/", "--proxy"),
+    ("/kinds/", "--kind"),
     ("/action/cache/query/ignore/", "--cache-ignore"),
     ("/action/compression/content_types/", "--compress-type"),
     ("/urls/", "--url"),
@@ -283,6 +287,8 @@ mod tests {
             ("/early_data", "--early-data"),
             ("/hosts/0", "--host"),
             ("/urls/0", "--url"),
+            ("/url", "the URL"),
+            ("/kinds/0", "--kind"),
             ("/name", "the name"),
         ] {
             let error = FieldError {

@@ -32,7 +32,7 @@ use clap::Parser;
 
 use commands::{
     audit, backup, budget, cache, cert, check, domain, edge, issuer, plan, preview, rekey, removal, renewals,
-    shadow, tenant, token, usage,
+    shadow, tenant, token, usage, webhook,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -134,6 +134,11 @@ enum ApiCommand {
     Audit {
         #[command(subcommand)]
         command: audit::AuditCommand,
+    },
+    /// Webhooks: where events are sent
+    Webhook {
+        #[command(subcommand)]
+        command: webhook::WebhookCommand,
     },
     /// What was served, per tenant, domain and hour: for invoices (--csv), and for who is busiest (--top)
     Usage(usage::UsageArgs),
@@ -275,6 +280,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Cert { command } => cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Audit { command } => audit::run(settings, command).await,
+        ApiCommand::Webhook { command } => webhook::run(settings, command).await,
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Issuer { command } => issuer::run(settings, command).await,

@@ -13,20 +13,23 @@ pub(crate) mod spec;
 pub(crate) mod status;
 pub(crate) mod upload;
 pub(crate) mod view;
+pub(crate) mod webhook;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
+use anyhow::Context as _;
 use ipnet::IpNet;
 use portico_cert_store::pem_certificates;
 use portico_prober::egress::EgressPolicy;
-use rustls::RootCertStore;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Notify;
 
 use crate::Parts;
 use crate::dns::lookup::Lookup;
 use crate::http::pace::Pace;
 use crate::http::waits::Waits;
+use crate::roots::roots;
 use fleet::FleetLink;
 use spec::OwnAddresses;
 
@@ -48,6 +51,8 @@ pub struct App {
     pub(crate) pace: Pace,
     /// Read when the first certificate is uploaded.
     roots: Arc<OnceLock<RootCertStore>>,
+    /// Set up for the first webhook over https.
+    webhook_tls: Arc<OnceLock<Arc<ClientConfig>>>,
 }
 
 impl App {
@@ -70,6 +75,7 @@ impl App {
             waits: Waits::default(),
             pace: Pace::default(),
             roots: Arc::default(),
+            webhook_tls: Arc::default(),
         })
     }
 
@@ -86,6 +92,24 @@ impl App {
             }
             roots
         })
+    }
+
+    /// How webhooks are known: by the system's roots, and those of the configuration.
+    ///
+    /// # Errors
+    /// There are none, or the file cannot be read any more.
+    pub(crate) fn webhook_tls(&self) -> anyhow::Result<&Arc<ClientConfig>> {
+        if self.webhook_tls.get().is_none() {
+            let roots = roots(self.parts.config.webhooks.root_pem.as_deref(), true)?;
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let tls = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            // Whoever came first has set the same.
+            let _ = self.webhook_tls.set(Arc::new(tls));
+        }
+        self.webhook_tls.get().context("it was set just now")
     }
 
     /// Whether the address is one that tenants' names should resolve to.

@@ -141,7 +141,8 @@ fn maintenance(asked: &Maintenance) -> Vec<FieldError> {
     errors
 }
 
-fn absolute(text: &str) -> Result<Url, String> {
+/// An absolute URL without anything that hides what it is.
+pub(crate) fn absolute(text: &str) -> Result<Url, String> {
     if text.len() > URL_BYTES_MAX {
         return Err(format!("has {} bytes, at most {URL_BYTES_MAX}", text.len()));
     }

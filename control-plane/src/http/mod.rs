@@ -32,6 +32,7 @@ mod tokens;
 mod trail;
 mod usage;
 pub(crate) mod waits;
+mod webhooks;
 pub(crate) mod write;
 
 use std::net::SocketAddr;
@@ -180,6 +181,13 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(budget::show))
         .routes(routes!(usage::list))
         .routes(routes!(trail::events))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::create_of_tenant))
+        .routes(routes!(webhooks::show, webhooks::delete))
+        .routes(routes!(webhooks::replay))
+        .routes(routes!(webhooks::renew_secret))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::tries))
         .routes(routes!(trail::audit))
         .routes(routes!(trail::verify))
 }

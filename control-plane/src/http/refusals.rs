@@ -26,6 +26,7 @@ const OPERATORS: &[(Option<&str>, &str)] = &[
     (None, "/v1/rekeys"),
     (None, "/v1/rekeys/{id}"),
     (None, "/v1/audit"),
+    (Some("post"), "/v1/webhooks"),
 ];
 
 /// Adds 401 to every call, 403 to those that are an operator's, 429 to those for which a tenant is paced.

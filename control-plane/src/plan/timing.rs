@@ -90,7 +90,7 @@ pub fn seed_of(lineage: LineageId) -> u64 {
 }
 
 /// From 0 to `most`, by `seed`.
-pub(super) fn jitter(most: i64, seed: u64) -> i64 {
+pub(crate) fn jitter(most: i64, seed: u64) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "below `most`, an i64")]
     #[expect(clippy::cast_precision_loss, reason = "a wait of at most days")]
     let jitter = (most as f64 * unit(mix(seed))) as i64;

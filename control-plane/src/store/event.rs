@@ -47,6 +47,19 @@ pub async fn list(
     rows.iter().map(read).collect()
 }
 
+/// The numbers of the first and the last event that are kept; 0 and 0: there is none.
+///
+/// # Errors
+/// The database's.
+pub async fn kept(connection: &mut Connection) -> Result<(u64, u64), StoreError> {
+    let row = sql::query("SELECT MIN(sequence) AS first, MAX(sequence) AS last FROM events")
+        .fetch_one(connection)
+        .await?;
+    let number =
+        |column: &str| Ok::<u64, StoreError>(row.try_get::<Option<i64>>(column)?.unwrap_or(0).unsigned_abs());
+    Ok((number("first")?, number("last")?))
+}
+
 /// Drops events older than `before_ms`; the newest one stays, so that its number is never given out again.
 ///
 /// # Errors

@@ -25,6 +25,9 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (332, "issuers", include_str!("../../migrations/0332_issuers.sql")),
     // Names that leave.
     (351, "presences", include_str!("../../migrations/0351_presences.sql")),
+    // Where events are sent.
+    (352, "webhooks", include_str!("../../migrations/0352_webhooks.sql")),
+    // Keys that are replaced, revoked, or follow to other cells.
     (371, "authorization windows", include_str!("../../migrations/0371_authorization_windows.sql")),
     (372, "rekeys", include_str!("../../migrations/0372_rekeys.sql")),
     (373, "compromised keys", include_str!("../../migrations/0373_compromised_keys.sql")),

@@ -62,6 +62,7 @@ pub mod tenant;
 pub mod token;
 pub mod uploaded;
 pub mod usage;
+pub mod webhook;
 
 /// The database inside the data folder.
 pub const DATABASE_FILE: &str = "portico.db";

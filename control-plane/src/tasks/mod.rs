@@ -4,3 +4,4 @@ pub mod issuance;
 pub mod origin_identities;
 pub mod prove;
 pub mod uploads;
+pub mod webhooks;

@@ -44,6 +44,10 @@
 //! | `POST /v1/issuers/{name}/accounts` [`AdoptAccount`] | `IssuerAccount` | operator |
 //! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
+//! | `POST /v1/webhooks`, `POST /v1/tenants/{id}/webhooks` [`WebhookRequest`] | `NewWebhook`, its secret shown once | operator; tenant (own) |
+//! | `GET /v1/webhooks?cursor=&limit=`, `GET, DELETE /v1/webhooks/{id}` | `Page<Webhook>` / `Webhook` / 204 | tenant (own), operator |
+//! | `POST /v1/webhooks/{id}/replay` [`WebhookReplay`], `../secret`, `../test` | `Webhook` / `WebhookSecret` / `WebhookTry` | tenant (own), operator |
+//! | `GET /v1/webhooks/{id}/tries?limit=` | `Page<WebhookTry>`, newest first | tenant (own), operator |
 //! | `GET /v1/audit/verify?from=` | [`AuditVerdict`] | operator |
 //! | `GET /v1/openapi.json`, `/healthz`, `/readyz`, `/metrics` | | anyone on the API's loopback address |
 //!
@@ -77,6 +81,7 @@ mod tenant_limits;
 mod tls;
 mod token;
 mod usage;
+mod webhook;
 
 pub use budget::*;
 pub use cache::*;
@@ -103,3 +108,4 @@ pub use tenant_limits::*;
 pub use tls::*;
 pub use token::*;
 pub use usage::*;
+pub use webhook::*;

@@ -26,3 +26,4 @@ pub(crate) mod tenant;
 pub(crate) mod tenant_limits;
 pub(crate) mod token;
 pub(crate) mod usage;
+pub(crate) mod webhook;

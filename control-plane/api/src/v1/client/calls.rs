@@ -12,10 +12,11 @@ use crate::v1::{
     AdoptAccount, Attestation, AuditEntry, AuditVerdict, BudgetReport, Certificate, CertificateUpload,
     CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
     DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
-    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, OriginAuthority, Page, PlanReport, Preview, Purge,
-    PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem,
-    SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant,
-    TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow,
+    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport,
+    Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff,
+    RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension,
+    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook,
+    WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
 };
 
 /// Which domains to list; all when empty.
@@ -460,6 +461,61 @@ impl Client {
             .number("limit", limit);
         self.get(&text.0).await
     }
+}
+
+/// Webhooks.
+impl Client {
+    /// Of the operators.
+    pub async fn create_webhook(&self, request: &WebhookRequest) -> Result<NewWebhook, ClientError> {
+        self.post("/v1/webhooks", request).await
+    }
+
+    pub async fn create_tenant_webhook(
+        &self,
+        tenant: TenantId,
+        request: &WebhookRequest,
+    ) -> Result<NewWebhook, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/webhooks"), request).await
+    }
+
+    pub async fn webhooks(
+        &self,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<Webhook>, ClientError> {
+        self.get(&Query::new("/v1/webhooks").text("cursor", cursor).number("limit", limit).0).await
+    }
+
+    pub async fn webhook(&self, id: &str) -> Result<Webhook, ClientError> {
+        self.get(&webhook_path(id, "")).await
+    }
+
+    pub async fn delete_webhook(&self, id: &str) -> Result<(), ClientError> {
+        self.delete(&webhook_path(id, ""), None).await
+    }
+
+    pub async fn replay_webhook(&self, id: &str, replay: &WebhookReplay) -> Result<Webhook, ClientError> {
+        self.post(&webhook_path(id, "/replay"), replay).await
+    }
+
+    pub async fn renew_webhook_secret(&self, id: &str) -> Result<WebhookSecret, ClientError> {
+        self.act(&webhook_path(id, "/secret")).await
+    }
+
+    pub async fn test_webhook(&self, id: &str) -> Result<WebhookTry, ClientError> {
+        self.act(&webhook_path(id, "/test")).await
+    }
+
+    /// Newest first.
+    pub async fn webhook_tries(&self, id: &str, limit: Option<u32>) -> Result<Page<WebhookTry>, ClientError> {
+        self.get(&Query::new(&webhook_path(id, "/tries")).number("limit", limit).0).await
+    }
+}
+
+/// What is no id becomes one that there is not.
+fn webhook_path(id: &str, below: &str) -> String {
+    let id: String = id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    format!("/v1/webhooks/{}{below}", if id.is_empty() { "none" } else { &id })
 }
 
 /// Events, the audit trail, and the server's own state.
