@@ -12,7 +12,7 @@ use crate::http::write::Write;
 use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
 use crate::store::tenant::{self, DomainCount, TenantRow};
-use crate::store::{cell, group};
+use crate::store::{cell, group, presence, proof};
 
 /// Claims of one tenant that are not proved, made with the tenant's own token. An operator's are not
 /// counted against it: an import proves by attestation or in its own time.
@@ -129,6 +129,25 @@ pub(crate) async fn claim(
     write.audit("domain.create", &id, &(), &row.spec).await?;
     write.event("domain.created", Some(tenant.id), &id, &format!("{} was added", row.name)).await?;
     Ok(Claimed::New(row))
+}
+
+/// Ends a claim, served or not. A tombstone of it stays, and its texts are never handed out again: whoever claims the name next
+/// proves anew.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn delete(write: &mut Write, mut row: DomainRow) -> Answered<()> {
+    let (now, id, before) = (write.now_ms, row.id.to_string(), row.spec.clone());
+    row.served = false;
+    row.deleted_at = Some(now);
+    row.check_at = None;
+    domain::update(&mut write.tx, &mut row, now).await?;
+    proof::end(&mut write.tx, row.id, now, "the domain was deleted").await?;
+    presence::end(&mut write.tx, row.id).await?;
+    group::keep_back_off(&mut write.tx, row.id, now).await?;
+    domain::publish(&mut write.tx, &row).await?;
+    write.audit("domain.delete", &id, &before, &()).await?;
+    write.event("domain.deleted", Some(row.tenant_id), &id, &format!("{} was deleted", row.name)).await
 }
 
 /// Four texts of 128 random bits, each a valid DNS label.

@@ -4,6 +4,8 @@
 //! Looking and deciding are apart: [`look`] does the network and takes seconds, [`apply`] runs inside the writer's turn
 //! and reads everything anew. A claim whose texts changed in between is not judged by what was seen.
 
+use std::net::IpAddr;
+
 use portico_api::v1::{ConditionKind, ConditionStatus, ProofMethod};
 use portico_cert_store::{DomainId, DomainName};
 
@@ -20,6 +22,8 @@ use crate::store::proof::ProofRow;
 use crate::store::{StoreError, WriteTx, event, presence, proof as proofs};
 
 mod fetch;
+#[cfg(test)]
+mod tests;
 
 /// A standing proof is looked at again after this.
 const RECHECK_MS: i64 = 30 * DAY_MS;
@@ -79,18 +83,52 @@ pub(crate) async fn look(app: &App, row: &DomainRow) -> Seen {
         }
     };
     let (txt, cname, addresses) = tokio::join!(app.lookup.txt(&txt_name), cname, app.lookup.addresses(&host));
-    let ours = &app.parts.config.fleet.public_addresses;
-    let points_here = pointing::points_here(&row.name.to_string(), ours, &addresses);
-    let mut proof = None;
-    if proof::txt_proves(txt.records(), &row.labels.txt_token) {
-        proof = Some((ProofMethod::Txt, format!("TXT {txt_name} \"{}\"", row.labels.txt_token)));
-    } else if let Some(target) = target.filter(|target| proof::cname_proves(cname.records(), target)) {
-        proof = Some((ProofMethod::Cname, format!("CNAME {} -> {target}", row.name)));
-    } else if !row.served && !row.name.is_wildcard() {
-        proof = fetch::http_proof(app, row, addresses.records()).await;
+    let answers = Answers { txt, cname, addresses };
+    let mut seen = Seen::in_dns(app, row, &answers, since_ms);
+    if seen.proof.is_none() && file_may_prove(row, answers.addresses.records(), |at| fetch::is_own(app, at)) {
+        seen.proof = fetch::http_proof(app, row, answers.addresses.records()).await;
     }
-    let lacking = lacking(app, row, [&txt, &cname]);
-    Seen { domain: row.id, since_ms, labels: row.labels.clone(), proof, lacking, points_here }
+    seen
+}
+
+/// What DNS said to one look.
+#[derive(Clone, Debug)]
+struct Answers {
+    /// At the name of the TXT proof.
+    txt: Found<String>,
+    /// At the host; nothing where no CNAME would prove.
+    cname: Found<String>,
+    addresses: Found<IpAddr>,
+}
+
+impl Seen {
+    fn in_dns(app: &App, row: &DomainRow, answers: &Answers, since_ms: i64) -> Self {
+        let dns = &app.parts.config.dns;
+        let target = proof::cname_target(&row.name, &row.labels.proof_label, dns.cname_zone.as_deref());
+        let ours = &app.parts.config.fleet.public_addresses;
+        let mut proof = None;
+        if proof::txt_proves(answers.txt.records(), &row.labels.txt_token) {
+            let at = proof::txt_name(&row.name);
+            proof = Some((ProofMethod::Txt, format!("TXT {at} \"{}\"", row.labels.txt_token)));
+        } else if let Some(target) =
+            target.filter(|target| proof::cname_proves(answers.cname.records(), target))
+        {
+            proof = Some((ProofMethod::Cname, format!("CNAME {} -> {target}", row.name)));
+        }
+        Self {
+            domain: row.id,
+            since_ms,
+            labels: row.labels.clone(),
+            proof,
+            lacking: lacking(app, row, [&answers.txt, &answers.cname]),
+            points_here: pointing::points_here(&row.name.to_string(), ours, &answers.addresses),
+        }
+    }
+}
+
+/// A file proves only what nothing else has proved, and only on servers that are not ours.
+fn file_may_prove(row: &DomainRow, addresses: &[IpAddr], is_own: impl Fn(IpAddr) -> bool) -> bool {
+    !row.served && !row.name.is_wildcard() && proof::http_may_be_fetched(addresses, is_own)
 }
 
 /// Writes what follows from a look. `actor` caused it: a token's id, or `system`.

@@ -53,6 +53,19 @@ impl Caller {
 }
 
 impl Call {
+    /// As an operator's, for tests of what stands behind HTTP.
+    #[cfg(test)]
+    pub(crate) fn of_operator() -> Self {
+        Self {
+            caller: Caller { token_id: "test".to_owned(), tenant: None },
+            request_id: "req_test".into(),
+            method: Method::POST,
+            path: "/".to_owned(),
+            idempotency_key: None,
+            if_match: None,
+        }
+    }
+
     /// Compares `If-Match` with the object's revision.
     ///
     /// # Errors

@@ -22,25 +22,30 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const BODY_BYTES_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 4;
 
-/// The proof, when the file is there.
+/// Whether an address is one of ours, by which nobody proves anything.
+pub(super) fn is_own(app: &App, address: IpAddr) -> bool {
+    app.is_ours(address) || is_own_listener(app, address)
+}
+
+/// Whether what a server gave for the file is what the claim's file holds.
+pub(super) fn proves(row: &DomainRow, body: &[u8]) -> bool {
+    body.trim_ascii() == proof::http_content(&row.labels.http_token, row.tenant_id, &row.name).as_bytes()
+}
+
+/// The proof, when the file is there. None of the addresses is ours.
 pub(super) async fn http_proof(
     app: &App,
     row: &DomainRow,
     addresses: &[IpAddr],
 ) -> Option<(ProofMethod, String)> {
-    if !proof::http_may_be_fetched(addresses, |address| app.is_ours(address) || is_own_listener(app, address))
-    {
-        return None;
-    }
     let port = app.parts.config.fleet.http_port;
     let targets: Vec<SocketAddr> =
         addresses.iter().take(ADDRESSES_MAX).map(|&address| (address, port).into()).collect();
     let (host, token) = (row.name.base().as_str(), &row.labels.http_token);
     let path = proof::http_path(token);
-    let content = proof::http_content(token, row.tenant_id, &row.name);
     let fetched = tokio::time::timeout(DEADLINE, fetch(app, &targets, host, &path)).await;
     match fetched {
-        Ok(Ok((from, body))) if body.trim_ascii() == content.as_bytes() => {
+        Ok(Ok((from, body))) if proves(row, &body) => {
             Some((ProofMethod::Http, format!("http://{host}{path} from {from}")))
         }
         Ok(Ok(_)) => None,

@@ -10,7 +10,7 @@ use portico_api::v1::{
 use portico_cert_store::{DomainId, NamePattern};
 
 use super::{find, missing};
-use crate::app::claim::{Claimed, Quota, claim};
+use crate::app::claim::{Claimed, Quota, claim, delete as delete_domain};
 use crate::app::{App, origin_identity, ownership, spec, view};
 use crate::clock::rfc3339;
 use crate::http::call::{Call, OperatorCall};
@@ -21,7 +21,7 @@ use crate::http::tenants::{self, patched};
 use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
 use crate::store::proof::ProofRow;
-use crate::store::{cell, group, presence, proof, retry, tenant};
+use crate::store::{cell, group, presence, retry, tenant};
 
 const NOTE_BYTES_MAX: usize = 500;
 
@@ -187,7 +187,7 @@ pub(in crate::http) async fn delete(
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
-    let mut row = match find(&mut write.tx, &call, &text).await {
+    let row = match find(&mut write.tx, &call, &text).await {
         Ok(row) => row,
         // Gone counts as deleted, but only for whoever had it.
         Err(fault) => {
@@ -203,25 +203,15 @@ pub(in crate::http) async fn delete(
         }
     };
     call.check_revision(row.revision)?;
-    let (now, id) = (write.now_ms, row.id.to_string());
-    if call.caller.tenant.is_some() && view::effective(row.suspension.as_ref(), now).is_some() {
+    if call.caller.tenant.is_some() && view::effective(row.suspension.as_ref(), write.now_ms).is_some() {
         // Claimed anew it would be served: the suspension would be over at the tenant's word.
         let detail = format!("{} is suspended; ask the operator to resume or delete it", row.name);
         return Err(Fault::conflict("suspended", detail));
     }
-    let before = row.spec.clone();
-    row.served = false;
-    row.deleted_at = Some(now);
-    row.check_at = None;
-    domain::update(&mut write.tx, &mut row, now).await?;
-    proof::end(&mut write.tx, row.id, now, "the domain was deleted").await?;
-    presence::end(&mut write.tx, row.id).await?;
-    group::keep_back_off(&mut write.tx, row.id, now).await?;
-    domain::publish(&mut write.tx, &row).await?;
-    write.audit("domain.delete", &id, &before, &()).await?;
-    write.event("domain.deleted", Some(row.tenant_id), &id, &format!("{} was deleted", row.name)).await?;
+    let id = row.id;
+    delete_domain(&mut write, row).await?;
     let response = write.finish(Answer::no_content()).await?;
-    Ok(still_served(&app, row.id).await.unwrap_or(response))
+    Ok(still_served(&app, id).await.unwrap_or(response))
 }
 
 /// The answer about a deleted domain that the edges still serve: its removal waits for an operator's word.
