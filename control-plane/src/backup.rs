@@ -36,6 +36,7 @@ pub struct Restored {
 /// # Errors
 /// When `target` exists, the database cannot be read, or the copy is not whole.
 pub async fn backup(config: &Config, target: &Path) -> anyhow::Result<()> {
+    refuse_shared(config, "back it up with pg_dump --format=custom")?;
     ensure!(!target.exists(), "{} exists; a backup never replaces a file", target.display());
     let database = config.data.join(DATABASE_FILE);
     ensure!(
@@ -65,6 +66,7 @@ pub async fn backup(config: &Config, target: &Path) -> anyhow::Result<()> {
 /// When the control plane runs, the file is not a whole backup, or the key-encryption key does not open it; nothing was
 /// changed then.
 pub async fn restore(config: &Config, source: &Path, clock: &Clock) -> anyhow::Result<Restored> {
+    refuse_shared(config, "stop every control plane, then put a dump back with pg_restore")?;
     fs::create_dir_all(&config.data).with_context(|| format!("make {}", config.data.display()))?;
     fs::set_permissions(&config.data, Permissions::from_mode(0o700))?;
     let _lock = DataLock::take(&config.data)?;
@@ -124,6 +126,15 @@ fn keep_present(data: &Path, clock: &Clock) -> anyhow::Result<Option<PathBuf>> {
         }
     }
     Ok(kept.exists().then_some(kept))
+}
+
+/// PostgreSQL has its own tools, which know of its roles, its other databases and its log.
+fn refuse_shared(config: &Config, instead: &str) -> anyhow::Result<()> {
+    ensure!(
+        config.database.is_none(),
+        "the database is PostgreSQL: {instead}; keep the key-encryption key apart from dumps"
+    );
+    Ok(())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -21,12 +21,20 @@ use crate::plan::issuers::Patience;
 use crate::sealer::KeyEncryptionKey;
 use crate::store::DATABASE_FILE;
 
+mod database;
+
+pub use database::PASSWORD_CREDENTIAL;
+
 /// What the control plane was told, checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The data folder, 0700; holds `portico.db`.
+    /// The data folder, 0700; holds `portico.db` unless `database` is set.
     pub data: PathBuf,
+    /// `postgresql://USER@HOST/NAME`, which several control planes may share; absent: a file in `data`.
+    pub database: Option<String>,
+    /// 0600; a systemd credential goes before it.
+    pub database_password_file: Option<PathBuf>,
     /// Where the API listens, plain HTTP; loopback only.
     pub api: SocketAddr,
     /// Where edges connect.
@@ -296,7 +304,7 @@ impl Config {
     fn check_files(&self, makes_key: bool) -> Result<(), Fault> {
         let key = self.key_encryption_key_file.as_deref();
         // Before the first start there is neither; what was sealed needs its key.
-        let is_first = makes_key || !self.data.join(DATABASE_FILE).exists();
+        let is_first = makes_key || (self.database.is_none() && !self.data.join(DATABASE_FILE).exists());
         let is_made = is_first && key.is_some_and(|key| !key.exists());
         if let Some(key) = key.filter(|_| !is_made && !KeyEncryptionKey::is_credential()) {
             KeyEncryptionKey::load(Some(key), &self.data).map_err(|error| {
@@ -314,6 +322,7 @@ impl Config {
                 .check_files()
                 .map_err(|message| Fault::new(format!("dns.writer.{index}.{}", writer.way()), message))?;
         }
+        self.server().map_err(|error| Fault::new("database_password_file", format!("{error:#}")))?;
         for (index, issuer) in self.issuers.iter().enumerate() {
             for (key, file) in [("root_pem", &issuer.root_pem), ("roots_pem", &issuer.roots_pem)] {
                 let read = file.as_ref().map(|file| crate::roots::roots(Some(file), false));
@@ -341,6 +350,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Fault> {
         self.check_addresses()?;
+        self.check_database()?;
         if let Some(key) = self.key_encryption_key_file.as_deref().filter(|key| key.starts_with(&self.data)) {
             let message = format!(
                 "key_encryption_key_file = \"{}\" is inside data = \"{}\"; keep the key apart from what it seals",

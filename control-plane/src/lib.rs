@@ -42,6 +42,7 @@ use clock::Clock;
 use config::Config;
 use distribution::Distribution;
 use sealer::KeyEncryptionKey;
+use tasks::terms;
 
 /// Command line of the service.
 #[derive(Clone, Debug, clap::Args)]
@@ -133,18 +134,28 @@ async fn assemble(config: Config, clock: Clock, new_operator_token: bool) -> any
     let mut tasks = JoinSet::new();
     let distribution = distribution::start(&parts, &mut tasks).await?;
     let app = App::new(&parts, FleetLink::to(&distribution))?;
-    tasks.spawn(tasks::prove::run(app.clone()));
-    tasks.spawn(tasks::uploads::run(parts.clone()));
-    tasks.spawn(tasks::webhooks::run(app.clone()));
-    tasks.spawn(tasks::origin_identities::run(parts.clone()));
+    spawn_reconcilers(&parts, &app, &mut tasks);
     let issuing = tasks::issuance::start(parts.clone(), distribution.fleet.clone()).await?;
     let responder = issuing.responder;
-    tasks.spawn(async move {
-        issuing.run().await;
-        Ok(())
-    });
+    tasks.spawn(async move { issuing.run().await });
     let api = http::start(&app, &mut tasks).await?;
     Ok(Running { parts, distribution, api, responder, tasks })
+}
+
+/// Of replicas on one database, one does each kind of work.
+fn spawn_reconcilers(parts: &Parts, app: &App, tasks: &mut JoinSet<anyhow::Result<()>>) {
+    let (of, proving) = (parts.clone(), app.clone());
+    tasks.spawn(async move {
+        terms::hold(&of, "ownership", |parts| tasks::prove::run(proving.within(parts))).await
+    });
+    let (of, sending) = (parts.clone(), app.clone());
+    tasks.spawn(async move {
+        terms::hold(&of, "webhooks", |parts| tasks::webhooks::run(sending.within(parts))).await
+    });
+    let of = parts.clone();
+    tasks.spawn(async move { terms::hold(&of, "uploads", tasks::uploads::run).await });
+    let of = parts.clone();
+    tasks.spawn(async move { terms::hold(&of, "origin identities", tasks::origin_identities::run).await });
 }
 
 impl Running {

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// On PostgreSQL, how long a transaction that writes may idle. It never waits for anything but the database, so one that idles
+/// for so long belongs to a process that hangs, and holds up all others: the server ends it. Less than a term lasts
+/// (`store/lease.rs`), so that the next holder does not wait for it.
+pub const WRITER_IDLE_MAX: Duration = Duration::from_secs(10);
+
 /// Orders that run at the same time: each waits for its CA most of the time, and the CA's own limits are far below what these
 /// can do.
 pub const ORDERS_IN_FLIGHT_MAX: usize = 32;
@@ -38,6 +43,17 @@ pub const DNS_SHOWN_DEADLINE: Duration = Duration::from_secs(20);
 pub const DNS_WRITER_TEXT_MAX: usize = 1024;
 /// Records that are left of orders and taken down in one turn: more wait for the next.
 pub const DNS_REMOVALS_OF_TURN_MAX: u32 = 256;
+/// What one control plane has to tell the others on its database and has not yet written: an urgent message that finds no place
+/// counts as not acked by edges that hang elsewhere.
+pub const UNTOLD_MAX: usize = 4_096;
+/// Urgent messages of other control planes that one look takes, so that what one of them sends in a burst is not all in memory.
+pub const RELAYED_PER_LOOK_MAX: usize = 1_000;
+/// Urgent messages of other control planes whose answers are passed back; a further one pushes the oldest out, whose sender
+/// has stopped waiting long before.
+pub const PASSED_ON_MAX: usize = 4_096;
+/// How long an order waits until every control plane that lives has said that its DNS responder answers the challenge. Longer
+/// than one that has died counts as living (10 s), so that none is waited for in vain.
+pub const RESPONDERS_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Webhooks of one tenant: each of its events is sent to all that want it.
 pub const WEBHOOKS_OF_TENANT_MAX: u64 = 10;

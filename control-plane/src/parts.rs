@@ -12,12 +12,15 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::sealer::{KeyEncryptionKey, Sealer};
 use crate::store::Store;
+use crate::store::lease::Term;
 
 /// Shared by all parts; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Parts {
     pub config: Arc<Config>,
     pub store: Store,
+    /// Which control plane this is, of those on one database.
+    pub replica: String,
     pub sealer: Sealer,
     pub clock: Clock,
     /// Cancelled when the process is asked to end; every task stops then.
@@ -39,17 +42,49 @@ impl Parts {
         prepare_folder(&config.data)?;
         let lock = DataLock::take(&config.data)?;
         let kek = KeyEncryptionKey::load(config.key_encryption_key_file.as_deref(), &config.data)?;
-        let store = Store::open(&config.data).await?;
+        let store = open_store(&config).await?;
+        let replica = if store.is_shared() { replica_id(&config.data)? } else { "the only one".to_owned() };
         let sealer = Sealer::load(&store, &kek, clock.now_ms()).await?;
         Ok(Self {
             config: Arc::new(config),
             store,
+            replica,
             sealer,
             clock,
             shutdown: CancellationToken::new(),
             _lock: Arc::new(lock),
         })
     }
+
+    /// The same for the work of a term.
+    pub(crate) fn within(&self, term: Term) -> Self {
+        Self { store: self.store.within(term), ..self.clone() }
+    }
+}
+
+/// Opens the database that the configuration names.
+///
+/// # Errors
+/// The store's, or the password cannot be read.
+pub(crate) async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    Ok(match config.server()? {
+        Some(server) => Store::connect(&server).await?,
+        None => Store::open(&config.data).await?,
+    })
+}
+
+/// Made once for a data folder, so that a restart finds what it held.
+fn replica_id(data: &Path) -> anyhow::Result<String> {
+    let path = data.join("replica");
+    if !path.exists() {
+        let made = data.join("replica.new");
+        fs::write(&made, ulid::Ulid::new().to_string())?;
+        File::open(&made)?.sync_all()?;
+        fs::rename(&made, &path)?;
+    }
+    let id = fs::read_to_string(&path)?.trim().to_owned();
+    ensure!(id.parse::<ulid::Ulid>().is_ok(), "{} holds no id; remove it to get another", path.display());
+    Ok(id)
 }
 
 impl DataLock {

@@ -11,9 +11,9 @@ use anyhow::Context as _;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::parts::DataLock;
+use crate::parts::{DataLock, open_store};
 use crate::sealer::{self, KeyEncryptionKey};
-use crate::store::Store;
+use crate::store::{Store, lease};
 
 /// What a rotation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +49,11 @@ pub async fn rotate_kek(config: &Config, new_file: Option<&Path>, clock: &Clock)
     } else {
         KeyEncryptionKey::create(&target, &config.data)?
     };
-    let store = Store::open(&config.data).await?;
-    let done = sealer::rotate(&store, &old, &new, clock.now_ms()).await;
+    let store = open_store(config).await?;
+    let done = match assert_alone(&store).await {
+        Ok(()) => sealer::rotate(&store, &old, &new, clock.now_ms()).await.map_err(Into::into),
+        Err(error) => Err(error),
+    };
     store.close().await;
     done?;
     let Some(file) = in_place else {
@@ -65,6 +68,13 @@ pub async fn rotate_kek(config: &Config, new_file: Option<&Path>, clock: &Clock)
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()?;
     Ok(Rotated { key_id: new.id(), new_file: file.to_owned(), old_file: Some(kept) })
+}
+
+/// The lock of a data folder says nothing about control planes with another one.
+async fn assert_alone(store: &Store) -> anyhow::Result<()> {
+    let held = lease::is_held(&mut *store.read().await?).await?;
+    anyhow::ensure!(!held, "a control plane on this database runs; stop them all first");
+    Ok(())
 }
 
 fn beside(file: &Path, extension: &str) -> PathBuf {

@@ -372,7 +372,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         (folder, store)
     }
 

@@ -179,12 +179,15 @@ impl AcmeError {
             CaHttpError::OtherHost(_) | CaHttpError::Redirect(_) | CaHttpError::Body(..) => {
                 AcmeErrorKind::Garbage
             }
-            CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) => AcmeErrorKind::Ours,
+            CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) | CaHttpError::TermOver => AcmeErrorKind::Ours,
         };
         let mut read = Self::plain(kind, &with_causes(error));
         read.nothing_made = match error {
             CaHttpError::Connect(source) => source.is_connect(),
-            CaHttpError::OtherHost(_) | CaHttpError::DirectoryUrl(_) | CaHttpError::Tls(_) => true,
+            CaHttpError::OtherHost(_)
+            | CaHttpError::DirectoryUrl(_)
+            | CaHttpError::Tls(_)
+            | CaHttpError::TermOver => true,
             CaHttpError::Timeout | CaHttpError::Redirect(_) | CaHttpError::Body(..) => false,
         };
         read

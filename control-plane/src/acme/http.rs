@@ -33,6 +33,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::{AcmeError, AcmeErrorKind};
 use crate::clock;
+use crate::store::lease::Term;
 
 /// Time for TCP and TLS to the CA.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,7 +134,11 @@ struct Inner {
     nonce_pace: Pacer,
     /// Renewal information, which CAs limit apart from the rest.
     renewal_info_pace: Pacer,
+    term: BoundTo,
 }
+
+/// The term that what is asked is asked within; none on a database of our own.
+type BoundTo = Arc<OnceLock<Term>>;
 
 /// The directory's URLs that are treated in a special way.
 #[derive(serde::Deserialize)]
@@ -176,11 +181,12 @@ impl CaHttp {
             .with_root_certificates(endpoint.roots.clone())
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let term = BoundTo::default();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(hyper_util::rt::TokioTimer::new())
             .timer(hyper_util::rt::TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build(CaConnector { tls: TlsConnector::from(Arc::new(tls)) });
+            .build(CaConnector { tls: TlsConnector::from(Arc::new(tls)), term: term.clone() });
         Ok(Self {
             inner: Arc::new(Inner {
                 client,
@@ -190,8 +196,14 @@ impl CaHttp {
                 pace: Pacer::new(endpoint.pace),
                 nonce_pace: Pacer::new(endpoint.nonce_pace),
                 renewal_info_pace: Pacer::new(endpoint.pace),
+                term,
             }),
         })
+    }
+
+    /// Nothing is asked any more when this term is over.
+    pub(crate) fn bind_to(&self, term: &Term) {
+        let _bound_already = self.inner.term.set(term.clone());
     }
 
     /// URL of the directory.
@@ -277,6 +289,8 @@ pub enum CaHttpError {
     OtherHost(String),
     #[error("the CA answered with a redirect ({0}): not followed")]
     Redirect(StatusCode),
+    #[error("another replica asks this CA now")]
+    TermOver,
     #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
     #[error("no connection to the CA")]
@@ -321,6 +335,10 @@ impl Inner {
             RequestKind::Directory | RequestKind::NewOrder | RequestKind::Other => self.pace.wait().await,
         }
         let _gate = self.pass_gate(kind).await;
+        // And once more with each write to the connection: making one takes its time.
+        if !stands(&self.term) {
+            return Err(CaHttpError::TermOver);
+        }
         let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
         let result = response.unwrap_or(Err(CaHttpError::Timeout));
         let status = result.as_ref().map_or("none", |r| status_class(r.status()));
@@ -380,6 +398,10 @@ impl Inner {
             | RequestKind::Other => GatePass::Shared { _guard: gate.read().await },
         })
     }
+}
+
+fn stands(term: &BoundTo) -> bool {
+    term.get().is_none_or(Term::stands)
 }
 
 enum GatePass<'a> {
@@ -475,6 +497,7 @@ impl Pacer {
 #[derive(Clone)]
 struct CaConnector {
     tls: TlsConnector,
+    term: BoundTo,
 }
 
 impl tower::Service<Uri> for CaConnector {
@@ -487,28 +510,36 @@ impl tower::Service<Uri> for CaConnector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let (tls, term) = (self.tls.clone(), self.term.clone());
         Box::pin(async move {
             match timeout(CONNECT_TIMEOUT, connect(&tls, &uri)).await {
-                Ok(stream) => stream,
+                Ok(stream) => Ok(CaStream { io: stream?, term }),
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS connection in time")),
             }
         })
     }
 }
 
-async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<CaStream> {
+async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let name =
         ServerName::try_from(host.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
     tcp.set_nodelay(true)?;
-    Ok(CaStream { io: TokioIo::new(tls.connect(name, tcp).await?) })
+    Ok(TokioIo::new(tls.connect(name, tcp).await?))
 }
 
-/// A TLS connection to the CA that tells hyper which protocol was agreed.
+/// A TLS connection to the CA that tells hyper which protocol was agreed, and takes nothing more when the term is over: a
+/// process that was stopped within a request must not go on with it, since another replica has asked by then.
 struct CaStream {
     io: TokioIo<TlsStream<TcpStream>>,
+    term: BoundTo,
+}
+
+impl CaStream {
+    fn within_term(&self) -> io::Result<()> {
+        if stands(&self.term) { Ok(()) } else { Err(io::Error::other(CaHttpError::TermOver)) }
+    }
 }
 
 impl Connection for CaStream {
@@ -534,10 +565,13 @@ impl Read for CaStream {
 
 impl Write for CaStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.within_term()?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was written may not have left yet.
+        self.within_term()?;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

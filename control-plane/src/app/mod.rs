@@ -79,6 +79,11 @@ impl App {
         })
     }
 
+    /// The same for the work of a term.
+    pub(crate) fn within(&self, parts: Parts) -> Self {
+        Self { parts, ..self.clone() }
+    }
+
     /// What uploaded chains must lead to: the system's roots, and those that issuers' certificates lead to.
     pub(crate) fn trusted_roots(&self) -> &RootCertStore {
         self.roots.get_or_init(|| {

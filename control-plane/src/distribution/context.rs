@@ -23,6 +23,8 @@ pub(super) struct Context {
     pub(super) advertised: String,
     pub(super) publisher: Arc<Publisher>,
     pub(super) fleet: Fleet,
+    /// Which control plane this is, of those on one database.
+    pub(super) replica: String,
     pub(super) signals: Signals,
     /// Snapshots that are made at the same time.
     pub(super) snapshots: Semaphore,

@@ -175,6 +175,7 @@ impl Distribution {
     pub async fn sign_off_removals_in(&self, tx: &mut WriteTx, actor: &str) -> Result<u64, StoreError> {
         let now = self.context.clock.now_ms();
         let count = publication::sign_off_removals(tx, now).await?;
+        publication::put_signed_off_until(tx, now.saturating_add(signed_off_lasts_ms())).await?;
         let text = format!("{actor} signed {count} held removals off");
         event::append(tx, "removals.signed_off", None, publication::FLEET_ID, &text, now).await?;
         Ok(count)
@@ -182,13 +183,12 @@ impl Distribution {
 
     /// A committed sign-off counts for snapshots from now on.
     pub fn removals_signed_off(&self) {
-        let lasts = i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX);
-        let until = self.context.clock.now_ms().saturating_add(lasts);
+        let until = self.context.clock.now_ms().saturating_add(signed_off_lasts_ms());
         self.context.signals.signed_off_until.send_replace(until);
     }
 
     fn shown(&self, row: EdgeRow, nacks: Vec<NackRow>, view: Option<&EdgeView>) -> v1::Edge {
-        let facts = view.map(|view| &view.facts);
+        let facts = view.filter(|view| view.here).map(|view| &view.facts);
         v1::Edge {
             id: row.id,
             cell: row.cell,
@@ -201,10 +201,18 @@ impl Distribution {
             names: facts.map_or(row.names, |facts| facts.names),
             nacks: nacks.into_iter().map(shown_nack).collect(),
             joined_at: rfc3339(row.joined_at_ms),
-            last_seen_at: view.and_then(|view| view.seen_at_ms).or(row.last_seen_at_ms).map(rfc3339),
+            last_seen_at: view
+                .filter(|view| view.here)
+                .and_then(|view| view.seen_at_ms)
+                .or(row.last_seen_at_ms)
+                .map(rfc3339),
             identity_not_after: rfc3339(row.identity_not_after_ms),
         }
     }
+}
+
+fn signed_off_lasts_ms() -> i64 {
+    i64::try_from(SIGN_OFF_LASTS.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn shown_nack(row: NackRow) -> v1::EdgeNack {
@@ -225,7 +233,7 @@ fn shown_nack(row: NackRow) -> v1::EdgeNack {
 pub(super) async fn refresh_fleet_policy(
     store: &Store,
     config: &Config,
-    distribution: SocketAddr,
+    (replica, distribution): (&str, SocketAddr),
 ) -> Result<(), DistributionError> {
     let mut tx = store.begin().await?;
     let edges = edge::all(&mut tx).await?;
@@ -234,9 +242,13 @@ pub(super) async fn refresh_fleet_policy(
     // Its sockets, not its addresses: a small provider's origin may well run beside the control plane.
     let advertised = config.distribution_advertised.as_deref().and_then(|text| text.parse().ok());
     let own = [Some(config.api), Some(distribution), advertised, config.dns.responder];
-    let policy = FleetPolicy::new(addresses, own.into_iter().flatten(), config.fleet.tenant_limits);
+    // Of all control planes on this database, so that none lets go what another keeps.
+    let own: Vec<SocketAddr> = own.into_iter().flatten().collect();
+    let changed = publication::put_sockets(&mut tx, replica, &own).await?;
+    let own = publication::sockets(&mut tx).await?;
+    let policy = FleetPolicy::new(addresses, own, config.fleet.tenant_limits);
     let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
-    if publication::put_fleet_policy(&mut tx, &json).await? {
+    if publication::put_fleet_policy(&mut tx, &json).await? || changed {
         tx.commit().await?;
     }
     Ok(())

@@ -12,8 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics;
+use super::relay::Told;
 use super::urgent::Urgents;
 use crate::clock::{self, Clock};
+use crate::limits::UNTOLD_MAX;
 use crate::store::edge::{EdgeRow, Observation};
 
 /// An edge that was not heard for this long is not live: nothing waits for it. Edges send Status each 5 s.
@@ -40,8 +42,10 @@ pub struct Applied {
 pub struct EdgeView {
     pub id: EdgeId,
     pub cell: CellId,
-    /// A stream stands and the edge was heard within [`SILENCE_MAX`].
+    /// A stream stands, here or at another control plane, and the edge was heard within [`SILENCE_MAX`].
     pub live: bool,
+    /// The stream ends in this process; what another one knows of its edges is in the table of edges.
+    pub here: bool,
     pub applied: Generation,
     pub facts: Facts,
     pub seen_at_ms: Option<i64>,
@@ -66,6 +70,8 @@ pub(super) struct Members {
     /// Wakes whoever waits for an edge to apply something.
     applied: watch::Sender<()>,
     listeners: watch::Sender<()>,
+    /// To the other control planes on the same database.
+    others: Option<mpsc::Sender<Told>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +86,8 @@ pub(super) struct Member {
     pub(super) cell: CellId,
     pub(super) stream: Option<Stream>,
     heard: Option<Instant>,
+    /// When another control plane said that it hangs there.
+    elsewhere: Option<Instant>,
     /// When its stream ended, or this process started.
     left: Instant,
     applied: Generation,
@@ -107,17 +115,58 @@ pub(super) struct Membership {
 }
 
 impl Fleet {
-    pub(super) fn new(clock: Clock, edges: Vec<EdgeRow>) -> Self {
+    /// The second value: what the other control planes on the same database are to be told, if there may be any.
+    pub(super) fn new(
+        clock: Clock,
+        edges: Vec<EdgeRow>,
+        is_shared: bool,
+    ) -> (Self, Option<mpsc::Receiver<Told>>) {
+        let (others, told) = if is_shared {
+            let (sender, receiver) = mpsc::channel(UNTOLD_MAX);
+            (Some(sender), Some(receiver))
+        } else {
+            (None, None)
+        };
         let now = clock::instant();
         let urgents = Urgents::starting_at(clock.now_ms());
         let edges = edges.into_iter().map(|row| (row.id, Member::from_row(row, now))).collect();
-        Self(Arc::new(Members {
+        let members = Members {
             clock,
             table: Mutex::new(Table { edges, urgents, streams: 0 }),
             purges: tokio::sync::Mutex::default(),
             applied: watch::Sender::new(()),
             listeners: watch::Sender::new(()),
-        }))
+            others,
+        };
+        (Self(Arc::new(members)), told)
+    }
+
+    /// Tells the other control planes, if there may be any. `false`: there is no place for it.
+    pub(super) fn tell_others(&self, told: Told) -> bool {
+        self.0.others.as_ref().is_none_or(|others| others.try_send(told).is_ok())
+    }
+
+    /// Live edges whose stream ends in this process, with what they have applied.
+    pub(super) fn hanging_here(&self) -> Vec<(EdgeId, Generation)> {
+        let now = clock::instant();
+        let table = self.table();
+        let here = table.edges.iter().filter(|(_, member)| member.live_here(now));
+        here.map(|(&edge, member)| (edge, member.applied)).collect()
+    }
+
+    /// What other control planes say of edges: which there are, and which hang there.
+    pub(super) fn hang_elsewhere(&self, edges: &[EdgeRow], elsewhere: &HashMap<EdgeId, Generation>) {
+        let now = clock::instant();
+        let mut table = self.table();
+        for row in edges {
+            let member = table.edges.entry(row.id).or_insert_with(|| Member::from_row(row.clone(), now));
+            member.elsewhere = elsewhere.contains_key(&row.id).then_some(now);
+            if let Some(applied) = elsewhere.get(&row.id).filter(|_| member.stream.is_none()) {
+                member.applied = *applied;
+            }
+        }
+        drop(table);
+        self.0.applied.send_replace(());
     }
 
     /// Edges that are live now, of the given cells (`None`: of all).
@@ -234,6 +283,8 @@ impl Fleet {
         member.seen_at_ms = Some(self.0.clock.now_ms());
         member.dirty = true;
         metrics::edge_connected();
+        drop(table);
+        self.tell_others(Told::Moved);
         (Membership { fleet: self.clone(), edge: edge.id, number, closed }, standing, receiver)
     }
 
@@ -280,6 +331,7 @@ impl Membership {
             member.dirty = true;
         });
         self.fleet.0.applied.send_replace(());
+        self.fleet.tell_others(Told::Moved);
     }
 
     pub(super) fn observe(&self, status: Status) {
@@ -319,6 +371,7 @@ impl Drop for Membership {
             member.dirty = true;
         });
         self.fleet.0.applied.send_replace(());
+        self.fleet.tell_others(Told::Moved);
     }
 }
 
@@ -328,6 +381,7 @@ impl Member {
             cell: row.cell,
             stream: None,
             heard: None,
+            elsewhere: None,
             left: now,
             applied: row.applied,
             facts: Facts {
@@ -343,6 +397,10 @@ impl Member {
     }
 
     fn live(&self, now: Instant) -> bool {
+        self.live_here(now) || self.elsewhere.is_some_and(|said| now.duration_since(said) < SILENCE_MAX)
+    }
+
+    fn live_here(&self, now: Instant) -> bool {
         self.stream.is_some() && self.heard.is_some_and(|heard| now.duration_since(heard) < SILENCE_MAX)
     }
 
@@ -350,7 +408,7 @@ impl Member {
     pub(super) fn waited_for(&self, now: Instant) -> bool {
         match self.stream {
             Some(_) => self.live(now),
-            None => now.duration_since(self.left) < SILENCE_MAX,
+            None => self.live(now) || now.duration_since(self.left) < SILENCE_MAX,
         }
     }
 
@@ -359,6 +417,7 @@ impl Member {
             id,
             cell: self.cell.clone(),
             live: self.live(now),
+            here: self.stream.is_some(),
             applied: self.applied,
             facts: self.facts.clone(),
             seen_at_ms: self.seen_at_ms,

@@ -19,6 +19,7 @@ mod projection;
 mod publisher;
 mod purge;
 mod refusals;
+mod relay;
 mod resource;
 mod server;
 mod sync;
@@ -93,13 +94,13 @@ pub async fn start(parts: &Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> an
         .await
         .with_context(|| format!("bind distribution = \"{}\"", parts.config.distribution))?;
     let address = listener.local_addr()?;
-    edges::refresh_fleet_policy(&parts.store, &parts.config, address).await?;
+    edges::refresh_fleet_policy(&parts.store, &parts.config, (&parts.replica, address)).await?;
     let advertised = parts.config.distribution_advertised.clone().unwrap_or_else(|| address.to_string());
     let names = listener_names(&advertised, address);
     let identity = ServerIdentity::new(&ca, names, join::date(now), lifetime)?;
     let publisher = Arc::new(Publisher::load(parts.store.clone(), parts.clock.clone()).await?);
     let rows = edge::all(&mut *parts.store.read().await?).await?;
-    let fleet = Fleet::new(parts.clock.clone(), rows);
+    let (fleet, told) = Fleet::new(parts.clock.clone(), rows, parts.store.is_shared());
     let context = Arc::new(Context {
         store: parts.store.clone(),
         sealer: parts.sealer.clone(),
@@ -109,11 +110,15 @@ pub async fn start(parts: &Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> an
         advertised,
         publisher,
         fleet: fleet.clone(),
+        replica: parts.replica.clone(),
         signals: Signals::default(),
         snapshots: Semaphore::new(SNAPSHOTS_AT_ONCE),
         shutdown: parts.shutdown.clone(),
     });
     spawn(&context, &parts.config, listener, address, identity, tasks);
+    if let Some(told) = told {
+        tasks.spawn(relay::run(context.clone(), told));
+    }
     Ok(Distribution { fleet, address, context })
 }
 
@@ -210,8 +215,8 @@ async fn keep_records(context: Arc<Context>, config: Arc<Config>, address: Socke
         if ending {
             return Ok(());
         }
-        let refreshed =
-            if moved { edges::refresh_fleet_policy(&context.store, &config, address).await } else { Ok(()) };
+        let refresh = edges::refresh_fleet_policy(&context.store, &config, (&context.replica, address));
+        let refreshed = if moved { refresh.await } else { Ok(()) };
         if let Err(error) = refreshed {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot publish the fleet's policy");
         }

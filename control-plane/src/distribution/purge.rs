@@ -22,6 +22,9 @@ use crate::store::purge::{self, Known, PurgeRow, Since};
 const PURGE_DEADLINE: Duration = Duration::from_secs(5);
 /// Purges that an edge is told one by one when it is back.
 const MISSED_MAX: u32 = 1_000;
+/// Purges of several control planes may reach an edge in another order than that of their numbers, so that it has done a later
+/// one when its stream ends: the last ones are told again.
+const TOLD_AGAIN: u64 = 64;
 /// By how much the clock of an edge may be ahead of ours.
 const CLOCKS_DIFFER_MS: i64 = 600_000;
 
@@ -52,7 +55,13 @@ pub(super) async fn missed(context: &Context, hello: &Hello) -> Result<Vec<Contr
     }
     let mut read = context.store.read().await?;
     let known = purge::known(&mut read).await?;
-    let Some(since) = since(hello, known) else { return Ok(vec![everything(known.last)]) };
+    let since = match since(hello, known) {
+        None => return Ok(vec![everything(known.last)]),
+        Some(Since::Number(done)) if context.store.is_shared() => {
+            Since::Number(done.saturating_sub(TOLD_AGAIN))
+        }
+        Some(since) => since,
+    };
     let rows = purge::since(&mut read, since, MISSED_MAX + 1).await?;
     if rows.len() > MISSED_MAX as usize {
         return Ok(vec![everything(known.last)]);

@@ -17,8 +17,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::fleet::Fleet;
+use super::relay::Told;
 use super::{metrics, projection};
 use crate::clock;
+use crate::limits::PASSED_ON_MAX;
 
 /// How long a challenge's push waits for its acks.
 pub const CHALLENGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -45,6 +47,8 @@ pub(super) struct Urgents {
     sequence: u64,
     standing: BTreeMap<Slot, Standing>,
     waiting: HashMap<u64, Waiting>,
+    /// Messages of other control planes: ours by theirs.
+    passed_on: BTreeMap<u64, i64>,
 }
 
 /// What a later push replaces.
@@ -213,14 +217,57 @@ impl Fleet {
         }
         table.urgents.keep(&message, cells, self.0.clock.now_ms());
         let done = table.urgents.wait_for(sequence, expected);
+        drop(table);
+        // If it finds no place, edges that hang elsewhere do not answer in time and are named.
+        self.tell_others(Told::Message { sequence, urgent: message, cells: cells.map(<[CellId]>::to_vec) });
         (sequence, done, absent)
     }
 
+    /// Hands another control plane's message to the streams that end here.
+    pub(super) fn pass_on(&self, number: i64, message: Urgent, cells: Option<&[CellId]>) {
+        let mut table = self.table();
+        table.urgents.sequence += 1;
+        let sequence = table.urgents.sequence;
+        let message = Urgent { sequence, ..message };
+        for member in table.edges.values() {
+            if cells.is_none_or(|cells| cells.contains(&member.cell))
+                && let Some(stream) = &member.stream
+            {
+                // A full queue loses it: the sender sees that the edge does not answer.
+                let _lost = stream.urgents.try_send(wrap(message.clone()));
+            }
+        }
+        table.urgents.keep(&message, cells, self.0.clock.now_ms());
+        table.urgents.passed_on.insert(sequence, number);
+        if table.urgents.passed_on.len() > PASSED_ON_MAX {
+            table.urgents.passed_on.pop_first();
+        }
+    }
+
     pub(super) fn urgent_acked(&self, edge: EdgeId, ack: &UrgentAck) {
-        if !ack.error_code.is_empty() {
+        let done = ack.error_code.is_empty();
+        if !done {
             tracing::warn!(%edge, code = ack.error_code, text = ack.error_text, "an edge refused an urgent message");
         }
-        self.table().urgents.acked(edge, ack.sequence, ack.error_code.is_empty().then_some(ack.met));
+        let met = done.then_some(ack.met);
+        let mut table = self.table();
+        match table.urgents.passed_on.get(&ack.sequence).copied() {
+            Some(number) => {
+                drop(table);
+                self.tell_others(Told::Answer { number, edge, met });
+            }
+            None => table.urgents.acked(edge, ack.sequence, met),
+        }
+    }
+
+    /// An edge that hangs on another control plane has answered.
+    pub(super) fn answered_elsewhere(&self, sequence: u64, edge: EdgeId, met: Option<u64>) {
+        self.table().urgents.acked(edge, sequence, met);
+    }
+
+    /// Whether somebody waits for answers to this message.
+    pub(super) fn awaits(&self, sequence: u64) -> bool {
+        self.table().urgents.waiting.contains_key(&sequence)
     }
 }
 
@@ -335,6 +382,8 @@ fn wrap(message: Urgent) -> ControlMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::limits::UNTOLD_MAX;
 
     fn http01(sequence: u64, token: &str, expires_unix_ms: u64) -> Urgent {
         let set = SetHttp01 { host: "a.example".into(), token: token.into(), key_authorization: "k".into() };
@@ -368,6 +417,33 @@ mod tests {
         }
         assert_eq!(urgents.standing.len(), STANDING_MAX);
         assert!(urgents.standing.values().all(|standing| standing.message.expires_unix_ms > 1_000));
+    }
+
+    #[test]
+    fn messages_of_other_control_planes_are_bounded_and_the_oldest_is_answered_to_nobody() {
+        let (fleet, told) = Fleet::new(Clock::default(), Vec::new(), true);
+        let (mut told, edge) = (told.unwrap(), EdgeId::generate());
+        let first = fleet.table().urgents.sequence + 1;
+        for number in 0..=PASSED_ON_MAX as i64 {
+            fleet.pass_on(number, http01(0, "one", u64::MAX), None);
+        }
+        let ack = |sequence| UrgentAck { sequence, ..UrgentAck::default() };
+        fleet.urgent_acked(edge, &ack(first));
+        assert!(told.try_recv().is_err(), "its sender waits no more");
+        fleet.urgent_acked(edge, &ack(first + 1));
+        assert!(matches!(told.try_recv(), Ok(Told::Answer { number: 1, met: Some(0), .. })));
+    }
+
+    #[test]
+    fn what_the_others_are_to_be_told_is_bounded() {
+        let (fleet, told) = Fleet::new(Clock::default(), Vec::new(), true);
+        for _ in 0..UNTOLD_MAX {
+            assert!(fleet.tell_others(Told::Moved));
+        }
+        assert!(!fleet.tell_others(Told::Moved), "there is no place for it");
+        drop(told);
+        let (alone, told) = Fleet::new(Clock::default(), Vec::new(), false);
+        assert!(alone.tell_others(Told::Moved) && told.is_none(), "there is nobody else");
     }
 
     #[test]

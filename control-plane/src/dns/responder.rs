@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, OpCode, ResponseCode};
@@ -23,6 +23,8 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
+
+use crate::clock;
 
 /// Seconds that resolvers may keep a TXT answer, and (SOA minimum, RFC 2308 section 5) that a name has none: each order
 /// brings another value.
@@ -48,6 +50,8 @@ type Table = HashMap<Box<str>, Vec<Box<str>>>;
 pub struct ChallengeZone {
     zone: Name,
     records: Arc<RwLock<Table>>,
+    /// Until when the records are known to be those of all; `None`: always, nobody else writes them.
+    known_until: Option<Arc<Mutex<Instant>>>,
 }
 
 /// A responder that answers; it ends when its token is cancelled.
@@ -65,7 +69,29 @@ impl ChallengeZone {
         let mut name =
             Name::from_ascii(zone).with_context(|| format!("challenge zone `{zone}`"))?.to_lowercase();
         name.set_fqdn(true);
-        Ok(Self { zone: name, records: Arc::default() })
+        Ok(Self { zone: name, records: Arc::default(), known_until: None })
+    }
+
+    /// The same for records that another control plane may put up: until [`Self::is_known_until`] has been said, and after that
+    /// time, it answers SERVFAIL, upon which a resolver asks another server (RFC 2308 section 7.1), and never that a name has
+    /// no record.
+    #[must_use]
+    pub fn following(self) -> Self {
+        Self { known_until: Some(Arc::new(Mutex::new(clock::instant()))), ..self }
+    }
+
+    /// Whoever puts a record up waits for us until then.
+    pub fn is_known_until(&self, until: Instant) {
+        if let Some(known) = &self.known_until {
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        }
+    }
+
+    /// Whether what is answered now is what all control planes answer.
+    pub fn is_known(&self) -> bool {
+        self.known_until
+            .as_ref()
+            .is_none_or(|until| clock::instant() < *until.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Puts these (label, value) pairs in place of all that was there.
@@ -219,6 +245,9 @@ impl Handler {
         // `zone_of` compares labels without regard to case.
         if !zone.zone_of(name) || matches!(kind, RecordType::AXFR | RecordType::IXFR) {
             return Answer::refusal(ResponseCode::Refused);
+        }
+        if !self.zone.is_known() {
+            return Answer::refusal(ResponseCode::ServFail);
         }
         let depth = name.num_labels() - zone.num_labels();
         let label =
@@ -377,6 +406,31 @@ mod tests {
         assert_eq!(texts(&udp(&lab, &asked).await.0), ["three"]);
         lab.shutdown.cancel();
         lab.responder.ended().await;
+    }
+
+    #[tokio::test]
+    async fn records_that_another_may_have_changed_meanwhile_are_not_answered() {
+        let mut lab = lab().await;
+        let shutdown = lab.shutdown.clone();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        lab.zone = ChallengeZone::new(ZONE).unwrap().following();
+        lab.responder = serve(any, lab.zone.clone(), shutdown).await.unwrap();
+        lab.zone.add("k3jd", "one");
+        let code = async |name: &str| {
+            udp(&lab, &question(name, RecordType::TXT, None)).await.0.metadata.response_code
+        };
+        let names = ["k3jd.acme.provider.test", "absent.acme.provider.test"];
+        assert_eq!(code(names[0]).await, ResponseCode::ServFail, "nobody waits for us yet");
+        lab.zone.is_known_until(clock::instant() + Duration::from_secs(600));
+        assert_eq!(
+            (code(names[0]).await, code(names[1]).await),
+            (ResponseCode::NoError, ResponseCode::NXDomain)
+        );
+        lab.zone.is_known_until(clock::instant());
+        for name in names {
+            assert_eq!(code(name).await, ResponseCode::ServFail);
+        }
+        assert_eq!(code("elsewhere.test").await, ResponseCode::Refused);
     }
 
     #[tokio::test]

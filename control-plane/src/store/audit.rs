@@ -332,7 +332,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_altered_or_removed_afterwards_shows() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         trail(&store, 5).await;
         let whole = end(&store).await;
         assert_eq!(whole.sequence, 5);
@@ -358,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn the_chain_is_followed_in_steps_from_mark_to_mark() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         trail(&store, 5).await;
         let mut read = store.read().await.unwrap();
         let (mut mark, mut steps) = (None, 0);
@@ -380,7 +380,7 @@ mod tests {
     #[tokio::test]
     async fn entries_of_any_size_are_read_within_a_bound_and_none_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let (size, count) = (1 << 20, 40);
         for _ in 0..count {
             let mut tx = store.begin().await.unwrap();
@@ -419,7 +419,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_can_be_verified_after_the_old_was_forgotten() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         trail(&store, 5).await;
         let mut tx = store.begin().await.unwrap();
         assert_eq!(purge(&mut tx, 3, 2).await.unwrap(), 2, "no more than asked for in one go");

@@ -235,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn each_cell_and_epoch_has_its_own_key_and_the_newest_seals() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let sealer = Sealer::load(&store, &KeyEncryptionKey::from_bytes([7; 32]), 0).await.unwrap();
         let (one, two) = (CellId::parse("one").unwrap(), CellId::parse("two").unwrap());
         let mut tx = store.begin().await.unwrap();
@@ -257,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn a_cells_key_moved_to_another_row_does_not_open() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let sealer = Sealer::load(&store, &KeyEncryptionKey::from_bytes([7; 32]), 0).await.unwrap();
         let (one, two) = (CellId::parse("one").unwrap(), CellId::parse("two").unwrap());
         let mut tx = store.begin().await.unwrap();

@@ -139,7 +139,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_newest_change_of_a_resource_is_kept_and_numbers_are_never_reused() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let mut tx = store.begin().await.unwrap();
         record(&mut tx, ResourceKind::Domain, "dom_a", Some("ten_1")).await.unwrap();
         record(&mut tx, ResourceKind::Domain, "dom_b", Some("ten_1")).await.unwrap();

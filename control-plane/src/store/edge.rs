@@ -353,21 +353,25 @@ pub async fn refusals_of(
     connection: &mut Connection,
     domains: &[DomainId],
 ) -> Result<Vec<Refusal>, StoreError> {
-    // Refusals are few and mostly none, so each part begins with them (CROSS JOIN keeps the order).
+    // Refusals are few and mostly none, so each part begins with them (CROSS JOIN keeps SQLite to the order).
     let parts = [
-        (ResourceKind::Domain, "n.id", ""),
-        (ResourceKind::Credential, "o.domain_id", " CROSS JOIN lineage_names o ON o.lineage_id = n.id"),
-        (ResourceKind::Tenant, "o.id", " CROSS JOIN domains o ON o.tenant_id = n.id"),
+        (ResourceKind::Domain, "n.id", " WHERE"),
+        (
+            ResourceKind::Credential,
+            "o.domain_id",
+            " CROSS JOIN lineage_names o WHERE o.lineage_id = n.id AND",
+        ),
+        (ResourceKind::Tenant, "o.id", " CROSS JOIN domains o WHERE o.tenant_id = n.id AND"),
         (
             ResourceKind::OriginIdentity,
             "o.id",
-            " CROSS JOIN origin_identities i ON i.id = n.id CROSS JOIN domains o ON o.tenant_id = i.tenant_id",
+            " CROSS JOIN origin_identities i CROSS JOIN domains o WHERE i.id = n.id AND o.tenant_id = i.tenant_id AND",
         ),
     ];
     let mut query = QueryBuilder::new("");
     for (index, (kind, domain, join)) in parts.into_iter().enumerate() {
         query.push(if index == 0 { "" } else { " UNION ALL " });
-        query.push(format!("SELECT {domain} AS domain_id, n.* FROM edge_nacks n{join} WHERE n.kind = "));
+        query.push(format!("SELECT {domain} AS domain_id, n.* FROM edge_nacks n{join} n.kind = "));
         query.push_bind(kind as i32).push(format!(" AND {domain} IN ("));
         push_ids(&mut query, domains).push(")");
     }

@@ -424,11 +424,12 @@ pub async fn keep_back_off(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> R
         "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
          SELECT ?1, '[]', 1, COUNT(*), MAX(o.next_at), MAX(o.error), ?2 FROM group_names n \
          JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
-         WHERE n.domain_id = ?1 AND o.state = 'failed' AND o.next_at > ?2 - ?3 AND NOT EXISTS (SELECT 1 FROM orders i \
+         WHERE n.domain_id = ?1 AND o.state = 'failed' AND o.next_at + ?3 > ?2 AND NOT EXISTS (SELECT 1 FROM orders i \
            WHERE i.lineage_id = o.lineage_id AND i.state = 'issued' AND i.created_at >= o.created_at) \
          HAVING COUNT(*) > 0 \
-         ON CONFLICT (domain_id) DO UPDATE SET failed_before = 1, attempts = MAX(attempts, excluded.attempts), \
-         next_at = MAX(next_at, excluded.next_at)",
+         ON CONFLICT (domain_id) DO UPDATE SET failed_before = 1, \
+         attempts = CASE WHEN excluded.attempts > name_states.attempts THEN excluded.attempts ELSE name_states.attempts END, \
+         next_at = CASE WHEN excluded.next_at > name_states.next_at THEN excluded.next_at ELSE name_states.next_at END",
     )
     .bind(domain.to_string())
     .bind(now_ms)
@@ -452,7 +453,7 @@ pub async fn inherit_back_off(
     sql::query(
         "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
          SELECT ?1, '[]', 1, s.attempts, s.next_at, s.error, ?3 FROM domains d JOIN name_states s ON s.domain_id = d.id \
-         WHERE d.name = ?2 AND d.deleted_at IS NOT NULL AND s.failed_before = 1 AND s.next_at > ?3 - ?4 \
+         WHERE d.name = ?2 AND d.deleted_at IS NOT NULL AND s.failed_before = 1 AND s.next_at + ?4 > ?3 \
          ORDER BY s.next_at DESC LIMIT 1",
     )
     .bind(domain.to_string())
@@ -571,7 +572,7 @@ pub async fn set_thumbprint(
     for domain in domains {
         let done = sql::query(
             "UPDATE domains SET acme_thumbprint = ?1 \
-             WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS NOT ?1",
+             WHERE id = ?2 AND deleted_at IS NULL AND acme_thumbprint IS DISTINCT FROM ?1",
         )
         .bind(thumbprint)
         .bind(domain.to_string())

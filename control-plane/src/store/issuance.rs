@@ -152,7 +152,7 @@ pub async fn unfinished_orders(
 ) -> Result<Vec<OrderSummary>, StoreError> {
     let mut query = QueryBuilder::new(
         "SELECT n.domain_id, o.state, o.error, o.next_at, \
-         EXISTS (SELECT 1 FROM json_each(o.domains) WHERE value = n.domain_id) AS carries FROM group_names n \
+         REPLACE(o.domains, n.domain_id, '') <> o.domains AS carries FROM group_names n \
          JOIN groups g ON g.id = n.group_id AND g.retired_at IS NULL \
          JOIN lineages l ON l.group_id = g.id AND l.retired_at IS NULL \
          JOIN orders o ON o.lineage_id = l.id AND o.created_at = \

@@ -260,9 +260,10 @@ async fn put(
     charged_at: Option<i64>,
 ) -> Result<(), StoreError> {
     sql::query(
-        "INSERT INTO ledger_buckets VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET \
+        "INSERT INTO ledger_buckets VALUES (?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (ca, limit_name, account, subject) DO UPDATE SET \
          arrival = excluded.arrival, seen_at = excluded.seen_at, \
-         charged_at = COALESCE(excluded.charged_at, charged_at)",
+         charged_at = COALESCE(excluded.charged_at, ledger_buckets.charged_at)",
     )
     .bind(&key.ca)
     .bind(key.limit.as_str())

@@ -30,6 +30,17 @@ pub async fn find(connection: &mut Connection, key: &str) -> Result<Option<Strin
     Ok(sql::query_scalar("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(connection).await?)
 }
 
+/// Every fact whose key begins so.
+///
+/// # Errors
+/// The database's.
+pub async fn with_prefix(connection: &mut Connection, prefix: &str) -> Result<Vec<String>, StoreError> {
+    Ok(sql::query_scalar("SELECT value FROM meta WHERE SUBSTR(key, 1, LENGTH(?1)) = ?1 ORDER BY key")
+        .bind(prefix)
+        .fetch_all(connection)
+        .await?)
+}
+
 /// Writes one fact over what was there.
 ///
 /// # Errors
@@ -53,7 +64,7 @@ mod tests {
     #[tokio::test]
     async fn the_epoch_never_falls() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let mut tx = store.begin().await.unwrap();
         assert_eq!(raise_epoch(&mut tx, 7).await.unwrap(), 7);
         assert_eq!(raise_epoch(&mut tx, 3).await.unwrap(), 7);

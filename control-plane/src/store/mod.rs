@@ -1,25 +1,24 @@
-//! Durable state: one SQLite file, and the only SQL of the control plane.
+//! Durable state, and the only SQL of the control plane: one SQLite file, or a PostgreSQL database that several control
+//! planes share.
 //!
-//! One writer at a time ([`Store::begin`], `BEGIN IMMEDIATE`), several readers that each see one consistent state
-//! ([`Store::read`]). A commit is on disk before it is acknowledged (WAL with `synchronous=FULL`): what the API answered
-//! survives a kill at any point. Each submodule owns some tables and is made of plain functions over a connection, so
-//! that a caller puts as many of them as it likes into one transaction.
+//! One writer at a time ([`Store::begin`]), several readers that each see one consistent state ([`Store::read`]). A commit
+//! is on disk before it is acknowledged: what the API answered survives a kill at any point. Each submodule owns some
+//! tables and is made of plain functions over a connection, so that a caller puts as many of them as it likes into one
+//! transaction. They are written once ([`sql`]); [`postgres`] and [`sqlite`] are all that differs.
 //!
 //! A change of a distributed resource is noted by [`change::record`] in the same transaction; [`Store::changes`] then
 //! wakes whoever follows. That is a hint, the table is the truth.
-//!
-//! Deliberately absent: a trait over databases. PostgreSQL joins behind these same functions.
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
 use tokio::sync::watch;
 
+use self::lease::Term;
+use self::postgres::Postgres;
 use self::sql::QueryBuilder;
+use self::sqlite::Sqlite;
 
 pub mod account;
 pub mod audit;
@@ -38,24 +37,29 @@ pub mod idempotency;
 pub mod integrity;
 pub mod issuance;
 pub mod issuer;
+pub mod lease;
 pub mod ledger;
 pub mod meta;
 mod migrations;
 pub mod order;
 pub mod origin_identity;
+mod postgres;
 pub mod presence;
 pub mod projection_rows;
 pub mod proof;
 pub mod publication;
 pub mod purge;
 pub mod rekey;
+pub mod relay;
 pub mod renewal_info;
 pub mod renewals;
 pub mod replacement;
+pub mod responder;
 pub mod retry;
 pub mod sealing_key;
 pub mod shared_group;
 pub mod sql;
+mod sqlite;
 #[cfg(test)]
 mod statements;
 pub mod tenant;
@@ -68,21 +72,31 @@ pub mod webhook;
 pub const DATABASE_FILE: &str = "portico.db";
 /// Connections that read side by side.
 const READERS: u32 = 6;
-/// How long a connection waits for another process that holds the file (a backup, a rotation of keys).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The tables are looked at this often for what other replicas have written.
+const POLL: Duration = Duration::from_secs(1);
 /// How long a caller waits for its turn to write before it is told that the store is busy.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the functions of the submodules read from and write to: any transaction dereferences to it.
 pub use self::sql::Connection;
 
+pub use self::postgres::Server;
+
 /// The database, opened. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    database: Database,
     latest: watch::Sender<u64>,
-    path: PathBuf,
+    /// Another replica has written something.
+    woken: watch::Sender<()>,
+    /// What is written is bound to it.
+    term: Option<Term>,
+}
+
+#[derive(Clone, Debug)]
+enum Database {
+    Sqlite(Sqlite),
+    Postgres(Postgres),
 }
 
 /// The writer's transaction. Dropped without [`WriteTx::commit`], nothing of it happened.
@@ -90,6 +104,7 @@ pub struct Store {
 pub struct WriteTx {
     connection: Connection,
     recorded: Option<u64>,
+    wakes_others: bool,
     latest: watch::Sender<u64>,
 }
 
@@ -102,6 +117,15 @@ pub struct ReadTx(Connection);
 pub enum StoreError {
     #[error("the database at {path} cannot be opened; check that the folder exists and belongs to this user")]
     Open { path: PathBuf, source: sqlx::Error },
+    #[error("the database {server} cannot be used: {advice}")]
+    Connect { server: String, advice: &'static str, source: sqlx::Error },
+    #[error("the database {server} cannot be used: {why}")]
+    Unsuited { server: String, why: String },
+    #[error("a PostgreSQL database is copied with its own tools, as pg_dump")]
+    NotOurs,
+    /// Another replica has taken the work over, or may have.
+    #[error("this replica no longer does this work: {work}")]
+    TermOver { work: &'static str },
     #[error("the database cannot be brought to this version's tables; was it written by a newer release?")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     #[error("the database refused a statement")]
@@ -114,7 +138,17 @@ pub enum StoreError {
 impl StoreError {
     /// The store's queue was full for too long; the same request may succeed later.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Database(sqlx::Error::PoolTimedOut))
+        match self {
+            Self::Database(sqlx::Error::PoolTimedOut) => true,
+            Self::Database(error) => postgres::is_timeout(error),
+            Self::Open { .. }
+            | Self::Connect { .. }
+            | Self::Unsuited { .. }
+            | Self::NotOurs
+            | Self::TermOver { .. }
+            | Self::Migrate(_)
+            | Self::Unreadable { .. } => false,
+        }
     }
 }
 
@@ -124,44 +158,60 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] when the file cannot be opened, [`StoreError::Migrate`] when its tables do not fit.
     pub async fn open(folder: &Path) -> Result<Self, StoreError> {
-        let path = folder.join(DATABASE_FILE);
-        let opened = |source| StoreError::Open { path: path.clone(), source };
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .foreign_keys(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // FULL, not sqlx's or SQLite's choice: an acknowledged write must survive loss of power too (P7).
-            .synchronous(SqliteSynchronous::Full)
-            // What is overwritten or deleted is gone from the file: a key that was destroyed must not be in its free pages.
-            .pragma("secure_delete", "on")
-            .busy_timeout(BUSY_TIMEOUT);
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(WRITER_TIMEOUT)
-            .connect_with(options.clone())
-            .await
-            .map_err(opened)?;
-        migrations::run(&writer).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(WRITER_TIMEOUT)
-            .connect_with(options.pragma("query_only", "on"))
-            .await
-            .map_err(opened)?;
-        let store = Self { writer, readers, latest: watch::Sender::new(0), path };
+        let database = Sqlite::open(folder).await?;
+        migrations::all(str::to_owned).run(&database.writer).await?;
+        Self::of(Database::Sqlite(database)).await
+    }
+
+    /// Opens a database that other control planes may use as well, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Connect`] when it cannot be reached, [`StoreError::Migrate`] when its tables do not fit.
+    pub async fn connect(server: &Server) -> Result<Self, StoreError> {
+        let database = Postgres::connect(server).await?;
+        migrations::all(migrations::for_postgres).run(&database.writer).await?;
+        let store = Self::of(Database::Postgres(database)).await?;
+        tokio::spawn(store.clone().follow());
+        Ok(store)
+    }
+
+    async fn of(database: Database) -> Result<Self, StoreError> {
+        let store =
+            Self { database, latest: watch::Sender::new(0), woken: watch::Sender::new(()), term: None };
         let last = change::last_sequence(&mut *store.read().await?).await?;
         store.latest.send_replace(last);
         Ok(store)
     }
 
+    /// Whether other control planes may use this database, too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.database, Database::Postgres(_))
+    }
+
+    /// The same database for the work of a term: what is written then is refused when the term is over.
+    #[must_use]
+    pub fn within(&self, term: Term) -> Self {
+        Self { term: Some(term), ..self.clone() }
+    }
+
+    /// The term of [`Self::within`].
+    pub fn term(&self) -> Option<&Term> {
+        self.term.as_ref()
+    }
+
     /// Waits for its turn and begins to write; writers queue in order.
     ///
     /// # Errors
-    /// The database's, or a time-out after 30 s in the queue.
+    /// The database's, or a time-out after 30 s in the queue; [`StoreError::TermOver`].
     pub async fn begin(&self) -> Result<WriteTx, StoreError> {
-        let connection = Connection::Sqlite(self.writer.begin_with("BEGIN IMMEDIATE").await?);
-        Ok(WriteTx { connection, recorded: None, latest: self.latest.clone() })
+        let mut connection = match &self.database {
+            Database::Sqlite(database) => database.begin().await?,
+            Database::Postgres(database) => database.begin().await?,
+        };
+        if let Some(term) = &self.term {
+            lease::check(&mut connection, term).await?;
+        }
+        Ok(WriteTx { connection, recorded: None, wakes_others: false, latest: self.latest.clone() })
     }
 
     /// Begins to read one consistent state.
@@ -169,7 +219,33 @@ impl Store {
     /// # Errors
     /// The database's, or a time-out after 30 s without a free reader.
     pub async fn read(&self) -> Result<ReadTx, StoreError> {
-        Ok(ReadTx(Connection::Sqlite(self.readers.begin().await?)))
+        Ok(ReadTx(match &self.database {
+            Database::Sqlite(database) => database.read().await?,
+            Database::Postgres(database) => database.read().await?,
+        }))
+    }
+
+    /// Follows what other replicas commit, by their hints and each second without.
+    async fn follow(self) {
+        let Database::Postgres(database) = &self.database else { return };
+        let mut listener = None;
+        while !database.is_closed() {
+            if listener.is_none() {
+                listener = database.listen().await;
+            }
+            match &mut listener {
+                Some(hints) => match tokio::time::timeout(POLL, hints.try_recv()).await {
+                    Ok(Ok(_)) | Err(_) => {}
+                    Ok(Err(_)) => listener = None,
+                },
+                None => tokio::time::sleep(POLL).await,
+            }
+            self.woken.send_replace(());
+            let last = async { change::last_sequence(&mut *self.read().await?).await };
+            // Away for now: whoever reads is told.
+            let Ok(last) = last.await else { continue };
+            advance(&self.latest, last);
+        }
     }
 
     /// The newest committed sequence of `changes`; wakes on each commit that recorded one.
@@ -177,28 +253,28 @@ impl Store {
         self.latest.subscribe()
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Wakes, at least each second, when another replica may have written something. Never on a database of our own.
+    pub fn woken(&self) -> watch::Receiver<()> {
+        self.woken.subscribe()
     }
 
-    /// Writes a compacted, consistent copy of the database to `target`, which must not exist, while others go on.
+    /// Writes a compacted, consistent copy of a database of our own to `target`, which must not exist, while others go on.
     ///
     /// # Errors
-    /// The database's; a target that exists is one.
+    /// The database's; a target that exists is one, and a database that is shared.
     pub async fn copy_to(&self, target: &Path) -> Result<(), StoreError> {
-        // Not from a reader: VACUUM INTO is refused inside a transaction and under query_only.
-        let mut connection = self.writer.acquire().await?;
-        sqlx::query("VACUUM INTO ?")
-            .bind(target.to_string_lossy().into_owned())
-            .execute(&mut *connection)
-            .await?;
-        Ok(())
+        match &self.database {
+            Database::Sqlite(database) => Ok(database.copy_to(target).await?),
+            Database::Postgres(_) => Err(StoreError::NotOurs),
+        }
     }
 
-    /// Closes every connection; the last one folds the log into the file.
+    /// Closes every connection; the last one of a database of our own folds the log into the file.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        match &self.database {
+            Database::Sqlite(database) => database.close().await,
+            Database::Postgres(database) => database.close().await,
+        }
     }
 }
 
@@ -207,17 +283,29 @@ impl WriteTx {
     ///
     /// # Errors
     /// The database's; then nothing of it happened.
-    pub async fn commit(self) -> Result<(), StoreError> {
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        if self.recorded.is_some() || self.wakes_others {
+            postgres::wake_others(&mut self.connection).await?;
+        }
         self.connection.commit().await?;
         if let Some(sequence) = self.recorded {
-            self.latest.send_if_modified(|latest| {
-                let newer = sequence > *latest;
-                *latest = (*latest).max(sequence);
-                newer
-            });
+            advance(&self.latest, sequence);
         }
         Ok(())
     }
+
+    /// Other replicas are to look at once when this is committed.
+    pub fn wake_others(&mut self) {
+        self.wakes_others = true;
+    }
+}
+
+fn advance(latest: &watch::Sender<u64>, sequence: u64) {
+    latest.send_if_modified(|latest| {
+        let newer = sequence > *latest;
+        *latest = (*latest).max(sequence);
+        newer
+    });
 }
 
 impl Deref for WriteTx {
@@ -267,7 +355,7 @@ pub(crate) fn from_id<T: std::str::FromStr>(text: &str, what: &str) -> Result<T,
 }
 
 /// Writes a JSON column.
-pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+pub(crate) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value)
         .map_err(|_| StoreError::Unreadable { what: "a document without JSON form".to_owned() })
 }
@@ -284,6 +372,22 @@ pub(crate) fn to_word<T: serde::Serialize>(value: &T) -> Result<String, StoreErr
 pub(crate) fn from_word<T: serde::de::DeserializeOwned>(word: &str, what: &str) -> Result<T, StoreError> {
     serde_json::from_value(serde_json::Value::String(word.to_owned()))
         .map_err(|_| StoreError::Unreadable { what: format!("{what}: unknown word") })
+}
+
+/// PostgreSQL for the unit tests that the environment wants on it.
+#[cfg(test)]
+#[path = "../../tests/stage/postgres.rs"]
+mod test_server;
+
+#[cfg(test)]
+impl Store {
+    /// An empty database in `folder`, or on PostgreSQL where the environment asks for it.
+    pub(crate) async fn for_tests(folder: &Path) -> Result<Self, StoreError> {
+        match test_server::is_chosen().then(test_server::new_database).flatten() {
+            Some(url) => Self::connect(&Server::parse(&url, None).unwrap()).await,
+            None => Self::open(folder).await,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -312,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_transaction_leaves_nothing_and_wakes_nobody() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let changes = store.changes();
         let mut tx = store.begin().await.unwrap();
         change::record(&mut tx, ResourceKind::Fleet, "fleet", None).await.unwrap();
@@ -325,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_sees_one_state_while_a_writer_commits() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let mut read = store.read().await.unwrap();
         assert_eq!(change::last_sequence(&mut read).await.unwrap(), 0);
         let mut changes = store.changes();

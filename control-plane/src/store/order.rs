@@ -183,7 +183,7 @@ pub async fn set_state(
     };
     sql::query(
         "UPDATE orders SET state = ?, url = COALESCE(?, url), attempts = 0, next_at = ?, updated_at = ?, \
-         issued_at = CASE WHEN ? THEN ? ELSE issued_at END WHERE id = ?",
+         issued_at = CASE WHEN ? = 1 THEN ? ELSE issued_at END WHERE id = ?",
     )
     .bind(state.as_str())
     .bind(state.url())
@@ -331,7 +331,7 @@ pub async fn planned(connection: &mut Connection, at: At<'_>) -> Result<Vec<Plan
     let rows = sql::query(
         "SELECT o.names AS order_names, o.name_set, o.tenant_id, o.deadline, p.names, p.window_start, p.window_end, \
          EXISTS (SELECT 1 FROM ledger_buckets b WHERE b.ca = ?2 AND b.limit_name = ?3 AND b.account = '' \
-         AND b.subject = o.name_set AND b.charged_at IS NOT NULL) OR (o.renewal AND c.issuer = o.issuer) AS issued \
+         AND b.subject = o.name_set AND b.charged_at IS NOT NULL) OR (o.renewal = 1 AND c.issuer = o.issuer) AS issued \
          FROM orders o LEFT JOIN lineages l ON l.id = o.lineage_id LEFT JOIN credentials c ON c.id = l.live_credential \
          LEFT JOIN credentials p ON p.id = o.replaces_credential WHERE o.state = 'planned' AND o.issuer = ?1 \
          ORDER BY o.created_at, o.id LIMIT ?4",
@@ -500,7 +500,7 @@ pub async fn failed_in_a_row(connection: &mut Connection, lineage: LineageId) ->
     let failed: i64 = sql::query_scalar(
         "SELECT COUNT(*) FROM (SELECT 1 FROM orders f WHERE f.lineage_id = ?1 AND f.state = 'failed' \
          AND f.created_at >= COALESCE((SELECT MAX(i.created_at) FROM orders i \
-           WHERE i.lineage_id = ?1 AND i.state = 'issued'), 0) LIMIT 8)",
+           WHERE i.lineage_id = ?1 AND i.state = 'issued'), 0) LIMIT 8) newest",
     )
     .bind(lineage.to_string())
     .fetch_one(connection)

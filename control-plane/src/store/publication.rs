@@ -1,13 +1,19 @@
 //! What publication must remember over a restart: removals held back, and how far tombstones were forgotten.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{DomainId, TenantId};
 
 use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, change, from_id, meta, sql};
+use super::{Connection, StoreError, WriteTx, change, from_id, from_json, meta, sql, to_json};
 
 const META_FLOOR: &str = "changes_floor";
 const META_FLEET_POLICY: &str = "fleet_policy";
+const META_SIGNED_OFF_UNTIL: &str = "signed_off_until";
+/// With the control plane's id behind.
+const META_SOCKETS: &str = "sockets of ";
 const META_DEFAULT_DOMAIN: &str = "default_domain";
 
 /// The id of the only resource of kind Fleet.
@@ -304,6 +310,51 @@ pub async fn put_default_domain(tx: &mut WriteTx, domain: Option<DomainId>) -> R
     Ok(())
 }
 
+/// Until when snapshots may leave any number of names out; Unix milliseconds.
+///
+/// # Errors
+/// The database's.
+pub async fn signed_off_until(connection: &mut Connection) -> Result<i64, StoreError> {
+    let until = meta::find(connection, META_SIGNED_OFF_UNTIL).await?;
+    Ok(until.and_then(|until| until.parse().ok()).unwrap_or(0))
+}
+
+/// # Errors
+/// The database's.
+pub async fn put_signed_off_until(tx: &mut WriteTx, until_ms: i64) -> Result<(), StoreError> {
+    tx.wake_others();
+    meta::put(tx, META_SIGNED_OFF_UNTIL, &until_ms.to_string()).await
+}
+
+/// Notes which sockets a control plane has; answers whether that is news.
+///
+/// # Errors
+/// The database's.
+pub async fn put_sockets(
+    tx: &mut WriteTx,
+    replica: &str,
+    sockets: &[SocketAddr],
+) -> Result<bool, StoreError> {
+    let (key, json) = (format!("{META_SOCKETS}{replica}"), to_json(&sockets)?);
+    if meta::find(tx, &key).await?.as_ref() == Some(&json) {
+        return Ok(false);
+    }
+    meta::put(tx, &key, &json).await?;
+    Ok(true)
+}
+
+/// The sockets of every control plane that this database has had, each once.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn sockets(connection: &mut Connection) -> Result<BTreeSet<SocketAddr>, StoreError> {
+    let mut all = BTreeSet::new();
+    for json in meta::with_prefix(connection, META_SOCKETS).await? {
+        all.extend(from_json::<Vec<SocketAddr>>(&json, "meta: sockets")?);
+    }
+    Ok(all)
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -316,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn tombstones_go_only_when_they_are_old_and_far_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let mut tx = store.begin().await.unwrap();
         change::record_removal(&mut tx, ResourceKind::Domain, "dom_a", None).await.unwrap();
         change::record(&mut tx, ResourceKind::Domain, "dom_b", None).await.unwrap();
@@ -334,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn signed_off_removal_is_a_new_change() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let mut tx = store.begin().await.unwrap();
         change::record_removal(&mut tx, ResourceKind::Domain, "dom_a", Some("ten_1")).await.unwrap();
         hold_removal(&mut tx, ResourceKind::Domain, "dom_a", 5).await.unwrap();

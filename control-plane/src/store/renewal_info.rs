@@ -77,7 +77,7 @@ pub async fn due(connection: &mut Connection, now_ms: i64, limit: u32) -> Result
 pub async fn note(tx: &mut WriteTx, id: CredentialId, noted: &Noted, now_ms: i64) -> Result<(), StoreError> {
     sql::query(
         "UPDATE credentials SET window_start = ?, window_end = ?, explanation_url = ?, window_note = ?, renew_at = ?, \
-         window_asked_at = CASE WHEN ? THEN ? ELSE window_asked_at END, window_failures = ?, window_next_at = ? \
+         window_asked_at = CASE WHEN ? = 1 THEN ? ELSE window_asked_at END, window_failures = ?, window_next_at = ? \
          WHERE id = ? AND state = 'live'",
     )
     .bind(noted.window.map(|window| window.start))

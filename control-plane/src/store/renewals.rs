@@ -37,10 +37,13 @@ pub const RECENT_MS: i64 = 15 * 60_000;
 /// The database's.
 pub async fn standing(connection: &mut Connection, now_ms: i64) -> Result<Standing, StoreError> {
     let row = sql::query(
-        "SELECT COUNT(*) AS live, COUNT(c.window_start) AS by_ari, COALESCE(SUM(c.renew_at <= ?1), 0) AS due, \
-         COALESCE(SUM(c.renew_at <= ?1 AND c.window_end <= ?1), 0) AS overdue, \
-         COALESCE(SUM(c.renew_at <= ?1 AND (?1 - c.renew_at) * 4 > c.not_after - c.renew_at), 0) AS late, COALESCE(SUM(c.not_after <= ?1), 0) AS expired, \
-         MIN(CASE WHEN c.renew_at <= ?1 THEN MIN(c.not_after, COALESCE(c.window_end, c.not_after)) END) AS first_deadline, \
+        "SELECT COUNT(*) AS live, COUNT(c.window_start) AS by_ari, \
+         COUNT(CASE WHEN c.renew_at <= ?1 THEN 1 END) AS due, \
+         COUNT(CASE WHEN c.renew_at <= ?1 AND c.window_end <= ?1 THEN 1 END) AS overdue, \
+         COUNT(CASE WHEN c.renew_at <= ?1 AND (?1 - c.renew_at) * 4 > c.not_after - c.renew_at THEN 1 END) AS late, \
+         COUNT(CASE WHEN c.not_after <= ?1 THEN 1 END) AS expired, \
+         MIN(CASE WHEN c.renew_at > ?1 THEN NULL WHEN c.window_end < c.not_after THEN c.window_end \
+           ELSE c.not_after END) AS first_deadline, \
          (SELECT COUNT(*) FROM orders WHERE state NOT IN ('issued', 'failed') AND deadline IS NOT NULL) AS orders, \
          (SELECT COUNT(*) FROM orders WHERE issued_at > ?1 - ?2 AND deadline IS NOT NULL) AS replaced_recently \
          FROM credentials c WHERE c.state = 'live' AND c.custody = 'cell'",

@@ -52,15 +52,20 @@ pub async fn find(
 /// The database's.
 pub async fn put(tx: &mut WriteTx, tenant: TenantId, row: &SharedGroupRow) -> Result<(), StoreError> {
     let consent = row.consent.as_ref();
-    sql::query("INSERT OR REPLACE INTO shared_groups VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(tenant.to_string())
-        .bind(&row.group)
-        .bind(row.offered_at)
-        .bind(consent.map(|consent| consent.at))
-        .bind(consent.map(|consent| &consent.by))
-        .bind(consent.and_then(|consent| consent.note.as_ref()))
-        .execute(tx)
-        .await?;
+    sql::query(
+        "INSERT INTO shared_groups (tenant_id, group_name, offered_at, consented_at, consented_by, note) \
+         VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (tenant_id) DO UPDATE SET group_name = excluded.group_name, \
+         offered_at = excluded.offered_at, consented_at = excluded.consented_at, \
+         consented_by = excluded.consented_by, note = excluded.note",
+    )
+    .bind(tenant.to_string())
+    .bind(&row.group)
+    .bind(row.offered_at)
+    .bind(consent.map(|consent| consent.at))
+    .bind(consent.map(|consent| &consent.by))
+    .bind(consent.and_then(|consent| consent.note.as_ref()))
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Every statement of fixed text in the store is read by the database before anybody runs it: a column that is not there, or
-//! a word that the database does not know, fails here and not at a customer's.
+//! Every statement of fixed text in the store is read by both databases before anybody runs it: a column that is not there, or
+//! a word that one of them does not know, fails here and not at a customer's.
 //!
 //! The texts are taken from the source, so that none has to be listed. Those that [`super::sql::QueryBuilder`] puts together
 //! are run by the tests of their functions.
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sqlx::{AssertSqlSafe, Executor as _, SqlSafeStr as _};
 
-use super::{Connection, Store};
+use super::{Connection, Server, Store, sql, test_server};
 
 /// One statement and where it stands.
 #[derive(Debug)]
@@ -17,17 +17,36 @@ struct Statement {
     text: String,
 }
 
+/// Statements of these files are for SQLite alone.
+const OF_SQLITE: [&str; 1] = ["src/store/integrity.rs"];
+
 #[tokio::test]
-async fn every_statement_is_one_that_the_database_knows() {
+async fn every_statement_is_one_that_the_databases_know() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
-    let mut tx = store.begin().await.unwrap();
+    let mut stores = vec![Store::open(folder.path()).await.unwrap()];
+    if let Some(url) = test_server::new_database() {
+        stores.push(Store::connect(&Server::parse(&url, None).unwrap()).await.unwrap());
+    }
     let (statements, elsewhere) = statements();
-    for statement in &statements {
-        let text = AssertSqlSafe(statement.text.clone()).into_sql_str();
-        let Connection::Sqlite(connection) = &mut *tx;
-        if let Err(error) = connection.prepare(text).await {
-            panic!("{}: {error}\n{}", statement.place, statement.text);
+    for store in &stores {
+        let mut tx = store.begin().await.unwrap();
+        for statement in &statements {
+            let is_known = match &mut *tx {
+                Connection::Sqlite(connection) => {
+                    let text = AssertSqlSafe(statement.text.clone()).into_sql_str();
+                    connection.prepare(text).await.map(drop)
+                }
+                Connection::Postgres(_) if OF_SQLITE.iter().any(|file| statement.place.starts_with(file)) => {
+                    continue;
+                }
+                Connection::Postgres(connection) => {
+                    let text = AssertSqlSafe(sql::for_postgres(&statement.text)).into_sql_str();
+                    connection.prepare(text).await.map(drop)
+                }
+            };
+            if let Err(error) = is_known {
+                panic!("{}: {error}\n{}", statement.place, statement.text);
+            }
         }
     }
     assert!(statements.len() > 200, "only {} statements were found", statements.len());

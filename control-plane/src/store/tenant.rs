@@ -122,7 +122,7 @@ pub async fn names(connection: &mut Connection) -> Result<HashMap<TenantId, Stri
 /// The database's.
 pub async fn count_domains(connection: &mut Connection, id: TenantId) -> Result<DomainCount, StoreError> {
     let row = sql::query(
-        "SELECT COUNT(*) AS domains, COALESCE(SUM(served), 0) AS served FROM domains \
+        "SELECT COUNT(*) AS domains, COUNT(CASE WHEN served = 1 THEN 1 END) AS served FROM domains \
          WHERE tenant_id = ? AND deleted_at IS NULL",
     )
     .bind(id.to_string())

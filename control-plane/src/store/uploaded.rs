@@ -147,11 +147,10 @@ pub async fn groups_changed_after(
     connection: &mut Connection,
     sequence: u64,
 ) -> Result<Vec<GroupId>, StoreError> {
-    // What changed is few as a rule, so it comes first (CROSS JOIN keeps the order).
+    // What changed is few as a rule, so it comes first (CROSS JOIN keeps SQLite to the order).
     let ids = sql::query_scalar(
-        "SELECT DISTINCT l.group_id FROM changes c CROSS JOIN lineage_names n ON n.domain_id = c.id \
-         CROSS JOIN lineages l ON l.id = n.lineage_id \
-         WHERE c.sequence > ? AND c.kind = ? AND l.custody = 'uploaded' AND l.retired_at IS NULL",
+        "SELECT DISTINCT l.group_id FROM changes c CROSS JOIN lineage_names n CROSS JOIN lineages l \
+         WHERE n.domain_id = c.id AND l.id = n.lineage_id AND c.sequence > ? AND c.kind = ? AND l.custody = 'uploaded' AND l.retired_at IS NULL",
     )
     .bind(i64::try_from(sequence).unwrap_or(i64::MAX))
     .bind(ResourceKind::Domain as i32)
@@ -166,8 +165,8 @@ pub async fn groups_changed_after(
 /// The database's, or a row that cannot be read.
 pub async fn groups_to_tell(connection: &mut Connection, now_ms: i64) -> Result<Vec<GroupId>, StoreError> {
     let ids = sql::query_scalar(
-        "SELECT DISTINCT l.group_id FROM credentials c CROSS JOIN lineages l ON l.live_credential = c.id AND l.id = c.lineage_id \
-         WHERE c.custody = 'uploaded' AND c.state = 'live' AND c.tell_at <= ? AND l.retired_at IS NULL",
+        "SELECT DISTINCT l.group_id FROM credentials c CROSS JOIN lineages l \
+         WHERE l.live_credential = c.id AND l.id = c.lineage_id AND c.custody = 'uploaded' AND c.state = 'live' AND c.tell_at <= ? AND l.retired_at IS NULL",
     )
     .bind(now_ms)
     .fetch_all(connection)
@@ -346,7 +345,8 @@ pub async fn retire(tx: &mut WriteTx, uploaded: &Uploaded, now_ms: i64) -> Resul
 
 /// Of credentials that are not live.
 async fn forget_keys(tx: &mut WriteTx, lineage: LineageId) -> Result<(), StoreError> {
-    sql::query("UPDATE credentials SET sealed_key = x'' WHERE lineage_id = ? AND state <> 'live'")
+    sql::query("UPDATE credentials SET sealed_key = ? WHERE lineage_id = ? AND state <> 'live'")
+        .bind(Vec::<u8>::new())
         .bind(lineage.to_string())
         .execute(tx)
         .await?;

@@ -49,7 +49,7 @@ pub async fn append(
     let noted = sql::query(
         "INSERT INTO usage_series (series, edge_id, number, at) VALUES (?, ?, ?, ?) \
          ON CONFLICT (series) DO UPDATE SET number = excluded.number, at = excluded.at \
-         WHERE excluded.number > number",
+         WHERE excluded.number > usage_series.number",
     )
     .bind(series)
     .bind(edge.to_string())
@@ -73,10 +73,10 @@ pub async fn append(
         insert.push_list([row.requests, row.request_bytes, row.response_bytes, row.cached_bytes]).push(")");
     }
     insert.push(
-        " ON CONFLICT (tenant_id, hour, domain_id) DO UPDATE SET requests = requests + excluded.requests, \
-         request_bytes = request_bytes + excluded.request_bytes, \
-         response_bytes = response_bytes + excluded.response_bytes, \
-         cached_bytes = cached_bytes + excluded.cached_bytes",
+        " ON CONFLICT (tenant_id, hour, domain_id) DO UPDATE SET requests = usage.requests + excluded.requests, \
+         request_bytes = usage.request_bytes + excluded.request_bytes, \
+         response_bytes = usage.response_bytes + excluded.response_bytes, \
+         cached_bytes = usage.cached_bytes + excluded.cached_bytes",
     );
     insert.build().execute(tx).await?;
     Ok(true)
@@ -99,8 +99,9 @@ pub async fn list(
     }
     select
         .push(
-            "SUM(requests) AS requests, SUM(request_bytes) AS request_bytes, \
-             SUM(response_bytes) AS response_bytes, SUM(cached_bytes) AS cached_bytes \
+            "CAST(SUM(requests) AS BIGINT) AS requests, CAST(SUM(request_bytes) AS BIGINT) AS request_bytes, \
+             CAST(SUM(response_bytes) AS BIGINT) AS response_bytes, \
+             CAST(SUM(cached_bytes) AS BIGINT) AS cached_bytes \
              FROM usage WHERE hour >= ",
         )
         .push_bind(wanted.from_hour)
@@ -210,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn reports_are_added_once_and_summed_as_one_likes() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
         let (ours, theirs, edge) = (TenantId::generate(), TenantId::generate(), EdgeId::generate());
         let shop = DomainId::generate();
         let row = |tenant, domain, name: &str, hour, requests| Reported {

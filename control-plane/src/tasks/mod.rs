@@ -3,5 +3,6 @@
 pub mod issuance;
 pub mod origin_identities;
 pub mod prove;
+pub(crate) mod terms;
 pub mod uploads;
 pub mod webhooks;

@@ -248,10 +248,16 @@ impl TestEdge {
         self.task.abort();
         // The only error is the abort itself.
         drop((&mut self.task).await);
-        let mut state = std::mem::take(&mut *self.state.lock().unwrap());
+        (self.identity.clone(), self.leave())
+    }
+
+    /// Ends the stream where others still hold the edge; what it has is left.
+    pub(crate) fn leave(&self) -> State {
+        self.task.abort();
+        let mut state = self.with(std::mem::take);
         state.building = None;
         state.ended = None;
-        (self.identity.clone(), state)
+        state
     }
 
     pub(crate) async fn say_status(&self, listeners: &[&str]) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use portico_api::distribution::{Resource, ResourceKind};
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
-use portico_control_plane::store::{Store, sql};
+use portico_control_plane::store::sql;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -32,7 +32,12 @@ async fn child_control_plane() {
     let config = Config::read(Path::new(&config)).unwrap();
     let running = portico_control_plane::start_at(config, Clock::default()).await.unwrap();
     let token = running.distribution.create_join_token(&cell_id("default"), 600).await.unwrap().token;
-    println!("\nready {} {} {token}", running.distribution.address, running.responder.unwrap());
+    println!(
+        "\nready {} {} {token} {}",
+        running.distribution.address,
+        running.responder.unwrap(),
+        running.api
+    );
     // Until the parent is done with it.
     let stdin =
         tokio::task::spawn_blocking(|| std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new()));
@@ -46,7 +51,8 @@ pub struct Plane {
     stdin: ChildStdin,
     _output: Lines<BufReader<ChildStdout>>,
     pub distribution: std::net::SocketAddr,
-    responder: std::net::SocketAddr,
+    pub api: std::net::SocketAddr,
+    pub responder: std::net::SocketAddr,
     pub token: String,
 }
 
@@ -80,6 +86,7 @@ pub async fn start(config: &Path, fail_point: &str) -> Plane {
         distribution: words[0].parse().unwrap(),
         responder: words[1].parse().unwrap(),
         token: words[2].to_owned(),
+        api: words[3].parse().unwrap(),
     }
 }
 
@@ -100,7 +107,7 @@ impl Stage {
         let config = world.configure(&options, &first.distribution.to_string());
         let identity = Arc::new(Identity::join(first.distribution, &first.token).await.unwrap());
         stop(first).await;
-        let store = Store::open(&world.path("data")).await.unwrap();
+        let store = world.store().await;
         let mut tx = store.begin().await.unwrap();
         let tenant = add_tenant(&mut tx, &[], "registered_domain").await;
         for name in ["shop.test", "www.shop.test"] {
@@ -143,7 +150,7 @@ impl Stage {
         assert_eq!(stats["orders"]["replacing"], orders - 1, "{fail_point}: {}", stats["new_orders"]);
         assert_eq!(stats["certificates"]["issued"], orders, "{fail_point}");
         assert_eq!(stats["accounts"]["created"], 1, "{fail_point}");
-        let store = Store::open(&self.world.path("data")).await.unwrap();
+        let store = self.world.store().await;
         let mut read = store.read().await.unwrap();
         let live: i64 = sql::query_scalar("SELECT COUNT(*) FROM lineages WHERE live_credential IS NOT NULL")
             .fetch_one(&mut read)
@@ -172,7 +179,7 @@ async fn crash_of_a_renewal_at(fail_point: &'static str) {
     let now = stage.world.clock.now_ms();
     let window = json!({ "start": text(now - 1_800_000), "end": text(now + 10_000) });
     stage.world.set_windows(window).await;
-    let store = Store::open(&stage.world.path("data")).await.unwrap();
+    let store = stage.world.store().await;
     let mut tx = store.begin().await.unwrap();
     // Else the CA is asked again in some hours.
     sql::query("UPDATE credentials SET window_next_at = 0").execute(&mut tx).await.unwrap();

@@ -13,7 +13,7 @@ use portico_control_plane::Running;
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
 use portico_control_plane::sealer::KeyEncryptionKey;
-use portico_control_plane::store::{WriteTx, change, sql};
+use portico_control_plane::store::{Server, Store, WriteTx, change, sql};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::edge::{Identity, TestEdge};
 use crate::pebble::Pebble;
+use crate::postgres;
 use crate::stand_in::StandIn;
 
 pub const ZONE: &str = "acme.provider.test";
@@ -41,6 +42,8 @@ pub struct World {
     pub second: Option<CaHandle>,
     pub stand_in: StandIn,
     pub clock: Clock,
+    /// The URL of a PostgreSQL database; `None`: a file in `data`.
+    pub database: Option<String>,
 }
 
 /// Settings of a lab; the rest is the default.
@@ -108,7 +111,8 @@ impl World {
             Some(_) => Some(start("second-", |args| args.caa_identity = "second-ca.test".to_owned()).await),
             None => None,
         };
-        Some(Self { folder, dns, ca, second, stand_in, clock: Clock::default() })
+        let database = postgres::is_chosen().then(postgres::new_database).flatten();
+        Some(Self { folder, dns, ca, second, stand_in, clock: Clock::default(), database })
     }
 
     pub fn directory(&self) -> String {
@@ -122,14 +126,30 @@ impl World {
         self.folder.path().join(name)
     }
 
+    /// The control plane's database, opened beside it.
+    pub async fn store(&self) -> Store {
+        match &self.database {
+            Some(url) => Store::connect(&Server::parse(url, None).unwrap()).await.unwrap(),
+            None => Store::open(&self.path("data")).await.unwrap(),
+        }
+    }
+
     /// Writes the control plane's configuration; `distribution`: `127.0.0.1:0` or the port of an earlier start.
     pub fn configure(&self, options: &Options, distribution: &str) -> PathBuf {
-        let (data, kek) = (self.path("data"), self.path("kek"));
+        self.configure_as(options, distribution, "data")
+    }
+
+    /// The same for one of several on one database; `data`: its folder.
+    pub fn configure_as(&self, options: &Options, distribution: &str, data: &str) -> PathBuf {
+        let path = self.path(&format!("{data}.toml"));
+        let (data, kek) = (self.path(data), self.path("kek"));
+        let url = self.database.as_ref().map(|url| format!("database = \"{url}\""));
         if !kek.exists() {
             KeyEncryptionKey::create(&kek, &data).unwrap();
         }
         let text = format!(
             r#"
+{database}
 data = {data:?}
 api = "127.0.0.1:0"
 distribution = "{distribution}"
@@ -160,6 +180,7 @@ nonces_per_second = 5000
 {issuer}
 "#,
             token = self.path("operator-token"),
+            database = url.unwrap_or_default(),
             dns = self.dns.addresses.dns,
             http = self.stand_in.http_port,
             tls = self.stand_in.tls_port,
@@ -173,7 +194,6 @@ nonces_per_second = 5000
             more = options.more,
         );
         let second = options.second.map(|more| self.second_issuer(options, more)).unwrap_or_default();
-        let path = self.path("portico.toml");
         std::fs::write(&path, text + &second).unwrap();
         path
     }
@@ -217,6 +237,13 @@ nonces_per_second = 5000
             assert!(tokio::time::Instant::now() < deadline, "{stats}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The tenant follows the delegation advice for a name.
+    pub async fn delegate(&self, base: &str, domain: DomainId) {
+        let value = format!("{}.{ZONE}.", label(domain));
+        let name = format!("_acme-challenge.{base}");
+        self.set_dns("/records", json!({ "name": name, "type": "CNAME", "values": [value] })).await;
     }
 
     /// Lets the DNS stub ask the control plane's responder.
@@ -322,9 +349,13 @@ impl Lab {
 
     /// `prepare` comes before the control plane.
     pub async fn try_start_with(options: &Options, prepare: impl FnOnce(&World)) -> Option<Self> {
-        portico_control_plane::start_logging(LevelFilter::ERROR);
         let world = World::start(options).await?;
         prepare(&world);
+        Some(Self::in_world(world, options).await)
+    }
+
+    pub async fn in_world(world: World, options: &Options) -> Self {
+        portico_control_plane::start_logging(LevelFilter::ERROR);
         let config = Config::read(&world.configure(options, "127.0.0.1:0")).unwrap();
         let running = portico_control_plane::start_at(config, world.clock.clone()).await.unwrap();
         world.forward_zone(running.responder.unwrap()).await;
@@ -337,7 +368,7 @@ impl Lab {
             edges.insert((*cell).to_owned(), Arc::new(edge));
         }
         world.stand_in.set_edges(edges.values().cloned().collect());
-        Some(Self { world, running, edges })
+        Self { world, running, edges }
     }
 
     /// A call of the API by an operator.
@@ -395,11 +426,8 @@ impl Lab {
         self.running.parts.store.begin().await.unwrap()
     }
 
-    /// The tenant follows the delegation advice for a name.
     pub async fn delegate(&self, base: &str, domain: DomainId) {
-        let value = format!("{}.{ZONE}.", label(domain));
-        let name = format!("_acme-challenge.{base}");
-        self.world.set_dns("/records", json!({ "name": name, "type": "CNAME", "values": [value] })).await;
+        self.world.delegate(base, domain).await;
     }
 
     /// Rows of a query, each as text columns.

@@ -21,8 +21,11 @@ mod leaving;
 mod ledger;
 mod mass;
 mod pebble;
+#[path = "../stage/postgres.rs"]
+mod postgres;
 mod reaching;
 mod rekeying;
 mod renewing;
+mod replicas;
 mod stand_in;
 mod writing;

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of the stage")]
 
 pub mod dns_stub;
+pub mod postgres;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -141,8 +142,10 @@ impl Stage {
 
 pub fn config_text(folder: &Path, dns: SocketAddr, more: &str) -> String {
     let at = folder.display();
+    let url = postgres::is_chosen().then(postgres::new_database).flatten();
+    let database = url.map(|url| format!("database = \"{url}\"\n")).unwrap_or_default();
     format!(
-        "data = \"{at}/data\"\napi = \"127.0.0.1:0\"\ndistribution = \"127.0.0.1:0\"\n\
+        "{database}data = \"{at}/data\"\napi = \"127.0.0.1:0\"\ndistribution = \"127.0.0.1:0\"\n\
          key_encryption_key_file = \"{at}/kek\"\noperator_token_file = \"{at}/operator\"\n\
          [dns]\nresolvers = [\"{dns}\"]\ncname_zone = \"edge.provider.test\"\n\
          challenge_zone = \"acme.provider.test\"\n[fleet]\npublic_addresses = [\"{OURS}\"]\n{more}"

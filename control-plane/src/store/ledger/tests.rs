@@ -20,7 +20,7 @@ async fn level(store: &Store, limit: LimitName, subject: &str) -> Level {
 #[tokio::test]
 async fn what_is_reserved_counts_until_it_is_charged_or_released() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::for_tests(folder.path()).await.unwrap();
     let names = ["a.shop.test".to_owned()];
     let mut tx = store.begin().await.unwrap();
     for holder in ["one", "two"] {
@@ -55,7 +55,7 @@ async fn what_is_reserved_counts_until_it_is_charged_or_released() {
 #[tokio::test]
 async fn empty_buckets_are_forgotten_but_not_that_a_set_was_issued() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::for_tests(folder.path()).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     let keys = [LimitName::ExactSet, LimitName::Orders].map(|limit| BucketKey::new(limit, AT, "x"));
     for key in &keys {
@@ -73,7 +73,7 @@ async fn empty_buckets_are_forgotten_but_not_that_a_set_was_issued() {
 #[tokio::test]
 async fn a_clock_that_is_set_back_is_seen_by_the_next_order() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::for_tests(folder.path()).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     let (year, names) = (365 * DAY_MS, ["a.shop.test".to_owned()]);
     let key = BucketKey::new(LimitName::RegisteredDomain, AT, "shop.test");
@@ -97,12 +97,12 @@ async fn what_a_ca_says_of_others_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let key = BucketKey::new(LimitName::RegisteredDomain, AT, "shop.test");
     let rate = Limits::default().registered_domain;
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::for_tests(folder.path()).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     learn(&mut tx, &key, rate, 90_000, 1000).await.unwrap();
     tx.commit().await.unwrap();
     store.close().await;
-    let store = Store::open(folder.path()).await.unwrap();
+    let store = Store::for_tests(folder.path()).await.unwrap();
     let level = level(&store, LimitName::RegisteredDomain, "shop.test").await;
     assert_eq!(level.bucket.room_at(rate, 0, 0, 2000), 90_000);
 }

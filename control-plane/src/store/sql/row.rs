@@ -1,16 +1,18 @@
 //! Rows that statements answer.
 
+use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{ColumnIndex, Row as _};
+use sqlx::{ColumnIndex, Row as _, TypeInfo as _, ValueRef as _};
 
 /// One row, of whichever database.
 #[derive(Debug)]
 pub enum Row {
     Sqlite(SqliteRow),
+    Postgres(PgRow),
 }
 
 /// A name or a position.
-pub trait Index: ColumnIndex<SqliteRow> {}
+pub trait Index: ColumnIndex<SqliteRow> + ColumnIndex<PgRow> + Copy {}
 
 impl Index for usize {}
 impl Index for &str {}
@@ -44,6 +46,7 @@ impl Row {
     pub fn columns(&self) -> usize {
         match self {
             Self::Sqlite(row) => row.len(),
+            Self::Postgres(row) => row.len(),
         }
     }
 }
@@ -64,6 +67,12 @@ impl<'r> Column<'r> for i64 {
     fn read(row: &'r Row, index: impl Index) -> Result<Option<Self>, sqlx::Error> {
         match row {
             Row::Sqlite(row) => row.try_get(index),
+            // Columns are BIGINT; an expression may be less, or a truth.
+            Row::Postgres(row) => match row.try_get_raw(index)?.type_info().name() {
+                "INT4" => Ok(row.try_get::<Option<i32>, _>(index)?.map(Self::from)),
+                "BOOL" => Ok(row.try_get::<Option<bool>, _>(index)?.map(Self::from)),
+                _ => row.try_get(index),
+            },
         }
     }
 }
@@ -72,6 +81,7 @@ impl<'r> Column<'r> for String {
     fn read(row: &'r Row, index: impl Index) -> Result<Option<Self>, sqlx::Error> {
         match row {
             Row::Sqlite(row) => row.try_get(index),
+            Row::Postgres(row) => row.try_get(index),
         }
     }
 }
@@ -80,6 +90,7 @@ impl<'r> Column<'r> for &'r str {
     fn read(row: &'r Row, index: impl Index) -> Result<Option<Self>, sqlx::Error> {
         match row {
             Row::Sqlite(row) => row.try_get(index),
+            Row::Postgres(row) => row.try_get(index),
         }
     }
 }
@@ -88,6 +99,7 @@ impl<'r> Column<'r> for Vec<u8> {
     fn read(row: &'r Row, index: impl Index) -> Result<Option<Self>, sqlx::Error> {
         match row {
             Row::Sqlite(row) => row.try_get(index),
+            Row::Postgres(row) => row.try_get(index),
         }
     }
 }

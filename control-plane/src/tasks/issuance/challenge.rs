@@ -11,16 +11,16 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use portico_cert_store::DomainId;
 
-use super::Issuance;
 use super::health::methods_at;
 use super::issuer::Issuer;
+use super::{Issuance, responders};
 use crate::acme::{CaAuthorization, CaChallenge, ChallengeMethod};
 use crate::distribution::UrgentOutcome;
 use crate::dns::lookup::Found;
 use crate::dns::writer::Unwritten;
 use crate::plan::reconcile::usable;
 use crate::store::order::OrderRow;
-use crate::store::{StoreError, WriteTx, event, group};
+use crate::store::{StoreError, WriteTx, event, group, responder};
 
 /// An edge forgets a challenge after this, should nobody tell it to: longer than any validation takes.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -188,6 +188,9 @@ impl Issuance {
             let now = self.parts.clock.now_ms();
             group::add_challenge_record(&mut tx, &place.stored(), value, row.id, now).await?;
         }
+        let is_answered = self.zone.is_some() && records.iter().any(|(place, _)| matches!(place, Place::Label(_)));
+        let shared = is_answered && self.parts.store.is_shared();
+        let number = if shared { Some(responder::records_change(&mut tx).await?) } else { None };
         tx.commit().await?;
         let mut names: Vec<(&str, &str)> = Vec::new();
         for (place, value) in &records {
@@ -198,7 +201,10 @@ impl Issuance {
             }
         }
         match self.writers.add_all(&names).await {
-            Ok(()) => Ok(()),
+            Ok(()) => match number {
+                Some(number) => responders::until_all_answer(self, number).await,
+                None => Ok(()),
+            },
             Err(unwritten) => {
                 self.tell_unwritten(row, &unwritten).await?;
                 let Unwritten { name, zone, .. } = unwritten;

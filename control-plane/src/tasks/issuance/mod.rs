@@ -30,6 +30,7 @@ mod publish;
 mod rekey;
 mod removal;
 mod renewal_info;
+mod responders;
 mod revoke;
 mod self_fetch;
 mod slots;
@@ -66,10 +67,12 @@ use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange, Retired};
 use crate::store::account::{AccountId, AccountOrigin};
 use crate::store::group::{self, GroupRow, OrderableDomain};
+use crate::store::lease::Term;
 use crate::store::ledger;
 use crate::store::order::{OrderRow, OrderState};
 use crate::store::replacement::Replaces;
 use crate::store::{self, StoreError, WriteTx, cell, credential, presence};
+use crate::tasks::terms;
 use issuer::Issuer;
 use slots::Slots;
 
@@ -118,6 +121,7 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
     let zone = match (&parts.config.dns.responder, &parts.config.dns.challenge_zone) {
         (Some(address), Some(zone)) => {
             let zone = ChallengeZone::new(zone)?;
+            let zone = if parts.store.is_shared() { zone.following() } else { zone };
             let responder = responder::serve(*address, zone.clone(), parts.shutdown.clone()).await?;
             tracing::info!(address = %responder.address, "the DNS responder answers");
             responder_address = Some(responder.address);
@@ -134,28 +138,65 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
         fleet,
         zone,
     });
-    challenge::load_zone(&issuance).await?;
+    // With others, [`responders::follow`] does so.
+    if !issuance.parts.store.is_shared() {
+        challenge::load_zone(&issuance).await?;
+    }
     fan_out::warn(&issuance).await?;
     Ok(Issuing { responder: responder_address, issuance })
 }
 
 impl Issuing {
-    /// Issues and renews until shutdown. Orders under way are left where they are; the next start resumes them.
-    pub async fn run(self) {
-        let suggestions = tokio::spawn(renewal_info::run(self.issuance.clone()));
-        let removal = tokio::spawn(removal::run(self.issuance.clone()));
-        let rekeys = tokio::spawn(rekey::run(self.issuance.clone()));
-        let leavers = tokio::spawn(leavers::run(self.issuance.clone()));
-        Work::new(self.issuance).run().await;
-        // They end at shutdown too; what they were asking is asked again.
-        suggestions.abort();
-        removal.abort();
-        rekeys.abort();
-        leavers.abort();
+    /// Issues and renews until shutdown, of replicas on one database one at a time. Orders under way are left where they are;
+    /// the next start, or the next replica, resumes them.
+    ///
+    /// # Errors
+    /// A wrong issuer, or a store that cannot be read.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let parts = &self.issuance.parts;
+        let turns = terms::hold(parts, "issuance", |parts| issue(self.issuance.clone(), parts));
+        if !parts.store.is_shared() {
+            return turns.await;
+        }
+        let ended = tokio::select! {
+            ended = turns => ended,
+            never = responders::follow(&self.issuance) => match never {},
+        };
+        responders::leave(&self.issuance).await;
+        ended
     }
 }
 
+/// Until shutdown, or until it is dropped.
+async fn issue(issuance: Arc<Issuance>, parts: Parts) -> anyhow::Result<()> {
+    let issuance = match parts.store.term() {
+        Some(term) => Arc::new(issuance.within(term, &parts)?),
+        None => issuance,
+    };
+    let mut work = Box::pin(Work::new(issuance.clone()).run());
+    tokio::select! {
+        () = &mut work => {}
+        // They end at shutdown, as the work does; what they were asking is asked again.
+        () = renewal_info::run(issuance.clone()) => work.await,
+        () = removal::run(issuance.clone()) => work.await,
+        () = rekey::run(issuance.clone()) => work.await,
+        () = leavers::run(issuance) => work.await,
+    }
+    Ok(())
+}
+
 impl Issuance {
+    /// The same for the work of a term: what earlier terms knew of CAs is read anew, and CAs are asked within it only.
+    fn within(&self, term: &Term, parts: &Parts) -> anyhow::Result<Self> {
+        let issuers: Vec<Issuer> = parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?;
+        for issuer in &issuers {
+            issuer.http().bind_to(term);
+        }
+        let (fleet, lookup, zone) = (self.fleet.clone(), self.lookup.clone(), self.zone.clone());
+        let (writers, left) = (Writers::new(&parts.config.dns)?, Notify::new());
+        Ok(Self { parts: parts.clone(), fleet, lookup, writers, left, zone, issuers })
+    }
+
     fn issuer(&self, name: &str) -> Option<&Issuer> {
         self.issuers.iter().find(|issuer| issuer.config.name == name)
     }

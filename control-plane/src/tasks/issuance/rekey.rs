@@ -184,6 +184,7 @@ mod tests {
             id: EdgeId::generate(),
             cell: CellId::parse(cell).unwrap(),
             live,
+            here: true,
             applied: Generation { epoch: 1, sequence },
             facts: crate::distribution::Facts::default(),
             seen_at_ms: Some(NOW - seen_ago_ms),

@@ -1,0 +1,214 @@
+//! The fleet over several control planes: an edge may hang on any of them, and all of them know where it hangs, what it has
+//! applied, and what it answers to an urgent message that another one sends.
+//!
+//! Through the store: what is to be told is a row, read at once by a hint and each second without. One turn writes what came
+//! up here in one transaction, then reads what came up elsewhere.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portico_api::distribution::Urgent;
+use portico_cert_store::{CellId, EdgeId, Generation};
+use prost::Message as _;
+use tokio::sync::mpsc;
+
+use super::context::Context;
+use crate::clock;
+use crate::limits::UNTOLD_MAX;
+use crate::store::relay::{self, Elsewhere};
+use crate::store::{StoreError, edge, publication};
+
+/// Turns come at least this often.
+const TURN: Duration = Duration::from_secs(1);
+/// And are this far apart at least: each commit of another control plane is a hint.
+const PAUSE: Duration = Duration::from_millis(20);
+/// An edge that hangs here is told of this often although nothing has changed.
+const SEEN_EVERY: Duration = Duration::from_secs(3);
+/// One that another control plane has not told of for so long is not live.
+const SEEN_WITHIN_MS: i64 = 10_000;
+/// Messages are kept for a control plane that starts: longer than a challenge stands.
+const KEPT_MS: i64 = 20 * 60_000;
+const PRUNE_EVERY: Duration = Duration::from_secs(300);
+
+/// What came up here and the others are to know.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// An urgent message of ours, and by what number its answers are awaited here.
+    Message { sequence: u64, urgent: Urgent, cells: Option<Vec<CellId>> },
+    /// An edge that hangs here has answered another's message.
+    Answer { number: i64, edge: EdgeId, met: Option<u64> },
+    /// An edge came, went or applied something.
+    Moved,
+}
+
+/// Follows the others until shutdown.
+pub(super) async fn run(context: Arc<Context>, mut told: mpsc::Receiver<Told>) -> anyhow::Result<()> {
+    let mut woken = context.store.woken();
+    let mut relay = Relay::new(context.clone());
+    loop {
+        while relay.waiting.len() < UNTOLD_MAX
+            && let Ok(next) = told.try_recv()
+        {
+            relay.waiting.push(next);
+        }
+        if let Err(error) = relay.turn().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot tell the other control planes of edges; tried again"
+            );
+            tokio::time::sleep(TURN).await;
+        }
+        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = context.shutdown.cancelled() => return relay.leave().await,
+            Some(next) = told.recv(), if relay.waiting.len() < UNTOLD_MAX => relay.waiting.push(next),
+            _ = woken.changed() => {}
+            () = tokio::time::sleep(TURN) => {}
+        }
+    }
+}
+
+struct Relay {
+    context: Arc<Context>,
+    waiting: Vec<Told>,
+    /// The newest message of another that was passed on.
+    passed: i64,
+    /// Ours, by number: the sequence by which the fleet waits.
+    asked: BTreeMap<i64, u64>,
+    /// Answers that the fleet has heard.
+    heard: HashSet<(i64, EdgeId)>,
+    /// As the table says it.
+    streams: HashMap<EdgeId, (Generation, Instant)>,
+    edges: HashSet<EdgeId>,
+    pruned_at: Instant,
+}
+
+impl Relay {
+    fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            waiting: Vec::new(),
+            passed: 0,
+            asked: BTreeMap::new(),
+            heard: HashSet::new(),
+            streams: HashMap::new(),
+            edges: HashSet::new(),
+            pruned_at: clock::instant(),
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        self.write().await?;
+        self.read().await
+    }
+
+    /// What waits stays until it is committed.
+    async fn write(&mut self) -> Result<(), StoreError> {
+        let now = clock::instant();
+        let here = self.context.fleet.hanging_here();
+        let changed: Vec<(EdgeId, Generation)> = here
+            .iter()
+            .filter(|(edge, applied)| {
+                self.streams.get(edge).is_none_or(|(told, at)| told != applied || now - *at > SEEN_EVERY)
+            })
+            .copied()
+            .collect();
+        let is_here = |edge: &EdgeId| here.iter().any(|(of, _)| of == edge);
+        let gone: Vec<EdgeId> = self.streams.keys().copied().filter(|edge| !is_here(edge)).collect();
+        let prunes = now - self.pruned_at > PRUNE_EVERY;
+        let speaks = self.waiting.iter().any(|told| !matches!(told, Told::Moved));
+        if !speaks && changed.is_empty() && gone.is_empty() && !prunes {
+            self.waiting.clear();
+            return Ok(());
+        }
+        let replica = &self.context.replica;
+        let mut sent = Vec::new();
+        let mut tx = self.context.store.begin().await?;
+        for told in &self.waiting {
+            match told {
+                Told::Message { sequence, urgent, cells } => {
+                    let bytes = urgent.encode_to_vec();
+                    sent.push((relay::send(&mut tx, replica, cells.as_deref(), &bytes).await?, *sequence));
+                }
+                Told::Answer { number, edge, met } => relay::answer(&mut tx, *number, *edge, *met).await?,
+                Told::Moved => {}
+            }
+        }
+        for (edge, applied) in &changed {
+            relay::put_stream(&mut tx, replica, *edge, *applied).await?;
+        }
+        for edge in &gone {
+            relay::drop_stream(&mut tx, replica, *edge).await?;
+        }
+        if prunes {
+            relay::prune(&mut tx, KEPT_MS).await?;
+        }
+        tx.commit().await?;
+        self.waiting.clear();
+        self.streams.retain(|edge, _| !gone.contains(edge));
+        self.streams.extend(changed.into_iter().map(|(edge, applied)| (edge, (applied, now))));
+        self.asked.extend(sent);
+        if prunes {
+            self.pruned_at = now;
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), StoreError> {
+        let (context, fleet) = (self.context.clone(), &self.context.fleet);
+        let replica = &context.replica;
+        self.asked.retain(|_, sequence| fleet.awaits(*sequence));
+        self.heard.retain(|(number, _)| self.asked.contains_key(number));
+        let asked: Vec<i64> = self.asked.keys().copied().collect();
+        let mut read = context.store.read().await?;
+        let messages = relay::since(&mut read, self.passed, replica).await?;
+        let answers = relay::answers(&mut read, &asked).await?;
+        let elsewhere = relay::elsewhere(&mut read, replica, SEEN_WITHIN_MS).await?;
+        let edges = edge::all(&mut read).await?;
+        let signed_off_until = publication::signed_off_until(&mut read).await?;
+        drop(read);
+        let known: HashSet<EdgeId> = edges.iter().map(|edge| edge.id).collect();
+        let removed: Vec<EdgeId> = self.edges.difference(&known).copied().collect();
+        for edge in &removed {
+            fleet.forget(*edge);
+        }
+        if !removed.is_empty() {
+            // Its cell has a new key.
+            context.signals.cell_keys.send_replace(());
+        }
+        self.edges = known;
+        context.signals.signed_off_until.send_if_modified(|until| {
+            let later = signed_off_until > *until;
+            *until = signed_off_until.max(*until);
+            later
+        });
+        let elsewhere: HashMap<EdgeId, Generation> =
+            elsewhere.iter().map(|Elsewhere { edge, applied }| (*edge, *applied)).collect();
+        fleet.hang_elsewhere(&edges, &elsewhere);
+        for (number, edge, met) in answers {
+            if self.heard.insert((number, edge)) {
+                fleet.answered_elsewhere(self.asked[&number], edge, met);
+            }
+        }
+        for message in messages {
+            self.passed = message.number;
+            match Urgent::decode(message.message.as_slice()) {
+                Ok(urgent) => fleet.pass_on(message.number, urgent, message.cells.as_deref()),
+                Err(error) => {
+                    tracing::warn!(%error, number = message.number, "an urgent message cannot be read")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The edges that hang here are free to be counted elsewhere at once.
+    async fn leave(self) -> anyhow::Result<()> {
+        let mut tx = self.context.store.begin().await?;
+        for edge in self.streams.keys() {
+            relay::drop_stream(&mut tx, &self.context.replica, *edge).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}
