@@ -14,6 +14,7 @@ use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, EdgeId, Generation};
 use portico_control_plane::limits::{RELAYED_PER_LOOK_MAX, WRITER_IDLE_MAX};
 use portico_control_plane::store::edge::EdgeRow;
+use portico_control_plane::store::relay::RelayedAnswer;
 use portico_control_plane::store::{Server, Store, StoreError, change, lease, meta, relay, responder, sql};
 use tempfile::TempDir;
 
@@ -325,12 +326,16 @@ async fn replicas_tell_each_other_of_edges_and_messages() {
         };
         portico_control_plane::store::edge::insert(&mut tx, &row, "1").await.unwrap();
         let applied = Generation { epoch: 2, sequence: 7 };
-        relay::put_stream(&mut tx, "one", edge, applied).await.unwrap();
-        relay::put_stream(&mut tx, "one", EdgeId::generate(), applied).await.unwrap();
+        let stranger = EdgeId::generate();
+        let streams = [(edge, Generation::default()), (stranger, applied)];
+        relay::put_streams(&mut tx, "three", &streams).await.unwrap();
+        relay::put_streams(&mut tx, "one", &[(edge, applied)]).await.unwrap();
         let number = relay::send(&mut tx, "one", Some(std::slice::from_ref(&cell)), b"hello").await.unwrap();
-        relay::answer(&mut tx, number, edge, Some(3)).await.unwrap();
-        relay::answer(&mut tx, number, edge, None).await.unwrap();
-        relay::answer(&mut tx, number + 1, edge, Some(0)).await.unwrap();
+        let said = |number, met| RelayedAnswer { number, edge, met };
+        let refusal = RelayedAnswer { number, edge: stranger, met: None };
+        relay::answer(&mut tx, &[said(number, Some(3)), said(number, None), refusal]).await.unwrap();
+        relay::answer(&mut tx, &[said(number, None), said(number + 1, Some(0))]).await.unwrap();
+        relay::answer(&mut tx, &[]).await.unwrap();
 
         let elsewhere = relay::elsewhere(&mut tx, "two", 10_000).await.unwrap();
         assert_eq!(elsewhere, [relay::Elsewhere { edge, applied }], "an unknown edge hangs nowhere");
@@ -342,8 +347,10 @@ async fn replicas_tell_each_other_of_edges_and_messages() {
         );
         assert!(relay::since(&mut tx, number, "two").await.unwrap().is_empty());
         assert!(relay::since(&mut tx, 0, "one").await.unwrap().is_empty(), "its own");
-        let answers = relay::answers(&mut tx, &[number, number + 1]).await.unwrap();
-        assert_eq!(answers, [(number, edge, Some(3))], "the first word counts");
+        let mut answers = relay::answers(&mut tx, &[number, number + 1]).await.unwrap();
+        answers.sort_by_key(|answer| answer.met.is_none());
+        assert_eq!(answers, [said(number, Some(3)), refusal], "the first word counts");
+        assert_eq!(relay::newest(&mut tx).await.unwrap(), number);
         relay::drop_stream(&mut tx, "two", edge).await.unwrap();
         assert_eq!(relay::elsewhere(&mut tx, "two", 10_000).await.unwrap().len(), 1, "not the holder's word");
         relay::drop_stream(&mut tx, "one", edge).await.unwrap();

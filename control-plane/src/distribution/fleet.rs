@@ -154,14 +154,16 @@ impl Fleet {
         here.map(|(&edge, member)| (edge, member.applied)).collect()
     }
 
-    /// What other control planes say of edges: which there are, and which hang there.
+    /// What other control planes say of edges: which may be new to us, and which hang there.
     pub(super) fn hang_elsewhere(&self, edges: &[EdgeRow], elsewhere: &HashMap<EdgeId, Generation>) {
         let now = clock::instant();
         let mut table = self.table();
         for row in edges {
-            let member = table.edges.entry(row.id).or_insert_with(|| Member::from_row(row.clone(), now));
-            member.elsewhere = elsewhere.contains_key(&row.id).then_some(now);
-            if let Some(applied) = elsewhere.get(&row.id).filter(|_| member.stream.is_none()) {
+            table.edges.entry(row.id).or_insert_with(|| Member::from_row(row.clone(), now));
+        }
+        for (edge, member) in &mut table.edges {
+            member.elsewhere = elsewhere.contains_key(edge).then_some(now);
+            if let Some(applied) = elsewhere.get(edge).filter(|_| member.stream.is_none()) {
                 member.applied = *applied;
             }
         }

@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 
 use super::context::Context;
 use crate::clock;
-use crate::limits::UNTOLD_MAX;
-use crate::store::relay::{self, Elsewhere};
-use crate::store::{StoreError, edge, publication};
+use crate::limits::{RELAYED_PER_LOOK_MAX, UNTOLD_MAX};
+use crate::store::edge::{self, EdgeRow};
+use crate::store::relay::{self, Elsewhere, Relayed, RelayedAnswer};
+use crate::store::{StoreError, publication};
 
 /// Turns come at least this often.
 const TURN: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ pub(super) enum Told {
     /// An urgent message of ours, and by what number its answers are awaited here.
     Message { sequence: u64, urgent: Urgent, cells: Option<Vec<CellId>> },
     /// An edge that hangs here has answered another's message.
-    Answer { number: i64, edge: EdgeId, met: Option<u64> },
+    Answer(RelayedAnswer),
     /// An edge came, went or applied something.
     Moved,
 }
@@ -61,7 +62,12 @@ pub(super) async fn run(context: Arc<Context>, mut told: mpsc::Receiver<Told>) -
         }
         tokio::time::sleep(PAUSE).await;
         tokio::select! {
-            () = context.shutdown.cancelled() => return relay.leave().await,
+            () = context.shutdown.cancelled() => {
+                if let Err(error) = relay.leave().await {
+                    tracing::info!(%error, "edges count as live here until others have not heard of them for a while");
+                }
+                return Ok(());
+            }
             Some(next) = told.recv(), if relay.waiting.len() < UNTOLD_MAX => relay.waiting.push(next),
             _ = woken.changed() => {}
             () = tokio::time::sleep(TURN) => {}
@@ -81,6 +87,8 @@ struct Relay {
     /// As the table says it.
     streams: HashMap<EdgeId, (Generation, Instant)>,
     edges: HashSet<EdgeId>,
+    /// When all edges were read.
+    edges_at: Option<Instant>,
     pruned_at: Instant,
 }
 
@@ -94,6 +102,7 @@ impl Relay {
             heard: HashSet::new(),
             streams: HashMap::new(),
             edges: HashSet::new(),
+            edges_at: None,
             pruned_at: clock::instant(),
         }
     }
@@ -123,7 +132,7 @@ impl Relay {
             return Ok(());
         }
         let replica = &self.context.replica;
-        let mut sent = Vec::new();
+        let (mut sent, mut answers) = (Vec::new(), Vec::new());
         let mut tx = self.context.store.begin().await?;
         for told in &self.waiting {
             match told {
@@ -131,13 +140,12 @@ impl Relay {
                     let bytes = urgent.encode_to_vec();
                     sent.push((relay::send(&mut tx, replica, cells.as_deref(), &bytes).await?, *sequence));
                 }
-                Told::Answer { number, edge, met } => relay::answer(&mut tx, *number, *edge, *met).await?,
+                Told::Answer(answer) => answers.push(*answer),
                 Told::Moved => {}
             }
         }
-        for (edge, applied) in &changed {
-            relay::put_stream(&mut tx, replica, *edge, *applied).await?;
-        }
+        relay::answer(&mut tx, &answers).await?;
+        relay::put_streams(&mut tx, replica, &changed).await?;
         for edge in &gone {
             relay::drop_stream(&mut tx, replica, *edge).await?;
         }
@@ -156,28 +164,27 @@ impl Relay {
     }
 
     async fn read(&mut self) -> Result<(), StoreError> {
-        let (context, fleet) = (self.context.clone(), &self.context.fleet);
+        let context = self.context.clone();
+        let fleet = &context.fleet;
         let replica = &context.replica;
         self.asked.retain(|_, sequence| fleet.awaits(*sequence));
         self.heard.retain(|(number, _)| self.asked.contains_key(number));
         let asked: Vec<i64> = self.asked.keys().copied().collect();
+        let now = clock::instant();
         let mut read = context.store.read().await?;
         let messages = relay::since(&mut read, self.passed, replica).await?;
+        let newest = relay::newest(&mut read).await?;
         let answers = relay::answers(&mut read, &asked).await?;
         let elsewhere = relay::elsewhere(&mut read, replica, SEEN_WITHIN_MS).await?;
-        let edges = edge::all(&mut read).await?;
+        let is_due = self.edges_at.is_none_or(|at| now - at >= TURN)
+            || elsewhere.iter().any(|one| !self.edges.contains(&one.edge));
+        let edges = if is_due { Some(edge::all(&mut read).await?) } else { None };
         let signed_off_until = publication::signed_off_until(&mut read).await?;
         drop(read);
-        let known: HashSet<EdgeId> = edges.iter().map(|edge| edge.id).collect();
-        let removed: Vec<EdgeId> = self.edges.difference(&known).copied().collect();
-        for edge in &removed {
-            fleet.forget(*edge);
+        if let Some(edges) = &edges {
+            self.edges_at = Some(now);
+            self.forget_removed(edges);
         }
-        if !removed.is_empty() {
-            // Its cell has a new key.
-            context.signals.cell_keys.send_replace(());
-        }
-        self.edges = known;
         context.signals.signed_off_until.send_if_modified(|until| {
             let later = signed_off_until > *until;
             *until = signed_off_until.max(*until);
@@ -185,30 +192,51 @@ impl Relay {
         });
         let elsewhere: HashMap<EdgeId, Generation> =
             elsewhere.iter().map(|Elsewhere { edge, applied }| (*edge, *applied)).collect();
-        fleet.hang_elsewhere(&edges, &elsewhere);
-        for (number, edge, met) in answers {
+        fleet.hang_elsewhere(&edges.unwrap_or_default(), &elsewhere);
+        for RelayedAnswer { number, edge, met } in answers {
             if self.heard.insert((number, edge)) {
                 fleet.answered_elsewhere(self.asked[&number], edge, met);
             }
         }
+        self.pass_on(messages, newest);
+        Ok(())
+    }
+
+    /// What another control plane has taken out of the fleet.
+    fn forget_removed(&mut self, edges: &[EdgeRow]) {
+        let known: HashSet<EdgeId> = edges.iter().map(|edge| edge.id).collect();
+        let mut removed = self.edges.difference(&known).peekable();
+        if removed.peek().is_some() {
+            removed.for_each(|edge| self.context.fleet.forget(*edge));
+            // Their cells have new keys.
+            self.context.signals.cell_keys.send_replace(());
+        }
+        self.edges = known;
+    }
+
+    /// `newest` is read with them: when these are not as many as one look takes, there is nothing else up to it.
+    fn pass_on(&mut self, messages: Vec<Relayed>, newest: i64) {
+        let is_all = messages.len() < RELAYED_PER_LOOK_MAX;
         for message in messages {
             self.passed = message.number;
             match Urgent::decode(message.message.as_slice()) {
-                Ok(urgent) => fleet.pass_on(message.number, urgent, message.cells.as_deref()),
+                Ok(urgent) => self.context.fleet.pass_on(message.number, urgent, message.cells.as_deref()),
                 Err(error) => {
                     tracing::warn!(%error, number = message.number, "an urgent message cannot be read")
                 }
             }
         }
-        Ok(())
+        if is_all {
+            self.passed = self.passed.max(newest);
+        }
     }
 
     /// The edges that hang here are free to be counted elsewhere at once.
-    async fn leave(self) -> anyhow::Result<()> {
+    async fn leave(self) -> Result<(), StoreError> {
         let mut tx = self.context.store.begin().await?;
         for edge in self.streams.keys() {
             relay::drop_stream(&mut tx, &self.context.replica, *edge).await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 }

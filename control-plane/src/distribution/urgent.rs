@@ -21,6 +21,7 @@ use super::relay::Told;
 use super::{metrics, projection};
 use crate::clock;
 use crate::limits::PASSED_ON_MAX;
+use crate::store::relay::RelayedAnswer;
 
 /// How long a challenge's push waits for its acks.
 pub const CHALLENGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -254,7 +255,7 @@ impl Fleet {
         match table.urgents.passed_on.get(&ack.sequence).copied() {
             Some(number) => {
                 drop(table);
-                self.tell_others(Told::Answer { number, edge, met });
+                self.tell_others(Told::Answer(RelayedAnswer { number, edge, met }));
             }
             None => table.urgents.acked(edge, ack.sequence, met),
         }
@@ -431,7 +432,8 @@ mod tests {
         fleet.urgent_acked(edge, &ack(first));
         assert!(told.try_recv().is_err(), "its sender waits no more");
         fleet.urgent_acked(edge, &ack(first + 1));
-        assert!(matches!(told.try_recv(), Ok(Told::Answer { number: 1, met: Some(0), .. })));
+        let answer = RelayedAnswer { number: 1, edge, met: Some(0) };
+        assert!(matches!(told.try_recv(), Ok(Told::Answer(found)) if found == answer));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 
 use self::lease::Term;
@@ -235,8 +236,10 @@ impl Store {
             }
             match &mut listener {
                 Some(hints) => match tokio::time::timeout(POLL, hints.try_recv()).await {
-                    Ok(Ok(_)) | Err(_) => {}
+                    // One look is enough for all that have come.
+                    Ok(Ok(_)) => while matches!(hints.try_recv().now_or_never(), Some(Ok(Some(_)))) {},
                     Ok(Err(_)) => listener = None,
+                    Err(_) => {}
                 },
                 None => tokio::time::sleep(POLL).await,
             }

@@ -7,7 +7,8 @@ use super::sql::{QueryBuilder, Row};
 use super::{Connection, StoreError, WriteTx, from_id, from_json, sql, to_json};
 use crate::limits::RELAYED_PER_LOOK_MAX;
 
-const IDS_PER_QUERY: usize = 500;
+/// Ids, or rows of three values, in one statement.
+const TOGETHER: usize = 500;
 
 /// An urgent message of another replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,15 @@ pub struct Relayed {
     pub cells: Option<Vec<CellId>>,
     /// As on the wire.
     pub message: Vec<u8>,
+}
+
+/// What an edge says to a message of another replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayedAnswer {
+    pub number: i64,
+    pub edge: EdgeId,
+    /// How much of it the edge has met, as it says; `None`: it refuses.
+    pub met: Option<u64>,
 }
 
 /// An edge that hangs on another replica.
@@ -77,75 +87,86 @@ pub async fn since(
     rows.iter().map(relayed).collect()
 }
 
-/// An edge has answered; the sender is told. `met`: as it says; `None`: it refuses.
+/// The number of the newest message; 0 when there is none.
 ///
 /// # Errors
 /// The database's.
-pub async fn answer(tx: &mut WriteTx, number: i64, edge: EdgeId, met: Option<u64>) -> Result<(), StoreError> {
-    tx.wake_others();
-    // The message may have been forgotten meanwhile.
-    sql::query(
-        "INSERT INTO relayed_answers (number, edge_id, met) SELECT number, ?, ? FROM relayed WHERE number = ? \
-         ON CONFLICT (number, edge_id) DO NOTHING",
-    )
-    .bind(edge.to_string())
-    .bind(met.map(u64::cast_signed))
-    .bind(number)
-    .execute(tx)
-    .await?;
+pub async fn newest(connection: &mut Connection) -> Result<i64, StoreError> {
+    Ok(sql::query_scalar("SELECT COALESCE(MAX(number), 0) FROM relayed").fetch_one(connection).await?)
+}
+
+/// Edges have answered; the senders are told. Of what an edge says to one message the first word counts.
+///
+/// # Errors
+/// The database's.
+pub async fn answer(tx: &mut WriteTx, answers: &[RelayedAnswer]) -> Result<(), StoreError> {
+    for answers in answers.chunks(TOGETHER) {
+        tx.wake_others();
+        let mut insert = QueryBuilder::new(
+            "INSERT INTO relayed_answers (number, edge_id, met) SELECT a.column1, a.column2, a.column3 FROM (VALUES ",
+        );
+        for (at, RelayedAnswer { number, edge, met }) in answers.iter().enumerate() {
+            insert.push(if at == 0 { "(" } else { ", (" }).push_bind(*number).push(", ");
+            insert.push_bind(edge.to_string()).push(", ").push_bind(met.map(u64::cast_signed)).push(")");
+        }
+        // A message may have been forgotten meanwhile.
+        insert.push(
+            ") a WHERE a.column1 IN (SELECT number FROM relayed) ON CONFLICT (number, edge_id) DO NOTHING",
+        );
+        insert.build().execute(tx).await?;
+    }
     Ok(())
 }
 
-/// Which edges have answered these messages so far, and how much of it each met; `None`: it refuses.
+/// What edges have answered to these messages so far.
 ///
 /// # Errors
 /// The database's.
-pub async fn answers(
-    connection: &mut Connection,
-    numbers: &[i64],
-) -> Result<Vec<(i64, EdgeId, Option<u64>)>, StoreError> {
+pub async fn answers(connection: &mut Connection, numbers: &[i64]) -> Result<Vec<RelayedAnswer>, StoreError> {
     let mut answers = Vec::new();
-    for numbers in numbers.chunks(IDS_PER_QUERY) {
+    for numbers in numbers.chunks(TOGETHER) {
         let mut query =
             QueryBuilder::new("SELECT number, edge_id, met FROM relayed_answers WHERE number IN (");
         query.push_list(numbers).push(")");
         for row in query.build().fetch_all(&mut *connection).await? {
-            let edge = from_id(&row.try_get::<String>("edge_id")?, "relayed_answers")?;
-            answers.push((
-                row.try_get("number")?,
-                edge,
-                row.try_get::<Option<i64>>("met")?.map(i64::cast_unsigned),
-            ));
+            answers.push(RelayedAnswer {
+                number: row.try_get("number")?,
+                edge: from_id(&row.try_get::<String>("edge_id")?, "relayed_answers")?,
+                met: row.try_get::<Option<i64>>("met")?.map(i64::cast_unsigned),
+            });
         }
     }
     Ok(answers)
 }
 
-/// An edge hangs on `replica`, now.
+/// These edges, each named once, hang on `replica` now, and have applied that.
 ///
 /// # Errors
 /// The database's.
-pub async fn put_stream(
+pub async fn put_streams(
     tx: &mut WriteTx,
     replica: &str,
-    edge: EdgeId,
-    applied: Generation,
+    streams: &[(EdgeId, Generation)],
 ) -> Result<(), StoreError> {
     let now_ms = tx.now_ms().await?;
-    tx.wake_others();
-    sql::query(
-        "INSERT INTO edge_streams (edge_id, replica, applied_epoch, applied_sequence, seen_at) \
-         SELECT id, ?, ?, ?, ? FROM edges WHERE id = ? AND removed_at IS NULL \
-         ON CONFLICT (edge_id) DO UPDATE SET replica = excluded.replica, applied_epoch = excluded.applied_epoch, \
-         applied_sequence = excluded.applied_sequence, seen_at = excluded.seen_at",
-    )
-    .bind(replica)
-    .bind(applied.epoch.cast_signed())
-    .bind(applied.sequence.cast_signed())
-    .bind(now_ms)
-    .bind(edge.to_string())
-    .execute(tx)
-    .await?;
+    for streams in streams.chunks(TOGETHER) {
+        tx.wake_others();
+        let mut upsert = QueryBuilder::new(
+            "INSERT INTO edge_streams (edge_id, replica, applied_epoch, applied_sequence, seen_at) SELECT e.id, ",
+        );
+        upsert.push_bind(replica).push(", a.column2, a.column3, ").push_bind(now_ms).push(" FROM (VALUES ");
+        for (at, (edge, applied)) in streams.iter().enumerate() {
+            upsert.push(if at == 0 { "(" } else { ", (" }).push_bind(edge.to_string()).push(", ");
+            upsert.push_bind(applied.epoch.cast_signed()).push(", ");
+            upsert.push_bind(applied.sequence.cast_signed()).push(")");
+        }
+        upsert.push(
+            ") a JOIN edges e ON e.id = a.column1 WHERE e.removed_at IS NULL \
+             ON CONFLICT (edge_id) DO UPDATE SET replica = excluded.replica, applied_epoch = excluded.applied_epoch, \
+             applied_sequence = excluded.applied_sequence, seen_at = excluded.seen_at",
+        );
+        upsert.build().execute(tx).await?;
+    }
     Ok(())
 }
 
