@@ -34,6 +34,9 @@ const KEEP_CHANGES: u64 = 100_000;
 /// ... and this long; an edge that was away for longer gets a snapshot.
 const KEEP_MS: i64 = 7 * 24 * 3600 * 1000;
 const COMPACT_EVERY: Duration = Duration::from_secs(3600);
+/// With other control planes on the database a removal that was signed off may go for so long: they let it go when they get
+/// to it, and one that is away for longer begins anew.
+const SIGNED_OFF_KEPT_MS: i64 = 600_000;
 
 /// The published state and its only writer.
 #[derive(Debug)]
@@ -220,27 +223,33 @@ impl Publisher {
     async fn remember_held(&self, reading: &Reading, stays: &HashSet<ResourceKey>) -> Result<(), StoreError> {
         let changed: HashSet<_> = reading.changes.iter().map(|change| change.key).collect();
         let new: Vec<_> = stays.iter().filter(|key| !reading.held.contains_key(key)).collect();
-        let gone: Vec<_> =
-            reading.held.keys().filter(|key| changed.contains(key) && !stays.contains(key)).collect();
+        let gone = reading.held.iter().filter(|(key, signed_off)| {
+            // What was signed off other control planes have to let go, too; `compact` forgets it.
+            changed.contains(key) && !stays.contains(key) && !(**signed_off && self.store.is_shared())
+        });
+        let gone: Vec<_> = gone.map(|(key, _)| key).collect();
         let waiting = reading.held.values().any(|signed_off| !signed_off);
         if new.is_empty() && gone.is_empty() && !waiting {
             return Ok(());
         }
         let now = self.clock.now_ms();
         let mut tx = self.store.begin().await?;
+        let mut news = 0;
         for key in &new {
-            publication::hold_removal(&mut tx, key.wire_kind(), &key.id(), now).await?;
+            let is_news = publication::hold_removal(&mut tx, key.wire_kind(), &key.id(), now).await?;
+            news += usize::from(is_news);
         }
         for key in gone {
             publication::release_removal(&mut tx, key.wire_kind(), &key.id()).await?;
         }
         // Recorded as new changes, which the next turn lets pass.
         publication::release_taken_over(&mut tx, now).await?;
-        if !new.is_empty() {
+        // Another control plane may have come to the same.
+        if news > 0 {
             let text = format!(
                 "{} names would have left the edges within {} s; they stay until an operator signs the removal off: \
                  look at them with `portico removal list`",
-                new.len(),
+                news,
                 GATE_WINDOW.as_secs()
             );
             event::append(&mut tx, "removals.held", None, "fleet", &text, now).await?;
@@ -251,7 +260,11 @@ impl Publisher {
     async fn compact(&self) {
         let forgotten = async {
             let mut tx = self.store.begin().await?;
-            let floor = publication::compact(&mut tx, self.clock.now_ms(), KEEP_CHANGES, KEEP_MS).await?;
+            let now = self.clock.now_ms();
+            let floor = publication::compact(&mut tx, now, KEEP_CHANGES, KEEP_MS).await?;
+            if self.store.is_shared() {
+                publication::forget_signed_off(&mut tx, now - SIGNED_OFF_KEPT_MS).await?;
+            }
             tx.commit().await?;
             Ok::<_, StoreError>(floor)
         };

@@ -173,7 +173,7 @@ pub async fn count_waiting_removals(connection: &mut Connection) -> Result<u64, 
     Ok(count.unsigned_abs())
 }
 
-/// Holds a removal back.
+/// Holds a removal back; answers whether that is news.
 ///
 /// # Errors
 /// The database's.
@@ -182,8 +182,8 @@ pub async fn hold_removal(
     kind: ResourceKind,
     id: &str,
     now_ms: i64,
-) -> Result<(), StoreError> {
-    sql::query(
+) -> Result<bool, StoreError> {
+    let done = sql::query(
         "INSERT INTO held_removals (kind, id, held_at) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO NOTHING",
     )
     .bind(kind as i32)
@@ -191,7 +191,7 @@ pub async fn hold_removal(
     .bind(now_ms)
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
 /// Forgets a held removal: it was sent, or is no longer wanted.
@@ -204,6 +204,15 @@ pub async fn release_removal(tx: &mut WriteTx, kind: ResourceKind, id: &str) -> 
         .bind(id)
         .execute(tx)
         .await?;
+    Ok(())
+}
+
+/// Forgets held removals that were signed off before `before_ms`.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_signed_off(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
+    sql::query("DELETE FROM held_removals WHERE signed_off_at < ?").bind(before_ms).execute(tx).await?;
     Ok(())
 }
 

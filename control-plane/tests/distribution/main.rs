@@ -5,6 +5,9 @@
 mod edge;
 mod joining;
 mod plane;
+#[path = "../stage/postgres.rs"]
+mod postgres;
+mod replicas;
 mod rotating;
 mod scale;
 mod syncing;

@@ -50,6 +50,16 @@ impl Plane {
         Self { running, clock, folder, extra: extra.to_owned() }
     }
 
+    /// Another one with the same keys and operator, in a folder of its own.
+    pub(crate) async fn beside(&self, extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["kek", "operator"] {
+            std::fs::copy(self.folder.path().join(file), folder.path().join(file)).unwrap();
+        }
+        let running = open(&folder, extra, "127.0.0.1:0", &self.clock).await;
+        Self { running, clock: self.clock.clone(), folder, extra: extra.to_owned() }
+    }
+
     /// Ends the process's parts, lets `between` work on the folder, and starts again on the same address.
     pub(crate) async fn restart(self, between: impl FnOnce(&TempDir)) -> Self {
         let address = self.distribution().address.to_string();
