@@ -134,11 +134,9 @@ struct Inner {
     nonce_pace: Pacer,
     /// Renewal information, which CAs limit apart from the rest.
     renewal_info_pace: Pacer,
-    term: BoundTo,
+    /// That what is asked is asked within; none on a database of our own.
+    term: Option<Term>,
 }
-
-/// The term that what is asked is asked within; none on a database of our own.
-type BoundTo = Arc<OnceLock<Term>>;
 
 /// The directory's URLs that are treated in a special way.
 #[derive(serde::Deserialize)]
@@ -170,6 +168,14 @@ impl CaHttp {
     /// # Errors
     /// The directory's URL is not `https://host/..`, or the TLS configuration cannot be made.
     pub fn new(endpoint: &CaEndpoint) -> Result<Self, CaHttpError> {
+        Self::within(endpoint, None)
+    }
+
+    /// The same, where nothing is asked any more when the term is over.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn within(endpoint: &CaEndpoint, term: Option<Term>) -> Result<Self, CaHttpError> {
         let directory = endpoint.directory.clone();
         if directory.scheme_str() != Some("https") || directory.host().is_none() {
             return Err(CaHttpError::DirectoryUrl(directory.to_string()));
@@ -181,7 +187,6 @@ impl CaHttp {
             .with_root_certificates(endpoint.roots.clone())
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let term = BoundTo::default();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(hyper_util::rt::TokioTimer::new())
             .timer(hyper_util::rt::TokioTimer::new())
@@ -199,11 +204,6 @@ impl CaHttp {
                 term,
             }),
         })
-    }
-
-    /// Nothing is asked any more when this term is over.
-    pub(crate) fn bind_to(&self, term: &Term) {
-        let _bound_already = self.inner.term.set(term.clone());
     }
 
     /// URL of the directory.
@@ -336,7 +336,7 @@ impl Inner {
         }
         let _gate = self.pass_gate(kind).await;
         // And once more with each write to the connection: making one takes its time.
-        if !stands(&self.term) {
+        if !stands(self.term.as_ref()) {
             return Err(CaHttpError::TermOver);
         }
         let response = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
@@ -400,8 +400,8 @@ impl Inner {
     }
 }
 
-fn stands(term: &BoundTo) -> bool {
-    term.get().is_none_or(Term::stands)
+fn stands(term: Option<&Term>) -> bool {
+    term.is_none_or(Term::stands)
 }
 
 enum GatePass<'a> {
@@ -497,7 +497,7 @@ impl Pacer {
 #[derive(Clone)]
 struct CaConnector {
     tls: TlsConnector,
-    term: BoundTo,
+    term: Option<Term>,
 }
 
 impl tower::Service<Uri> for CaConnector {
@@ -533,12 +533,12 @@ async fn connect(tls: &TlsConnector, uri: &Uri) -> io::Result<TokioIo<TlsStream<
 /// process that was stopped within a request must not go on with it, since another replica has asked by then.
 struct CaStream {
     io: TokioIo<TlsStream<TcpStream>>,
-    term: BoundTo,
+    term: Option<Term>,
 }
 
 impl CaStream {
     fn within_term(&self) -> io::Result<()> {
-        if stands(&self.term) { Ok(()) } else { Err(io::Error::other(CaHttpError::TermOver)) }
+        if stands(self.term.as_ref()) { Ok(()) } else { Err(io::Error::other(CaHttpError::TermOver)) }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::acme::{CaEndpoint, CaHttp, Pace};
 use crate::config::IssuerConfig;
 use crate::plan::ledger::{At, Limits};
 use crate::roots::roots;
+use crate::store::lease::Term;
 
 /// A CA whose directory cannot be read is asked for it again no sooner.
 const DIRECTORY_PAUSE_MS: i64 = 60_000;
@@ -30,6 +31,8 @@ pub(crate) struct Issuer {
     pub(super) turns: Turns,
     /// What issued chains must lead to.
     pub(crate) roots: Arc<RootCertStore>,
+    /// What the CA's own server must lead to.
+    ca_roots: Arc<RootCertStore>,
     http: CaHttp,
     pub(super) accounts: Accounts,
     held_until_ms: AtomicI64,
@@ -43,12 +46,30 @@ impl Issuer {
     /// # Errors
     /// A file of roots that cannot be read, or a directory that is no https URL.
     pub(crate) fn new(config: &IssuerConfig) -> anyhow::Result<Self> {
+        let issuer = || format!("issuer \"{}\"", config.name);
+        let ca_roots = Arc::new(roots(config.root_pem.as_deref(), true).with_context(issuer)?);
+        let chain_roots = Arc::new(roots(config.roots_pem.as_deref(), false).with_context(issuer)?);
+        Self::with_roots(config, ca_roots, chain_roots, None)
+    }
+
+    /// The same CA, asked within this term only; nothing that was learnt of it is kept.
+    ///
+    /// # Errors
+    /// The TLS configuration cannot be made.
+    pub(super) fn within(&self, term: &Term) -> anyhow::Result<Self> {
+        Self::with_roots(&self.config, self.ca_roots.clone(), self.roots.clone(), Some(term.clone()))
+    }
+
+    fn with_roots(
+        config: &IssuerConfig,
+        ca_roots: Arc<RootCertStore>,
+        roots: Arc<RootCertStore>,
+        term: Option<Term>,
+    ) -> anyhow::Result<Self> {
         let name = &config.name;
         let endpoint = CaEndpoint {
             directory: config.directory.parse().with_context(|| format!("issuer \"{name}\": directory"))?,
-            roots: Arc::new(
-                roots(config.root_pem.as_deref(), true).with_context(|| format!("issuer \"{name}\""))?,
-            ),
+            roots: ca_roots.clone(),
             serialize_orders: config.serialize_orders,
             pace: Pace {
                 per_second: config.requests_per_second,
@@ -63,10 +84,9 @@ impl Issuer {
             config: config.clone(),
             limits: config.limits(),
             turns: Turns::default(),
-            roots: Arc::new(
-                roots(config.roots_pem.as_deref(), false).with_context(|| format!("issuer \"{name}\""))?,
-            ),
-            http: CaHttp::new(&endpoint)?,
+            roots,
+            ca_roots,
+            http: CaHttp::within(&endpoint, term)?,
             accounts: Accounts::default(),
             held_until_ms: AtomicI64::new(0),
             halved_in_a_row: AtomicU32::new(0),

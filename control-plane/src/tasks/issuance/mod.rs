@@ -98,7 +98,7 @@ struct Issuance {
     fleet: Fleet,
     lookup: Lookup,
     zone: Option<ChallengeZone>,
-    writers: Writers,
+    writers: Arc<Writers>,
     /// Some order is over that may have left records.
     left: Notify,
     issuers: Vec<Issuer>,
@@ -131,7 +131,7 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
     };
     let issuance = Arc::new(Issuance {
         lookup: Lookup::new(&parts.config.dns)?,
-        writers: Writers::new(&parts.config.dns)?,
+        writers: Arc::new(Writers::new(&parts.config.dns)?),
         left: Notify::new(),
         issuers: parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?,
         parts,
@@ -186,14 +186,12 @@ async fn issue(issuance: Arc<Issuance>, parts: Parts) -> anyhow::Result<()> {
 }
 
 impl Issuance {
-    /// The same for the work of a term: what earlier terms knew of CAs is read anew, and CAs are asked within it only.
+    /// The same for the work of a term: CAs are asked within it only. What an earlier term knew of them is forgotten, but no
+    /// file is read again: whoever takes the work over must not fail by one that was altered since the start.
     fn within(&self, term: &Term, parts: &Parts) -> anyhow::Result<Self> {
-        let issuers: Vec<Issuer> = parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?;
-        for issuer in &issuers {
-            issuer.http().bind_to(term);
-        }
+        let issuers = self.issuers.iter().map(|issuer| issuer.within(term)).collect::<Result<_, _>>()?;
         let (fleet, lookup, zone) = (self.fleet.clone(), self.lookup.clone(), self.zone.clone());
-        let (writers, left) = (Writers::new(&parts.config.dns)?, Notify::new());
+        let (writers, left) = (self.writers.clone(), Notify::new());
         Ok(Self { parts: parts.clone(), fleet, lookup, writers, left, zone, issuers })
     }
 
