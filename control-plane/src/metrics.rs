@@ -57,6 +57,9 @@ const WINDOWS_MOVED: &str = "portico_renewal_windows_moved_total";
 /// Orders that the CA would not have as the replacement of a certificate; they went on without.
 const REPLACEMENTS_REFUSED: &str = "portico_replacements_refused_total";
 
+/// 1 while this control plane does the `work` that one of those on a database does at a time.
+const WORKS: &str = "portico_control_plane_works";
+
 /// The process's recorder; installed by the first control plane in the process, unless the process has another.
 pub(crate) fn handle() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -180,6 +183,10 @@ pub(crate) fn presences(counts: &Counts) {
 
 pub(crate) fn renewal_info(result: &'static str) {
     metrics::counter!(RENEWAL_INFO, "result" => result).increment(1);
+}
+
+pub(crate) fn works(work: &'static str, does: bool) {
+    metrics::gauge!(WORKS, "work" => work).set(if does { 1.0 } else { 0.0 });
 }
 
 pub(crate) fn window_moved() {

@@ -243,16 +243,20 @@ async fn a_holder_whose_term_is_over_writes_nothing() {
         meta::put(&mut tx, "by", "1").await.unwrap();
         tx.commit().await.unwrap();
         let mut tx = store.begin().await.unwrap();
-        assert!(lease::renew(&mut tx, &first).await.unwrap());
+        let renewal = lease::renew(&mut tx, &first).await.unwrap().expect("it is ours");
         tx.commit().await.unwrap();
+        renewal.committed();
+        assert!(first.stands());
 
         end_all_terms(&store).await;
         let refused = held.begin().await.unwrap_err();
         assert!(matches!(refused, StoreError::TermOver { work: "work" }), "{refused}");
+        assert!(!first.stands(), "the database's word goes before our own clock's");
+        assert!(matches!(held.assert_in_term(), Err(StoreError::TermOver { work: "work" })));
         let second = take(&store, "two").await.unwrap();
         assert!(matches!(held.begin().await, Err(StoreError::TermOver { .. })));
         let mut tx = store.begin().await.unwrap();
-        assert!(!lease::renew(&mut tx, &first).await.unwrap(), "another's term");
+        assert!(lease::renew(&mut tx, &first).await.unwrap().is_none(), "another's term");
         drop(tx);
         drop(store.within(second.clone()).begin().await.unwrap());
 

@@ -24,7 +24,7 @@ struct Inner {
     work: &'static str,
     number: i64,
     began: Instant,
-    /// Until when it is surely ours, in milliseconds after `began`.
+    /// Until when it is surely ours, in milliseconds after `began`; 0 when the database has said that it is not.
     good_ms: AtomicI64,
 }
 
@@ -41,7 +41,27 @@ impl Term {
     /// Whether the term is surely this replica's by its own clock, which runs on while the process is stopped. For what cannot be
     /// undone by a transaction: to be asked right before.
     pub fn stands(&self) -> bool {
-        millis(self.0.began.elapsed()) < self.0.good_ms.load(Ordering::Acquire)
+        millis(clock::instant().duration_since(self.0.began)) < self.0.good_ms.load(Ordering::Acquire)
+    }
+
+    /// The database's word goes before our own clock's.
+    fn ends(&self) {
+        self.0.good_ms.store(0, Ordering::Release);
+    }
+}
+
+/// A term that lasts longer by the database as soon as the transaction is committed.
+#[derive(Debug)]
+#[must_use = "our own clock follows once it is committed"]
+pub struct Renewal {
+    term: Term,
+    good_ms: i64,
+}
+
+impl Renewal {
+    /// It is committed: the term lasts longer by our own clock, too.
+    pub fn committed(self) {
+        self.term.0.good_ms.fetch_max(self.good_ms, Ordering::AcqRel);
     }
 }
 
@@ -82,11 +102,11 @@ pub async fn is_free(connection: &mut Connection, work: &str, replica: &str) -> 
     .await?)
 }
 
-/// Makes the term last from now on. `false`: it is over.
+/// Makes the term last from now on, if nobody else has taken it; `None`: it is over.
 ///
 /// # Errors
 /// The database's.
-pub async fn renew(tx: &mut WriteTx, term: &Term) -> Result<bool, StoreError> {
+pub async fn renew(tx: &mut WriteTx, term: &Term) -> Result<Option<Renewal>, StoreError> {
     let asked = clock::instant();
     let until = tx.now_ms().await? + millis(LASTS);
     let done = sql::query("UPDATE leases SET until = ? WHERE work = ? AND number = ?")
@@ -95,12 +115,12 @@ pub async fn renew(tx: &mut WriteTx, term: &Term) -> Result<bool, StoreError> {
         .bind(term.0.number)
         .execute(tx)
         .await?;
-    let renewed = done.rows_affected() == 1;
-    if renewed {
-        let good_ms = millis(asked.duration_since(term.0.began) + LASTS);
-        term.0.good_ms.fetch_max(good_ms, Ordering::AcqRel);
+    if done.rows_affected() == 0 {
+        term.ends();
+        return Ok(None);
     }
-    Ok(renewed)
+    let good_ms = millis(asked.duration_since(term.0.began) + LASTS);
+    Ok(Some(Renewal { term: term.clone(), good_ms }))
 }
 
 /// Lets another replica begin at once.
@@ -108,7 +128,7 @@ pub async fn renew(tx: &mut WriteTx, term: &Term) -> Result<bool, StoreError> {
 /// # Errors
 /// The database's.
 pub async fn give_up(tx: &mut WriteTx, term: &Term) -> Result<(), StoreError> {
-    term.0.good_ms.store(0, Ordering::Release);
+    term.ends();
     sql::query("UPDATE leases SET until = 0 WHERE work = ? AND number = ?")
         .bind(term.0.work)
         .bind(term.0.number)
@@ -139,7 +159,11 @@ pub(super) async fn check(connection: &mut Connection, term: &Term) -> Result<()
             .bind(now_ms)
             .fetch_one(connection)
             .await?;
-    if holds { Ok(()) } else { Err(StoreError::TermOver { work: term.0.work }) }
+    if holds {
+        return Ok(());
+    }
+    term.ends();
+    Err(StoreError::TermOver { work: term.0.work })
 }
 
 fn millis(time: Duration) -> i64 {

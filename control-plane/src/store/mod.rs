@@ -200,6 +200,17 @@ impl Store {
         self.term.as_ref()
     }
 
+    /// Whether what no transaction takes back may still be done, by our own clock: to be asked right before.
+    ///
+    /// # Errors
+    /// [`StoreError::TermOver`].
+    pub fn assert_in_term(&self) -> Result<(), StoreError> {
+        if let Some(term) = self.term.as_ref().filter(|term| !term.stands()) {
+            return Err(StoreError::TermOver { work: term.work() });
+        }
+        Ok(())
+    }
+
     /// Waits for its turn and begins to write; writers queue in order.
     ///
     /// # Errors

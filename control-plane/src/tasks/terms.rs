@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::Parts;
+use crate::metrics;
 use crate::store::StoreError;
 use crate::store::lease::{self, LASTS, Term};
 
@@ -20,11 +21,13 @@ where
     B: Fn(Parts) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
+    metrics::works(work, !parts.store.is_shared());
     if !parts.store.is_shared() {
         return Box::pin(body(parts.clone())).await;
     }
     while let Some(term) = next(parts, work).await {
         tracing::info!(work, replica = parts.replica, "this replica does the work from now on");
+        let shown = Shown::new(work);
         tokio::select! {
             ended = Box::pin(body(parts.within(term.clone()))) => {
                 if let Err(error) = &ended
@@ -43,8 +46,25 @@ where
                 tracing::warn!(work, replica = parts.replica, "the term is over; another replica may do the work");
             }
         }
+        drop(shown);
     }
     Ok(())
+}
+
+/// The metric says that this replica does the work.
+struct Shown(&'static str);
+
+impl Shown {
+    fn new(work: &'static str) -> Self {
+        metrics::works(work, true);
+        Self(work)
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        metrics::works(self.0, false);
+    }
 }
 
 /// `None`: the control plane ends.
@@ -80,9 +100,10 @@ async fn keep(parts: &Parts, term: &Term) {
         tokio::time::sleep(pause).await;
         let renewed = async {
             let mut tx = parts.store.begin().await?;
-            let renewed = lease::renew(&mut tx, term).await?;
+            let Some(renewal) = lease::renew(&mut tx, term).await? else { return Ok(false) };
             tx.commit().await?;
-            Ok::<_, StoreError>(renewed)
+            renewal.committed();
+            Ok::<_, StoreError>(true)
         };
         match tokio::time::timeout(LASTS / 3, renewed).await {
             Ok(Ok(true)) => pause = LASTS / 3,

@@ -91,6 +91,7 @@ impl Issuance {
         self.place_dns(row, &choices).await?;
         let expires =
             self.parts.clock.now_ms() + i64::try_from(CHALLENGE_LIFETIME.as_millis()).unwrap_or(i64::MAX);
+        self.parts.store.assert_in_term()?;
         let pushes = choices.iter().filter(|choice| choice.challenge.method != ChallengeMethod::Dns01);
         let outcomes = join_all(pushes.map(|choice| self.push(choice, expires))).await;
         let mut placed = Placed {
@@ -116,10 +117,14 @@ impl Issuance {
         }
     }
 
-    /// Takes challenges down; nobody waits for it.
+    /// Takes challenges down; nobody waits for it. Within the term only: the order may go on at another replica, where the CA
+    /// is just about to look for the same ones.
     pub(super) fn clear_challenges(&self, placed: Placed) {
-        let fleet = self.fleet.clone();
+        let (fleet, store) = (self.fleet.clone(), self.parts.store.clone());
         tokio::spawn(async move {
+            if store.assert_in_term().is_err() {
+                return;
+            }
             let clear =
                 placed.urgent.iter().map(|(host, token)| fleet.clear_challenge(host, token.as_deref(), None));
             join_all(clear).await;
@@ -188,7 +193,8 @@ impl Issuance {
             let now = self.parts.clock.now_ms();
             group::add_challenge_record(&mut tx, &place.stored(), value, row.id, now).await?;
         }
-        let is_answered = self.zone.is_some() && records.iter().any(|(place, _)| matches!(place, Place::Label(_)));
+        let is_answered =
+            self.zone.is_some() && records.iter().any(|(place, _)| matches!(place, Place::Label(_)));
         let shared = is_answered && self.parts.store.is_shared();
         let number = if shared { Some(responder::records_change(&mut tx).await?) } else { None };
         tx.commit().await?;

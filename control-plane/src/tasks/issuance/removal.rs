@@ -120,6 +120,8 @@ async fn remove(
     if failures.load(Ordering::Relaxed) >= FAILURES_OF_TURN {
         return put_off(issuance, record).await.map(|()| false);
     }
+    // Another replica may need it for an order of today.
+    issuance.parts.store.assert_in_term()?;
     match writer.remove(name_of(record), &record.value).await {
         Ok(()) => removed(issuance, writer, record).await.map(|()| true),
         Err(why) => {
