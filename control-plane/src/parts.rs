@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::sealer::{KeyEncryptionKey, Sealer};
-use crate::store::Store;
 use crate::store::lease::Term;
+use crate::store::{DATABASE_FILE, Store};
 
 /// Shared by all parts; clones are cheap.
 #[derive(Clone, Debug)]
@@ -67,10 +67,15 @@ impl Parts {
 /// # Errors
 /// The store's, or the password cannot be read.
 pub(crate) async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    Ok(match config.server()? {
-        Some(server) => Store::connect(&server).await?,
-        None => Store::open(&config.data).await?,
-    })
+    let Some(server) = config.server()? else { return Ok(Store::open(&config.data).await?) };
+    let file = config.data.join(DATABASE_FILE);
+    ensure!(
+        !file.exists(),
+        "database is set, and {} holds what was stored before: nothing of it comes along, so edges and tenants would be \
+         strangers; take `database` out again, or move the file away to begin anew",
+        file.display()
+    );
+    Ok(Store::connect(&server).await?)
 }
 
 /// Made once for a data folder, so that a restart finds what it held.
@@ -110,4 +115,36 @@ fn prepare_folder(data: &Path) -> anyhow::Result<()> {
     let mode = fs::metadata(data)?.permissions().mode() & 0o777;
     ensure!(mode & 0o077 == 0, "the data folder {} has mode {mode:04o}; chmod 700 it", data.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_stored_in_a_file_is_not_left_behind_unseen() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let text = format!(
+            "data = {data:?}\napi = \"127.0.0.1:0\"\ndistribution = \"127.0.0.1:0\"\n\
+             database = \"postgresql://portico@127.0.0.1:1/portico\"\n"
+        );
+        let config = Config::parse(&text, Path::new("cp.toml")).unwrap();
+        let refused = async || format!("{:#}", open_store(&config).await.unwrap_err());
+        assert!(refused().await.contains("nobody answers there"), "nothing is stored yet");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join(DATABASE_FILE), "").unwrap();
+        let text = refused().await;
+        assert!(text.contains("nothing of it comes along") && text.contains("portico.db"), "{text}");
+    }
+
+    #[test]
+    fn a_control_plane_is_the_same_one_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = replica_id(folder.path()).unwrap();
+        assert_eq!(replica_id(folder.path()).unwrap(), id);
+        fs::write(folder.path().join("replica"), "\n").unwrap();
+        let refused = replica_id(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("holds no id"), "{refused}");
+    }
 }

@@ -73,7 +73,11 @@ pub async fn rotate_kek(config: &Config, new_file: Option<&Path>, clock: &Clock)
 /// The lock of a data folder says nothing about control planes with another one.
 async fn assert_alone(store: &Store) -> anyhow::Result<()> {
     let held = lease::is_held(&mut *store.read().await?).await?;
-    anyhow::ensure!(!held, "a control plane on this database runs; stop them all first");
+    let lasts = lease::LASTS.as_secs();
+    anyhow::ensure!(
+        !held,
+        "a control plane on this database runs: stop all of them first; one that was killed counts for {lasts} s more"
+    );
     Ok(())
 }
 

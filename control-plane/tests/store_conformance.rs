@@ -282,8 +282,27 @@ async fn a_replica_that_hangs_in_a_transaction_is_ended_and_nothing_of_it_happen
     let mut after = tokio::time::timeout(WRITER_IDLE_MAX * 3, other.begin()).await.unwrap().unwrap();
     meta::put(&mut after, "fact", "2").await.unwrap();
     after.commit().await.unwrap();
-    assert!(tx.commit().await.is_err(), "it was ended");
+    let refused = tx.commit().await.expect_err("it was ended");
+    assert!(refused.is_busy(), "the same may succeed: {refused:?}");
     assert_eq!(number(&hung, "fact").await, 2, "and the replica goes on");
+}
+
+#[tokio::test]
+async fn while_the_server_is_away_the_same_may_succeed_later() {
+    let Some(cluster) = postgres::Cluster::start(&[], &[]) else { return };
+    cluster.run("createdb", &["good"]);
+    let url = format!("postgresql:///good?host={}&user=portico", cluster.folder.display());
+    let store = Store::connect(&Server::parse(&url, None).unwrap()).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    meta::put(&mut tx, "fact", "1").await.unwrap();
+    drop(cluster);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while store.read().await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the server does not end");
+    }
+    for refused in [tx.commit().await.unwrap_err(), store.begin().await.unwrap_err()] {
+        assert!(refused.is_busy(), "{refused:?}");
+    }
 }
 
 #[tokio::test]
@@ -458,11 +477,43 @@ async fn a_server_that_cannot_be_used_is_refused_with_what_to_do() {
     cluster.run("psql", &["-d", "newer", "-c", later]);
     let text = refused(&at("newer", "portico"), None).await;
     assert!(text.contains("written by a newer release") && text.contains("99999"), "{text}");
+    cluster.run("psql", &["-d", "newer", "-c", "DELETE FROM _sqlx_migrations WHERE version IN (99999, 491)"]);
+    let working =
+        "INSERT INTO leases VALUES ('work', 'another', 1, EXTRACT(EPOCH FROM now()) * 1000 + 3600000)";
+    cluster.run("psql", &["-d", "newer", "-c", working]);
+    let text = refused(&at("newer", "portico"), None).await;
+    assert!(text.contains("of an earlier release runs on it: stop all of them"), "{text}");
 
     // With its password it is opened, by the owner of the database alone.
     let good = Server::parse(&at("good", "guarded"), Some("swordfish")).unwrap();
     let store = Store::connect(&good).await.unwrap();
     assert_eq!(number(&store, "fact").await, 0);
+}
+
+#[tokio::test]
+async fn a_dump_that_is_put_back_begins_an_epoch_that_no_edge_has_followed() {
+    let Some(cluster) = postgres::Cluster::start(&[], &[]) else { return };
+    cluster.run("psql", &["-d", "postgres", "-c", "CREATE ROLE owner LOGIN"]);
+    cluster.run("createdb", &["--owner=owner", "before"]);
+    let url = |name: &str| format!("postgresql:///{name}?host={}&user=owner", cluster.folder.display());
+    let epoch = async |name: &str| {
+        let store = Store::connect(&Server::parse(&url(name), None).unwrap()).await.unwrap();
+        let epoch = meta::epoch(&mut *store.read().await.unwrap()).await.unwrap();
+        store.close().await;
+        epoch
+    };
+    assert_eq!((epoch("before").await, epoch("before").await), (1, 1), "a start changes nothing");
+    let dump = TempDir::new().unwrap();
+    let dump = dump.path().join("dump").display().to_string();
+    cluster.run("pg_dump", &["--format=custom", "--file", &dump, "before"]);
+    cluster.run("createdb", &["--owner=owner", "after"]);
+    cluster.run("pg_restore", &["--dbname", "after", &dump]);
+    let raised = epoch("after").await;
+    assert!(raised > 1);
+    assert_eq!(epoch("after").await, raised, "once");
+    // Over what is there, too.
+    cluster.run("pg_restore", &["--clean", "--dbname", "before", &dump]);
+    assert!(epoch("before").await > 1);
 }
 
 #[tokio::test]

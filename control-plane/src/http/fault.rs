@@ -117,6 +117,7 @@ impl From<IdentityError> for Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         if error.is_busy() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store is busy or away");
             return Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "busy",

@@ -40,6 +40,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (491, "renewal information", include_str!("../../migrations/0491_renewal_information.sql")),
 ];
 
+/// How many files there are.
+pub(super) fn count() -> usize {
+    MIGRATIONS.len()
+}
+
 /// `speak` says a file in the database's own dialect.
 pub(super) fn all(speak: fn(&str) -> String) -> Migrator {
     let all = MIGRATIONS.iter().map(|&(number, name, sql)| {
@@ -50,7 +55,7 @@ pub(super) fn all(speak: fn(&str) -> String) -> Migrator {
 }
 
 /// The files are written for SQLite; what PostgreSQL calls differently is put here. Text is ordered by its bytes in both. A
-/// column that numbers its rows does so in both.
+/// column that numbers its rows does so in both. What is made of a file that has been released stays as it is, too.
 pub(super) fn for_postgres(sql: &str) -> String {
     let lines = sql.lines().map(|line| {
         let (code, comment) = line.split_at(line.find("--").unwrap_or(line.len()));

@@ -75,6 +75,10 @@ pub const DATABASE_FILE: &str = "portico.db";
 const READERS: u32 = 6;
 /// The tables are looked at this often for what other replicas have written.
 const POLL: Duration = Duration::from_secs(1);
+/// Which database this is; another one after it was put back from a dump.
+const META_ORIGIN: &str = "database_origin";
+/// Far below what an edge may be ahead of us (`distribution/sync.rs`).
+const EPOCH_STEP_MAX: u64 = 1_000;
 /// How long a caller waits for its turn to write before it is told that the store is busy.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -137,11 +141,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The store's queue was full for too long; the same request may succeed later.
+    /// The store's queue was full for too long, or its server is away for now; the same request may succeed later.
     pub fn is_busy(&self) -> bool {
         match self {
             Self::Database(sqlx::Error::PoolTimedOut) => true,
-            Self::Database(error) => postgres::is_timeout(error),
+            Self::Database(error) => postgres::is_away(error),
             Self::Open { .. }
             | Self::Connect { .. }
             | Self::Unsuited { .. }
@@ -167,13 +171,42 @@ impl Store {
     /// Opens a database that other control planes may use as well, and brings its tables up to date.
     ///
     /// # Errors
-    /// [`StoreError::Connect`] when it cannot be reached, [`StoreError::Migrate`] when its tables do not fit.
+    /// [`StoreError::Connect`] when it cannot be reached, [`StoreError::Unsuited`] when it is none to work with, or control
+    /// planes of an earlier release work on it, [`StoreError::Migrate`] when its tables do not fit.
     pub async fn connect(server: &Server) -> Result<Self, StoreError> {
         let database = Postgres::connect(server).await?;
+        database.refuse_earlier_release(server, migrations::count()).await?;
         migrations::all(migrations::for_postgres).run(&database.writer).await?;
         let store = Self::of(Database::Postgres(database)).await?;
+        store.note_origin().await?;
         tokio::spawn(store.clone().follow());
         Ok(store)
+    }
+
+    /// A database that was put back from a dump, or whose server was replaced, may lack what edges have followed: generations of
+    /// a higher epoch are new to all of them.
+    async fn note_origin(&self) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let origin = postgres::origin(&mut tx).await?;
+        let known = meta::find(&mut tx, META_ORIGIN).await?;
+        if known.as_ref() == Some(&origin) {
+            return Ok(());
+        }
+        meta::put(&mut tx, META_ORIGIN, &origin).await?;
+        if known.is_some() {
+            // By how much is left to chance: the same dump may be put back twice.
+            let by = 1 + u64::try_from(ulid::Ulid::new().random() % u128::from(EPOCH_STEP_MAX)).unwrap_or(0);
+            let raised = meta::epoch(&mut tx).await? + by;
+            let epoch = meta::raise_epoch(&mut tx, raised).await?;
+            let text = format!(
+                "the database was put back from a dump, or its server was replaced; the epoch is now {epoch} and every edge \
+                 gets a snapshot"
+            );
+            tracing::warn!(epoch, "{text}");
+            let now_ms = tx.now_ms().await?;
+            event::append(&mut tx, "fleet.epoch_raised", None, publication::FLEET_ID, &text, now_ms).await?;
+        }
+        tx.commit().await
     }
 
     async fn of(database: Database) -> Result<Self, StoreError> {

@@ -16,6 +16,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolO
 use sqlx::{Connection as _, Row as _};
 use tokio::time::timeout;
 
+use super::lease::LASTS;
 use super::{Connection, READERS, StoreError, WRITER_TIMEOUT};
 use crate::limits::WRITER_IDLE_MAX;
 
@@ -124,6 +125,31 @@ impl Postgres {
         })
     }
 
+    /// One that works on tables that are altered under it would fail in ways that nobody has thought of.
+    pub(super) async fn refuse_earlier_release(
+        &self,
+        server: &Server,
+        migrations: usize,
+    ) -> Result<(), StoreError> {
+        let mut connection = self.writer.acquire().await?;
+        let made = "SELECT to_regclass('leases') IS NOT NULL AND to_regclass('_sqlx_migrations') IS NOT NULL";
+        if !sqlx::query_scalar::<_, bool>(made).fetch_one(&mut *connection).await? {
+            return Ok(());
+        }
+        let at_work = "SELECT (SELECT COUNT(*) FROM _sqlx_migrations) < $1 \
+                       AND EXISTS (SELECT 1 FROM leases WHERE until > EXTRACT(EPOCH FROM clock_timestamp()) * 1000)";
+        let migrations = i64::try_from(migrations).unwrap_or(i64::MAX);
+        if !sqlx::query_scalar::<_, bool>(at_work).bind(migrations).fetch_one(&mut *connection).await? {
+            return Ok(());
+        }
+        let why = format!(
+            "a control plane of an earlier release runs on it: stop all of them, then start this one; one that was killed \
+             counts for {} s more",
+            LASTS.as_secs()
+        );
+        Err(StoreError::Unsuited { server: server.to_string(), why })
+    }
+
     pub(super) async fn begin(&self) -> Result<Connection, sqlx::Error> {
         let mut tx = self.writer.begin().await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITERS_LOCK).execute(&mut *tx).await?;
@@ -200,6 +226,16 @@ fn advice(error: &sqlx::Error) -> &'static str {
     }
 }
 
+/// What differs as soon as the tables are another server's, of another history of it, or were made anew from a dump.
+pub(super) async fn origin(connection: &mut Connection) -> Result<String, sqlx::Error> {
+    super::sql::query_scalar(
+        "SELECT (SELECT system_identifier FROM pg_control_system()) || ' ' || \
+         (SELECT timeline_id FROM pg_control_checkpoint()) || ' ' || CAST(CAST('meta' AS regclass) AS oid)",
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Has the others woken when this transaction commits.
 pub(super) async fn wake_others(connection: &mut Connection) -> Result<(), sqlx::Error> {
     if let Connection::Postgres(tx) = connection {
@@ -208,10 +244,14 @@ pub(super) async fn wake_others(connection: &mut Connection) -> Result<(), sqlx:
     Ok(())
 }
 
-/// The server gave up waiting for the writers' lock, or ended a transaction that idled.
-pub(super) fn is_timeout(error: &sqlx::Error) -> bool {
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == LOCK_NOT_AVAILABLE)
+/// Whether the same may succeed in a while: the server cannot be reached, takes no more connections, starts or ends, gave up
+/// waiting for the writers' lock, ended a transaction that idled, or has become a standby.
+pub(super) fn is_away(error: &sqlx::Error) -> bool {
+    const CODES: [&str; 7] = ["25006", "25P03", "53300", "55P03", "57P01", "57P02", "57P03"];
+    const CONNECTION_CLASS: &str = "08";
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_))
+        || code.is_some_and(|code| CODES.contains(&&*code) || code.starts_with(CONNECTION_CLASS))
 }
 
 #[cfg(test)]
