@@ -11,6 +11,7 @@ use std::time::Duration;
 use portico_api::distribution::{Resource, ResourceKind};
 use portico_control_plane::clock::Clock;
 use portico_control_plane::config::Config;
+use portico_control_plane::plan::ledger::Limits;
 use portico_control_plane::store::sql;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -157,7 +158,7 @@ impl Stage {
             .await
             .unwrap();
         assert_eq!(live, 1, "{fail_point}");
-        assert_we_count_no_less(&self.world, &mut read).await;
+        assert_we_count_no_less(&self.world, &mut read, &Limits::default()).await;
     }
 }
 

@@ -55,8 +55,8 @@ async fn our_counters(read: &mut Connection, ca: &str, limits: &Limits, now: i64
 }
 
 /// Nothing that the CA counts is missing in the ledger.
-pub async fn assert_we_count_no_less(world: &World, read: &mut Connection) {
-    let ours = our_counters(read, &world.directory(), &Limits::default(), world.clock.now_ms()).await;
+pub async fn assert_we_count_no_less(world: &World, read: &mut Connection, limits: &Limits) {
+    let ours = our_counters(read, &world.directory(), limits, world.clock.now_ms()).await;
     let theirs = cas_counters(world).await;
     assert!(theirs.contains_key(&(LimitName::Orders, String::new())), "{theirs:?}");
     for (bucket, used) in theirs {
@@ -70,13 +70,8 @@ pub async fn assert_we_count_no_less(world: &World, read: &mut Connection) {
 async fn assert_same_counters(lab: &Lab) {
     let limits = lab.running.parts.config.issuers[0].limits();
     let mut read = lab.running.parts.store.read().await.unwrap();
-    assert_same_counters_in(&lab.world, &mut read, &limits).await;
-}
-
-/// The ledger counts what the CA counts, and no more.
-pub async fn assert_same_counters_in(world: &World, read: &mut Connection, limits: &Limits) {
-    let ours = our_counters(read, &world.directory(), limits, world.clock.now_ms()).await;
-    assert_eq!(ours, cas_counters(world).await);
+    let ours = our_counters(&mut read, &lab.world.directory(), &limits, lab.world.clock.now_ms()).await;
+    assert_eq!(ours, cas_counters(&lab.world).await);
 }
 
 async fn ca_call(world: &World, method: &str, path: &str, body: &Value) -> Value {
