@@ -1,6 +1,8 @@
 //! What the control planes on one database tell each other about edges: where each hangs, urgent messages for those that
 //! hang elsewhere, and their answers.
 
+use std::collections::HashSet;
+
 use portico_cert_store::{CellId, EdgeId, Generation};
 
 use super::sql::{QueryBuilder, Row};
@@ -100,7 +102,11 @@ pub async fn newest(connection: &mut Connection) -> Result<i64, StoreError> {
 /// # Errors
 /// The database's.
 pub async fn answer(tx: &mut WriteTx, answers: &[RelayedAnswer]) -> Result<(), StoreError> {
-    for answers in answers.chunks(TOGETHER) {
+    // Which of two rows of one statement comes first is the database's choice.
+    let mut said = HashSet::new();
+    let first: Vec<&RelayedAnswer> =
+        answers.iter().filter(|answer| said.insert((answer.number, answer.edge))).collect();
+    for answers in first.chunks(TOGETHER) {
         tx.wake_others();
         let mut insert = QueryBuilder::new(
             "INSERT INTO relayed_answers (number, edge_id, met) SELECT a.column1, a.column2, a.column3 FROM (VALUES ",
