@@ -68,6 +68,8 @@ struct Pair {
 impl Pair {
     /// Edge `edge` goes to replica `to` with what it has.
     async fn hang(&mut self, edge: usize, to: usize) {
+        // What it has goes along; the old one is empty from then on, and a CA that met it would call the order invalid.
+        self.world.stand_in.set_edges(vec![self.edges[1 - edge].clone()]);
         let state = self.edges[edge].leave();
         let address = self.replicas[to].plane.distribution;
         let edge_there = TestEdge::resume(address, self.identities[edge].clone(), state).await;
@@ -354,6 +356,7 @@ async fn end(pair: Pair, store: &Store, limits: &Limits, names: &[String], seed:
         stop(replica.plane).await;
     }
     let stats = world.stats().await;
+    println!("validations: {}; {}", stats["validations"], stats["authorizations"]);
     assert_one_order_per_set(&stats);
     let new_orders = stats["new_orders"].as_array().unwrap();
     let sets: BTreeSet<String> = new_orders.iter().map(|entry| entry["names"].to_string()).collect();
