@@ -416,8 +416,9 @@ pub struct UploadedBytes {
 /// The database's.
 pub async fn bytes_of(connection: &mut Connection, tenant: TenantId) -> Result<UploadedBytes, StoreError> {
     let row = sql::query(
-        "SELECT COALESCE(SUM(stored_bytes) FILTER (WHERE state = 'live'), 0) AS live, \
-         COALESCE(SUM(stored_bytes), 0) AS kept FROM credentials WHERE custody = 'uploaded' AND key_tenant = ?",
+        "SELECT CAST(COALESCE(SUM(stored_bytes) FILTER (WHERE state = 'live'), 0) AS BIGINT) AS live, \
+         CAST(COALESCE(SUM(stored_bytes), 0) AS BIGINT) AS kept \
+         FROM credentials WHERE custody = 'uploaded' AND key_tenant = ?",
     )
     .bind(tenant.to_string())
     .fetch_one(connection)
