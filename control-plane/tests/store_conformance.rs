@@ -54,7 +54,7 @@ impl Database {
 }
 
 async fn number(store: &Store, key: &str) -> i64 {
-    let text = meta::find(&mut *store.read().await.unwrap(), key).await.unwrap();
+    let text = meta::find(&mut store.read().await.unwrap(), key).await.unwrap();
     text.map_or(0, |text| text.parse().unwrap())
 }
 
@@ -296,9 +296,9 @@ async fn while_the_server_is_away_the_same_may_succeed_later() {
     let mut tx = store.begin().await.unwrap();
     meta::put(&mut tx, "fact", "1").await.unwrap();
     drop(cluster);
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while store.read().await.is_ok() {
-        assert!(std::time::Instant::now() < deadline, "the server does not end");
+        assert!(tokio::time::Instant::now() < deadline, "the server does not end");
     }
     for refused in [tx.commit().await.unwrap_err(), store.begin().await.unwrap_err()] {
         assert!(refused.is_busy(), "{refused:?}");
@@ -498,7 +498,7 @@ async fn a_dump_that_is_put_back_begins_an_epoch_that_no_edge_has_followed() {
     let url = |name: &str| format!("postgresql:///{name}?host={}&user=owner", cluster.folder.display());
     let epoch = async |name: &str| {
         let store = Store::connect(&Server::parse(&url(name), None).unwrap()).await.unwrap();
-        let epoch = meta::epoch(&mut *store.read().await.unwrap()).await.unwrap();
+        let epoch = meta::epoch(&mut store.read().await.unwrap()).await.unwrap();
         store.close().await;
         epoch
     };
