@@ -17,6 +17,7 @@ use super::context::Context;
 use crate::clock;
 use crate::limits::{RELAYED_PER_LOOK_MAX, UNTOLD_MAX};
 use crate::store::edge::{self, EdgeRow};
+use crate::store::lease::Term;
 use crate::store::relay::{self, Elsewhere, Relayed, RelayedAnswer};
 use crate::store::{StoreError, publication};
 
@@ -35,8 +36,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(300);
 /// What came up here and the others are to know.
 #[derive(Debug)]
 pub(super) enum Told {
-    /// An urgent message of ours, and by what number its answers are awaited here.
-    Message { sequence: u64, urgent: Urgent, cells: Option<Vec<CellId>> },
+    /// An urgent message of ours, by what number its answers are awaited here, and the term that it is not sent beyond.
+    Message { sequence: u64, urgent: Urgent, cells: Option<Vec<CellId>>, term: Option<Term> },
     /// An edge that hangs here has answered another's message.
     Answer(RelayedAnswer),
     /// An edge came, went or applied something.
@@ -136,7 +137,9 @@ impl Relay {
         let mut tx = self.context.store.begin().await?;
         for told in &self.waiting {
             match told {
-                Told::Message { sequence, urgent, cells } => {
+                // While this transaction writes nobody else takes the term: if we were stopped, it is seen here.
+                Told::Message { term: Some(term), .. } if !term.stands() => {}
+                Told::Message { sequence, urgent, cells, term: _ } => {
                     let bytes = urgent.encode_to_vec();
                     sent.push((relay::send(&mut tx, replica, cells.as_deref(), &bytes).await?, *sequence));
                 }

@@ -21,6 +21,7 @@ use super::relay::Told;
 use super::{metrics, projection};
 use crate::clock;
 use crate::limits::PASSED_ON_MAX;
+use crate::store::lease::Term;
 use crate::store::relay::RelayedAnswer;
 
 /// How long a challenge's push waits for its acks.
@@ -108,19 +109,22 @@ impl Fleet {
         self.push(action, expires_ms, cells, CHALLENGE_DEADLINE).await
     }
 
-    /// Ends a challenge: the HTTP-01 one of `token`, or with `None` the host's TLS-ALPN-01 challenge.
+    /// Ends a challenge: the HTTP-01 one of `token`, or with `None` the host's TLS-ALPN-01 challenge. Other control planes are
+    /// told within `term` only: an order may go on at one of them.
     pub async fn clear_challenge(
         &self,
         host: &str,
         token: Option<&str>,
         cells: Option<&[CellId]>,
+        term: Option<&Term>,
     ) -> UrgentOutcome {
         let action = urgent::Action::ClearChallenge(ClearChallenge {
             host: host.to_owned(),
             token: token.unwrap_or_default().to_owned(),
         });
         let expires = self.0.clock.now_ms() + LIFETIME_MS;
-        self.push(action, expires, cells, CHALLENGE_DEADLINE).await
+        let sent = self.send_urgent(action, expires, cells, term);
+        self.outcome(sent, CHALLENGE_DEADLINE).await
     }
 
     /// Suspends (or with `None` resumes) a tenant, or one domain of it, on all edges. `version`: of the resource that
@@ -151,7 +155,7 @@ impl Fleet {
         turn: tokio::sync::MutexGuard<'_, ()>,
     ) -> UrgentOutcome {
         let expires = self.0.clock.now_ms() + LIFETIME_MS;
-        let sent = self.send_urgent(action, expires, None);
+        let sent = self.send_urgent(action, expires, None, None);
         for edge in &sent.2 {
             if let Some(stream) = self.table().edges.get(edge).and_then(|member| member.stream.as_ref()) {
                 stream.closed.cancel();
@@ -168,7 +172,7 @@ impl Fleet {
         cells: Option<&[CellId]>,
         deadline: Duration,
     ) -> UrgentOutcome {
-        let sent = self.send_urgent(action, expires_ms, cells);
+        let sent = self.send_urgent(action, expires_ms, cells, None);
         self.outcome(sent, deadline).await
     }
 
@@ -194,6 +198,7 @@ impl Fleet {
         action: urgent::Action,
         expires_ms: i64,
         cells: Option<&[CellId]>,
+        term: Option<&Term>,
     ) -> (u64, oneshot::Receiver<()>, Vec<EdgeId>) {
         let now = clock::instant();
         let mut table = self.table();
@@ -220,7 +225,8 @@ impl Fleet {
         let done = table.urgents.wait_for(sequence, expected);
         drop(table);
         // If it finds no place, edges that hang elsewhere do not answer in time and are named.
-        self.tell_others(Told::Message { sequence, urgent: message, cells: cells.map(<[CellId]>::to_vec) });
+        let (cells, term) = (cells.map(<[CellId]>::to_vec), term.cloned());
+        self.tell_others(Told::Message { sequence, urgent: message, cells, term });
         (sequence, done, absent)
     }
 

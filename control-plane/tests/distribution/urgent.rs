@@ -65,7 +65,7 @@ async fn a_challenge_goes_to_the_named_cells_and_to_an_edge_that_connects_while_
 
     // A cleared one is not told again.
     for token in ["t1", "t2"] {
-        fleet.clear_challenge("a.example", Some(token), Some(&[cell_id("one")])).await;
+        fleet.clear_challenge("a.example", Some(token), Some(&[cell_id("one")]), None).await;
     }
     let (identity, mut state) = back.disconnect().await;
     state.urgents.clear();

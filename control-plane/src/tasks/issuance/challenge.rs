@@ -110,10 +110,8 @@ impl Issuance {
         }
         match unconfirmed {
             None => Ok(placed),
-            Some(text) => {
-                self.clear_challenges(placed);
-                Err(Unplaced::NotYet(text))
-            }
+            // What is up stays: since an earlier run the CA may be looking for it, and the next run puts up the same.
+            Some(text) => Err(Unplaced::NotYet(text)),
         }
     }
 
@@ -125,8 +123,11 @@ impl Issuance {
             if store.assert_in_term().is_err() {
                 return;
             }
-            let clear =
-                placed.urgent.iter().map(|(host, token)| fleet.clear_challenge(host, token.as_deref(), None));
+            let term = store.term();
+            let clear = placed
+                .urgent
+                .iter()
+                .map(|(host, token)| fleet.clear_challenge(host, token.as_deref(), None, term));
             join_all(clear).await;
         });
     }

@@ -62,8 +62,9 @@ pub(super) async fn run(issuance: &Arc<Issuance>, id: OrderId) -> Result<Ran, St
         let step = Step { issuance, issuer, row: &row };
         if let Err(stop) = step.run(&mut at_ca).await {
             let ran = stopped(issuance, Some(issuer), &row, stop).await;
-            // The CA may be looking: an order that goes on leaves what it looks for, to its next run or to their own time.
-            if let Some(placed) = at_ca.placed.take().filter(|_| !matches!(ran, Ok(Ran::Waits))) {
+            // The CA may be looking: an order that goes on leaves what it looks for, to its next run or to their own time. So
+            // does one of which nobody knows, as the store could not be asked.
+            if let Some(placed) = at_ca.placed.take().filter(|_| matches!(ran, Ok(Ran::Over))) {
                 issuance.clear_challenges(placed);
             }
             return ran;

@@ -408,7 +408,7 @@ pub(super) async fn fetch_through(
         Ok(fetched)
     };
     let (fleet, name) = (issuance.fleet.clone(), name.clone());
-    tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None).await });
+    tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None, None).await });
     result
 }
 
