@@ -20,6 +20,9 @@ use crate::store::edge::{EdgeRow, Observation};
 
 /// An edge that was not heard for this long is not live: nothing waits for it. Edges send Status each 5 s.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Looks at what other control planes say are a second apart. With Status each 5 s, an edge that lives has been heard within
+/// [`SILENCE_MAX`] unless they were further apart than this.
+const LOOKS_APART_MAX: Duration = Duration::from_secs(5);
 /// Urgent messages that wait for one edge; a further one counts as not acked.
 const URGENT_QUEUE: usize = 1_024;
 /// Listener addresses that one edge may report.
@@ -79,6 +82,16 @@ pub(super) struct Table {
     pub(super) edges: HashMap<EdgeId, Member>,
     pub(super) urgents: Urgents,
     streams: u64,
+    /// At what other control planes say; `None`: there are none.
+    looks: Option<Looks>,
+}
+
+/// Until when what is known of edges can be relied on. A process that was stopped, or cut off from the database, takes edges for
+/// gone that hang on another control plane, or that have spoken and were not heard.
+#[derive(Debug)]
+struct Looks {
+    last: Instant,
+    sure_from: Instant,
 }
 
 #[derive(Debug)]
@@ -129,10 +142,11 @@ impl Fleet {
         };
         let now = clock::instant();
         let urgents = Urgents::starting_at(clock.now_ms());
+        let looks = is_shared.then_some(Looks { last: now, sure_from: now });
         let edges = edges.into_iter().map(|row| (row.id, Member::from_row(row, now))).collect();
         let members = Members {
             clock,
-            table: Mutex::new(Table { edges, urgents, streams: 0 }),
+            table: Mutex::new(Table { edges, urgents, streams: 0, looks }),
             purges: tokio::sync::Mutex::default(),
             applied: watch::Sender::new(()),
             listeners: watch::Sender::new(()),
@@ -158,6 +172,9 @@ impl Fleet {
     pub(super) fn hang_elsewhere(&self, edges: &[EdgeRow], elsewhere: &HashMap<EdgeId, Generation>) {
         let now = clock::instant();
         let mut table = self.table();
+        if let Some(looks) = &mut table.looks {
+            looks.look(now);
+        }
         for row in edges {
             table.edges.entry(row.id).or_insert_with(|| Member::from_row(row.clone(), now));
         }
@@ -184,6 +201,12 @@ impl Fleet {
             .collect();
         live.sort();
         live
+    }
+
+    /// Whether an edge that is not live is gone, as far as anybody knows; else nobody can say which edges are live.
+    pub fn knows_who_is_live(&self) -> bool {
+        let now = clock::instant();
+        self.table().looks.as_ref().is_none_or(|looks| looks.are_sure(now))
     }
 
     /// How many live edges have not applied `published`, and how many changes the last of them lacks.
@@ -318,6 +341,20 @@ impl Fleet {
     }
 }
 
+impl Looks {
+    fn look(&mut self, now: Instant) {
+        if now.duration_since(self.last) > LOOKS_APART_MAX {
+            // All that live are heard of by then.
+            self.sure_from = now + SILENCE_MAX;
+        }
+        self.last = now;
+    }
+
+    fn are_sure(&self, now: Instant) -> bool {
+        now >= self.sure_from && now.duration_since(self.last) <= LOOKS_APART_MAX
+    }
+}
+
 impl Membership {
     /// The edge was heard.
     pub(super) fn heard(&self) {
@@ -436,5 +473,26 @@ impl Member {
             names: self.facts.names,
             seen_at_ms: self.seen_at_ms.unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_stopped_does_not_know_who_is_live_until_all_that_live_are_heard_of() {
+        let at = clock::instant();
+        let after = |seconds| at + Duration::from_secs(seconds);
+        let mut looks = Looks { last: at, sure_from: at };
+        assert!(looks.are_sure(after(5)));
+        assert!(!looks.are_sure(after(6)), "it has not looked for long");
+        looks.look(after(6));
+        assert!(!looks.are_sure(after(6)), "it has looked, and edges had no time to speak");
+        for second in 7..=16 {
+            looks.look(after(second));
+        }
+        assert!(!looks.are_sure(after(15)));
+        assert!(looks.are_sure(after(16)));
     }
 }

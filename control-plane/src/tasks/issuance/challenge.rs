@@ -98,7 +98,7 @@ impl Issuance {
             chosen: choices.iter().map(|c| (c.name.to_owned(), c.challenge.method)).collect(),
             urgent: Vec::new(),
         };
-        let live = self.fleet.live_edges(None);
+        let (live, is_known) = (self.fleet.live_edges(None), self.fleet.knows_who_is_live());
         let mut unconfirmed = None;
         for (host, token, outcome) in outcomes {
             placed.urgent.push((host.clone(), token));
@@ -106,6 +106,11 @@ impl Issuance {
                 unconfirmed = Some(format!("no edge is connected to answer the challenge for {host}"));
             } else if let Some(edge) = outcome.not_acked.iter().find(|edge| live.contains(edge)) {
                 unconfirmed = Some(format!("{edge} has not confirmed the challenge for {host}"));
+            } else if let Some(edge) = outcome.not_acked.first().filter(|_| !is_known) {
+                unconfirmed = Some(format!(
+                    "{edge} has not confirmed the challenge for {host}, and whether it is connected is not known: this \
+                     control plane was stopped or cut off from its database for a while"
+                ));
             }
         }
         match unconfirmed {
