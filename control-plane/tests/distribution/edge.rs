@@ -149,6 +149,8 @@ pub(crate) struct State {
     pub(crate) keep_bytes: bool,
     pub(crate) ended: Option<Status>,
     pub(crate) behaviour: Behaviour,
+    /// What it had is somewhere else now: it takes nothing more, and confirms nothing.
+    left: bool,
     building: Option<(Generation, u64, Vec<Resource>)>,
 }
 
@@ -254,7 +256,8 @@ impl TestEdge {
     /// Ends the stream where others still hold the edge; what it has is left.
     pub(crate) fn leave(&self) -> State {
         self.task.abort();
-        let mut state = self.with(std::mem::take);
+        // The task may be within a message yet.
+        let mut state = self.with(|state| std::mem::replace(state, State { left: true, ..State::default() }));
         state.building = None;
         state.ended = None;
         state
@@ -283,6 +286,9 @@ async fn follow(
             Ok(Some(message)) => {
                 let answer = {
                     let mut state = state.lock().unwrap();
+                    if state.left {
+                        return Status::cancelled("it has left");
+                    }
                     let answer = take(identity, &mut state, message);
                     answer.filter(|_| !state.behaviour.silent)
                 };

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 
-use crate::edge::TestEdge;
+use crate::edge::{State, TestEdge};
 
 /// The listeners of a fleet of test edges.
 pub struct StandIn {
@@ -21,7 +21,17 @@ pub struct StandIn {
     pub edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
     /// HTTP-01 fetches that were answered with a key authorization.
     pub answered: Arc<AtomicUsize>,
+    /// HTTP-01 fetches that were not, and which edges knew no answer.
+    pub missed: Arc<Mutex<Vec<String>>>,
     tasks: tokio::task::JoinSet<()>,
+}
+
+/// What its listeners answer by.
+#[derive(Clone)]
+struct Known {
+    edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
+    answered: Arc<AtomicUsize>,
+    missed: Arc<Mutex<Vec<String>>>,
 }
 
 impl StandIn {
@@ -31,20 +41,21 @@ impl StandIn {
         let (http_port, tls_port) = (http.local_addr().unwrap().port(), tls.local_addr().unwrap().port());
         let edges: Arc<Mutex<Vec<Arc<TestEdge>>>> = Arc::default();
         let answered = Arc::new(AtomicUsize::new(0));
+        let missed = Arc::<Mutex<Vec<String>>>::default();
         let mut tasks = tokio::task::JoinSet::new();
-        let (known, counter) = (edges.clone(), answered.clone());
+        let known = Known { edges: edges.clone(), answered: answered.clone(), missed: missed.clone() };
+        let of_tls = known.clone();
         tasks.spawn(async move {
             while let Ok((stream, _)) = http.accept().await {
-                tokio::spawn(serve_http(stream, known.clone(), counter.clone(), true));
+                tokio::spawn(serve_http(stream, known.clone(), true));
             }
         });
-        let (known, counter) = (edges.clone(), answered.clone());
         tasks.spawn(async move {
             while let Ok((stream, _)) = tls.accept().await {
-                tokio::spawn(serve_tls(stream, known.clone(), counter.clone()));
+                tokio::spawn(serve_tls(stream, of_tls.clone()));
             }
         });
-        Self { http_port, tls_port, edges, answered, tasks }
+        Self { http_port, tls_port, edges, answered, missed, tasks }
     }
 
     pub fn set_edges(&self, edges: Vec<Arc<TestEdge>>) {
@@ -60,19 +71,14 @@ impl Drop for StandIn {
 
 /// Every edge must know the answer: the CA may meet any of them.
 fn on_all_edges<T: PartialEq>(edges: &[Arc<TestEdge>], look: impl Fn(&[Action]) -> Option<T>) -> Option<T> {
-    let answers: Vec<Option<T>> = edges
-        .iter()
-        .map(|edge| {
-            edge.with(|state| {
-                let actions: Vec<Action> =
-                    state.urgents.iter().filter_map(|urgent| urgent.action.clone()).collect();
-                look(&actions)
-            })
-        })
-        .collect();
+    let answers: Vec<Option<T>> = edges.iter().map(|edge| edge.with(|state| look(&actions(state)))).collect();
     let mut answers = answers.into_iter();
     let first = answers.next()??;
     answers.all(|answer| answer.as_ref() == Some(&first)).then_some(first)
+}
+
+fn actions(state: &State) -> Vec<Action> {
+    state.urgents.iter().filter_map(|urgent| urgent.action.clone()).collect()
 }
 
 fn http01(actions: &[Action], host: &str, token: &str) -> Option<String> {
@@ -103,8 +109,7 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
 
 async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
-    edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
-    counter: Arc<AtomicUsize>,
+    known: Known,
     plain: bool,
 ) -> Option<()> {
     let mut head = Vec::new();
@@ -122,7 +127,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         Some(location) => {
             format!("HTTP/1.1 301 Moved Permanently\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n")
         }
-        None => own_answer(&host, path, &edges, &counter),
+        None => own_answer(&host, path, &known),
     };
     stream.write_all(answer.as_bytes()).await.ok()?;
     stream.shutdown().await.ok()
@@ -140,16 +145,25 @@ fn redirect(host: &str, path: &str) -> Option<String> {
     }
 }
 
-fn own_answer(host: &str, path: &str, edges: &Mutex<Vec<Arc<TestEdge>>>, counter: &AtomicUsize) -> String {
+fn own_answer(host: &str, path: &str, known: &Known) -> String {
     // As if something else than the edges had the site's port 80.
     let token = path.strip_prefix("/.well-known/acme-challenge/").filter(|_| !host.starts_with("no-http."));
     let answer = token.and_then(|token| {
-        let edges = edges.lock().unwrap().clone();
-        on_all_edges(&edges, |actions| http01(actions, host, token))
+        // Held, so that no edge is taken away while it is asked.
+        let edges = known.edges.lock().unwrap();
+        let answer = on_all_edges(&edges, |actions| http01(actions, host, token));
+        if answer.is_none() {
+            let knows =
+                |edge: &Arc<TestEdge>| edge.with(|state| http01(&actions(state), host, token).is_some());
+            let lacking = edges.iter().filter(|edge| !knows(edge)).map(|edge| edge.identity.edge.to_string());
+            let lacking: Vec<String> = lacking.collect();
+            known.missed.lock().unwrap().push(format!("{host} {token}: {lacking:?} of {}", edges.len()));
+        }
+        answer
     });
     match answer {
         Some(body) => {
-            counter.fetch_add(1, Ordering::Relaxed);
+            known.answered.fetch_add(1, Ordering::Relaxed);
             let length = body.len();
             format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
         }
@@ -158,19 +172,14 @@ fn own_answer(host: &str, path: &str, edges: &Mutex<Vec<Arc<TestEdge>>>, counter
 }
 
 /// A client that wants a challenge gets its certificate; any other one that has expired, and the site behind it.
-async fn serve_tls(
-    stream: TcpStream,
-    edges: Arc<Mutex<Vec<Arc<TestEdge>>>>,
-    counter: Arc<AtomicUsize>,
-) -> Option<()> {
+async fn serve_tls(stream: TcpStream, known: Known) -> Option<()> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await.ok()?;
     let hello = start.client_hello();
     let host = hello.server_name()?.to_owned();
     let challenge = hello.alpn().is_some_and(|mut offered| offered.any(|name| name == b"acme-tls/1"));
     let mut params = CertificateParams::new(vec![host.clone()]).unwrap();
     if challenge {
-        let known = edges.lock().unwrap().clone();
-        let digest = on_all_edges(&known, |actions| tls_alpn01(actions, &host))?;
+        let digest = on_all_edges(&known.edges.lock().unwrap(), |actions| tls_alpn01(actions, &host))?;
         params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
     } else {
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -183,7 +192,7 @@ async fn serve_tls(
     if challenge {
         return tls.shutdown().await.ok();
     }
-    serve_http(tls, edges, counter, false).await
+    serve_http(tls, known, false).await
 }
 
 fn server_config(params: &CertificateParams) -> ServerConfig {
