@@ -182,6 +182,8 @@ impl Fleet {
             member.elsewhere = elsewhere.contains_key(edge).then_some(now);
             if let Some(applied) = elsewhere.get(edge).filter(|_| member.stream.is_none()) {
                 member.applied = *applied;
+                // Whoever asks when it was seen must not take it for one that is away.
+                member.seen_at_ms = Some(self.0.clock.now_ms());
             }
         }
         drop(table);
