@@ -1,5 +1,9 @@
 //! One newOrder at a time for a registered domain: others spend of its limit too, and only a refusal tells; with one request
 //! under way, it is one refusal.
+//!
+//! Of this process alone, and so is the pace of requests (`acme/http.rs`): of control planes on one database one issues at a
+//! time. When another takes the work over, a newOrder that the one before had on its way may meet another one for the domain at
+//! the CA, once, and the pace begins anew. The ledger, which is the database's, has counted both.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
