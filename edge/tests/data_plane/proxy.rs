@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
-use portico_edge::limits::Deadlines;
+use portico_edge::limits::{self, Deadlines};
 
 use crate::client::{collect, http2, http2_get, https, runtime};
-use crate::harness::{Setup, TestEdge, on_each_backend, proxy_to, wait_until};
+use crate::harness::{PATIENCE, Setup, TestEdge, on_each_backend, proxy_to, wait_until};
+use crate::http3_client::Http3;
 use crate::origin::{Origin, Reply, ok, tls_config};
 use crate::routes::{PROTOCOLS, ask};
 use crate::upstreams::proxy;
@@ -224,7 +225,7 @@ fn answers_that_end_with_trailers_are_whole() {
             )
         });
         let edge = edge_to(backend, &origin, Setup::default());
-        let answers = portico_edge::limits::GIVEN_UP_MAX as usize + 20;
+        let answers = limits::GIVEN_UP_MAX as usize + 20;
         runtime().block_on(async {
             let mut sender = http2(edge.https, Some(HOST)).await.unwrap();
             for number in 0..answers {
@@ -278,6 +279,35 @@ fn a_body_with_a_length_keeps_it_and_expect_is_answered_by_us() {
         let message = origin.messages().pop().unwrap();
         assert_eq!((message.body.as_slice(), message.header("content-length")), (&b"abc"[..], Some("3")));
         assert_eq!(message.header("expect"), None);
+    });
+}
+
+#[test]
+fn expect_is_answered_over_http3_when_the_body_is_wanted() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let edge = edge_to(backend, &origin, Setup { http3: true, ..Setup::default() });
+        let asking = async {
+            let mut client = Http3::connect(edge.https, Some(HOST)).await.unwrap();
+            let ask = |length: u64| {
+                let request = http::Request::put(format!("https://{HOST}/x"));
+                let request = request.header("content-length", length).header("expect", "100-continue");
+                request.body(()).unwrap()
+            };
+            let mut stream = client.sender.send_request(ask(3)).await.unwrap();
+            assert_eq!(stream.recv_response().await.unwrap().status(), 100);
+            stream.send_data(Bytes::from_static(b"abc")).await.unwrap();
+            stream.finish().await.unwrap();
+            assert_eq!(stream.recv_response().await.unwrap().status(), 200);
+            let too_large = ask(limits::REQUEST_BODY_BYTES_MAX + 1);
+            let mut stream = client.sender.send_request(too_large).await.unwrap();
+            assert_eq!(stream.recv_response().await.unwrap().status(), 413, "and not asked for it");
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let asked = async { tokio::time::timeout(PATIENCE, asking).await };
+        tokio::task::LocalSet::new().block_on(&runtime, asked).expect("in time");
+        let [message] = &origin.messages()[..] else { panic!("{:?}", origin.messages()) };
+        assert_eq!((message.body.as_slice(), message.header("expect")), (&b"abc"[..], None));
     });
 }
 
@@ -410,7 +440,7 @@ fn a_loop_through_the_edge_ends() {
         let origin = Origin::echoing();
         let edge = edge_to(backend, &origin, Setup::default());
         let mut client = https(edge.https, HOST);
-        let loops = ["portico"; portico_edge::limits::CDN_LOOP_DEPTH_MAX].join(", ");
+        let loops = ["portico"; limits::CDN_LOOP_DEPTH_MAX].join(", ");
         client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nCDN-Loop: {loops}\r\n\r\n"));
         assert_eq!(client.answer().status, 508);
         assert!(origin.messages().is_empty());

@@ -9,6 +9,7 @@ use ::h3::server::RequestStream;
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
 
 use super::adapter::{Account, RecvStream};
 use crate::http::body::BodyError;
@@ -124,6 +125,8 @@ impl Body for H3Body {
 pub(super) struct Begun {
     pub(super) first: Option<Frame<Bytes>>,
     pub(super) rest: H3Body,
+    /// Told once, when somebody wants more than has come.
+    pub(super) wanted: Option<Rc<Notify>>,
 }
 
 impl Body for Begun {
@@ -136,8 +139,17 @@ impl Body for Begun {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match this.first.take() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => Pin::new(&mut this.rest).poll_frame(context),
+            Some(frame) => {
+                this.wanted = None; // it comes unasked
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                let polled = Pin::new(&mut this.rest).poll_frame(context);
+                if let (Poll::Pending, Some(wanted)) = (&polled, this.wanted.take()) {
+                    wanted.notify_one();
+                }
+                polled
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use ::h3::server::{RequestResolver, RequestStream};
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body as _;
+use tokio::sync::Notify;
 
 use super::adapter::{Accepted, BidiStream, Connection, RecvStream, SendStream};
 use super::body::{Begun, H3Body, content_length};
@@ -147,22 +148,34 @@ async fn exchange(
         send.stop_stream(Code::H3_REQUEST_REJECTED);
         return Err(Broken::Refused);
     };
-    let (request, leftover) = match read_request(Request::from_parts(head, ()), recv, account) {
+    let mut wanted = waits_to_be_asked(&head.headers).then(Rc::<Notify>::default);
+    let request = Request::from_parts(head, ());
+    let (request, leftover) = match read_request(request, recv, account, wanted.clone()) {
         Ok(read) => read,
         Err(why) => {
             send.stop_stream(Code::H3_MESSAGE_ERROR);
             return Err(Broken::Malformed(why));
         }
     };
+    let stall = context.clock.deadlines().write_stall;
     // Boxed: what is sent for a long time needs no room for how it was come by.
-    let answer = tokio::select! {
-        biased;
-        answer = Box::pin(serve_exchange(request, context)) => answer,
-        () = &mut settled => return Err(Broken::GivenUp),
+    let mut serving = Box::pin(serve_exchange(request, context));
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut serving => break answer,
+            () = &mut settled => return Err(Broken::GivenUp),
+            () = told(wanted.as_deref()) => {
+                wanted = None;
+                let mut head = Response::new(());
+                *head.status_mut() = StatusCode::CONTINUE;
+                within(stall, send.send_response(head)).await?;
+            }
+        }
     };
+    drop(serving);
     match answer {
         Ok(response) => {
-            let stall = context.clock.deadlines().write_stall;
             let sent = send_response(&mut send, response, window, stall).await;
             if sent.is_err() {
                 send.stop_stream(Code::H3_INTERNAL_ERROR);
@@ -173,6 +186,18 @@ async fn exchange(
             send.stop_stream(Code::H3_REQUEST_REJECTED);
             Err(dropped.into())
         }
+    }
+}
+
+/// Whether the client sends its body when it is asked for it (RFC 9110 section 10.1.1). Whatever else it expects is refused.
+fn waits_to_be_asked(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+async fn told(wanted: Option<&Notify>) {
+    match wanted {
+        Some(wanted) => wanted.notified().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -192,6 +217,7 @@ fn read_request(
     request: Request<()>,
     recv: Recv,
     account: Rc<super::adapter::Account>,
+    wanted: Option<Rc<Notify>>,
 ) -> Result<(Request<RequestBody>, Option<Rc<Leftover>>), &'static str> {
     check_fields(request.headers())?;
     let promised = content_length(request.headers()).map_err(|_| "content-length")?;
@@ -202,7 +228,7 @@ fn read_request(
         return Ok((request.map(|()| RequestBody::empty()), None));
     }
     let leftover = Rc::<Leftover>::default();
-    let mut body = RequestBody::boxed(Box::pin(Begun { first, rest }));
+    let mut body = RequestBody::boxed(Box::pin(Begun { first, rest, wanted }));
     body.leave_to(Rc::clone(&leftover));
     Ok((request.map(|()| body), Some(leftover)))
 }
