@@ -44,6 +44,7 @@ pub struct Credential {
     spki_sha256: [u8; 32],
     key_type: KeyType,
     custody: Custody,
+    goes_first: bool,
     names: u16,
     /// One allocation: the leaf's DER, the sealed key, and four bytes of hash for each name.
     bytes: Box<[u8]>,
@@ -235,6 +236,7 @@ impl Credential {
             spki_sha256,
             key_type,
             custody: Custody::Cell,
+            goes_first: false,
             names: u16::try_from(names.len()).expect("a parsed leaf has at most 1000 names"),
             bytes: bytes.into(),
             intermediates,
@@ -247,8 +249,19 @@ impl Credential {
         Self { custody, ..self }
     }
 
+    /// The same, shown before others that name the same names.
+    #[must_use]
+    pub fn going_first(self, goes_first: bool) -> Self {
+        Self { goes_first, ..self }
+    }
+
     pub fn id(&self) -> CredentialId {
         self.id
+    }
+
+    /// Whether it is shown before others that name the same names, as long as it is valid.
+    pub fn goes_first(&self) -> bool {
+        self.goes_first
     }
 
     pub fn custody(&self) -> Custody {

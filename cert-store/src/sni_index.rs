@@ -5,13 +5,14 @@
 //! never wait for it.
 //!
 //! Among the credentials of a name the choice is, in this order: a kind of key that the client can use, validity at
-//! `now`, the entry of the exact name before that of its wildcard, an uploaded certificate before an issued one (but for
-//! its last hour, since clocks of clients run ahead), a certificate that names it before one that covers it by wildcard,
-//! ECDSA or Ed25519 before RSA (a tenth of the CPU), the later expiry. The rank is computed at lookup, on at most four
-//! slots and nearly always one, so a renewal re-orders nothing and a credential may arrive after its name.
-//! If all are expired, the least expired is served: the client can refuse it, and an operator can still get in. A
-//! certificate that does not cover the name is never shown: a name may point to a group before the group's next
-//! certificate, which will hold it, has come.
+//! `now`, the entry of the exact name before that of its wildcard, an uploaded certificate before an issued one (but
+//! for its last hour, since clocks of clients run ahead), a certificate that names it before one that covers it by
+//! wildcard, one that the operator has switched to before others (but for its last hour too), ECDSA or Ed25519 before
+//! RSA (a tenth of the CPU), the later expiry. The rank is computed at lookup, on at most four slots and nearly
+//! always one, so a renewal re-orders nothing and a credential may arrive after its name. If all are expired, the
+//! least expired is served: the client can refuse it, and an operator can still get in. A certificate that does not
+//! cover the name is never shown: a name may point to a group before the group's next certificate, which will hold
+//! it, has come.
 //!
 //! An exact entry owns its name: its tenant, domain and policy are in the hit even where the credential is that of the
 //! wildcard above, and only a wildcard of the same tenant stands in.
@@ -34,8 +35,8 @@ use crate::tls_policy::TlsPolicy;
 
 /// Most lineages that carry one name: an ECDSA and an RSA pair, and their successors while a group is rearranged.
 pub const SLOTS_PER_NAME_MAX: usize = 4;
-/// So long before its end an uploaded certificate goes first no longer, where there is another.
-const UPLOADED_FIRST_UNTIL_SECONDS: u64 = 3600;
+/// So long before its end an uploaded certificate, or one that was switched to, goes first no longer, where there is another.
+const FIRST_UNTIL_SECONDS: u64 = 3600;
 
 /// The readers' half; clones read the same index.
 #[derive(Clone)]
@@ -387,10 +388,11 @@ struct Choice {
 struct Rank {
     supported: Support,
     valid: bool,
-    // The next four only tell valid ones apart: of expired ones the least expired is best.
+    // The next five only tell valid ones apart: of expired ones the least expired is best.
     exact_entry: bool,
     uploaded: bool,
     names_exactly: bool,
+    goes_first: bool,
     cheap_to_sign: bool,
     not_after: UnixTime,
 }
@@ -405,14 +407,14 @@ impl Rank {
     ) -> Self {
         let valid = credential.is_valid_at(now);
         let remaining_seconds = credential.not_after().as_secs().saturating_sub(now.as_secs());
-        let uploaded =
-            credential.custody() == Custody::Uploaded && remaining_seconds > UPLOADED_FIRST_UNTIL_SECONDS;
+        let first = valid && remaining_seconds > FIRST_UNTIL_SECONDS;
         Self {
             supported: capabilities.supports(credential.key_type()),
             valid,
             exact_entry: valid && exact_entry,
-            uploaded: valid && uploaded,
+            uploaded: first && credential.custody() == Custody::Uploaded,
             names_exactly: valid && coverage == Coverage::Exact,
+            goes_first: first && credential.goes_first(),
             cheap_to_sign: valid && !credential.key_type().is_rsa(),
             not_after: credential.not_after(),
         }

@@ -37,6 +37,6 @@ CREATE TABLE relayed (
 CREATE TABLE relayed_answers (
     number  INTEGER NOT NULL REFERENCES relayed (number) ON DELETE CASCADE,
     edge_id TEXT NOT NULL,
-    met     INTEGER,                      -- what it found; NULL: the edge refuses
+    ack     BLOB NOT NULL,                -- as on the wire
     PRIMARY KEY (number, edge_id)
 );

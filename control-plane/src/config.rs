@@ -67,6 +67,8 @@ pub struct Config {
     pub leavers: LeaversConfig,
     #[serde(default)]
     pub webhooks: WebhooksConfig,
+    #[serde(default)]
+    pub backup_certificates: BackupCertificatesConfig,
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerConfig>,
 }
@@ -200,6 +202,14 @@ pub struct FailoverConfig {
     pub after_seconds: u32,
     /// So long after that one order tries it; twice as long after each failure. 1 to 86400; absent: 1800.
     pub back_after_seconds: u32,
+}
+
+/// Certificates that stand by, of another issuer.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackupCertificatesConfig {
+    /// Whether names have one whose tenant and domain say nothing; absent: they have none.
+    pub by_default: bool,
 }
 
 /// Why the configuration cannot be used.
@@ -388,6 +398,12 @@ impl Config {
         if !self.issuers.is_empty() && !self.issuers.iter().any(|issuer| issuer.by_default) {
             let message = "no issuer is by_default: a tenant that names none would get no certificate";
             return Err(Fault::new("issuer.0.by_default", message));
+        }
+        if self.backup_certificates.by_default
+            && self.issuers.iter().filter(|issuer| issuer.by_default).count() < 2
+        {
+            let message = "a backup certificate is of another issuer, and fewer than two are by_default; add one, or remove this";
+            return Err(Fault::new("backup_certificates.by_default", message));
         }
         for (index, issuer) in self.issuers.iter().enumerate() {
             if self.issuers[..index].iter().any(|earlier| earlier.name == issuer.name) {
@@ -687,6 +703,7 @@ mod tests {
             ("[leavers]\nlooks = 1\n", "5:9", "leavers.looks = 1 must be from 2 to 100"),
             ("[leavers]\nleave_within_seconds = 604800\n", "5:24", "to 518400"),
             ("[leavers]\nmost_percent = 0\n", "5:16", "from 1 to 100"),
+            ("[backup_certificates]\nby_default = true\n", "5:14", "fewer than two"),
             (&format!("{issuer}by_default = false\n"), "7:14", "would get no certificate"),
             ("[usage]\nkeep_days = 7\n", "5:13", "usage.keep_days"),
             ("[dns]\nresponder = \"127.0.0.1:53\"\n", "5:13", "challenge_zone"),

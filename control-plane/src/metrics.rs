@@ -50,6 +50,8 @@ const CERTIFICATES: &str = "portico_certificates";
 const PRESENCES: &str = "portico_watched_names";
 /// Events sent to webhooks by `result`.
 const WEBHOOKS_SENT: &str = "portico_webhooks_sent_total";
+/// Backup certificates, one for each group and cell, by `state`: `staged`, `shown`, and `wanted` of such as are not there.
+const BACKUP_CERTIFICATES: &str = "portico_backup_certificates";
 /// Questions to CAs when to renew, by `result`.
 const RENEWAL_INFO: &str = "portico_renewal_info_total";
 /// Windows that a CA has moved since they were first told.
@@ -141,6 +143,11 @@ fn count_of(counts: &[(String, u64)], word: &str) -> f64 {
 
 pub(crate) fn issuer_away(issuer: &str, away: bool) {
     metrics::gauge!(ISSUER_AWAY, "issuer" => issuer.to_owned()).set(f64::from(u8::from(away)));
+}
+
+pub(crate) fn backup_certificates(state: &'static str, count: usize) {
+    metrics::gauge!(BACKUP_CERTIFICATES, "state" => state)
+        .set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
 }
 
 pub(crate) fn certificate_deployed(took: Duration) {

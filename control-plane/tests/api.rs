@@ -70,6 +70,8 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
             json!({ "tenants": [{ "tenant": { "name": "third" }, "domains": [spec("new.example")] }] })
         }
         (_, "/v1/issuers/{name}/accounts") => json!({ "key_pem": "x" }),
+        (_, "/v1/backups/switch-to-backup" | "/v1/backups/switch-back") => json!({ "tenant": tenant }),
+        (_, "/v1/backups/drill") => json!({}),
         (_, "/v1/removals/sign-off") => json!({ "held": 0 }),
         (_, "/v1/edges/join-tokens") => json!({ "cell": "default" }),
         (_, "/v1/tenants/{id}/shared-group") => json!({ "group": "parked" }),
@@ -133,6 +135,7 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
     let listed = [
         "/v1/domains",
         "/v1/certificates",
+        "/v1/backups",
         "/v1/events",
         "/v1/tenants",
         "/v1/usage",
@@ -898,15 +901,54 @@ async fn a_tenant_puts_its_names_into_no_cell_that_it_was_not_given() {
     assert_eq!((kept.status, &kept.body["cells"]), (200, &json!(["others-own"])), "{}", kept.text);
 }
 
-#[tokio::test]
-async fn a_tenant_names_issuers_that_there_are() {
-    let stage = Stage::start_with(|_, _| {
+/// Two issuers, of which the fleet has the first alone.
+async fn with_issuers() -> Stage {
+    Stage::start_with(|_, _| {
         let issuer = |name: &str| {
             format!("[[issuer]]\nname = \"{name}\"\ndirectory = \"https://127.0.0.1:9/{name}\"\n")
         };
         issuer("first") + &issuer("second") + "by_default = false\n"
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_wish_for_a_backup_certificate_needs_a_second_issuer() {
+    let stage = with_issuers().await;
+    let (one, own) = stage.tenant("one").await;
+    let path = format!("/v1/tenants/{one}");
+    let patch = async |body: Value| {
+        stage.call("PATCH", &path, Some(&stage.operator), &[("if-match", "*")], body).await
+    };
+    let refused = |answer: &stage::Reply, pointer: &str| {
+        let error = &answer.body["errors"][0];
+        assert_eq!(answer.status, 422, "{}", answer.text);
+        assert_eq!((&error["pointer"], &error["code"]), (&json!(pointer), &json!("no_other_issuer")));
+        assert!(answer.text.contains("has first alone"), "{}", answer.text);
+    };
+    refused(&patch(json!({ "backup_certificates": true })).await, "/backup_certificates");
+    let body = json!({ "name": "two", "backup_certificates": true });
+    refused(&stage.operator("POST", "/v1/tenants", body).await, "/backup_certificates");
+    let wish = || {
+        let mut wish = spec("a.example");
+        wish["backup_certificate"] = json!(true);
+        wish
+    };
+    let domains = format!("{path}/domains");
+    refused(&stage.call("POST", &domains, Some(&own), &[], wish()).await, "/backup_certificate");
+
+    let both = patch(json!({ "issuers": ["second", "first"], "backup_certificates": true })).await;
+    assert_eq!((both.status, &both.body["backup_certificates"]), (200, &json!(true)), "{}", both.text);
+    let made = stage.call("POST", &domains, Some(&own), &[], wish()).await;
+    assert_eq!((made.status, &made.body["backup_certificate"]), (201, &json!(true)), "{}", made.text);
+    refused(&patch(json!({ "issuers": ["first"] })).await, "/backup_certificates");
+    let none = patch(json!({ "issuers": ["first"], "backup_certificates": null })).await;
+    assert_eq!(none.status, 200, "a domain's wish waits for a second issuer: {}", none.text);
+}
+
+#[tokio::test]
+async fn a_tenant_names_issuers_that_there_are() {
+    let stage = with_issuers().await;
     let (one, own) = stage.tenant("one").await;
     let path = format!("/v1/tenants/{one}");
     let patch = async |issuers: Value| {

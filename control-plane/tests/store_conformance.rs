@@ -354,10 +354,10 @@ async fn replicas_tell_each_other_of_edges_and_messages() {
         relay::put_streams(&mut tx, "three", &streams).await.unwrap();
         relay::put_streams(&mut tx, "one", &[(edge, applied)]).await.unwrap();
         let number = relay::send(&mut tx, "one", Some(std::slice::from_ref(&cell)), b"hello").await.unwrap();
-        let said = |number, met| RelayedAnswer { number, edge, met };
-        let refusal = RelayedAnswer { number, edge: stranger, met: None };
-        relay::answer(&mut tx, &[said(number, Some(3)), said(number, None), refusal]).await.unwrap();
-        relay::answer(&mut tx, &[said(number, None), said(number + 1, Some(0))]).await.unwrap();
+        let said = |number, ack: &[u8]| RelayedAnswer { number, edge, ack: ack.to_vec() };
+        let other = RelayedAnswer { number, edge: stranger, ack: b"two\0".to_vec() };
+        relay::answer(&mut tx, &[said(number, b"one"), said(number, b"more"), other.clone()]).await.unwrap();
+        relay::answer(&mut tx, &[said(number, b""), said(number + 1, b"")]).await.unwrap();
         relay::answer(&mut tx, &[]).await.unwrap();
 
         let elsewhere = relay::elsewhere(&mut tx, "two", 10_000).await.unwrap();
@@ -371,8 +371,8 @@ async fn replicas_tell_each_other_of_edges_and_messages() {
         assert!(relay::since(&mut tx, number, "two").await.unwrap().is_empty());
         assert!(relay::since(&mut tx, 0, "one").await.unwrap().is_empty(), "its own");
         let mut answers = relay::answers(&mut tx, &[number, number + 1]).await.unwrap();
-        answers.sort_by_key(|answer| answer.met.is_none());
-        assert_eq!(answers, [said(number, Some(3)), refusal], "the first word counts");
+        answers.sort_by_key(|answer| answer.ack.clone());
+        assert_eq!(answers, [said(number, b"one"), other], "the first word counts");
         assert_eq!(relay::newest(&mut tx).await.unwrap(), number);
         relay::drop_stream(&mut tx, "two", edge).await.unwrap();
         assert_eq!(relay::elsewhere(&mut tx, "two", 10_000).await.unwrap().len(), 1, "not the holder's word");

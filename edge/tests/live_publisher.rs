@@ -3,8 +3,8 @@
 mod fleet;
 
 use fleet::{
-    Bench, NOW, Shop, credential, delta, domain, domain_body, fixed, mint, mint_valid, resource, route,
-    snapshot, tenant, tombstone,
+    Bench, NOW, Shop, credential, delta, domain, domain_body, fixed, mint, mint_operators, mint_valid, now,
+    resource, route, snapshot, tenant, tombstone,
 };
 use portico_api::distribution as wire;
 use portico_cert_store::{DomainId, Generation, LineageId, TenantId};
@@ -719,4 +719,95 @@ fn a_certificate_may_lose_a_name_that_leaves_in_the_same_batch() {
         let renewed = credential(group.lineage, 2, group.tenant, &group.minted.body);
         assert_eq!(codes(&bench.delta(vec![renewed])), ["NameNotCovered"]);
     }
+}
+
+/// A lineage that no name refers to.
+fn staged(bench: &mut Bench, of: TenantId, body: &wire::Credential) -> LineageId {
+    let lineage = LineageId::generate();
+    assert_eq!(codes(&bench.delta(vec![credential(lineage, 1, of, body)])), [""; 0]);
+    lineage
+}
+
+fn drilled(bench: &Bench, lineage: LineageId, names: &[&str]) -> Vec<String> {
+    let names = names.iter().map(ToString::to_string).collect();
+    let target = wire::DrillTarget { lineage_id: lineage.to_string(), names };
+    let faults = bench.publisher.drill(&[target], now()).expect("these are few names");
+    faults.into_iter().map(|fault| fault.code).collect()
+}
+
+#[test]
+fn a_backup_is_shown_to_nobody_until_its_name_refers_to_it_and_falls_back_by_itself() {
+    let mut bench = Bench::new();
+    let shop = Shop::new("www.shop.example");
+    bench.snapshot(shop.resources(1));
+    let own = Some(shop.minted.leaf.clone());
+    // It ends sooner than what serves, so that by its end alone it would never be shown.
+    let backup = mint_valid(shop.tenant, &["www.shop.example"], NOW - 86_400, NOW + 86_400);
+    let lineage = staged(&mut bench, shop.tenant, &backup.body);
+    assert_eq!(bench.served("www.shop.example"), own);
+    assert_eq!(drilled(&bench, lineage, &["www.shop.example"]), [""; 0]);
+
+    let switched = |version, body: &wire::Credential| {
+        let with_both = |of: &mut wire::Domain| {
+            let first = wire::LineageRef { lineage_id: lineage.to_string(), ..of.lineages[0].clone() };
+            of.lineages.insert(0, first);
+        };
+        vec![credential(lineage, version, shop.tenant, body), shop.domain(version, with_both)]
+    };
+    let first = wire::Credential { goes_first: true, ..backup.body.clone() };
+    assert_eq!(codes(&bench.delta(switched(2, &first))), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), Some(backup.leaf.clone()));
+    assert_eq!(drilled(&bench, lineage, &["www.shop.example"]), [""; 0], "also while it is shown");
+    let again = vec![credential(lineage, 3, shop.tenant, &backup.body), shop.domain(3, |_| ())];
+    assert_eq!(codes(&bench.delta(again)), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), own, "taken back");
+
+    let over = mint_valid(shop.tenant, &["www.shop.example"], NOW - 86_400, NOW + 3600);
+    let over = wire::Credential { goes_first: true, ..over.body };
+    assert_eq!(codes(&bench.delta(switched(4, &over))), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), own, "its last hour has begun");
+    // An edge that the backup has not reached.
+    bench.remove(vec![tombstone(ResourceKind::Domain, &shop.domain.to_string())]);
+    bench.remove(vec![tombstone(ResourceKind::Credential, &lineage.to_string())]);
+    let [_, domain] = switched(5, &first).try_into().unwrap();
+    assert_eq!(codes(&bench.delta(vec![domain])), [""; 0]);
+    assert_eq!(bench.served("www.shop.example"), own);
+}
+
+#[test]
+fn a_drill_tells_what_would_keep_a_name_from_being_served() {
+    let mut bench = Bench::new();
+    let (shop, rival) = (Shop::new("www.shop.example"), Shop::new("www.rival.example"));
+    let name = ["www.shop.example"];
+    bench.snapshot([shop.resources(1), rival.resources(1)].concat());
+    let good = staged(&mut bench, shop.tenant, &mint(shop.tenant, &name).body);
+    let operators = staged(&mut bench, shop.tenant, &mint_operators(&name).body);
+    let foreign = staged(&mut bench, rival.tenant, &mint(rival.tenant, &name).body);
+    let old = mint_valid(shop.tenant, &name, NOW - 86_400, NOW - 1);
+    let old = staged(&mut bench, shop.tenant, &old.body);
+    // A start from last-good opens no key.
+    bench.context.checks = Checks::ServedBefore;
+    let sealed_key = shop.minted.body.sealed_key.clone();
+    let spoiled = wire::Credential { sealed_key, ..mint(shop.tenant, &name).body };
+    let spoiled = staged(&mut bench, shop.tenant, &spoiled);
+    assert_eq!(drilled(&bench, spoiled, &name), ["KeyDoesNotOpen"]);
+    assert_eq!(drilled(&bench, good, &name), [""; 0]);
+    assert_eq!(drilled(&bench, operators, &name), [""; 0]);
+    assert_eq!(drilled(&bench, LineageId::generate(), &name), ["NotHere"]);
+    assert_eq!(drilled(&bench, old, &name), ["NotValid"]);
+    assert_eq!(drilled(&bench, foreign, &name), ["ForeignKey"]);
+    assert_eq!(drilled(&bench, operators, &["www.rival.example"]), ["DoesNotCover"]);
+    assert_eq!(drilled(&bench, good, &["gone.shop.example", "-"]), ["NotServed", "BadName"]);
+    bench.delta(vec![shop.domain(2, |body| body.served = false)]);
+    assert_eq!(drilled(&bench, good, &name), ["NotServed"]);
+
+    let bad_id = wire::DrillTarget { lineage_id: "lin_".to_owned(), names: vec!["a.example".to_owned()] };
+    assert_eq!(bench.publisher.drill(&[bad_id], now()).unwrap()[0].code, "BadId");
+    let many = wire::DrillTarget {
+        lineage_id: good.to_string(),
+        names: vec!["www.shop.example".to_owned(); wire::DRILL_NAMES_MAX],
+    };
+    assert_eq!(bench.publisher.drill(std::slice::from_ref(&many), now()).unwrap().len(), many.names.len());
+    let one_more = wire::DrillTarget { names: vec!["www.shop.example".to_owned()], ..many.clone() };
+    assert_eq!(bench.publisher.drill(&[many, one_more], now()).unwrap_err().code, "DrillTooLarge");
 }

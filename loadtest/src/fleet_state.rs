@@ -72,6 +72,7 @@ impl FleetState {
             spki_sha256: spki_sha256.to_vec().into(),
             key_tenant: tenant.to_owned(),
             uploaded: false,
+            goes_first: false,
         };
         self.put(wire::ResourceKind::Credential, lineage, tenant, &body);
         Ok(())

@@ -54,6 +54,8 @@ pub struct LabOptions {
     pub ca_arguments: Vec<String>,
     /// Whether edges listen for plain HTTP, which HTTP-01 needs.
     pub plain_http: bool,
+    /// A further CA of our own kind, the issuer "second".
+    pub second_ca: bool,
 }
 
 impl Default for LabOptions {
@@ -64,6 +66,7 @@ impl Default for LabOptions {
             io: "auto",
             ca_arguments: Vec::new(),
             plain_http: true,
+            second_ca: false,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct Lab {
     pub api_root: PathBuf,
     ca: Running,
     ca_management: SocketAddr,
+    /// The second CA, and PEM file of the root that its chains end in.
+    second_ca: Option<(Running, PathBuf)>,
     _dns: Running,
     dns_management: SocketAddr,
     origin_task: tokio::task::JoinHandle<()>,
@@ -130,15 +135,20 @@ impl Lab {
 
         let ca = match options.ca {
             CaKind::Own => {
-                start_own_ca(&addresses, folder.path(), dns_address, &options.ca_arguments).await?
+                start_own_ca("ca", &addresses, folder.path(), dns_address, &options.ca_arguments).await?
             }
             CaKind::Pebble => pebble::start(&addresses, folder.path(), dns_address).await?,
         };
         let origin = addresses.at(3, 9000);
         let origin_task = start_origin(origin).await?;
 
+        let second = match options.second_ca {
+            true => Some(start_own_ca("ca2", &addresses, folder.path(), dns_address, &[]).await?),
+            false => None,
+        };
+        let cas = (&ca, second.as_ref());
         let (control_plane, client, operator_token) =
-            start_control_plane(&addresses, folder.path(), &ca, options.ca, &list, dns_address).await?;
+            start_control_plane(&addresses, folder.path(), cas, options.ca, &list, dns_address).await?;
         let mut lab = Self {
             client,
             edges: Vec::new(),
@@ -150,6 +160,7 @@ impl Lab {
             api_root: ca.api_root,
             ca: ca.process,
             ca_management: addresses.at(1, 15000),
+            second_ca: second.map(|ca| (ca.process, ca.issuing_root)),
             _dns: dns,
             dns_management,
             origin_task,
@@ -224,6 +235,7 @@ impl Lab {
             sharing,
             cells: cells.iter().map(|c| CellId::parse(c)).collect::<Result<_, _>>()?,
             issuers: Vec::new(),
+            backup_certificates: None,
             egress_grants: vec![EgressGrant {
                 cidr: format!("{}/32", self.origin.ip()),
                 ports: vec![self.origin.port(), 9001, 9002, 9003],
@@ -303,6 +315,11 @@ impl Lab {
         tell(self.ca_management, "/refused", &json!({ "names": names })).await
     }
 
+    /// PEM file of the root that the second CA's chains end in.
+    pub fn second_root(&self) -> &Path {
+        &self.second_ca.as_ref().expect("it was asked for").1
+    }
+
     /// All that the CA printed.
     pub fn ca_log(&self) -> String {
         let name = if self.folder.path().join("pebble.log").exists() { "pebble.log" } else { "ca.log" };
@@ -341,15 +358,18 @@ pub async fn ca_stats_at(management: SocketAddr) -> Result<Value> {
 }
 
 async fn start_own_ca(
+    name: &str,
     addresses: &Addresses,
     folder: &Path,
     dns: SocketAddr,
     arguments: &[String],
 ) -> Result<Pebble> {
-    let (api, management) = (addresses.at(1, 14000), addresses.at(1, 15000));
-    let (api_root, issuing_root) = (folder.join("ca-api-root.pem"), folder.join("ca-issuing-root.pem"));
+    let port = if name == "ca" { 0 } else { 1 };
+    let (api, management) = (addresses.at(1, 14000 + port), addresses.at(1, 15000 + port));
+    let (api_root, issuing_root) =
+        (folder.join(format!("{name}-api-root.pem")), folder.join(format!("{name}-issuing-root.pem")));
     let process = Running::start(
-        "ca",
+        name,
         folder,
         Command::new(binary("portico-acme-ca"))
             .arg("ca")
@@ -368,7 +388,7 @@ async fn start_own_ca(
 async fn start_control_plane(
     addresses: &Addresses,
     folder: &Path,
-    ca: &Pebble,
+    (ca, second): (&Pebble, Option<&Pebble>),
     kind: CaKind,
     edges: &[String],
     dns: SocketAddr,
@@ -397,7 +417,13 @@ async fn start_control_plane(
         // Pebble has none of Let's Encrypt's limits, so our ledger need not keep to them.
         if kind == CaKind::Pebble { PEBBLE_LIMITS } else { "" },
     );
-    std::fs::write(folder.join("control-plane.toml"), config)?;
+    let second = second.map(|ca| {
+        format!(
+            "\n[[issuer]]\nname = \"second\"\ndirectory = \"{}\"\nroot_pem = {:?}\nroots_pem = {:?}\npoll_ms = 50\n",
+            ca.directory, ca.api_root, ca.issuing_root
+        )
+    });
+    std::fs::write(folder.join("control-plane.toml"), config + &second.unwrap_or_default())?;
     let mut process = start_control_plane_process(folder);
     let token = wait_until("the operator's token", START_DEADLINE, async || {
         process.assert_alive();

@@ -482,3 +482,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_switched_to_goes_first_as_long_as_it_is_valid() {
+    let mut publisher = SniPublisher::new(10);
+    let index = publisher.reader();
+    let text = "a.example.org";
+    let own = |days| expiring(&[text], &P256, lineage(1), days);
+    let other = |days| expiring(&[text], &P256, lineage(2), days).going_first(true);
+    publisher.publish_name(pattern(text), &input(1, &[lineage(1), lineage(2)])).unwrap();
+    let mut show = |first: Credential, second: Credential| {
+        let ids = (first.id(), second.id());
+        publisher.publish_credential(first);
+        publisher.publish_credential(second);
+        (shown(&index, text).unwrap(), ids)
+    };
+    let (found, (_, switched)) = show(own(60), other(30));
+    assert_eq!(found, switched, "although it ends sooner");
+    let (found, (serving, _)) = show(own(60), other(30).going_first(false));
+    assert_eq!(found, serving);
+    let (found, (serving, _)) = show(own(60), other(-1));
+    assert_eq!(found, serving, "it is over");
+    let (found, (uploaded, _)) = show(own(60).in_custody(Custody::Uploaded), other(90));
+    assert_eq!(found, uploaded, "a tenant's own is before it");
+}

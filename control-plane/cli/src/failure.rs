@@ -167,7 +167,7 @@ impl From<ClientError> for Failure {
 }
 
 /// Ends of pointers, and the flags that they stand for.
-const FLAGS: [(&str, &str); 44] = [
+const FLAGS: [(&str, &str); 47] = [
     ("/action/status", "--status"),
     ("/action/content_type", "--content-type"),
     ("/replace_prefix", "--replace-prefix"),
@@ -196,6 +196,9 @@ const FLAGS: [(&str, &str); 44] = [
     ("/limits/connections", "--connections"),
     ("/limits/cache_bytes", "--cache-bytes"),
     ("/issuers", "--issuer"),
+    ("/issuer", "--issuer"),
+    ("/backup_certificates", "--backup-certificates"),
+    ("/backup_certificate", "--backup-certificate"),
     ("/action/origin", "--proxy"),
     ("/url", "the URL"),
     ("/kinds", "--kind"),
@@ -285,6 +288,8 @@ mod tests {
             ("/limits/requests_per_second", "--requests-per-second"),
             ("/hsts_preload", "--hsts-preload"),
             ("/early_data", "--early-data"),
+            ("/scope/issuer", "--issuer"),
+            ("/backup_certificate", "--backup-certificate"),
             ("/hosts/0", "--host"),
             ("/urls/0", "--url"),
             ("/url", "the URL"),

@@ -31,8 +31,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, budget, cache, cert, check, domain, edge, issuer, plan, preview, rekey, removal, renewals,
-    shadow, tenant, token, usage, webhook,
+    audit, backup, backup_cert, budget, cache, cert, check, domain, edge, issuer, plan, preview, rekey,
+    removal, renewals, shadow, tenant, token, usage, webhook,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -119,6 +119,11 @@ enum ApiCommand {
     Cert {
         #[command(subcommand)]
         command: cert::CertCommand,
+    },
+    /// Backup certificates: of another issuer and with another key, on the edges beside what serves
+    BackupCert {
+        #[command(subcommand)]
+        command: backup_cert::BackupCertCommand,
     },
     /// What edges keep of origins' answers
     Cache {
@@ -278,6 +283,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Domain { command } => domain::run(settings, command).await,
         ApiCommand::Cache { command } => cache::run(settings, command).await,
         ApiCommand::Cert { command } => cert::run(settings, command).await,
+        ApiCommand::BackupCert { command } => backup_cert::run(settings, command).await,
         ApiCommand::Removal { command } => removal::run(settings, command).await,
         ApiCommand::Audit { command } => audit::run(settings, command).await,
         ApiCommand::Webhook { command } => webhook::run(settings, command).await,

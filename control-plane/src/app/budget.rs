@@ -112,6 +112,7 @@ fn waiting(planned: &[PlannedOrder], spent: &Spent, now_ms: i64) -> HashMap<Buck
             name_set: &order.name_set,
             exemption: Exemption::of(&order.names, order.issued, covered),
             keeps_alive: order.keeps_alive,
+            can_wait: order.backup && !order.keeps_alive,
             tenant: order.tenant,
         };
         for need in needs(&order, spent.at(), &spent.limits) {
@@ -271,6 +272,7 @@ mod tests {
             name_set: "set".to_owned(),
             tenant: Some(TenantId::generate()),
             keeps_alive: false,
+            backup: false,
             issued: false,
             replaces: None,
         };

@@ -1,10 +1,13 @@
 //! Certificates as the API shows them.
 
-use portico_api::v1::{Certificate, CertificateState, CertificateSummary, RenewalSource, RenewalSuggestion};
+use portico_api::v1::{
+    BackupState, Certificate, CertificateState, CertificateSummary, RenewalSource, RenewalSuggestion,
+};
 use portico_cert_store::{CertificateChain, Custody, DomainId, KeyType};
 
 use crate::clock::rfc3339;
 use crate::sealer::hex;
+use crate::store::backup::Backup;
 use crate::store::issuance::CertificateRow;
 
 pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
@@ -15,6 +18,10 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
         cell: row.cell.clone(),
         issuer: row.issuer.clone(),
         custody: row.custody,
+        backup: row.backup.map(|backup| match backup {
+            Backup::Staged => BackupState::Staged,
+            Backup::Shown => BackupState::Shown,
+        }),
         key_type: key_type(row),
         not_before: rfc3339(row.not_before),
         not_after: rfc3339(row.not_after),

@@ -3,7 +3,7 @@
 
 use aws_lc_rs::rand;
 use axum::http::StatusCode;
-use portico_api::v1::DomainSpec;
+use portico_api::v1::{DomainSpec, FieldError};
 use portico_cert_store::DomainId;
 
 use super::{App, origin_identity, reserved, spec};
@@ -65,6 +65,12 @@ impl Quota {
     }
 }
 
+/// Whether a domain's wish for a backup certificate can be met.
+pub(crate) fn backup(app: &App, tenant: &TenantRow, wanted: &DomainSpec) -> Option<FieldError> {
+    let configured = &app.parts.config.issuers;
+    spec::backups("/backup_certificate", wanted.backup_certificate, &tenant.spec.issuers, configured)
+}
+
 /// Makes the claim, with its audit entry and event.
 ///
 /// # Errors
@@ -78,6 +84,7 @@ pub(crate) async fn claim(
 ) -> Answered<Claimed> {
     let name = spec::hostname(&mut wanted);
     let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    errors.extend(backup(app, tenant, &wanted));
     if let Ok(name) = &name {
         errors.extend(spec::circular(name, &wanted.routes, &app.parts.config.fleet));
     }

@@ -3,9 +3,12 @@
 //! [`FleetLink`] wraps the distribution's handle. Without one ([`FleetLink::absent`], for the API alone) there are no
 //! edges: nothing is deployed, nobody acknowledges a suspension, and calls about edges say so.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
+use portico_api::distribution::DrillTarget;
 use portico_api::v1::{Edge, JoinToken, Purge, PurgeDone, PurgeRequest, Suspension, SuspensionAnswer};
-use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
+use portico_cert_store::{CellId, DomainId, EdgeId, Generation, TenantId};
 
 use crate::distribution::{Distribution, JoinError, UrgentOutcome};
 use crate::http::fault::{Answered, Fault, field};
@@ -55,6 +58,26 @@ impl FleetLink {
         };
         let outcome = distribution.fleet.suspend(tenant, domain, suspension, version).await;
         SuspensionAnswer { acked: outcome.acked, not_acked: outcome.not_acked }
+    }
+
+    /// Has the edges of a cell try whether they would serve names by these lineages.
+    pub(crate) async fn drill(&self, cell: &CellId, targets: Vec<DrillTarget>) -> UrgentOutcome {
+        match &self.0 {
+            Some(distribution) => distribution.fleet.drill(cell, targets).await,
+            None => UrgentOutcome::default(),
+        }
+    }
+
+    /// Which edges of these cells have applied what is committed by now, and which have not within the deadline.
+    pub(crate) async fn applied(
+        &self,
+        cells: &[CellId],
+        generation: Generation,
+        deadline: Duration,
+    ) -> (Vec<EdgeId>, Vec<EdgeId>) {
+        let Some(distribution) = &self.0 else { return (Vec::new(), Vec::new()) };
+        let found = distribution.fleet.wait_applied(cells, generation, deadline).await;
+        (found.applied, found.behind)
     }
 
     /// A place in the order of purges; to be taken before a purge's transaction begins.

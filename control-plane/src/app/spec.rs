@@ -92,6 +92,29 @@ pub(crate) fn issuers(named: &[String], configured: &[IssuerConfig]) -> Vec<Fiel
     errors
 }
 
+/// Whether a wish for backup certificates can be met: it takes a second issuer.
+pub(crate) fn backups(
+    at: &str,
+    wish: Option<bool>,
+    of_tenant: &[String],
+    configured: &[IssuerConfig],
+) -> Option<FieldError> {
+    let named = configured.iter().filter(|issuer| of_tenant.contains(&issuer.name));
+    let named: Vec<&str> = named.map(|issuer| issuer.name.as_str()).collect();
+    let default = configured.iter().filter(|issuer| issuer.by_default).map(|issuer| issuer.name.as_str());
+    let issuers = if named.is_empty() { default.collect() } else { named };
+    let text = match issuers.as_slice() {
+        _ if wish != Some(true) => return None,
+        [_, _, ..] => return None,
+        [] => "a backup certificate is issued, and no issuer is configured".to_owned(),
+        [only] => format!(
+            "a backup certificate is of another issuer than what serves, and this tenant has {only} alone; name another one \
+             in its issuers first"
+        ),
+    };
+    Some(field(at, "no_other_issuer", text))
+}
+
 fn hsts(spec: &DomainSpec) -> Vec<FieldError> {
     let wish = HstsWish {
         max_age_seconds: spec.hsts_max_age_seconds,

@@ -186,7 +186,7 @@ async fn cells(
     let mut cells = Vec::new();
     let of_tenant = tenant.map_or(&[][..], |tenant| tenant.spec.cells.as_slice());
     for cell in cell::of_domain(&row.spec.cells, of_tenant) {
-        // The rows come with the latest expiry first.
+        // The rows come with a backup that is shown first, then by the latest expiry.
         let mut here = certificates.iter().filter(|certificate| certificate.cell == cell);
         let issued = here.clone().find(|row| row.custody == Custody::Cell && row.not_after > now);
         let mut needed = of_domain;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::resource::{Cells, Published, ResourceKey};
 use crate::app::spec;
 use crate::clock;
+use crate::store::backup::Backup;
 use crate::store::cell;
 use crate::store::origin_identity::IdentityRow;
 use crate::store::projection_rows::{CredentialRow, DomainRow, LineageRow, TenantRow};
@@ -132,6 +133,7 @@ pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published,
         spki_sha256: row.spki_sha256.clone().into(),
         key_tenant: row.key_tenant.clone(),
         uploaded: row.custody == Custody::Uploaded,
+        goes_first: row.backup == Some(Backup::Shown),
     };
     let key = ResourceKey::credential(row.lineage);
     let tenant = row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
@@ -152,6 +154,7 @@ pub(super) fn origin_identity(row: &IdentityRow, version: u64) -> Result<Publish
         spki_sha256: row.spki_sha256.clone().into(),
         key_tenant: tenant.clone(),
         uploaded: false,
+        goes_first: false,
     };
     let key = ResourceKey::origin_identity(row.id);
     let mut published = publish(key, version, Cells::only(vec![row.cell.clone()]), tenant, &body)?;
@@ -177,9 +180,9 @@ pub(super) fn fleet(
     publish(ResourceKey::FLEET, version, Cells::All, String::new(), &body)
 }
 
-/// Best first (the domain's own before those of a wildcard over it, uploaded before issued, later expiry, then the older
-/// lineage), those of the domain's cells only. Edges show an uploaded one first wherever they find it, so that of a wildcard is
-/// left out where the domain has one of its own.
+/// Best first (the domain's own before those of a wildcard over it, uploaded before issued, what was switched to
+/// before others, later expiry, then the older lineage), those of the domain's cells only. Edges show an uploaded one
+/// first wherever they find it, so that of a wildcard is left out where the domain has one of its own.
 fn ordered_lineages<'a>(lineages: &'a [LineageRow], cells: &[CellId]) -> Vec<&'a LineageRow> {
     let mut ordered: Vec<_> = lineages.iter().filter(|lineage| cells.contains(&lineage.cell)).collect();
     let own: BTreeSet<&CellId> =
@@ -187,7 +190,8 @@ fn ordered_lineages<'a>(lineages: &'a [LineageRow], cells: &[CellId]) -> Vec<&'a
     let uploaded = |lineage: &LineageRow| lineage.custody == Custody::Uploaded;
     ordered.retain(|lineage| lineage.exact || !uploaded(lineage) || !own.contains(&lineage.cell));
     ordered.sort_by_key(|lineage| {
-        (!lineage.exact, !uploaded(lineage), std::cmp::Reverse(lineage.not_after_ms), lineage.id)
+        let first = (!lineage.exact, !uploaded(lineage), !lineage.goes_first);
+        (first, std::cmp::Reverse(lineage.not_after_ms), lineage.id)
     });
     let mut taken = BTreeMap::<&CellId, usize>::new();
     ordered.retain(|lineage| {
@@ -358,6 +362,7 @@ mod tests {
             cell: cell(name),
             exact,
             custody: Custody::Cell,
+            goes_first: false,
             not_after_ms,
         }
     }
@@ -516,6 +521,7 @@ mod tests {
             group: GroupId::generate(),
             cell: cell("one"),
             custody: Custody::Uploaded,
+            backup: None,
             tenant: None,
             chain_der: vec![vec![1], vec![2]],
             sealed_key: vec![3],

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portico_api::distribution::Urgent;
+use portico_api::distribution::{Urgent, UrgentAck};
 use portico_cert_store::{CellId, EdgeId, Generation};
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -143,7 +143,7 @@ impl Relay {
                     let bytes = urgent.encode_to_vec();
                     sent.push((relay::send(&mut tx, replica, cells.as_deref(), &bytes).await?, *sequence));
                 }
-                Told::Answer(answer) => answers.push(*answer),
+                Told::Answer(answer) => answers.push(answer.clone()),
                 Told::Moved => {}
             }
         }
@@ -196,9 +196,12 @@ impl Relay {
         let elsewhere: HashMap<EdgeId, Generation> =
             elsewhere.iter().map(|Elsewhere { edge, applied }| (*edge, *applied)).collect();
         fleet.hang_elsewhere(&edges.unwrap_or_default(), &elsewhere);
-        for RelayedAnswer { number, edge, met } in answers {
+        for RelayedAnswer { number, edge, ack } in answers {
             if self.heard.insert((number, edge)) {
-                fleet.answered_elsewhere(self.asked[&number], edge, met);
+                // One that cannot be read says that it is not done.
+                let unread = |_| UrgentAck { error_code: "Unreadable".to_owned(), ..UrgentAck::default() };
+                let ack = UrgentAck::decode(ack.as_slice()).unwrap_or_else(unread);
+                fleet.answered_elsewhere(self.asked[&number], edge, ack);
             }
         }
         self.pass_on(messages, newest);

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use portico_api::distribution::{
-    ClearChallenge, ControlMessage, SetHttp01, SetTlsAlpn01, Suspend, Urgent, UrgentAck, control_message,
-    urgent,
+    ClearChallenge, ControlMessage, DRILL_NAMES_MAX, Drill, DrillFault, DrillTarget, SetHttp01, SetTlsAlpn01,
+    Suspend, Urgent, UrgentAck, control_message, urgent,
 };
 use portico_api::v1;
 use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
+use prost::Message as _;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
@@ -28,6 +29,8 @@ use crate::store::relay::RelayedAnswer;
 pub const CHALLENGE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a suspension waits for its acks.
 pub const SUSPEND_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a part of a drill waits for its answers.
+pub(super) const DRILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Challenges that stand at the same time; further ones push the earliest to expire out.
 const STANDING_MAX: usize = 10_000;
 /// An edge forgets an urgent message that names no end after this long.
@@ -41,6 +44,22 @@ pub struct UrgentOutcome {
     pub not_acked: Vec<EdgeId>,
     /// What a purge has met, by those of `acked` that kept any of it.
     pub met: BTreeMap<EdgeId, u64>,
+    /// Why, of those that said no.
+    pub refusals: Vec<(EdgeId, String)>,
+    /// What edges have found at a drill.
+    pub faults: Vec<(EdgeId, DrillFault)>,
+}
+
+impl UrgentOutcome {
+    /// Every edge that was to hear of it, with what it has against it.
+    pub fn words(&self) -> Vec<(EdgeId, Option<String>)> {
+        let refusal =
+            |edge: &EdgeId| self.refusals.iter().find(|(of, _)| of == edge).map(|(_, text)| text.clone());
+        let silent = || "away, or it has not answered in time".to_owned();
+        let acked = self.acked.iter().map(|edge| (*edge, None));
+        let not = self.not_acked.iter().map(|edge| (*edge, Some(refusal(edge).unwrap_or_else(silent))));
+        acked.chain(not).collect()
+    }
 }
 
 /// What is under way and what stands.
@@ -72,6 +91,8 @@ struct Waiting {
     acked: Vec<EdgeId>,
     refused: Vec<EdgeId>,
     met: BTreeMap<EdgeId, u64>,
+    refusals: Vec<(EdgeId, String)>,
+    faults: Vec<(EdgeId, DrillFault)>,
     /// Taken when nobody is expected any more.
     done: Option<oneshot::Sender<()>>,
 }
@@ -144,6 +165,13 @@ impl Fleet {
         });
         let expires = self.0.clock.now_ms() + LIFETIME_MS;
         self.push(action, expires, None, SUSPEND_DEADLINE).await
+    }
+
+    /// Has each edge of a cell try whether it would serve names by these lineages, were they switched to it.
+    pub async fn drill(&self, cell: &CellId, targets: Vec<DrillTarget>) -> UrgentOutcome {
+        let expires = self.0.clock.now_ms() + LIFETIME_MS;
+        let action = urgent::Action::Drill(Drill { targets });
+        self.push(action, expires, Some(std::slice::from_ref(cell)), DRILL_DEADLINE).await
     }
 
     /// Lets `turn` go when the message is in every stream's queue. A stream that has lost it is ended: its edge is told when
@@ -252,24 +280,22 @@ impl Fleet {
     }
 
     pub(super) fn urgent_acked(&self, edge: EdgeId, ack: &UrgentAck) {
-        let done = ack.error_code.is_empty();
-        if !done {
+        if !ack.error_code.is_empty() {
             tracing::warn!(%edge, code = ack.error_code, text = ack.error_text, "an edge refused an urgent message");
         }
-        let met = done.then_some(ack.met);
         let mut table = self.table();
         match table.urgents.passed_on.get(&ack.sequence).copied() {
             Some(number) => {
                 drop(table);
-                self.tell_others(Told::Answer(RelayedAnswer { number, edge, met }));
+                self.tell_others(Told::Answer(RelayedAnswer { number, edge, ack: ack.encode_to_vec() }));
             }
-            None => table.urgents.acked(edge, ack.sequence, met),
+            None => table.urgents.acked(edge, ack),
         }
     }
 
-    /// An edge that hangs on another control plane has answered.
-    pub(super) fn answered_elsewhere(&self, sequence: u64, edge: EdgeId, met: Option<u64>) {
-        self.table().urgents.acked(edge, sequence, met);
+    /// An edge that hangs on another control plane has answered; `sequence` is ours.
+    pub(super) fn answered_elsewhere(&self, sequence: u64, edge: EdgeId, ack: UrgentAck) {
+        self.table().urgents.acked(edge, &UrgentAck { sequence, ..ack });
     }
 
     /// Whether somebody waits for answers to this message.
@@ -321,7 +347,10 @@ impl Urgents {
             }
             // Carried by a resource as well, so an edge that connects learns it anyway.
             // A purge stands in the store, until every edge is beyond it.
-            Some(urgent::Action::Suspend(_) | urgent::Action::Purge(_)) | None => return,
+            // A drill is over with its answers.
+            Some(urgent::Action::Suspend(_) | urgent::Action::Purge(_) | urgent::Action::Drill(_)) | None => {
+                return;
+            }
         };
         if self.standing.len() >= STANDING_MAX {
             self.drop_expired(now_ms);
@@ -345,23 +374,32 @@ impl Urgents {
         let (done, receiver) = oneshot::channel();
         // With nobody to wait for, the sender is dropped at once, which ends the wait.
         let done = (!expected.is_empty()).then_some(done);
-        let (acked, refused, met) = (Vec::new(), Vec::new(), BTreeMap::new());
-        self.waiting.insert(sequence, Waiting { expected, acked, refused, met, done });
+        let waiting = Waiting {
+            expected,
+            acked: Vec::new(),
+            refused: Vec::new(),
+            met: BTreeMap::new(),
+            refusals: Vec::new(),
+            faults: Vec::new(),
+            done,
+        };
+        self.waiting.insert(sequence, waiting);
         receiver
     }
 
-    /// `done`: what was met; `None`: the edge says no.
-    fn acked(&mut self, edge: EdgeId, sequence: u64, done: Option<u64>) {
-        let Some(waiting) = self.waiting.get_mut(&sequence) else { return };
+    fn acked(&mut self, edge: EdgeId, ack: &UrgentAck) {
+        let Some(waiting) = self.waiting.get_mut(&ack.sequence) else { return };
         if !waiting.expected.remove(&edge) {
             return;
         }
-        match done {
-            Some(met) => {
-                waiting.acked.push(edge);
-                waiting.met.extend((met > 0).then_some((edge, met)));
-            }
-            None => waiting.refused.push(edge),
+        if ack.error_code.is_empty() {
+            waiting.acked.push(edge);
+            waiting.met.extend((ack.met > 0).then_some((edge, ack.met)));
+            let faults = ack.drill_faults.iter().take(DRILL_NAMES_MAX);
+            waiting.faults.extend(faults.map(|fault| (edge, fault.clone())));
+        } else {
+            waiting.refused.push(edge);
+            waiting.refusals.push((edge, format!("{}: {}", ack.error_code, ack.error_text)));
         }
         if waiting.expected.is_empty() {
             waiting.done = None;
@@ -370,8 +408,9 @@ impl Urgents {
 
     fn finish(&mut self, sequence: u64) -> UrgentOutcome {
         let Some(waiting) = self.waiting.remove(&sequence) else { return UrgentOutcome::default() };
-        let not_acked = waiting.refused.into_iter().chain(waiting.expected).collect();
-        UrgentOutcome { acked: waiting.acked, not_acked, met: waiting.met }
+        let Waiting { expected, acked, refused, met, refusals, faults, done: _ } = waiting;
+        let not_acked = refused.into_iter().chain(expected).collect();
+        UrgentOutcome { acked, not_acked, met, refusals, faults }
     }
 }
 
@@ -438,7 +477,7 @@ mod tests {
         fleet.urgent_acked(edge, &ack(first));
         assert!(told.try_recv().is_err(), "its sender waits no more");
         fleet.urgent_acked(edge, &ack(first + 1));
-        let answer = RelayedAnswer { number: 1, edge, met: Some(0) };
+        let answer = RelayedAnswer { number: 1, edge, ack: ack(first + 1).encode_to_vec() };
         assert!(matches!(told.try_recv(), Ok(Told::Answer(found)) if found == answer));
     }
 
@@ -459,13 +498,21 @@ mod tests {
         let mut urgents = Urgents::default();
         let (a, b, stranger) = (EdgeId::generate(), EdgeId::generate(), EdgeId::generate());
         let mut done = urgents.wait_for(7, HashSet::from([a, b]));
-        urgents.acked(stranger, 7, Some(0));
-        urgents.acked(a, 7, Some(3));
-        urgents.acked(a, 7, Some(5));
+        let said = |met: u64, code: &str| UrgentAck {
+            sequence: 7,
+            met,
+            error_code: code.to_owned(),
+            ..UrgentAck::default()
+        };
+        urgents.acked(stranger, &said(0, ""));
+        urgents.acked(a, &said(3, ""));
+        urgents.acked(a, &said(5, ""));
         assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        urgents.acked(b, 7, None);
+        urgents.acked(b, &said(0, "Full"));
         assert_eq!(done.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        let met = BTreeMap::from([(a, 3)]);
-        assert_eq!(urgents.finish(7), UrgentOutcome { acked: vec![a], not_acked: vec![b], met });
+        let outcome = urgents.finish(7);
+        assert_eq!((outcome.acked, outcome.not_acked), (vec![a], vec![b]));
+        assert_eq!(outcome.met, BTreeMap::from([(a, 3)]));
+        assert_eq!(outcome.refusals, [(b, "Full: ".to_owned())]);
     }
 }

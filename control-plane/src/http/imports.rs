@@ -93,6 +93,7 @@ async fn take_tenant(
     let mut errors = spec::tenant(&wanted, &app.own_addresses, &[]);
     errors.extend(spec::issuers(&wanted.issuers, &app.parts.config.issuers));
     errors.extend(tenants::borne_cells(app, &wanted));
+    errors.extend(tenants::backups(app, &wanted));
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }

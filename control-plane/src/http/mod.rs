@@ -4,6 +4,7 @@
 //! the handlers and committed as `openapi/v1.json`; a test compares. Plain HTTP on a loopback address only; whoever
 //! wants it elsewhere puts a TLS proxy before it.
 
+mod backups;
 mod budget;
 pub(crate) mod call;
 mod certificates;
@@ -175,6 +176,10 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(plan::show))
         .routes(routes!(issuers::list))
         .routes(routes!(issuers::adopt))
+        .routes(routes!(backups::list))
+        .routes(routes!(backups::switch))
+        .routes(routes!(backups::switch_back))
+        .routes(routes!(backups::drill))
         .routes(routes!(renewals::show))
         .routes(routes!(rekeys::list, rekeys::create))
         .routes(routes!(rekeys::show))

@@ -38,6 +38,7 @@ pub(super) async fn create(
     let mut errors = spec::tenant(&body.value, &app.own_addresses, &[]);
     errors.extend(spec::issuers(&body.value.issuers, &app.parts.config.issuers));
     errors.extend(borne_cells(&app, &body.value));
+    errors.extend(backups(&app, &body.value));
     if !errors.is_empty() {
         return Err(Fault::fields(errors));
     }
@@ -60,6 +61,11 @@ pub(super) async fn create(
     let row = insert(&mut write, wanted).await?;
     let shown = view::tenant(&app, &mut write.tx, &row).await?;
     write.finish(Answer::json(StatusCode::CREATED, &shown).revision(row.revision)).await
+}
+
+pub(super) fn backups(app: &App, wanted: &TenantSpec) -> Option<FieldError> {
+    let configured = &app.parts.config.issuers;
+    spec::backups("/backup_certificates", wanted.backup_certificates, &wanted.issuers, configured)
 }
 
 /// A new tenant of a name that is free, with its audit entry and event.
@@ -153,6 +159,9 @@ pub(super) async fn patch(
     }
     if row.spec.cells != before.cells || row.spec.issuers != before.issuers {
         errors.extend(borne_cells(&app, &row.spec));
+    }
+    if row.spec.issuers != before.issuers || row.spec.backup_certificates != before.backup_certificates {
+        errors.extend(backups(&app, &row.spec));
     }
     if !errors.is_empty() {
         return Err(Fault::fields(errors));

@@ -41,7 +41,8 @@ pub fn borne(limits: &Limits, names: &[String]) -> Borne {
     let mut taken: HashMap<BucketKey, u32> = HashMap::new();
     for cells in 0..CELLS_OF_NAME_MAX {
         let exemption = Exemption::of(names, cells > 0, None);
-        let order = Order { names, name_set: "one", exemption, keeps_alive: true, tenant: None };
+        let order =
+            Order { names, name_set: "one", exemption, keeps_alive: true, can_wait: false, tenant: None };
         for need in needs(&order, at, limits) {
             if need.charged != Charged::AtCertificate || !need.rate.is_limited() {
                 continue;

@@ -373,6 +373,7 @@ mod tests {
     fn a_renewal_is_urgent_by_its_lifetime_or_its_missed_window() {
         let live = |window_end| LiveCredential {
             id: portico_cert_store::CredentialId::generate(),
+            issuer: String::new(),
             names: Vec::new(),
             issued_at: 0,
             not_before: 0,

@@ -1,5 +1,6 @@
 //! Deciding what to order, when, and for which names together: pure functions over what the store holds.
 //!
+//! - [`backups`]: which names have a certificate of another issuer standing by.
 //! - [`caa`]: whether a name's CAA records let a CA issue.
 //! - [`reconcile`]: from domains, groups, lineages and past failures to changes of groups and orders that are due.
 //! - [`issuers`]: which issuer gets an order.
@@ -12,6 +13,7 @@
 //!
 //! No clock, no store, no network: `now` is an argument. The task that reads, acts and records is `tasks::issuance`.
 
+pub mod backups;
 pub mod caa;
 pub mod cells;
 pub mod issuers;

@@ -19,6 +19,7 @@ use portico_cert_store::{
 
 use self::fan_out::followers;
 use self::predecessors::Predecessors;
+use super::backups::Backups;
 use super::issuers::{self, Chooser, Issuers};
 use super::levelling::{self, Ahead};
 use crate::acme::ChallengeMethod;
@@ -54,6 +55,7 @@ pub struct Facts {
     pub authorized_until: HashMap<LineageId, i64>,
     /// Cells of one group that the limits of each issuer bear; absent: any number.
     pub cells_max: HashMap<String, usize>,
+    pub backups: Backups,
     pub retired: Retired,
 }
 
@@ -76,6 +78,8 @@ pub struct OpenOrder {
     pub tenant: Option<TenantId>,
     /// Each of its names was served when it was planned.
     pub keeps_alive: bool,
+    /// For a backup: it counts for [`super::backups`] alone.
+    pub backup: bool,
     /// Nothing is tried before.
     pub next_at: i64,
 }
@@ -108,6 +112,8 @@ pub struct DueOrder {
     pub deadline: Option<i64>,
     /// Until when the CA takes the authorizations of the same names in another cell again.
     pub window_until: Option<i64>,
+    /// For a backup.
+    pub backup: bool,
     /// The certificate that it replaces, if its account is the one that ordered that.
     pub replaces: Option<CredentialId>,
 }
@@ -306,7 +312,7 @@ fn settling_tenants(facts: &Facts) -> HashSet<TenantId> {
 }
 
 /// Whether a name may be ordered now: its pre-flight stands and no back-off runs.
-fn is_orderable(facts: &Facts, domain: DomainId) -> bool {
+pub(super) fn is_orderable(facts: &Facts, domain: DomainId) -> bool {
     facts.names.get(&domain).is_some_and(|state| !state.methods.is_empty() && state.next_at <= facts.now_ms)
 }
 
@@ -324,10 +330,10 @@ const SOON_MS: i64 = 60_000;
 /// equals, those of the tenant that was served least.
 /// Groups must be as [`group_changes`] wants them.
 pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
-    let open_lineages: HashSet<LineageId> = facts.open_orders.iter().map(|open| open.lineage).collect();
-    let open_sets: HashSet<&str> = facts.open_orders.iter().map(|open| open.name_set.as_str()).collect();
+    let open_lineages: HashSet<LineageId> = open_orders(facts).map(|open| open.lineage).collect();
+    let open_sets: HashSet<&str> = open_orders(facts).map(|open| open.name_set.as_str()).collect();
     let mut open_of: HashMap<Option<TenantId>, usize> = HashMap::new();
-    for open in &facts.open_orders {
+    for open in open_orders(facts) {
         *open_of.entry(open.tenant).or_default() += 1;
     }
     let mut by_group: HashMap<GroupId, Vec<&LineageRow>> = HashMap::new();
@@ -343,7 +349,7 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     // Nearly all groups have what they need: no others are looked at closely.
     let has_all = |group: &GroupRow, lineage: &LineageRow| {
         lineage.live.as_ref().is_some_and(|live| live.renew_at > facts.now_ms)
-            && !holds_retired(facts, group, lineage)
+            && !holds_retired(facts, &group.names, lineage.live.as_ref())
             && !early.contains(&lineage.id)
             && lineage.serves == group.names
     };
@@ -402,13 +408,18 @@ fn is_borne(facts: &Facts, issuer: &str, lineages: &[&LineageRow], lineage: &Lin
     lineage.live.is_some() || lineages.iter().filter(|other| other.live.is_some()).count() < most
 }
 
+/// Those of what serves: a backup's never holds one of these back.
+fn open_orders(facts: &Facts) -> impl Iterator<Item = &OpenOrder> {
+    facts.open_orders.iter().filter(|open| !open.backup)
+}
+
 fn room(facts: &Facts, keeps_alive: bool) -> usize {
     let is_soon =
         |open: &&OpenOrder| open.keeps_alive == keeps_alive && open.next_at <= facts.now_ms + SOON_MS;
-    ORDERS_SOON_MAX.saturating_sub(facts.open_orders.iter().filter(is_soon).count())
+    ORDERS_SOON_MAX.saturating_sub(open_orders(facts).filter(is_soon).count())
 }
 
-fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {
+pub(super) fn spent(facts: &Facts, tenant: Option<TenantId>) -> usize {
     facts.spent.get(&tenant).and_then(|spent| usize::try_from(*spent).ok()).unwrap_or(0)
 }
 
@@ -417,7 +428,7 @@ fn lately(facts: &Facts) -> usize {
     let is_soon = |open: &&OpenOrder| open.next_at <= facts.now_ms + HOUR_MS;
     let lives = facts.lineages.iter().filter_map(|lineage| lineage.live.as_ref());
     lives.filter(|live| live.issued_at > facts.now_ms - HOUR_MS).count()
-        + facts.open_orders.iter().filter(is_soon).count()
+        + open_orders(facts).filter(is_soon).count()
 }
 
 /// Renewals of the same names that are not due yet and may be early. Others wait for the window in which a CA exempts them
@@ -444,7 +455,7 @@ fn ahead(
     ahead
 }
 
-fn same_names(held: &[String], names: &Names) -> bool {
+pub(super) fn same_names(held: &[String], names: &Names) -> bool {
     held.len() == names.len() && held.iter().all(|name| names.contains_key(name))
 }
 
@@ -456,19 +467,21 @@ fn is_due(facts: &Facts, coverage: &Coverage<'_>, group: &GroupRow, lineage: &Li
         coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms)
             && is_orderable(facts, *domain)
     };
-    own_due || group.names.values().any(uncovered) || holds_retired(facts, group, lineage)
+    own_due
+        || group.names.values().any(uncovered)
+        || holds_retired(facts, &group.names, lineage.live.as_ref())
 }
 
-/// Whether a certificate holds a name for longer than a retired one may be held.
-fn holds_retired(facts: &Facts, group: &GroupRow, lineage: &LineageRow) -> bool {
+/// Whether a certificate that is to have these names holds another for longer than a retired one may be held.
+pub(super) fn holds_retired(facts: &Facts, names: &Names, live: Option<&LiveCredential>) -> bool {
     if facts.retired.names.is_empty() {
         return false;
     }
     let over = |name: &String| {
-        let retired_at = facts.retired.names.get(name).filter(|_| !group.names.contains_key(name));
+        let retired_at = facts.retired.names.get(name).filter(|_| !names.contains_key(name));
         retired_at.is_some_and(|at| at + facts.retired.leave_within_ms <= facts.now_ms)
     };
-    lineage.live.as_ref().is_some_and(|live| live.names.iter().any(over))
+    live.is_some_and(|live| live.names.iter().any(over))
 }
 
 fn due_order<'a>(
@@ -496,6 +509,7 @@ fn due_order<'a>(
         renewal: lineage.live.as_ref().is_some_and(|live| same_names(&live.names, &names)),
         deadline: coverage.first_deadline(&lineage.cell, &names),
         window_until: None,
+        backup: false,
         replaces: None,
         names,
     };

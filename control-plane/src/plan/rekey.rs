@@ -48,6 +48,7 @@ pub fn forecast(
             name_set: &set,
             exemption: Exemption::of(one.names, true, covered),
             keeps_alive: true,
+            can_wait: false,
             tenant: one.tenant,
         };
         let mut latest: Option<(LimitName, i64)> = None;

@@ -550,6 +550,7 @@ mod tests {
                 name: name.clone(),
                 spec,
                 sharing: v1::Sharing::RegisteredDomain,
+                tenant_backups: None,
                 shared_group: None,
                 cells: vec![CellId::parse("default").unwrap()],
                 challenge_label: String::new(),

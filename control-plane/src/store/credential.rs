@@ -166,7 +166,7 @@ pub async fn of_domain(
     let rows = sql::query(
         "SELECT c.*, l.group_id, l.cell FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          JOIN credentials c ON c.id = l.live_credential \
-         WHERE n.domain_id = ? AND l.retired_at IS NULL ORDER BY l.cell, c.not_after DESC",
+         WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.backup <> 'staged' ORDER BY l.cell, c.not_after DESC",
     )
     .bind(domain.to_string())
     .fetch_all(connection)
@@ -174,7 +174,7 @@ pub async fn of_domain(
     rows.iter().map(credential).collect()
 }
 
-/// Whether a domain has a live credential in the cell of a lineage; an uploaded one does not count.
+/// Whether a domain has a live credential in the cell of a lineage; an uploaded one does not count, nor does a backup.
 ///
 /// # Errors
 /// The database's.
@@ -186,7 +186,7 @@ pub async fn is_live_beside(
     let live = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          WHERE n.domain_id = ? AND l.retired_at IS NULL AND l.live_credential IS NOT NULL AND l.custody = 'cell' \
-         AND l.cell = (SELECT cell FROM lineages WHERE id = ?))",
+         AND l.backup = '' AND l.cell = (SELECT cell FROM lineages WHERE id = ?))",
     )
     .bind(domain.to_string())
     .bind(lineage.to_string())
@@ -329,7 +329,7 @@ async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<boo
          (SELECT 1 FROM presences p WHERE p.domain_id = d.id AND p.retired_at IS NOT NULL) AND NOT EXISTS \
          (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
           WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
-          AND l.custody = 'cell')",
+          AND l.custody = 'cell' AND l.backup = '')",
     )
     .bind(domain.to_string())
     .bind(cell)
@@ -348,7 +348,7 @@ async fn free_lineage(
     let id: Option<String> = sql::query_scalar(
         "SELECT l.id FROM group_names n JOIN lineages l ON l.group_id = n.group_id \
          WHERE n.domain_id = ? AND l.cell = ? AND l.group_id <> ? AND l.live_credential IS NULL \
-         AND l.retired_at IS NULL AND l.custody = 'cell' LIMIT 1",
+         AND l.retired_at IS NULL AND l.custody = 'cell' AND l.backup = '' LIMIT 1",
     )
     .bind(domain.to_string())
     .bind(cell)

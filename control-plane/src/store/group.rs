@@ -20,6 +20,8 @@ pub struct OrderableDomain {
     pub name: String,
     pub spec: v1::DomainSpec,
     pub sharing: v1::Sharing,
+    /// Whether its tenant wants backup certificates, where it says.
+    pub tenant_backups: Option<bool>,
     /// The operator's group with other tenants that it is to be in, its tenant's consent on record.
     pub shared_group: Option<String>,
     /// The domain's, or its tenant's, or the default cell.
@@ -30,6 +32,7 @@ pub struct OrderableDomain {
 }
 
 /// A group that is not retired. Those of uploaded certificates are not among what is read here: nothing is planned for them.
+/// Nor are those of backups, which [`super::backup`] reads: what serves is planned as if there were none.
 #[derive(Clone, Debug)]
 pub struct GroupRow {
     pub id: GroupId,
@@ -59,6 +62,7 @@ pub struct LineageRow {
 #[derive(Clone, Debug)]
 pub struct LiveCredential {
     pub id: CredentialId,
+    pub issuer: String,
     /// As in the certificate.
     pub names: Vec<String>,
     pub not_before: i64,
@@ -113,6 +117,7 @@ pub async fn orderable_domains(connection: &mut Connection) -> Result<Vec<Ordera
             id: from_id(row.try_get("id")?, "domains")?,
             tenant: from_id(row.try_get("tenant_id")?, "domains")?,
             name: row.try_get("name")?,
+            tenant_backups: tenant.backup_certificates,
             sharing: if spec.alone { v1::Sharing::Alone } else { tenant.sharing },
             shared_group: row.try_get::<Option<String>>("group_name")?.filter(|_| !spec.alone),
             spec,
@@ -141,7 +146,7 @@ pub async fn is_orderable(connection: &mut Connection, domain: DomainId) -> Resu
 /// The database's, or a row that cannot be read.
 pub async fn live_groups(connection: &mut Connection) -> Result<Vec<GroupRow>, StoreError> {
     let rows = sql::query(
-        "SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL AND id NOT IN \
+        "SELECT id, tenant_id, cells, alone FROM groups WHERE retired_at IS NULL AND backup_of IS NULL AND id NOT IN \
          (SELECT group_id FROM lineages WHERE custody = 'uploaded') ORDER BY id",
     )
     .fetch_all(&mut *connection)
@@ -260,27 +265,14 @@ pub async fn lineages(connection: &mut Connection) -> Result<Vec<LineageRow>, St
     let mut serves = served_names(connection).await?;
     let rows = sql::query(
         "SELECT l.id, l.group_id, l.cell, l.live_credential, g.retired_at, \
-         c.names, c.not_before, c.not_after, c.created_at, c.renew_at, c.window_end \
+         c.issuer, c.names, c.not_before, c.not_after, c.created_at, c.renew_at, c.window_end \
          FROM lineages l JOIN groups g ON g.id = l.group_id LEFT JOIN credentials c ON c.id = l.live_credential \
-         WHERE l.retired_at IS NULL AND l.custody = 'cell' ORDER BY l.group_id, l.cell",
+         WHERE l.retired_at IS NULL AND l.custody = 'cell' AND l.backup = '' ORDER BY l.group_id, l.cell",
     )
     .fetch_all(connection)
     .await?;
     let mut lineage = |row: &Row| {
-        let credential: Option<String> = row.try_get("live_credential")?;
-        let names: Option<String> = row.try_get("names")?;
-        let live = match (credential, names) {
-            (Some(credential), Some(names)) => Some(LiveCredential {
-                id: from_id(&credential, "credentials")?,
-                names: from_json(&names, "credentials: names")?,
-                not_before: row.try_get("not_before")?,
-                not_after: row.try_get("not_after")?,
-                issued_at: row.try_get("created_at")?,
-                renew_at: row.try_get("renew_at")?,
-                window_end: row.try_get("window_end")?,
-            }),
-            _ => None,
-        };
+        let live = live_credential(row)?;
         let id = from_id(row.try_get("id")?, "lineages")?;
         Ok(LineageRow {
             id,
@@ -294,12 +286,29 @@ pub async fn lineages(connection: &mut Connection) -> Result<Vec<LineageRow>, St
     rows.iter().map(&mut lineage).collect()
 }
 
+/// Of a row with a lineage's `live_credential` and the columns of that one, where there is one.
+pub(super) fn live_credential(row: &Row) -> Result<Option<LiveCredential>, StoreError> {
+    let credential: Option<String> = row.try_get("live_credential")?;
+    let names: Option<String> = row.try_get("names")?;
+    let (Some(credential), Some(names)) = (credential, names) else { return Ok(None) };
+    Ok(Some(LiveCredential {
+        id: from_id(&credential, "credentials")?,
+        issuer: row.try_get("issuer")?,
+        names: from_json(&names, "credentials: names")?,
+        not_before: row.try_get("not_before")?,
+        not_after: row.try_get("not_after")?,
+        issued_at: row.try_get("created_at")?,
+        renew_at: row.try_get("renew_at")?,
+        window_end: row.try_get("window_end")?,
+    }))
+}
+
 async fn served_names(
     connection: &mut Connection,
 ) -> Result<BTreeMap<LineageId, BTreeMap<String, DomainId>>, StoreError> {
     let rows = sql::query(
         "SELECT n.lineage_id, n.name, n.domain_id FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
-         WHERE l.retired_at IS NULL AND l.custody = 'cell'",
+         WHERE l.retired_at IS NULL AND l.custody = 'cell' AND l.backup = ''",
     )
     .fetch_all(connection)
     .await?;
@@ -424,7 +433,7 @@ pub async fn keep_back_off(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> R
         "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
          SELECT ?1, '[]', 1, COUNT(*), MAX(o.next_at), MAX(o.error), ?2 FROM group_names n \
          JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
-         WHERE n.domain_id = ?1 AND o.state = 'failed' AND o.next_at + ?3 > ?2 AND NOT EXISTS (SELECT 1 FROM orders i \
+         WHERE n.domain_id = ?1 AND o.backup = 0 AND o.state = 'failed' AND o.next_at + ?3 > ?2 AND NOT EXISTS (SELECT 1 FROM orders i \
            WHERE i.lineage_id = o.lineage_id AND i.state = 'issued' AND i.created_at >= o.created_at) \
          HAVING COUNT(*) > 0 \
          ON CONFLICT (domain_id) DO UPDATE SET failed_before = 1, \
@@ -468,7 +477,7 @@ pub async fn inherit_back_off(
 /// For so long after a back-off's end the next failure counts as the one after it: the longest back-off.
 const BACK_OFF_KEPT_MS: i64 = DAY_MS;
 
-/// Whether a try of this name waits for its back-off.
+/// Whether a try of this name, or of a backup for it, waits for its back-off.
 ///
 /// # Errors
 /// The database's.
@@ -480,7 +489,8 @@ pub async fn name_waits(
     let found: i64 = sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM name_states WHERE domain_id = ?1 AND next_at > ?2) OR EXISTS (SELECT 1 \
          FROM group_names n JOIN lineages l ON l.group_id = n.group_id JOIN orders o ON o.lineage_id = l.id \
-         WHERE n.domain_id = ?1 AND o.state <> 'issued' AND o.next_at > ?2)",
+         WHERE n.domain_id = ?1 AND o.state <> 'issued' AND o.next_at > ?2) \
+         OR EXISTS (SELECT 1 FROM backup_failures WHERE domain_id = ?1 AND until > ?2)",
     )
     .bind(domain.to_string())
     .bind(now_ms)
@@ -497,6 +507,10 @@ pub async fn name_waits(
 pub async fn retry_name_now(tx: &mut WriteTx, domain: DomainId, now_ms: i64) -> Result<(), StoreError> {
     sql::query("UPDATE name_states SET next_at = 0, updated_at = ?1 WHERE domain_id = ?2 AND next_at > ?1")
         .bind(now_ms)
+        .bind(domain.to_string())
+        .execute(tx)
+        .await?;
+    sql::query("UPDATE backup_failures SET until = 0 WHERE domain_id = ?")
         .bind(domain.to_string())
         .execute(tx)
         .await?;
@@ -524,7 +538,7 @@ pub async fn sets_of_tenant(
 ) -> Result<Vec<Vec<String>>, StoreError> {
     let rows = sql::query(
         "SELECT n.group_id, n.name FROM groups g JOIN group_names n ON n.group_id = g.id \
-         WHERE g.tenant_id = ? AND g.retired_at IS NULL ORDER BY n.group_id, n.name",
+         WHERE g.tenant_id = ? AND g.retired_at IS NULL AND g.backup_of IS NULL ORDER BY n.group_id, n.name",
     )
     .bind(tenant.to_string())
     .fetch_all(connection)
@@ -539,7 +553,7 @@ pub async fn sets_of_tenant(
 pub async fn sets_with(connection: &mut Connection, name: &str) -> Result<Vec<Vec<String>>, StoreError> {
     let rows = sql::query(
         "SELECT n.group_id, n.name FROM domains d JOIN group_names own ON own.domain_id = d.id \
-         JOIN groups g ON g.id = own.group_id AND g.retired_at IS NULL JOIN group_names n ON n.group_id = g.id \
+         JOIN groups g ON g.id = own.group_id AND g.retired_at IS NULL AND g.backup_of IS NULL JOIN group_names n ON n.group_id = g.id \
          WHERE d.name = ? AND d.served = 1 ORDER BY n.group_id, n.name",
     )
     .bind(name)

@@ -3,6 +3,7 @@
 
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
 
+use super::backup::{self, Backup};
 use super::sql::{QueryBuilder, Row};
 use super::{Connection, StoreError, from_id, from_json, from_word, push_ids, renewal_info, sql};
 use crate::plan::renewal_info::Window;
@@ -15,6 +16,8 @@ pub struct CertificateRow {
     pub group: GroupId,
     pub cell: CellId,
     pub custody: Custody,
+    /// `None`: it is no backup.
+    pub backup: Option<Backup>,
     pub issuer: String,
     /// `live` and the certificate of its lineage.
     pub live: bool,
@@ -68,9 +71,10 @@ pub struct CertificateFilter {
 
 const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_pem, c.spki_sha256, \
      c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.window_start, c.window_end, c.explanation_url, c.window_note, c.window_asked_at, \
-     c.created_at, c.custody, l.group_id, l.cell, l.live_credential";
+     c.created_at, c.custody, l.group_id, l.cell, l.backup, l.live_credential";
 
-/// The live certificates that carry these domains' names, with the domain of each.
+/// The live certificates that carry these domains' names, with the domain of each, a backup that is shown before what it stands in
+/// for.
 ///
 /// # Errors
 /// The database's.
@@ -81,9 +85,10 @@ pub async fn certificates_of(
     let mut query = QueryBuilder::new("SELECT n.domain_id, ");
     query.push(COLUMNS).push(
         " FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id AND l.retired_at IS NULL \
-         JOIN credentials c ON c.id = l.live_credential WHERE n.domain_id IN (",
+         AND l.backup <> 'staged' JOIN credentials c ON c.id = l.live_credential WHERE n.domain_id IN (",
     );
-    push_ids(&mut query, domains).push(") ORDER BY l.cell, c.not_after DESC");
+    push_ids(&mut query, domains)
+        .push(") ORDER BY l.cell, CASE WHEN l.backup = 'shown' THEN 0 ELSE 1 END, c.not_after DESC");
     let rows = query.build().fetch_all(connection).await?;
     rows.iter()
         .map(|row| Ok((from_id(row.try_get("domain_id")?, "lineage_names")?, certificate(row)?)))
@@ -154,7 +159,7 @@ pub async fn unfinished_orders(
         "SELECT n.domain_id, o.state, o.error, o.next_at, \
          REPLACE(o.domains, n.domain_id, '') <> o.domains AS carries FROM group_names n \
          JOIN groups g ON g.id = n.group_id AND g.retired_at IS NULL \
-         JOIN lineages l ON l.group_id = g.id AND l.retired_at IS NULL \
+         JOIN lineages l ON l.group_id = g.id AND l.retired_at IS NULL AND l.backup = '' \
          JOIN orders o ON o.lineage_id = l.id AND o.created_at = \
          (SELECT MAX(created_at) FROM orders WHERE lineage_id = l.id) \
          WHERE o.state <> 'issued' AND n.domain_id IN (",
@@ -208,6 +213,7 @@ fn certificate(row: &Row) -> Result<CertificateRow, StoreError> {
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
         custody: from_word(row.try_get("custody")?, "credentials")?,
+        backup: backup::of_row(row)?,
         issuer: row.try_get("issuer")?,
         live: row.try_get::<String>("state")? == "live" && live.as_deref() == Some(&*id),
         names: from_json(row.try_get("names")?, &id)?,

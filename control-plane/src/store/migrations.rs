@@ -22,6 +22,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (321, "shared groups", include_str!("../../migrations/0321_shared_groups.sql")),
     (331, "accounts", include_str!("../../migrations/0331_accounts.sql")),
     (332, "issuers", include_str!("../../migrations/0332_issuers.sql")),
+    (333, "backups", include_str!("../../migrations/0333_backups.sql")),
     // Several control planes.
     (341, "replicas", include_str!("../../migrations/0341_replicas.sql")),
     // Names that leave.

@@ -23,6 +23,7 @@ use self::sqlite::Sqlite;
 
 pub mod account;
 pub mod audit;
+pub mod backup;
 pub mod cell;
 pub mod change;
 pub mod compromise;

@@ -62,6 +62,8 @@ pub struct OrderRow {
     /// PKCS#10, DER.
     pub csr: Vec<u8>,
     pub renewal: bool,
+    /// For a backup certificate.
+    pub backup: bool,
     /// The certificate that it replaces; `None`: none, or the CA would not have it.
     pub replaces: Option<Replaces>,
     /// The CA took it as the replacement.
@@ -123,8 +125,8 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     sql::query(
         "INSERT INTO orders (id, lineage_id, tenant_id, issuer, account_id, names, domains, name_set, state, credential_id, \
          sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
-         deadline, window_until, next_at, created_at, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         deadline, window_until, backup, next_at, created_at, updated_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(order.id.to_string())
     .bind(order.lineage.to_string())
@@ -145,6 +147,7 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .bind(order.replaces.as_ref().map(|replaces| &replaces.certificate))
     .bind(order.deadline)
     .bind(order.window_until)
+    .bind(order.backup)
     .bind(order.next_at)
     .bind(now_ms)
     .bind(now_ms)
@@ -276,7 +279,7 @@ pub async fn due(connection: &mut Connection, now_ms: i64) -> Result<Vec<OrderRo
 /// The database's, or a row that cannot be read.
 pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder>, StoreError> {
     let rows = sql::query(
-        "SELECT id, issuer, lineage_id, name_set, tenant_id, deadline, next_at FROM orders \
+        "SELECT id, issuer, lineage_id, name_set, tenant_id, deadline, backup, next_at FROM orders \
          WHERE state NOT IN ('issued', 'failed')",
     )
     .fetch_all(connection)
@@ -291,6 +294,7 @@ pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
                 keeps_alive: row.try_get::<Option<i64>>("deadline")?.is_some(),
+                backup: row.try_get("backup")?,
                 next_at: row.try_get("next_at")?,
             })
         })
@@ -315,6 +319,8 @@ pub struct PlannedOrder {
     pub tenant: Option<TenantId>,
     /// Each of its names was served when it was planned.
     pub keeps_alive: bool,
+    /// For a backup certificate.
+    pub backup: bool,
     /// The CA has issued exactly these names to us before.
     pub issued: bool,
     pub replaces: Option<Predecessor>,
@@ -329,7 +335,7 @@ const PLANNED_MAX: u32 = 50_000;
 /// The database's, or a row that cannot be read.
 pub async fn planned(connection: &mut Connection, at: At<'_>) -> Result<Vec<PlannedOrder>, StoreError> {
     let rows = sql::query(
-        "SELECT o.names AS order_names, o.name_set, o.tenant_id, o.deadline, p.names, p.window_start, p.window_end, \
+        "SELECT o.names AS order_names, o.name_set, o.tenant_id, o.deadline, o.backup, p.names, p.window_start, p.window_end, \
          EXISTS (SELECT 1 FROM ledger_buckets b WHERE b.ca = ?2 AND b.limit_name = ?3 AND b.account = '' \
          AND b.subject = o.name_set AND b.charged_at IS NOT NULL) OR (o.renewal = 1 AND c.issuer = o.issuer) AS issued \
          FROM orders o LEFT JOIN lineages l ON l.id = o.lineage_id LEFT JOIN credentials c ON c.id = l.live_credential \
@@ -350,6 +356,7 @@ pub async fn planned(connection: &mut Connection, at: At<'_>) -> Result<Vec<Plan
                 name_set: row.try_get("name_set")?,
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
                 keeps_alive: row.try_get::<Option<i64>>("deadline")?.is_some(),
+                backup: row.try_get("backup")?,
                 issued: row.try_get::<Option<bool>>("issued")?.unwrap_or(false),
                 replaces: renewal_info::predecessor_of(row)?,
             })
@@ -424,6 +431,7 @@ fn order(row: &Row) -> Result<OrderRow, StoreError> {
         spki_sha256: row.try_get("spki_sha256")?,
         csr: row.try_get("csr")?,
         renewal: row.try_get("renewal")?,
+        backup: row.try_get("backup")?,
         replaces: replacement::of_row(row)?,
         replaces_accepted: row.try_get("replaces_accepted")?,
         deadline: row.try_get("deadline")?,

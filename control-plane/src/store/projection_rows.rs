@@ -7,6 +7,7 @@ use portico_cert_store::{
     CellId, CredentialId, Custody, DomainId, GroupId, LineageId, TenantId, pem_certificates,
 };
 
+use super::backup::{self, Backup};
 use super::sql::{QueryBuilder, Row};
 use super::tenant::read_spec;
 use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
@@ -44,6 +45,8 @@ pub struct LineageRow {
     /// Its certificate holds the very name, not only a wildcard over it.
     pub exact: bool,
     pub custody: Custody,
+    /// The operator has switched to it.
+    pub goes_first: bool,
     pub not_after_ms: i64,
 }
 
@@ -55,6 +58,7 @@ pub struct CredentialRow {
     pub group: GroupId,
     pub cell: CellId,
     pub custody: Custody,
+    pub backup: Option<Backup>,
     /// `None`: the operator's group.
     pub tenant: Option<TenantId>,
     pub chain_der: Vec<Vec<u8>>,
@@ -123,7 +127,7 @@ pub async fn credentials(
     let rows = select(
         connection,
         "SELECT c.id, l.id AS lineage_id, l.group_id, l.cell, g.tenant_id, c.chain_pem, c.sealed_key, \
-         c.cell_key_epoch, c.spki_sha256, c.key_tenant, c.custody FROM lineages l \
+         c.cell_key_epoch, c.spki_sha256, c.key_tenant, c.custody, l.backup FROM lineages l \
          JOIN groups g ON g.id = l.group_id JOIN credentials c ON c.id = l.live_credential \
          WHERE l.retired_at IS NULL AND l.id IN (",
         lineages,
@@ -140,13 +144,14 @@ struct Covering {
     domain: DomainId,
     tenant: Option<TenantId>,
     custody: Custody,
+    goes_first: bool,
     not_after_ms: i64,
 }
 
 impl Covering {
     fn lineage(&self, exact: bool) -> LineageRow {
-        let (custody, not_after_ms) = (self.custody, self.not_after_ms);
-        LineageRow { id: self.id, cell: self.cell.clone(), exact, custody, not_after_ms }
+        let Self { id, custody, goes_first, not_after_ms, .. } = *self;
+        LineageRow { id, cell: self.cell.clone(), exact, custody, goes_first, not_after_ms }
     }
 }
 
@@ -156,9 +161,9 @@ async fn lineages_of_names(
 ) -> Result<HashMap<String, Vec<Covering>>, StoreError> {
     let rows = select(
         connection,
-        "SELECT n.name, n.domain_id, d.tenant_id, l.id AS lineage_id, l.cell, l.custody, c.not_after FROM lineage_names n \
+        "SELECT n.name, n.domain_id, d.tenant_id, l.id AS lineage_id, l.cell, l.custody, l.backup, c.not_after FROM lineage_names n \
          JOIN lineages l ON l.id = n.lineage_id JOIN credentials c ON c.id = l.live_credential \
-         JOIN domains d ON d.id = n.domain_id WHERE l.retired_at IS NULL AND n.name IN (",
+         JOIN domains d ON d.id = n.domain_id WHERE l.retired_at IS NULL AND l.backup <> 'staged' AND n.name IN (",
         names,
         ")",
     )
@@ -172,6 +177,7 @@ async fn lineages_of_names(
             domain: from_id(row.try_get("domain_id")?, "lineage_names")?,
             tenant: Some(from_id(&tenant, "domains")?),
             custody: from_word(row.try_get("custody")?, "lineages")?,
+            goes_first: backup::of_row(row)? == Some(Backup::Shown),
             not_after_ms: row.try_get("not_after")?,
         });
     }
@@ -212,6 +218,7 @@ fn credential(row: &Row) -> Result<CredentialRow, StoreError> {
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
         custody: from_word(row.try_get("custody")?, "credentials")?,
+        backup: backup::of_row(row)?,
         tenant: tenant.map(|id| from_id(&id, "groups")).transpose()?,
         chain_der,
         sealed_key: row.try_get("sealed_key")?,

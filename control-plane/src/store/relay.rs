@@ -23,12 +23,12 @@ pub struct Relayed {
 }
 
 /// What an edge says to a message of another replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayedAnswer {
     pub number: i64,
     pub edge: EdgeId,
-    /// How much of it the edge has met, as it says; `None`: it refuses.
-    pub met: Option<u64>,
+    /// Its acknowledgement, as on the wire.
+    pub ack: Vec<u8>,
 }
 
 /// An edge that hangs on another replica.
@@ -109,11 +109,11 @@ pub async fn answer(tx: &mut WriteTx, answers: &[RelayedAnswer]) -> Result<(), S
     for answers in first.chunks(TOGETHER) {
         tx.wake_others();
         let mut insert = QueryBuilder::new(
-            "INSERT INTO relayed_answers (number, edge_id, met) SELECT a.column1, a.column2, a.column3 FROM (VALUES ",
+            "INSERT INTO relayed_answers (number, edge_id, ack) SELECT a.column1, a.column2, a.column3 FROM (VALUES ",
         );
-        for (at, RelayedAnswer { number, edge, met }) in answers.iter().enumerate() {
+        for (at, RelayedAnswer { number, edge, ack }) in answers.iter().enumerate() {
             insert.push(if at == 0 { "(" } else { ", (" }).push_bind(*number).push(", ");
-            insert.push_bind(edge.to_string()).push(", ").push_bind(met.map(u64::cast_signed)).push(")");
+            insert.push_bind(edge.to_string()).push(", ").push_bind(ack.as_slice()).push(")");
         }
         // A message may have been forgotten meanwhile.
         insert.push(
@@ -132,13 +132,13 @@ pub async fn answers(connection: &mut Connection, numbers: &[i64]) -> Result<Vec
     let mut answers = Vec::new();
     for numbers in numbers.chunks(TOGETHER) {
         let mut query =
-            QueryBuilder::new("SELECT number, edge_id, met FROM relayed_answers WHERE number IN (");
+            QueryBuilder::new("SELECT number, edge_id, ack FROM relayed_answers WHERE number IN (");
         query.push_list(numbers).push(")");
         for row in query.build().fetch_all(&mut *connection).await? {
             answers.push(RelayedAnswer {
                 number: row.try_get("number")?,
                 edge: from_id(&row.try_get::<String>("edge_id")?, "relayed_answers")?,
-                met: row.try_get::<Option<i64>>("met")?.map(i64::cast_unsigned),
+                ack: row.try_get("ack")?,
             });
         }
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_id, from_json, meta, sql, to_json};
 
-/// Figures of the certificates in use. Times are Unix milliseconds.
+/// Figures of the certificates in use; what stands by is none of them. Times are Unix milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     pub live: u64,
@@ -46,7 +46,8 @@ pub async fn standing(connection: &mut Connection, now_ms: i64) -> Result<Standi
            ELSE c.not_after END) AS first_deadline, \
          (SELECT COUNT(*) FROM orders WHERE state NOT IN ('issued', 'failed') AND deadline IS NOT NULL) AS orders, \
          (SELECT COUNT(*) FROM orders WHERE issued_at > ?1 - ?2 AND deadline IS NOT NULL) AS replaced_recently \
-         FROM credentials c WHERE c.state = 'live' AND c.custody = 'cell'",
+         FROM credentials c WHERE c.state = 'live' AND c.custody = 'cell' \
+         AND c.lineage_id NOT IN (SELECT id FROM lineages WHERE backup = 'staged')",
     )
     .bind(now_ms)
     .bind(RECENT_MS)
@@ -88,7 +89,7 @@ pub async fn late_and_untold(
     let rows = sql::query(
         "SELECT c.id, c.lineage_id, g.tenant_id, c.names, c.renew_at, c.not_after FROM credentials c \
          JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id \
-         WHERE c.state = 'live' AND c.custody = 'cell' AND c.late_told_at IS NULL AND c.renew_at <= ?1 \
+         WHERE c.state = 'live' AND c.custody = 'cell' AND l.backup <> 'staged' AND c.late_told_at IS NULL AND c.renew_at <= ?1 \
          AND (?1 - c.renew_at) * 4 > c.not_after - c.renew_at ORDER BY c.not_after LIMIT ?2",
     )
     .bind(now_ms)

@@ -456,7 +456,7 @@ pub async fn has_another(
     Ok(sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
          JOIN credentials c ON c.id = l.live_credential JOIN domains d ON d.id = n.domain_id \
-         WHERE l.retired_at IS NULL AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 AND (n.domain_id = ?4 OR \
+         WHERE l.retired_at IS NULL AND l.backup = '' AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 AND (n.domain_id = ?4 OR \
          (n.name = ?5 AND d.tenant_id = (SELECT tenant_id FROM domains WHERE id = ?4))))",
     )
     .bind(cell.as_str())

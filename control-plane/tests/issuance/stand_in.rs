@@ -91,7 +91,8 @@ fn http01(actions: &[Action], host: &str, token: &str) -> Option<String> {
         | Action::SetTlsAlpn01(_)
         | Action::ClearChallenge(_)
         | Action::Suspend(_)
-        | Action::Purge(_) => None,
+        | Action::Purge(_)
+        | Action::Drill(_) => None,
     })?
 }
 
@@ -103,7 +104,8 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
         | Action::SetTlsAlpn01(_)
         | Action::ClearChallenge(_)
         | Action::Suspend(_)
-        | Action::Purge(_) => None,
+        | Action::Purge(_)
+        | Action::Drill(_) => None,
     })?
 }
 

@@ -1,6 +1,9 @@
 //! Urgent messages: done at once, whatever batch is under way.
 
-use portico_api::distribution::{Suspend, Urgent, UrgentAck, urgent};
+use std::time::Duration;
+
+use portico_api::distribution::{Drill, DrillFault, Suspend, Urgent, UrgentAck, urgent};
+use portico_cert_store::UnixTime;
 
 use crate::cache::Cache;
 use crate::live::{Fault, Live, LivePublisher, Suspension};
@@ -13,6 +16,12 @@ pub(super) fn handle(
 ) -> UrgentAck {
     if let Some(urgent::Action::Purge(purge)) = &urgent.action {
         return ack(urgent, cache.purge(purge, live).map(|met| met as u64));
+    }
+    if let Some(urgent::Action::Drill(wanted)) = &urgent.action {
+        return match drill(wanted, publisher, now_unix_ms) {
+            Ok(drill_faults) => UrgentAck { drill_faults, ..ack(urgent, Ok(0)) },
+            Err(fault) => ack(urgent, Err(fault)),
+        };
     }
     ack(urgent, act(urgent, publisher, now_unix_ms).map(|()| 0))
 }
@@ -43,8 +52,8 @@ fn act(urgent: &Urgent, publisher: &mut LivePublisher, now: i64) -> Result<(), F
             publisher.challenges().clear(&clear.host, &clear.token, now)
         }
         Some(urgent::Action::Suspend(order)) => suspend(order, publisher),
-        // The second: of a newer release.
-        Some(urgent::Action::Purge(_)) | None => {
+        // The last: of a newer release.
+        Some(urgent::Action::Purge(_) | urgent::Action::Drill(_)) | None => {
             Err(Fault::new("UnknownAction", "an urgent message that this edge does not know"))
         }
     }
@@ -58,4 +67,9 @@ fn suspend(order: &Suspend, publisher: &mut LivePublisher) -> Result<(), Fault> 
         if order.domain_id.is_empty() { None } else { Some(order.domain_id.parse().map_err(bad_id)?) };
     let suspension = order.suspension.as_ref().map(Suspension::parse).transpose()?;
     publisher.suspend(tenant, domain, suspension, order.version)
+}
+
+fn drill(wanted: &Drill, publisher: &LivePublisher, now_unix_ms: i64) -> Result<Vec<DrillFault>, Fault> {
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(now_unix_ms.unsigned_abs()));
+    publisher.drill(&wanted.targets, now)
 }

@@ -10,6 +10,7 @@
 mod admit;
 mod books;
 mod client_auth;
+mod drill;
 mod error_pages;
 mod host;
 pub mod limits;

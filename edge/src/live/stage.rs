@@ -374,7 +374,7 @@ fn build_credential(
         sealed_key: SealedKey::from_bytes(body.sealed_key.to_vec()),
     };
     let credential = Credential::new(parts, &context.interner).map_err(|error| bad(&error))?;
-    Ok((credential.in_custody(custody(body)), names))
+    Ok((credential.in_custody(custody(body)).going_first(body.goes_first), names))
 }
 
 /// The short way of a credential that this edge has served before.
@@ -398,7 +398,7 @@ fn take_back(
     };
     let (credential, names) = Credential::take_back(kept, &context.interner)
         .map_err(|error| Fault::new("BadCertificate", error.to_string()))?;
-    Ok((credential.in_custody(custody(body)), names.into()))
+    Ok((credential.in_custody(custody(body)).going_first(body.goes_first), names.into()))
 }
 
 fn custody(body: &wire::Credential) -> Custody {

@@ -242,6 +242,7 @@ pub fn sealed(key_tenant: &str, chain: Vec<Vec<u8>>, key: &PrivateKey) -> wire::
         spki_sha256: spki_sha256.to_vec().into(),
         key_tenant,
         uploaded: false,
+        goes_first: false,
     }
 }
 

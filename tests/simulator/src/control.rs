@@ -32,7 +32,8 @@ pub type OrderId = u64;
 pub const NAMES_MAX: usize = 25;
 /// The share of a lifetime after which a renewal is due where no window says so (the product's default).
 const RENEWAL_SHARE: f64 = 0.667;
-const AT: At<'static> = At { ca: "https://ca.test/directory", account: "simulated" };
+const ISSUER: &str = "simulated";
+const AT: At<'static> = At { ca: "https://ca.test/directory", account: ISSUER };
 /// Orders that run at the same time.
 const IN_FLIGHT_MAX: usize = 32;
 /// Looks after a change of the names until nothing settles any more: a product that looks each second looks each time.
@@ -95,7 +96,7 @@ pub struct Published {
 
 impl Default for Control {
     fn default() -> Self {
-        let issuer = IssuerFacts { name: "simulated".to_owned(), by_default: true, health: Health::Well };
+        let issuer = IssuerFacts { name: ISSUER.to_owned(), by_default: true, health: Health::Well };
         let issuers = Issuers { all: vec![issuer], ..Issuers::default() };
         Self {
             facts: Facts { issuers, ..Facts::default() },
@@ -317,6 +318,7 @@ impl Control {
             name_set: &order.due.name_set,
             exemption: Exemption::of(&names, issued, self.covered(&order.due, now)),
             keeps_alive: order.due.keeps_alive(),
+            can_wait: false,
             tenant: order.due.tenant,
         };
         let (asks_anew, tenant) =
@@ -529,6 +531,7 @@ impl Control {
         let (not_before, not_after) = (certificate.not_before_ms, certificate.not_after_ms);
         let live = LiveCredential {
             id: credential,
+            issuer: ISSUER.to_owned(),
             names: certificate.names.iter().cloned().collect(),
             not_before,
             not_after,
@@ -610,6 +613,7 @@ impl Order {
             name_set: self.due.name_set.clone(),
             tenant: self.due.tenant,
             keeps_alive: self.due.keeps_alive(),
+            backup: false,
             next_at: self.next_at,
         }
     }

@@ -106,6 +106,7 @@ impl Population {
                 tenant: tenant.id,
                 spec: DomainSpec::new(name.clone()),
                 sharing: tenant.sharing,
+                tenant_backups: None,
                 shared_group: None,
                 cells: tenant.cells.clone(),
                 challenge_label: String::new(),

@@ -128,7 +128,7 @@ pub struct Rejection {
     #[prost(string, tag = "3")]
     pub text: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UrgentAck {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
@@ -140,6 +140,22 @@ pub struct UrgentAck {
     /// kept answers that a purge has met
     #[prost(uint64, tag = "4")]
     pub met: u64,
+    /// Of a drill: what would keep a name from being served. At most DRILL_NAMES_MAX.
+    #[prost(message, repeated, tag = "33")]
+    pub drill_faults: ::prost::alloc::vec::Vec<DrillFault>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrillFault {
+    #[prost(string, tag = "1")]
+    pub lineage_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// CamelCase, stable
+    #[prost(string, tag = "3")]
+    pub code: ::prost::alloc::string::String,
+    /// for the operator
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
 }
 /// Sent every 5 s and at each change of io_backend; also the stream's heartbeat.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -307,7 +323,7 @@ pub struct Urgent {
     /// the edge forgets it then
     #[prost(uint64, tag = "2")]
     pub expires_unix_ms: u64,
-    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6, 7")]
+    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6, 7, 33")]
     pub action: ::core::option::Option<urgent::Action>,
 }
 /// Nested message and enum types in `Urgent`.
@@ -324,6 +340,8 @@ pub mod urgent {
         Suspend(super::Suspend),
         #[prost(message, tag = "7")]
         Purge(super::Purge),
+        #[prost(message, tag = "33")]
+        Drill(super::Drill),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -382,6 +400,21 @@ pub struct Purge {
     /// kept, but stale: asked of the origin before the next use, or after it where policy allows
     #[prost(bool, tag = "4")]
     pub soft: bool,
+}
+/// Would these lineages' credentials be shown, if names were switched to them? For each name the edge does what it does at a
+/// handshake, with itself and in memory: nothing changes for visitors, and nothing is kept. Its deadline is not looked at.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Drill {
+    /// with at most DRILL_NAMES_MAX names in all
+    #[prost(message, repeated, tag = "1")]
+    pub targets: ::prost::alloc::vec::Vec<DrillTarget>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrillTarget {
+    #[prost(string, tag = "1")]
+    pub lineage_id: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PurgeTarget {
@@ -839,6 +872,10 @@ pub struct Credential {
     /// The tenant brought it: it is shown before others of its name. An edge that does not know the field ranks it as an issued one.
     #[prost(bool, tag = "20")]
     pub uploaded: bool,
+    /// The operator has switched to it: it is shown before others that name the same names, as long as it is valid. An edge that
+    /// does not know the field shows the one that ends later.
+    #[prost(bool, tag = "33")]
+    pub goes_first: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fleet {

@@ -34,6 +34,9 @@ pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
 /// The largest single resource, bytes; a larger one is a fault of the envelope.
 pub const RESOURCE_BYTES_MAX: usize = 512 * 1024;
 
+/// Names of one drill: a handshake each, 0.2 ms of the thread that holds an edge's control stream.
+pub const DRILL_NAMES_MAX: usize = 500;
+
 /// Rows of one usage report.
 pub const USAGE_ROWS_MAX: usize = 2000;
 

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use zeroize::Zeroize as _;
 
+use super::BackupState;
+
 /// Most hostnames of one upload.
 pub const UPLOAD_HOSTNAMES_MAX: usize = 100;
 
@@ -27,6 +29,9 @@ pub struct CertificateSummary {
     #[serde(default)]
     #[schema(value_type = String)]
     pub custody: Custody,
+    /// Of a backup certificate: what it is to its names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupState>,
     /// `ecdsa-p256`, `ecdsa-p384`, `rsa2048`, `rsa3072`, `rsa4096`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

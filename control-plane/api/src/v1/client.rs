@@ -27,6 +27,8 @@ pub const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// What a call may take when nothing else is said.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// More than that where the server waits for edges.
+const EDGES_TIME: Duration = Duration::from_secs(30);
 
 /// Calls the API of one control plane. Clones share their connections.
 #[derive(Clone, Debug)]
@@ -116,6 +118,16 @@ impl Client {
 
     async fn post<B: Serialize, A: DeserializeOwned>(&self, path: &str, body: &B) -> Result<A, ClientError> {
         decode(&self.send(Call::new(Method::POST, path).json(body)?).await?)
+    }
+
+    /// A call that answers when the edges have: it has the server's own deadline, a minute.
+    async fn post_and_wait<B: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<A, ClientError> {
+        let call = Call { extra_time: EDGES_TIME, ..Call::new(Method::POST, path).json(body)? };
+        decode(&self.send(call).await?)
     }
 
     async fn patch<A: DeserializeOwned>(

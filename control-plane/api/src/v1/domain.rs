@@ -62,6 +62,9 @@ pub struct DomainSpec {
     /// are shown; one that was issued before serves to its end.
     #[serde(default = "yes")]
     pub issue_certificates: bool,
+    /// Whether a backup certificate stands by for it, of another issuer and with another key. Absent: as its tenant has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_certificate: Option<bool>,
     #[serde(default)]
     pub minimum_tls: MinimumTls,
     /// HTTP/2 is offered to clients.
@@ -106,6 +109,7 @@ impl DomainSpec {
             cells: Vec::new(),
             alone: false,
             issue_certificates: true,
+            backup_certificate: None,
             minimum_tls: MinimumTls::default(),
             http2: true,
             http3: true,

@@ -42,6 +42,9 @@
 //! | `GET /v1/budget?issuer=&name=` | `BudgetReport`: what CAs still let us order | tenant (own), operator |
 //! | `GET /v1/issuers` | `Page<Issuer>`: the CAs, how they stand, our accounts there | operator |
 //! | `POST /v1/issuers/{name}/accounts` [`AdoptAccount`] | `IssuerAccount` | operator |
+//! | `GET /v1/backups?group=&tenant=&issuer=&cursor=&limit=` | `Page<Backup>` | tenant (own), operator |
+//! | `POST /v1/backups/switch-to-backup`, `POST /v1/backups/switch-back` [`BackupScope`] | [`BackupSwitch`] | operator |
+//! | `POST /v1/backups/drill` [`BackupDrillRequest`] | [`BackupDrill`] | operator |
 //! | `GET /v1/usage?from=&to=&tenant=&domain=&by=&order=&cursor=&limit=` | `Page<UsageRow>` | tenant (own), operator |
 //! | `GET /v1/events?since=&limit=`, `GET /v1/audit?since=&limit=` | `Page<Event>`, `Page<AuditEntry>` | tenant (own events), operator |
 //! | `POST /v1/webhooks`, `POST /v1/tenants/{id}/webhooks` [`WebhookRequest`] | `NewWebhook`, its secret shown once | operator; tenant (own) |
@@ -55,6 +58,7 @@
 //! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never
 //! 403; an operator's call on a tenant's own object is 403 with that tenant's token.
 
+mod backup;
 mod budget;
 mod cache;
 mod certificate;
@@ -83,6 +87,7 @@ mod token;
 mod usage;
 mod webhook;
 
+pub use backup::*;
 pub use budget::*;
 pub use cache::*;
 pub use certificate::*;

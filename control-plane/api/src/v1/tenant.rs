@@ -39,6 +39,10 @@ pub struct TenantSpec {
     /// issue. Absent: the fleet's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<String>,
+    /// Whether names whose domain does not say have a backup certificate standing by, of another of the issuers and with another
+    /// key. Absent: as the fleet has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_certificates: Option<bool>,
     /// Only an operator may set it: address ranges with ports that this tenant's origins may use although the
     /// egress guard refuses them to others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -1,7 +1,7 @@
 //! `portico cert ...`
 
 use portico_api::v1::client::{CertificateQuery, Client};
-use portico_api::v1::{Certificate, CertificateSummary, Domain, RenewalSuggestion};
+use portico_api::v1::{BackupState, Certificate, CertificateSummary, Domain, RenewalSuggestion};
 use portico_cert_store::{CredentialId, Custody};
 
 use crate::commands::named_domain::find;
@@ -178,12 +178,14 @@ fn print(certificate: &Certificate) {
     line(certificate.chain_pem.trim_end());
 }
 
-/// `ECDSA P-256`, `RSA 2048, uploaded`
+/// `ECDSA P-256`, `RSA 2048, uploaded`, `ECDSA P-256, backup`
 pub(crate) fn key_text(summary: &CertificateSummary) -> String {
     let kind = summary.key_type.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
-    match summary.custody {
-        Custody::Cell => kind,
-        Custody::Uploaded => format!("{kind}, uploaded"),
+    match (summary.custody, summary.backup) {
+        (Custody::Uploaded, _) => format!("{kind}, uploaded"),
+        (Custody::Cell, None) => kind,
+        (Custody::Cell, Some(BackupState::Shown)) => format!("{kind}, backup, shown"),
+        (Custody::Cell, Some(_)) => format!("{kind}, backup"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod backup;
+pub(crate) mod backup_cert;
 pub(crate) mod budget;
 pub(crate) mod cache;
 pub(crate) mod cert;

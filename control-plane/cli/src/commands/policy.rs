@@ -31,6 +31,9 @@ pub(crate) struct PolicyArgs {
     /// Have certificates issued (true, from the start), or show uploaded ones alone
     #[arg(long, value_name = "BOOL")]
     issue_certificates: Option<bool>,
+    /// Have a backup certificate stand by, of another issuer and with another key: true, false, or tenant, as its tenant has it
+    #[arg(long, value_name = "WISH", value_parser = BackupWish::parse)]
+    backup_certificate: Option<BackupWish>,
     #[command(flatten)]
     tls: TlsArgs,
 }
@@ -68,6 +71,21 @@ impl HstsAge {
         }
         let age = crate::duration::parse(text).map_err(|error| format!("{error}, or off"))?;
         Ok(Self(Some(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))))
+    }
+}
+
+/// Whether a backup stands by; absent: as the tenant has it.
+#[derive(Clone, Copy, Debug)]
+struct BackupWish(Option<bool>);
+
+impl BackupWish {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "true" => Ok(Self(Some(true))),
+            "false" => Ok(Self(Some(false))),
+            "tenant" => Ok(Self(None)),
+            _ => Err("true, false or tenant".to_owned()),
+        }
     }
 }
 
@@ -140,6 +158,9 @@ impl PolicyArgs {
         spec.hsts_preload = self.hsts_preload.unwrap_or(spec.hsts_preload);
         spec.https_redirect = self.https_redirect.unwrap_or(spec.https_redirect);
         spec.issue_certificates = self.issue_certificates.unwrap_or(spec.issue_certificates);
+        if let Some(wish) = self.backup_certificate {
+            spec.backup_certificate = wish.0;
+        }
         spec.minimum_tls = self.tls.minimum_tls.unwrap_or(spec.minimum_tls);
         spec.http2 = self.tls.http2.unwrap_or(spec.http2);
         spec.http3 = self.tls.http3.unwrap_or(spec.http3);
@@ -157,6 +178,7 @@ impl PolicyArgs {
             ("hsts_preload", self.hsts_preload.map(Value::from)),
             ("https_redirect", self.https_redirect.map(Value::from)),
             ("issue_certificates", self.issue_certificates.map(Value::from)),
+            ("backup_certificate", self.backup_certificate.map(|wish| json!(wish.0))),
             ("minimum_tls", self.tls.minimum_tls.map(|version| json!(version))),
             ("http2", self.tls.http2.map(Value::from)),
             ("http3", self.tls.http3.map(Value::from)),
@@ -185,6 +207,8 @@ pub(crate) fn tls_text(spec: &DomainSpec) -> Option<String> {
     let wishes = [
         (spec.minimum_tls == MinimumTls::Tls13).then_some("TLS 1.3 or newer"),
         (!spec.issue_certificates).then_some("uploaded certificates alone"),
+        spec.backup_certificate
+            .map(|wish| if wish { "a backup certificate" } else { "no backup certificate" }),
         (!spec.http2).then_some("no HTTP/2"),
         (!spec.http3).then_some("no HTTP/3"),
         spec.early_data.then_some("early data"),

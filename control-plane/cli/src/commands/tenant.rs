@@ -104,6 +104,9 @@ pub(crate) struct TenantArgs {
     /// An issuer that its certificates come from; repeatable, the best first [default: the fleet's]
     #[arg(long = "issuer", value_name = "ISSUER")]
     issuers: Vec<String>,
+    /// A backup certificate stands by for each of its names, of another of its issuers and with another key
+    #[arg(long)]
+    backup_certificates: bool,
     /// An address range and ports that its origins may use although they are private, such as
     /// 10.1.0.0/16:80,8080; repeatable
     #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
@@ -125,6 +128,7 @@ impl TenantArgs {
             && no_limits
             && self.cells.is_empty()
             && self.issuers.is_empty()
+            && !self.backup_certificates
             && self.egress_grants.is_empty())
     }
 
@@ -134,6 +138,7 @@ impl TenantArgs {
             sharing: sharing.unwrap_or_else(|| self.sharing.into()),
             cells: self.cells.clone(),
             issuers: self.issuers.clone(),
+            backup_certificates: self.backup_certificates.then_some(true),
             egress_grants: self.egress_grants.clone(),
             limits: self.limits.limits(),
             error_pages: ErrorPages::default(),
@@ -158,6 +163,12 @@ pub(crate) struct SetArgs {
     /// Certificates from the fleet's issuers again
     #[arg(long)]
     fleet_issuers: bool,
+    /// Whether a backup certificate stands by for each of its names, where the domain does not say
+    #[arg(long, value_name = "BOOL", conflicts_with = "fleet_backup_certificates")]
+    backup_certificates: Option<bool>,
+    /// Backup certificates as the fleet has them again
+    #[arg(long)]
+    fleet_backup_certificates: bool,
     /// A further address range and ports that its origins may use although they are private; repeatable
     #[arg(long = "egress-grant", value_name = "CIDR:PORTS", value_parser = parse_grant)]
     egress_grants: Vec<EgressGrant>,
@@ -185,6 +196,9 @@ impl SetArgs {
         }
         if !self.issuers.is_empty() || self.fleet_issuers {
             patch.insert("issuers".to_owned(), json!(self.issuers));
+        }
+        if self.backup_certificates.is_some() || self.fleet_backup_certificates {
+            patch.insert("backup_certificates".to_owned(), json!(self.backup_certificates));
         }
         if let Some(domains_max) = self.domains_max {
             patch.insert("domains_max".to_owned(), json!(domains_max));
@@ -457,6 +471,12 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
     line(format!("  cells     {}", cells_text(&tenant.spec.cells)));
     if !tenant.spec.issuers.is_empty() {
         line(format!("  issuers   {}", tenant.spec.issuers.join(", ")));
+    }
+    if let Some(wish) = tenant.spec.backup_certificates {
+        line(format!(
+            "  backups   {}",
+            if wish { "a certificate of another issuer stands by" } else { "none" }
+        ));
     }
     if let Some(limits) = tenant_limits::text(&tenant.spec.limits) {
         line(format!("  limits    {limits}; on each edge"));

@@ -77,6 +77,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
         sharing,
         cells: Vec::new(),
         issuers: Vec::new(),
+        backup_certificates: None,
         egress_grants: vec![grant],
         limits: TenantLimits::default(),
         error_pages: ErrorPages::default(),

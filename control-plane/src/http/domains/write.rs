@@ -10,7 +10,7 @@ use portico_api::v1::{
 use portico_cert_store::{DomainId, NamePattern};
 
 use super::{find, missing};
-use crate::app::claim::{Claimed, Quota, claim, delete as delete_domain};
+use crate::app::claim::{Claimed, Quota, backup, claim, delete as delete_domain};
 use crate::app::{App, origin_identity, ownership, spec, view};
 use crate::clock::rfc3339;
 use crate::http::call::{Call, OperatorCall};
@@ -120,6 +120,7 @@ pub(in crate::http) async fn patch(
     let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
     let judged = |spec: &DomainSpec| {
         let mut errors = spec::domain(spec, &app.egress, &tenant.spec.egress_grants);
+        errors.extend(backup(&app, &tenant, spec));
         errors.extend(spec::circular(&row.name, &spec.routes, &app.parts.config.fleet));
         errors
     };

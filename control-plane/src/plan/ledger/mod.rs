@@ -97,6 +97,8 @@ pub struct Order<'a> {
     pub exemption: Exemption<'a>,
     /// Each of its names has a certificate in its cell: neither the tenant's budget nor the reserve holds it back.
     pub keeps_alive: bool,
+    /// Nobody would miss it today: half of each limit is left to the others.
+    pub can_wait: bool,
     pub tenant: Option<TenantId>,
 }
 
@@ -132,6 +134,7 @@ pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
     }
     let mut need = |limit: LimitName, subject: &str, keep: u32, charged: Charged| {
         let rate = limits.rate(limit, subject);
+        let keep = if order.can_wait { keep.max(rate.count / 2) } else { keep };
         needs.push(Need { key: BucketKey::new(limit, at, subject), rate, keep, charged });
     };
     need(LimitName::ExactSet, order.name_set, 0, Charged::AtCertificate);
@@ -227,8 +230,14 @@ mod tests {
     fn an_order_takes_what_the_ca_charges_it_and_no_more() {
         let names = ["a.shop.test".to_owned(), "b.shop.test".to_owned(), "*.else.test".to_owned()];
         let tenant = Some(TenantId::generate());
-        let new =
-            Order { names: &names, name_set: "ab", exemption: Exemption::None, keeps_alive: false, tenant };
+        let new = Order {
+            names: &names,
+            name_set: "ab",
+            exemption: Exemption::None,
+            keeps_alive: false,
+            can_wait: false,
+            tenant,
+        };
         let domains = ["registered_domain", "registered_domain"];
         let all = [&["exact_set", "orders"][..], &domains, &["tenant_1h", "tenant_24h"]].concat();
         assert_eq!(taken(&new), all);
@@ -239,6 +248,9 @@ mod tests {
         assert_eq!(taken(&Order { keeps_alive: true, ..same }), ["exact_set"]);
         let keep = |order| needs(order, AT, &Limits::default())[1].keep;
         assert_eq!((keep(&new), keep(&regrouped)), (30, 0), "the reserve is for names that are served");
+        let waiting = needs(&Order { can_wait: true, ..new }, AT, &Limits::default());
+        assert!(waiting.iter().all(|need| need.keep >= need.rate.count / 2), "{waiting:?}");
+        assert_eq!(waiting[1].keep, 150);
         let replaces = Exemption::Replaces { covered: &names };
         assert_eq!(needs(&Order { exemption: replaces, ..new }, AT, &Limits::default()), []);
     }
@@ -253,8 +265,14 @@ mod tests {
         assert_eq!(of(&names, true, Some(some)), Exemption::SameNames, "that charges the set alone");
         let (part, whole) = (of(&names, false, Some(some)), of(&names, true, Some(&all)));
         assert_eq!((part.is_of_all(&names), whole.is_of_all(&names)), (false, true));
-        let order =
-            |exemption| Order { names: &names, name_set: "x", exemption, keeps_alive: true, tenant: None };
+        let order = |exemption| Order {
+            names: &names,
+            name_set: "x",
+            exemption,
+            keeps_alive: true,
+            can_wait: false,
+            tenant: None,
+        };
         assert_eq!(taken(&order(whole)), [""; 0]);
         assert_eq!(taken(&order(part)), ["exact_set", "orders", "registered_domain"]);
         let needs = needs(&order(part), AT, &Limits::default());

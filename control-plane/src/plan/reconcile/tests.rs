@@ -35,6 +35,7 @@ impl World {
             name: name.to_owned(),
             spec: serde_json::from_value(spec).unwrap(),
             sharing: v1::Sharing::RegisteredDomain,
+            tenant_backups: None,
             shared_group: None,
             cells: cells.iter().map(|name| cell(name)).collect(),
             challenge_label: String::new(),
@@ -93,6 +94,7 @@ impl World {
         let lineage = self.facts.lineages.iter_mut().find(|lineage| lineage.id == order.lineage).unwrap();
         lineage.live = Some(LiveCredential {
             id: CredentialId::generate(),
+            issuer: order.issuer.clone(),
             names: order.names.keys().cloned().collect(),
             not_before: 0,
             issued_at: 0,
@@ -323,6 +325,7 @@ fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
         name_set: order.name_set.clone(),
         tenant: order.tenant,
         keeps_alive: order.keeps_alive(),
+        backup: false,
         next_at,
     }
 }

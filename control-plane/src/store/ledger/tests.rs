@@ -7,8 +7,14 @@ use crate::store::Store;
 const AT: At<'static> = At { ca: "https://ca.test/dir", account: "le" };
 
 fn order(names: &[String]) -> Vec<Need> {
-    let order =
-        Order { names, name_set: "set", exemption: Exemption::None, keeps_alive: false, tenant: None };
+    let order = Order {
+        names,
+        name_set: "set",
+        exemption: Exemption::None,
+        keeps_alive: false,
+        can_wait: false,
+        tenant: None,
+    };
     needs(&order, AT, &Limits::default())
 }
 

@@ -10,7 +10,8 @@ use crate::store::{StoreError, fan_out};
 /// says is not what it said while it was pending, so each is asked for anew. Of no consequence for the order itself: where the
 /// CA does not say, those that follow are validated again.
 pub(super) async fn note(issuance: &Issuance, row: &OrderRow, order: &mut CaOrder) -> Result<(), StoreError> {
-    if !fan_out::has_siblings(&mut *issuance.parts.store.read().await?, row.lineage).await? {
+    // Backups of several cells have no window of their own: they are ordered when nothing else is.
+    if row.backup || !fan_out::has_siblings(&mut *issuance.parts.store.read().await?, row.lineage).await? {
         return Ok(());
     }
     let authorizations = match order.authorizations(true).await {

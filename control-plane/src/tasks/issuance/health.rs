@@ -81,7 +81,11 @@ impl Issuance {
         if forbidden.is_empty() { Ok(()) } else { Err(Stop::Forbidden(forbidden)) }
     }
 
+    /// It has issued nothing of what serves there, as far as the pre-flight knew.
     async fn is_newcomer(&self, issuer: &Issuer, row: &OrderRow) -> Result<bool, StoreError> {
+        if row.backup {
+            return Ok(true);
+        }
         let mut tx = self.parts.store.read().await?;
         let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
         Ok(live.is_some_and(|live| live.issuer != issuer.config.name))

@@ -12,12 +12,14 @@
 //!   the CA's limits.
 //! - [`health`]: what its orders tell of an issuer, and those that leave it.
 //! - [`rekey`]: keys that are replaced before their time. [`revoke`]: what others may have the key of.
+//! - [`backups`]: what stands by.
 //! - [`renewal_info`]: when each CA suggests to renew its certificates.
 //! - [`leavers`]: which names no longer lead here.
 //! - [`watch`]: what is renewed too late.
 
 mod account;
 pub(crate) mod adoption;
+mod backups;
 mod challenge;
 mod fail_point;
 mod fan_out;
@@ -62,6 +64,7 @@ use crate::distribution::Fleet;
 use crate::dns::lookup::Lookup;
 use crate::dns::responder::{self, ChallengeZone};
 use crate::dns::writer::Writers;
+use crate::plan::backups::Backups;
 use crate::plan::cells;
 use crate::plan::issuers::{IssuerFacts, Issuers, Standing};
 use crate::plan::reconcile::{self, DueOrder, Facts, GroupChange, Retired};
@@ -278,6 +281,10 @@ impl Work {
         for issuer in &facts.issuers.all {
             crate::metrics::issuer_away(&issuer.name, issuer.health.standing(facts.now_ms) != Standing::Well);
         }
+        let (staged, shown, wanted) = crate::plan::backups::count(&facts);
+        for (state, count) in [("staged", staged), ("shown", shown), ("wanted", wanted)] {
+            crate::metrics::backup_certificates(state, count);
+        }
         self.start_preflights(&facts);
         let changes = reconcile::group_changes(&facts, issuance.parts.config.names_per_certificate_max());
         if !changes.is_empty() {
@@ -301,6 +308,14 @@ impl Work {
             plan_orders(&issuance, due).await?;
             self.start_orders().await;
         }
+        if issuance.arrange_backups(&facts, &self.slots).await? {
+            // At the next look: what serves was planned by the facts as they are.
+            return self.prune(facts.now_ms).await;
+        }
+        let standing_by = crate::plan::backups::orders_due(&facts);
+        if !standing_by.is_empty() {
+            plan_orders(&issuance, &standing_by).await?;
+        }
         self.prune(facts.now_ms).await
     }
 
@@ -312,6 +327,7 @@ impl Work {
         let mut tx = self.issuance.parts.store.begin().await?;
         store::order::prune(&mut tx, now_ms - KEEP_MS).await?;
         ledger::prune(&mut tx, now_ms).await?;
+        store::backup::prune(&mut tx, now_ms - KEEP_MS).await?;
         tx.commit().await
     }
 
@@ -366,6 +382,15 @@ impl Work {
             let held = issuer.is_some_and(|issuer| issuer.held_until() > now);
             !held && !self.slots.runs(row.id)
         });
+        // Backups have what the others leave.
+        let (backups, serving): (Vec<_>, Vec<_>) = due.into_iter().partition(|row| row.backup);
+        for due in [serving, backups] {
+            self.start(due, now);
+        }
+        crate::metrics::orders_running(self.slots.count());
+    }
+
+    fn start(&mut self, due: Vec<OrderRow>, now: i64) {
         for row in self.slots.fill(due, &self.spent, now) {
             let (issuance, id) = (self.issuance.clone(), row.id);
             let task = self.orders.spawn(async move {
@@ -376,7 +401,6 @@ impl Work {
             });
             self.slots.take(task.id(), &row);
         }
-        crate::metrics::orders_running(self.slots.count());
     }
 }
 
@@ -394,7 +418,11 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         health: health.remove(&issuer.name).unwrap_or_default(),
     });
     let mut lineages = group::lineages(&mut read).await?;
-    rekey::hasten(&mut lineages, &store::rekey::wanted(&mut read).await?);
+    let mut backups = store::backup::groups(&mut read).await?;
+    let standing_by = backups.iter_mut().flat_map(|backup| &mut backup.lineages);
+    let live = lineages.iter_mut().filter_map(|lineage| lineage.live.as_mut());
+    let live = live.chain(standing_by.filter_map(|lineage| lineage.live.as_mut()));
+    rekey::hasten(live, &store::rekey::wanted(&mut read).await?);
     let retry_at: HashMap<LineageId, i64> = store::order::retry_times(&mut read).await?.into_iter().collect();
     Ok(Facts {
         now_ms,
@@ -412,6 +440,11 @@ pub(crate) async fn read_facts(parts: &Parts) -> Result<Facts, StoreError> {
         retired: Retired {
             names: presence::retired(&mut read).await?,
             leave_within_ms: parts.config.leavers.rules().leave_within_ms,
+        },
+        backups: Backups {
+            by_default: parts.config.backup_certificates.by_default,
+            groups: backups,
+            left_out: store::backup::failures(&mut read, now_ms).await?,
         },
     })
 }
@@ -503,6 +536,7 @@ async fn plan_order(
         csr: key.csr(&names)?,
         key_tenant,
         renewal: due.renewal,
+        backup: due.backup,
         replaces,
         replaces_accepted: false,
         deadline: due.deadline,

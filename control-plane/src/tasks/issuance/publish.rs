@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{
-    CellId, CertificateChain, CertificateFacts, Custody, Generation, NamePattern, UnixTime,
+    CellId, CertificateChain, CertificateFacts, Custody, DomainId, Generation, NamePattern, UnixTime,
 };
 use rustls::RootCertStore;
 
 use super::issuer::Issuer;
 use super::stopped::close;
-use super::{Issuance, health, spending};
+use super::{Issuance, backups, health, spending};
 use crate::clock;
 use crate::plan::timing::{self, Ends};
 use crate::store::account::{self, AccountRow, AccountState};
@@ -23,7 +23,7 @@ use crate::store::condition::{self, Observation};
 use crate::store::credential::{self, CredentialRow, NewCredential};
 use crate::store::group::NameState;
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, compromise, event, fan_out, group, meta, rekey};
+use crate::store::{StoreError, WriteTx, backup, compromise, event, fan_out, group, meta, rekey};
 
 /// A certificate that is valid for less than this from now is of no use: edges would serve an expired one at once.
 const REMAINING_MIN: Duration = Duration::from_secs(60);
@@ -66,10 +66,12 @@ pub(super) async fn publish(
     let chain = CertificateChain::parse_pem(pem.as_bytes())
         .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
     check(&chain, row, &issuer.roots, issuance.parts.clock.now()).map_err(NotPublished::Gate)?;
-    let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
     if compromise::is_compromised(&mut tx, &row.spki_sha256).await? {
         return Err(NotPublished::KeyCompromised);
     }
+    // What stands by is replaced by another issuer's too, whichever ends first.
+    let comparable = |live: &CredentialRow| !row.backup || live.issuer == row.issuer;
+    let live = credential::live_of_lineage(&mut tx, row.lineage).await?.filter(comparable);
     // What has to go is no better, however long it is good for.
     let better = match live {
         Some(live) if rekey::is_wanted(&mut tx, live.id).await? => None,
@@ -94,6 +96,9 @@ pub(super) async fn publish(
             domains.push((name.clone(), *domain));
         }
     }
+    if row.backup {
+        return stand_by(issuance, tx, (issuer, row), &new, &domains).await;
+    }
     let published = credential::publish(&mut tx, &new, &domains, now).await?;
     fan_out::carry_over(&mut tx, row.id, new.id).await?;
     order::set_state(&mut tx, row.id, &OrderState::Issued, now).await?;
@@ -114,6 +119,32 @@ pub(super) async fn publish(
     let generation = Generation { epoch, sequence: published.sequence };
     let deployment = Deployment { cell, generation, row: row.clone(), arrived };
     tokio::spawn(watch_deployment(issuance.clone(), deployment));
+    Ok(())
+}
+
+/// A backup goes to the edges, and no name is told of it.
+async fn stand_by(
+    issuance: &Arc<Issuance>,
+    mut tx: WriteTx,
+    (issuer, row): (&Issuer, &OrderRow),
+    new: &NewCredential,
+    domains: &[(String, DomainId)],
+) -> Result<(), NotPublished> {
+    let now = issuance.parts.clock.now_ms();
+    backup::publish(&mut tx, new, domains, now).await?;
+    backup::clear_failures(&mut tx, &row.domains, &row.issuer).await?;
+    order::set_state(&mut tx, row.id, &OrderState::Issued, now).await?;
+    spending::issued(&mut tx, issuer, row, now).await?;
+    health::note_success(&mut tx, &row.issuer, now).await?;
+    let records = close(&mut tx, row).await?;
+    let (kind, text) = backups::told(row, new.not_after);
+    event::append(&mut tx, kind, row.tenant, &new.id.to_string(), &text, now).await?;
+    let planned_at = order::created_at(&mut tx, row.id).await?;
+    tx.commit().await?;
+    issuance.forget_records(&records);
+    let took = Duration::from_millis(u64::try_from(now - planned_at).unwrap_or(0));
+    crate::metrics::certificate_issued(&row.issuer, took);
+    tracing::info!(order = %row.id, credential = %new.id, names = ?row.names, issuer = row.issuer, "a backup stands by");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use portico_cert_store::{CellId, CredentialId, EdgeId, Generation, LineageId};
 use super::{Issuance, revoke};
 use crate::clock::MINUTE_MS;
 use crate::distribution::EdgeView;
-use crate::store::group::LineageRow;
+use crate::store::group::LiveCredential;
 use crate::store::rekey::{self, RekeyRow, Replaced, Wanted};
 use crate::store::{StoreError, compromise, event, meta};
 
@@ -29,8 +29,11 @@ const BEHIND_MAX: usize = 20;
 
 /// What is to be replaced is due since it was asked for, and goes before others where it has to be over by some time: whoever
 /// wants a certificate replaced before its time says so in `wanted`.
-pub(super) fn hasten(lineages: &mut [LineageRow], wanted: &HashMap<CredentialId, Wanted>) {
-    for live in lineages.iter_mut().filter_map(|lineage| lineage.live.as_mut()) {
+pub(super) fn hasten<'a>(
+    live: impl Iterator<Item = &'a mut LiveCredential>,
+    wanted: &HashMap<CredentialId, Wanted>,
+) {
+    for live in live {
         if let Some(wanted) = wanted.get(&live.id) {
             live.renew_at = live.renew_at.min(wanted.since);
             if let Some(by) = wanted.by {

@@ -1,4 +1,5 @@
-//! Which orders run: at most so many at a time, of one tenant fewer, and never two of one set of names.
+//! Which orders run: at most so many at a time, of one tenant fewer, and never two with a name in common: their challenges would
+//! stand in each other's way.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -18,7 +19,7 @@ pub(super) struct Slots(HashMap<task::Id, Taken>);
 struct Taken {
     order: OrderId,
     tenant: Option<TenantId>,
-    name_set: String,
+    names: Vec<String>,
     deadline: Option<i64>,
 }
 
@@ -80,7 +81,7 @@ impl Slots {
 
 impl Taken {
     fn by(row: &OrderRow) -> Self {
-        Self { order: row.id, tenant: row.tenant, name_set: row.name_set.clone(), deadline: row.wanted_by() }
+        Self { order: row.id, tenant: row.tenant, names: row.names.clone(), deadline: row.wanted_by() }
     }
 }
 
@@ -89,13 +90,13 @@ struct Room {
     all: usize,
     pressing: usize,
     of_tenant: HashMap<Option<TenantId>, usize>,
-    sets: HashSet<String>,
+    names: HashSet<String>,
     now_ms: i64,
 }
 
 impl Room {
     fn of<'a>(running: impl Iterator<Item = &'a Taken>, now_ms: i64) -> Self {
-        let mut room = Self { all: 0, pressing: 0, of_tenant: HashMap::new(), sets: HashSet::new(), now_ms };
+        let mut room = Self { all: 0, pressing: 0, of_tenant: HashMap::new(), names: HashSet::new(), now_ms };
         running.for_each(|taken| room.note(taken));
         room
     }
@@ -104,7 +105,7 @@ impl Room {
         self.all += 1;
         self.pressing += usize::from(is_pressing(taken.deadline, self.now_ms));
         *self.of_tenant.entry(taken.tenant).or_default() += 1;
-        self.sets.insert(taken.name_set.clone());
+        self.names.extend(taken.names.iter().cloned());
     }
 
     fn had(&self, tenant: Option<TenantId>) -> usize {
@@ -118,7 +119,7 @@ impl Room {
     fn take(&mut self, row: &OrderRow) -> bool {
         let fits = self.all < ORDERS_IN_FLIGHT_MAX
             && self.had(row.tenant) < ORDERS_OF_TENANT_IN_FLIGHT_MAX
-            && !self.sets.contains(&row.name_set);
+            && !row.names.iter().any(|name| self.names.contains(name));
         if fits {
             self.note(&Taken::by(row));
         }
@@ -145,7 +146,7 @@ mod tests {
                 tenant: Some(tenant),
                 issuer: "le".to_owned(),
                 account: None,
-                names: Vec::new(),
+                names: vec![format!("{id}.test")],
                 domains: Vec::new(),
                 name_set: id.to_string(),
                 state: OrderState::Planned,
@@ -156,6 +157,7 @@ mod tests {
                 spki_sha256: Vec::new(),
                 csr: Vec::new(),
                 renewal: false,
+                backup: false,
                 replaces: None,
                 replaces_accepted: false,
                 deadline,
@@ -225,12 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn two_orders_of_one_set_never_run_side_by_side() {
+    fn two_orders_with_a_name_in_common_never_run_side_by_side() {
         let tenant = TenantId::generate();
         let mut waiting = orders(tenant, 3, None);
-        waiting[2].name_set = waiting[0].name_set.clone();
+        let first = waiting[0].names.clone();
+        waiting[2].names.extend(first);
         let running = orders(tenant, 1, None);
-        waiting[1].name_set = running[0].name_set.clone();
+        waiting[1].names = running[0].names.clone();
         assert_eq!(started(&running, waiting, &[tenant]), [1]);
     }
 }

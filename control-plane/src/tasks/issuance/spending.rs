@@ -29,7 +29,9 @@ pub(super) async fn take(issuance: &Issuance, issuer: &Issuer, row: &OrderRow) -
         names: &row.names,
         name_set: &row.name_set,
         exemption: Exemption::of(&row.names, issued, covered.as_deref()),
-        keeps_alive: !has_new_name(&mut tx, row).await?,
+        // A backup that is shown is what serves.
+        keeps_alive: if row.backup { row.deadline.is_some() } else { !has_new_name(&mut tx, row).await? },
+        can_wait: row.backup && row.deadline.is_none(),
         tenant: row.tenant,
     };
     let label = issuer.label(row.account);

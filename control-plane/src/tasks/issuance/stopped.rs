@@ -11,6 +11,7 @@ use std::sync::Arc;
 use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, OrderId};
 
+use super::backups::{Unwanted, leave_out};
 use super::health::{Forbidden, fresh_ms};
 use super::issuer::Issuer;
 use super::{Issuance, spending};
@@ -81,6 +82,15 @@ pub(super) async fn stopped(
     }
     match stop {
         Stop::Store(error) => Err(error),
+        Stop::Forbidden(names) if row.backup => {
+            let unwanted = names.into_iter().map(|Forbidden { name, kind, why }| Unwanted {
+                name,
+                why,
+                kind: Some(kind),
+            });
+            leave_out(issuance, row, unwanted.collect()).await
+        }
+        Stop::Names(names) if row.backup => leave_out(issuance, row, unwanted(names, None)).await,
         Stop::Forbidden(names) => forbid(issuance, issuer, row, names).await,
         Stop::Names(names) => eject(issuance, issuer, row, &names).await,
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
@@ -111,6 +121,15 @@ pub(super) async fn stopped(
         }
         Stop::Acme(error) => held_up(issuance, issuer, row, error).await,
     }
+}
+
+fn unwanted(names: Vec<(String, String)>, kind: Option<RestrictionKind>) -> Vec<Unwanted> {
+    names.into_iter().map(|(name, why)| Unwanted { name, why, kind }).collect()
+}
+
+/// The domains of whose certificate an order tells: a backup is none that serves.
+fn told_of(row: &OrderRow) -> &[DomainId] {
+    if row.backup { &[] } else { &row.domains }
 }
 
 /// Spreads the next tries of orders that failed together.
@@ -161,7 +180,12 @@ async fn held_up(
         }
         AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
         AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
-            return if let Some(kind) = error.forbids.filter(|_| !names_nobody(row, &error)) {
+            return if row.backup {
+                match refused_names(row, &error) {
+                    names if names.is_empty() => end(issuance, row, reason, &text).await,
+                    names => leave_out(issuance, row, unwanted(names, error.forbids)).await,
+                }
+            } else if let Some(kind) = error.forbids.filter(|_| !names_nobody(row, &error)) {
                 let names = refused_names(row, &error).into_iter();
                 forbid(
                     issuance,
@@ -241,7 +265,7 @@ async fn wait(
     order::postpone(&mut tx, row.id, at, text, now).await?;
     // A first failure that is over within seconds is no news.
     if row.attempts > 0 || at > now + 30_000 {
-        for domain in &row.domains {
+        for domain in told_of(row) {
             observe_certificate(&mut tx, *domain, reason, text, Some(at), now).await?;
         }
     }
@@ -262,10 +286,14 @@ async fn end(
     let failed = order::failed_in_a_row(&mut tx, row.lineage).await?;
     let retry_at = now + timing::after_failures(failed + 1, timing::seed_of(row.lineage));
     order::fail(&mut tx, row.id, retry_at, text, now).await?;
-    for domain in &row.domains {
+    for domain in told_of(row) {
         observe_certificate(&mut tx, *domain, reason, text, Some(retry_at), now).await?;
     }
-    let kind = if row.renewal { "certificate.renewal_failed" } else { "certificate.order_failed" };
+    let kind = match (row.backup, row.renewal) {
+        (true, _) => "backup.failed",
+        (false, true) => "certificate.renewal_failed",
+        (false, false) => "certificate.order_failed",
+    };
     let text = format!("{}: {text}", row.names.join(", "));
     event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
     tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
@@ -333,7 +361,7 @@ pub(super) async fn leave(issuance: &Arc<Issuance>, row: &OrderRow, to: &str) ->
     let last = row.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
     let text = format!("{} does not issue now; ordered at {to} instead{last}", row.issuer);
     order::fail(&mut tx, row.id, now, &text, now).await?;
-    for domain in &row.domains {
+    for domain in told_of(row) {
         observe_certificate(&mut tx, *domain, "OtherIssuer", &text, Some(now), now).await?;
     }
     tracing::info!(order = %row.id, names = ?row.names, text, "an order goes to another issuer");
@@ -347,6 +375,9 @@ async fn outlasted(
     until: i64,
     why: &str,
 ) -> Result<(), StoreError> {
+    if row.backup {
+        return Ok(());
+    }
     let mut tx = issuance.parts.store.begin().await?;
     let live = credential::live_of_lineage(&mut tx, row.lineage).await?;
     let Some(live) = live else { return Ok(()) };
@@ -421,7 +452,7 @@ async fn eject(
 }
 
 /// Commits the end of an order that has failed: what it had put up is taken down, and it is counted.
-async fn over(
+pub(super) async fn over(
     issuance: &Arc<Issuance>,
     mut tx: WriteTx,
     row: &OrderRow,

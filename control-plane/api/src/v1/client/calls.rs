@@ -9,14 +9,15 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    AdoptAccount, Attestation, AuditEntry, AuditVerdict, BudgetReport, Certificate, CertificateUpload,
-    CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
-    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
-    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport,
-    Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff,
-    RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension,
-    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook,
-    WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
+    AdoptAccount, Attestation, AuditEntry, AuditVerdict, Backup, BackupDrill, BackupDrillRequest,
+    BackupScope, BackupSwitch, BudgetReport, Certificate, CertificateUpload, CertificateUploadAnswer,
+    DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
+    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer, IssuerAccount, JoinToken,
+    JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
+    Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup,
+    SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec,
+    Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook, WebhookReplay, WebhookRequest,
+    WebhookSecret, WebhookTry,
 };
 
 /// Which domains to list; all when empty.
@@ -393,6 +394,34 @@ impl Client {
         key_pem: SecretPem,
     ) -> Result<IssuerAccount, ClientError> {
         self.post(&format!("/v1/issuers/{issuer}/accounts"), &AdoptAccount { key_pem }).await
+    }
+
+    pub async fn backups(
+        &self,
+        scope: &BackupScope,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<Backup>, ClientError> {
+        let (group, tenant) = (scope.group.map(|id| id.to_string()), scope.tenant.map(|id| id.to_string()));
+        let query =
+            Query::new("/v1/backups").text("group", group.as_deref()).text("tenant", tenant.as_deref());
+        let query = query.text("issuer", scope.issuer.as_deref()).text("cursor", cursor);
+        self.get(&query.number("limit", limit).0).await
+    }
+
+    /// Shows backup certificates instead of what serves.
+    pub async fn switch_to_backup(&self, scope: &BackupScope) -> Result<BackupSwitch, ClientError> {
+        self.post_and_wait("/v1/backups/switch-to-backup", scope).await
+    }
+
+    /// The way back.
+    pub async fn switch_back(&self, scope: &BackupScope) -> Result<BackupSwitch, ClientError> {
+        self.post_and_wait("/v1/backups/switch-back", scope).await
+    }
+
+    /// Has the edges try whether they would serve names by their backups.
+    pub async fn drill_backups(&self, request: &BackupDrillRequest) -> Result<BackupDrill, ClientError> {
+        self.post_and_wait("/v1/backups/drill", request).await
     }
 
     /// Of one issuer or all, and of one name or all that the token sees.
