@@ -79,6 +79,8 @@ pub struct DnsConfig {
     /// Absent: the system's `resolv.conf`.
     #[serde(default)]
     pub resolvers: Vec<SocketAddr>,
+    /// The port at which each server of a name's zone is asked, too, before an order; absent: 53; 0: none is asked.
+    pub authoritative_port: Option<u16>,
     /// Own authoritative DNS for `challenge_zone`; absent: off.
     pub responder: Option<SocketAddr>,
     /// `_acme-challenge.<host>` CNAME `<label>.<challenge_zone>`

@@ -4,7 +4,7 @@
 //! server's failure). Unknown is never taken for none: a proof is not lost because a resolver is down.
 //!
 //! Each question has one deadline and nothing is cached, because a tenant who asks for a check has just changed the
-//! record. Deliberately absent: trust in more than the configured resolvers; DNSSEC is theirs to check.
+//! record. DNSSEC is the resolvers' to check. The servers of a zone, each for itself, are asked in [`super::views`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use anyhow::Context as _;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use portico_cert_store::DomainName;
 use tokio::sync::Semaphore;
 
@@ -31,6 +33,8 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions in flight; more wait, and their deadline runs. As many as all pre-flights ask at the same time, two each: the
 /// names of one tenant, whose servers do not answer, must not make those of others unknown.
 const CONCURRENCY: usize = 128;
+/// The same for single servers of zones: those that never answer keep nobody from the resolvers.
+const SERVER_CONCURRENCY: usize = 256;
 /// Characters of a CAA value that are read. It may have 64 KiB, and is told to the tenant and kept with each change.
 const CAA_VALUE_MAX: usize = 256;
 /// Records that are looked at in one answer.
@@ -43,6 +47,7 @@ pub struct Lookup {
     /// The same servers, each by itself.
     each: Arc<[TokioResolver]>,
     permits: Arc<Semaphore>,
+    server_permits: Arc<Semaphore>,
     climb_deadline: Duration,
 }
 
@@ -65,7 +70,7 @@ impl<T> Found<T> {
         }
     }
 
-    fn map<U>(self, read: impl FnMut(T) -> Option<U>) -> Found<U> {
+    pub(super) fn map<U>(self, read: impl FnMut(T) -> Option<U>) -> Found<U> {
         match self {
             Self::Records(records) => {
                 let read: Vec<U> = records.into_iter().filter_map(read).take(RECORDS_MAX).collect();
@@ -73,6 +78,18 @@ impl<T> Found<T> {
             }
             Self::Nothing => Found::Nothing,
             Self::Unknown(why) => Found::Unknown(why),
+        }
+    }
+
+    /// Both; unknown when either is.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Unknown(why), _) | (_, Self::Unknown(why)) => Self::Unknown(why),
+            (Self::Nothing, found) | (found, Self::Nothing) => found,
+            (Self::Records(mut records), Self::Records(more)) => {
+                records.extend(more);
+                Self::Records(records)
+            }
         }
     }
 }
@@ -86,10 +103,11 @@ impl Lookup {
         let servers =
             if config.resolvers.is_empty() { system_resolvers()? } else { config.resolvers.clone() };
         let servers: Vec<NameServerConfig> = servers.into_iter().map(name_server).collect();
-        let each = servers.iter().map(|server| resolver(vec![server.clone()])).collect::<Result<_, _>>()?;
-        let resolver = Arc::new(resolver(servers)?);
+        let each = servers.iter().map(|server| resolver(vec![server.clone()], true)).collect::<Result<_, _>>()?;
+        let resolver = Arc::new(resolver(servers, true)?);
         let permits = Arc::new(Semaphore::new(CONCURRENCY));
-        Ok(Self { resolver, each, permits, climb_deadline: CLIMB_DEADLINE })
+        let server_permits = Arc::new(Semaphore::new(SERVER_CONCURRENCY));
+        Ok(Self { resolver, each, permits, server_permits, climb_deadline: CLIMB_DEADLINE })
     }
 
     /// TXT values of `name` (which may begin with an underscore label), each joined from its parts.
@@ -105,9 +123,7 @@ impl Lookup {
 
     /// The target of the CNAME at exactly `name`, lower case, no trailing dot.
     pub async fn cname(&self, name: &str) -> Found<String> {
-        self.ask(name, RecordType::CNAME)
-            .await
-            .map(|data| if let RData::CNAME(cname) = data { Some(plain(&cname.0)) } else { None })
+        self.ask(name, RecordType::CNAME).await.map(target)
     }
 
     /// The CAA records that hold for `name`, and at which name they stand: its own, else those of the first name above it
@@ -123,18 +139,9 @@ impl Lookup {
     }
 
     async fn climb_to_caa(&self, name: &DomainName) -> Found<(String, CaaRecord)> {
-        let labels: Vec<&str> = name.as_str().split('.').collect();
-        for from in 0..labels.len() {
-            let owner = labels[from..].join(".");
-            let found = self.ask(&owner, RecordType::CAA).await.map(|data| {
-                let RData::CAA(caa) = data else { return None };
-                let record = CaaRecord {
-                    critical: caa.issuer_critical,
-                    tag: caa.tag.to_ascii_lowercase(),
-                    value: start_of(&caa.value),
-                };
-                Some((owner.clone(), record))
-            });
+        for owner in super::upwards(name.as_str()) {
+            let found = self.ask(owner, RecordType::CAA).await;
+            let found = found.map(|data| Some((owner.to_owned(), caa_record(data)?)));
             if found != Found::Nothing {
                 return found;
             }
@@ -160,14 +167,46 @@ impl Lookup {
             self.ask_of(resolver, name.as_str(), RecordType::A),
             self.ask_of(resolver, name.as_str(), RecordType::AAAA)
         );
-        let v4 = v4.map(|data| if let RData::A(address) = data { Some(IpAddr::V4(address.0)) } else { None });
-        let v6 =
-            v6.map(|data| if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None });
-        match (v4, v6) {
-            (Found::Unknown(why), _) | (_, Found::Unknown(why)) => Found::Unknown(why),
-            (Found::Nothing, Found::Nothing) => Found::Nothing,
-            (v4, v6) => Found::Records(v4.records().iter().chain(v6.records()).copied().collect()),
-        }
+        v4.map(ip_address).and(v6.map(ip_address))
+    }
+
+    /// The zone that `name` is in, with the names of its servers: of the first name, from itself upwards, that has NS records.
+    /// None of a top-level domain; none where the climb takes too long.
+    pub(super) async fn name_servers(&self, name: &str) -> Option<(String, Vec<String>)> {
+        let climb = async {
+            for owner in super::upwards(name).filter(|owner| owner.contains('.')) {
+                let found = self.records(&self.resolver, &self.permits, owner, RecordType::NS).await;
+                // Those of a CNAME's target are another zone's.
+                let at_owner = found.map(|record| {
+                    let RData::NS(server) = &record.data else { return None };
+                    (plain(&record.name) == owner).then(|| plain(&server.0))
+                });
+                if let Found::Records(servers) = at_owner {
+                    return Some((owner.to_owned(), servers));
+                }
+            }
+            None
+        };
+        tokio::time::timeout(self.climb_deadline, climb).await.ok().flatten()
+    }
+
+    /// Somebody who asks one server for what it has itself.
+    ///
+    /// # Errors
+    /// The resolver cannot be set up.
+    pub(super) fn authoritative(server: SocketAddr) -> anyhow::Result<TokioResolver> {
+        resolver(vec![name_server(server)], false)
+    }
+
+    /// What one server of a zone has. It has nothing only where it says so as the zone's (SOA, RFC 2308 section 2): one that hands
+    /// on to others knows nothing.
+    pub(super) async fn ask_server(
+        &self,
+        server: &TokioResolver,
+        name: &str,
+        kind: RecordType,
+    ) -> Found<RData> {
+        self.records(server, &self.server_permits, name, kind).await.map(|record| Some(record.data))
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Found<RData> {
@@ -175,32 +214,40 @@ impl Lookup {
     }
 
     async fn ask_of(&self, resolver: &TokioResolver, name: &str, kind: RecordType) -> Found<RData> {
+        self.records(resolver, &self.permits, name, kind).await.map(|record| Some(record.data))
+    }
+
+    async fn records(
+        &self,
+        resolver: &TokioResolver,
+        permits: &Semaphore,
+        name: &str,
+        kind: RecordType,
+    ) -> Found<Record> {
         let mut fqdn = match Name::from_ascii(name) {
             Ok(fqdn) => fqdn,
             Err(error) => return Found::Unknown(format!("{name} is not a DNS name: {error}")),
         };
         fqdn.set_fqdn(true);
         let asked = async {
-            let _permit = self.permits.acquire().await;
+            let _permit = permits.acquire().await;
             resolver.lookup(fqdn, kind).await
         };
+        let is_authoritative = !resolver.options().recursion_desired;
         match tokio::time::timeout(DEADLINE, asked).await {
             Err(_) => Found::Unknown(format!("no answer for {kind} {name} within {} s", DEADLINE.as_secs())),
-            Ok(Err(error)) if error.is_nx_domain() || no_data(&error) => Found::Nothing,
+            Ok(Err(error)) if has_none(&error, is_authoritative) => Found::Nothing,
             Ok(Err(error)) => Found::Unknown(format!("{kind} {name}: {error}")),
-            Ok(Ok(answer)) => Found::Records(
-                answer
-                    .answers()
-                    .iter()
-                    .filter(|record| record.record_type() == kind)
-                    .map(|record| record.data.clone())
-                    .collect(),
-            ),
+            Ok(Ok(answer)) => {
+                let of_kind = answer.answers().iter().filter(|record| record.record_type() == kind);
+                let records: Vec<Record> = of_kind.take(RECORDS_MAX).cloned().collect();
+                if records.is_empty() { Found::Nothing } else { Found::Records(records) }
+            }
         }
     }
 }
 
-fn resolver(servers: Vec<NameServerConfig>) -> anyhow::Result<TokioResolver> {
+fn resolver(servers: Vec<NameServerConfig>, recursion_desired: bool) -> anyhow::Result<TokioResolver> {
     let mut builder = TokioResolver::builder_with_config(
         ResolverConfig::from_parts(None, Vec::new(), servers),
         TokioRuntimeProvider::default(),
@@ -208,6 +255,7 @@ fn resolver(servers: Vec<NameServerConfig>) -> anyhow::Result<TokioResolver> {
     let options = builder.options_mut();
     options.timeout = TRY_TIMEOUT;
     options.attempts = 2;
+    options.recursion_desired = recursion_desired;
     options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
     options.max_active_requests = CONCURRENCY;
@@ -219,14 +267,33 @@ fn start_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value).chars().take(CAA_VALUE_MAX).collect()
 }
 
-/// NOERROR without records of the type. A "no records" with another code (SERVFAIL, REFUSED) is a failure.
-fn no_data(error: &hickory_resolver::net::NetError) -> bool {
-    use hickory_resolver::net::{DnsError, NetError, NoRecords};
-    use hickory_resolver::proto::op::ResponseCode;
-    matches!(
-        error,
-        NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code: ResponseCode::NoError, .. }))
-    )
+/// NXDOMAIN, or NOERROR without records of the type. A "no records" with another code (SERVFAIL, REFUSED) is a failure; without
+/// the zone's SOA it may be a server of another zone that hands on.
+fn has_none(error: &NetError, needs_soa: bool) -> bool {
+    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return error.is_nx_domain() };
+    matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+        && (none.soa.is_some() || !needs_soa)
+}
+
+pub(super) fn ip_address(data: RData) -> Option<IpAddr> {
+    if let RData::A(address) = data {
+        return Some(IpAddr::V4(address.0));
+    }
+    if let RData::AAAA(address) = data { Some(IpAddr::V6(address.0)) } else { None }
+}
+
+/// Of a CNAME; lower case, no trailing dot.
+pub(super) fn target(data: RData) -> Option<String> {
+    if let RData::CNAME(cname) = data { Some(plain(&cname.0)) } else { None }
+}
+
+pub(super) fn caa_record(data: RData) -> Option<CaaRecord> {
+    let RData::CAA(caa) = data else { return None };
+    Some(CaaRecord {
+        critical: caa.issuer_critical,
+        tag: caa.tag.to_ascii_lowercase(),
+        value: start_of(&caa.value),
+    })
 }
 
 /// The `nameserver` lines of resolv.conf(5); its other settings are about names without dots, which never come here.

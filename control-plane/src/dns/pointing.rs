@@ -54,7 +54,7 @@ pub(crate) fn record_to_set(name: &str, ours: &[IpAddr]) -> String {
 }
 
 /// In one order, whatever order a resolver gives them in.
-fn list(mut addresses: Vec<IpAddr>) -> String {
+pub(super) fn list(mut addresses: Vec<IpAddr>) -> String {
     addresses.sort_unstable();
     let more = addresses.len().saturating_sub(SHOWN_MAX);
     let shown: Vec<String> = addresses.iter().take(SHOWN_MAX).map(ToString::to_string).collect();

@@ -57,6 +57,8 @@ pub struct Options {
     pub second: Option<&'static str>,
     /// What stands before the first table.
     pub more: &'static str,
+    /// Further lines of `[dns]`.
+    pub dns: &'static str,
     pub pebble: bool,
     /// Settings of our own CA.
     pub ca: fn(&mut CaArgs),
@@ -71,6 +73,7 @@ impl Default for Options {
             issuer: "",
             second: None,
             more: "",
+            dns: "",
             pebble: false,
             ca: |_| {},
         }
@@ -160,6 +163,7 @@ operator_token_file = {token:?}
 resolvers = ["{dns}"]
 responder = "127.0.0.1:0"
 challenge_zone = "{ZONE}"
+{more_dns}
 [fleet]
 public_addresses = ["127.0.0.1"]
 http_port = {http}
@@ -192,6 +196,7 @@ nonces_per_second = 5000
             serialize = if options.pebble { "serialize_orders = true" } else { "" },
             issuer = options.issuer.replace('@', &self.folder.path().display().to_string()),
             more = options.more,
+            more_dns = options.dns,
         );
         let second = options.second.map(|more| self.second_issuer(options, more)).unwrap_or_default();
         std::fs::write(&path, text + &second).unwrap();

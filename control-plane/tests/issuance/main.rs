@@ -29,4 +29,5 @@ mod rekeying;
 mod renewing;
 mod replicas;
 mod stand_in;
+mod views;
 mod writing;

@@ -7,18 +7,21 @@
 //! Then its CAA records are looked at ([`crate::plan::caa`]), for what each issuer that its tenant prefers calls itself: one
 //! that may not issue is not asked to, so no order is spent.
 //!
+//! What DNS says is asked of the resolvers and of each server of the zone ([`crate::dns::views`]): a CA may meet any.
+//!
 //! The fetch follows redirects as a CA does ([`super::self_fetch`]).
 //!
 //! Deliberately absent: a look at CAA before a renewal at the same issuer. RFC 8659 section 3 obliges the CA to look, at every
 //! issuance, and not whoever asks it: ours saves an order that must fail, and one look for a name's first order at an issuer
 //! does that. When records change later the CA refuses, names them in its words, and the old certificate serves on meanwhile.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
 use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
+use portico_prober::egress::{EgressPolicy, Grant, special_range};
 
 use super::challenge::challenge_name;
 use super::issuer::Issuer;
@@ -26,6 +29,7 @@ use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::config::EgressAllow;
 use crate::dns::lookup::Found;
+use crate::dns::views::{self, Joined, View, Zone};
 use crate::dns::pointing;
 use crate::plan::caa::{CaaRecord, Wanted, permitted};
 use crate::plan::issuers::{CAA_FRESH_MS, Restriction, RestrictionKind, Restrictions};
@@ -38,6 +42,9 @@ use crate::store::{StoreError, event, tenant};
 const ADDRESSES_MAX: usize = 4;
 /// How long the probe's token stands on the edges.
 const TOKEN_LIFETIME_MS: i64 = 60_000;
+
+/// RFC 1035 section 4.2.
+const DNS_PORT: u16 = 53;
 
 /// What was found out about one name.
 struct Findings {
@@ -154,21 +161,36 @@ async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &OrderableDomain
     let mut texts = Vec::new();
     let mut unknown = false;
     if let NamePattern::Exact(name) = &pattern {
-        let found = issuance.lookup.addresses(name).await;
+        let (found, views) = tokio::join!(issuance.lookup.addresses(name), async {
+            zone_of(issuance, name.as_str()).await.addresses(name).await
+        });
+        let Joined { all: found, differing, without } = views::joined(name, found, &views);
         let public = &issuance.parts.config.fleet.public_addresses;
-        let ours = pointing::points_here(name.as_str(), public, &found);
+        let mut ours = pointing::points_here(name.as_str(), public, &found);
+        if !without.is_empty() {
+            ours.status = ConditionStatus::False;
+            "ServersDiffer".clone_into(&mut ours.reason);
+            ours.message = without.join("; ");
+        } else if ours.status == ConditionStatus::False && !differing.is_empty() {
+            ours.message = format!("{}; {}", ours.message, differing.join("; "));
+        }
         if ours.status == ConditionStatus::True {
             methods.push(ChallengeMethod::TlsAlpn01);
         }
         unknown |= ours.status == ConditionStatus::Unknown;
         observations.push(ours);
         match found.records() {
+            // Whatever the others answer: a CA that asks these finds nowhere to go.
+            _ if !without.is_empty() => texts.extend(without),
             [] => texts.push(format!("{name} has no address to fetch a challenge from")),
             addresses => match fetch_through(issuance, domain.tenant, name, addresses).await {
                 // A CA may pick any of them.
                 Ok(fetched) => match fetched.into_iter().find_map(Result::err) {
                     None => methods.push(ChallengeMethod::Http01),
-                    Some(text) => texts.push(text),
+                    Some(text) => {
+                        texts.push(text);
+                        texts.extend(differing);
+                    }
                 },
                 Err(text) => texts.push(text),
             },
@@ -216,8 +238,44 @@ pub(super) async fn permission(
     if issuer.caa_identities(&issuance.parts).await.is_empty() {
         return Permission::Methods(methods.to_vec());
     }
-    let found = issuance.lookup.caa(pattern.base()).await;
+    let found = caa_everywhere(issuance, pattern.base()).await;
     judge(issuance, issuer, pattern, methods, &found).await
+}
+
+/// The CAA records of a name as the resolvers have them, and as servers of its zone do where those differ.
+struct CaaFound {
+    resolvers: Found<(String, CaaRecord)>,
+    differing: Vec<View<(String, CaaRecord)>>,
+}
+
+async fn caa_everywhere(issuance: &Issuance, name: &DomainName) -> CaaFound {
+    let (resolvers, views) = tokio::join!(issuance.lookup.caa(name), async {
+        zone_of(issuance, name.as_str()).await.caa(name).await
+    });
+    // A server that has none leaves it to the names above its zone.
+    let differs = |view: &View<(String, CaaRecord)>| match (&view.found, &resolvers) {
+        (Found::Records(own), Found::Records(heard)) => {
+            own.len() != heard.len() || own.iter().any(|record| !heard.contains(record))
+        }
+        (Found::Records(_), _) => true,
+        (Found::Nothing | Found::Unknown(_), _) => false,
+    };
+    let differing = views.into_iter().filter(differs).collect();
+    CaaFound { resolvers, differing }
+}
+
+/// The servers of the zone that `name` is in. One in a special range is asked only where the operator opens that to all: no CA
+/// could ask it.
+async fn zone_of(issuance: &Issuance, name: &str) -> Zone {
+    let config = &issuance.parts.config;
+    let port = config.dns.authoritative_port.unwrap_or(DNS_PORT);
+    let policy = EgressPolicy::default();
+    let may_ask = |address: IpAddr| {
+        let grants = config.egress.allow.iter().map(|allow| Grant { net: allow.cidr, ports: &allow.ports });
+        special_range(address.to_canonical()).is_none()
+            || policy.check(SocketAddr::new(address, port), grants).is_ok()
+    };
+    Zone::of(&issuance.lookup, name, port, may_ask).await
 }
 
 async fn judge(
@@ -225,26 +283,32 @@ async fn judge(
     issuer: &Issuer,
     pattern: &NamePattern,
     methods: &[ChallengeMethod],
-    found: &Found<(String, CaaRecord)>,
+    found: &CaaFound,
 ) -> Permission {
     let identities = issuer.caa_identities(&issuance.parts).await;
-    let found = match found {
-        Found::Unknown(why) => {
-            return Permission::Unknown(format!("the CA refuses as long as CAA cannot be looked up: {why}"));
-        }
-        Found::Nothing => return Permission::Methods(methods.to_vec()),
-        Found::Records(found) => found,
-    };
+    if let Found::Unknown(why) = &found.resolvers {
+        return Permission::Unknown(format!("the CA refuses as long as CAA cannot be looked up: {why}"));
+    }
     if identities.is_empty() {
         return Permission::Methods(methods.to_vec());
     }
     let account = issuer.account_url();
-    let wanted = Wanted { wildcard: pattern.is_wildcard(), identities, account: account.as_deref(), methods };
-    let records: Vec<CaaRecord> = found.iter().map(|(_, record)| record.clone()).collect();
-    match permitted(&found[0].0, &records, &wanted) {
-        Ok(methods) => Permission::Methods(methods),
-        Err(why) => Permission::Forbidden(why),
+    let views = found.differing.iter().map(|view| (Some(&view.server), view.found.records()));
+    let mut left = methods.to_vec();
+    for (server, found) in std::iter::once((None, found.resolvers.records())).chain(views) {
+        let Some((owner, _)) = found.first() else { continue };
+        let wanted =
+            Wanted { wildcard: pattern.is_wildcard(), identities, account: account.as_deref(), methods: &left };
+        let records: Vec<CaaRecord> = found.iter().map(|(_, record)| record.clone()).collect();
+        match permitted(owner, &records, &wanted) {
+            Ok(methods) => left = methods,
+            Err(why) => {
+                let so_says = server.map(|server| format!(", as {server} has it, a server of its zone"));
+                return Permission::Forbidden(format!("{why}{}", so_says.unwrap_or_default()));
+            }
+        }
     }
+    Permission::Methods(left)
 }
 
 /// What the name's CAA records say of the issuers that its tenant prefers.
@@ -267,7 +331,7 @@ async fn caa(
         known = known.or(issuer.caa_identities(&issuance.parts).await.first());
     }
     let first = known?;
-    let found = issuance.lookup.caa(pattern.base()).await;
+    let found = caa_everywhere(issuance, pattern.base()).await;
     let until = issuance.parts.clock.now_ms() + CAA_FRESH_MS;
     let mut restrictions = Restrictions::new();
     let mut by: Vec<ChallengeMethod> = Vec::new();
@@ -296,7 +360,7 @@ async fn caa(
             restrictions.insert(name.clone(), Restriction { kind, methods: left, why, until });
         }
     }
-    let (status, reason, message) = match (&found, permitted.as_slice(), refusals.as_slice()) {
+    let (status, reason, message) = match (&found.resolvers, permitted.as_slice(), refusals.as_slice()) {
         (Found::Records(_), [], _) => (ConditionStatus::False, "Forbidden", refusals.join("; ")),
         (Found::Records(found), some, []) => {
             let some = some.first().copied().unwrap_or(first);
@@ -310,6 +374,9 @@ async fn caa(
             let (some, not) = (some.join(", "), not.join("; "));
             let message = format!("the CAA records at {} let {some} issue; not {not}", found[0].0);
             (ConditionStatus::True, "Permitted", message)
+        }
+        (Found::Nothing | Found::Unknown(_), [], not) if !not.is_empty() => {
+            (ConditionStatus::False, "Forbidden", not.join("; "))
         }
         (Found::Nothing | Found::Unknown(_), ..) => {
             (ConditionStatus::True, "NoCaa", "no CAA record restricts issuance".to_owned())
@@ -369,10 +436,20 @@ pub(super) async fn delegation(
     let first = labels.first().and_then(target);
     let set =
         first.map_or_else(|| "remove that CNAME".to_owned(), |target| format!("set {name} CNAME {target}"));
+    let is_ours = |found: &[String]| {
+        found.iter().any(|found| labels.iter().any(|label| target(label).as_ref() == Some(found)))
+    };
     match issuance.lookup.cname(&name).await {
-        Found::Records(found)
-            if found.iter().any(|found| labels.iter().any(|l| target(l).as_ref() == Some(found))) =>
-        {
+        Found::Records(found) if is_ours(&found) => {
+            for View { server, found } in zone_of(issuance, &name).await.cname(&name).await {
+                let wrong = match &found {
+                    Found::Records(found) if is_ours(found) => continue,
+                    Found::Records(found) => format!("has it as a CNAME to {}", found.join(", ")),
+                    Found::Nothing => "does not have it".to_owned(),
+                    Found::Unknown(_) => continue,
+                };
+                return (Some(false), Some(format!("{server}, a server of the zone of {name}, {wrong}; {set}")));
+            }
             (Some(true), None)
         }
         Found::Records(found) => {
