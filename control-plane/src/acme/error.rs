@@ -175,7 +175,9 @@ impl AcmeError {
 
     pub(super) fn from_http(error: &CaHttpError) -> Self {
         let kind = match error {
-            CaHttpError::Timeout | CaHttpError::Connect(_) => AcmeErrorKind::Unavailable,
+            CaHttpError::Timeout | CaHttpError::Connect(_) | CaHttpError::Gone(_) => {
+                AcmeErrorKind::Unavailable
+            }
             CaHttpError::OtherHost(_) | CaHttpError::Redirect(_) | CaHttpError::Body(..) => {
                 AcmeErrorKind::Garbage
             }
@@ -187,7 +189,8 @@ impl AcmeError {
             CaHttpError::OtherHost(_)
             | CaHttpError::DirectoryUrl(_)
             | CaHttpError::Tls(_)
-            | CaHttpError::TermOver => true,
+            | CaHttpError::TermOver
+            | CaHttpError::Gone(_) => true,
             CaHttpError::Timeout | CaHttpError::Redirect(_) | CaHttpError::Body(..) => false,
         };
         read

@@ -64,9 +64,9 @@ impl ExternalAccount {
         let payload = json!({
             "termsOfServiceAgreed": true,
             "contact": contact.into_iter().collect::<Vec<_>>(),
-            "externalAccountBinding": self.binding(&signer.jwk(), url),
+            "externalAccountBinding": self.binding(&signer.jwk(), &url),
         });
-        signer.post(http, url, &payload).await
+        signer.post(http, &url, &payload).await
     }
 
     fn binding(&self, jwk: &Value, url: &str) -> Value {

@@ -5,12 +5,16 @@
 //! below the CA's published request limits, no redirect, no other host than the directory's, and a record of each
 //! answer's status, `Retry-After` and `Location` for the step that caused it ([`observe`]).
 //!
+//! A CA may move what its directory names (RFC 8555 section 7.1.1). Where one of these places is gone, that is nothing about an
+//! order or an account, and the directory is read again before the next use.
+//!
 //! Deliberately absent: proxies, HTTP caching, retries (the order machine's).
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,6 +48,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The largest certificate chain: 100 names and four intermediates stay below 40 KiB.
 pub const CERTIFICATE_BYTES_MAX: usize = 256 * 1024;
+/// A directory is read again no sooner where nothing but a CA that knows a certificate no more asks for it.
+const DIRECTORY_PAUSE: Duration = Duration::from_secs(3600);
 /// A `Retry-After` beyond this is cut to it: no CA's answer parks an order for longer than a day.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -128,7 +134,8 @@ pub struct CaHttp {
 struct Inner {
     client: Client<CaConnector, Full<Bytes>>,
     directory: Uri,
-    endpoints: OnceLock<Endpoints>,
+    endpoints: Directory,
+    read_again_at: Mutex<Instant>,
     gate: Option<RwLock<()>>,
     pace: Pacer,
     nonce_pace: Pacer,
@@ -138,8 +145,33 @@ struct Inner {
     term: Option<Term>,
 }
 
+/// What the directory said last.
+#[derive(Default)]
+struct Directory {
+    known: std::sync::RwLock<Option<Arc<Endpoints>>>,
+    /// What it names has changed so many times.
+    moves: AtomicU64,
+    /// A place that it names is not there.
+    is_gone: AtomicBool,
+}
+
+impl Directory {
+    fn get(&self) -> Option<Arc<Endpoints>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, endpoints: Endpoints) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref().is_some_and(|known| *known != endpoints) {
+            self.moves.fetch_add(1, Ordering::Relaxed);
+        }
+        *known = Some(Arc::new(endpoints));
+        self.is_gone.store(false, Ordering::Relaxed);
+    }
+}
+
 /// The directory's URLs that are treated in a special way.
-#[derive(serde::Deserialize)]
+#[derive(PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Endpoints {
     new_nonce: String,
@@ -151,11 +183,11 @@ struct Endpoints {
     meta: Meta,
 }
 
-#[derive(Default, serde::Deserialize)]
+#[derive(Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Meta {
     #[serde(default)]
-    caa_identities: Vec<String>,
+    caa_identities: Arc<[String]>,
 }
 
 impl std::fmt::Debug for CaHttp {
@@ -196,7 +228,8 @@ impl CaHttp {
             inner: Arc::new(Inner {
                 client,
                 directory,
-                endpoints: OnceLock::new(),
+                endpoints: Directory::default(),
+                read_again_at: Mutex::new(Instant::now()),
                 gate: endpoint.serialize_orders.then(|| RwLock::new(())),
                 pace: Pacer::new(endpoint.pace),
                 nonce_pace: Pacer::new(endpoint.nonce_pace),
@@ -213,13 +246,25 @@ impl CaHttp {
 
     /// What the CA calls itself in CAA records, by its directory; empty when it does not say. `None`: no directory has
     /// been read yet.
-    pub fn caa_identities(&self) -> Option<&[String]> {
-        self.inner.endpoints.get().map(|endpoints| endpoints.meta.caa_identities.as_slice())
+    pub fn caa_identities(&self) -> Option<Arc<[String]>> {
+        self.inner.endpoints.get().map(|endpoints| endpoints.meta.caa_identities.clone())
     }
 
     /// Where the CA tells when to renew; `None`: it does not, or no directory has been read yet.
-    pub fn renewal_info_url(&self) -> Option<&str> {
-        self.inner.endpoints.get().and_then(|endpoints| endpoints.renewal_info.as_deref())
+    pub fn renewal_info_url(&self) -> Option<String> {
+        self.inner.endpoints.get().and_then(|endpoints| endpoints.renewal_info.clone())
+    }
+
+    /// How often the directory has named other places than before; it is read again first where one of them is gone. What was
+    /// made of it at another count, as instant_acme's accounts are, leads nowhere.
+    ///
+    /// # Errors
+    /// The directory had to be read and was not.
+    pub async fn moves(&self) -> Result<u64, AcmeError> {
+        if self.inner.endpoints.is_gone.load(Ordering::Relaxed) {
+            self.read_directory().await?;
+        }
+        Ok(self.inner.endpoints.moves.load(Ordering::Relaxed))
     }
 
     /// A request outside of instant_acme's.
@@ -256,6 +301,22 @@ impl CaHttp {
         Ok(nonce.to_owned())
     }
 
+    /// Reads the directory once an hour at most, for what may have moved; what it says counts from the next request on.
+    pub(super) async fn read_directory_at_times(&self) {
+        let now = Instant::now();
+        let is_due = {
+            let mut at = lock(&self.inner.read_again_at);
+            let is_due = *at <= now;
+            if is_due {
+                *at = now + DIRECTORY_PAUSE;
+            }
+            is_due
+        };
+        if is_due && let Err(error) = self.read_directory().await {
+            tracing::info!(directory = %self.inner.directory, %error, "the directory was not read again");
+        }
+    }
+
     /// Reads the directory, for what it says about the CA.
     ///
     /// # Errors
@@ -265,12 +326,12 @@ impl CaHttp {
             Request::get(self.inner.directory.clone()).body(Bytes::new()).map_err(AcmeError::ours)?;
         let answer = self.ask(request).await?;
         match self.inner.endpoints.get() {
-            Some(_) => Ok(()),
-            None if answer.status().is_server_error() => {
+            Some(_) if answer.status() == StatusCode::OK => Ok(()),
+            _ if answer.status().is_server_error() => {
                 let text = format!("the directory cannot be read: {}", answer.status());
                 Err(AcmeError::plain(AcmeErrorKind::Unavailable, &text))
             }
-            None => {
+            _ => {
                 let text = format!("the directory's answer is none: {}", answer.status());
                 Err(AcmeError::plain(AcmeErrorKind::Garbage, &text))
             }
@@ -291,6 +352,8 @@ pub enum CaHttpError {
     Redirect(StatusCode),
     #[error("another replica asks this CA now")]
     TermOver,
+    #[error("{0}, which the CA's directory named, is not there: the directory is read again")]
+    Gone(String),
     #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
     #[error("no connection to the CA")]
@@ -332,7 +395,9 @@ impl Inner {
                 self.pace.wait().await;
                 self.nonce_pace.wait().await;
             }
-            RequestKind::Directory | RequestKind::NewOrder | RequestKind::Other => self.pace.wait().await,
+            RequestKind::Directory | RequestKind::NewAccount | RequestKind::NewOrder | RequestKind::Other => {
+                self.pace.wait().await
+            }
         }
         let _gate = self.pass_gate(kind).await;
         // And once more with each write to the connection: making one takes its time.
@@ -347,8 +412,12 @@ impl Inner {
         if uri == self.directory && response.status() == StatusCode::OK {
             // A directory that does not parse is instant_acme's to refuse.
             if let Ok(endpoints) = serde_json::from_slice::<Endpoints>(response.body()) {
-                let _ = self.endpoints.set(endpoints);
+                self.endpoints.set(endpoints);
             }
+        }
+        if kind.is_named() && matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::GONE) {
+            self.endpoints.is_gone.store(true, Ordering::Relaxed);
+            return Err(CaHttpError::Gone(uri.to_string()));
         }
         Ok(response)
     }
@@ -376,8 +445,9 @@ impl Inner {
 
     fn kind(&self, method: &Method, uri: &Uri) -> RequestKind {
         let is = |url: &str| uri == url;
-        match self.endpoints.get() {
+        match self.endpoints.get().as_deref() {
             Some(endpoints) if is(&endpoints.new_order) => RequestKind::NewOrder,
+            Some(endpoints) if is(&endpoints.new_account) => RequestKind::NewAccount,
             Some(Endpoints { renewal_info: Some(base), .. }) if uri.to_string().starts_with(base) => {
                 RequestKind::RenewalInfo
             }
@@ -393,6 +463,7 @@ impl Inner {
         Some(match kind {
             RequestKind::NewOrder => GatePass::Alone { _guard: gate.write().await },
             RequestKind::NewNonce
+            | RequestKind::NewAccount
             | RequestKind::Directory
             | RequestKind::RenewalInfo
             | RequestKind::Other => GatePass::Shared { _guard: gate.read().await },
@@ -413,16 +484,24 @@ enum GatePass<'a> {
 enum RequestKind {
     Directory,
     NewNonce,
+    NewAccount,
     NewOrder,
     RenewalInfo,
     Other,
 }
 
 impl RequestKind {
+    /// By the directory itself: a 404 there is about the place, not about what was asked for. Renewal information has it for a
+    /// certificate that the CA does not know.
+    fn is_named(self) -> bool {
+        matches!(self, Self::NewNonce | Self::NewAccount | Self::NewOrder)
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Directory => "directory",
             Self::NewNonce => "new_nonce",
+            Self::NewAccount => "new_account",
             Self::NewOrder => "new_order",
             Self::RenewalInfo => "renewal_info",
             Self::Other => "other",

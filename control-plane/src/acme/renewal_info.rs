@@ -91,6 +91,8 @@ impl CaHttp {
         match answer.status() {
             StatusCode::OK => read(answer.body(), retry_after),
             status @ (StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::GONE) => {
+                // It does not know the certificate, or tells of them elsewhere by now.
+                self.read_directory_at_times().await;
                 Err(unusable(&format!("the CA answers {status}"), retry_after))
             }
             status => {

@@ -103,7 +103,8 @@ impl Lookup {
         let servers =
             if config.resolvers.is_empty() { system_resolvers()? } else { config.resolvers.clone() };
         let servers: Vec<NameServerConfig> = servers.into_iter().map(name_server).collect();
-        let each = servers.iter().map(|server| resolver(vec![server.clone()], true)).collect::<Result<_, _>>()?;
+        let each =
+            servers.iter().map(|server| resolver(vec![server.clone()], true)).collect::<Result<_, _>>()?;
         let resolver = Arc::new(resolver(servers, true)?);
         let permits = Arc::new(Semaphore::new(CONCURRENCY));
         let server_permits = Arc::new(Semaphore::new(SERVER_CONCURRENCY));

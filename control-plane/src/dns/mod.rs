@@ -3,8 +3,8 @@
 pub mod lookup;
 pub(crate) mod pointing;
 pub mod responder;
-pub mod writer;
 pub mod views;
+pub mod writer;
 
 /// A name and those above it, down to its last label; an absolute name without its dot.
 fn upwards(name: &str) -> impl Iterator<Item = &str> {

@@ -1,10 +1,13 @@
 //! What issuance promises when a CA, a name or our own limit says no.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use portico_control_plane::limits;
 use portico_control_plane::store::issuance::unfinished_orders;
 use serde_json::{Value, json};
 
+use crate::issuers::told;
 use crate::issuing::{nine_of_ten, retry_now, until_renewed};
 use crate::lab::{Lab, Options};
 
@@ -224,7 +227,7 @@ async fn issued_but_for(bad: &str, refusal: Value) {
     let live = lab.until_covered(24).await;
     assert!(!live.iter().any(|live| live.names.iter().any(|name| name == bad)), "{refusal}");
     let culprit = ids[names.iter().position(|name| name == bad).unwrap()];
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !events_of(&lab, &culprit.to_string()).await.iter().any(|e| e[0] == "domain.failed") {
         assert!(tokio::time::Instant::now() < deadline, "{bad} is not told: {refusal}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -272,7 +275,7 @@ async fn a_ca_that_refuses_every_order_does_not_have_each_name_ordered_alone() {
     assert!((20..=40).contains(&asked), "{asked} orders");
     // The CA is well again; the longest back-off, after four failures of one lineage, is a day and a tenth.
     lab.world.ca_refuses(&[]).await;
-    lab.world.clock.advance(std::time::Duration::from_secs(2 * 86_400));
+    lab.world.clock.advance(Duration::from_secs(2 * 86_400));
     lab.until_covered(100).await;
 }
 
@@ -388,7 +391,7 @@ async fn a_tenant_whose_name_servers_do_not_answer_holds_up_nobody_else() {
     let tenant = lab.tenant(&[], "alone").await;
     lab.domains(tenant, &["quick.test"]).await;
     lab.until_covered(1).await;
-    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -438,7 +441,7 @@ async fn a_tenant_of_many_names_leaves_orders_to_the_others() {
     let stats = lab.world.stats().await;
     assert_eq!(stats["new_orders"].as_array().unwrap().len(), 5, "{stats}");
     // An hour later two more go: then the day's budget is used up.
-    lab.world.clock.advance(std::time::Duration::from_secs(3_700));
+    lab.world.clock.advance(Duration::from_secs(3_700));
     lab.until_covered(7).await;
     until_rows(&lab, "SELECT message FROM conditions WHERE message LIKE '%one tenant in a day%'", 40).await;
     assert_eq!(lab.live_credentials().await.len(), 7);
@@ -462,7 +465,7 @@ async fn a_tenant_of_many_cells_leaves_orders_to_the_others() {
 }
 
 async fn until_rows(lab: &Lab, sql: &'static str, least: usize) {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while lab.rows(sql).await.len() < least {
         assert!(tokio::time::Instant::now() < deadline, "{} of {least}: {sql}", lab.rows(sql).await.len());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -500,4 +503,67 @@ async fn a_name_that_fails_at_renewal_keeps_its_certificate() {
     retry_now(&lab, ids[1]).await;
     let third = until_renewed(&lab, kept).await;
     assert_eq!(third.names, ["b.shop.test"]);
+}
+
+/// RFC 8555 section 7.1.1 lets a CA move what its directory names. Nobody has to start anything again for that, and neither
+/// accounts nor orders are taken for lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_moves_its_places_is_found_by_its_directory() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "alone").await;
+    lab.domains(tenant, &["before.test"]).await;
+    lab.until_covered(1).await;
+    let until_issued = async |wanted: u64, step: u64, steps: u32| {
+        for _ in 0..steps {
+            let stats = lab.world.stats().await;
+            if stats["certificates"]["issued"].as_u64().unwrap() >= wanted {
+                return stats;
+            }
+            lab.world.advance_seconds(step).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("{wanted} were not issued: {}", lab.world.stats().await)
+    };
+
+    lab.world.move_places().await;
+    lab.domains(tenant, &["after.test"]).await;
+    let stats = until_issued(2, 20, 100).await;
+    assert_one_order_per_set(&stats);
+    assert_eq!(stats["accounts"]["created"], 1, "{stats}");
+    let failed = lab.rows("SELECT text FROM events WHERE kind = 'certificate.order_failed'").await;
+    assert!(failed.is_empty(), "{failed:?}");
+
+    // Nothing is ordered when they move again: whoever asks when to renew finds that out. In 20 days nothing else renews.
+    lab.world.move_places().await;
+    let text = portico_control_plane::clock::rfc3339;
+    let now = lab.world.clock.now_ms();
+    lab.world.set_windows(json!({ "start": text(now - 1_800_000), "end": text(now + 3_600_000) })).await;
+    let stats = until_issued(4, 6 * 3600, 80).await;
+    assert_eq!(stats["accounts"]["created"], 1, "{stats}");
+}
+
+/// What is wrong with a CA is wrong for everybody: the operator hears of it once, not once for each name, and the CA is asked for
+/// no more than shows whether it is well again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_signs_wrongly_for_all_is_one_alarm() {
+    let lab = Lab::start(&Options::default()).await;
+    let fault = json!({ "kind": "wrong-chain", "endpoint": "certificate", "count": 1_000_000 });
+    lab.world.faults(fault).await;
+    let tenant = lab.tenant(&[], "alone").await;
+    let names: Vec<String> = (0..100).map(|n| format!("n{n}.test")).collect();
+    lab.domains(tenant, &names).await;
+    until_rows(&lab, "SELECT text FROM events WHERE kind = 'issuer.away'", 1).await;
+    for _ in 0..8 {
+        lab.world.advance_seconds(3600).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(told(&lab, "issuer.away").await, 1);
+    // Those that were under way when it began, and one for each try since.
+    let failed = told(&lab, "certificate.order_failed").await;
+    assert!(failed <= limits::ORDERS_OF_TENANT_IN_FLIGHT_MAX + 8, "{failed} events for one fault");
+
+    lab.world.no_faults().await;
+    lab.world.advance_seconds(86_400).await;
+    lab.until_covered(100).await;
+    assert_eq!(told(&lab, "issuer.back").await, 1);
 }

@@ -105,7 +105,7 @@ fn asked(stats: &Value) -> u64 {
     stats["requests"]["newOrder"].as_u64().unwrap_or(0)
 }
 
-async fn told(lab: &Lab, kind: &str) -> usize {
+pub async fn told(lab: &Lab, kind: &str) -> usize {
     let rows = lab.rows("SELECT kind FROM events").await;
     rows.iter().filter(|row| row[0] == kind).count()
 }

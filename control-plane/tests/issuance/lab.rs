@@ -334,6 +334,13 @@ nonces_per_second = 5000
         assert!(status < 300, "{text}");
     }
 
+    /// All places of our own CA but its directory go elsewhere.
+    pub async fn move_places(&self) {
+        let Ca::Ours(ca) = &self.ca else { panic!("Pebble's places are fixed") };
+        let (status, text) = http(ca.addresses.management, "POST", "/move", &json!(null)).await;
+        assert_eq!(status, 204, "{text}");
+    }
+
     /// Renewal windows of our own CA's certificates.
     pub async fn set_windows(&self, wanted: Value) {
         let Ca::Ours(ca) = &self.ca else { panic!("Pebble has no renewal information") };

@@ -95,7 +95,9 @@ async fn a_server_of_the_zone_that_is_behind_is_named_and_costs_no_order() {
         let record = json!({ "name": host(label), "type": "A", "values": [address] });
         lab.world.set_dns("/records", record).await;
     }
-    lab.world.set_dns("/records", json!({ "name": "elsewhere.test", "type": "A", "values": ["127.0.0.97"] })).await;
+    lab.world
+        .set_dns("/records", json!({ "name": "elsewhere.test", "type": "A", "values": ["127.0.0.97"] }))
+        .await;
 
     let ids = lab.domains(tenant, &names).await;
     lab.until_covered(1).await;
@@ -103,7 +105,11 @@ async fn a_server_of_the_zone_that_is_behind_is_named_and_costs_no_order() {
     for (domain, kind, words) in [
         (old, "ChallengeReachable", "ns2.shops.test (127.0.0.22), a server of its zone, has 127.0.0.99"),
         (old, "DnsPointsHere", "also resolves to 127.0.0.99, which is not ours"),
-        (gone, "ChallengeReachable", "ns2.shops.test (127.0.0.22), a server of its zone, has no address of gone"),
+        (
+            gone,
+            "ChallengeReachable",
+            "ns2.shops.test (127.0.0.22), a server of its zone, has no address of gone",
+        ),
         (gone, "DnsPointsHere", "all of them must answer alike"),
         (alias, "ChallengeReachable", "has 127.0.0.97 for alias.shops.test, where others have 127.0.0.1"),
         (caa, "CaaPermits", "as ns2.shops.test (127.0.0.22) has it, a server of its zone"),
@@ -156,7 +162,8 @@ async fn a_delegation_that_one_server_lacks_is_told() {
     let alias = json!({ "name": format!("_acme-challenge.{ZONE}"), "type": "CNAME", "values": [target] });
     lab.world.set_dns("/records", alias).await;
     lab.world.advance_seconds(20).await;
-    let words = "ns2.shops.test (127.0.0.22), a server of the zone of _acme-challenge.shops.test, does not have it";
+    let words =
+        "ns2.shops.test (127.0.0.22), a server of the zone of _acme-challenge.shops.test, does not have it";
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let condition = lab.until_condition(wildcard, "ChallengeReachable", "false").await;

@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use futures_util::future::BoxFuture;
+use http::Uri;
+use http::uri::PathAndQuery;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -222,6 +225,8 @@ pub(crate) struct Ca {
     pub(crate) faults: Faults,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) validator: Validator,
+    /// How often its places have moved.
+    moves: AtomicU32,
     book: Mutex<Book>,
 }
 
@@ -279,8 +284,33 @@ impl Ca {
             faults: Faults::default(),
             hierarchy,
             validator: Validator::new(args.dns, args.http_port, args.tls_port)?,
+            moves: AtomicU32::new(0),
             book: Mutex::new(Book::new(limits, profiles)),
         })
+    }
+
+    /// What stands before the path of every place but the directory.
+    pub(crate) fn prefix(&self) -> String {
+        match self.moves.load(Ordering::Relaxed) {
+            0 => String::new(),
+            moves => format!("/moved-{moves}"),
+        }
+    }
+
+    pub(crate) fn move_places(&self) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Where a request would have gone before any move; to nowhere when its place is one that was left.
+    pub(crate) fn unmoved(&self, uri: &Uri) -> Uri {
+        let path = uri.path();
+        if path == "/directory" {
+            return uri.clone();
+        }
+        let here = path.strip_prefix(&self.prefix()).filter(|rest| rest.starts_with('/'));
+        let mut parts = uri.clone().into_parts();
+        parts.path_and_query = Some(PathAndQuery::try_from(here.unwrap_or("/gone")).expect("it was a path"));
+        Uri::from_parts(parts).expect("only its path is another")
     }
 
     /// The state; never held across an await.

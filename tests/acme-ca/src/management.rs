@@ -15,6 +15,7 @@
 //!   with one of the names, or of all there are; without times in the past, as before a mass revocation. Answers how many.
 //!   With `"already_replaced": true` no order replaces them any more.
 //! - `POST /profiles {"name": "classic", "validity_seconds": n, "reuse_seconds": n}`: for what is ordered from now on.
+//! - `POST /move`: all places but the directory are elsewhere from now on, and gone where they were.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,7 @@ pub(crate) fn router(ca: Arc<Ca>, api_ca_pem: String) -> Router {
         .route("/refused", post(refuse_names))
         .route("/ari", post(set_windows))
         .route("/profiles", post(change_profile))
+        .route("/move", post(move_places))
         .with_state(ca)
 }
 
@@ -136,6 +138,12 @@ async fn change_profile(State(ca): State<Arc<Ca>>, Json(wanted): Json<ChangeProf
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
     }
+}
+
+/// All but the directory goes elsewhere, and nothing is left where it was.
+async fn move_places(State(ca): State<Arc<Ca>>) -> StatusCode {
+    ca.move_places();
+    StatusCode::NO_CONTENT
 }
 
 async fn list_faults(State(ca): State<Arc<Ca>>) -> Json<Vec<Fault>> {

@@ -102,7 +102,7 @@ pub(crate) fn base_url(ca: &Ca, headers: &HeaderMap, uri: &Uri) -> Result<String
     let from_header = headers.get(HOST).and_then(|host| host.to_str().ok());
     let authority = uri.authority().map(http::uri::Authority::as_str).or(from_header).unwrap_or_default();
     if ca.authorities.iter().any(|known| known == authority) {
-        return Ok(format!("https://{authority}"));
+        return Ok(format!("https://{authority}{}", ca.prefix()));
     }
     let detail = format!("this CA answers for {}, not for {authority:?}", ca.authorities.join(", "));
     Err(Problem::malformed(detail).with_status(StatusCode::MISDIRECTED_REQUEST))

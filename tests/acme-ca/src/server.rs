@@ -42,7 +42,7 @@ const REPLAY_NONCE: HeaderName = HeaderName::from_static("replay-nonce");
 /// Serves the ACME API until dropped.
 pub(crate) async fn serve_api(listener: TcpListener, tls: Arc<ServerConfig>, ca: Arc<Ca>) {
     let acceptor = TlsAcceptor::from(tls);
-    let routes = api_router(ca);
+    let routes = api_router(Arc::clone(&ca));
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Owned here, so that dropping the listener's task ends open connections with it.
     let mut connections = JoinSet::new();
@@ -50,11 +50,11 @@ pub(crate) async fn serve_api(listener: TcpListener, tls: Arc<ServerConfig>, ca:
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let Some((stream, peer)) = accept(&listener).await else { continue };
         while connections.try_join_next().is_some() {}
-        let (acceptor, routes) = (acceptor.clone(), routes.clone());
+        let (acceptor, routes, ca) = (acceptor.clone(), routes.clone(), Arc::clone(&ca));
         connections.spawn(async move {
             let _slot = slot;
             if let Ok(Ok(stream)) = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-                serve_connection(TokioIo::new(stream), peer, routes).await;
+                serve_connection(TokioIo::new(stream), peer, routes, Some(ca)).await;
             }
         });
     }
@@ -72,7 +72,7 @@ pub(crate) async fn serve_plain(listener: TcpListener, routes: Router) {
         let routes = routes.clone();
         connections.spawn(async move {
             let _slot = slot;
-            serve_connection(TokioIo::new(stream), peer, routes).await;
+            serve_connection(TokioIo::new(stream), peer, routes, None).await;
         });
     }
 }
@@ -93,12 +93,16 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     }
 }
 
-async fn serve_connection<I>(io: I, peer: SocketAddr, routes: Router)
+/// `ca`: of its API, whose places may have moved.
+async fn serve_connection<I>(io: I, peer: SocketAddr, routes: Router, ca: Option<Arc<Ca>>)
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer);
+        if let Some(ca) = &ca {
+            *request.uri_mut() = ca.unmoved(request.uri());
+        }
         answer(routes.clone(), request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -18,7 +18,14 @@ const SECRET_PURPOSE: &str = "acme external account";
 
 /// Accounts that were used since the start; `None` is the issuer's own.
 #[derive(Debug, Default)]
-pub(crate) struct Accounts(Mutex<HashMap<Option<AccountId>, Account>>);
+pub(crate) struct Accounts(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    accounts: HashMap<Option<AccountId>, Account>,
+    /// [`crate::acme::CaHttp::moves`] that they were made at.
+    moves: u64,
+}
 
 impl Issuer {
     /// A registered account; `None`: the issuer's own, which is made at the CA at the first call of all and found again by its
@@ -28,7 +35,12 @@ impl Issuer {
     /// The CA's, or ours when the stored key cannot be opened.
     pub(crate) async fn account(&self, parts: &Parts, id: Option<AccountId>) -> Result<Account, AcmeError> {
         let mut known = self.accounts.0.lock().await;
-        if let Some(account) = known.get(&id) {
+        let moves = self.http().moves().await?;
+        if known.moves != moves {
+            tracing::info!(issuer = self.config.name, "the CA's directory names other places than before");
+            *known = Known { accounts: HashMap::new(), moves };
+        }
+        if let Some(account) = known.accounts.get(&id) {
             return Ok(account.clone());
         }
         let row = match id {
@@ -45,7 +57,7 @@ impl Issuer {
                 return Err(AcmeError::account(&format!("the CA knows adopted account {} no more", row.id)));
             }
         };
-        known.insert(id, account.clone());
+        known.accounts.insert(id, account.clone());
         Ok(account)
     }
 
@@ -165,7 +177,7 @@ impl Issuer {
     /// The URL of its own account, where it is known without asking.
     pub(crate) fn account_url(&self) -> Option<String> {
         let known = self.accounts.0.try_lock().ok()?;
-        known.get(&None).map(|account| account.url().to_owned())
+        known.accounts.get(&None).map(|account| account.url().to_owned())
     }
 
     /// The CA does not know the account (any more): an own one's key is registered again at the next use.
@@ -184,7 +196,7 @@ impl Issuer {
             account::set_unknown(&mut tx, row.id).await?;
         }
         tx.commit().await?;
-        known.remove(&id);
+        known.accounts.remove(&id);
         Ok(())
     }
 

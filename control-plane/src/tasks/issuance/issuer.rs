@@ -101,9 +101,9 @@ impl Issuer {
 
     /// What the CA calls itself in CAA records: as configured, else as its directory says; empty when nobody says or it
     /// cannot be asked at present.
-    pub(crate) async fn caa_identities(&self, parts: &Parts) -> &[String] {
+    pub(crate) async fn caa_identities(&self, parts: &Parts) -> Arc<[String]> {
         if !self.config.caa.is_empty() {
-            return &self.config.caa;
+            return self.config.caa.clone().into();
         }
         if let Some(known) = self.http.caa_identities() {
             return known;

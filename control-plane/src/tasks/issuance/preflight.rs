@@ -29,8 +29,8 @@ use super::{Issuance, self_fetch};
 use crate::acme::ChallengeMethod;
 use crate::config::EgressAllow;
 use crate::dns::lookup::Found;
-use crate::dns::views::{self, Joined, View, Zone};
 use crate::dns::pointing;
+use crate::dns::views::{self, Joined, View, Zone};
 use crate::plan::caa::{CaaRecord, Wanted, permitted};
 use crate::plan::issuers::{CAA_FRESH_MS, Restriction, RestrictionKind, Restrictions};
 use crate::plan::reconcile::usable;
@@ -297,8 +297,12 @@ async fn judge(
     let mut left = methods.to_vec();
     for (server, found) in std::iter::once((None, found.resolvers.records())).chain(views) {
         let Some((owner, _)) = found.first() else { continue };
-        let wanted =
-            Wanted { wildcard: pattern.is_wildcard(), identities, account: account.as_deref(), methods: &left };
+        let wanted = Wanted {
+            wildcard: pattern.is_wildcard(),
+            identities: &identities,
+            account: account.as_deref(),
+            methods: &left,
+        };
         let records: Vec<CaaRecord> = found.iter().map(|(_, record)| record.clone()).collect();
         match permitted(owner, &records, &wanted) {
             Ok(methods) => left = methods,
@@ -328,14 +332,14 @@ async fn caa(
 ) -> Option<Caa> {
     let mut known = None;
     for issuer in issuers {
-        known = known.or(issuer.caa_identities(&issuance.parts).await.first());
+        known = known.or(issuer.caa_identities(&issuance.parts).await.first().cloned());
     }
     let first = known?;
     let found = caa_everywhere(issuance, pattern.base()).await;
     let until = issuance.parts.clock.now_ms() + CAA_FRESH_MS;
     let mut restrictions = Restrictions::new();
     let mut by: Vec<ChallengeMethod> = Vec::new();
-    let mut permitted: Vec<&str> = Vec::new();
+    let mut permitted: Vec<String> = Vec::new();
     let mut refusals: Vec<String> = Vec::new();
     for issuer in issuers {
         let name = &issuer.config.name;
@@ -345,7 +349,8 @@ async fn caa(
                 return Some(Caa { methods: Vec::new(), restrictions, observed });
             }
             Permission::Methods(left) => {
-                permitted.push(issuer.caa_identities(&issuance.parts).await.first().map_or(name, |i| i));
+                let identities = issuer.caa_identities(&issuance.parts).await;
+                permitted.push(identities.first().unwrap_or(name).clone());
                 by.extend(left.iter().filter(|method| !by.contains(method)).copied().collect::<Vec<_>>());
                 left
             }
@@ -363,7 +368,7 @@ async fn caa(
     let (status, reason, message) = match (&found.resolvers, permitted.as_slice(), refusals.as_slice()) {
         (Found::Records(_), [], _) => (ConditionStatus::False, "Forbidden", refusals.join("; ")),
         (Found::Records(found), some, []) => {
-            let some = some.first().copied().unwrap_or(first);
+            let some = some.first().unwrap_or(&first);
             (
                 ConditionStatus::True,
                 "Permitted",
@@ -448,7 +453,10 @@ pub(super) async fn delegation(
                     Found::Nothing => "does not have it".to_owned(),
                     Found::Unknown(_) => continue,
                 };
-                return (Some(false), Some(format!("{server}, a server of the zone of {name}, {wrong}; {set}")));
+                return (
+                    Some(false),
+                    Some(format!("{server}, a server of the zone of {name}, {wrong}; {set}")),
+                );
             }
             (Some(true), None)
         }
