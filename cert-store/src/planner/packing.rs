@@ -44,6 +44,7 @@ pub(super) fn pack<'a>(
         packing.house(bundle);
         rest = after;
     }
+    packing.house_singles();
     packing.merge_shrunken();
     packing.bins.retain(|bin| !bin.members.is_empty());
     packing.bins
@@ -108,6 +109,23 @@ impl Packing<'_, '_> {
             .chain(others)
             .map(|&(_, _, bin)| bin)
             .find(|&bin| !self.conflict(&self.bins[bin].members, chunk))
+    }
+
+    /// A name that has a group to itself takes any free place: so one that failed and was issued alone comes back to those it was
+    /// with, however full their certificate is. It moves when that one is renewed.
+    fn house_singles(&mut self) {
+        for bin in 0..self.bins.len() {
+            let [single] = self.bins[bin].members[..] else { continue };
+            self.forget_gap(bin);
+            match self.fitting_bin(&[single]) {
+                Some(other) => {
+                    self.forget_gap(other);
+                    let kept = self.merge(bin, other);
+                    self.note_gap(kept);
+                }
+                None => self.note_gap(bin),
+            }
+        }
     }
 
     /// Merges the two smallest groups that together fill no more than four fifths of a certificate, until none do. The

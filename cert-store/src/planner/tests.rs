@@ -109,6 +109,27 @@ fn a_failed_name_is_alone_and_an_unready_one_waits() {
 }
 
 #[test]
+fn a_name_that_was_issued_alone_comes_back_to_a_group_with_one_free_place() {
+    let all: Vec<PlanName> = (0..26).map(|n| name(&format!("n{n:02}.example.org"))).collect();
+    let group = |id: u128, members: &[PlanName]| PlanGroup {
+        id: GroupId::from_ulid(Ulid(id)),
+        names: members.iter().map(|member| member.name.clone()).collect(),
+    };
+    // The largest certificate has 25 names.
+    let mended = vec![group(1, &all[..24]), group(2, &all[24..25])];
+    let planned = plan(&PlanInput { groups: mended, ..input(all[..25].to_vec()) });
+    assert_eq!(planned.groups.len(), 1);
+    assert_eq!(
+        (planned.groups[0].id, planned.groups[0].names.len()),
+        (Some(GroupId::from_ulid(Ulid(1))), 25)
+    );
+
+    let full = vec![group(1, &all[..25]), group(2, &all[25..])];
+    let planned = plan(&PlanInput { groups: full, ..input(all) });
+    assert_eq!(planned.groups.iter().map(|group| group.names.len()).collect::<Vec<_>>(), [25, 1]);
+}
+
+#[test]
 fn names_that_ask_for_other_client_certificates_never_mix() {
     let asking = |required, authorities: u8| {
         let client_certificates = Some(ClientCertificates { required, authorities: [authorities; 8] });

@@ -170,6 +170,33 @@ async fn a_dead_name_does_not_hold_up_its_group() {
     }
 }
 
+/// Ejected, mended, issued alone: from the next renewal of its group on it is with the others again, for no order of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mended_name_comes_back_to_its_group_with_the_next_renewal() {
+    let lab = Lab::start(&Options { preflight: false, ..Options::default() }).await;
+    let names: Vec<String> = (0..24).map(|n| format!("n{n}.shop.test")).collect();
+    lab.world.ca_refuses(&["n3.shop.test"]).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &names).await;
+    lab.until_covered(23).await;
+    lab.world.ca_refuses(&[]).await;
+    retry_now(&lab, ids[3]).await;
+    let mut live = lab.until_covered(24).await;
+    assert_eq!(live.len(), 2, "{live:?}");
+    let before = lab.world.stats().await["orders"]["created"].as_u64().unwrap();
+
+    lab.world.advance(61).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while live.len() > 1 {
+        assert!(tokio::time::Instant::now() < deadline, "{live:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        live = lab.live_credentials().await;
+    }
+    assert_eq!(live[0].names.len(), 24);
+    let orders = lab.world.stats().await["orders"]["created"].as_u64().unwrap() - before;
+    assert!(orders <= 2, "{orders} orders for one group and one name");
+}
+
 /// The authorization is lost with it, so another order follows; the names stay together, and no pre-flight is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_validation_that_the_ca_could_not_carry_out_is_no_names_fault() {
