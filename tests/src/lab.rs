@@ -241,6 +241,7 @@ impl Lab {
                 ports: vec![self.origin.port(), 9001, 9002, 9003],
             }],
             limits: v1::TenantLimits::default(),
+            order_budget: v1::OrderBudget::default(),
             error_pages: v1::ErrorPages::default(),
             domains_max: 10_000,
         };

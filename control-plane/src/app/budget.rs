@@ -14,7 +14,7 @@ use crate::plan::ledger::{
 use crate::plan::reconcile::name_set;
 use crate::plan::report::Spent;
 use crate::store::order::PlannedOrder;
-use crate::store::{Connection, StoreError, domain, group, ledger, order};
+use crate::store::{Connection, StoreError, domain, group, ledger, order, tenant};
 
 /// Buckets that are listed beside the account's.
 const BUCKETS_LISTED_MAX: usize = 100;
@@ -41,7 +41,9 @@ pub(crate) async fn spent_as_of(
 ) -> Result<Spent, StoreError> {
     let (ca, account) = (issuer.directory.clone(), issuer.name.clone());
     let levels = ledger::levels_at(connection, At { ca: &ca, account: &account }, now_ms).await?;
-    Ok(Spent { levels, limits: issuer.limits(), ca, account })
+    let mut limits = issuer.limits();
+    limits.tenants = tenant::order_budgets(connection, None).await?;
+    Ok(Spent { levels, limits, ca, account })
 }
 
 /// Whose buckets are asked for.
@@ -162,7 +164,7 @@ impl View<'_> {
     fn bucket(&self, key: &BucketKey) -> Option<BudgetBucket> {
         let (rate, now) = (self.limits().rate(key.limit, &key.subject), self.now_ms);
         let Level { bucket, reserved } = self.spent.levels.of(key);
-        let kept = if key.limit == LimitName::Orders { self.limits().reserve() } else { 0 };
+        let kept = if key.limit == LimitName::Orders { self.limits().kept_from(None) } else { 0 };
         let next_ms = bucket.room_at(rate, reserved, kept, now);
         if !rate.is_limited() && next_ms <= now {
             return None;

@@ -109,7 +109,8 @@ async fn budget_until(
     tenant: TenantId,
 ) -> Result<Option<i64>, StoreError> {
     let Some(issuer) = app.parts.config.issuers.first() else { return Ok(None) };
-    let (now, limits) = (app.parts.clock.now_ms(), issuer.limits());
+    let (now, mut limits) = (app.parts.clock.now_ms(), issuer.limits());
+    limits.tenants = tenant::order_budgets(connection, Some(tenant)).await?;
     let at = At { ca: &issuer.directory, account: &issuer.name };
     let subject = tenant.to_string();
     let keys = [LimitName::TenantHour, LimitName::TenantDay].map(|limit| BucketKey::new(limit, at, &subject));

@@ -398,13 +398,14 @@ impl Schedule {
             let names_of: Vec<String> = group.names.iter().map(ToString::to_string).collect();
             let set = name_set(names_of.iter().map(String::as_str));
             let mut waits = vec![wait(LimitName::ExactSet, set, 0)];
-            if let [tenant] = group.tenants.as_slice() {
+            let alone = if let [tenant] = group.tenants[..] { Some(tenant) } else { None };
+            if let Some(tenant) = alone {
                 waits.push(wait(LimitName::TenantHour, tenant.to_string(), 0));
                 waits.push(wait(LimitName::TenantDay, tenant.to_string(), 0));
             }
             // A CA counts the same names in a further cell by their set alone.
             if !is_further {
-                waits.push(wait(LimitName::Orders, String::new(), limits.reserve()));
+                waits.push(wait(LimitName::Orders, String::new(), limits.kept_from(alone)));
                 for domain in registered_domains(&names_of) {
                     waits.push(wait(LimitName::RegisteredDomain, domain, 0));
                 }
@@ -490,6 +491,7 @@ fn levers(facts: &Facts, terms: &Terms, now: &Schedule) -> Vec<v1::PlanLever> {
     });
     lever("no budget for single tenants (tenant_1h = 0, tenant_24h = 0)", &|t| {
         (t.limits.tenant_1h, t.limits.tenant_24h) = (0, 0);
+        t.limits.tenants.clear();
     });
     // As many as both CAs let through, as if each had half of the names.
     lever("a second issuer at another CA ([[issuer]]): half of the orders go there", &|t| {

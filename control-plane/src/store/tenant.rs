@@ -1,9 +1,9 @@
 //! Tenants.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt as _;
-use portico_api::v1::{ErrorPages, Suspension, TenantSpec};
+use portico_api::v1::{ErrorPages, OrderBudget, Suspension, TenantSpec};
 use portico_cert_store::TenantId;
 
 use super::sql::Row;
@@ -40,6 +40,35 @@ pub async fn insert(tx: &mut WriteTx, row: &TenantRow) -> Result<(), StoreError>
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Order budgets by tenants' ids, of those that have one; of one tenant only, or of all.
+///
+/// # Errors
+/// The database's.
+pub async fn order_budgets(
+    connection: &mut Connection,
+    only: Option<TenantId>,
+) -> Result<BTreeMap<String, OrderBudget>, StoreError> {
+    let rows = match only {
+        Some(tenant) => {
+            let query = sql::query("SELECT id, spec FROM tenants WHERE id = ?").bind(tenant.to_string());
+            query.fetch_all(connection).await?
+        }
+        // A text in some other field may match, too: what counts is read below.
+        None => {
+            let query = sql::query("SELECT id, spec FROM tenants WHERE spec LIKE '%\"order_budget\":%'");
+            query.fetch_all(connection).await?
+        }
+    };
+    let mut budgets = BTreeMap::new();
+    for row in rows {
+        let spec: TenantSpec = from_json(&row.try_get::<String>("spec")?)?;
+        if !spec.order_budget.is_empty() {
+            budgets.insert(row.try_get("id")?, spec.order_budget);
+        }
+    }
+    Ok(budgets)
 }
 
 /// Writes spec and suspension and raises the revision, also in `row`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use portico_control_plane::limits;
 use portico_control_plane::store::issuance::unfinished_orders;
+use portico_control_plane::store::sql;
 use serde_json::{Value, json};
 
 use crate::issuers::told;
@@ -530,6 +531,34 @@ async fn a_name_that_fails_at_renewal_keeps_its_certificate() {
     retry_now(&lab, ids[1]).await;
     let third = until_renewed(&lab, kept).await;
     assert_eq!(third.names, ["b.shop.test"]);
+}
+
+/// What new names of others leave is for the tenants with priority, and what is agreed with one of them counts for it alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_with_priority_has_what_others_leave_and_a_budget_of_its_own() {
+    let issuer = "[issuer.limits]\norders = \"8/3h\"\nreserve = 0.0\npriority_reserve = 0.5\ntenant_1h = 0";
+    let lab = Lab::start(&Options { issuer, ..Options::default() }).await;
+    let names = |label: &str| (0..6).map(|n| format!("{label}{n}.test")).collect::<Vec<_>>();
+    let usual = lab.tenant(&[], "alone").await;
+    lab.domains(usual, &names("usual")).await;
+    lab.until_covered(4).await;
+    let waiting = "SELECT message FROM conditions WHERE reason = 'CaLimit'";
+    until_rows(&lab, waiting, 2).await;
+
+    let paying = lab.tenant(&[], "alone").await;
+    let mut tx = lab.begin().await;
+    sql::query("UPDATE tenants SET spec = json_set(spec, '$.order_budget', json(?)) WHERE id = ?")
+        .bind(json!({ "priority": true, "per_hour": 3 }).to_string())
+        .bind(paying.to_string())
+        .execute(&mut tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    lab.domains(paying, &names("paying")).await;
+    let live = lab.until_covered(7).await;
+    let paid = live.iter().filter(|live| live.names[0].starts_with("paying")).count();
+    assert_eq!((live.len(), paid), (7, 3), "{live:?}");
+    until_rows(&lab, "SELECT message FROM conditions WHERE reason = 'TenantBudget'", 3).await;
 }
 
 /// RFC 8555 section 7.1.1 lets a CA move what its directory names. Nobody has to start anything again for that, and neither

@@ -50,12 +50,36 @@ pub struct TenantSpec {
     /// Only an operator may set it.
     #[serde(default, skip_serializing_if = "TenantLimits::is_empty")]
     pub limits: TenantLimits,
+    /// Only an operator may set it.
+    #[serde(default, skip_serializing_if = "OrderBudget::is_empty")]
+    pub order_budget: OrderBudget,
     /// The tenant's own token may change it too.
     #[serde(default, skip_serializing_if = "ErrorPages::is_empty")]
     pub error_pages: ErrorPages,
     /// The most domains that the tenant may have.
     #[serde(default = "domains_max_default")]
     pub domains_max: u32,
+}
+
+/// What of a CA's limits is the tenant's, for names that have no certificate yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrderBudget {
+    /// New orders in an hour at each issuer; 0: without bound; absent: `tenant_1h` of the issuer's limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_hour: Option<u32>,
+    /// The same in a day; absent: `tenant_24h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_day: Option<u32>,
+    /// Its new names may use what `priority_reserve` keeps from others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub priority: bool,
+}
+
+impl OrderBudget {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn domains_max_default() -> u32 {

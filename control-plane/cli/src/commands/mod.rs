@@ -13,6 +13,7 @@ pub(crate) mod error_pages;
 pub(crate) mod import;
 pub(crate) mod issuer;
 pub(crate) mod named_domain;
+pub(crate) mod order_budget;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod preview;

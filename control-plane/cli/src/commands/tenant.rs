@@ -9,6 +9,7 @@ use portico_cert_store::{CellId, TenantId};
 use serde_json::{Value, json};
 
 use crate::commands::error_pages::{self, ErrorPageArgs};
+use crate::commands::order_budget::{self, OrderBudgetArgs};
 use crate::commands::suspension::{SuspendArgs, print_answer, suspension_text};
 use crate::commands::tenant_limits::{self, TenantLimitArgs};
 use crate::failure::{Failure, Outcome};
@@ -116,6 +117,8 @@ pub(crate) struct TenantArgs {
     domains_max: u32,
     #[command(flatten)]
     limits: TenantLimitArgs,
+    #[command(flatten)]
+    orders: OrderBudgetArgs,
 }
 
 impl TenantArgs {
@@ -123,7 +126,7 @@ impl TenantArgs {
     pub(crate) fn is_given(&self) -> bool {
         let is_default =
             matches!(self.sharing, SharingArg::RegisteredDomain) && self.domains_max == DOMAINS_MAX;
-        let no_limits = self.limits.limits().is_empty();
+        let no_limits = self.limits.limits().is_empty() && self.orders.budget().is_empty();
         !(is_default
             && no_limits
             && self.cells.is_empty()
@@ -141,6 +144,7 @@ impl TenantArgs {
             backup_certificates: self.backup_certificates.then_some(true),
             egress_grants: self.egress_grants.clone(),
             limits: self.limits.limits(),
+            order_budget: self.orders.budget(),
             error_pages: ErrorPages::default(),
             domains_max: self.domains_max,
         }
@@ -181,6 +185,8 @@ pub(crate) struct SetArgs {
     #[command(flatten)]
     limits: TenantLimitArgs,
     #[command(flatten)]
+    orders: OrderBudgetArgs,
+    #[command(flatten)]
     error_pages: ErrorPageArgs,
 }
 
@@ -205,6 +211,9 @@ impl SetArgs {
         }
         if let Some(limits) = self.limits.patch() {
             patch.insert("limits".to_owned(), limits);
+        }
+        if let Some(budget) = self.orders.patch() {
+            patch.insert("order_budget".to_owned(), budget);
         }
         if let Some(pages) = self.error_pages.patch()? {
             patch.insert("error_pages".to_owned(), pages);
@@ -480,6 +489,9 @@ fn show(settings: &Settings, tenant: &Tenant) -> Outcome {
     }
     if let Some(limits) = tenant_limits::text(&tenant.spec.limits) {
         line(format!("  limits    {limits}; on each edge"));
+    }
+    if let Some(budget) = order_budget::text(&tenant.spec.order_budget) {
+        line(format!("  orders    {budget}"));
     }
     if let Some(pages) = error_pages::text(&tenant.spec.error_pages) {
         line(format!("  pages     {pages}"));

@@ -27,7 +27,7 @@ pub(crate) struct TenantLimitArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Limit {
+pub(super) enum Limit {
     Default,
     At(u64),
 }
@@ -67,14 +67,14 @@ impl TenantLimitArgs {
     }
 }
 
-fn at(limit: Option<Limit>) -> Option<u64> {
+pub(super) fn at(limit: Option<Limit>) -> Option<u64> {
     match limit {
         Some(Limit::At(number)) => Some(number),
         Some(Limit::Default) | None => None,
     }
 }
 
-fn parse(text: &str) -> Result<Limit, String> {
+pub(super) fn parse(text: &str) -> Result<Limit, String> {
     match text {
         "default" => Ok(Limit::Default),
         _ => text.parse().map(Limit::At).map_err(|_| format!("{text:?} is neither a number nor `default`")),

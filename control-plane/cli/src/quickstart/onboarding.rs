@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use portico_api::v1::client::{Client, DomainQuery};
 use portico_api::v1::{
-    Action, ConditionStatus, Domain, DomainBatch, DomainSpec, DomainStatus, EgressGrant, ErrorPages, Sharing,
-    Tenant, TenantLimits, TenantSpec,
+    Action, ConditionStatus, Domain, DomainBatch, DomainSpec, DomainStatus, EgressGrant, ErrorPages,
+    OrderBudget, Sharing, Tenant, TenantLimits, TenantSpec,
 };
 use portico_cert_store::{DomainId, NamePattern};
 
@@ -80,6 +80,7 @@ async fn tenant(client: &Client, addresses: &Addresses, place: usize, sharing: S
         backup_certificates: None,
         egress_grants: vec![grant],
         limits: TenantLimits::default(),
+        order_budget: OrderBudget::default(),
         error_pages: ErrorPages::default(),
         domains_max: 1000,
     };

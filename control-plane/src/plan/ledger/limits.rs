@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use portico_api::v1::OrderBudget;
+use portico_cert_store::TenantId;
 use serde::Deserialize;
 
 use super::{LimitName, Rate};
@@ -28,15 +30,19 @@ pub struct Limits {
     pub domains: BTreeMap<String, Rate>,
     /// Of `orders`, what new names leave to orders that keep names alive: 0 to 0.9.
     pub reserve_share: f64,
+    /// Of `orders`, what new names of other tenants leave, besides, to those of tenants with priority.
+    pub priority_share: f64,
     /// Failures in a row after which a name is ordered again only when somebody asks for it; 0: never.
     pub pause_after: u32,
     /// New orders of one tenant; ours to choose; 0: no limit.
     pub tenant_1h: u32,
     pub tenant_24h: u32,
+    /// Tenants with whom something else is agreed, by their ids.
+    pub tenants: BTreeMap<String, OrderBudget>,
 }
 
 impl Limits {
-    /// Of a limit, for a registered domain that may have one of its own.
+    /// Of a limit, for a registered domain or a tenant that may have one of its own.
     pub fn rate(&self, limit: LimitName, subject: &str) -> Rate {
         match limit {
             LimitName::Orders => self.orders,
@@ -47,16 +53,36 @@ impl Limits {
             LimitName::FailedAuthorizations => self.failed_authorizations,
             LimitName::ConsecutiveFailures => self.consecutive_failures,
             LimitName::NewAccounts => self.new_accounts,
-            LimitName::TenantHour => Rate::per(self.tenant_1h, HOUR_MS),
-            LimitName::TenantDay => Rate::per(self.tenant_24h, DAY_MS),
+            LimitName::TenantHour => {
+                let own = self.tenants.get(subject).and_then(|budget| budget.per_hour);
+                Rate::per(own.unwrap_or(self.tenant_1h), HOUR_MS)
+            }
+            LimitName::TenantDay => {
+                let own = self.tenants.get(subject).and_then(|budget| budget.per_day);
+                Rate::per(own.unwrap_or(self.tenant_24h), DAY_MS)
+            }
         }
     }
 
-    /// New orders that new names leave untouched.
+    /// New orders that new names leave untouched, whosever they are.
     pub fn reserve(&self) -> u32 {
+        self.share(self.reserve_share)
+    }
+
+    /// New orders that new names of this tenant leave untouched; `None`: of several.
+    pub fn kept_from(&self, tenant: Option<TenantId>) -> u32 {
+        let own = tenant.and_then(|tenant| self.tenants.get(&tenant.to_string()));
+        if own.is_some_and(|budget| budget.priority) {
+            self.reserve()
+        } else {
+            self.share(self.reserve_share + self.priority_share)
+        }
+    }
+
+    fn share(&self, share: f64) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a u32")]
-        let reserve = (f64::from(self.orders.count) * self.reserve_share) as u32;
-        reserve
+        let share = (f64::from(self.orders.count) * share) as u32;
+        share
     }
 }
 
@@ -81,6 +107,8 @@ pub struct LimitsConfig {
     new_accounts: Option<Rate>,
     domains: BTreeMap<String, Rate>,
     reserve: Option<f64>,
+    /// Absent: 0, nothing is kept for tenants with priority.
+    priority_reserve: f64,
     pause_after: Option<u32>,
     /// Absent: a third of `orders` in 3 hours, rounded up, which in the long run is all that the account has: a tenant
     /// alone loses nothing by it, and many names at once leave two thirds to the others.
@@ -113,6 +141,14 @@ impl LimitsConfig {
                 "reserve",
                 format!("= {share} must be from 0 to {RESERVE_SHARE_MAX}, a share of the orders"),
             );
+        }
+        let kept = self.reserve.unwrap_or(RESERVE_SHARE) + self.priority_reserve;
+        if self.priority_reserve < 0.0 || !(0.0..=RESERVE_SHARE_MAX).contains(&kept) {
+            let message = format!(
+                "= {} must be a share of the orders, with limits.reserve from 0 to {RESERVE_SHARE_MAX}",
+                self.priority_reserve
+            );
+            return fault("priority_reserve", message);
         }
         for name in self.domains.keys() {
             let parsed = portico_cert_store::DomainName::parse(name);
@@ -152,9 +188,11 @@ impl LimitsConfig {
             new_accounts: self.new_accounts.unwrap_or(table.new_accounts),
             domains: self.domains.clone(),
             reserve_share: self.reserve.unwrap_or(RESERVE_SHARE),
+            priority_share: self.priority_reserve,
             pause_after: self.pause_after.unwrap_or(PAUSE_AFTER),
             tenant_1h: self.tenant_1h.unwrap_or(orders.count_in(HOUR_MS)),
             tenant_24h: self.tenant_24h,
+            tenants: BTreeMap::new(),
         }
     }
 }
@@ -189,9 +227,11 @@ fn published(preset: Preset) -> Limits {
         new_accounts,
         domains: BTreeMap::new(),
         reserve_share: RESERVE_SHARE,
+        priority_share: 0.0,
         pause_after: PAUSE_AFTER,
         tenant_1h: 0,
         tenant_24h: 0,
+        tenants: BTreeMap::new(),
     }
 }
 

@@ -139,7 +139,7 @@ pub fn needs(order: &Order<'_>, at: At<'_>, limits: &Limits) -> Vec<Need> {
     };
     need(LimitName::ExactSet, order.name_set, 0, Charged::AtCertificate);
     if order.exemption != Exemption::SameNames {
-        let keep = if order.keeps_alive { 0 } else { limits.reserve() };
+        let keep = if order.keeps_alive { 0 } else { limits.kept_from(order.tenant) };
         need(LimitName::Orders, "", keep, Charged::AtOrder);
         for domain in registered_domains(&counted) {
             need(LimitName::RegisteredDomain, &domain, 0, Charged::AtCertificate);
@@ -213,6 +213,8 @@ pub fn registered_domains<T: AsRef<str>>(names: &[T]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portico_api::v1::OrderBudget;
+
     use crate::clock::HOUR_MS;
 
     const AT: At<'static> = At { ca: "https://ca.test/dir", account: "le" };
@@ -253,6 +255,32 @@ mod tests {
         assert_eq!(waiting[1].keep, 150);
         let replaces = Exemption::Replaces { covered: &names };
         assert_eq!(needs(&Order { exemption: replaces, ..new }, AT, &Limits::default()), []);
+    }
+
+    #[test]
+    fn a_tenant_with_priority_uses_what_is_kept_for_it_and_has_its_own_budget() {
+        let names = ["shop.test".to_owned()];
+        let (paying, other) = (TenantId::generate(), TenantId::generate());
+        let own = OrderBudget { per_hour: Some(0), per_day: Some(7), priority: true };
+        let tenants = [(paying.to_string(), own)].into();
+        let limits = Limits { priority_share: 0.2, tenant_1h: 5, tenants, ..Limits::default() };
+        let of = |tenant| {
+            let order = Order {
+                names: &names,
+                name_set: "x",
+                exemption: Exemption::None,
+                keeps_alive: false,
+                tenant,
+            };
+            let needs = needs(&order, AT, &limits);
+            let orders = needs.iter().find(|need| need.key.limit == LimitName::Orders).unwrap().keep;
+            let rate = |limit| needs.iter().find(|need| need.key.limit == limit).map(|need| need.rate);
+            (orders, rate(LimitName::TenantHour), rate(LimitName::TenantDay))
+        };
+        // Of 300: a tenth for what is served, a fifth for who pays for it.
+        assert_eq!(of(Some(paying)), (30, Some(Rate::NONE), Some(Rate::per(7, 24 * HOUR_MS))));
+        assert_eq!(of(Some(other)), (90, Some(Rate::per(5, HOUR_MS)), Some(Rate::NONE)));
+        assert_eq!(of(None), (90, None, None), "of tenants who share one, not all pay");
     }
 
     #[test]

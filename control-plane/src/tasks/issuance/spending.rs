@@ -7,7 +7,7 @@ use super::turns::Turn;
 use crate::acme::{AcmeError, AcmeErrorKind, CaAuthorization, CertificateId};
 use crate::plan::ledger::{self, At, BucketKey, Charged, Exemption, LimitName, refusal};
 use crate::store::order::{self, OrderRow, OrderState};
-use crate::store::{StoreError, WriteTx, credential, ledger as buckets, renewal_info};
+use crate::store::{StoreError, WriteTx, credential, ledger as buckets, renewal_info, tenant};
 
 /// A limit that a CA tells of without Retry-After is full for this long.
 const TOLD_WITHOUT_TIME_MS: i64 = 10 * 60_000;
@@ -35,7 +35,11 @@ pub(super) async fn take(issuance: &Issuance, issuer: &Issuer, row: &OrderRow) -
         tenant: row.tenant,
     };
     let label = issuer.label(row.account);
-    let needs = ledger::needs(&order, at(issuer, &label), &issuer.limits);
+    let mut limits = issuer.limits.clone();
+    if let Some(tenant) = row.tenant {
+        limits.tenants = tenant::order_budgets(&mut tx, Some(tenant)).await?;
+    }
+    let needs = ledger::needs(&order, at(issuer, &label), &limits);
     let levels = buckets::levels_of(&mut tx, &needs).await?;
     if let Err(no_room) = ledger::check(&needs, &levels, now) {
         buckets::see_clock(&mut tx, &needs, &levels, now).await?;
