@@ -122,7 +122,7 @@ fn record_end(body: &[u8]) {
 
 /// The values under these locks are replaced whole, so a poisoned one is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The client; clones share connections and pace.
@@ -273,13 +273,13 @@ impl CaHttp {
     }
 
     /// URL of newAccount. The directory has been read.
-    pub(super) fn new_account_url(&self) -> Result<&str, AcmeError> {
-        Ok(&self.endpoints()?.new_account)
+    pub(super) fn new_account_url(&self) -> Result<String, AcmeError> {
+        Ok(self.endpoints()?.new_account.clone())
     }
 
     /// URL of revokeCert; the directory is read if it has not been.
     pub(super) async fn revoke_url(&self) -> Result<String, AcmeError> {
-        if self.inner.endpoints.get().is_none() {
+        if self.inner.endpoints.get().is_none() || self.inner.endpoints.is_gone.load(Ordering::Relaxed) {
             self.read_directory().await?;
         }
         let url = self.endpoints()?.revoke_cert.clone();
@@ -287,7 +287,7 @@ impl CaHttp {
         url.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, none))
     }
 
-    fn endpoints(&self) -> Result<&Endpoints, AcmeError> {
+    fn endpoints(&self) -> Result<Arc<Endpoints>, AcmeError> {
         self.inner.endpoints.get().ok_or_else(|| AcmeError::ours("no directory has been read"))
     }
 

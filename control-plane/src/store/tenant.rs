@@ -63,7 +63,7 @@ pub async fn order_budgets(
     };
     let mut budgets = BTreeMap::new();
     for row in rows {
-        let spec: TenantSpec = from_json(&row.try_get::<String>("spec")?)?;
+        let spec: TenantSpec = from_json(row.try_get("spec")?, "a tenant")?;
         if !spec.order_budget.is_empty() {
             budgets.insert(row.try_get("id")?, spec.order_budget);
         }

@@ -198,6 +198,36 @@ async fn a_mended_name_comes_back_to_its_group_with_the_next_renewal() {
     assert!(orders <= 2, "{orders} orders for one group and one name");
 }
 
+/// A name that died meanwhile is found before the CA is asked: no order and no validation fails for it, and the others are renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_died_leaves_its_group_before_the_renewal_is_ordered() {
+    let lab = Lab::start(&Options::default()).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let ids = lab.domains(tenant, &["a.shop.test", "b.shop.test", "dead.shop.test"]).await;
+    let first = lab.until_covered(3).await.remove(0);
+    let elsewhere = json!({ "name": "dead.shop.test", "type": "A", "values": ["127.0.0.99"] });
+    lab.world.set_dns("/records", elsewhere).await;
+    lab.world.advance(61).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let renewed = loop {
+        let live = lab.live_credentials().await;
+        if let Some(live) = live.into_iter().find(|live| live.spki != first.spki) {
+            break live;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{}", lab.world.stats().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(renewed.names, ["a.shop.test", "b.shop.test"]);
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["orders"]["created"], 2, "{stats}");
+    assert_eq!(stats["validations"]["by_name"]["dead.shop.test"]["http-01"]["performed"], 1, "{stats}");
+    let events = events_of(&lab, &ids[2].to_string()).await;
+    let told = |event: &&Vec<String>| {
+        event[0] == "certificate.renewal_failed" && event[1].contains("no CA could validate dead.shop.test")
+    };
+    assert!(events.iter().any(|event| told(&event)), "{events:?}");
+}
+
 /// The authorization is lost with it, so another order follows; the names stay together, and no pre-flight is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_validation_that_the_ca_could_not_carry_out_is_no_names_fault() {
@@ -258,7 +288,7 @@ async fn issued_but_for(bad: &str, refusal: Value) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !events_of(&lab, &culprit.to_string()).await.iter().any(|e| e[0] == "domain.failed") {
         assert!(tokio::time::Instant::now() < deadline, "{bad} is not told: {refusal}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let stats = lab.world.stats().await;
     let asked = stats["new_orders"].as_array().unwrap().len();
@@ -496,7 +526,7 @@ async fn until_rows(lab: &Lab, sql: &'static str, least: usize) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while lab.rows(sql).await.len() < least {
         assert!(tokio::time::Instant::now() < deadline, "{} of {least}: {sql}", lab.rows(sql).await.len());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

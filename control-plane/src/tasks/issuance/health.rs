@@ -182,6 +182,7 @@ fn fault_of_issuer(stop: &Stop) -> Option<String> {
         Stop::Refused(text) => Some(format!("it issued what must not be served: {text}")),
         Stop::Store(_)
         | Stop::Names(_)
+        | Stop::Dead(_)
         | Stop::Forbidden(_)
         | Stop::NoRoom(_)
         | Stop::NotYet(_)

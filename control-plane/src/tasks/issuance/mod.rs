@@ -50,7 +50,7 @@ use portico_cert_store::{
     CellId, CredentialId, DomainId, GroupId, KeyType, LineageId, NamePattern, OrderId, PrivateKey,
     SealContext, TenantId,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 pub use fail_point::{ALL as FAIL_POINTS, arm as arm_fail_point};
@@ -87,6 +87,8 @@ const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
 const PREFLIGHTS_OF_TENANT_MAX: usize = 48;
 /// Names of one tenant that are looked at in one turn: as many as a certificate has by default.
 const PREFLIGHT_BUNDLE: usize = 25;
+/// Renewals whose names are looked at before at the same time.
+const RENEWAL_LOOKS_MAX: usize = 4;
 /// The loop looks at everything at least this often: wakes are hints.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// And at most this often, and for a quarter of the time at most.
@@ -105,6 +107,8 @@ struct Issuance {
     /// Some order is over that may have left records.
     left: Notify,
     issuers: Vec<Issuer>,
+    /// Renewals whose names are looked at at this moment.
+    renewal_looks: Semaphore,
 }
 
 /// Issuance, set up: its addresses are bound.
@@ -136,6 +140,7 @@ pub async fn start(parts: Parts, fleet: Fleet) -> anyhow::Result<Issuing> {
         lookup: Lookup::new(&parts.config.dns)?,
         writers: Arc::new(Writers::new(&parts.config.dns)?),
         left: Notify::new(),
+        renewal_looks: Semaphore::new(RENEWAL_LOOKS_MAX),
         issuers: parts.config.issuers.iter().map(Issuer::new).collect::<Result<_, _>>()?,
         parts,
         fleet,

@@ -20,9 +20,8 @@ use portico_cert_store::OrderId;
 use super::challenge::{Placed, Unplaced};
 use super::health::Forbidden;
 use super::issuer::Issuer;
-use super::publish;
 use super::stopped::{Ran, Stop, stopped};
-use super::{Issuance, fail_point, fan_out, spending};
+use super::{Issuance, fail_point, fan_out, preflight, publish, spending};
 use crate::acme::order::Wanted;
 use crate::acme::{
     Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus,
@@ -93,6 +92,12 @@ impl Step<'_> {
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
         self.issuance.check_caa(self.issuer, self.row).await?;
+        if self.row.attempts == 0 {
+            let dead = preflight::dead_names(self.issuance, self.issuer, self.row).await?;
+            if !dead.is_empty() {
+                return Err(Stop::Dead(dead));
+            }
+        }
         let account = self.account().await?;
         let turn = spending::take(self.issuance, self.issuer, self.row).await?;
         fail_point::reach("order.counted");

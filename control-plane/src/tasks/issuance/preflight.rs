@@ -1,4 +1,4 @@
-//! Before the first order for a name: would the CA find what we put up?
+//! Before an order for a name: would the CA find what we put up?
 //!
 //! A name passes when its HTTP-01 challenge can be fetched through the name's own addresses, or all of them are ours
 //! (TLS-ALPN-01), or its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results
@@ -6,6 +6,10 @@
 //!
 //! Then its CAA records are looked at ([`crate::plan::caa`]), for what each issuer that its tenant prefers calls itself: one
 //! that may not issue is not asked to, so no order is spent.
+//!
+//! Before a renewal of several names they are looked at once more: one that is dead by now leaves the others, as if the CA had
+//! failed it. It is only taken out, never stopped, and only where another name of the same order was found alive, so that a
+//! control plane that cannot reach its own edges harms nobody. The last word on a name alone is the CA's.
 //!
 //! What DNS says is asked of the resolvers and of each server of the zone ([`crate::dns::views`]): a CA may meet any.
 //!
@@ -16,9 +20,11 @@
 //! does that. When records change later the CA refuses, names them in its words, and the old certificate serves on meanwhile.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+use futures_util::StreamExt as _;
 use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
 use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
 use portico_prober::egress::{EgressPolicy, Grant, special_range};
@@ -36,13 +42,18 @@ use crate::plan::issuers::{CAA_FRESH_MS, Restriction, RestrictionKind, Restricti
 use crate::plan::reconcile::usable;
 use crate::store::condition::{self, Observation};
 use crate::store::group::{self, OrderableDomain};
-use crate::store::{StoreError, event, tenant};
+use crate::store::order::OrderRow;
+use crate::store::{StoreError, domain, event, tenant};
 
 /// Addresses of a name that are tried; a CA picks any of them.
 const ADDRESSES_MAX: usize = 4;
 /// How long the probe's token stands on the edges.
 const TOKEN_LIFETIME_MS: i64 = 60_000;
 
+/// Names of one renewal that are looked at at once.
+const LOOKS_OF_RENEWAL_MAX: usize = 4;
+/// For all of them; an order does not wait for longer.
+const RENEWAL_LOOK_DEADLINE: Duration = Duration::from_secs(60);
 /// RFC 1035 section 4.2.
 const DNS_PORT: u16 = 53;
 
@@ -61,11 +72,11 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
         issuance.preferred(&mut read, Some(domain.tenant)).await?
     };
     let findings = if issuance.parts.config.preflight.enabled {
-        look(issuance, &issuers, domain).await
+        look(issuance, &issuers, &Looked::of(domain)).await
     } else {
         let every = [ChallengeMethod::Http01, ChallengeMethod::TlsAlpn01, ChallengeMethod::Dns01];
         let methods: Vec<_> =
-            every.into_iter().filter(|method| is_wanted(&issuers, domain, *method)).collect();
+            every.into_iter().filter(|method| is_wanted(&issuers, &domain.name, *method)).collect();
         let restrictions = of_methods(issuance, &issuers, &methods);
         Findings { methods, restrictions, observations: Vec::new() }
     };
@@ -116,8 +127,8 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
 }
 
 /// Whether some issuer validates by this method, and for this name.
-fn is_wanted(issuers: &[&Issuer], domain: &OrderableDomain, method: ChallengeMethod) -> bool {
-    usable(&domain.name, method) && issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
+fn is_wanted(issuers: &[&Issuer], name: &str, method: ChallengeMethod) -> bool {
+    usable(name, method) && issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
 }
 
 /// Issuers that validate by none of the methods that a name can show.
@@ -152,7 +163,59 @@ fn next_look(age_ms: i64) -> i64 {
     }
 }
 
-async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &OrderableDomain) -> Findings {
+/// A name that is looked at.
+struct Looked {
+    id: DomainId,
+    tenant: TenantId,
+    name: String,
+}
+
+impl Looked {
+    fn of(domain: &OrderableDomain) -> Self {
+        Self { id: domain.id, tenant: domain.tenant, name: domain.name.clone() }
+    }
+}
+
+/// Names of a renewal that would fail as they are now, with the reason in words; none where nothing is certain.
+pub(super) async fn dead_names(
+    issuance: &Issuance,
+    issuer: &Issuer,
+    row: &OrderRow,
+) -> Result<Vec<(String, String)>, StoreError> {
+    let is_looked_at = issuance.parts.config.preflight.enabled && row.renewal && row.names.len() > 1;
+    // When many are renewed at once, as before a mass revocation, most go without.
+    let Some(_permit) = issuance.renewal_looks.try_acquire().ok().filter(|_| is_looked_at) else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for domain in &row.domains {
+        let mut read = issuance.parts.store.read().await?;
+        if let Some(found) = domain::find(&mut read, *domain).await? {
+            names.push(Looked { id: found.id, tenant: found.tenant_id, name: found.name.to_string() });
+        }
+    }
+    let issuers = [issuer];
+    let mut looks = Vec::new();
+    for name in &names {
+        looks.push(async { (name.name.clone(), look(issuance, &issuers, name).await) });
+    }
+    let looks = futures_util::stream::iter(looks).buffer_unordered(LOOKS_OF_RENEWAL_MAX).collect::<Vec<_>>();
+    let Ok(found) = tokio::time::timeout(RENEWAL_LOOK_DEADLINE, looks).await else { return Ok(Vec::new()) };
+    if found.iter().all(|(_, findings)| findings.methods.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let is_against = |observed: &&Observation| {
+        let kinds = [ConditionKind::ChallengeReachable, ConditionKind::CaaPermits];
+        observed.status == ConditionStatus::False && kinds.contains(&observed.kind)
+    };
+    let dead = |(name, findings): (String, Findings)| {
+        let why = findings.observations.iter().find(is_against)?;
+        findings.methods.is_empty().then(|| (name, why.message.clone()))
+    };
+    Ok(found.into_iter().filter_map(dead).collect())
+}
+
+async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &Looked) -> Findings {
     let Ok(pattern) = NamePattern::parse(&domain.name) else {
         return Findings { methods: Vec::new(), restrictions: Restrictions::new(), observations: Vec::new() };
     };
@@ -205,7 +268,7 @@ async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &OrderableDomain
             texts.extend(text);
         }
     }
-    methods.retain(|method| is_wanted(issuers, domain, *method));
+    methods.retain(|method| is_wanted(issuers, &domain.name, *method));
     observations.push(reachable(&methods, &texts, unknown));
     let mut restrictions = of_methods(issuance, issuers, &methods);
     if !methods.is_empty()

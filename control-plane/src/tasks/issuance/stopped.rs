@@ -45,6 +45,8 @@ pub(super) enum Stop {
     Acme(AcmeError),
     /// These names failed, with the CA's or our words.
     Names(Vec<(String, String)>),
+    /// These would fail: the CA was not asked.
+    Dead(Vec<(String, String)>),
     /// The issuer may not issue for these.
     Forbidden(Vec<Forbidden>),
     /// Our own limit.
@@ -92,7 +94,8 @@ pub(super) async fn stopped(
         }
         Stop::Names(names) if row.backup => leave_out(issuance, row, unwanted(names, None)).await,
         Stop::Forbidden(names) => forbid(issuance, issuer, row, names).await,
-        Stop::Names(names) => eject(issuance, issuer, row, &names).await,
+        Stop::Names(names) => eject(issuance, issuer, row, "the CA could not validate", &names).await,
+        Stop::Dead(names) => eject(issuance, issuer, row, "no CA could validate", &names).await,
         Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
         // Its CA may want it replaced sooner than it said.
@@ -195,7 +198,7 @@ async fn held_up(
                 )
                 .await
             } else if !names_nobody(row, &error) {
-                eject(issuance, issuer, row, &refused_names(row, &error)).await
+                eject(issuance, issuer, row, "the CA could not validate", &refused_names(row, &error)).await
             } else if is_about_names(row, &error) && issuer.is_some_and(Issuer::may_halve) {
                 split(issuance, row, reason, &text).await
             } else {
@@ -344,7 +347,7 @@ async fn forbid(
     if !left.is_empty() {
         // Of the others what was noted stands.
         tx.commit().await?;
-        return eject(issuance, issuer, row, &left).await;
+        return eject(issuance, issuer, row, "the CA could not validate", &left).await;
     }
     order::fail(&mut tx, row.id, now, &text, now).await?;
     for domain in &row.domains {
@@ -391,11 +394,13 @@ async fn outlasted(
     tx.commit().await
 }
 
-/// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once.
+/// Takes failed names out: the order is over, each of them is ordered alone after its back-off, the rest at once. `who` says, for
+/// people, who has failed them.
 async fn eject(
     issuance: &Arc<Issuance>,
     issuer: Option<&Issuer>,
     row: &OrderRow,
+    who: &str,
     failed: &[(String, String)],
 ) -> Result<Ran, StoreError> {
     if !failed.iter().any(|(name, _)| row.names.contains(name)) {
@@ -424,7 +429,7 @@ async fn eject(
         state.error = Some(words.clone());
         last_retry = last_retry.max(state.next_at);
         group::put_name_state(&mut tx, *id, &state, now).await?;
-        let text = format!("the CA could not validate {name}: {words}");
+        let text = format!("{who} {name}: {words}");
         let mend = format!("mend it and run `portico domain retry {name}` for a new try");
         let next = if paused {
             format!(
