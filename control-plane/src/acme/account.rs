@@ -63,7 +63,11 @@ impl AccountKey {
             PrivateKeyDer::Pkcs1(_) | _ => None,
         };
         read.ok_or_else(|| {
-            format!("is no P-256 key; {only}, so one with an RSA key, as certbot makes them, cannot")
+            format!(
+                "is no P-256 key; {only}. An RSA key, as certbot makes them, can be changed for one (change_key), by which \
+                 the client that has it is locked out of the account; or leave the account out: its names are then renewed \
+                 on the issuer's own account"
+            )
         })
     }
 

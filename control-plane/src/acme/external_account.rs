@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use super::account::{AccountKey, NonceTries};
 use super::error::{AcmeError, AcmeErrorKind};
-use super::http::{CaHttp, Observed, observe};
-use super::key_signed::{KeySigner, encode, refusal};
+use super::http::{CaHttp, observe};
+use super::jws::{Signer, account_refusal, encode};
 
 /// An account at the CA's owner that an ACME account is bound to. The secret is zeroed on drop, never printed.
 pub struct ExternalAccount {
@@ -39,15 +39,16 @@ impl ExternalAccount {
         contact: Option<&str>,
     ) -> Result<String, AcmeError> {
         http.read_directory().await?;
+        let signer = Signer::p256(key)?;
         let mut tries = NonceTries::default();
         loop {
-            let (result, observed) = observe(self.ask(http, key, contact)).await;
+            let (result, observed) = observe(self.ask(http, &signer, contact)).await;
             match result {
                 Ok((StatusCode::OK | StatusCode::CREATED, _)) => {
                     let none = "the CA does not say where the account is";
                     return observed.location.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, none));
                 }
-                Ok((_, body)) => tries.again(refused(&body, observed))?,
+                Ok((_, body)) => tries.again(account_refusal(&body, observed))?,
                 Err(error) => return Err(error),
             }
         }
@@ -56,15 +57,14 @@ impl ExternalAccount {
     async fn ask(
         &self,
         http: &CaHttp,
-        key: &AccountKey,
+        signer: &Signer,
         contact: Option<&str>,
     ) -> Result<(StatusCode, Bytes), AcmeError> {
-        let signer = KeySigner::from_pkcs8(key.secret_pkcs8())?;
         let url = http.new_account_url()?;
         let payload = json!({
             "termsOfServiceAgreed": true,
             "contact": contact.into_iter().collect::<Vec<_>>(),
-            "externalAccountBinding": self.binding(&signer.jwk(), &url),
+            "externalAccountBinding": self.binding(&signer.jwk, &url),
         });
         signer.post(http, &url, &payload).await
     }
@@ -76,13 +76,4 @@ impl ExternalAccount {
         let signature = encode(hmac::sign(&secret, format!("{protected}.{payload}").as_bytes()));
         json!({ "protected": protected, "payload": payload, "signature": signature })
     }
-}
-
-/// Whatever the CA finds fault with, it is no name.
-fn refused(body: &[u8], observed: Observed) -> AcmeError {
-    let mut read = refusal(body, observed);
-    if read.is_refusal() {
-        read.kind = AcmeErrorKind::Account;
-    }
-    read
 }

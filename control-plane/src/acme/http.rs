@@ -178,6 +178,7 @@ struct Endpoints {
     new_account: String,
     new_order: String,
     revoke_cert: Option<String>,
+    key_change: Option<String>,
     renewal_info: Option<String>,
     #[serde(default)]
     meta: Meta,
@@ -285,6 +286,13 @@ impl CaHttp {
         let url = self.endpoints()?.revoke_cert.clone();
         let none = "the CA's directory has no revokeCert";
         url.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Garbage, none))
+    }
+
+    /// URL of keyChange. The directory has been read.
+    pub(super) fn key_change_url(&self) -> Result<String, AcmeError> {
+        let none = "the CA has no way to change the key of an account";
+        let url = self.endpoints()?.key_change.clone();
+        url.ok_or_else(|| AcmeError::plain(AcmeErrorKind::Account, none))
     }
 
     fn endpoints(&self) -> Result<Arc<Endpoints>, AcmeError> {

@@ -5,20 +5,21 @@
 //! - [`error`]: what went wrong, in the terms that the order machine decides by.
 //! - [`account`]: the account key and its registration, which may be repeated without a second account.
 //! - [`external_account`]: the same, at CAs that bind it to an account made elsewhere.
+//! - [`key_change`]: another key for an account that another client has used with an RSA key.
 //! - [`renewal_info`]: when the CA suggests to renew a certificate, and what it calls it.
 //! - [`revocation`]: of certificates whose keys others may have.
 //! - [`order`]: one order's steps at the CA, each of which may be repeated.
 //!
 //! Everything here can be called again after a crash and reaches the same end; when to call again is the order
-//! machine's decision (`tasks`). Deliberately absent: storage, challenges' placement, back-off, key rollover (the crate
-//! returns the new key only after the CA took it: a crash between loses the account), account keys other than P-256 (ES256
-//! is all that the crate signs with).
+//! machine's decision (`tasks`). Deliberately absent: storage, challenges' placement, back-off, rollover of our own keys,
+//! orders on account keys other than P-256 (ES256 is all that the crate signs with).
 
 pub mod account;
 pub mod error;
 pub mod external_account;
 pub mod http;
-mod key_signed;
+mod jws;
+pub mod key_change;
 pub mod order;
 pub mod renewal_info;
 mod revocation;
@@ -27,6 +28,7 @@ pub use account::{Account, AccountKey};
 pub use error::{AcmeError, AcmeErrorKind};
 pub use external_account::ExternalAccount;
 pub use http::{CaEndpoint, CaHttp, CaHttpError, Pace};
+pub use key_change::RsaAccountKey;
 pub use order::{AuthorizationStatus, CaAuthorization, CaChallenge, CaOrder, CaOrderStatus, ChallengeMethod};
 pub use renewal_info::CertificateId;
 

@@ -11,19 +11,19 @@ use serde_json::json;
 use super::account::{Account, NonceTries};
 use super::error::AcmeError;
 use super::http::{CaHttp, observe};
-use super::key_signed::{KeySigner, encode, refusal};
+use super::jws::{Signer, encode, refusal};
 
 /// keyCompromise (RFC 5280 section 5.3.1).
 const KEY_COMPROMISE: u8 = 1;
 
 impl CaHttp {
-    /// Revokes the leaf of a chain in PEM as compromised, signed with its own key (P-256, PKCS#8). One that is revoked already is
+    /// Revokes the leaf of a chain in PEM as compromised, signed with its own key (P-256 or RSA, PKCS#8). One that is revoked already is
     /// no error: a crash may have taken the CA's answer from us.
     ///
     /// # Errors
     /// Any of the CA's.
     pub async fn revoke_by_key(&self, chain_pem: &str, key_pkcs8: &[u8]) -> Result<(), AcmeError> {
-        let signer = KeySigner::from_pkcs8(key_pkcs8)?;
+        let signer = Signer::of_key(key_pkcs8)?;
         let chain = leaf(chain_pem)?;
         let payload = json!({ "certificate": encode(chain.leaf()), "reason": KEY_COMPROMISE });
         let url = self.revoke_url().await?;

@@ -9,7 +9,7 @@ use super::call::OperatorCall;
 use super::fault::{Answered, Fault, field};
 use super::json_body::SecretBody;
 use super::write::{Answer, Begun, Write};
-use crate::acme::{AccountKey, AcmeErrorKind};
+use crate::acme::{AccountKey, AcmeError, AcmeErrorKind, RsaAccountKey};
 use crate::app::App;
 use crate::clock::rfc3339;
 use crate::config::IssuerConfig;
@@ -31,8 +31,9 @@ pub(super) async fn list(State(app): State<App>, _call: OperatorCall) -> Answere
 }
 
 /// Takes over the ACME account of another client by its private key, so that what it has ordered is renewed as a replacement,
-/// which spends no limit. The CA is asked for the account that the key has; the key is sealed and shown to nobody. Only P-256
-/// keys: others are not signed with. 200 when it is ours already.
+/// which spends no limit. The CA is asked for the account that the key has; the key is sealed and shown to nobody. Orders are signed
+/// with P-256 keys alone; with `change_key` the account of an RSA key gets one, which locks out whoever has the old one (422 `rsa_key`
+/// without). 200 when it is ours already.
 #[utoipa::path(post, path = "/v1/issuers/{name}/accounts", tag = "issuers", params(("name" = String, Path)),
     request_body = AdoptAccount, responses((status = 201, body = IssuerAccount), (status = 200, body = IssuerAccount),
         (status = 404), (status = 422), (status = 503)))]
@@ -44,10 +45,57 @@ pub(super) async fn adopt(
 ) -> Answered<Response> {
     let config = app.parts.config.issuers.iter().find(|issuer| issuer.name == name);
     let config = config.ok_or_else(|| Fault::not_found("issuer"))?;
-    let key = AccountKey::from_pem(body.value.key_pem.reveal())
-        .map_err(|why| Fault::fields(vec![field("/key_pem", "invalid_key", why)]))?;
+    let pem = body.value.key_pem.reveal();
     // Before the writer's turn: the CA may take its time.
-    let found = adoption::find(config, &key).await.map_err(|error| match error.kind {
+    let adopted = match (AccountKey::from_pem(pem), RsaAccountKey::from_pem(pem)) {
+        (Ok(key), _) => {
+            let found = adoption::find(config, &key).await.map_err(|error| refused(&name, &error))?;
+            Adopted::Found(key, found)
+        }
+        (Err(_), Some(old)) if body.value.change_key => {
+            let changed = adoption::change_key(&app.parts, config, &old).await;
+            Adopted::Changed(changed.map_err(|error| refused(&name, &error))?)
+        }
+        (Err(why), Some(_)) => return Err(Fault::fields(vec![field("/key_pem", "rsa_key", why)])),
+        (Err(why), None) => return Err(Fault::fields(vec![field("/key_pem", "invalid_key", why)])),
+    };
+    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+        Begun::Replay(response) => return Ok(response),
+        Begun::Fresh(write) => write,
+    };
+    let now_ms = write.now_ms;
+    let row = match &adopted {
+        Adopted::Found(key, found) => {
+            if let Some(row) = account::of_url(&mut write.tx, &name, &found.url).await? {
+                return write.finish(Answer::json(StatusCode::OK, &account_shown(&row))).await;
+            }
+            adoption::put(&mut write.tx, &app.parts.sealer, config, key, found, now_ms).await?
+        }
+        Adopted::Changed(changed) => adoption::put_changed(&mut write.tx, &name, changed, now_ms).await?,
+    };
+    let shown = account_shown(&row);
+    write.audit("issuer.adopt_account", &name, &(), &shown).await?;
+    let url = shown.url.as_deref().unwrap_or_default();
+    let text = match &adopted {
+        Adopted::Found(..) => format!("account {url} of issuer {name} was adopted"),
+        Adopted::Changed(_) => {
+            format!(
+                "account {url} of issuer {name} was adopted and has a new key; its old one opens it no more"
+            )
+        }
+    };
+    write.event("issuer.account_adopted", None, &name, &text).await?;
+    write.finish(Answer::json(StatusCode::CREATED, &shown)).await
+}
+
+/// An account of another client's, as the CA has it now.
+enum Adopted {
+    Found(AccountKey, adoption::Found),
+    Changed(adoption::Changed),
+}
+
+fn refused(name: &str, error: &AcmeError) -> Fault {
+    match error.kind {
         AcmeErrorKind::Account | AcmeErrorKind::RequestRefused | AcmeErrorKind::NamesRefused => {
             let why = format!("has no account at issuer {name}: {}", error.detail);
             Fault::fields(vec![field("/key_pem", "no_account", why)])
@@ -61,21 +109,7 @@ pub(super) async fn adopt(
         | AcmeErrorKind::Ours => {
             Fault::new(StatusCode::SERVICE_UNAVAILABLE, "ca_unavailable", error.to_string())
         }
-    })?;
-    let mut write = match Write::begin(&app, &call, &body.raw).await? {
-        Begun::Replay(response) => return Ok(response),
-        Begun::Fresh(write) => write,
-    };
-    if let Some(row) = account::of_url(&mut write.tx, &name, &found.url).await? {
-        return write.finish(Answer::json(StatusCode::OK, &account_shown(&row))).await;
     }
-    let now_ms = write.now_ms;
-    let row = adoption::put(&mut write.tx, &app.parts.sealer, config, &key, &found, now_ms).await?;
-    let shown = account_shown(&row);
-    write.audit("issuer.adopt_account", &name, &(), &shown).await?;
-    let text = format!("account {} of issuer {name} was adopted", found.url);
-    write.event("issuer.account_adopted", None, &name, &text).await?;
-    write.finish(Answer::json(StatusCode::CREATED, &shown)).await
 }
 
 async fn shown(connection: &mut Connection, config: &IssuerConfig, now: i64) -> Result<Issuer, StoreError> {

@@ -116,6 +116,38 @@ pub async fn of_issuer(
     rows.iter().map(account).collect()
 }
 
+/// The adopted ones whose key was written down and which the CA may not know by it: a change of key was not seen to its end.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn adoptions_intended(
+    connection: &mut Connection,
+    issuer: &str,
+    directory: &str,
+) -> Result<Vec<AccountRow>, StoreError> {
+    let rows = sql::query(
+        "SELECT * FROM accounts WHERE issuer = ? AND directory = ? AND origin = 'adopted' AND state = 'intended' \
+         ORDER BY id DESC",
+    )
+    .bind(issuer)
+    .bind(directory)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(account).collect()
+}
+
+/// Forgets an adopted account whose key the CA has not heard of.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_intended(tx: &mut WriteTx, id: AccountId) -> Result<(), StoreError> {
+    sql::query("DELETE FROM accounts WHERE id = ? AND origin = 'adopted' AND state = 'intended'")
+        .bind(id.0)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// A lost account gives its URL free: it is adopted anew. Its row stays, for orders may be of it.
 ///
 /// # Errors

@@ -71,6 +71,10 @@ pub enum AccountOrigin {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdoptAccount {
-    /// Its private key, PEM: PKCS#8 or SEC 1, P-256.
+    /// Its private key, PEM: PKCS#8, SEC 1 or PKCS#1; P-256, or RSA with `change_key`.
     pub key_pem: SecretPem,
+    /// The account of an RSA key gets a new P-256 key (RFC 8555 section 7.3.5), which is made here and stays here. Whoever has used
+    /// the old key is locked out of the account from then on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub change_key: bool,
 }

@@ -20,9 +20,12 @@ pub(crate) enum IssuerCommand {
 pub(crate) struct AdoptArgs {
     /// The issuer's name in the configuration
     issuer: String,
-    /// PEM: the account's private key, P-256; it is sealed, and shown to nobody
+    /// PEM: the account's private key, P-256, or RSA with --change-key; it is sealed, and shown to nobody
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// Give the account of an RSA key a new P-256 key, made here. From then on the old key opens it no more
+    #[arg(long)]
+    change_key: bool,
 }
 
 pub(crate) async fn run(settings: &Settings, command: IssuerCommand) -> Outcome {
@@ -76,7 +79,8 @@ fn accounts(issuer: &Issuer) -> String {
 async fn adopt(settings: &Settings, args: &AdoptArgs) -> Outcome {
     let key = std::fs::read_to_string(&args.key)
         .map_err(|error| Failure::usage(format!("--key {}: {error}", args.key.display())))?;
-    let adopted = settings.client()?.adopt_account(&args.issuer, SecretPem::new(key)).await?;
+    let adopted =
+        settings.client()?.adopt_account(&args.issuer, SecretPem::new(key), args.change_key).await?;
     if settings.format == Format::Json {
         return output::json(&adopted);
     }

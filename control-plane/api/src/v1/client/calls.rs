@@ -387,13 +387,15 @@ impl Client {
         self.get("/v1/issuers").await
     }
 
-    /// Takes over the account that this key has at the issuer's CA.
+    /// Takes over the account that this key has at the issuer's CA. `change_key`: an RSA key is changed for a new one, which locks
+    /// out whoever uses it.
     pub async fn adopt_account(
         &self,
         issuer: &str,
         key_pem: SecretPem,
+        change_key: bool,
     ) -> Result<IssuerAccount, ClientError> {
-        self.post(&format!("/v1/issuers/{issuer}/accounts"), &AdoptAccount { key_pem }).await
+        self.post(&format!("/v1/issuers/{issuer}/accounts"), &AdoptAccount { key_pem, change_key }).await
     }
 
     pub async fn backups(
