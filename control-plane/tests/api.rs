@@ -64,6 +64,9 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         }
         (_, "/v1/webhooks" | "/v1/tenants/{id}/webhooks") => json!({ "url": "https://hooks.example/" }),
         (_, "/v1/webhooks/{id}/replay") => json!({ "since": 0 }),
+        (_, "/v1/tenants/{id}/adoptions") => {
+            json!({ "domains": [spec("new.example")], "chain_pem": "x", "key_pem": "x", "note": "x" })
+        }
         (_, "/v1/tenants/{id}/purges") => json!({ "everything": true }),
         (_, "/v1/domains/attest") => json!({ "domain_ids": [domain], "note": "x" }),
         (_, "/v1/imports") => {

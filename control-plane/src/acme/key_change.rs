@@ -69,7 +69,7 @@ impl RsaAccountKey {
                 let inner = new.sign(head, &payload).map_err(AcmeError::ours)?;
                 let head = json!({ "kid": account, "nonce": nonce, "url": url });
                 let outer = self.0.sign(head, &inner).map_err(AcmeError::ours)?;
-                jws::post(http, url, &outer).await
+                jws::post(http, &url, &outer).await
             };
             let (result, observed) = observe(ask).await;
             match result? {

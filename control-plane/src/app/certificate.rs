@@ -22,6 +22,7 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
             Backup::Staged => BackupState::Staged,
             Backup::Shown => BackupState::Shown,
         }),
+        adopted: row.adopted,
         key_type: key_type(row),
         not_before: rfc3339(row.not_before),
         not_after: rfc3339(row.not_after),

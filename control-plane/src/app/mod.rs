@@ -1,5 +1,6 @@
 //! What the API does, apart from HTTP: rules on what may be written, views of what is, and what a proof changes.
 
+pub(crate) mod adoption;
 pub(crate) mod budget;
 pub(crate) mod certificate;
 pub(crate) mod claim;

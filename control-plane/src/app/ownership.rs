@@ -15,6 +15,8 @@ use super::{App, instructions};
 use crate::clock::{DAY_MS, HOUR_MS};
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
+use crate::http::fault::{Answered, Fault};
+use crate::http::write::Write;
 use crate::proof::{self, Decision, Refusal, Standing};
 use crate::store::condition::{self, Observation};
 use crate::store::domain::{self, DomainRow, Labels};
@@ -199,6 +201,26 @@ pub(crate) async fn accept(
         }
     }
     Ok(Ok(()))
+}
+
+/// The operator vouches for a name.
+///
+/// # Errors
+/// 409 where the name is another's; the store's.
+pub(crate) async fn attest(write: &mut Write, row: DomainRow, note: &str) -> Answered<()> {
+    let (now, id, name) = (write.now_ms, row.id, row.name.to_string());
+    let proof = ProofRow {
+        domain_id: id,
+        method: ProofMethod::Attestation,
+        proved_at: now,
+        checked_at: now,
+        evidence: format!("the operator's word: {note}"),
+        actor: write.actor().to_owned(),
+    };
+    if let Err(refusal) = accept(&mut write.tx, row, proof, now).await? {
+        return Err(Fault::conflict("owned_by_another", format!("{name}: {refusal}")));
+    }
+    write.audit("domain.attest", &id.to_string(), &(), &note).await
 }
 
 /// Who is served for the very name of `row`, and on what.

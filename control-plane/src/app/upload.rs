@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portico_api::v1::{CertificateUpload, FieldError, UPLOAD_HOSTNAMES_MAX};
+use portico_api::v1::{CertificateUpload, FieldError, SecretPem, UPLOAD_HOSTNAMES_MAX};
 use portico_cert_store::{
     CellId, CertificateFacts, CredentialId, Custody, DomainId, GroupId, LineageId, NamePattern, SealContext,
     TenantId, Upload, UploadPart, check_certified_key,
@@ -39,9 +39,9 @@ pub(crate) enum Put {
 ///
 /// # Errors
 /// 422 with what is wrong.
-pub(crate) fn read(app: &App, request: &CertificateUpload) -> Answered<Upload> {
-    let roots = if request.private_ca { None } else { Some(app.trusted_roots()) };
-    let upload = Upload::read(&request.chain_pem, request.key_pem.reveal(), roots, app.parts.clock.now());
+pub(crate) fn read(app: &App, chain_pem: &str, key_pem: &SecretPem, private_ca: bool) -> Answered<Upload> {
+    let roots = if private_ca { None } else { Some(app.trusted_roots()) };
+    let upload = Upload::read(chain_pem, key_pem.reveal(), roots, app.parts.clock.now());
     let upload = upload.map_err(|faults| {
         let pointer = |part| match part {
             UploadPart::Chain => "/chain_pem",
@@ -315,6 +315,7 @@ async fn sealed(
         account: None,
         is_rsa: facts.key_type.is_rsa(),
         tell_at: timing::tell_at(&Ends { not_before, not_after, renew_at }, 0),
+        adopted: false,
     })
 }
 

@@ -4,7 +4,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{Certificate, CertificateUpload, CertificateUploadAnswer, Page};
-use portico_cert_store::{CredentialId, DomainId, NamePattern};
+use portico_cert_store::{CredentialId, DomainId, GroupId, NamePattern, TenantId};
 use serde::Deserialize;
 
 use super::call::Call;
@@ -14,10 +14,10 @@ use super::list::{cursor_after, limit, read_cursor};
 use super::query::Query;
 use super::tenants;
 use super::write::{Answer, Begun, Write, paced};
-use crate::app::{App, certificate, upload};
+use crate::app::{App, adoption, certificate, upload};
 use crate::clock::parse_rfc3339;
 use crate::store::issuance::{self, CertificateFilter, CertificateRow};
-use crate::store::{Connection, domain, tenant, uploaded};
+use crate::store::{Connection, adopted, domain, tenant, uploaded};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,7 +98,7 @@ pub(super) async fn upload(
     paced(&app, &call)?;
     let request = &body.value;
     // Before the writer's turn: this takes some milliseconds.
-    let read = upload::read(&app, request)?;
+    let read = upload::read(&app, &request.chain_pem, &request.key_pem, request.private_ca)?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
@@ -131,8 +131,8 @@ pub(super) struct DeleteQuery {
     leave_unserved: bool,
 }
 
-/// Takes an uploaded certificate out of service in all its cells, and forgets its key; its hostnames fall back to their other
-/// certificates. 204 also when it is gone, or was replaced: what took its place stays. 409 `only_certificate` where a hostname has
+/// Takes an uploaded or adopted certificate out of service in all its cells, and forgets its key; its hostnames fall back to their
+/// other certificates. 204 also when it is gone, or was replaced: what took its place stays. 409 `only_certificate` where a hostname has
 /// no other that is valid, unless `leave_unserved`; 409 `issued` for one that was issued here.
 #[utoipa::path(delete, path = "/v1/certificates/{id}", tag = "certificates",
     params(("id" = String, Path), ("leave_unserved" = Option<bool>, Query)),
@@ -149,6 +149,9 @@ pub(super) async fn delete(
         Begun::Fresh(write) => write,
     };
     let (group, owner, is_uploaded) = uploaded::group_of(&mut write.tx, id).await?.ok_or_else(missing)?;
+    if !is_uploaded && adopted::is_adopted(&mut write.tx, id).await? {
+        return delete_adopted(write, &call, (id, group, owner), query.leave_unserved).await;
+    }
     if !is_uploaded {
         // Whose domains are on it decides whether it is there for the caller.
         return match by_id(&app, &mut write.tx, &call, id).await? {
@@ -175,12 +178,33 @@ pub(super) async fn delete(
     write.finish(Answer::no_content()).await
 }
 
+/// One that has been replaced by an issued one is gone already, and that one stays.
+async fn delete_adopted(
+    mut write: Box<Write>,
+    call: &Call,
+    (id, group, owner): (CredentialId, GroupId, Option<TenantId>),
+    leave_unserved: bool,
+) -> Answered<Response> {
+    if owner.is_none_or(|owner| !call.caller.sees(owner)) {
+        return Err(missing());
+    }
+    let in_use = adopted::find(&mut write.tx, group).await?.filter(|found| found.serves(id));
+    if let Some(found) = in_use {
+        adoption::delete(&mut write, &found, leave_unserved).await?;
+        let (subject, names) = (id.to_string(), adoption::listed(&found));
+        write.audit("certificate.delete", &subject, &names, &()).await?;
+        let text = format!("the adopted certificate of {names} was removed");
+        write.event("certificate.removed", Some(found.tenant), &subject, &text).await?;
+    }
+    write.finish(Answer::no_content()).await
+}
+
 fn missing() -> Fault {
     Fault::not_found("certificate")
 }
 
 /// The certificate as the caller sees it, and whether it does.
-async fn by_id(
+pub(super) async fn by_id(
     app: &App,
     connection: &mut Connection,
     call: &Call,

@@ -10,7 +10,7 @@ pub(super) use write::{
     __path_attest, __path_check, __path_create, __path_create_batch, __path_delete, __path_patch,
     __path_retry, attest, check, create, create_batch, delete, patch, retry,
 };
-pub(super) use write::{done, refused};
+pub(super) use write::{NOTE_BYTES_MAX, done, refused};
 
 use portico_cert_store::{DomainId, NamePattern};
 

@@ -4,6 +4,7 @@
 //! the handlers and committed as `openapi/v1.json`; a test compares. Plain HTTP on a loopback address only; whoever
 //! wants it elsewhere puts a TLS proxy before it.
 
+mod adoptions;
 mod backups;
 mod budget;
 pub(crate) mod call;
@@ -167,6 +168,7 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(certificates::list))
         .routes(routes!(certificates::show, certificates::delete))
         .routes(routes!(certificates::upload))
+        .routes(routes!(adoptions::create))
         .routes(routes!(edges::list))
         .routes(routes!(edges::create_join_token))
         .routes(routes!(edges::show, edges::delete))

@@ -8,6 +8,7 @@ const OPERATORS: &[(Option<&str>, &str)] = &[
     (Some("post"), "/v1/tenants"),
     (None, "/v1/tenants/{id}/suspend"),
     (None, "/v1/tenants/{id}/resume"),
+    (None, "/v1/tenants/{id}/adoptions"),
     (None, "/v1/tokens"),
     (None, "/v1/tokens/{id}"),
     (None, "/v1/domains/attest"),

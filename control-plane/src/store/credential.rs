@@ -29,6 +29,8 @@ pub struct NewCredential {
     pub is_rsa: bool,
     /// When its tenant is to hear of its end; `None`: it is renewed here.
     pub tell_at: Option<i64>,
+    /// It was taken over with its key; the key may be in other lineages too.
+    pub adopted: bool,
 }
 
 /// What the API shows of a credential.
@@ -268,8 +270,8 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     sql::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
          key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody, \
-         is_rsa, stored_bytes, tell_at) \
-         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         is_rsa, stored_bytes, tell_at, adopted) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id.to_string())
     .bind(new.lineage.to_string())
@@ -290,6 +292,7 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     .bind(new.is_rsa)
     .bind(i64::try_from(new.chain_pem.len() + new.sealed_key.len()).unwrap_or(i64::MAX))
     .bind(new.tell_at)
+    .bind(new.adopted)
     .execute(tx)
     .await?;
     Ok(())

@@ -36,6 +36,8 @@ pub struct CertificateRow {
     pub window_note: Option<String>,
     pub window_asked_at: Option<i64>,
     pub created_at: i64,
+    /// It was taken over from another ACME client.
+    pub adopted: bool,
 }
 
 /// The newest order of one of a domain's lineages.
@@ -71,7 +73,7 @@ pub struct CertificateFilter {
 
 const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_pem, c.spki_sha256, \
      c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.window_start, c.window_end, c.explanation_url, c.window_note, c.window_asked_at, \
-     c.created_at, c.custody, l.group_id, l.cell, l.backup, l.live_credential";
+     c.created_at, c.custody, c.adopted, l.group_id, l.cell, l.backup, l.live_credential";
 
 /// The live certificates that carry these domains' names, with the domain of each, a backup that is shown before what it stands in
 /// for.
@@ -228,5 +230,6 @@ fn certificate(row: &Row) -> Result<CertificateRow, StoreError> {
         window_note: row.try_get("window_note")?,
         window_asked_at: row.try_get("window_asked_at")?,
         created_at: row.try_get("created_at")?,
+        adopted: row.try_get("adopted")?,
     })
 }

@@ -29,6 +29,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (351, "presences", include_str!("../../migrations/0351_presences.sql")),
     // Where events are sent.
     (352, "webhooks", include_str!("../../migrations/0352_webhooks.sql")),
+    // What other ACME clients have left to us.
+    (361, "adoption", include_str!("../../migrations/0361_adoption.sql")),
     // Keys that are replaced, revoked, or follow to other cells.
     (371, "authorization windows", include_str!("../../migrations/0371_authorization_windows.sql")),
     (372, "rekeys", include_str!("../../migrations/0372_rekeys.sql")),

@@ -22,6 +22,7 @@ use self::sql::QueryBuilder;
 use self::sqlite::Sqlite;
 
 pub mod account;
+pub mod adopted;
 pub mod audit;
 pub mod backup;
 pub mod cell;

@@ -32,6 +32,9 @@ pub struct CertificateSummary {
     /// Of a backup certificate: what it is to its names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupState>,
+    /// Taken over from another ACME client with its key; the next one is issued here, with a key made here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
     /// `ecdsa-p256`, `ecdsa-p384`, `rsa2048`, `rsa3072`, `rsa4096`
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

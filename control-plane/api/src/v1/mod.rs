@@ -30,7 +30,8 @@
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
 //! | `POST /v1/tenants/{id}/certificates` | `CertificateUpload` -> 201 `CertificateUploadAnswer`; the same again -> 200 | tenant (own), operator |
-//! | `DELETE /v1/certificates/{credential id}?leave_unserved=` | 204, also when gone: an uploaded one, in all its cells | tenant (own), operator |
+//! | `DELETE /v1/certificates/{credential id}?leave_unserved=` | 204, also when gone: an uploaded or adopted one, in all its cells | tenant (own), operator |
+//! | `POST /v1/tenants/{id}/adoptions` | `Adoption` -> 201 `AdoptionAnswer`; the same again -> 200 | operator |
 //! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
@@ -58,6 +59,7 @@
 //! POST; `ETag` on every object and `If-Match` on PATCH and DELETE; an object of another tenant is 404, never
 //! 403; an operator's call on a tenant's own object is 403 with that tenant's token.
 
+mod adoption;
 mod backup;
 mod budget;
 mod cache;
@@ -87,6 +89,7 @@ mod token;
 mod usage;
 mod webhook;
 
+pub use adoption::*;
 pub use backup::*;
 pub use budget::*;
 pub use cache::*;

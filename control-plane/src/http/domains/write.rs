@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{
     Attestation, BATCH_ITEMS_MAX, Domain, DomainBatch, DomainBatchAnswer, DomainBatchResult, DomainSpec,
-    FieldError, HeldRemoval, ProofMethod,
+    FieldError, HeldRemoval,
 };
 use portico_cert_store::{DomainId, NamePattern};
 
@@ -20,10 +20,9 @@ use crate::http::removals;
 use crate::http::tenants::{self, patched};
 use crate::http::write::{Answer, Begun, Write, paced};
 use crate::store::domain;
-use crate::store::proof::ProofRow;
 use crate::store::{cell, group, presence, retry, tenant};
 
-const NOTE_BYTES_MAX: usize = 500;
+pub(in crate::http) const NOTE_BYTES_MAX: usize = 500;
 
 /// Adds a domain; 200 when it is there with the same wishes.
 #[utoipa::path(post, path = "/v1/tenants/{id}/domains", tag = "domains", params(("id" = String, Path)),
@@ -339,19 +338,7 @@ pub(in crate::http) async fn attest(
 
 async fn attest_one(write: &mut Write, id: DomainId, note: &str) -> Answered<()> {
     let row = domain::find(&mut write.tx, id).await?.ok_or_else(missing)?;
-    let (now, name) = (write.now_ms, row.name.to_string());
-    let proof = ProofRow {
-        domain_id: id,
-        method: ProofMethod::Attestation,
-        proved_at: now,
-        checked_at: now,
-        evidence: format!("the operator's word: {note}"),
-        actor: write.actor().to_owned(),
-    };
-    if let Err(refusal) = ownership::accept(&mut write.tx, row, proof, now).await? {
-        return Err(Fault::conflict("owned_by_another", format!("{name}: {refusal}")));
-    }
-    write.audit("domain.attest", &id.to_string(), &(), &note).await
+    ownership::attest(write, row, note).await
 }
 
 fn bounded(pointer: &str, items: usize) -> Answered<()> {

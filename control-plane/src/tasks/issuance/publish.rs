@@ -196,6 +196,7 @@ fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f6
         account: None,
         is_rsa: facts.key_type.is_rsa(),
         tell_at: None,
+        adopted: false,
     }
 }
 

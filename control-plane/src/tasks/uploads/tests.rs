@@ -68,6 +68,7 @@ fn credential(lineage: LineageId, tenant: TenantId, number: usize) -> NewCredent
         account: None,
         is_rsa: false,
         tell_at: timing::tell_at(&ends, 0),
+        adopted: false,
     }
 }
 

@@ -9,15 +9,15 @@ use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
-    AdoptAccount, Attestation, AuditEntry, AuditVerdict, Backup, BackupDrill, BackupDrillRequest,
-    BackupScope, BackupSwitch, BudgetReport, Certificate, CertificateUpload, CertificateUploadAnswer,
-    DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch, DomainBatchAnswer, DomainSpec,
-    DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer, IssuerAccount, JoinToken,
-    JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport, Preview, Purge, PurgeRequest,
-    Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup,
-    SharedGroupOffer, Sharing, SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec,
-    Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook, WebhookReplay, WebhookRequest,
-    WebhookSecret, WebhookTry,
+    AdoptAccount, Adoption, AdoptionAnswer, Attestation, AuditEntry, AuditVerdict, Backup, BackupDrill,
+    BackupDrillRequest, BackupScope, BackupSwitch, BudgetReport, Certificate, CertificateUpload,
+    CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
+    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
+    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport,
+    Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff,
+    RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension,
+    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook,
+    WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
 };
 
 /// Which domains to list; all when empty.
@@ -288,7 +288,16 @@ impl Client {
         self.post(&format!("/v1/tenants/{tenant}/certificates"), upload).await
     }
 
-    /// Of an uploaded certificate. `leave_unserved`: also where a name has no other.
+    /// Takes over a certificate of another ACME client, and the names that it serves.
+    pub async fn adopt_certificate(
+        &self,
+        tenant: TenantId,
+        adoption: &Adoption,
+    ) -> Result<AdoptionAnswer, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/adoptions"), adoption).await
+    }
+
+    /// Of an uploaded or adopted certificate. `leave_unserved`: also where a name has no other.
     pub async fn delete_certificate(
         &self,
         id: CredentialId,
