@@ -31,8 +31,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    audit, backup, backup_cert, budget, cache, cert, check, domain, edge, issuer, plan, preview, rekey,
-    removal, renewals, shadow, tenant, token, usage, webhook,
+    adopt, audit, backup, backup_cert, budget, cache, cert, check, domain, edge, issuer, plan, preview,
+    rekey, removal, renewals, shadow, tenant, token, usage, webhook,
 };
 use failure::{Failure, Outcome};
 use output::Format;
@@ -168,6 +168,8 @@ enum ApiCommand {
     Renewals,
     /// What CAs still let us order: used, free, the next slot, and when the orders that wait are through
     Budget(budget::BudgetArgs),
+    /// Take over what certbot, Caddy, acme.sh or nginx serves: certificates, keys, routes and accounts, with no order
+    Adopt(Box<adopt::AdoptArgs>),
     /// Spot check: what do these addresses serve for these names? Follows no redirect
     Check(check::CheckArgs),
     /// How to try a site on an edge before DNS moves
@@ -294,6 +296,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Rekey { command } => rekey::run(settings, command).await,
         ApiCommand::Renewals => renewals::run(settings).await,
         ApiCommand::Budget(args) => budget::run(settings, args).await,
+        ApiCommand::Adopt(args) => adopt::run(settings, *args).await,
         ApiCommand::Check(args) => check::run(settings, args).await,
         ApiCommand::Preview(args) => preview::run(settings, args).await,
         ApiCommand::Shadow(args) => shadow::run(settings, args).await,

@@ -38,7 +38,7 @@ pub(crate) enum CertCommand {
     },
     /// Upload a certificate of a tenant's own; RSA and ECDSA stand side by side, one takes the place of its kind
     Upload(UploadArgs),
-    /// Remove an uploaded certificate with its key; its names fall back to their other certificates
+    /// Remove an uploaded (or, by its id, an adopted) certificate with its key; its names fall back to their others
     Rm(RmArgs),
 }
 
@@ -183,6 +183,7 @@ pub(crate) fn key_text(summary: &CertificateSummary) -> String {
     let kind = summary.key_type.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
     match (summary.custody, summary.backup) {
         (Custody::Uploaded, _) => format!("{kind}, uploaded"),
+        (Custody::Cell, None) if summary.adopted => format!("{kind}, adopted"),
         (Custody::Cell, None) => kind,
         (Custody::Cell, Some(BackupState::Shown)) => format!("{kind}, backup, shown"),
         (Custody::Cell, Some(_)) => format!("{kind}, backup"),

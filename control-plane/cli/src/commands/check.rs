@@ -243,7 +243,7 @@ fn path(text: &str) -> Result<String, String> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err(format!("it begins with a slash: /{text}")) }
 }
 
-fn system_roots() -> Outcome<Roots> {
+pub(super) fn system_roots() -> Outcome<Roots> {
     let found = rustls_native_certs::load_native_certs();
     let mut store = rustls::RootCertStore::empty();
     store.add_parsable_certificates(found.certs);
@@ -275,7 +275,7 @@ async fn checks(settings: &Settings, args: &CheckArgs, names: &[DomainName]) -> 
 }
 
 /// `ip`, `ip:port`, `host` or `host:port`; the port is 443 when none is given.
-async fn resolve(text: &str) -> Outcome<Vec<SocketAddr>> {
+pub(super) async fn resolve(text: &str) -> Outcome<Vec<SocketAddr>> {
     if let Ok(address) = text.parse() {
         return Ok(vec![address]);
     }

@@ -1,5 +1,6 @@
 //! The operator's commands, one file each.
 
+pub(crate) mod adopt;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod backup_cert;
