@@ -8,6 +8,7 @@
     reason = "set-up fails the test; figures are real time"
 )]
 
+mod adopting;
 mod backups;
 mod crash;
 mod custody;
