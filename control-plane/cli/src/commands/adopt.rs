@@ -16,7 +16,7 @@ mod plan;
 mod report;
 mod rollback;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -233,8 +233,16 @@ async fn accounts(
     report: &mut Report,
 ) -> Outcome<HashMap<(String, PathBuf), String>> {
     let mut urls = HashMap::new();
-    for (issuer, account) in plan::accounts(plan) {
+    let wanted = plan::accounts(plan);
+    let issuers = if wanted.is_empty() { Vec::new() } else { client.issuers().await?.items };
+    let ours: HashSet<String> =
+        issuers.into_iter().flat_map(|issuer| issuer.accounts).filter_map(|account| account.url).collect();
+    for (issuer, account) in wanted {
         let (url, text) = match account_key(files, &account) {
+            // Its key may be another one by now.
+            _ if account.url.as_ref().is_some_and(|url| ours.contains(url)) => {
+                (account.url.clone(), "is ours already".to_owned())
+            }
             Err(why) => (None, why),
             Ok((_, kind)) if args.dry_run => (None, would_be(kind, args.change_account_keys)),
             Ok((_, kind)) if kind.is_rsa() && !args.change_account_keys => (None, would_be(kind, false)),

@@ -32,7 +32,7 @@ pub(super) fn read(folder: &Path, files: &Files, now: UnixTime) -> Outcome<Found
             }
         };
         let directory = values.get("Le_API").filter(|url| url.starts_with("https://"));
-        let account = directory.map(|directory| account(folder, directory));
+        let account = directory.map(|directory| account(folder, directory, files));
         if let Some(Err(why)) = &account {
             found.skip(format!("the account of {entry}"), why.clone());
         }
@@ -55,7 +55,7 @@ pub(super) fn read(folder: &Path, files: &Files, now: UnixTime) -> Outcome<Found
 }
 
 /// acme.sh leaves the port out.
-fn account(folder: &Path, directory: &str) -> Result<AccountFile, String> {
+fn account(folder: &Path, directory: &str, files: &Files) -> Result<AccountFile, String> {
     let (host, path) = directory.trim_start_matches("https://").split_once('/').unwrap_or((directory, ""));
     let host = host.split(':').next().unwrap_or_default();
     let at = match (below(host), below(path)) {
@@ -68,7 +68,11 @@ fn account(folder: &Path, directory: &str) -> Result<AccountFile, String> {
     // Releases before 3.0 had one for a host.
     let older = ca.join(host).join("account.key");
     match [&file, &older].into_iter().find(|file| file.is_file()) {
-        Some(file) => Ok(AccountFile { file: file.clone(), form: KeyForm::Pem }),
+        Some(file) => {
+            let noted = files.read(&file.with_file_name("ca.conf"), CONFIG_BYTES_MAX).unwrap_or_default();
+            let url = assignments(&noted).remove("ACCOUNT_URL");
+            Ok(AccountFile { file: file.clone(), form: KeyForm::Pem, url })
+        }
         None => Err(format!("{} is not there", file.display())),
     }
 }
@@ -104,9 +108,14 @@ mod tests {
         let at = folder.path().join("ca/ca.test/dir");
         std::fs::create_dir_all(&at).unwrap();
         std::fs::write(at.join("account.key"), "x").unwrap();
-        let found = account(folder.path(), "https://ca.test:14000/dir").unwrap();
-        assert_eq!(found.file, at.join("account.key"));
-        assert!(account(folder.path(), "https://ca.test/other").unwrap_err().contains("is not there"));
-        assert!(account(folder.path(), "https://../etc").unwrap_err().contains("leads to no folder"));
+        std::fs::write(at.join("ca.conf"), "ACCOUNT_URL='https://ca.test:14000/acct/7'\n").unwrap();
+        let of = |directory| account(folder.path(), directory, &Files::default());
+        let found = of("https://ca.test:14000/dir").unwrap();
+        assert_eq!(
+            (found.file, found.url.as_deref()),
+            (at.join("account.key"), Some("https://ca.test:14000/acct/7"))
+        );
+        assert!(of("https://ca.test/other").unwrap_err().contains("is not there"));
+        assert!(of("https://../etc").unwrap_err().contains("leads to no folder"));
     }
 }

@@ -75,7 +75,11 @@ fn of_ca(found: &mut Found, (storage, ca): (&Path, &str), files: &Files, now: Un
             chain: file("crt"),
             key: file("key"),
             ca: Some(Ca::CaddyKey(ca.to_owned())),
-            account: account.map(|account| AccountFile { file: account.key.clone(), form: KeyForm::Pem }),
+            account: account.map(|account| AccountFile {
+                file: account.key.clone(),
+                form: KeyForm::Pem,
+                url: account.url.clone(),
+            }),
         };
         found.add(files, wanted, now)?;
     }

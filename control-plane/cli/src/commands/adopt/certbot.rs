@@ -70,13 +70,14 @@ impl Lineage {
             let none = Some(format!("{} names no account", file.display()));
             return Ok(Self { ca, no_account: none, account: None });
         };
-        let key = folder.join("accounts").join(at).join(account).join("private_key.json");
+        let of_account = folder.join("accounts").join(at).join(account);
+        let key = of_account.join("private_key.json");
         if key.exists() {
-            return Ok(Self {
-                ca,
-                account: Some(AccountFile { file: key, form: KeyForm::Jwk }),
-                no_account: None,
-            });
+            let noted = files.read(&of_account.join("regr.json"), CONFIG_BYTES_MAX).ok();
+            let noted = noted.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+            let url = noted.and_then(|noted| noted["uri"].as_str().map(str::to_owned));
+            let account = Some(AccountFile { file: key, form: KeyForm::Jwk, url });
+            return Ok(Self { ca, account, no_account: None });
         }
         Ok(Self { ca, account: None, no_account: Some(format!("{} is not there", key.display())) })
     }

@@ -59,6 +59,8 @@ pub(super) enum Ca {
 pub(super) struct AccountFile {
     pub(super) file: PathBuf,
     pub(super) form: KeyForm,
+    /// What the program has noted of it: its URL at the CA.
+    pub(super) url: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
