@@ -467,9 +467,12 @@ fn is_due(facts: &Facts, coverage: &Coverage<'_>, group: &GroupRow, lineage: &Li
         coverage.renew_at(&lineage.cell, *domain).is_none_or(|at| at <= facts.now_ms)
             && is_orderable(facts, *domain)
     };
+    // Not its own alone: a name may be served by a lineage that leaves, such as one of an adopted certificate.
+    let covering = group.names.values().filter_map(|domain| coverage.by.get(&(&lineage.cell, *domain)));
+    let mut held = lineage.live.iter().chain(covering.copied());
     own_due
         || group.names.values().any(uncovered)
-        || holds_retired(facts, &group.names, lineage.live.as_ref())
+        || held.any(|live| holds_retired(facts, &group.names, Some(live)))
 }
 
 /// Whether a certificate that is to have these names holds another for longer than a retired one may be held.

@@ -432,8 +432,17 @@ mod test_server;
 impl Store {
     /// An empty database in `folder`, or on PostgreSQL where the environment asks for it.
     pub(crate) async fn for_tests(folder: &Path) -> Result<Self, StoreError> {
-        match test_server::is_chosen().then(test_server::new_database).flatten() {
-            Some(url) => Self::connect(&Server::parse(&url, None).unwrap()).await,
+        // Whoever opens the same folder again gets the same database.
+        let known = folder.join("test-database");
+        let url = match std::fs::read_to_string(&known) {
+            Ok(url) => Some(url),
+            Err(_) => test_server::is_chosen().then(test_server::new_database).flatten(),
+        };
+        match url {
+            Some(url) => {
+                std::fs::write(known, &url).unwrap();
+                Self::connect(&Server::parse(&url, None).unwrap()).await
+            }
             None => Self::open(folder).await,
         }
     }

@@ -673,3 +673,42 @@ fn a_retired_name_alone_takes_its_certificate_along_and_others_wait_for_none() {
     assert_eq!(orders_due(&world.facts), []);
     assert_eq!(lineages_to_retire(&world.facts), [order.lineage]);
 }
+
+#[test]
+fn a_retired_name_leaves_a_certificate_that_was_adopted_too() {
+    let mut world = World::new();
+    let shop = world.ready("shop.test", &["default"]);
+    let names = ["gone.test".to_owned(), "shop.test".to_owned()];
+    // In a group that was retired from the start.
+    let adopted = LineageRow {
+        id: LineageId::generate(),
+        group: GroupId::generate(),
+        cell: cell("default"),
+        live: Some(LiveCredential {
+            id: CredentialId::generate(),
+            names: names.to_vec(),
+            not_before: 0,
+            issued_at: 0,
+            not_after: NOW + 90 * DAY_MS,
+            renew_at: NOW + 60 * DAY_MS,
+            window_end: None,
+        }),
+        serves: Names::from([(names[0].clone(), DomainId::generate()), (names[1].clone(), shop)]),
+        leaving: true,
+    };
+    let id = adopted.id;
+    world.facts.lineages.push(adopted);
+    world.facts.retired.leave_within_ms = 6 * DAY_MS;
+    world.facts.retired.names.insert(names[0].clone(), NOW);
+    world.plan();
+    assert_eq!((orders_due(&world.facts), lineages_to_retire(&world.facts)), (vec![], vec![]));
+    world.facts.now_ms = NOW + 6 * DAY_MS;
+    let due = orders_due(&world.facts);
+    assert_eq!(
+        due.iter().map(|order| order.names.keys().collect::<Vec<_>>()).collect::<Vec<_>>(),
+        [["shop.test"]]
+    );
+    world.issue(&due[0], NOW + 120 * DAY_MS);
+    assert_eq!(orders_due(&world.facts), []);
+    assert_eq!(lineages_to_retire(&world.facts), [id]);
+}
