@@ -13,6 +13,7 @@ use portico_control_plane::store::sql;
 use serde_json::{Value, json};
 
 use crate::lab::{Ca, Lab, Options, World};
+use crate::rekeying;
 
 /// Another ACME client, with an account of its own.
 struct Client {
@@ -355,6 +356,25 @@ async fn nothing_better_is_replaced_by_an_adoption() {
     let refused = adopt(&lab, issued, &adoption(&got, &["new.test"])).await;
     assert_eq!((refused.0, &refused.1["code"]), (409, &json!("nothing_adopted")), "{}", refused.1);
     assert!(refused.1["detail"].as_str().unwrap().contains("was issued here"), "{}", refused.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adopted_key_that_others_have_is_replaced_and_revoked_and_never_taken_again() {
+    let lab = Lab::start(&Options::default()).await;
+    let client = Client::new(&lab.world).await;
+    let got = client.order(&lab.world, &["old.test", "other.test"], KeyType::Rsa2048).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let adopted = adopt(&lab, tenant, &adoption(&got, &["old.test"])).await;
+    assert_eq!(adopted.0, 201, "{}", adopted.1);
+    let id = adopted.1["certificates"][0]["credential_id"].as_str().unwrap();
+    let report = rekeying::ask(&lab, json!({ "certificate": id, "compromised": true })).await;
+    rekeying::until_over(&lab, &rekeying::id_of(&report)).await;
+    assert_eq!(live(&lab, "old.test").await[0][0], "0");
+    let told = rekeying::revocations(&lab).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].1, told[0].2.as_str()), (1, "key"), "keyCompromise, signed with its RSA key");
+    let again = adopt(&lab, tenant, &adoption(&got, &["other.test"])).await;
+    assert_eq!((again.0, &again.1["errors"][0]["code"]), (422, &json!("key_compromised")), "{}", again.1);
 }
 
 async fn renewed(client: &Client, name: &str) -> Got {

@@ -19,7 +19,7 @@ fn options() -> Options {
     Options { preflight: false, challenges: r#"["http-01"]"#, ..Options::default() }
 }
 
-async fn ask(lab: &Lab, body: Value) -> Value {
+pub async fn ask(lab: &Lab, body: Value) -> Value {
     let (status, rekey) = lab.operator("POST", "/v1/rekeys", body).await;
     assert!((200..300).contains(&status), "{status} {rekey}");
     rekey
@@ -41,11 +41,11 @@ async fn until(lab: &Lab, id: &str, what: &str, good: impl Fn(&Value) -> bool) -
     }
 }
 
-async fn until_over(lab: &Lab, id: &str) -> Value {
+pub async fn until_over(lab: &Lab, id: &str) -> Value {
     until(lab, id, "over", |rekey| rekey["finished_at"].is_string()).await
 }
 
-fn id_of(rekey: &Value) -> String {
+pub fn id_of(rekey: &Value) -> String {
     rekey["id"].as_str().unwrap().to_owned()
 }
 
@@ -199,7 +199,7 @@ async fn taking_an_edge_out_replaces_what_it_could_read_and_shows_how_far_that_i
 }
 
 /// What the CA knows of revocations: of which certificates, for which reason, signed by whom, and when.
-async fn revocations(lab: &Lab) -> Vec<(String, i64, String, i64)> {
+pub async fn revocations(lab: &Lab) -> Vec<(String, i64, String, i64)> {
     let stats = lab.world.stats().await;
     let one = |entry: &Value| {
         (

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use portico_cert_store::{CredentialId, SealContext, SealedKey, TenantId};
+use portico_cert_store::{CredentialId, KeyType, SealContext, SealedKey, TenantId};
 
 use super::Issuance;
 use super::issuer::Issuer;
@@ -78,15 +78,18 @@ async fn revoke(issuance: &Issuance, one: &Revocable) -> Result<SignedBy, AcmeEr
         return Err(AcmeError::ours(format!("issuer \"{}\" is no longer configured", one.issuer)));
     };
     match key(issuance, one).await {
-        Ok(Some(key)) => match issuer.http().revoke_by_key(&one.chain_pem, key.secret_der()).await {
-            Ok(()) => return Ok(SignedBy::Key),
-            // It may take the same from whoever ordered it.
-            Err(error) if error.is_refusal() => {
-                tracing::warn!(credential = %one.credential, %error, "the CA does not take the key's word");
+        // An adopted one may be of a kind that signs no request of ours.
+        Ok(Some(key)) if key.key_type() != KeyType::EcdsaP384 => {
+            match issuer.http().revoke_by_key(&one.chain_pem, key.secret_der()).await {
+                Ok(()) => return Ok(SignedBy::Key),
+                // It may take the same from whoever ordered it.
+                Err(error) if error.is_refusal() => {
+                    tracing::warn!(credential = %one.credential, %error, "the CA does not take the key's word");
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        },
-        Ok(None) => {}
+        }
+        Ok(Some(_) | None) => {}
         Err(error) => tracing::warn!(credential = %one.credential, error, "its key cannot be opened"),
     }
     by_account(issuance, issuer, one).await?;
