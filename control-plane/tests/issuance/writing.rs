@@ -71,8 +71,9 @@ impl Bind {
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(address).await.is_err() {
-            let log = || std::fs::read_to_string(folder.path().join("log")).unwrap();
+        let log = || std::fs::read_to_string(folder.path().join("log")).unwrap();
+        // It listens before it has its zones, and refuses updates until then.
+        while !log().contains("all zones loaded") || TcpStream::connect(address).await.is_err() {
             assert!(Instant::now() < deadline, "named does not answer: {}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
