@@ -338,7 +338,9 @@ pub(crate) async fn would(
         behind: Vec::new(),
     };
     let certificates = u64::try_from(asked.credentials.len()).unwrap_or(u64::MAX);
-    let progress = Progress { certificates, ..Progress::default() };
+    let left = rekey::outstanding(connection, &asked.credentials).await?.len();
+    let replaced = certificates.saturating_sub(u64::try_from(left).unwrap_or(u64::MAX));
+    let progress = Progress { certificates, replaced, ..Progress::default() };
     let rekey = described(app, connection, &row, progress, &asked.credentials).await?;
     Ok(Rekey { id: None, ..rekey })
 }

@@ -109,7 +109,7 @@ async fn start(settings: &Settings, request: RekeyRequest, args: RekeyArgs, comm
     let request = RekeyRequest { note: args.note, compromised: args.compromised, ..request };
     let would = client.create_rekey(&RekeyRequest { dry_run: true, ..request.clone() }).await?;
     if args.replaces != Some(would.certificates) && would.certificates > 0 {
-        let text = match (would.compromised, would.forecast.orders) {
+        let text = match (would.compromised, would.certificates.saturating_sub(would.replaced)) {
             (true, 0) => format!(
                 "{} certificates would be revoked, each of which has a successor; nothing was done",
                 would.certificates
