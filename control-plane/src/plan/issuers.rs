@@ -20,6 +20,9 @@ use crate::store::group::LiveCredential;
 
 /// Failures in a row, at least, before an issuer is away: one order's lost answers are no absence.
 pub const FAILURES_MIN: u32 = 3;
+/// So many in a row are one, however soon they come: more than can be under way at a time. Each is told, so a CA that fails
+/// thousands of orders within minutes would hide what is wrong with it in as many messages.
+pub const FAILURES_AT_ONCE: u32 = 64;
 /// A failure that is longer ago than this began no series.
 const SERIES_GAP_MS: i64 = DAY_MS;
 /// A wait that a CA asks for and that is no absence, whatever the patience.
@@ -93,7 +96,8 @@ impl Health {
             }
             Self::Failing { since, last, failures } if now_ms - last <= SERIES_GAP_MS => {
                 let failures = failures.saturating_add(1);
-                if failures < FAILURES_MIN || now_ms - since < patience.after_ms {
+                let is_little = failures < FAILURES_MIN || now_ms - since < patience.after_ms;
+                if is_little && failures < FAILURES_AT_ONCE {
                     return Self::Failing { since, last: now_ms, failures };
                 }
                 away(since)

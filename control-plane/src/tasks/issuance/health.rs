@@ -59,6 +59,11 @@ impl Issuance {
         tx.commit().await
     }
 
+    pub(super) async fn is_away(&self, issuer: &str) -> Result<bool, StoreError> {
+        let mut read = self.parts.store.read().await?;
+        Ok(matches!(states::health(&mut read, issuer).await?, Health::Away { .. }))
+    }
+
     /// For each of an order's names whether its CAA records let this issuer have it; asked where another issuer had the lineage
     /// before, whose look at them says nothing of this one.
     pub(super) async fn check_caa(&self, issuer: &Issuer, row: &OrderRow) -> Result<(), Stop> {

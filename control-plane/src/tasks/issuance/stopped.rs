@@ -96,7 +96,10 @@ pub(super) async fn stopped(
         Stop::Forbidden(names) => forbid(issuance, issuer, row, names).await,
         Stop::Names(names) => eject(issuance, issuer, row, "the CA could not validate", &names).await,
         Stop::Dead(names) => eject(issuance, issuer, row, "no CA could validate", &names).await,
-        Stop::Refused(text) => end(issuance, row, "CertificateRefused", &text).await,
+        Stop::Refused(text) => {
+            let is_told = issuance.is_away(&row.issuer).await?;
+            end(issuance, row, "CertificateRefused", &text, is_told).await
+        }
         Stop::NotYet(text) => wait(issuance, row, transient, "NotYet", &text).await,
         // Its CA may want it replaced sooner than it said.
         Stop::Early(until, text) => {
@@ -181,11 +184,11 @@ async fn held_up(
             }
             transient
         }
-        AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text).await,
+        AcmeErrorKind::OrderGone => return end(issuance, row, reason, &text, false).await,
         AcmeErrorKind::NamesRefused | AcmeErrorKind::RequestRefused => {
             return if row.backup {
                 match refused_names(row, &error) {
-                    names if names.is_empty() => end(issuance, row, reason, &text).await,
+                    names if names.is_empty() => end(issuance, row, reason, &text, false).await,
                     names => leave_out(issuance, row, unwanted(names, error.forbids)).await,
                 }
             } else if let Some(kind) = error.forbids.filter(|_| !names_nobody(row, &error)) {
@@ -202,7 +205,7 @@ async fn held_up(
             } else if is_about_names(row, &error) && issuer.is_some_and(Issuer::may_halve) {
                 split(issuance, row, reason, &text).await
             } else {
-                end(issuance, row, reason, &text).await
+                end(issuance, row, reason, &text, false).await
             };
         }
     };
@@ -246,7 +249,7 @@ fn is_about_names(row: &OrderRow, error: &AcmeError) -> bool {
 /// The adopted account of an order is lost: one that the CA has not made goes on, on the issuer's own.
 async fn forsake(issuance: &Arc<Issuance>, row: &OrderRow, text: &str) -> Result<Ran, StoreError> {
     if row.state != OrderState::Planned {
-        return end(issuance, row, AcmeErrorKind::Account.reason(), text).await;
+        return end(issuance, row, AcmeErrorKind::Account.reason(), text, false).await;
     }
     let mut tx = issuance.parts.store.begin().await?;
     spending::refused(&mut tx, row).await?;
@@ -277,12 +280,14 @@ async fn wait(
     Ok(Ran::Waits)
 }
 
-/// The order is over without fault of a single name; another may follow after the back-off.
+/// The order is over without fault of a single name; another may follow after the back-off. `is_told`: what is wrong is known of
+/// its issuer, so that no further event says it.
 async fn end(
     issuance: &Arc<Issuance>,
     row: &OrderRow,
     reason: &'static str,
     text: &str,
+    is_told: bool,
 ) -> Result<Ran, StoreError> {
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
@@ -298,8 +303,12 @@ async fn end(
         (false, false) => "certificate.order_failed",
     };
     let text = format!("{}: {text}", row.names.join(", "));
-    event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
-    tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
+    if is_told {
+        tracing::info!(order = %row.id, names = ?row.names, reason, text, "order failed, as others of its issuer");
+    } else {
+        event::append(&mut tx, kind, row.tenant, &row.id.to_string(), &text, now).await?;
+        tracing::warn!(order = %row.id, names = ?row.names, reason, text, "order failed");
+    }
     over(issuance, tx, row, reason).await
 }
 
@@ -406,7 +415,7 @@ async fn eject(
     if !failed.iter().any(|(name, _)| row.names.contains(name)) {
         // With a back-off: nobody is ejected, so the same order would be refused again at once.
         let text = format!("the CA finds fault with a name that was not ordered: {failed:?}");
-        return end(issuance, row, AcmeErrorKind::Garbage.reason(), &text).await;
+        return end(issuance, row, AcmeErrorKind::Garbage.reason(), &text, false).await;
     }
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
