@@ -1,71 +1,88 @@
-//! Servers of one zone that do not agree: BIND, three times over.
+//! Servers of one zone that do not agree.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, CAA, CNAME, SOA};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use portico_control_plane::store::sql;
 use serde_json::json;
-use tempfile::TempDir;
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
 
 use crate::lab::{Lab, Options, ZONE as CHALLENGE_ZONE};
 
 const ZONE: &str = "shops.test";
-const NAMED: &str = "/usr/sbin/named";
 const FIRST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 21);
 const SECOND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 22);
 /// Nobody has granted that this one be asked.
 const INTERNAL: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 23);
 
-/// BIND as one server of [`ZONE`]; it ends with this value.
-struct Server {
-    _folder: TempDir,
-    _child: Child,
+type Records = BTreeMap<(String, RecordType), RData>;
+
+/// One server of [`ZONE`], over UDP, until it is dropped. Not BIND, which takes no address that no interface has.
+struct Server(JoinHandle<()>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Server {
-    async fn start(address: Ipv4Addr, port: u16, records: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
-        let configuration = format!(
-            "options {{ directory \"{path}\"; listen-on port {port} {{ {address}; }}; listen-on-v6 {{ none; }}; recursion no; \
-             pid-file \"{path}/pid\"; session-keyfile \"{path}/session\"; dnssec-validation no; }};\ncontrols {{ }};\n\
-             zone \"{ZONE}\" {{ type primary; file \"{path}/zone\"; }};\n"
-        );
-        let zone = format!("$TTL 60\n@ SOA ns1 root 1 60 60 600 60\n@ NS ns1\nns1 A {FIRST}\n{records}");
-        std::fs::write(folder.path().join("named.conf"), configuration).unwrap();
-        std::fs::write(folder.path().join("zone"), zone).unwrap();
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(NAMED)
-            .args(["-g", "-c"])
-            .arg(folder.path().join("named.conf"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect((address, port)).await.is_err() {
-            let log = || std::fs::read_to_string(folder.path().join("log")).unwrap();
-            assert!(Instant::now() < deadline, "named does not answer: {}", log());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Self { _folder: folder, _child: child }
+    async fn start(address: Ipv4Addr, port: u16, records: Records) -> Self {
+        let socket = UdpSocket::bind((address, port)).await.unwrap();
+        Self(tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let asked = Message::from_vec(&buffer[..length]).unwrap();
+                let answer = answer(&asked, &records).to_vec().unwrap();
+                socket.send_to(&answer, from).await.unwrap();
+            }
+        }))
     }
+}
+
+fn answer(asked: &Message, records: &Records) -> Message {
+    let question = &asked.queries[0];
+    let name = question.name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    let mut answer = Message::new(asked.metadata.id, MessageType::Response, OpCode::Query);
+    answer.metadata.authoritative = true;
+    answer.queries.clone_from(&asked.queries);
+    let of = |kind| records.get(&(name.clone(), kind));
+    if let Some(data) = of(question.query_type).or_else(|| of(RecordType::CNAME)) {
+        answer.add_answer(Record::from_rdata(question.name.clone(), 60, data.clone()));
+        return answer;
+    }
+    if !records.keys().any(|(owner, _)| *owner == name) {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    let zone = absolute(ZONE);
+    let soa = SOA::new(absolute("ns1.shops.test"), absolute("root.shops.test"), 1, 60, 60, 600, 60);
+    answer.add_authority(Record::from_rdata(zone, 60, RData::SOA(soa)));
+    answer
+}
+
+fn absolute(name: &str) -> Name {
+    let mut name = Name::from_ascii(name).unwrap();
+    name.set_fqdn(true);
+    name
+}
+
+fn address(name: &str, address: [u8; 4]) -> ((String, RecordType), RData) {
+    ((name.to_owned(), RecordType::A), RData::A(A(Ipv4Addr::from(address))))
+}
+
+fn alias(name: &str, target: &str) -> ((String, RecordType), RData) {
+    ((name.to_owned(), RecordType::CNAME), RData::CNAME(CNAME(absolute(target))))
 }
 
 /// The resolvers have met the first server all along; a CA may meet the second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_of_the_zone_that_is_behind_is_named_and_costs_no_order() {
-    if !Path::new(NAMED).exists() {
-        portico_skipping::skipped(&format!("{NAMED} is not on this machine (apt-get install bind9)"));
-        return;
-    }
     let port = portico_ports::reserve().port();
     let more = format!("[egress]\nallow = [{{ cidr = \"127.0.0.0/24\", ports = [{port}] }}]\n");
     let dns = format!("authoritative_port = {port}\n");
@@ -75,18 +92,17 @@ async fn a_server_of_the_zone_that_is_behind_is_named_and_costs_no_order() {
     let names = ["same", "old", "gone", "alias", "caa"].map(|label| format!("{label}.{ZONE}"));
 
     // What is right, and what the second server has in its place.
-    let mut right = String::new();
-    for name in &names {
-        writeln!(right, "{name}. A 127.0.0.1").unwrap();
-    }
-    let behind = right
-        .replace("old.shops.test. A 127.0.0.1", "old.shops.test. A 127.0.0.99")
-        .replace("gone.shops.test. A 127.0.0.1\n", "")
-        .replace("alias.shops.test. A 127.0.0.1", "alias.shops.test. CNAME elsewhere.test.")
-        + "caa.shops.test. CAA 0 issue \"other-ca.test\"\n";
-    let _first = Server::start(FIRST, port, &right).await;
-    let second = Server::start(SECOND, port, &behind).await;
-    let _internal = Server::start(INTERNAL, port, "same A 127.0.0.98\n").await;
+    let right: Records = names.iter().map(|name| address(name, [127, 0, 0, 1])).collect();
+    let mut behind = right.clone();
+    behind.extend([address("old.shops.test", [127, 0, 0, 99]), alias("alias.shops.test", "elsewhere.test")]);
+    behind.remove(&("gone.shops.test".to_owned(), RecordType::A));
+    behind.remove(&("alias.shops.test".to_owned(), RecordType::A));
+    let caa = CAA::new_issue(false, Some(absolute("other-ca.test")), Vec::new());
+    behind.insert(("caa.shops.test".to_owned(), RecordType::CAA), RData::CAA(caa));
+    let _first = Server::start(FIRST, port, right).await;
+    let second = Server::start(SECOND, port, behind).await;
+    let lies = Records::from([address("same.shops.test", [127, 0, 0, 98])]);
+    let _internal = Server::start(INTERNAL, port, lies).await;
     let servers = [("ns1", FIRST), ("ns2", SECOND), ("ns3", INTERNAL)];
     let host = |label: &str| format!("{label}.{ZONE}");
     let ns = servers.map(|(label, _)| host(label));
@@ -130,10 +146,6 @@ async fn a_server_of_the_zone_that_is_behind_is_named_and_costs_no_order() {
 /// What is delegated to us must be so at every server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delegation_that_one_server_lacks_is_told() {
-    if !Path::new(NAMED).exists() {
-        portico_skipping::skipped(&format!("{NAMED} is not on this machine (apt-get install bind9)"));
-        return;
-    }
     let port = portico_ports::reserve().port();
     let more = format!("[egress]\nallow = [{{ cidr = \"127.0.0.0/24\", ports = [{port}] }}]\n");
     let dns = format!("authoritative_port = {port}\n");
@@ -150,9 +162,9 @@ async fn a_delegation_that_one_server_lacks_is_told() {
             .unwrap()
     };
     let target = format!("{label}.{CHALLENGE_ZONE}");
-    let delegated = format!("_acme-challenge CNAME {target}.\n");
-    let _first = Server::start(FIRST, port, &delegated).await;
-    let second = Server::start(SECOND, port, "").await;
+    let delegated = Records::from([alias(&format!("_acme-challenge.{ZONE}"), &target)]);
+    let _first = Server::start(FIRST, port, delegated.clone()).await;
+    let second = Server::start(SECOND, port, Records::new()).await;
     for (label, address) in [("ns1", FIRST), ("ns2", SECOND)] {
         let record = json!({ "name": format!("{label}.{ZONE}"), "type": "A", "values": [address] });
         lab.world.set_dns("/records", record).await;
@@ -173,8 +185,11 @@ async fn a_delegation_that_one_server_lacks_is_told() {
         assert!(Instant::now() < deadline, "{condition:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    drop(second);
-    let _second = Server::start(SECOND, port, &delegated).await;
+    second.0.abort();
+    while !second.0.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let _second = Server::start(SECOND, port, delegated).await;
     lab.world.advance_seconds(20).await;
     lab.until_covered(1).await;
 }
