@@ -353,6 +353,9 @@ async fn half_of_a_certbot_folder_is_told_in_words_and_the_other_half_is_adopted
     Ok(())
 }
 
+/// Caddy asks its CA again a minute after a try that failed, and two minutes after the next.
+const CADDY_DEADLINE: Duration = Duration::from_secs(200);
+
 /// Starts Caddy on the old machine, and waits until it has its certificates.
 async fn caddy(lab: &Lab, names: &[&str]) -> Result<(Running, PathBuf)> {
     let home = lab.folder.path().join("caddy-home");
@@ -376,7 +379,7 @@ async fn caddy(lab: &Lab, names: &[&str]) -> Result<(Running, PathBuf)> {
     let running = Running::start("caddy", lab.folder.path(), &mut command);
     for name in names {
         let address = lab.addresses.at(OLD, 8443);
-        wait_until("Caddy's certificate", DEADLINE, async || {
+        wait_until("Caddy's certificate", CADDY_DEADLINE, async || {
             shown(address, name, &lab.issuing_root).await.ok()
         })
         .await;

@@ -43,7 +43,7 @@ impl RsaAccountKey {
         let mut tries = NonceTries::default();
         loop {
             let payload = json!({ "onlyReturnExisting": true });
-            let (result, observed) = observe(self.0.post(http, http.new_account_url()?, &payload)).await;
+            let (result, observed) = observe(self.0.post(http, &http.new_account_url()?, &payload)).await;
             match result? {
                 (StatusCode::OK, _) => {
                     let none = "the CA does not say where the account is";

@@ -551,13 +551,20 @@ async fn names_of(
     connection: &mut Connection,
     one: &StandBy,
 ) -> Result<BTreeMap<String, DomainId>, StoreError> {
-    let (text, id) = match one.live {
+    let rows = match one.live {
         Some(_) => {
-            ("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ?", one.lineage.to_string())
+            sql::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ?")
+                .bind(one.lineage.to_string())
+                .fetch_all(connection)
+                .await?
         }
-        None => ("SELECT name, domain_id FROM group_names WHERE group_id = ?", one.group.to_string()),
+        None => {
+            sql::query("SELECT name, domain_id FROM group_names WHERE group_id = ?")
+                .bind(one.group.to_string())
+                .fetch_all(connection)
+                .await?
+        }
     };
-    let rows = sql::query(text).bind(id).fetch_all(connection).await?;
     rows.iter()
         .map(|row| Ok((row.try_get("name")?, from_id(row.try_get("domain_id")?, "lineage_names")?)))
         .collect()

@@ -220,7 +220,11 @@ async fn backups_wait_for_what_serves_and_leave_half_of_a_limit() {
     until_backups(&lab, "two of four", two_of_four).await;
     let asked = lab.world.second_stats().await["requests"]["newOrder"].as_u64().unwrap();
     assert_eq!(asked, 2);
-    assert_eq!(credentials_at(&lab, "default"), 6);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while credentials_at(&lab, "default") != 6 {
+        assert!(tokio::time::Instant::now() < deadline, "{} of 6", credentials_at(&lab, "default"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

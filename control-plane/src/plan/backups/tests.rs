@@ -250,8 +250,7 @@ fn what_is_shown_outlives_its_group_until_another_follows() {
     let order = world.due().unwrap();
     assert_eq!((&order.cell, order.group), (&world.cell, follower.id));
     let lineage = &mut world.facts.backups.groups[1].lineages[0];
-    (lineage.live, lineage.holds) =
-        (Some(live("second", &["a.test", "b.test"], NOW * 2)), order.names.clone());
+    (lineage.live, lineage.holds) = (Some(live("second", &["a.test", "b.test"], NOW * 2)), order.names);
     assert_eq!(lineages_to_retire(&world.facts), [first]);
     assert_eq!(changes(&world.facts), []);
     // Renewals of what is shown keep names alive.

@@ -270,6 +270,7 @@ mod tests {
                 name_set: "x",
                 exemption: Exemption::None,
                 keeps_alive: false,
+                can_wait: false,
                 tenant,
             };
             let needs = needs(&order, AT, &limits);
@@ -278,8 +279,8 @@ mod tests {
             (orders, rate(LimitName::TenantHour), rate(LimitName::TenantDay))
         };
         // Of 300: a tenth for what is served, a fifth for who pays for it.
-        assert_eq!(of(Some(paying)), (30, Some(Rate::NONE), Some(Rate::per(7, 24 * HOUR_MS))));
-        assert_eq!(of(Some(other)), (90, Some(Rate::per(5, HOUR_MS)), Some(Rate::NONE)));
+        assert_eq!(of(Some(paying)), (30, Some(Rate::per(0, HOUR_MS)), Some(Rate::per(7, 24 * HOUR_MS))));
+        assert_eq!(of(Some(other)), (90, Some(Rate::per(5, HOUR_MS)), Some(Rate::per(0, 24 * HOUR_MS))));
         assert_eq!(of(None), (90, None, None), "of tenants who share one, not all pay");
     }
 

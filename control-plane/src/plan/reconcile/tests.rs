@@ -685,6 +685,7 @@ fn a_retired_name_leaves_a_certificate_that_was_adopted_too() {
         group: GroupId::generate(),
         cell: cell("default"),
         live: Some(LiveCredential {
+            issuer: "le".to_owned(),
             id: CredentialId::generate(),
             names: names.to_vec(),
             not_before: 0,

@@ -200,7 +200,8 @@ impl Issuance {
         let issuers = self.issuers.iter().map(|issuer| issuer.within(term)).collect::<Result<_, _>>()?;
         let (fleet, lookup, zone) = (self.fleet.clone(), self.lookup.clone(), self.zone.clone());
         let (writers, left) = (self.writers.clone(), Notify::new());
-        Ok(Self { parts: parts.clone(), fleet, lookup, writers, left, zone, issuers })
+        let renewal_looks = Semaphore::new(RENEWAL_LOOKS_MAX);
+        Ok(Self { parts: parts.clone(), fleet, lookup, writers, left, zone, issuers, renewal_looks })
     }
 
     fn issuer(&self, name: &str) -> Option<&Issuer> {
