@@ -230,6 +230,8 @@ fn survives(io: &str) {
     eprintln!("{io}: {} MiB of {} at most, {} refusals", peak >> 20, MEMORY >> 20, stage.limited());
     assert!(peak <= MEMORY, "{} KiB", peak / 1024);
 
+    // What the attackers' exchanges held may be on its way back still, and as much less may begin.
+    wait_until("it serves again", || https(address, GOOD).get(GOOD, "/").status == 200);
     let (limited, mut again) = (stage.limited(), https(address, GOOD));
     for _ in 0..20 {
         assert_eq!(again.get(GOOD, "/").text(), "good");

@@ -546,9 +546,9 @@ fn more_or_fewer_workers_take_over_all_sockets() {
 
 #[test]
 fn sockets_of_the_service_manager_are_served_and_outlive_the_edge() {
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = tcp.local_addr().unwrap();
-    let udp = UdpSocket::bind(address).unwrap();
+    // Of both kinds: a port that is free for TCP may be somebody's over UDP.
+    let address = portico_ports::reserve();
+    let (tcp, udp) = (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
     let folder = prepare();
     let text = FILE.replacen("kind = \"https\"", "kind = \"https\"\nhttp3 = true", 1);
     std::fs::write(
