@@ -111,17 +111,67 @@ fn sites(found: &mut Found, file: &Path, files: &Files) -> Outcome {
     let config: Value = serde_json::from_str(&text).map_err(|error| {
         Failure::file(file, error).next_text("give the JSON form: `caddy adapt --config Caddyfile` prints it")
     })?;
-    let servers = config["apps"]["http"]["servers"].as_object();
-    for (server, routes) in servers.into_iter().flatten().map(|(name, server)| (name, &server["routes"])) {
-        for (index, route) in routes.as_array().into_iter().flatten().enumerate() {
-            let from = format!("{}: {server}, route {index}", file.display());
-            site(found, route, &from);
+    let http = &config["apps"]["http"];
+    let plain = format!(":{}", http["http_port"].as_u64().unwrap_or(80));
+    let mut servers: Vec<(&String, &Value)> = http["servers"].as_object().into_iter().flatten().collect();
+    // Of a host's two sites the one over plain http comes last.
+    servers.sort_by_key(|(_, server)| {
+        let listens = server["listen"].as_array().map(Vec::as_slice).unwrap_or_default();
+        listens.iter().all(|at| at.as_str().is_some_and(|at| at.ends_with(&plain)))
+    });
+    for (name, server) in servers {
+        let held = understood(server);
+        for (index, route) in server["routes"].as_array().into_iter().flatten().enumerate() {
+            let from = format!("{}: {name}, route {index}", file.display());
+            site(found, route, &from, held.as_ref().err().map(String::as_str));
         }
     }
     Ok(())
 }
 
-fn site(found: &mut Found, route: &Value, from: &str) {
+/// Whether nothing but its routes says what a server does with a visitor: a site must not be open here that was not.
+fn understood(server: &Value) -> Result<(), String> {
+    only(server, &SERVER, "its server")?;
+    let policies = server["tls_connection_policies"].as_array().map(Vec::as_slice).unwrap_or_default();
+    policies.iter().try_for_each(|policy| only(policy, &TLS_POLICY, "a TLS connection policy"))
+}
+
+/// Fields of a server that are its routes, or change nothing for who may come in.
+const SERVER: [&str; 18] = [
+    "allow_h2c",
+    "automatic_https",
+    "client_ip_headers",
+    "enable_full_duplex",
+    "errors",
+    "experimental_http3",
+    "idle_timeout",
+    "keepalive_interval",
+    "listen",
+    "logs",
+    "max_header_bytes",
+    "metrics",
+    "protocols",
+    "read_header_timeout",
+    "read_timeout",
+    "routes",
+    "tls_connection_policies",
+    "write_timeout",
+];
+
+const TLS_POLICY: [&str; 9] = [
+    "alpn",
+    "certificate_selection",
+    "cipher_suites",
+    "curves",
+    "default_sni",
+    "fallback_sni",
+    "match",
+    "protocol_max",
+    "protocol_min",
+];
+
+/// `shut`: why no route of its server can be read by itself.
+fn site(found: &mut Found, route: &Value, from: &str, shut: Option<&str>) {
     let matchers = route["match"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut names = Vec::new();
     let mut by_more = matchers.is_empty();
@@ -138,7 +188,9 @@ fn site(found: &mut Found, route: &Value, from: &str) {
         return found.skip(from, "it is for no names");
     }
     let mut remarks = Vec::new();
-    let read = if by_more {
+    let read = if let Some(why) = shut {
+        Err(why.to_owned())
+    } else if by_more {
         Err("it is chosen by more than the host".to_owned())
     } else {
         handlers(&route["handle"], &mut remarks, DEPTH_MAX)
@@ -317,6 +369,17 @@ mod tests {
 
     fn of(handle: Value) -> Result<Vec<Route>, String> {
         handlers(&handle, &mut Vec::new(), DEPTH_MAX)
+    }
+
+    #[test]
+    fn a_server_that_asks_for_client_certificates_is_not_understood() {
+        understood(
+            &json!({ "listen": [":443"], "routes": [], "tls_connection_policies": [{ "match": {} }] }),
+        )
+        .unwrap();
+        let asks = json!({ "routes": [], "tls_connection_policies": [{ "client_authentication": {} }] });
+        assert!(understood(&asks).unwrap_err().contains("client_authentication"));
+        understood(&json!({ "routes": [], "named_routes": {} })).unwrap_err();
     }
 
     #[test]

@@ -35,6 +35,13 @@ pub(super) fn read(folder: &Path, files: &Files, now: UnixTime) -> Outcome<Found
         let upstreams: Upstreams = named(&http.block, "upstream")
             .filter_map(|directive| Some((directive.word()?.to_owned(), upstream(&directive.block))))
             .collect();
+        let inherited = http.block.iter().find(|one| INHERITED.contains(&one.name.as_str()));
+        let shut = inherited.map(|one| {
+            format!(
+                "{}: {} for all servers is not understood, and who may come in hangs on it",
+                one.at, one.name
+            )
+        });
         for server in named(&http.block, "server") {
             let names = names(&mut found, server);
             if !is_tls(server) {
@@ -46,7 +53,7 @@ pub(super) fn read(folder: &Path, files: &Files, now: UnixTime) -> Outcome<Found
             for pair in certificates(server, http) {
                 pairs.insert(pair, ());
             }
-            take(&mut found, server, names, &upstreams);
+            take(&mut found, server, names, &upstreams, shut.as_deref());
         }
     }
     for (chain, key) in pairs.into_keys() {
@@ -63,6 +70,19 @@ pub(super) fn read(folder: &Path, files: &Files, now: UnixTime) -> Outcome<Found
     }
     Ok(found)
 }
+
+/// What servers inherit and what keeps visitors out: a site must not be open here that was not.
+const INHERITED: [&str; 9] = [
+    "allow",
+    "auth_basic",
+    "auth_jwt",
+    "auth_request",
+    "deny",
+    "satisfy",
+    "ssl_client_certificate",
+    "ssl_trusted_certificate",
+    "ssl_verify_client",
+];
 
 /// The names of a server block that can be names of domains.
 fn names(found: &mut Found, server: &Directive) -> Vec<NamePattern> {
@@ -101,8 +121,16 @@ fn certificates(server: &Directive, http: &Directive) -> Vec<(String, String)> {
     if own.is_empty() { of(&http.block) } else { own }
 }
 
-fn take(found: &mut Found, server: &Directive, names: Vec<NamePattern>, upstreams: &Upstreams) {
+/// `shut`: why no server can be read by itself.
+fn take(
+    found: &mut Found,
+    server: &Directive,
+    names: Vec<NamePattern>,
+    upstreams: &Upstreams,
+    shut: Option<&str>,
+) {
     let (spec, remarks) = site(&server.block, upstreams);
+    let spec = shut.map_or(spec, |why| Err(why.to_owned()));
     let is_tls_only = named(&server.block, "ssl").any(|ssl| ssl.word() == Some("on"));
     let is_plain_too = !is_tls_only
         && named(&server.block, "listen")
