@@ -191,6 +191,11 @@ impl Lookup {
         tokio::time::timeout(self.climb_deadline, climb).await.ok().flatten()
     }
 
+    /// The same, with permits of its own: what whoever has a zone can make wait is never what others' names are asked by.
+    pub(super) fn beside(&self) -> Self {
+        Self { permits: Arc::clone(&self.server_permits), ..self.clone() }
+    }
+
     /// Somebody who asks one server for what it has itself.
     ///
     /// # Errors

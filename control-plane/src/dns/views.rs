@@ -9,6 +9,7 @@
 //! somebody else's to mend (what they say goes by the resolvers), glue, and DNSSEC.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use hickory_resolver::TokioResolver;
@@ -20,6 +21,8 @@ use crate::plan::caa::CaaRecord;
 
 /// Servers of one zone that are asked; the largest zones have 13 names, usual ones 2 to 8.
 const SERVERS_MAX: usize = 16;
+/// What one question to all servers of a zone may take, a climb for CAA included.
+const DEADLINE: Duration = Duration::from_secs(10);
 /// Addresses of one server: one of each family.
 const ADDRESSES_MAX: usize = 2;
 
@@ -51,6 +54,7 @@ impl Zone {
     /// The servers of the zone that `name` is in, as the resolvers have them: those of the first name, from itself upwards, that
     /// has any. None where nothing is known, none of a top-level domain, none at port 0. Only those that `may_ask` permits.
     pub async fn of(lookup: &Lookup, name: &str, port: u16, may_ask: impl Fn(IpAddr) -> bool) -> Self {
+        let lookup = lookup.beside();
         let mut zone = Self { lookup: lookup.clone(), apex: String::new(), servers: Vec::new() };
         if port == 0 {
             return zone;
@@ -87,7 +91,7 @@ impl Zone {
         for server in &self.servers {
             asked.push(self.addresses_at(server, name));
         }
-        self.views(join_all(asked).await)
+        self.views(in_time(asked).await)
     }
 
     /// The target of the CNAME at exactly `name`.
@@ -96,7 +100,7 @@ impl Zone {
         for server in &self.servers {
             asked.push(self.cname_at(server, name));
         }
-        self.views(join_all(asked).await)
+        self.views(in_time(asked).await)
     }
 
     /// The CAA records that hold for `name` as far as they stand in this zone, and at which name; nothing where the zone has none
@@ -106,7 +110,7 @@ impl Zone {
         for server in &self.servers {
             asked.push(self.caa_at(server, name));
         }
-        self.views(join_all(asked).await)
+        self.views(in_time(asked).await)
     }
 
     fn views<T>(&self, found: Vec<Found<T>>) -> Vec<View<T>> {
@@ -152,6 +156,14 @@ impl Zone {
     async fn ask(&self, server: &Server, name: &str, kind: RecordType) -> Found<RData> {
         self.lookup.ask_server(&server.resolver, name, kind).await
     }
+}
+
+/// Answers of all, or of none: whoever has a zone decides how long each of its servers takes, and for how many names above.
+async fn in_time<T>(asked: Vec<impl Future<Output = Found<T>>>) -> Vec<Found<T>> {
+    let count = asked.len();
+    let unknown = || Found::Unknown(format!("no answer of all servers within {} s", DEADLINE.as_secs()));
+    let answers = tokio::time::timeout(DEADLINE, join_all(asked)).await;
+    answers.unwrap_or_else(|_| std::iter::repeat_with(unknown).take(count).collect())
 }
 
 fn is_within(name: &str, apex: &str) -> bool {

@@ -207,7 +207,7 @@ async fn reached_otherwise(
     views: &[Found<IpAddr>],
 ) -> (Sighting, String) {
     let base = row.name.base();
-    match preflight::delegation(issuance, row.id, base).await {
+    match preflight::delegation(issuance, row.id, base, false).await {
         (Some(true), _) => return (Sighting::Kept, format!("_acme-challenge.{base} is ours to answer")),
         (None, why) => return (Sighting::Unknown, why.unwrap_or_default()),
         (Some(false), _) => {}

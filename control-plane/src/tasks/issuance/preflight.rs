@@ -259,7 +259,7 @@ async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &Looked) -> Find
             },
         }
     }
-    let (delegated, text) = delegation(issuance, domain.id, pattern.base()).await;
+    let (delegated, text) = delegation(issuance, domain.id, pattern.base(), true).await;
     match delegated {
         Some(true) => methods.push(ChallengeMethod::Dns01),
         Some(false) => texts.extend(text),
@@ -481,11 +481,13 @@ fn reachable(methods: &[ChallengeMethod], texts: &[String], unknown: bool) -> Ob
 }
 
 /// Whether `_acme-challenge.<base>` is a CNAME to one of the domain's labels, or is none and written for us; `None`: nobody
-/// knows. With it what to say.
+/// knows. With it what to say. `everywhere`: at each server of its zone, as an order needs it; one that is behind is no sign that
+/// a name has left.
 pub(super) async fn delegation(
     issuance: &Issuance,
     domain: DomainId,
     base: &DomainName,
+    everywhere: bool,
 ) -> (Option<bool>, Option<String>) {
     let name = challenge_name(base.as_str());
     let is_written = issuance.writers.of(&name).is_some();
@@ -509,7 +511,9 @@ pub(super) async fn delegation(
     };
     match issuance.lookup.cname(&name).await {
         Found::Records(found) if is_ours(&found) => {
-            for View { server, found } in zone_of(issuance, &name).await.cname(&name).await {
+            let views =
+                if everywhere { zone_of(issuance, &name).await.cname(&name).await } else { Vec::new() };
+            for View { server, found } in views {
                 let wrong = match &found {
                     Found::Records(found) if is_ours(found) => continue,
                     Found::Records(found) => format!("has it as a CNAME to {}", found.join(", ")),
