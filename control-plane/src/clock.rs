@@ -65,6 +65,11 @@ pub fn unix_time(ms: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
 }
 
+/// Unix milliseconds of a certificate's time; the last that there is for one beyond.
+pub(crate) fn unix_ms(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
+}
+
 /// Unix milliseconds in RFC 3339, UTC, whole milliseconds.
 pub fn rfc3339(ms: i64) -> String {
     let nanoseconds = i128::from(ms) * 1_000_000;

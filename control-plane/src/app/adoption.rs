@@ -8,16 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use portico_api::v1::{Adoption, DomainSpec, FieldError};
-use portico_cert_store::{
-    CellId, CertificateFacts, CredentialId, Custody, DomainId, LineageId, SealContext, TenantId, Upload,
-};
+use portico_cert_store::{CellId, CertificateFacts, CredentialId, Custody, DomainId, Upload};
 
 use super::claim::{Claimed, Quota, claim};
-use super::{App, ownership, spec};
-use crate::clock::rfc3339;
+use super::{App, ownership, spec, upload};
+use crate::clock::{rfc3339, unix_ms};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
-use crate::plan::timing;
 use crate::store::adopted::{self, Adopted, AdoptedLineage};
 use crate::store::credential::{self, NewCredential};
 use crate::store::domain::{self, DomainRow};
@@ -181,7 +178,14 @@ pub(crate) async fn put(
     let mut account = put.account.clone().filter(|_| !is_held);
     for (cell, names) in &cells {
         let lineage = group::ensure_lineage(&mut write.tx, group, cell, write.now_ms).await?;
-        let mut new = sealed(app, write, (tenant.id, cell), lineage, wanted, upload).await?;
+        let brought = upload::sealed(app, write, tenant.id, lineage, cell, upload).await?;
+        let mut new = NewCredential {
+            custody: Custody::Cell,
+            issuer: wanted.issuer.clone().unwrap_or(brought.issuer),
+            tell_at: None,
+            adopted: true,
+            ..brought
+        };
         new.account = account.take();
         let names: Vec<(String, DomainId)> = names.iter().map(|(name, id)| (name.clone(), *id)).collect();
         credential::publish(&mut write.tx, &new, &names, write.now_ms).await?;
@@ -225,7 +229,7 @@ fn not_shorter(
     names: &BTreeMap<String, DomainId>,
     facts: &CertificateFacts,
 ) -> Answered<()> {
-    let ends = unix_ms(facts.not_after.as_secs());
+    let ends = unix_ms(facts.not_after);
     for lineage in present.iter().flat_map(|other| &other.lineages) {
         let name = lineage.names.keys().find(|name| names.contains_key(*name));
         if let Some(name) = name.filter(|_| lineage.not_after > ends) {
@@ -238,52 +242,6 @@ fn not_shorter(
         }
     }
     Ok(())
-}
-
-async fn sealed(
-    app: &App,
-    write: &mut Write,
-    (tenant, cell): (TenantId, &CellId),
-    lineage: LineageId,
-    wanted: &Adoption,
-    upload: &Upload,
-) -> Answered<NewCredential> {
-    let internal = |error: &(dyn std::error::Error + 'static)| {
-        tracing::error!(error, "an adopted key cannot be sealed");
-        Fault::internal()
-    };
-    let cell_key = cell::current_key(&mut write.tx, &app.parts.sealer, cell, write.now_ms).await;
-    let cell_key = cell_key.map_err(|error| internal(&error))?;
-    let (id, facts, key_tenant) = (CredentialId::generate(), upload.chain.facts(), tenant.to_string());
-    let context = SealContext {
-        cell,
-        epoch: cell_key.epoch(),
-        key_tenant: &key_tenant,
-        credential: id,
-        spki_sha256: facts.spki_sha256,
-    };
-    let sealed_key = cell_key.seal(&upload.key, &context).map_err(|error| internal(&error))?;
-    let (not_before, not_after) = (unix_ms(facts.not_before.as_secs()), unix_ms(facts.not_after.as_secs()));
-    Ok(NewCredential {
-        id,
-        lineage,
-        custody: Custody::Cell,
-        issuer: wanted.issuer.clone().unwrap_or_else(|| facts.issuer.to_string()),
-        names: facts.names.iter().map(ToString::to_string).collect(),
-        chain_pem: upload.chain.to_pem(),
-        sealed_key: sealed_key.as_bytes().to_vec(),
-        cell_key_epoch: cell_key.epoch(),
-        key_tenant,
-        spki_sha256: facts.spki_sha256,
-        fingerprint_sha256: facts.fingerprint_sha256,
-        not_before,
-        not_after,
-        renew_at: timing::renew_at(not_before, not_after, app.parts.config.renewal.share, lineage),
-        account: None,
-        is_rsa: facts.key_type.is_rsa(),
-        tell_at: None,
-        adopted: true,
-    })
 }
 
 /// Takes an adopted certificate out of service in all its cells.
@@ -319,8 +277,4 @@ pub(crate) fn listed(adopted: &Adopted) -> String {
 
 fn fields(error: FieldError) -> Fault {
     Fault::fields(vec![error])
-}
-
-fn unix_ms(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
 }

@@ -16,7 +16,7 @@ use portico_cert_store::{
 use rustls::sign::CertifiedKey;
 
 use super::App;
-use crate::clock::rfc3339;
+use crate::clock::{rfc3339, unix_ms};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::limits::UPLOADED_BYTES_OF_TENANT_MAX;
@@ -236,7 +236,7 @@ async fn same(
 
 /// P9: nothing takes the place of what is better, unless its owner says so.
 fn not_shorter(present: &[Uploaded], wanted: &Wanted, facts: &CertificateFacts) -> Answered<()> {
-    let ends = unix_ms(facts.not_after.as_secs());
+    let ends = unix_ms(facts.not_after);
     for other in present {
         let longest = other.lineages.iter().map(|lineage| lineage.not_after).max().unwrap_or(i64::MIN);
         let Some(name) = other.names.keys().find(|name| wanted.names.contains_key(*name)) else { continue };
@@ -271,7 +271,11 @@ async fn seal_for_cells(
     Ok(made)
 }
 
-async fn sealed(
+/// An uploaded certificate for a cell that serves its names, its key sealed for that one.
+///
+/// # Errors
+/// The store's; a key that cannot be sealed.
+pub(super) async fn sealed(
     app: &App,
     write: &mut Write,
     tenant: TenantId,
@@ -280,7 +284,7 @@ async fn sealed(
     upload: &Upload,
 ) -> Answered<NewCredential> {
     let internal = |error: &(dyn std::error::Error + 'static)| {
-        tracing::error!(error, "an uploaded key cannot be sealed");
+        tracing::error!(error, "a key that was brought cannot be sealed");
         Fault::internal()
     };
     let cell_key = cell::current_key(&mut write.tx, &app.parts.sealer, cell, write.now_ms).await;
@@ -294,7 +298,7 @@ async fn sealed(
         spki_sha256: facts.spki_sha256,
     };
     let sealed_key = cell_key.seal(&upload.key, &context).map_err(|error| internal(&error))?;
-    let (not_before, not_after) = (unix_ms(facts.not_before.as_secs()), unix_ms(facts.not_after.as_secs()));
+    let (not_before, not_after) = (unix_ms(facts.not_before), unix_ms(facts.not_after));
     let renew_at = timing::renew_at(not_before, not_after, app.parts.config.renewal.share, lineage);
     Ok(NewCredential {
         id,
@@ -380,8 +384,4 @@ pub(crate) fn described(uploaded: &Uploaded) -> serde_json::Value {
         "not_after": first.map(|lineage| rfc3339(lineage.not_after)),
         "cells": uploaded.lineages.iter().map(|lineage| &lineage.cell).collect::<Vec<_>>(),
     })
-}
-
-fn unix_ms(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
 }

@@ -16,7 +16,7 @@ use rustls::RootCertStore;
 use super::issuer::Issuer;
 use super::stopped::close;
 use super::{Issuance, backups, health, spending};
-use crate::clock;
+use crate::clock::{self, unix_ms};
 use crate::plan::timing::{self, Ends};
 use crate::store::account::{self, AccountRow, AccountState};
 use crate::store::condition::{self, Observation};
@@ -274,8 +274,4 @@ async fn watch_deployment(issuance: Arc<Issuance>, deployment: Deployment) {
         tracing::warn!(%error, order = %row.id, "deployment could not be noted");
     }
     tracing::debug!(order = %row.id, ?took, message = observed.message, "deployed");
-}
-
-fn unix_ms(time: UnixTime) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
 }
