@@ -33,7 +33,7 @@ pub(crate) enum WebhookCommand {
     Replay {
         /// As `webhook list` prints it
         id: String,
-        /// Events after this number, 0: all that are kept; absent: on from where it stands
+        /// Events after this number; they are kept for 90 days, and a refusal says from where on. Absent: on from where it stands
         #[arg(long, value_name = "SEQUENCE")]
         since: Option<u64>,
     },
@@ -62,7 +62,7 @@ pub(crate) struct AddArgs {
     /// What it is for
     #[arg(long, default_value = "")]
     label: String,
-    /// Begin behind this event, 0: with all that are kept; absent: with what happens from now on
+    /// Begin behind this event; they are kept for 90 days, and a refusal says from where on. Absent: with what happens from now on
     #[arg(long, value_name = "SEQUENCE")]
     since: Option<u64>,
 }
