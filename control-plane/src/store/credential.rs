@@ -141,6 +141,24 @@ pub async fn record_domains(tx: &mut WriteTx, domains: &[DomainId]) -> Result<u6
     Ok(sequence)
 }
 
+/// Overwrites the key of a credential, and its copy in the order that made it; `false`: it was gone already.
+///
+/// # Errors
+/// The database's.
+pub async fn forget_key(tx: &mut WriteTx, credential: CredentialId) -> Result<bool, StoreError> {
+    let done = sql::query("UPDATE credentials SET sealed_key = ? WHERE id = ? AND length(sealed_key) > 0")
+        .bind(Vec::<u8>::new())
+        .bind(credential.to_string())
+        .execute(tx)
+        .await?;
+    sql::query("UPDATE orders SET sealed_key = ? WHERE credential_id = ?")
+        .bind(Vec::<u8>::new())
+        .bind(credential.to_string())
+        .execute(tx)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
 /// Takes a lineage out of service: the edges forget it, the domains that it served are told without it.
 ///
 /// # Errors

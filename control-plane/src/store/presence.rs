@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use portico_cert_store::{CredentialId, DomainId, TenantId};
 
 use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, from_id, from_json, sql};
+use super::{Connection, StoreError, WriteTx, credential, from_id, from_json, sql};
 use crate::plan::presence::Standing;
 
 /// How many names stand where.
@@ -356,26 +356,17 @@ pub async fn keys_to_destroy(connection: &mut Connection, limit: u32) -> Result<
     rows.iter().map(doomed).collect()
 }
 
-/// Overwrites the key of a credential, and its copy in the order that made it; `false`: it was gone already.
+/// Forgets the key of a credential that was noted for that; `false`: it was gone already.
 ///
 /// # Errors
 /// The database's.
 pub async fn destroy_key(tx: &mut WriteTx, credential: CredentialId) -> Result<bool, StoreError> {
-    let done = sql::query("UPDATE credentials SET sealed_key = ? WHERE id = ? AND length(sealed_key) > 0")
-        .bind(Vec::<u8>::new())
-        .bind(credential.to_string())
-        .execute(tx)
-        .await?;
-    sql::query("UPDATE orders SET sealed_key = ? WHERE credential_id = ?")
-        .bind(Vec::<u8>::new())
-        .bind(credential.to_string())
-        .execute(tx)
-        .await?;
+    let was_there = credential::forget_key(tx, credential).await?;
     sql::query("DELETE FROM doomed_keys WHERE credential_id = ?")
         .bind(credential.to_string())
         .execute(tx)
         .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(was_there)
 }
 
 fn read(row: &Row) -> Result<Standing, StoreError> {

@@ -7,7 +7,9 @@ use portico_api::v1::{RekeyId, RekeyScope};
 use portico_cert_store::{CellId, CredentialId, EdgeId, LineageId, TenantId};
 
 use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, from_id, from_json, from_word, sql, to_json, to_word};
+use super::{
+    Connection, StoreError, WriteTx, credential, from_id, from_json, from_word, sql, to_json, to_word,
+};
 use crate::clock::DAY_MS;
 use crate::plan::renewal_info::Window;
 
@@ -396,11 +398,13 @@ pub async fn retire(tx: &mut WriteTx, credential: CredentialId, now_ms: i64) -> 
         .bind(credential.to_string())
         .execute(tx)
         .await?;
-    sql::query("UPDATE credentials SET sealed_key = ? WHERE id = ? AND state <> 'live'")
-        .bind(Vec::<u8>::new())
+    let state: Option<String> = sql::query_scalar("SELECT state FROM credentials WHERE id = ?")
         .bind(credential.to_string())
-        .execute(tx)
+        .fetch_optional(tx)
         .await?;
+    if state.is_some_and(|state| state != "live") {
+        credential::forget_key(tx, credential).await?;
+    }
     Ok(())
 }
 

@@ -70,11 +70,14 @@ async fn speak(edge: &TestEdge) {
     edge.outgoing.send(EdgeMessage { kind: Some(edge_message::Kind::Ack(ack)) }).await.unwrap();
 }
 
-/// Of credentials that were replaced, the length of what is kept of their keys.
+/// Of credentials that were replaced, the length of what is kept of their keys, also in the orders that made them.
 async fn keys_left(lab: &Lab) -> Vec<String> {
-    lab.rows("SELECT CAST(LENGTH(sealed_key) AS TEXT) FROM credentials WHERE state = 'replaced' ORDER BY id")
-        .await
-        .concat()
+    lab.rows(
+        "SELECT CAST(LENGTH(c.sealed_key) + COALESCE((SELECT SUM(LENGTH(o.sealed_key)) FROM orders o WHERE o.credential_id = c.id), 0) \
+         AS TEXT) FROM credentials c WHERE c.state = 'replaced' ORDER BY c.id",
+    )
+    .await
+    .concat()
 }
 
 /// The kinds of all events, in the order in which they were committed.
