@@ -160,6 +160,12 @@ pub const CONNECTION_ANSWER_BYTES_MAX: usize = 192 * 1024;
 pub const CONNECTION_HEAD_BYTES_MAX: usize = 768 * 1024;
 /// Heads that are decoded before the first of them is looked at: more than [`H2_PENDING_RESETS_MAX`], whose guard is among them.
 pub const H2_HEADS_AT_ONCE: usize = 32;
+/// The same by their bytes on the wire: with 50 connections that send nothing but the largest heads, a worker comes back to
+/// each other one after some 5 ms.
+pub const H2_HEAD_BYTES_AT_ONCE: usize = 16 * 1024;
+/// Heads beyond [`HEADER_BYTES_MAX`], each answered 431, before an HTTP/2 or HTTP/3 connection is closed: its settings say how
+/// large they may be. A browser that has got too many cookies comes again.
+pub const HEADS_TOO_LARGE_MAX: u32 = 16;
 /// Receive windows: what a client may send before we have passed it on.
 pub const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;

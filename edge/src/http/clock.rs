@@ -45,6 +45,7 @@ pub struct ConnectionClock {
     had_enough: Cell<bool>,
     /// Requests given up since the start of the window, and that start.
     given_up: Cell<(u32, Instant)>,
+    heads_too_large: Cell<u32>,
     abusive: Cell<bool>,
 }
 
@@ -125,6 +126,7 @@ impl ConnectionClock {
             upgrade_decision: Cell::new(None),
             had_enough: Cell::new(false),
             given_up: Cell::new((0, now)),
+            heads_too_large: Cell::new(0),
             abusive: Cell::new(false),
         }
     }
@@ -158,6 +160,15 @@ impl ConnectionClock {
         self.given_up.set((count, since));
         if count >= limits::GIVEN_UP_MAX {
             self.abusive.set(true);
+        }
+    }
+
+    /// A request's head was beyond the limit that the client was told.
+    pub(super) fn head_too_large(&self) {
+        let count = self.heads_too_large.get() + 1;
+        self.heads_too_large.set(count);
+        if count >= limits::HEADS_TOO_LARGE_MAX {
+            self.abuse();
         }
     }
 
@@ -441,6 +452,15 @@ mod tests {
         }
         assert!(!clock.is_abusive());
         clock.request_given_up();
+        assert!(clock.is_abusive());
+    }
+
+    #[test]
+    fn a_client_whose_heads_are_too_large_again_and_again_is_abusive() {
+        let clock = ConnectionClock::new(Deadlines::default());
+        (1..limits::HEADS_TOO_LARGE_MAX).for_each(|_| clock.head_too_large());
+        assert!(!clock.is_abusive());
+        clock.head_too_large();
         assert!(clock.is_abusive());
     }
 

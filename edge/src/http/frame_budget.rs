@@ -26,34 +26,47 @@ pub(super) struct FrameBudget {
     head_filled: usize,
     /// A request's head ends with the frame under way.
     ends_head: bool,
+    /// Of the head under way, on the wire.
+    head_bytes: usize,
     heads: UndecidedHeads,
     /// Where an answer to a PING stands whole in the bytes that came last.
     pong_at: Option<usize>,
 }
 
 /// Requests' heads that were read and of which the library has not made requests yet. It decodes all that it can read before
-/// it gives the first one away; so it is given some at a time, and finds nothing more to read in between.
+/// it gives the first one away; so it is given some at a time, and finds nothing more to read in between. They count by their
+/// bytes on the wire, too: to decode large ones takes a worker's time from all other connections.
 #[derive(Debug, Clone, Default)]
-pub(super) struct UndecidedHeads(Rc<Cell<usize>>);
+pub(super) struct UndecidedHeads(Rc<Cell<Undecided>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Undecided {
+    heads: usize,
+    bytes: usize,
+}
 
 impl UndecidedHeads {
     /// Nothing more is to be read before some are requests.
     pub(super) fn are_enough(&self) -> bool {
-        self.0.get() >= limits::H2_HEADS_AT_ONCE
+        let Undecided { heads, bytes } = self.0.get();
+        heads >= limits::H2_HEADS_AT_ONCE || bytes >= limits::H2_HEAD_BYTES_AT_ONCE
     }
 
-    /// One is a request now.
+    /// One is a request now; nobody says which, so it counts as large as the others.
     pub(super) fn go(&self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        let Undecided { heads, bytes } = self.0.get();
+        let left = heads.saturating_sub(1);
+        self.0.set(Undecided { heads: left, bytes: bytes * left / heads.max(1) });
     }
 
     /// The library has given away all requests that it had; what else were heads has become none.
     pub(super) fn all_go(&self) {
-        self.0.set(0);
+        self.0.set(Undecided::default());
     }
 
-    fn come(&self) {
-        self.0.set(self.0.get() + 1);
+    fn come(&self, bytes: usize) {
+        let before = self.0.get();
+        self.0.set(Undecided { heads: before.heads + 1, bytes: before.bytes + bytes });
     }
 }
 
@@ -85,6 +98,7 @@ impl FrameBudget {
             head: [0; FRAME_HEAD_BYTES],
             head_filled: 0,
             ends_head: false,
+            head_bytes: 0,
             heads,
             pong_at: None,
         }
@@ -123,7 +137,7 @@ impl FrameBudget {
             self.skip -= skipped;
             bytes = &bytes[skipped..];
             if self.skip == 0 && std::mem::take(&mut self.ends_head) {
-                self.heads.come();
+                self.heads.come(std::mem::take(&mut self.head_bytes));
                 if self.heads.are_enough() {
                     break;
                 }
@@ -147,7 +161,10 @@ impl FrameBudget {
     fn frame(&mut self, now: Instant) -> Result<(), Flood> {
         let [high, middle, low, kind, ..] = self.head;
         self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        self.ends_head = matches!(kind, HEADERS | CONTINUATION) && self.head[4] & END_HEADERS != 0;
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.ends_head = self.head[4] & END_HEADERS != 0;
+            self.head_bytes += self.skip;
+        }
         match kind {
             HEADERS => self.earn(limits::H2_CONTROL_FRAMES_PER_REQUEST),
             DATA if self.skip > 0 => {}
@@ -242,6 +259,33 @@ mod tests {
             budget.heads.all_go();
             assert!(!budget.heads.are_enough());
         }
+    }
+
+    #[test]
+    fn large_heads_are_taken_one_at_a_time_and_small_ones_by_what_they_have_together() {
+        let now = clock::now();
+        let head = |bytes: usize| {
+            let [.., high, middle, low] = bytes.to_be_bytes();
+            [&[high, middle, low, HEADERS, END_HEADERS, 0, 0, 0, 1][..], &vec![0x82; bytes]].concat()
+        };
+        let bound = limits::H2_HEAD_BYTES_AT_ONCE;
+        let taken_of = |bytes: usize| {
+            let mut budget = begun(now);
+            let taken = budget.feed(&head(bytes).repeat(limits::H2_HEADS_AT_ONCE), now).unwrap();
+            (taken / head(bytes).len(), budget)
+        };
+        assert_eq!(taken_of(bound).0, 1);
+        assert_eq!(taken_of(bound / limits::H2_HEADS_AT_ONCE).0, limits::H2_HEADS_AT_ONCE);
+        let (taken, mut budget) = taken_of(bound / 4);
+        assert_eq!(taken, 4);
+        budget.heads.go();
+        assert!(!budget.heads.are_enough());
+        assert_eq!(budget.feed(&head(bound / 4).repeat(2), now), Ok(head(bound / 4).len()));
+        // What has no end yet is not held against anybody: the library bounds it.
+        let open = [[0, 0x40, 0, HEADERS, 0, 0, 0, 0, 1].to_vec(), vec![0x82; 0x4000]].concat();
+        budget.heads.all_go();
+        assert_eq!(budget.feed(&open, now), Ok(open.len()));
+        assert!(!budget.heads.are_enough());
     }
 
     #[test]

@@ -90,6 +90,7 @@ where
             }
             for _ in 0..refused.too_large {
                 Refused::TOO_LARGE.note(&context);
+                context.clock.head_too_large();
             }
             if let Poll::Ready(Err(error)) = &polled
                 && let Some(refused) = Refused::by_http2(error)

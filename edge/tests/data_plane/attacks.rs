@@ -26,8 +26,6 @@ const CONNECTIONS_OF_MANY: u64 = 16;
 const ORIGIN_REQUESTS_MAX: u64 = 200;
 /// Of an attacking connection.
 const BYTES_MAX: u64 = 256 * 1024;
-/// Of heads that are decoded before one is looked at: crumbs take twice their bytes in tables.
-const HEADS_BYTES_MAX: u64 = 2 * limits::H2_HEADS_AT_ONCE as u64 * limits::HEADER_BYTES_MAX as u64;
 /// Of all that is held for addresses that may be forged, of which each attacker has hundreds.
 const HALF_OPEN_BYTES_MAX: u64 = 64 * 1024 * 1024 - BYTES_TOLERATED;
 /// Of one that has as many exchanges under way as it may: a connection to an origin with the buffers that each request and
@@ -73,18 +71,10 @@ impl Stage {
 
     /// Runs the attack beside visitors; says how many of those were answered.
     fn run(&self, attack: Attack) -> u64 {
-        let is_of_many = matches!(
-            attack,
-            Attack::ZeroWindow
-                | Attack::UnreadAnswers
-                | Attack::OpenHeads
-                | Attack::Quic(QuicAttack::ZeroWindow)
-        );
         let (connections, bytes_max) = match attack.end() {
-            _ if is_of_many => (CONNECTIONS_OF_MANY, MANY_BYTES_MAX),
-            End::Refused => (CONNECTIONS, BYTES_MAX + HEADS_BYTES_MAX),
+            _ if attack.is_of_many() => (CONNECTIONS_OF_MANY, MANY_BYTES_MAX),
             _ if is_before_handshake(attack) => (CONNECTIONS, HALF_OPEN_BYTES_MAX / CONNECTIONS),
-            End::Cut | End::Reset | End::Borne => (CONNECTIONS, BYTES_MAX),
+            End::Refused | End::Cut | End::Reset | End::Borne => (CONNECTIONS, BYTES_MAX),
         };
         let (address, process) = (self.edge.https(), self.edge.child.id());
         let target = Target { address, host: ATTACKED.to_owned() };

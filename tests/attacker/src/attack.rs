@@ -63,7 +63,7 @@ pub enum End {
     Cut,
     /// Gives every stream up after a while.
     Reset,
-    /// Refuses each request alone, at little cost.
+    /// Refuses each request alone, at little cost, and ends the connection after some of them.
     Refused,
     /// Closes what breaks the rules, and bears the rest at little cost.
     Borne,
@@ -127,6 +127,14 @@ impl Attack {
             Self::HpackBomb | Self::CookieCrumbs => End::Refused,
             _ => End::Cut,
         }
+    }
+
+    /// Whether each connection has as many requests under way as it may.
+    pub fn is_of_many(self) -> bool {
+        matches!(
+            self,
+            Self::ZeroWindow | Self::UnreadAnswers | Self::OpenHeads | Self::Quic(QuicAttack::ZeroWindow)
+        )
     }
 
     /// Runs on one connection until the server ends it, or for so long.
@@ -245,12 +253,11 @@ impl Attack {
             client.read_frames();
             requests += 1;
         }
-        let is_over = |client: &Client| client.seen.ended || client.answered.len() as u64 >= requests;
-        while !is_over(&client) && now() < until {
+        while !client.seen.ended && now() < until {
             client.look();
             client.read_frames();
         }
-        Ok(Outcome { requests, ended: is_over(&client) })
+        Ok(Outcome { requests, ended: client.seen.ended })
     }
 }
 

@@ -84,6 +84,9 @@ pub(super) fn start(
                 if let Some(refused) = Refused::by_http3_stream(&error) {
                     refused.note(&context);
                 }
+                if matches!(error, StreamError::HeaderTooBig { .. }) {
+                    context.clock.head_too_large();
+                }
                 Err(error.into())
             }
             Err(_) => Err(Broken::SlowHead),
