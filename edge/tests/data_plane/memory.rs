@@ -227,11 +227,21 @@ fn survives(io: &str) {
     wait_until("it is well again", || stage.edge.metrics("/readyz").0 == 200);
     assert_eq!(stage.edge.metric("portico_edge_memory_short "), 0.0);
     let peak = met.peak.load(Ordering::SeqCst);
-    eprintln!("{io}: {} MiB of {} at most, {} refusals", peak >> 20, MEMORY >> 20, stage.limited());
+    let well = resident_bytes(surface.0);
+    eprintln!(
+        "{io}: {} MiB of {} at most, {} refusals, {} shortages, {} MiB when well again",
+        peak >> 20,
+        MEMORY >> 20,
+        stage.limited(),
+        stage.edge.metric("portico_edge_memory_shortages_total"),
+        well >> 20
+    );
     assert!(peak <= MEMORY, "{} KiB", peak / 1024);
 
-    // What the attackers' exchanges held may be on its way back still, and as much less may begin.
+    // What the attackers' exchanges held may be on its way back still. Of those that begin, no more may be under way at once than
+    // there was room for at each look of a while: one, at the last look that found it short and nobody left.
     wait_until("it serves again", || https(address, GOOD).get(GOOD, "/").status == 200);
+    std::thread::sleep(limits::MEMORY_GROWS_WITHIN + limits::MEMORY_LOOK_EVERY);
     let (limited, mut again) = (stage.limited(), https(address, GOOD));
     for _ in 0..20 {
         assert_eq!(again.get(GOOD, "/").text(), "good");
@@ -249,6 +259,42 @@ fn an_edge_whose_memory_is_filled_refuses_at_once_and_recovers() {
     survives("epoll");
     match uring_works() {
         true => survives("uring"),
+        false => portico_skipping::skipped("io_uring: this kernel refuses it"),
+    }
+}
+
+/// Nobody comes any more, so that the workers have nothing to do.
+fn gives_back_what_is_free(io: &str) {
+    const CONNECTIONS: usize = 600;
+    let folder = prepare();
+    std::fs::write(
+        folder.path().join("edge.toml"),
+        format!("{FILE}[client_limits]\nexempt = [\"127.0.0.0/8\"]\n"),
+    )
+    .unwrap();
+    let edge = Running::start(folder, io);
+    let process = edge.child.id();
+    let come = || try_https(edge.https(), Some("shop.example"), any_version(&["h2"])).unwrap();
+    drop(come());
+    let before = resident_bytes(process);
+    let all: Vec<_> = (0..CONNECTIONS).map(|_| come()).collect();
+    wait_until("all are counted", || edge.metric("portico_edge_connections ") >= CONNECTIONS as f64);
+    let with = resident_bytes(process);
+    drop(all);
+    let left = || resident_bytes(process).saturating_sub(before);
+    wait_until("a quarter is left at most", || left() < (with - before) / 4);
+    eprintln!(
+        "{io}: {} KiB with {CONNECTIONS} connections, {} KiB without",
+        (with - before) / 1024,
+        left() / 1024
+    );
+}
+
+#[test]
+fn what_connections_held_goes_back_to_the_kernel_when_they_are_gone() {
+    gives_back_what_is_free("epoll");
+    match uring_works() {
+        true => gives_back_what_is_free("uring"),
         false => portico_skipping::skipped("io_uring: this kernel refuses it"),
     }
 }
