@@ -55,6 +55,9 @@ pub const PASSED_ON_MAX: usize = 4_096;
 /// than one that has died counts as living (10 s), so that none is waited for in vain.
 pub const RESPONDERS_DEADLINE: Duration = Duration::from_secs(15);
 
+/// A certificate request of an edge for a key of its own, bytes: 100 names, each as long as one can be, and room.
+pub const CERTIFICATE_REQUEST_BYTES_MAX: usize = 32 << 10;
+
 /// Webhooks of one tenant: each of its events is sent to all that want it.
 pub const WEBHOOKS_OF_TENANT_MAX: u64 = 10;
 /// Webhooks of the operators.

@@ -80,6 +80,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tenants/{id}/shared-group") => json!({ "group": "parked" }),
         (_, "/v1/tenants/{id}/shared-group/consent") => json!({ "group": "parked", "note": "x" }),
         (_, "/v1/default-certificate") => json!({ "hostname": "shop.example" }),
+        (_, "/v1/cells/{cell}") => json!({ "custody": "edge" }),
         ("PATCH", _) => json!({ "cells": ["default"] }),
         (_, path) if path.ends_with("/suspend") => json!({ "mode": "legal" }),
         _ => Value::Null,

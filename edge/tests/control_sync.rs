@@ -5,6 +5,8 @@
 #[path = "control/bounds.rs"]
 mod bounds;
 mod fleet;
+#[path = "control/own_keys.rs"]
+mod own_keys;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -73,6 +73,7 @@ impl FleetState {
             key_tenant: tenant.to_owned(),
             uploaded: false,
             goes_first: false,
+            edge_cell_id: String::new(),
         };
         self.put(wire::ResourceKind::Credential, lineage, tenant, &body);
         Ok(())

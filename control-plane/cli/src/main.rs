@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{
-    adopt, audit, backup, backup_cert, budget, cache, cert, check, domain, edge, issuer, plan, preview,
+    adopt, audit, backup, backup_cert, budget, cache, cell, cert, check, domain, edge, issuer, plan, preview,
     rekey, removal, renewals, shadow, tenant, token, usage, webhook,
 };
 use failure::{Failure, Outcome};
@@ -154,10 +154,10 @@ enum ApiCommand {
         #[command(subcommand)]
         command: issuer::IssuerCommand,
     },
-    /// Cells: edges that share their keys
+    /// Cells: edges that share their keys, or one edge that keeps its own
     Cell {
         #[command(subcommand)]
-        command: rekey::CellCommand,
+        command: cell::CellCommand,
     },
     /// Keys that are replaced before their time, and how far that is
     Rekey {
@@ -292,7 +292,7 @@ async fn operate(settings: &Settings, command: ApiCommand) -> Outcome {
         ApiCommand::Usage(args) => usage::run(settings, args).await,
         ApiCommand::Plan(args) => plan::run(settings, args).await,
         ApiCommand::Issuer { command } => issuer::run(settings, command).await,
-        ApiCommand::Cell { command } => rekey::cell(settings, command).await,
+        ApiCommand::Cell { command } => cell::run(settings, command).await,
         ApiCommand::Rekey { command } => rekey::run(settings, command).await,
         ApiCommand::Renewals => renewals::run(settings).await,
         ApiCommand::Budget(args) => budget::run(settings, args).await,

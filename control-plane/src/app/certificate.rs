@@ -3,7 +3,7 @@
 use portico_api::v1::{
     BackupState, Certificate, CertificateState, CertificateSummary, RenewalSource, RenewalSuggestion,
 };
-use portico_cert_store::{CertificateChain, Custody, DomainId, KeyType};
+use portico_cert_store::{CertificateChain, DomainId, KeyType};
 
 use crate::clock::rfc3339;
 use crate::sealer::hex;
@@ -27,7 +27,7 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
         not_before: rfc3339(row.not_before),
         not_after: rfc3339(row.not_after),
         renew_at: rfc3339(row.renew_at),
-        renewal: (row.custody == Custody::Cell).then(|| RenewalSuggestion {
+        renewal: row.custody.is_ours().then(|| RenewalSuggestion {
             source: if row.window.is_some() { RenewalSource::Ari } else { RenewalSource::Share },
             window_start: row.window.map(|window| rfc3339(window.start)),
             window_end: row.window.map(|window| rfc3339(window.end)),

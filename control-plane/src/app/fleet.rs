@@ -144,6 +144,9 @@ impl FleetLink {
             if matches!(error, JoinError::Ttl) {
                 return Fault::fields(vec![field("/ttl_seconds", "out_of_range", error.to_string())]);
             }
+            if matches!(error, JoinError::Taken { .. }) {
+                return Fault::conflict("cell_taken", error.to_string());
+            }
             tracing::error!(error = &error as &dyn std::error::Error, "no join token could be made");
             no_distribution()
         })

@@ -189,7 +189,7 @@ async fn cells(
     for cell in cell::of_domain(&row.spec.cells, of_tenant) {
         // The rows come with a backup that is shown first, then by the latest expiry.
         let mut here = certificates.iter().filter(|certificate| certificate.cell == cell);
-        let issued = here.clone().find(|row| row.custody == Custody::Cell && row.not_after > now);
+        let issued = here.clone().find(|row| row.custody.is_ours() && row.not_after > now);
         let mut needed = of_domain;
         for certificate in here.clone() {
             let id = certificate.lineage.to_string();

@@ -19,8 +19,8 @@ pub struct EdgeRequest {
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    #[error("the certificate request is larger than {CSR_BYTES_MAX} bytes")]
-    TooLarge,
+    #[error("the certificate request is larger than {bytes_max} bytes")]
+    TooLarge { bytes_max: usize },
     #[error("the certificate request is not PKCS#10 in DER")]
     Malformed,
     #[error("the certificate request's key is not ECDSA P-256, or it is not signed with SHA-256")]
@@ -32,8 +32,13 @@ pub enum RequestError {
 impl EdgeRequest {
     /// Parses PKCS#10 (RFC 2986) and checks its self-signature.
     pub fn parse(der: &[u8]) -> Result<Self, RequestError> {
-        if der.len() > CSR_BYTES_MAX {
-            return Err(RequestError::TooLarge);
+        Self::parse_within(der, CSR_BYTES_MAX)
+    }
+
+    /// The same for one of another size.
+    pub fn parse_within(der: &[u8], bytes_max: usize) -> Result<Self, RequestError> {
+        if der.len() > bytes_max {
+            return Err(RequestError::TooLarge { bytes_max });
         }
         let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| RequestError::Malformed)?;
         if !rest.is_empty() {
@@ -87,7 +92,10 @@ mod tests {
         assert_eq!(refused(&trailing), RequestError::Malformed);
         assert_eq!(refused(&good[..good.len() - 1]), RequestError::Malformed);
         assert_eq!(refused(b""), RequestError::Malformed);
-        assert_eq!(refused(&vec![0x30; CSR_BYTES_MAX + 1]), RequestError::TooLarge);
+        assert_eq!(
+            refused(&vec![0x30; CSR_BYTES_MAX + 1]),
+            RequestError::TooLarge { bytes_max: CSR_BYTES_MAX }
+        );
 
         for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
             assert_eq!(refused(&csr(&KeyPair::generate_for(algorithm).unwrap())), RequestError::KeyType);

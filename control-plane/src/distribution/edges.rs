@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::store::edge::{self, EdgeRow, NackRow};
 use crate::store::publication::{self, HeldRemoval};
 use crate::store::rekey::{self, RekeyRow};
-use crate::store::{Store, StoreError, WriteTx, cell, event, uploaded};
+use crate::store::{Store, StoreError, WriteTx, cell, edge_key, event, uploaded};
 
 /// For so long after an operator's sign-off, a snapshot may leave out any number of names.
 const SIGN_OFF_LASTS: Duration = Duration::from_secs(600);
@@ -125,6 +125,7 @@ impl Distribution {
         let rekey = cell::sealed_before(tx, &row.cell, epoch).await?;
         cell::renew_sealed_before(tx, &row.cell, epoch, now).await?;
         replace_keys(tx, id, &row.cell, epoch, now).await?;
+        edge_key::forget_requests(tx, &row.cell, now).await?;
         let text = format!(
             "removed from cell {}; {} keys that it could read are to be replaced",
             row.cell,

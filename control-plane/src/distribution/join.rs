@@ -19,7 +19,7 @@ use crate::ca::{self, EdgeRequest, IssuedIdentity, RequestError};
 use crate::clock::rfc3339;
 use crate::sealer::hex;
 use crate::store::edge::{self, EdgeRow, JoinTokenRow};
-use crate::store::{StoreError, WriteTx, cell, event};
+use crate::store::{StoreError, WriteTx, cell, edge_key, event};
 
 /// The bounds of a token's life, seconds.
 pub const TOKEN_TTL_SECONDS: std::ops::RangeInclusive<u32> = 60..=86_400;
@@ -52,6 +52,11 @@ pub enum JoinError {
     Request(#[from] RequestError),
     #[error("edge {0} is not known here or was removed: join again with a new token")]
     Removed(EdgeId),
+    #[error(
+        "edge {edge} keeps the keys of cell {cell} for itself, so no second one can join it: take that one out first (`portico \
+         edge rm {edge}`), or let the new one join another cell"
+    )]
+    Taken { cell: CellId, edge: EdgeId },
     #[error("a join token lives from {} to {} seconds", TOKEN_TTL_SECONDS.start(), TOKEN_TTL_SECONDS.end())]
     Ttl,
     #[error("the control plane cannot store the edge now; try again")]
@@ -78,6 +83,7 @@ pub(super) async fn create_token(
     if !TOKEN_TTL_SECONDS.contains(&ttl_seconds) {
         return Err(JoinError::Ttl);
     }
+    check_free(tx, cell).await?;
     let mut secret = [0; SECRET_BYTES];
     rand::fill(&mut secret).map_err(|_| ca::CaError::Crypto)?;
     let text = TokenText {
@@ -142,6 +148,7 @@ async fn try_join(context: &Context, request: JoinRequest) -> Result<JoinRespons
     if !edge::use_join_token(&mut tx, &stored.id, id, now).await? {
         return Err(JoinError::Used { at: rfc3339(now) });
     }
+    check_free(&mut tx, &stored.cell).await?;
     cell::ensure(&mut tx, &context.sealer, &stored.cell, now).await?;
     edge::insert(&mut tx, &row, &identity.serial).await?;
     let text = format!("joined cell {}", stored.cell);
@@ -171,6 +178,14 @@ pub(super) async fn renew(
         certificate_chain_der: vec![identity.certificate.to_vec().into()],
         ca_der: vec![context.ca.certificate().to_vec().into()],
     })
+}
+
+/// No edge of the cell keeps its keys to itself.
+async fn check_free(tx: &mut WriteTx, cell: &CellId) -> Result<(), JoinError> {
+    match edge_key::taken_by(tx, cell).await? {
+        Some(edge) => Err(JoinError::Taken { cell: cell.clone(), edge }),
+        None => Ok(()),
+    }
 }
 
 fn sign(context: &Context, key: &EdgeRequest, id: EdgeId) -> Result<IssuedIdentity, ca::CaError> {
@@ -226,7 +241,9 @@ impl From<JoinError> for Status {
                 Code::InvalidArgument
             }
             JoinError::OtherControlPlane | JoinError::Unknown => Code::Unauthenticated,
-            JoinError::Expired { .. } | JoinError::Used { .. } => Code::FailedPrecondition,
+            JoinError::Expired { .. } | JoinError::Used { .. } | JoinError::Taken { .. } => {
+                Code::FailedPrecondition
+            }
             JoinError::Removed(_) => Code::PermissionDenied,
             JoinError::Store(_) | JoinError::Ca(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot give an edge its identity");

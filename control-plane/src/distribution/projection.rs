@@ -123,22 +123,27 @@ pub(super) fn domain(row: &DomainRow, version: u64) -> Result<Published, Project
 }
 
 pub(super) fn credential(row: &CredentialRow, version: u64) -> Result<Published, ProjectionError> {
+    let at_edge = row.custody == Custody::Edge;
+    let cell = row.cell.to_string();
+    let (cell_id, edge_cell_id) = if at_edge { (String::new(), cell) } else { (cell, String::new()) };
     let body = wire::Credential {
         credential_id: row.id.to_string(),
         group_id: row.group.to_string(),
-        cell_id: row.cell.to_string(),
+        cell_id,
         chain_der: row.chain_der.iter().map(|der| der.clone().into()).collect(),
         sealed_key: row.sealed_key.clone().into(),
-        cell_key_epoch: row.cell_key_epoch,
+        // Of a key on the edge it says when it was made, which is our affair.
+        cell_key_epoch: if at_edge { 0 } else { row.cell_key_epoch },
         spki_sha256: row.spki_sha256.clone().into(),
         key_tenant: row.key_tenant.clone(),
         uploaded: row.custody == Custody::Uploaded,
         goes_first: row.backup == Some(Backup::Shown),
+        edge_cell_id,
     };
     let key = ResourceKey::credential(row.lineage);
     let tenant = row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
     let mut published = publish(key, version, Cells::only(vec![row.cell.clone()]), tenant, &body)?;
-    published.key_epoch = Some(row.cell_key_epoch);
+    published.key_epoch = (!at_edge).then_some(row.cell_key_epoch);
     Ok(published)
 }
 
@@ -155,6 +160,7 @@ pub(super) fn origin_identity(row: &IdentityRow, version: u64) -> Result<Publish
         key_tenant: tenant.clone(),
         uploaded: false,
         goes_first: false,
+        edge_cell_id: String::new(),
     };
     let key = ResourceKey::origin_identity(row.id);
     let mut published = publish(key, version, Cells::only(vec![row.cell.clone()]), tenant, &body)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use portico_api::distribution::{
     Ack, ControlMessage, EdgeMessage, Hello, PROTOCOL_VERSION, control_message, edge_message,
 };
-use portico_cert_store::{EdgeId, Generation};
+use portico_cert_store::{CellId, Custody, EdgeId, Generation};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
@@ -19,7 +19,7 @@ use super::fleet::Membership;
 use super::join::BUILD_CHARS_MAX;
 use super::{purge, usage};
 use crate::store::edge::{self, EdgeRow};
-use crate::store::{StoreError, event, meta};
+use crate::store::{StoreError, edge_key, event, meta};
 
 /// The edge speaks first, within this time.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -65,6 +65,7 @@ async fn serve(
     let base = check_base(context, edge.id, hello.applied.unwrap_or_default().into()).await?;
     let (member, mut standing, urgents) = context.fleet.connect(&edge, &hello);
     standing.extend(purge::missed(context, &hello).await.map_err(unavailable)?);
+    resume_orders(context, &edge.cell).await.map_err(unavailable)?;
     // The stream is polled by the transport; if it is gone, the halves below end at once.
     let _gone = outgoing.urgents.send((standing, urgents));
     let (acks, acked) = mpsc::channel(ACKS_QUEUE);
@@ -120,6 +121,18 @@ async fn check_hello(context: &Context, id: EdgeId, hello: &Hello) -> Result<Edg
         row.hpke_public_key = hello.hpke_public_key.to_vec();
     }
     Ok(row)
+}
+
+/// Orders that wait for a key of this edge need not look by themselves when it is back.
+async fn resume_orders(context: &Context, cell: &CellId) -> Result<(), StoreError> {
+    if edge_key::custody(&mut *context.store.read().await?, cell).await? != Custody::Edge {
+        return Ok(());
+    }
+    let mut tx = context.store.begin().await?;
+    if edge_key::resume_orders(&mut tx, cell, context.clock.now_ms()).await? > 0 {
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 pub(super) fn removed(id: EdgeId) -> Status {

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use portico_api::distribution::{
-    ClearChallenge, ControlMessage, DRILL_NAMES_MAX, Drill, DrillFault, DrillTarget, SetHttp01, SetTlsAlpn01,
-    Suspend, Urgent, UrgentAck, control_message, urgent,
+    ClearChallenge, ControlMessage, DRILL_NAMES_MAX, Drill, DrillFault, DrillTarget, KeyRequest, SetHttp01,
+    SetTlsAlpn01, Suspend, Urgent, UrgentAck, control_message, urgent,
 };
 use portico_api::v1;
 use portico_cert_store::{CellId, DomainId, EdgeId, TenantId};
@@ -31,6 +31,8 @@ pub const CHALLENGE_DEADLINE: Duration = Duration::from_secs(5);
 pub const SUSPEND_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a part of a drill waits for its answers.
 pub(super) const DRILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an edge may take to make a key: it writes two files.
+const KEY_DEADLINE: Duration = Duration::from_secs(10);
 /// Challenges that stand at the same time; further ones push the earliest to expire out.
 const STANDING_MAX: usize = 10_000;
 /// An edge forgets an urgent message that names no end after this long.
@@ -48,6 +50,8 @@ pub struct UrgentOutcome {
     pub refusals: Vec<(EdgeId, String)>,
     /// What edges have found at a drill.
     pub faults: Vec<(EdgeId, DrillFault)>,
+    /// Certificate requests (PKCS#10, DER) for keys that edges have made.
+    pub requests: Vec<(EdgeId, Vec<u8>)>,
 }
 
 impl UrgentOutcome {
@@ -93,6 +97,7 @@ struct Waiting {
     met: BTreeMap<EdgeId, u64>,
     refusals: Vec<(EdgeId, String)>,
     faults: Vec<(EdgeId, DrillFault)>,
+    requests: Vec<(EdgeId, Vec<u8>)>,
     /// Taken when nobody is expected any more.
     done: Option<oneshot::Sender<()>>,
 }
@@ -172,6 +177,13 @@ impl Fleet {
         let expires = self.0.clock.now_ms() + LIFETIME_MS;
         let action = urgent::Action::Drill(Drill { targets });
         self.push(action, expires, Some(std::slice::from_ref(cell)), DRILL_DEADLINE).await
+    }
+
+    /// Has the one edge of a cell make the key of an order, or give the request for the one that it has made.
+    pub async fn request_key(&self, cell: &CellId, wanted: KeyRequest) -> UrgentOutcome {
+        let expires = self.0.clock.now_ms() + LIFETIME_MS;
+        let action = urgent::Action::KeyRequest(wanted);
+        self.push(action, expires, Some(std::slice::from_ref(cell)), KEY_DEADLINE).await
     }
 
     /// Lets `turn` go when the message is in every stream's queue. A stream that has lost it is ended: its edge is told when
@@ -347,10 +359,14 @@ impl Urgents {
             }
             // Carried by a resource as well, so an edge that connects learns it anyway.
             // A purge stands in the store, until every edge is beyond it.
-            // A drill is over with its answers.
-            Some(urgent::Action::Suspend(_) | urgent::Action::Purge(_) | urgent::Action::Drill(_)) | None => {
-                return;
-            }
+            // A drill is over with its answers, and an order asks for its key again.
+            Some(
+                urgent::Action::Suspend(_)
+                | urgent::Action::Purge(_)
+                | urgent::Action::Drill(_)
+                | urgent::Action::KeyRequest(_),
+            )
+            | None => return,
         };
         if self.standing.len() >= STANDING_MAX {
             self.drop_expired(now_ms);
@@ -381,6 +397,7 @@ impl Urgents {
             met: BTreeMap::new(),
             refusals: Vec::new(),
             faults: Vec::new(),
+            requests: Vec::new(),
             done,
         };
         self.waiting.insert(sequence, waiting);
@@ -397,6 +414,8 @@ impl Urgents {
             waiting.met.extend((ack.met > 0).then_some((edge, ack.met)));
             let faults = ack.drill_faults.iter().take(DRILL_NAMES_MAX);
             waiting.faults.extend(faults.map(|fault| (edge, fault.clone())));
+            let request = Some(&ack.certificate_request).filter(|request| !request.is_empty());
+            waiting.requests.extend(request.map(|request| (edge, request.to_vec())));
         } else {
             waiting.refused.push(edge);
             waiting.refusals.push((edge, format!("{}: {}", ack.error_code, ack.error_text)));
@@ -408,9 +427,9 @@ impl Urgents {
 
     fn finish(&mut self, sequence: u64) -> UrgentOutcome {
         let Some(waiting) = self.waiting.remove(&sequence) else { return UrgentOutcome::default() };
-        let Waiting { expected, acked, refused, met, refusals, faults, done: _ } = waiting;
+        let Waiting { expected, acked, refused, met, refusals, faults, requests, done: _ } = waiting;
         let not_acked = refused.into_iter().chain(expected).collect();
-        UrgentOutcome { acked, not_acked, met, refusals, faults }
+        UrgentOutcome { acked, not_acked, met, refusals, faults, requests }
     }
 }
 

@@ -8,6 +8,7 @@ mod adoptions;
 mod backups;
 mod budget;
 pub(crate) mod call;
+mod cells;
 mod certificates;
 mod default_certificate;
 mod domains;
@@ -172,6 +173,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(edges::list))
         .routes(routes!(edges::create_join_token))
         .routes(routes!(edges::show, edges::delete))
+        .routes(routes!(cells::list))
+        .routes(routes!(cells::show, cells::put))
         .routes(routes!(default_certificate::show, default_certificate::choose, default_certificate::delete))
         .routes(routes!(removals::list))
         .routes(routes!(removals::sign_off))

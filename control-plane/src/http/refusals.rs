@@ -17,6 +17,8 @@ const OPERATORS: &[(Option<&str>, &str)] = &[
     (None, "/v1/edges"),
     (None, "/v1/edges/join-tokens"),
     (None, "/v1/edges/{id}"),
+    (None, "/v1/cells"),
+    (None, "/v1/cells/{cell}"),
     (None, "/v1/default-certificate"),
     (None, "/v1/removals"),
     (None, "/v1/removals/sign-off"),

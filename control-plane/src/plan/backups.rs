@@ -154,6 +154,8 @@ struct View<'a> {
     groups: HashMap<GroupId, &'a GroupRow>,
     serving: HashMap<(GroupId, &'a CellId), &'a LineageRow>,
     open: HashSet<LineageId>,
+    /// Of them, those that wait for an edge to make their keys, and hold up nothing.
+    lacking_key: HashSet<LineageId>,
 }
 
 impl<'a> View<'a> {
@@ -163,16 +165,19 @@ impl<'a> View<'a> {
             groups: facts.groups.iter().map(|group| (group.id, group)).collect(),
             serving: facts.lineages.iter().map(|lineage| ((lineage.group, &lineage.cell), lineage)).collect(),
             open: facts.open_orders.iter().map(|open| open.lineage).collect(),
+            lacking_key: facts.open_orders.iter().filter(|o| o.lacks_key).map(|o| o.lineage).collect(),
         }
     }
 
     /// The order of a backup for the first of its cells that needs one.
     fn due(&self, backup: &'a BackupGroup) -> Option<DueOrder> {
-        if backup.lineages.iter().any(|lineage| self.open.contains(&lineage.id)) {
+        let holds_up = |id: &LineageId| self.open.contains(id) && !self.lacking_key.contains(id);
+        if backup.lineages.iter().any(|lineage| holds_up(&lineage.id)) {
             return None;
         }
         let group = self.groups.get(&backup.of)?;
-        backup.lineages.iter().find_map(|lineage| self.due_in_cell(backup, group, lineage))
+        let mut free = backup.lineages.iter().filter(|lineage| !self.open.contains(&lineage.id));
+        free.find_map(|lineage| self.due_in_cell(backup, group, lineage))
     }
 
     fn due_in_cell(
@@ -239,7 +244,10 @@ impl<'a> View<'a> {
     fn works(&self, issuer: &IssuerFacts) -> bool {
         match issuer.health.standing(self.facts.now_ms) {
             Standing::Well => true,
-            Standing::Trial => !self.facts.open_orders.iter().any(|open| open.issuer == issuer.name),
+            Standing::Trial => {
+                let mut open = self.facts.open_orders.iter().filter(|open| !open.lacks_key);
+                !open.any(|open| open.issuer == issuer.name)
+            }
             Standing::Away => false,
         }
     }

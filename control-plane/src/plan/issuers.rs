@@ -211,7 +211,8 @@ pub(super) struct Chooser<'a> {
 
 impl<'a> Chooser<'a> {
     pub(super) fn of(facts: &'a Facts) -> Self {
-        let soon = facts.open_orders.iter().filter(|open| open.next_at <= facts.now_ms + TRIAL_SOON_MS);
+        let soon =
+            facts.open_orders.iter().filter(|o| !o.lacks_key && o.next_at <= facts.now_ms + TRIAL_SOON_MS);
         Self { facts, tried: soon.map(|open| open.issuer.as_str()).collect() }
     }
 

@@ -6,6 +6,7 @@
 //! same account and the same names, so that the CA can reuse the authorizations of the first.
 
 mod fan_out;
+mod open;
 mod predecessors;
 
 use std::cmp::Reverse;
@@ -18,6 +19,7 @@ use portico_cert_store::{
 };
 
 use self::fan_out::followers;
+use self::open::Open;
 use self::predecessors::Predecessors;
 use super::backups::Backups;
 use super::issuers::{self, Chooser, Issuers};
@@ -80,6 +82,8 @@ pub struct OpenOrder {
     pub keeps_alive: bool,
     /// For a backup: it counts for [`super::backups`] alone.
     pub backup: bool,
+    /// Its edge was asked for a key and has made none: no CA hears of it before.
+    pub lacks_key: bool,
     /// Nothing is tried before.
     pub next_at: i64,
 }
@@ -330,12 +334,7 @@ const SOON_MS: i64 = 60_000;
 /// equals, those of the tenant that was served least.
 /// Groups must be as [`group_changes`] wants them.
 pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
-    let open_lineages: HashSet<LineageId> = open_orders(facts).map(|open| open.lineage).collect();
-    let open_sets: HashSet<&str> = open_orders(facts).map(|open| open.name_set.as_str()).collect();
-    let mut open_of: HashMap<Option<TenantId>, usize> = HashMap::new();
-    for open in open_orders(facts) {
-        *open_of.entry(open.tenant).or_default() += 1;
-    }
+    let open = Open::of(facts);
     let mut by_group: HashMap<GroupId, Vec<&LineageRow>> = HashMap::new();
     for lineage in &facts.lineages {
         by_group.entry(lineage.group).or_default().push(lineage);
@@ -343,7 +342,7 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     let mut by_tenant: BTreeMap<Option<TenantId>, Vec<DueOrder>> = BTreeMap::new();
     let mut predecessors = Predecessors::of(facts);
     let mut chooser = Chooser::of(facts);
-    let mut early = levelling::early(ahead(facts, &by_group, &open_lineages), lately(facts), facts.now_ms);
+    let mut early = levelling::early(ahead(facts, &by_group, open.lineages()), lately(facts), facts.now_ms);
     let followers = followers(facts, &by_group);
     early.extend(followers.early);
     // Nearly all groups have what they need: no others are looked at closely.
@@ -357,14 +356,16 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
         .groups
         .iter()
         .filter_map(|group| Some((group, by_group.get(&group.id)?.as_slice())))
-        .filter(|(_, lineages)| !lineages.iter().any(|lineage| open_lineages.contains(&lineage.id)))
+        .filter(|(_, lineages)| !open.holds_up(lineages))
         .filter(|(group, lineages)| !lineages.iter().all(|lineage| has_all(group, lineage)))
         .collect();
     let domains = wanting.iter().flat_map(|(group, _)| group.names.values().copied()).collect();
     let coverage = Coverage::of_domains(facts, &domains);
     for (group, lineages) in wanting {
         // Cells in their order: the first that needs one goes first, the others follow when it is issued.
-        let due = lineages.iter().copied().find_map(|lineage| {
+        let mut free =
+            lineages.iter().copied().filter(|one| !open.has(one) && !open.would_wait(group.tenant, one));
+        let due = free.find_map(|lineage| {
             let is_due = early.contains(&lineage.id) || is_due(facts, &coverage, group, lineage);
             is_due.then(|| due_order(facts, &coverage, group, lineage)).flatten()
         });
@@ -384,9 +385,9 @@ pub fn orders_due(facts: &Facts) -> Vec<DueOrder> {
     }
     let (mut alive, mut new) = (Vec::new(), Vec::new());
     for (tenant, mut due) in by_tenant {
-        let open = open_of.get(&tenant).copied().unwrap_or(0);
         // Two groups never hold the same set, but a set may still be open in a group that was retired meanwhile.
-        due.retain(|order| !open_sets.contains(order.name_set.as_str()));
+        due.retain(|order| !open.has_set(&order.name_set));
+        let open = open.count(tenant);
         let (mut keeping, mut adding): (Vec<_>, Vec<_>) = due.into_iter().partition(DueOrder::keeps_alive);
         keeping.sort_by_key(|due| due.deadline);
         keeping.truncate(ORDERS_OF_TENANT_MAX.saturating_sub(open));
@@ -408,9 +409,9 @@ fn is_borne(facts: &Facts, issuer: &str, lineages: &[&LineageRow], lineage: &Lin
     lineage.live.is_some() || lineages.iter().filter(|other| other.live.is_some()).count() < most
 }
 
-/// Those of what serves: a backup's never holds one of these back.
+/// Those of what serves: a backup's never holds one of these back, nor one that waits for its edge ([`Open`]).
 fn open_orders(facts: &Facts) -> impl Iterator<Item = &OpenOrder> {
-    facts.open_orders.iter().filter(|open| !open.backup)
+    facts.open_orders.iter().filter(|open| !open.backup && !open.lacks_key)
 }
 
 fn room(facts: &Facts, keeps_alive: bool) -> usize {

@@ -109,7 +109,7 @@ pub async fn keys_in_use(
         "SELECT epoch, sealed FROM cell_keys k WHERE cell = ?1 AND \
          (epoch = (SELECT MAX(epoch) FROM cell_keys WHERE cell = ?1) OR EXISTS \
           (SELECT 1 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
-           WHERE l.cell = ?1 AND l.retired_at IS NULL AND c.cell_key_epoch = k.epoch) OR EXISTS \
+           WHERE l.cell = ?1 AND l.retired_at IS NULL AND c.key_at_edge = 0 AND c.cell_key_epoch = k.epoch) OR EXISTS \
           (SELECT 1 FROM origin_identities i WHERE i.cell = ?1 AND i.cell_key_epoch = k.epoch)) \
          ORDER BY epoch",
     )

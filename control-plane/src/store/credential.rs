@@ -4,7 +4,7 @@ use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
 
 use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, change, from_id, from_json, sql, to_json};
+use super::{Connection, StoreError, WriteTx, change, from_id, from_json, from_word, sql, to_json};
 
 /// A certificate with its key sealed, as it is written.
 #[derive(Clone, Debug)]
@@ -58,6 +58,14 @@ pub struct Published {
     pub sequence: u64,
     /// Names whose only certificate was the replaced one: it went on to serve them in a lineage of their own.
     pub kept: Vec<String>,
+}
+
+/// Where a key is, of the two columns that say so: `custody` tells what is issued here from what tenants bring.
+pub(super) fn custody_of(row: &Row) -> Result<Custody, StoreError> {
+    match row.try_get("key_at_edge")? {
+        true => Ok(Custody::Edge),
+        false => from_word(row.try_get("custody")?, "credentials"),
+    }
 }
 
 /// Makes a credential its lineage's live one, and notes that the lineage and the domains of its names changed.
@@ -288,8 +296,8 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     sql::query(
         "INSERT INTO credentials (id, lineage_id, issuer, state, names, chain_pem, sealed_key, cell_key_epoch, \
          key_tenant, spki_sha256, fingerprint_sha256, not_before, not_after, renew_at, account, created_at, custody, \
-         is_rsa, stored_bytes, tell_at, adopted) \
-         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         is_rsa, stored_bytes, tell_at, adopted, key_at_edge) \
+         VALUES (?, ?, ?, 'live', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id.to_string())
     .bind(new.lineage.to_string())
@@ -306,11 +314,12 @@ pub(super) async fn insert(tx: &mut WriteTx, new: &NewCredential, now_ms: i64) -
     .bind(new.renew_at)
     .bind(&new.account)
     .bind(now_ms)
-    .bind(new.custody.as_str())
+    .bind(if new.custody.is_ours() { Custody::Cell } else { new.custody }.as_str())
     .bind(new.is_rsa)
     .bind(i64::try_from(new.chain_pem.len() + new.sealed_key.len()).unwrap_or(i64::MAX))
     .bind(new.tell_at)
     .bind(new.adopted)
+    .bind(new.custody == Custody::Edge)
     .execute(tx)
     .await?;
     Ok(())

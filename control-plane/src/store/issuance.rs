@@ -5,7 +5,7 @@ use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, Linea
 
 use super::backup::{self, Backup};
 use super::sql::{QueryBuilder, Row};
-use super::{Connection, StoreError, from_id, from_json, from_word, push_ids, renewal_info, sql};
+use super::{Connection, StoreError, credential, from_id, from_json, push_ids, renewal_info, sql};
 use crate::plan::renewal_info::Window;
 
 /// A certificate, without its key.
@@ -73,7 +73,7 @@ pub struct CertificateFilter {
 
 const COLUMNS: &str = "c.id, c.lineage_id, c.issuer, c.state, c.names, c.chain_pem, c.spki_sha256, \
      c.fingerprint_sha256, c.not_before, c.not_after, c.renew_at, c.window_start, c.window_end, c.explanation_url, c.window_note, c.window_asked_at, \
-     c.created_at, c.custody, c.adopted, l.group_id, l.cell, l.backup, l.live_credential";
+     c.created_at, c.custody, c.key_at_edge, c.adopted, l.group_id, l.cell, l.backup, l.live_credential";
 
 /// The live certificates that carry these domains' names, with the domain of each, a backup that is shown before what it stands in
 /// for.
@@ -214,7 +214,7 @@ fn certificate(row: &Row) -> Result<CertificateRow, StoreError> {
         lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
-        custody: from_word(row.try_get("custody")?, "credentials")?,
+        custody: credential::custody_of(row)?,
         backup: backup::of_row(row)?,
         issuer: row.try_get("issuer")?,
         live: row.try_get::<String>("state")? == "live" && live.as_deref() == Some(&*id),

@@ -39,6 +39,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (401, "uploads", include_str!("../../migrations/0401_uploads.sql")),
     // What edges are to origins.
     (411, "origin identities", include_str!("../../migrations/0411_origin_identities.sql")),
+    // Keys that edges make.
+    (421, "edge keys", include_str!("../../migrations/0421_edge_keys.sql")),
     // What needs tables as uploads left them.
     (491, "renewal information", include_str!("../../migrations/0491_renewal_information.sql")),
 ];

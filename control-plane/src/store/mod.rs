@@ -32,6 +32,7 @@ pub mod condition;
 pub mod credential;
 pub mod domain;
 pub mod edge;
+pub mod edge_key;
 pub mod event;
 pub mod fan_out;
 pub mod figures;

@@ -1,4 +1,5 @@
-//! Orders: one row each, moved by the order machine alone, and a log of what was asked of each CA.
+//! Orders: one row each, moved by the order machine alone, and a log of what was asked of each CA. What an edge makes for them is
+//! [`super::edge_key`]'s.
 
 use portico_cert_store::{CredentialId, DomainId, LineageId, OrderId, TenantId};
 
@@ -54,12 +55,15 @@ pub struct OrderRow {
     pub name_set: String,
     pub state: OrderState,
     pub credential: CredentialId,
-    /// Under the cell's data key.
+    /// The edge of its cell makes the key and keeps it.
+    pub key_at_edge: bool,
+    /// Under the cell's data key; empty where the key is on the edge.
     pub sealed_key: Vec<u8>,
     pub cell_key_epoch: u32,
     pub key_tenant: String,
+    /// Empty until the edge has made the key.
     pub spki_sha256: Vec<u8>,
-    /// PKCS#10, DER.
+    /// PKCS#10, DER; empty until the edge has made the key.
     pub csr: Vec<u8>,
     pub renewal: bool,
     /// For a backup certificate.
@@ -80,6 +84,11 @@ pub struct OrderRow {
 }
 
 impl OrderRow {
+    /// Its edge has not made the key yet.
+    pub fn lacks_key(&self) -> bool {
+        self.key_at_edge && self.csr.is_empty()
+    }
+
     /// Until when it should be over: before a name is without a certificate, or the CA wants its names validated again.
     pub fn wanted_by(&self) -> Option<i64> {
         self.deadline.into_iter().chain(self.window_until).min()
@@ -125,8 +134,8 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     sql::query(
         "INSERT INTO orders (id, lineage_id, tenant_id, issuer, account_id, names, domains, name_set, state, credential_id, \
          sealed_key, cell_key_epoch, key_tenant, spki_sha256, csr, renewal, replaces_credential, replaces, \
-         deadline, window_until, backup, next_at, created_at, updated_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         deadline, window_until, backup, next_at, created_at, updated_at, key_at_edge) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(order.id.to_string())
     .bind(order.lineage.to_string())
@@ -151,6 +160,7 @@ pub async fn insert(tx: &mut WriteTx, order: &OrderRow, now_ms: i64) -> Result<(
     .bind(order.next_at)
     .bind(now_ms)
     .bind(now_ms)
+    .bind(order.key_at_edge)
     .execute(tx)
     .await?;
     Ok(())
@@ -279,7 +289,8 @@ pub async fn due(connection: &mut Connection, now_ms: i64) -> Result<Vec<OrderRo
 /// The database's, or a row that cannot be read.
 pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder>, StoreError> {
     let rows = sql::query(
-        "SELECT id, issuer, lineage_id, name_set, tenant_id, deadline, backup, next_at FROM orders \
+        "SELECT id, issuer, lineage_id, name_set, tenant_id, deadline, backup, next_at, \
+         key_at_edge = 1 AND length(csr) = 0 AND attempts > 0 AS lacks_key FROM orders \
          WHERE state NOT IN ('issued', 'failed')",
     )
     .fetch_all(connection)
@@ -295,6 +306,7 @@ pub async fn open_summaries(connection: &mut Connection) -> Result<Vec<OpenOrder
                 tenant: tenant.map(|tenant| from_id(&tenant, "orders")).transpose()?,
                 keeps_alive: row.try_get::<Option<i64>>("deadline")?.is_some(),
                 backup: row.try_get("backup")?,
+                lacks_key: row.try_get("lacks_key")?,
                 next_at: row.try_get("next_at")?,
             })
         })
@@ -425,6 +437,7 @@ fn order(row: &Row) -> Result<OrderRow, StoreError> {
         name_set: row.try_get("name_set")?,
         state,
         credential: from_id(row.try_get("credential_id")?, "orders")?,
+        key_at_edge: row.try_get("key_at_edge")?,
         sealed_key: row.try_get("sealed_key")?,
         cell_key_epoch: row.try_get("cell_key_epoch")?,
         key_tenant: row.try_get("key_tenant")?,

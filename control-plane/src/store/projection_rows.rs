@@ -8,6 +8,7 @@ use portico_cert_store::{
 };
 
 use super::backup::{self, Backup};
+use super::credential::custody_of;
 use super::sql::{QueryBuilder, Row};
 use super::tenant::read_spec;
 use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
@@ -127,7 +128,7 @@ pub async fn credentials(
     let rows = select(
         connection,
         "SELECT c.id, l.id AS lineage_id, l.group_id, l.cell, g.tenant_id, c.chain_pem, c.sealed_key, \
-         c.cell_key_epoch, c.spki_sha256, c.key_tenant, c.custody, l.backup FROM lineages l \
+         c.cell_key_epoch, c.spki_sha256, c.key_tenant, c.custody, c.key_at_edge, l.backup FROM lineages l \
          JOIN groups g ON g.id = l.group_id JOIN credentials c ON c.id = l.live_credential \
          WHERE l.retired_at IS NULL AND l.id IN (",
         lineages,
@@ -217,7 +218,7 @@ fn credential(row: &Row) -> Result<CredentialRow, StoreError> {
         lineage: from_id(row.try_get("lineage_id")?, "lineages")?,
         group: from_id(row.try_get("group_id")?, "lineages")?,
         cell: from_id(row.try_get("cell")?, "lineages")?,
-        custody: from_word(row.try_get("custody")?, "credentials")?,
+        custody: custody_of(row)?,
         backup: backup::of_row(row)?,
         tenant: tenant.map(|id| from_id(&id, "groups")).transpose()?,
         chain_der,

@@ -9,11 +9,11 @@ use aws_lc_rs::digest;
 use hyper_util::rt::TokioIo;
 use portico_api::distribution::distribution_client::DistributionClient;
 use portico_api::distribution::{
-    Ack, ControlMessage, EdgeMessage, Hello, JoinRequest, Nack, PROTOCOL_VERSION, Rejection, RenewRequest,
-    Resource, ResourceKind, SealedCellKey, Status as EdgeStatus, Urgent, UrgentAck, UsageAck,
-    control_message::Kind, edge_message,
+    Ack, ControlMessage, EdgeMessage, Hello, JoinRequest, KeyRequest, Nack, PROTOCOL_VERSION, Rejection,
+    RenewRequest, Resource, ResourceKind, SealedCellKey, Status as EdgeStatus, Urgent, UrgentAck, UsageAck,
+    control_message::Kind, edge_message, urgent,
 };
-use portico_cert_store::{CellId, CellKey, EdgeId, Generation, hpke};
+use portico_cert_store::{CellId, CellKey, EdgeId, Generation, KeyType, NamePattern, PrivateKey, hpke};
 use portico_control_plane::clock::instant;
 use prost::Message;
 use rcgen::{CertificateParams, KeyPair};
@@ -137,6 +137,8 @@ pub(crate) struct State {
     pub(crate) tombstones: Vec<String>,
     pub(crate) keys: HashMap<u32, CellKey>,
     pub(crate) urgents: Vec<Urgent>,
+    /// Keys of its own, by the order that each was made for, with the request.
+    pub(crate) own_keys: HashMap<String, (PrivateKey, Vec<u8>)>,
     pub(crate) usage_acks: Vec<UsageAck>,
     pub(crate) snapshots: usize,
     pub(crate) deltas: usize,
@@ -157,6 +159,17 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn resource(&self, kind: ResourceKind, id: impl ToString) -> Option<&Resource> {
         self.resources.get(&(kind as u32, id.to_string()))
+    }
+
+    /// The request for the key that it has made for an order, which it would keep.
+    fn request(&mut self, wanted: &KeyRequest) -> Vec<u8> {
+        let make = || {
+            let names = wanted.names.iter().map(|name| NamePattern::parse(name).unwrap());
+            let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+            let request = key.csr(&names.collect::<Vec<_>>()).unwrap();
+            (key, request)
+        };
+        self.own_keys.entry(wanted.order_id.clone()).or_insert_with(make).1.clone()
     }
 
     pub(crate) fn names(&self) -> usize {
@@ -345,8 +358,12 @@ fn take(identity: &Identity, state: &mut State, message: ControlMessage) -> Opti
         }
         Kind::Urgent(urgent) => {
             let sequence = urgent.sequence;
+            let certificate_request = match &urgent.action {
+                Some(urgent::Action::KeyRequest(wanted)) => state.request(wanted).into(),
+                _ => bytes::Bytes::new(),
+            };
             state.urgents.push(urgent);
-            let ack = UrgentAck { sequence, met: 7, ..UrgentAck::default() };
+            let ack = UrgentAck { sequence, met: 7, certificate_request, ..UrgentAck::default() };
             (!state.behaviour.stalled).then_some(edge_message::Kind::UrgentAck(ack))
         }
         Kind::UsageAck(ack) => {

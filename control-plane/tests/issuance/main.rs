@@ -15,6 +15,7 @@ mod custody;
 #[path = "../distribution/edge.rs"]
 #[expect(dead_code, reason = "the distribution's tests use all of it, these a part")]
 mod edge;
+mod edge_keys;
 mod failing;
 mod issuers;
 mod issuing;

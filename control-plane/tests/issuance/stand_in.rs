@@ -92,7 +92,8 @@ fn http01(actions: &[Action], host: &str, token: &str) -> Option<String> {
         | Action::ClearChallenge(_)
         | Action::Suspend(_)
         | Action::Purge(_)
-        | Action::Drill(_) => None,
+        | Action::Drill(_)
+        | Action::KeyRequest(_) => None,
     })?
 }
 
@@ -105,7 +106,8 @@ fn tls_alpn01(actions: &[Action], host: &str) -> Option<Vec<u8>> {
         | Action::ClearChallenge(_)
         | Action::Suspend(_)
         | Action::Purge(_)
-        | Action::Drill(_) => None,
+        | Action::Drill(_)
+        | Action::KeyRequest(_) => None,
     })?
 }
 

@@ -4,7 +4,7 @@
 //! the service thread and short. Urgent messages are therefore never behind a batch. An ack says that the batch is served;
 //! if the disk refuses it, it is served all the same, kept in memory and tried again.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,9 +12,9 @@ use portico_api::distribution::{Ack, Nack, Rejection};
 use portico_cert_store::{CellId, CellKeys, ChainInterner, Generation, LastGood, LastGoodError};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
-use super::limits;
 use super::metrics::ControlMetrics;
 use super::saving::{OnDisk, Saving};
+use super::{OwnKeys, limits};
 use crate::clock;
 use crate::live::{
     Batch, BatchKind, Checks, LivePublisher, Published, Rejected, Staged, StagingContext, stage,
@@ -23,7 +23,7 @@ use crate::live::{
 /// The writer of the tables with its disk.
 pub(super) struct Applier {
     pub(super) publisher: LivePublisher,
-    pub(super) cell_keys: CellKeys,
+    pub(super) keys: Keys,
     cell: CellId,
     interner: Arc<ChainInterner>,
     /// Away while a blocking thread writes.
@@ -35,6 +35,12 @@ pub(super) struct Applier {
     held: bool,
     work: Option<Work>,
     metrics: ControlMetrics,
+}
+
+/// What credentials are opened with.
+pub(super) struct Keys {
+    pub(super) of_cell: CellKeys,
+    pub(super) own: OwnKeys,
 }
 
 /// What a blocking thread is at.
@@ -52,14 +58,14 @@ struct Saved {
 impl Applier {
     pub(super) fn new(
         publisher: LivePublisher,
-        cell_keys: CellKeys,
+        keys: Keys,
         cell: CellId,
         last_good: LastGood,
         metrics: ControlMetrics,
     ) -> Self {
         Self {
             publisher,
-            cell_keys,
+            keys,
             cell,
             interner: Arc::new(ChainInterner::new()),
             last_good: Some(last_good),
@@ -100,7 +106,10 @@ impl Applier {
             .admit(batch)
             .and_then(|admitted| self.publisher.publish(stage(admitted, &context)))
         {
-            Ok(published) => self.booted(&published),
+            Ok(published) => {
+                self.booted(&published);
+                settle(&self.keys.own, self.publisher.own_keys_in_use());
+            }
             Err(rejected) => tracing::error!(%rejected, "the last-good state cannot be published"),
         }
         Ok(())
@@ -276,6 +285,9 @@ impl Applier {
         }
         let Some(mut last_good) = self.last_good.take() else { return ack };
         let mut rest = std::mem::take(&mut self.unsaved);
+        let own =
+            (!self.keys.own.is_empty()).then(|| (self.keys.own.clone(), self.publisher.own_keys_in_use()));
+        let gap = self.gap;
         let saved = spawn_blocking(move || {
             let mut error = None;
             while let Some(saving) = rest.front() {
@@ -286,6 +298,10 @@ impl Applier {
                         break;
                     }
                 }
+            }
+            // What the disk still says may be served after a restart.
+            if let Some((own, in_use)) = own.filter(|_| rest.is_empty() && !gap) {
+                settle(&own, in_use);
             }
             Saved { last_good, rest, error }
         });
@@ -317,7 +333,8 @@ impl Applier {
     fn context(&self, checks: Checks) -> StagingContext {
         StagingContext {
             cell: self.cell.clone(),
-            cell_keys: self.cell_keys.clone(),
+            cell_keys: self.keys.of_cell.clone(),
+            own_keys: Some(self.keys.own.clone()),
             interner: Arc::clone(&self.interner),
             now: clock::unix_time(),
             checks,
@@ -326,6 +343,14 @@ impl Applier {
 
     fn note_applied(&self, generation: Generation) {
         self.metrics.set_applied(generation, clock::unix_time().as_secs());
+    }
+}
+
+/// Deletes keys of this edge's own that nothing refers to any more.
+fn settle(own: &OwnKeys, in_use: HashSet<[u8; 32]>) {
+    if let Err(error) = own.settle(&in_use, clock::unix_elapsed()) {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "a key that nothing uses any more cannot be deleted; will try again");
     }
 }
 

@@ -66,26 +66,14 @@ impl CellKeyFiles {
         epochs.sort_unstable();
         let excess = epochs.len().saturating_sub(limits::CELL_KEY_EPOCHS_MAX);
         for epoch in epochs.into_iter().take(excess) {
-            let path = self.path(epoch);
-            std::fs::remove_file(&path).map_err(|source| FileError::Io {
-                action: "remove",
-                path: path.clone(),
-                source,
-            })?;
+            files::remove(&self.path(epoch))?;
         }
         Ok(())
     }
 
     fn epochs(&self) -> Result<Vec<u32>, FileError> {
-        let failed = |source| FileError::Io { action: "list", path: self.folder.clone(), source };
-        let mut epochs = Vec::new();
-        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let epoch: Option<u32> =
-                name.to_str().and_then(|name| name.strip_suffix(".key")).and_then(|name| name.parse().ok());
-            epochs.extend(epoch);
-        }
-        Ok(epochs)
+        let names = files::names(&self.folder)?;
+        Ok(names.iter().filter_map(|name| name.strip_suffix(".key")?.parse().ok()).collect())
     }
 
     fn path(&self, epoch: u32) -> PathBuf {

@@ -63,6 +63,26 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
+/// The names of what is in a folder, as far as they are text.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, FileError> {
+    let failed = |source| FileError::Io { action: "list", path: folder.to_owned(), source };
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    let names =
+        entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect::<io::Result<Vec<_>>>();
+    Ok(names.map_err(failed)?.into_iter().flatten().collect())
+}
+
+/// Removes a file for good; one that is not there is removed.
+pub(super) fn remove(path: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError::Io { action: "remove", path: path.to_owned(), source };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        done => done.map_err(failed)?,
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
 fn check_mode(path: &Path, wanted: u32) -> Result<(), FileError> {
     let failed = |source| FileError::Io { action: "look at", path: path.to_owned(), source };
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode() & 0o777;

@@ -3,7 +3,7 @@
 //!
 //! [`Control::open`] brings the tables to the last good state before any connection; [`Control::run`] then keeps them
 //! current on the service thread. Nothing that workers do waits for any of it. State folder (0700):
-//! `identity/identity.json`, `cell-keys/<epoch>.key`, `last-good/`, `usage/`.
+//! `identity/identity.json`, `cell-keys/<epoch>.key`, `keys/`, `last-good/`, `usage/`.
 //!
 //! Deliberately absent: any change that does not come over the stream. In fleet mode there is no other way in.
 
@@ -16,6 +16,7 @@ mod incoming;
 mod join;
 pub mod limits;
 pub mod metrics;
+mod own_keys;
 mod saving;
 mod switch;
 mod sync;
@@ -35,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Cache;
 use crate::clock;
 use crate::live::Live;
-use applier::Applier;
+use applier::{Applier, Keys};
 use backoff::Backoff;
 use cell_keys::CellKeyFiles;
 use metrics::ControlMetrics;
@@ -47,6 +48,8 @@ pub use files::FileError;
 pub use identity::{Identity, IdentityError};
 pub use join::JoinError;
 pub use limits::ControlDeadlines;
+pub use own_keys::OwnKeys;
+pub(crate) use own_keys::{OWN_EPOCH, not_here};
 pub use switch::ControlSwitch;
 pub use tls::SERVER_NAME;
 pub use token::{JoinToken, TokenError};
@@ -133,10 +136,11 @@ impl Control {
         for warning in cell_key_files.load(&identity, &cell_keys)? {
             tracing::error!(%warning, "a cell key cannot be used");
         }
+        let own_keys = OwnKeys::open(&options.state.join("keys"), &identity.cell, &cell_keys)?;
         let (live, publisher) = Live::new(options.expected_names, options.key_cache_bytes, cell_keys.clone());
         let last_good = LastGood::open(options.state.join("last-good"))?;
-        let mut applier =
-            Applier::new(publisher, cell_keys, identity.cell.clone(), last_good, metrics.clone());
+        let keys = Keys { of_cell: cell_keys, own: own_keys };
+        let mut applier = Applier::new(publisher, keys, identity.cell.clone(), last_good, metrics.clone());
         applier.boot()?;
         let (switch, orders) = switch::switch();
         let folder = options.state.join("usage");

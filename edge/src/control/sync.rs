@@ -26,7 +26,7 @@ use super::incoming::Incoming;
 use super::metrics::ControlMetrics;
 use super::switch::{Order, Orders};
 use super::usage::UsageReporter;
-use super::{ControlDeadlines, EdgeStatus, limits, tls, urgent};
+use super::{ControlDeadlines, EdgeStatus, OWN_EPOCH, limits, tls, urgent};
 use crate::cache::Cache;
 use crate::clock;
 use crate::live::{Batch, BatchKind, Live, full_text};
@@ -276,7 +276,7 @@ impl Syncer {
             build: self.build.clone(),
             applied: Some(self.applier.publisher.applied().into()),
             hpke_public_key: self.identity.hpke_public.to_vec().into(),
-            cell_key_epochs: self.applier.cell_keys.held().into_iter().map(|(_, epoch)| epoch).collect(),
+            cell_key_epochs: self.cell_key_epochs(),
             purged: self.cache.last_purge(),
             cache_since_unix_ms: self.cache.since_unix_ms(),
         };
@@ -291,6 +291,12 @@ impl Syncer {
             .into_inner();
         let (snapshot, waiting, renewal) = (None, VecDeque::new(), None);
         Ok(Stream { client, incoming, outgoing, snapshot, waiting, renewal })
+    }
+
+    /// Of the control plane's keys that are here.
+    fn cell_key_epochs(&self) -> Vec<u32> {
+        let held = self.applier.keys.of_cell.held().into_iter().map(|(_, epoch)| epoch);
+        held.filter(|epoch| *epoch != OWN_EPOCH).collect()
     }
 
     fn take(
@@ -317,7 +323,7 @@ impl Syncer {
             }
             Some(control_message::Kind::Delta(delta)) => self.apply(stream, batch_of(delta)),
             Some(control_message::Kind::CellKey(sealed)) => {
-                match self.cell_key_files.receive(&sealed, &self.identity, &self.applier.cell_keys) {
+                match self.cell_key_files.receive(&sealed, &self.identity, &self.applier.keys.of_cell) {
                     Ok(()) => tracing::info!(epoch = sealed.epoch, "received the cell's key"),
                     // Credentials sealed under it will be nacked, which tells the control plane.
                     Err(fault) => tracing::error!(%fault, "a cell key was not taken"),
@@ -327,7 +333,7 @@ impl Syncer {
             Some(control_message::Kind::Urgent(urgent)) => {
                 let ack = urgent::handle(
                     &urgent,
-                    (&mut self.applier.publisher, &self.cache, &self.live),
+                    (&mut self.applier.publisher, &self.cache, &self.live, &self.applier.keys.own),
                     clock::unix_ms(),
                 );
                 if ack.error_code.is_empty() {

@@ -5,13 +5,14 @@ use std::time::Duration;
 use portico_api::distribution::{Drill, DrillFault, Suspend, Urgent, UrgentAck, urgent};
 use portico_cert_store::UnixTime;
 
+use super::OwnKeys;
 use crate::cache::Cache;
 use crate::live::{Fault, Live, LivePublisher, Suspension};
 
 /// Does what an urgent message asks.
 pub(super) fn handle(
     urgent: &Urgent,
-    (publisher, cache, live): (&mut LivePublisher, &Cache, &Live),
+    (publisher, cache, live, own_keys): (&mut LivePublisher, &Cache, &Live, &OwnKeys),
     now_unix_ms: i64,
 ) -> UrgentAck {
     if let Some(urgent::Action::Purge(purge)) = &urgent.action {
@@ -20,6 +21,12 @@ pub(super) fn handle(
     if let Some(urgent::Action::Drill(wanted)) = &urgent.action {
         return match drill(wanted, publisher, now_unix_ms) {
             Ok(drill_faults) => UrgentAck { drill_faults, ..ack(urgent, Ok(0)) },
+            Err(fault) => ack(urgent, Err(fault)),
+        };
+    }
+    if let Some(urgent::Action::KeyRequest(wanted)) = &urgent.action {
+        return match own_keys.request(wanted) {
+            Ok(request) => UrgentAck { certificate_request: request.into(), ..ack(urgent, Ok(0)) },
             Err(fault) => ack(urgent, Err(fault)),
         };
     }
@@ -53,7 +60,7 @@ fn act(urgent: &Urgent, publisher: &mut LivePublisher, now: i64) -> Result<(), F
         }
         Some(urgent::Action::Suspend(order)) => suspend(order, publisher),
         // The last: of a newer release.
-        Some(urgent::Action::Purge(_) | urgent::Action::Drill(_)) | None => {
+        Some(urgent::Action::Purge(_) | urgent::Action::Drill(_) | urgent::Action::KeyRequest(_)) | None => {
             Err(Fault::new("UnknownAction", "an urgent message that this edge does not know"))
         }
     }

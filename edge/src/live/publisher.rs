@@ -4,14 +4,15 @@
 //! So a name never points to what is not there yet, and what is referenced is never removed (P4). Versions of a resource
 //! only rise within an epoch.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use portico_api::distribution::{Nack, Resource, ResourceKind, Tombstone};
 use portico_cert_store::{
-    CellKeys, Credential, DomainId, Generation, KeyCache, LineageId, NamePattern, NameTablePublisher,
-    SniEntryInput, SniPublisher, TenantId, UnixTime,
+    CellKeys, Credential, Custody, DomainId, Generation, KeyCache, LineageId, NamePattern,
+    NameTablePublisher, SniEntryInput, SniPublisher, TenantId, UnixTime,
 };
 
 use super::admit::{Admitted, Batch, BatchKind, Rejected, check_envelope};
@@ -109,6 +110,12 @@ impl LivePublisher {
     /// Credentials held.
     pub fn credentials(&self) -> usize {
         self.held.lineages.values().filter(|record| record.credential.is_some()).count()
+    }
+
+    /// The public keys (SHA-256) of credentials held whose keys are this edge's own.
+    pub fn own_keys_in_use(&self) -> HashSet<[u8; 32]> {
+        let held = self.held.lineages.values().filter_map(|record| record.credential.as_ref());
+        held.filter(|held| held.custody() == Custody::Edge).map(|held| held.spki_sha256()).collect()
     }
 
     pub fn challenges(&mut self) -> &mut ChallengePublisher {

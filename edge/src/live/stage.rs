@@ -11,8 +11,8 @@ use std::sync::Arc;
 use portico_api::distribution as wire;
 use portico_cert_store::{
     CellId, CellKeys, CertificateChain, ChainInterner, Credential, CredentialId, CredentialParts, Custody,
-    DomainId, DomainName, GroupId, IdError, KeptParts, LineageId, NamePattern, SealedKey, TenantId,
-    TlsPolicy, TlsVersion, UnixTime, check_certified_key,
+    DomainId, DomainName, GroupId, IdError, KeptParts, LineageId, NamePattern, SealContext, SealedKey,
+    TenantId, TlsPolicy, TlsVersion, UnixTime, check_certified_key,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -27,6 +27,7 @@ use super::publisher::OPERATOR;
 use super::route::Route;
 use super::tenant_limits::TenantLimits;
 use super::{DefaultCertificate, Fault, FleetPolicy, UnknownSni, full_text, limits};
+use crate::control::{OWN_EPOCH, OwnKeys, not_here};
 
 /// What staging needs beside the batch.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct StagingContext {
     pub interner: Arc<ChainInterner>,
     pub now: UnixTime,
     pub checks: Checks,
+    /// `None`: this edge has no keys of its own. Their files are read here, which is not the thread that serves.
+    pub own_keys: Option<OwnKeys>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,11 +327,12 @@ fn parse_thumbprint(text: &str) -> Result<Option<Box<str>>, Fault> {
 }
 
 fn parse_credential(resource: &wire::Resource, context: &StagingContext) -> Result<Item, Fault> {
-    let body: wire::Credential = decode(resource)?;
+    let mut body: wire::Credential = decode(resource)?;
     let lineage: LineageId = parse_id(&resource.id)?;
-    if body.cell_id != context.cell.as_str() {
-        let text =
-            format!("the key is sealed for cell `{:.32}`, this edge is in `{}`", body.cell_id, context.cell);
+    let is_own = !body.edge_cell_id.is_empty();
+    let cell = if is_own { &body.edge_cell_id } else { &body.cell_id };
+    if cell != context.cell.as_str() {
+        let text = format!("the key is that of cell `{cell:.32}`, this edge is in `{}`", context.cell);
         return Err(Fault::new("OtherCell", text));
     }
     // The key's owner is part of the seal; it also has to be the resource's own tenant, or the operator.
@@ -338,11 +342,38 @@ fn parse_credential(resource: &wire::Resource, context: &StagingContext) -> Resu
     let spki_sha256: [u8; 32] = body.spki_sha256.as_ref().try_into().map_err(|_| {
         Fault::new("BadCredential", format!("the key's hash has {} bytes, not 32", body.spki_sha256.len()))
     })?;
+    if is_own {
+        body = with_own_key(body, spki_sha256, context)?;
+    }
     let (credential, names) = build_credential(lineage, &body, spki_sha256, context)?;
     if context.checks == Checks::Handshake {
         check_served(&credential, context)?;
     }
     Ok(Item::Credential { lineage, credential: Box::new(credential), names })
+}
+
+/// The same with the key of this edge's own, sealed by a data key of this process.
+fn with_own_key(
+    body: wire::Credential,
+    spki_sha256: [u8; 32],
+    context: &StagingContext,
+) -> Result<wire::Credential, Fault> {
+    if !body.cell_id.is_empty() || !body.sealed_key.is_empty() || body.uploaded {
+        return Err(Fault::new(
+            "BadCredential",
+            "it says of its key that it is here, and that it is another",
+        ));
+    }
+    let sealing = SealContext {
+        cell: &context.cell,
+        epoch: OWN_EPOCH,
+        key_tenant: &body.key_tenant,
+        credential: parse_id::<CredentialId>(&body.credential_id)?,
+        spki_sha256,
+    };
+    let own_keys = context.own_keys.as_ref().ok_or_else(|| not_here(&context.cell))?;
+    let sealed_key = own_keys.sealed(&sealing)?.as_bytes().to_vec().into();
+    Ok(wire::Credential { sealed_key, cell_key_epoch: OWN_EPOCH, ..body })
 }
 
 fn build_credential(
@@ -402,7 +433,11 @@ fn take_back(
 }
 
 fn custody(body: &wire::Credential) -> Custody {
-    if body.uploaded { Custody::Uploaded } else { Custody::Cell }
+    match body.uploaded {
+        true => Custody::Uploaded,
+        false if body.edge_cell_id.is_empty() => Custody::Cell,
+        false => Custody::Edge,
+    }
 }
 
 /// The last gate before a credential goes live (P9): its key opens, and a client completes a handshake with it. The

@@ -55,6 +55,7 @@ impl Bench {
             interner: Arc::new(ChainInterner::new()),
             now: now(),
             checks: Checks::Handshake,
+            own_keys: None,
         };
         Self { live, publisher, context }
     }
@@ -243,6 +244,7 @@ pub fn sealed(key_tenant: &str, chain: Vec<Vec<u8>>, key: &PrivateKey) -> wire::
         key_tenant,
         uploaded: false,
         goes_first: false,
+        edge_cell_id: String::new(),
     }
 }
 

@@ -74,10 +74,10 @@ impl TestCa {
 }
 
 /// The public key of a request whose own signature holds.
-struct CsrKey(Vec<u8>);
+pub struct CsrKey(Vec<u8>);
 
 impl CsrKey {
-    fn parse(csr_der: &[u8]) -> Self {
+    pub fn parse(csr_der: &[u8]) -> Self {
         use x509_parser::prelude::FromDer as _;
         let (_, request) =
             x509_parser::certification_request::X509CertificationRequest::from_der(csr_der).unwrap();

@@ -614,6 +614,7 @@ impl Order {
             tenant: self.due.tenant,
             keeps_alive: self.due.keeps_alive(),
             backup: false,
+            lacks_key: false,
             next_at: self.next_at,
         }
     }

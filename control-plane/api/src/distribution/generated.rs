@@ -143,6 +143,9 @@ pub struct UrgentAck {
     /// Of a drill: what would keep a name from being served. At most DRILL_NAMES_MAX.
     #[prost(message, repeated, tag = "33")]
     pub drill_faults: ::prost::alloc::vec::Vec<DrillFault>,
+    /// Of a key request: PKCS#10 in DER for exactly the names asked for, signed with the key.
+    #[prost(bytes = "bytes", tag = "34")]
+    pub certificate_request: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrillFault {
@@ -323,7 +326,7 @@ pub struct Urgent {
     /// the edge forgets it then
     #[prost(uint64, tag = "2")]
     pub expires_unix_ms: u64,
-    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6, 7, 33")]
+    #[prost(oneof = "urgent::Action", tags = "3, 4, 5, 6, 7, 33, 34")]
     pub action: ::core::option::Option<urgent::Action>,
 }
 /// Nested message and enum types in `Urgent`.
@@ -342,6 +345,8 @@ pub mod urgent {
         Purge(super::Purge),
         #[prost(message, tag = "33")]
         Drill(super::Drill),
+        #[prost(message, tag = "34")]
+        KeyRequest(super::KeyRequest),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -415,6 +420,19 @@ pub struct DrillTarget {
     pub lineage_id: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Has the edge make a key, which never leaves it, and a request for a certificate for it. Asked again for the same order it has
+/// the same key. Its deadline is not looked at.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyRequest {
+    #[prost(string, tag = "1")]
+    pub order_id: ::prost::alloc::string::String,
+    /// 1 to KEY_REQUEST_NAMES_MAX
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// "ecdsa-p256" or "ecdsa-p384"
+    #[prost(string, tag = "3")]
+    pub key_type: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PurgeTarget {
@@ -876,6 +894,10 @@ pub struct Credential {
     /// does not know the field shows the one that ends later.
     #[prost(bool, tag = "33")]
     pub goes_first: bool,
+    /// The key was made by the one edge of this cell and is there alone. `cell_id` and `sealed_key` are empty then, so that an edge
+    /// that does not know this field refuses the credential.
+    #[prost(string, tag = "34")]
+    pub edge_cell_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fleet {

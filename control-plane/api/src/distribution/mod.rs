@@ -37,6 +37,9 @@ pub const RESOURCE_BYTES_MAX: usize = 512 * 1024;
 /// Names of one drill: a handshake each, 0.2 ms of the thread that holds an edge's control stream.
 pub const DRILL_NAMES_MAX: usize = 500;
 
+/// Names that an edge makes a key for at once: the most of any CA's certificate.
+pub const KEY_REQUEST_NAMES_MAX: usize = 100;
+
 /// Rows of one usage report.
 pub const USAGE_ROWS_MAX: usize = 2000;
 

@@ -25,7 +25,8 @@ pub struct CertificateSummary {
     pub cell: CellId,
     /// The issuer's configured name; of an uploaded one the name in the certificate.
     pub issuer: String,
-    /// `cell`: issued here, with a key made here; `uploaded`: brought by the tenant, who alone can renew it.
+    /// `cell`: issued here, with a key made here; `edge`: issued here, with a key that the one edge of the cell has made and keeps;
+    /// `uploaded`: brought by the tenant, who alone can renew it.
     #[serde(default)]
     #[schema(value_type = String)]
     pub custody: Custody,

@@ -34,6 +34,7 @@
 //! | `POST /v1/tenants/{id}/adoptions` | `Adoption` -> 201 `AdoptionAnswer`; the same again -> 200 | operator |
 //! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
 //! | `GET /v1/edges`, `GET, DELETE /v1/edges/{id}` | `Page<Edge>` / `Edge` / 204 | operator |
+//! | `GET /v1/cells`, `GET, PUT /v1/cells/{cell}` | `CellRequest` -> `Page<Cell>` / `Cell`: where its keys are made | operator |
 //! | `GET, PUT, DELETE /v1/default-certificate` | `DefaultCertificateRequest` -> `DefaultCertificate` / 204 | operator |
 //! | `GET /v1/removals?cursor=&limit=`, `POST /v1/removals/sign-off` | `Page<HeldRemoval>` / `RemovalSignOff` -> `RemovalsSignedOff` | operator |
 //! | `GET /v1/plan?names_per_certificate_max=&sharing=&orders_3h=&groups=&cells=&explain=` | `PlanReport`, also under other settings | operator |
@@ -63,6 +64,7 @@ mod adoption;
 mod backup;
 mod budget;
 mod cache;
+mod cell;
 mod certificate;
 pub mod client;
 mod compression;
@@ -93,6 +95,7 @@ pub use adoption::*;
 pub use backup::*;
 pub use budget::*;
 pub use cache::*;
+pub use cell::*;
 pub use certificate::*;
 pub use compression::*;
 pub use domain::*;

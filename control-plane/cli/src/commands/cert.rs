@@ -178,11 +178,14 @@ fn print(certificate: &Certificate) {
     line(certificate.chain_pem.trim_end());
 }
 
-/// `ECDSA P-256`, `RSA 2048, uploaded`, `ECDSA P-256, backup`
+/// `ECDSA P-256`, `ECDSA P-256, kept by the edge`, `RSA 2048, uploaded`, `ECDSA P-256, backup`
 pub(crate) fn key_text(summary: &CertificateSummary) -> String {
     let kind = summary.key_type.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
     match (summary.custody, summary.backup) {
         (Custody::Uploaded, _) => format!("{kind}, uploaded"),
+        (Custody::Edge, None) => format!("{kind}, kept by the edge"),
+        (Custody::Edge, Some(BackupState::Shown)) => format!("{kind}, kept by the edge, backup, shown"),
+        (Custody::Edge, Some(_)) => format!("{kind}, kept by the edge, backup"),
         (Custody::Cell, None) if summary.adopted => format!("{kind}, adopted"),
         (Custody::Cell, None) => kind,
         (Custody::Cell, Some(BackupState::Shown)) => format!("{kind}, backup, shown"),
@@ -193,7 +196,7 @@ pub(crate) fn key_text(summary: &CertificateSummary) -> String {
 /// When it is renewed; an uploaded one never is.
 fn renewal(summary: &CertificateSummary, shown: impl Fn(&str) -> String) -> String {
     match summary.custody {
-        Custody::Cell => shown(&summary.renew_at),
+        Custody::Cell | Custody::Edge => shown(&summary.renew_at),
         Custody::Uploaded => "by upload".to_owned(),
     }
 }

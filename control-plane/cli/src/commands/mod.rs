@@ -6,6 +6,7 @@ pub(crate) mod backup;
 pub(crate) mod backup_cert;
 pub(crate) mod budget;
 pub(crate) mod cache;
+pub(crate) mod cell;
 pub(crate) mod cert;
 pub(crate) mod check;
 pub(crate) mod domain;

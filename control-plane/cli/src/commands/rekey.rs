@@ -34,17 +34,6 @@ pub(crate) enum RekeyCommand {
     },
 }
 
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum CellCommand {
-    /// Replace all keys that the edges of a cell can read, the cell's own data key among them
-    Rekey {
-        /// The cell's name
-        cell: CellId,
-        #[command(flatten)]
-        args: RekeyArgs,
-    },
-}
-
 /// How keys are replaced.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RekeyArgs {
@@ -83,14 +72,10 @@ pub(crate) async fn run(settings: &Settings, command: RekeyCommand) -> Outcome {
     }
 }
 
-pub(crate) async fn cell(settings: &Settings, command: CellCommand) -> Outcome {
-    match command {
-        CellCommand::Rekey { cell, args } => {
-            let command = format!("cell rekey {cell}");
-            let request = RekeyRequest { cell: Some(cell), ..RekeyRequest::default() };
-            start(settings, request, args, &command).await
-        }
-    }
+pub(crate) async fn cell(settings: &Settings, cell: CellId, args: RekeyArgs) -> Outcome {
+    let command = format!("cell rekey {cell}");
+    let request = RekeyRequest { cell: Some(cell), ..RekeyRequest::default() };
+    start(settings, request, args, &command).await
 }
 
 pub(crate) async fn edge(settings: &Settings, edge: EdgeId, args: RekeyArgs) -> Outcome {

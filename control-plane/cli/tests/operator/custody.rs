@@ -84,3 +84,31 @@ async fn a_key_is_reported_by_its_hash_and_what_is_none_is_refused() {
     let missing = plane.portico(&["rekey", "show", "rky_01ARZ3NDEKTSV4RRFFQ69G5FAV"]).await;
     assert_eq!(missing.code, 3, "{missing:?}");
 }
+
+#[tokio::test]
+async fn a_cell_says_where_its_keys_are_made_and_what_that_leaves_as_it_was() {
+    let (plane, _) = with_certificate().await;
+    plane.succeeds(&["edge", "join", "--cell", "lone"]).await;
+    let lone = plane.json(&["cell", "custody", "lone", "edge"]).await;
+    assert_eq!((&lone["custody"], &lone["remark"]), (&"edge".into(), &serde_json::Value::Null), "{lone}");
+    let fresh = plane.json(&["cell", "custody", "fresh", "edge"]).await;
+    assert_eq!(
+        (&fresh["id"], &fresh["edges"]),
+        (&"fresh".into(), &0.into()),
+        "it comes to be by that: {fresh}"
+    );
+    plane.succeeds(&["edge", "join"]).await;
+    let told = plane.succeeds(&["cell", "custody", "default", "edge"]).await;
+    assert!(told.contains("kept by its edge") && told.contains("portico cell rekey default"), "{told}");
+    assert!(plane.succeeds(&["cell", "custody", "default", "cell"]).await.contains("shared"));
+    let list = plane.json(&["cell", "list"]).await;
+    let custody: Vec<_> =
+        list.as_array().unwrap().iter().map(|cell| (&cell["id"], &cell["custody"])).collect();
+    assert_eq!(custody.len(), 3, "{list}");
+    assert!(custody.contains(&(&"default".into(), &"cell".into())), "{list}");
+    assert!(plane.succeeds(&["cell", "list"]).await.contains("kept by its edge"));
+    let missing = plane.portico(&["cell", "show", "nowhere"]).await;
+    assert_eq!(missing.code, 3, "{missing:?}");
+    let wrong = plane.portico(&["cell", "custody", "default", "uploaded"]).await;
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+}

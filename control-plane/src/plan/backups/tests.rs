@@ -364,6 +364,7 @@ fn open(lineage: LineageId, backup: bool) -> OpenOrder {
         tenant: None,
         keeps_alive: false,
         backup,
+        lacks_key: false,
         next_at: NOW,
     }
 }

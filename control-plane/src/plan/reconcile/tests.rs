@@ -326,6 +326,7 @@ fn open_order(order: &DueOrder, next_at: i64) -> OpenOrder {
         tenant: order.tenant,
         keeps_alive: order.keeps_alive(),
         backup: false,
+        lacks_key: false,
         next_at,
     }
 }
@@ -712,4 +713,30 @@ fn a_retired_name_leaves_a_certificate_that_was_adopted_too() {
     world.issue(&due[0], NOW + 120 * DAY_MS);
     assert_eq!(orders_due(&world.facts), []);
     assert_eq!(lineages_to_retire(&world.facts), [id]);
+}
+
+#[test]
+fn an_order_that_waits_for_its_edge_holds_up_neither_other_cells_nor_other_names() {
+    let mut world = World::new();
+    let shop = world.ready("shop.test", &["lone", "shared"]);
+    world.plan();
+    let first = orders_due(&world.facts);
+    assert_eq!(first.len(), 1, "one cell after the other: {first:?}");
+    let waiting = first.into_iter().next().unwrap();
+    world.facts.open_orders.push(open_order(&waiting, NOW));
+    assert_eq!(orders_due(&world.facts), [], "its edge has it to answer");
+    world.facts.open_orders[0].lacks_key = true;
+    let other = orders_due(&world.facts);
+    assert_eq!(other.len(), 1, "{other:?}");
+    assert!(other[0].cell != waiting.cell && other[0].name_set == waiting.name_set, "{other:?}");
+    assert_eq!(other[0].names.values().collect::<Vec<_>>(), [&shop]);
+    // Many wait: another would say nothing new, but those of cells that can be asked go on.
+    let lacking = OpenOrder { lacks_key: true, ..open_order(&waiting, NOW) };
+    let many =
+        (0..NEW_ORDERS_OF_TENANT_MAX).map(|_| OpenOrder { id: OrderId::generate(), ..lacking.clone() });
+    world.facts.open_orders.extend(many);
+    world.ready("rose.test", &["lone", "shared"]);
+    world.plan();
+    let cells: Vec<CellId> = orders_due(&world.facts).into_iter().map(|due| due.cell).collect();
+    assert_eq!(cells, [other[0].cell.clone(), other[0].cell.clone()]);
 }

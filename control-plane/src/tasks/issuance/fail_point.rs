@@ -5,12 +5,14 @@
 
 use std::sync::OnceLock;
 
-/// Every point, in the order in which an undisturbed issuance passes them.
+/// Every point, in the order in which an undisturbed issuance passes them; the two of keys only where an edge makes them.
 pub const ALL: &[&str] = &[
     "account.intended",
     "account.registered",
     "account.recorded",
     "order.planned",
+    "order.key_made",
+    "order.key_recorded",
     "order.counted",
     "order.created",
     "order.created_recorded",

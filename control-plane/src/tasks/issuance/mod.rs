@@ -5,7 +5,7 @@
 //! restart is only another turn of the loop.
 //!
 //! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
-//! - [`order`]: one order from intent to certificate.
+//! - [`order`]: one order from intent to certificate. [`mod@edge_key`]: its key, where an edge makes it.
 //! - [`challenge`], [`publish`]: its two ends. [`removal`]: what it leaves in zones that others serve.
 //! - [`slots`]: which orders run. [`fan_out`]: those that follow in other cells.
 //! - [`issuer`]: CA, pace. [`account`]: its accounts. [`adoption`]: those of other clients. [`spending`]: what an order spends of
@@ -21,6 +21,7 @@ mod account;
 pub(crate) mod adoption;
 mod backups;
 mod challenge;
+mod edge_key;
 mod fail_point;
 mod fan_out;
 mod health;
@@ -47,7 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portico_cert_store::{
-    CellId, CredentialId, DomainId, GroupId, KeyType, LineageId, NamePattern, OrderId, PrivateKey,
+    CellKey, CredentialId, Custody, DomainId, GroupId, KeyType, LineageId, NamePattern, OrderId, PrivateKey,
     SealContext, TenantId,
 };
 use tokio::sync::{Notify, Semaphore};
@@ -89,6 +90,8 @@ const PREFLIGHTS_OF_TENANT_MAX: usize = 48;
 const PREFLIGHT_BUNDLE: usize = 25;
 /// Renewals whose names are looked at before at the same time.
 const RENEWAL_LOOKS_MAX: usize = 4;
+/// The keys that certificates are ordered for.
+const ORDERED_KEY: KeyType = KeyType::EcdsaP256;
 /// The loop looks at everything at least this often: wakes are hints.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// And at most this often, and for a quarter of the time at most.
@@ -485,7 +488,7 @@ async fn write_groups(
     tx.commit().await
 }
 
-/// Makes keys and requests and writes the orders down; nothing is sent yet.
+/// Makes keys and requests, but where edges do, and writes the orders down; nothing is sent yet.
 async fn plan_orders(issuance: &Issuance, due: &[DueOrder]) -> Result<(), StoreError> {
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
@@ -510,20 +513,15 @@ async fn plan_order(
     due: &DueOrder,
     now: i64,
 ) -> anyhow::Result<OrderRow> {
-    let key = PrivateKey::generate(KeyType::EcdsaP256)?;
-    let names: Vec<NamePattern> =
-        due.names.keys().map(|name| NamePattern::parse(name)).collect::<Result<_, _>>()?;
-    let cell: &CellId = &due.cell;
-    let cell_key = cell::current_key(tx, &issuance.parts.sealer, cell, now).await?;
+    let cell_key = cell::current_key(tx, &issuance.parts.sealer, &due.cell, now).await?;
     let credential = CredentialId::generate();
     let key_tenant = due.tenant.map_or_else(|| "operator".to_owned(), |tenant| tenant.to_string());
-    let context = SealContext {
-        cell,
-        epoch: cell_key.epoch(),
-        key_tenant: &key_tenant,
-        credential,
-        spki_sha256: key.spki_sha256(),
+    let made = match store::edge_key::custody(tx, &due.cell).await? {
+        Custody::Edge => None,
+        Custody::Cell | Custody::Uploaded => Some(make_key(due, &cell_key, credential, &key_tenant)?),
     };
+    let key_at_edge = made.is_none();
+    let MadeKey { sealed_key, spki_sha256, csr } = made.unwrap_or_default();
     let (replaces, account) = replaces(tx, issuer, due).await?.unzip();
     Ok(OrderRow {
         id: OrderId::generate(),
@@ -536,10 +534,11 @@ async fn plan_order(
         name_set: due.name_set.clone(),
         state: OrderState::Planned,
         credential,
-        sealed_key: cell_key.seal(&key, &context)?.as_bytes().to_vec(),
+        key_at_edge,
+        sealed_key,
         cell_key_epoch: cell_key.epoch(),
-        spki_sha256: key.spki_sha256().to_vec(),
-        csr: key.csr(&names)?,
+        spki_sha256,
+        csr,
         key_tenant,
         renewal: due.renewal,
         backup: due.backup,
@@ -550,6 +549,33 @@ async fn plan_order(
         attempts: 0,
         next_at: now,
         error: None,
+    })
+}
+
+/// A key for an order, sealed, with what is known of it.
+#[derive(Default)]
+struct MadeKey {
+    sealed_key: Vec<u8>,
+    spki_sha256: Vec<u8>,
+    csr: Vec<u8>,
+}
+
+fn make_key(
+    due: &DueOrder,
+    cell_key: &CellKey,
+    credential: CredentialId,
+    key_tenant: &str,
+) -> anyhow::Result<MadeKey> {
+    let key = PrivateKey::generate(ORDERED_KEY)?;
+    let names: Vec<NamePattern> =
+        due.names.keys().map(|name| NamePattern::parse(name)).collect::<Result<_, _>>()?;
+    let spki_sha256 = key.spki_sha256();
+    let (cell, epoch) = (&due.cell, cell_key.epoch());
+    let context = SealContext { cell, epoch, key_tenant, credential, spki_sha256 };
+    Ok(MadeKey {
+        sealed_key: cell_key.seal(&key, &context)?.as_bytes().to_vec(),
+        spki_sha256: spki_sha256.to_vec(),
+        csr: key.csr(&names)?,
     })
 }
 

@@ -5,6 +5,8 @@
 //!    └────────────────────────┴───── any of them ─────┴── names refused, order gone, bad chain ─▶ Failed{retry_at}
 //! ```
 //!
+//! Where the edge of a cell keeps its keys, an order gets its request from there before all ([`edge_key`]).
+//!
 //! A step reads the row, acts at the CA, records. Everything that a later step needs is durable before the CA is asked,
 //! so a crash anywhere resumes the same order by its URL. The one gap that no client can close is a crash between the
 //! CA's making of the order and our noting of its URL: then the same newOrder is sent again (counted again in the
@@ -21,15 +23,15 @@ use super::challenge::{Placed, Unplaced};
 use super::health::Forbidden;
 use super::issuer::Issuer;
 use super::stopped::{Ran, Stop, stopped};
-use super::{Issuance, fail_point, fan_out, preflight, publish, spending};
+use super::{Issuance, edge_key, fail_point, fan_out, preflight, publish, spending};
 use crate::acme::order::Wanted;
 use crate::acme::{
     Account, AcmeError, AcmeErrorKind, AuthorizationStatus, CaAuthorization, CaOrder, CaOrderStatus,
     CertificateId,
 };
-use crate::store::StoreError;
 use crate::store::order::{self, OrderRow, OrderState};
 use crate::store::replacement;
+use crate::store::{self, StoreError};
 
 /// How long the CA may take to look at all challenges before the order is left for a later try.
 const VALIDATION_DEADLINE: Duration = Duration::from_secs(90);
@@ -81,6 +83,15 @@ struct Step<'a> {
 impl Step<'_> {
     async fn run(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
         match &self.row.state {
+            // Also of one that the CA knows, where the edge that had made its key has gone since.
+            OrderState::Planned
+            | OrderState::Created { .. }
+            | OrderState::Challenged { .. }
+            | OrderState::Ready { .. }
+                if self.row.lacks_key() =>
+            {
+                edge_key::ask(self.issuance, self.row).await
+            }
             OrderState::Planned => self.create(at_ca).await,
             OrderState::Created { url } => self.place_challenges(at_ca, url).await,
             OrderState::Challenged { url } => self.validate(at_ca, url).await,
@@ -91,6 +102,10 @@ impl Step<'_> {
     }
 
     async fn create(&self, at_ca: &mut AtCa) -> Result<(), Stop> {
+        if store::edge_key::has_other(&mut *self.issuance.parts.store.read().await?, self.row).await? {
+            let text = "the order of another cell for the same names is under way; this one follows it";
+            return Err(Stop::NotYet(text.to_owned()));
+        }
         self.issuance.check_caa(self.issuer, self.row).await?;
         if self.row.attempts == 0 {
             let dead = preflight::dead_names(self.issuance, self.issuer, self.row).await?;

@@ -181,7 +181,7 @@ fn new_credential(row: &OrderRow, chain: &CertificateChain, pem: &str, share: f6
     NewCredential {
         id: row.credential,
         lineage: row.lineage,
-        custody: Custody::Cell,
+        custody: if row.key_at_edge { Custody::Edge } else { Custody::Cell },
         issuer: row.issuer.clone(),
         names: facts.names.iter().map(ToString::to_string).collect(),
         chain_pem: pem.to_owned(),

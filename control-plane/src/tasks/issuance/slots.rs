@@ -151,6 +151,7 @@ mod tests {
                 name_set: id.to_string(),
                 state: OrderState::Planned,
                 credential: CredentialId::generate(),
+                key_at_edge: false,
                 sealed_key: Vec::new(),
                 cell_key_epoch: 1,
                 key_tenant: String::new(),

@@ -8,7 +8,9 @@ fn applier(folder: &std::path::Path) -> Applier {
     let (_live, publisher) = Live::new(8, 1 << 20, CellKeys::new());
     let last_good = LastGood::open(folder.join("last-good")).expect("a folder");
     let cell = CellId::parse("cell-a").expect("a cell's name");
-    Applier::new(publisher, CellKeys::new(), cell, last_good, ControlMetrics::new())
+    let of_cell = CellKeys::new();
+    let own = OwnKeys::open(&folder.join("keys"), &cell, &of_cell).expect("a private one");
+    Applier::new(publisher, Keys { of_cell, own }, cell, last_good, ControlMetrics::new())
 }
 
 /// A change of so many bytes in memory.

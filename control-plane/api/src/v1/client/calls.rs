@@ -4,20 +4,20 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::Method;
-use portico_cert_store::{CredentialId, DomainId, EdgeId, TenantId};
+use portico_cert_store::{CellId, CredentialId, DomainId, EdgeId, TenantId};
 use serde_json::Value;
 
 use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     AdoptAccount, Adoption, AdoptionAnswer, Attestation, AuditEntry, AuditVerdict, Backup, BackupDrill,
-    BackupDrillRequest, BackupScope, BackupSwitch, BudgetReport, Certificate, CertificateUpload,
-    CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
-    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
-    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport,
-    Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff,
-    RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension,
-    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook,
-    WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
+    BackupDrillRequest, BackupScope, BackupSwitch, BudgetReport, Cell, CellRequest, Certificate,
+    CertificateUpload, CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain,
+    DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer,
+    Issuer, IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page,
+    PlanReport, Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff,
+    RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing,
+    SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
+    UsageOrder, UsageRow, Webhook, WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
 };
 
 /// Which domains to list; all when empty.
@@ -324,6 +324,20 @@ impl Client {
 
     pub async fn delete_edge(&self, id: EdgeId) -> Result<(), ClientError> {
         self.delete(&format!("/v1/edges/{id}"), None).await
+    }
+
+    pub async fn cells(&self) -> Result<Page<Cell>, ClientError> {
+        self.get("/v1/cells").await
+    }
+
+    pub async fn cell(&self, cell: &CellId) -> Result<Cell, ClientError> {
+        self.get(&format!("/v1/cells/{cell}")).await
+    }
+
+    /// Says where the keys of a cell are made from now on.
+    pub async fn put_cell(&self, cell: &CellId, request: &CellRequest) -> Result<Cell, ClientError> {
+        let path = format!("/v1/cells/{cell}");
+        decode(&self.send(Call::new(Method::PUT, &path).json(request)?).await?)
     }
 
     pub async fn default_certificate(&self) -> Result<DefaultCertificate, ClientError> {
