@@ -147,6 +147,25 @@ async fn an_order_waits_for_its_edge_without_the_ca_and_goes_on_when_it_is_back(
     assert_eq!(orders_at_ca(&lab).await, 1);
 }
 
+/// Its cell comes first, and would hold up the others for as long as its edge is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_that_is_away_holds_up_no_other_cell() {
+    let lab = with_lone_edge(vec!["lone", "shared"]).await;
+    let edge = lab.edges["lone"].clone();
+    let (identity, state) = (edge.identity.clone(), edge.leave());
+    lab.world.stand_in.set_edges(vec![lab.edges["shared"].clone()]);
+    let tenant = lab.tenant(&["lone", "shared"], "registered_domain").await;
+    lab.domains(tenant, &["shop.test"]).await;
+    let live = lab.until_covered(1).await;
+    assert_eq!(live[0].cell, "shared");
+    let waiting = lab.rows("SELECT state FROM orders WHERE key_at_edge = 1").await.concat();
+    assert_eq!((waiting, orders_at_ca(&lab).await), (vec!["planned".to_owned()], json!(1)));
+    let back = Arc::new(TestEdge::resume(lab.running.distribution.address, identity, state).await);
+    lab.world.stand_in.set_edges(vec![lab.edges["shared"].clone(), back]);
+    lab.until_covered_soon(2).await;
+    assert_eq!(orders_at_ca(&lab).await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_whose_edge_keeps_its_keys_has_no_second_one() {
     let lab = Lab::start(&options(vec!["shared"])).await;
