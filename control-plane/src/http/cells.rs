@@ -37,7 +37,7 @@ pub(super) async fn show(
 /// one edge of the cell makes them and keeps them, and no second one can join it. Certificates that are in use keep their keys until
 /// they are renewed or rekeyed. 409 `several_edges` for a cell that has more than one.
 #[utoipa::path(put, path = "/v1/cells/{cell}", tag = "edges", params(("cell" = String, Path)), request_body = CellRequest,
-    responses((status = 200, body = Cell), (status = 409), (status = 422)))]
+    responses((status = 200, body = Cell), (status = 404), (status = 409), (status = 422)))]
 pub(super) async fn put(
     State(app): State<App>,
     OperatorCall(call): OperatorCall,
