@@ -71,8 +71,9 @@ impl Arrived {
 struct Receiver {
     arrived: Arc<Mutex<Vec<Arrived>>>,
     answers: Arc<Mutex<VecDeque<Response<Full<Bytes>>>>>,
-    /// Answers wait as long as this is set.
+    /// Answers wait as long as this is set, but for so many.
     holds: Arc<std::sync::atomic::AtomicBool>,
+    let_go: Arc<AtomicUsize>,
     connects: Arc<AtomicUsize>,
 }
 
@@ -103,7 +104,10 @@ impl Receiver {
         let body = String::from_utf8(body.collect().await?.to_bytes().to_vec()).unwrap();
         let arrived = Arrived { path: head.uri.to_string(), headers: head.headers, body };
         self.arrived.lock().unwrap().push(arrived);
-        while self.holds.load(Ordering::SeqCst) {
+        let is_let_go = || {
+            self.let_go.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        };
+        while self.holds.load(Ordering::SeqCst) && !is_let_go() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(self.answers.lock().unwrap().pop_front().unwrap_or_default())
@@ -533,12 +537,14 @@ async fn endpoints_of_one_tenant_that_do_not_answer_hold_few_places_and_none_for
     }
     domains(&stage, &one, 1).await;
     receiver.until(of_tenant).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(receiver.all().len(), of_tenant, "one tenant leaves places to the others");
     let (two, other) = tenant(&stage, "two", address.port()).await;
     webhook(&stage, &two, &other, request).await;
     domains(&stage, &two, 1).await;
-    receiver.until(of_tenant + 1).await;
+    // The look that found the other's endpoint has seen that one more of the first waits.
+    let arrived = receiver.until(of_tenant + 1).await;
+    let of_first =
+        arrived.iter().filter(|message| message.message()["data"]["tenant_id"] == json!(one)).count();
+    assert_eq!(of_first, of_tenant, "one tenant leaves places to the others");
     let given_up = until(|| shown(&stage, &first), |shown: &Value| shown["failures"] != 0).await;
     let within = format!("within {} s", limits::WEBHOOK_DEADLINE.as_secs());
     assert!(given_up["error"].as_str().unwrap().contains(&within), "{given_up}");
@@ -566,10 +572,58 @@ async fn all_places_together_are_bounded() {
         domains(&stage, id, 1).await;
     }
     receiver.until(all).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(receiver.all().len(), all, "the rest waits for a place");
+    // One place is free: whatever looks for it finds all that wait.
+    receiver.let_go.store(1, Ordering::SeqCst);
+    assert_eq!(receiver.until(all + 1).await.len(), all + 1, "the rest waits for a place");
     receiver.holds.store(false, Ordering::SeqCst);
     receiver.until(all + of_tenant).await;
+}
+
+#[tokio::test]
+async fn a_test_that_is_asked_for_again_is_sent_once_and_few_wait_at_a_time() {
+    let stage = Stage::start().await;
+    let (receiver, address) = Receiver::start().await;
+    let (one, token) = tenant(&stage, "one", address.port()).await;
+    let request = json!({ "url": format!("http://{address}/"), "kinds": ["no.such"] });
+    let made = webhook(&stage, &one, &token, request).await;
+    let path = format!("/v1/webhooks/{}/test", made["id"].as_str().unwrap());
+    let key = [("idempotency-key", "try-1")];
+    let first = stage.call("POST", &path, Some(&token), &key, Value::Null).await;
+    let again = stage.call("POST", &path, Some(&token), &key, Value::Null).await;
+    assert_eq!((first.status, again.status, &first.body), (200, 200, &again.body));
+    assert_eq!((again.headers["idempotency-replayed"].as_bytes(), receiver.all().len()), (&b"true"[..], 1));
+
+    receiver.holds.store(true, Ordering::SeqCst);
+    let most = limits::WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX;
+    let held = futures_util::future::join_all((0..most).map(|_| act(&stage, &made, "test", Value::Null)));
+    let one_more = async {
+        receiver.until(1 + most).await;
+        let refused = stage.call("POST", &path, Some(&token), &[], Value::Null).await;
+        assert_eq!(
+            (refused.status, &refused.body["code"]),
+            (429, &json!("too_many_tests")),
+            "{}",
+            refused.text
+        );
+        receiver.holds.store(false, Ordering::SeqCst);
+    };
+    tokio::join!(held, one_more);
+    act(&stage, &made, "test", Value::Null).await;
+    assert_eq!(receiver.all().len(), most + 2, "places come back");
+}
+
+#[tokio::test]
+async fn the_trail_has_no_query_of_a_webhooks_url() {
+    let stage = Stage::start().await;
+    let (one, token) = stage.tenant("one").await;
+    let url = "https://hooks.example/in?token=swordfish";
+    let made = webhook(&stage, &one, &token, json!({ "url": url })).await;
+    assert_eq!(made["url"], url, "its tenant sees all of it");
+    let path = format!("/v1/webhooks/{}", made["id"].as_str().unwrap());
+    assert_eq!(stage.call("DELETE", &path, Some(&token), &[], Value::Null).await.status, 204);
+    let trail = stage.operator("GET", "/v1/audit", Value::Null).await.text;
+    assert!(trail.matches("https://hooks.example/in\"").count() == 2, "made and deleted: {trail}");
+    assert!(!trail.contains("swordfish"), "{trail}");
 }
 
 #[tokio::test]

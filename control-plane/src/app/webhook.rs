@@ -80,6 +80,11 @@ fn check_url(text: &str) -> Result<Url, String> {
         .to_owned())
 }
 
+/// Where an endpoint is, for events and the trail: its URL without the query, which may hold a secret.
+pub(crate) fn place(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
 /// A new secret as it is shown, and sealed for the endpoint.
 pub(crate) fn new_secret(sealer: &Sealer, id: &str) -> (String, Vec<u8>) {
     let mut bytes = Zeroizing::new([0; SECRET_BYTES]);

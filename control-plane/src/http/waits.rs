@@ -1,26 +1,36 @@
-//! Long polls under way, bounded: each of them looks at the store ten times a second.
+//! Calls that wait for long, bounded: each long poll looks at the store ten times a second, each test of a webhook holds a
+//! connection for as long as its endpoint likes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
+use portico_cert_store::TenantId;
 
 use super::fault::{Answered, Fault};
+use crate::limits::{WEBHOOKS_IN_FLIGHT_MAX, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX};
 
-/// Of one token.
+/// Long polls of one token.
 const PER_TOKEN_MAX: usize = 64;
 /// Of all tokens together.
 const ALL_MAX: usize = 512;
 
 /// Who waits for how much. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Waits(Arc<Mutex<HashMap<String, usize>>>);
+pub(crate) struct Waits {
+    polls: Places,
+    webhook_tests: Places,
+}
 
-/// A long poll under way; dropped, it is over.
+/// How many places each has taken.
+#[derive(Clone, Debug, Default)]
+struct Places(Arc<Mutex<HashMap<String, usize>>>);
+
+/// A call under way; dropped, it is over.
 #[derive(Debug)]
 pub(crate) struct Wait {
-    waits: Waits,
-    token: String,
+    places: Places,
+    of: String,
 }
 
 impl Waits {
@@ -29,28 +39,52 @@ impl Waits {
     /// # Errors
     /// 429 when this token, or all of them together, have as many as there may be.
     pub(crate) fn begin(&self, token: &str) -> Answered<Wait> {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = waiting.values().sum();
-        let own = waiting.get(token).copied().unwrap_or_default();
-        if own >= PER_TOKEN_MAX || all >= ALL_MAX {
+        self.polls.take(token, PER_TOKEN_MAX, ALL_MAX).map_err(|(own, all)| {
             let detail = format!(
                 "{own} calls of this token wait already, {all} of all tokens; ask without `wait`, or for several domains \
                  at once by GET /v1/domains?ids="
             );
-            return Err(Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_waits", detail).retry_after(1));
+            Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_waits", detail).retry_after(1)
+        })
+    }
+
+    /// Takes a place for a test of a webhook: as many as there are for events, beside those.
+    ///
+    /// # Errors
+    /// 429 when this tenant's endpoints (`None`: the operators'), or all together, are tested as often as they may be.
+    pub(crate) fn begin_webhook_test(&self, tenant: Option<TenantId>) -> Answered<Wait> {
+        let of = tenant.map_or_else(|| "operators".to_owned(), |tenant| tenant.to_string());
+        let taken = self.webhook_tests.take(&of, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX, WEBHOOKS_IN_FLIGHT_MAX);
+        taken.map_err(|(own, all)| {
+            let detail = format!(
+                "{own} tests of this tenant's webhooks are under way, {all} of all tenants; wait until one is answered"
+            );
+            Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_tests", detail).retry_after(1)
+        })
+    }
+}
+
+impl Places {
+    /// A place of at most so many, own and altogether; else how many are taken.
+    fn take(&self, of: &str, own_max: usize, all_max: usize) -> Result<Wait, (usize, usize)> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = taken.values().sum();
+        let own = taken.get(of).copied().unwrap_or_default();
+        if own >= own_max || all >= all_max {
+            return Err((own, all));
         }
-        *waiting.entry(token.to_owned()).or_default() += 1;
-        Ok(Wait { waits: self.clone(), token: token.to_owned() })
+        *taken.entry(of.to_owned()).or_default() += 1;
+        Ok(Wait { places: self.clone(), of: of.to_owned() })
     }
 }
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        let mut waiting = self.waits.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = waiting.get_mut(&self.token) {
+        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.of) {
             *own -= 1;
             if *own == 0 {
-                waiting.remove(&self.token);
+                taken.remove(&self.of);
             }
         }
     }
@@ -72,6 +106,6 @@ mod tests {
         drop(own);
         drop(waits.begin("one").unwrap());
         drop(others);
-        assert!(waits.0.lock().unwrap().is_empty(), "nothing is kept of those who do not wait");
+        assert!(waits.polls.0.lock().unwrap().is_empty(), "nothing is kept of those who do not wait");
     }
 }

@@ -18,7 +18,7 @@ use super::tenants::visible;
 use super::write::{Answer, Begun, Write, paced};
 use crate::app::App;
 use crate::app::webhook::send::Courier;
-use crate::app::webhook::{check, new_secret, secrets, shown, signed};
+use crate::app::webhook::{check, new_secret, place, secrets, shown, signed};
 use crate::clock::{DAY_MS, rfc3339};
 use crate::limits::{WEBHOOK_TRIES_KEPT, WEBHOOKS_OF_OPERATORS_MAX, WEBHOOKS_OF_TENANT_MAX};
 use crate::store::webhook::{self, Try, WebhookRow};
@@ -89,7 +89,7 @@ async fn add(
         let detail = format!("there are {most} webhooks already; delete one first");
         return Err(Fault::conflict("webhooks_max_reached", detail));
     }
-    let delivered_to = place(&mut write.tx, wanted.since).await?;
+    let delivered_to = since(&mut write.tx, wanted.since).await?;
     let id = format!("whk_{}", ulid::Ulid::new());
     let (secret, sealed_secret) = new_secret(&app.parts.sealer, &id);
     let row = WebhookRow {
@@ -110,7 +110,8 @@ async fn add(
         created_at: write.now_ms,
     };
     webhook::insert(&mut write.tx, &row).await?;
-    write.audit("webhook.create", &id, &(), wanted).await?;
+    let kept = WebhookRequest { url: place(&wanted.url).to_owned(), ..wanted.clone() };
+    write.audit("webhook.create", &id, &(), &kept).await?;
     let made = NewWebhook { webhook: shown(&row, write.now_ms), secret };
     let repeated = format!(
         "webhook {id} was made by this request before, and its secret was shown then only; if you do not have it, POST \
@@ -120,7 +121,7 @@ async fn add(
 }
 
 /// From which event on is sent; an event that is no longer kept cannot be.
-async fn place(connection: &mut Connection, since: Option<u64>) -> Answered<u64> {
+async fn since(connection: &mut Connection, since: Option<u64>) -> Answered<u64> {
     let (first, last) = event::kept(connection).await?;
     let Some(since) = since else { return Ok(last) };
     if since.saturating_add(1) < first && last > 0 {
@@ -175,12 +176,12 @@ pub(super) async fn delete(
     Path(id): Path<String>,
     body: RawBody,
 ) -> Answered<Response> {
-    let mut write = match Write::begin(&app, &call, &body.0).await? {
-        Begun::Replay(response) => return Ok(response),
-        Begun::Fresh(write) => write,
+    let (mut write, row) = match begin(&app, &call, &id, &body.0).await? {
+        Known::Replay(response) => return Ok(response),
+        Known::Fresh(write, row) => (write, row),
     };
-    let row = find(&mut write.tx, &call, &id).await?;
-    let before = shown(&row, write.now_ms);
+    let shown = shown(&row, write.now_ms);
+    let before = Webhook { url: place(&shown.url).to_owned(), ..shown };
     webhook::delete(&mut write.tx, &row.id).await?;
     write.audit("webhook.delete", &row.id, &before, &()).await?;
     write.finish(Answer::no_content()).await
@@ -197,14 +198,13 @@ pub(super) async fn replay(
     Path(id): Path<String>,
     body: JsonBody<WebhookReplay>,
 ) -> Answered<Response> {
-    let mut write = match Write::begin(&app, &call, &body.raw).await? {
-        Begun::Replay(response) => return Ok(response),
-        Begun::Fresh(write) => write,
+    let (mut write, row) = match begin(&app, &call, &id, &body.raw).await? {
+        Known::Replay(response) => return Ok(response),
+        Known::Fresh(write, row) => (write, row),
     };
-    let row = find(&mut write.tx, &call, &id).await?;
     let to = match body.value.since {
         None => row.delivered_to,
-        since => place(&mut write.tx, since).await?,
+        wanted => since(&mut write.tx, wanted).await?,
     };
     let now = write.now_ms;
     webhook::restart(&mut write.tx, &row.id, to, now).await?;
@@ -223,11 +223,10 @@ pub(super) async fn renew_secret(
     Path(id): Path<String>,
     body: RawBody,
 ) -> Answered<Response> {
-    let mut write = match Write::begin(&app, &call, &body.0).await? {
-        Begun::Replay(response) => return Ok(response),
-        Begun::Fresh(write) => write,
+    let (mut write, row) = match begin(&app, &call, &id, &body.0).await? {
+        Known::Replay(response) => return Ok(response),
+        Known::Fresh(write, row) => (write, row),
     };
-    let row = find(&mut write.tx, &call, &id).await?;
     let (secret, sealed) = new_secret(&app.parts.sealer, &row.id);
     let until = write.now_ms + PREVIOUS_LASTS_MS;
     webhook::put_secret(&mut write.tx, &row.id, &sealed, until).await?;
@@ -248,10 +247,15 @@ pub(super) async fn test(
     body: RawBody,
 ) -> Answered<Response> {
     paced(&app, &call)?;
+    // What was sent before is not sent again.
+    if let Some(response) = Write::replayed(&app, &call, &body.0).await? {
+        return Ok(response);
+    }
     let (row, epoch) = {
         let mut read = app.parts.store.read().await?;
         (find(&mut read, &call, &id).await?, meta::epoch(&mut read).await?)
     };
+    let _place = app.waits.begin_webhook_test(row.tenant)?;
     let now = app.parts.clock.now_ms();
     let keys = secrets(&app.parts.sealer, &row, now).map_err(|error| {
         tracing::error!(%error, webhook = row.id, "a webhook's secret cannot be opened");
@@ -267,11 +271,10 @@ pub(super) async fn test(
     };
     // Before the writer's turn: this may take seconds.
     let sent = Courier::new(&app, &row).await?.send(&signed(&keys, epoch, &message, now)).await;
-    let mut write = match Write::begin(&app, &call, &body.0).await? {
-        Begun::Replay(response) => return Ok(response),
-        Begun::Fresh(write) => write,
+    let (mut write, row) = match begin(&app, &call, &id, &body.0).await? {
+        Known::Replay(response) => return Ok(response),
+        Known::Fresh(write, row) => (write, row),
     };
-    let row = find(&mut write.tx, &call, &id).await?;
     let tried = Try {
         sequence: 0,
         kind: message.kind.clone(),
@@ -308,6 +311,23 @@ pub(super) async fn tries(
     let row = find(&mut read, &call, &id).await?;
     let items = webhook::tries(&mut read, &row.id, limit).await?;
     Ok(axum::Json(Page { items, next_cursor: None }))
+}
+
+/// As [`Begun`], of one webhook.
+enum Known {
+    Fresh(Box<Write>, WebhookRow),
+    Replay(Response),
+}
+
+/// Begins to write to a webhook that the caller may see.
+async fn begin(app: &App, call: &Call, id: &str, body: &[u8]) -> Answered<Known> {
+    match Write::begin(app, call, body).await? {
+        Begun::Replay(response) => Ok(Known::Replay(response)),
+        Begun::Fresh(mut write) => {
+            let row = find(&mut write.tx, call, id).await?;
+            Ok(Known::Fresh(write, row))
+        }
+    }
 }
 
 /// A webhook that the caller may see.

@@ -88,23 +88,10 @@ impl Write {
                 // An operator's callers are its own.
                 None if call.caller.tenant.is_none() => {}
                 None => bounded(idempotency::held(&mut tx, actor).await?)?,
-                Some(remembered) if remembered.fingerprint != fingerprint => {
-                    return Err(Fault::conflict(
-                        "idempotency_key_reused",
-                        "this Idempotency-Key came with another request within 24 hours; use a new one",
-                    ));
-                }
-                // Begun and not remembered: its effect is the same when it is done again.
-                Some(Remembered { answer: None, .. }) => {}
-                Some(Remembered { answer: Some(answer), .. }) => {
-                    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
-                    if status == StatusCode::CONFLICT {
-                        let detail = String::from_utf8_lossy(&answer.body).into_owned();
-                        return Err(Fault::new(status, SHOWN_ONCE, detail));
+                Some(remembered) => {
+                    if let Some(response) = answered(remembered, &fingerprint)? {
+                        return Ok(Begun::Replay(response));
                     }
-                    let mut response = respond(status, answer.etag.as_deref(), answer.body);
-                    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-                    return Ok(Begun::Replay(response));
                 }
             }
         }
@@ -117,6 +104,20 @@ impl Write {
             fingerprint,
             pace: call.caller.tenant.map(|tenant| (app.pace.clone(), tenant)),
         })))
+    }
+
+    /// The answer that the same request got before, for a call that acts before its write begins.
+    ///
+    /// # Errors
+    /// 409 when the key came with another request; the store's.
+    pub(crate) async fn replayed(app: &App, call: &Call, body: &[u8]) -> Answered<Option<Response>> {
+        let Some(key) = &call.idempotency_key else { return Ok(None) };
+        let since = app.parts.clock.now_ms() - KEY_LASTS_MS;
+        let mut read = app.parts.store.read().await?;
+        match idempotency::find(&mut read, &call.caller.token_id, key, since).await? {
+            None => Ok(None),
+            Some(remembered) => answered(remembered, &fingerprint(call, body)),
+        }
     }
 
     pub(crate) fn actor(&self) -> &str {
@@ -227,6 +228,26 @@ impl Write {
 /// 429.
 pub(crate) fn paced(app: &App, call: &Call) -> Answered<()> {
     call.caller.tenant.map_or(Ok(()), |tenant| app.pace.take(tenant, clock::instant()))
+}
+
+/// What a request was answered that came with this key before; `None`: it was begun and not remembered, and its effect is the same
+/// when it is done again.
+fn answered(remembered: Remembered, fingerprint: &[u8]) -> Answered<Option<Response>> {
+    if remembered.fingerprint != fingerprint {
+        return Err(Fault::conflict(
+            "idempotency_key_reused",
+            "this Idempotency-Key came with another request within 24 hours; use a new one",
+        ));
+    }
+    let Some(answer) = remembered.answer else { return Ok(None) };
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::OK);
+    if status == StatusCode::CONFLICT {
+        let detail = String::from_utf8_lossy(&answer.body).into_owned();
+        return Err(Fault::new(status, SHOWN_ONCE, detail));
+    }
+    let mut response = respond(status, answer.etag.as_deref(), answer.body);
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    Ok(Some(response))
 }
 
 fn bounded((keys, bytes): (i64, i64)) -> Answered<()> {

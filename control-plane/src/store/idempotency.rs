@@ -1,6 +1,6 @@
 //! Answers under an `Idempotency-Key`, kept a day, so that a repeated request gets the first one's answer.
 
-use super::{StoreError, WriteTx, sql};
+use super::{Connection, StoreError, WriteTx, sql};
 
 /// What was answered under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Answer {
 /// # Errors
 /// The database's.
 pub async fn find(
-    tx: &mut WriteTx,
+    connection: &mut Connection,
     actor: &str,
     key: &str,
     not_before_ms: i64,
@@ -30,7 +30,7 @@ pub async fn find(
         .bind(actor)
         .bind(key)
         .bind(not_before_ms)
-        .fetch_optional(tx)
+        .fetch_optional(connection)
         .await?;
     let Some(row) = row else { return Ok(None) };
     let status: Option<u16> = row.try_get("status")?;

@@ -14,7 +14,7 @@ use tokio::task::{Id, JoinSet};
 
 use crate::app::App;
 use crate::app::webhook::send::Courier;
-use crate::app::webhook::{secrets, signed};
+use crate::app::webhook::{place, secrets, signed};
 use crate::clock::{self, DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS};
 use crate::limits::{WEBHOOK_TRIES_KEPT, WEBHOOKS_IN_FLIGHT_MAX, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX};
 use crate::metrics;
@@ -181,11 +181,6 @@ async fn note(app: &App, row: &WebhookRow, to: u64, tries: &[Try], gone: bool) -
     tx.commit().await
 }
 
-/// The URL without its query, which may hold a secret.
-fn place(url: &str) -> &str {
-    url.split(['?', '#']).next().unwrap_or_default()
-}
-
 /// Until the next try, up to a tenth longer for some: many endpoints may be one receiver's.
 fn wait(failures: u32, id: &str) -> i64 {
     let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(usize::MAX);
@@ -204,10 +199,5 @@ mod tests {
         assert!(waits.is_sorted() && waits[0] >= 5 * SECOND_MS, "{waits:?}");
         assert!(waits[8] <= HOUR_MS + HOUR_MS / 10);
         assert_eq!(wait(u32::MAX, "whk_1"), waits[8]);
-    }
-
-    #[test]
-    fn a_secret_in_a_query_is_not_told() {
-        assert_eq!(place("https://hooks.example/a?token=secret"), "https://hooks.example/a");
     }
 }
