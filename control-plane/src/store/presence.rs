@@ -35,7 +35,9 @@ pub struct DoomedKey {
     pub credential: CredentialId,
     pub domain: DomainId,
     pub tenant: Option<TenantId>,
-    /// As in the certificate.
+    /// The domain's; `None`: it is gone for good.
+    pub name: Option<String>,
+    /// As in the certificate: others' names may be among them.
     pub names: Vec<String>,
 }
 
@@ -334,7 +336,7 @@ pub async fn spare_keys(tx: &mut WriteTx, domain: DomainId) -> Result<(), StoreE
 /// The database's, or a row that cannot be read.
 pub async fn keys_to_destroy(connection: &mut Connection, limit: u32) -> Result<Vec<DoomedKey>, StoreError> {
     let rows = sql::query(
-        "SELECT k.credential_id, k.domain_id, d.tenant_id, c.names FROM doomed_keys k \
+        "SELECT k.credential_id, k.domain_id, d.tenant_id, d.name, c.names FROM doomed_keys k \
          JOIN credentials c ON c.id = k.credential_id LEFT JOIN domains d ON d.id = k.domain_id \
          WHERE c.state <> 'live' AND NOT EXISTS (SELECT 1 FROM lineages l WHERE l.id = c.lineage_id AND l.live_credential = c.id) \
          AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.credential_id = c.id AND o.state NOT IN ('issued', 'failed')) \
@@ -350,6 +352,7 @@ pub async fn keys_to_destroy(connection: &mut Connection, limit: u32) -> Result<
             credential: from_id(row.try_get("credential_id")?, "doomed_keys")?,
             domain: from_id(row.try_get("domain_id")?, "doomed_keys")?,
             tenant: tenant.map(|id| from_id(&id, "domains")).transpose()?,
+            name: row.try_get("name")?,
             names: from_json(row.try_get("names")?, "credentials: names")?,
         })
     };

@@ -50,28 +50,37 @@ struct Seen {
     points_here: Observation,
 }
 
+/// What there is to do, by the configuration.
+enum Duty {
+    /// `held`: too many were away at the last look.
+    Watch {
+        held: bool,
+    },
+    /// What was seen before nobody watched any more is forgotten.
+    Forget,
+    Nothing,
+}
+
 /// Runs until shutdown.
 pub(super) async fn run(issuance: Arc<Issuance>) {
     let shutdown = issuance.parts.shutdown.clone();
-    let is_watched = issuance.parts.config.leavers.enabled;
-    let mut held = false;
-    let mut forgotten = is_watched;
+    let mut duty = match issuance.parts.config.leavers.enabled {
+        true => Duty::Watch { held: false },
+        false => Duty::Forget,
+    };
     loop {
-        let done = if is_watched {
-            round(&issuance, &mut held).await
-        } else if forgotten {
-            shutdown.cancelled().await;
-            return;
-        } else {
-            forget(&issuance).await
+        let done = match &mut duty {
+            Duty::Watch { held } => round(&issuance, held).await,
+            Duty::Forget => forget(&issuance).await.map(|()| {
+                duty = Duty::Nothing;
+                0
+            }),
+            Duty::Nothing => return shutdown.cancelled().await,
         };
         let pause = match done {
             Ok(0) => INTERVAL,
             // There may be more that is due.
-            Ok(_) => {
-                forgotten = true;
-                Duration::ZERO
-            }
+            Ok(_) => Duration::ZERO,
             Err(error) => {
                 tracing::warn!(%error, "the watch over names that leave could not go on; it tries again");
                 INTERVAL
@@ -84,12 +93,10 @@ pub(super) async fn run(issuance: Arc<Issuance>) {
     }
 }
 
-/// Nobody watches from now on.
-async fn forget(issuance: &Issuance) -> Result<usize, StoreError> {
+async fn forget(issuance: &Issuance) -> Result<(), StoreError> {
     let mut tx = issuance.parts.store.begin().await?;
     presence::forget(&mut tx).await?;
-    tx.commit().await?;
-    Ok(1)
+    tx.commit().await
 }
 
 /// Looks at what is due; answers how much was done.
@@ -409,10 +416,16 @@ async fn destroy_keys(issuance: &Issuance) -> Result<usize, StoreError> {
         if !presence::destroy_key(&mut tx, key.credential).await? {
             continue;
         }
-        let (id, names) = (key.credential.to_string(), key.names.join(", "));
-        let text = format!(
-            "the key of the certificate for {names} was destroyed: a name on it has left, and nothing uses it"
-        );
+        let id = key.credential.to_string();
+        // P5: the others on it may be other tenants'.
+        let text = match &key.name {
+            Some(name) => format!(
+                "the key of a certificate that {name} was on was destroyed: {name} has left, and nothing uses it"
+            ),
+            None => {
+                "the key of a certificate was destroyed: a name on it is gone, and nothing uses it".to_owned()
+            }
+        };
         event::append(&mut tx, "certificate.key_destroyed", key.tenant, &id, &text, now).await?;
         let after = json!({ "names": key.names, "left": key.domain.to_string() });
         note(&mut tx, "certificate.destroy_key", &id, after, now).await?;
