@@ -303,6 +303,42 @@ async fn what_certbot_got_from_pebble_is_served_with_no_order_and_renewed_with_n
     Ok(())
 }
 
+/// The answer of the only call is lost: its line is not in the file.
+#[tokio::test]
+async fn a_way_back_after_a_lost_answer_takes_the_certificate_off_a_domain_that_was_there() -> Result<()> {
+    if !is_installed(CERTBOT) {
+        return Ok(());
+    }
+    let lab = Lab::start(LabOptions::default()).await?;
+    point_to_old(&lab, &["there.test", "other.test"]).await?;
+    let folder = certbot(&lab, &["there.test"]).await?;
+    let folder = folder.to_str().context("UTF-8")?;
+    let tenant = lab.tenant("shops", Sharing::RegisteredDomain, &[]).await?;
+    let there = lab.client.create_domain(tenant.id, &lab.proxied("there.test")).await?;
+    let usual = ["--from", "certbot", folder, "--tenant", "shops", "--without-accounts", "--no-compare"];
+    let (output, report) = adopt(&lab, &[&usual[..], &["--rollback-file", "back"]].concat()).await?;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["rollback_file"], "back", "{report:#}");
+    let back = lab.folder.path().join("back");
+    let text = std::fs::read_to_string(&back)?;
+    let (before, made) = text.trim_end().rsplit_once('\n').context("steps")?;
+    assert!(made.contains("\"made\""), "{made}");
+    std::fs::write(&back, format!("{before}\n"))?;
+
+    // Another run finds all as it is, and has nothing to take back.
+    let (_, again) = adopt(&lab, &[&usual[..], &["--rollback-file", "again"]].concat()).await?;
+    assert_eq!((&again["rollback_file"], lab.folder.path().join("again").exists()), (&Value::Null, false));
+
+    let (output, undone) = adopt(&lab, &["--rollback", "back"]).await?;
+    assert_eq!((&undone["certificates"], &undone["domains"]), (&json!(1), &json!(0)), "{undone:#}");
+    assert_eq!(undone["stay"][0]["name"], "there.test", "{undone:#}");
+    assert!(undone["stay"][0]["why"].as_str().is_some_and(|why| why.contains("stays served on the word")));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let domain = lab.client.domain("there.test").await?;
+    assert!(domain.id == there.id && domain.certificates.iter().all(|one| !one.adopted), "{domain:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn half_of_a_certbot_folder_is_told_in_words_and_the_other_half_is_adopted() -> Result<()> {
     if !is_installed(CERTBOT) {

@@ -282,8 +282,5 @@ fn untrusted(intermediates: usize) -> UploadFault {
     } else {
         "append the missing intermediates"
     };
-    let text = format!(
-        "leads to no root that clients trust; {missing}. If it is from an authority of your own, say so (private_ca)"
-    );
-    of_chain("untrusted", text)
+    of_chain("untrusted", format!("leads to no root that clients trust; {missing}"))
 }

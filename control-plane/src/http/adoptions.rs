@@ -37,7 +37,10 @@ pub(super) async fn create(
     let wanted = &body.value;
     check(wanted)?;
     // Before the writer's turn: this takes some milliseconds.
-    let read = upload::read(&app, &wanted.chain_pem, &wanted.key_pem, false)?;
+    let read = upload::read(&app, &wanted.chain_pem, &wanted.key_pem, false);
+    let of_own = "What takes its place is issued by a CA that clients trust, so one of an authority of your own is not adopted: \
+                  its tenant uploads it (`portico cert upload --private-ca`)";
+    let read = read.map_err(|fault| fault.with_hint("untrusted", of_own))?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,

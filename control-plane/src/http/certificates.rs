@@ -98,7 +98,9 @@ pub(super) async fn upload(
     paced(&app, &call)?;
     let request = &body.value;
     // Before the writer's turn: this takes some milliseconds.
-    let read = upload::read(&app, &request.chain_pem, &request.key_pem, request.private_ca)?;
+    let read = upload::read(&app, &request.chain_pem, &request.key_pem, request.private_ca);
+    let of_own = "If it is from an authority of your own, say so (private_ca)";
+    let read = read.map_err(|fault| fault.with_hint("untrusted", of_own))?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,

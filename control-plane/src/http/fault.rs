@@ -68,6 +68,17 @@ impl Fault {
         Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail) }
     }
 
+    /// Says what to do, where one of these fields is wrong in this way.
+    pub(crate) fn with_hint(mut self, code: &str, hint: &str) -> Self {
+        if !self.errors.iter().any(|error| error.code == code) {
+            return self;
+        }
+        for error in self.errors.iter_mut().filter(|error| error.code == code) {
+            error.message = format!("{}. {hint}", error.message);
+        }
+        Self::fields(self.errors)
+    }
+
     pub(crate) fn problem(&self, request_id: &str) -> Problem {
         Problem {
             type_uri: format!("/errors/{}", self.code),

@@ -146,14 +146,15 @@ pub(crate) async fn run(settings: &Settings, args: AdoptArgs) -> Outcome {
     };
     if !args.dry_run && !plan.items.is_empty() {
         let default = || PathBuf::from(format!("portico-adopt-{started}-{}.rollback", std::process::id()));
-        let journal = Journal::create(args.rollback_file.clone().unwrap_or_else(default), &mark)?;
-        report.rollback_file = Some(journal.path.display().to_string());
-        sending.journal = Some(journal);
+        sending.journal = Some(Journal::create(args.rollback_file.clone().unwrap_or_else(default), &mark)?);
     }
-    if !args.without_accounts {
-        sending.accounts = accounts(&client, &plan, &files, &args, &mut report).await?;
-    }
-    let sent = sending.send_all(plan, &mut report).await;
+    // What was done until something fails is told, too.
+    let ready = match args.without_accounts {
+        true => Ok(()),
+        false => accounts(&client, &plan, &files, &args, (&mut sending.accounts, &mut report)).await,
+    };
+    let sent = sending.send_all(ready, plan, &mut report).await;
+    report.rollback_file = sending.journal.take().and_then(Journal::close);
     if sent.is_ok() && !args.dry_run && !args.no_compare {
         let places = Places { old: args.old.clone(), edges: args.edges.clone(), patience: args.timeout };
         let compared = compare::compare(settings, &client, &places, &mut report.names).await;
@@ -230,9 +231,8 @@ async fn accounts(
     plan: &Plan,
     files: &Files,
     args: &AdoptArgs,
-    report: &mut Report,
-) -> Outcome<HashMap<(String, PathBuf), String>> {
-    let mut urls = HashMap::new();
+    (urls, report): (&mut AccountUrls, &mut Report),
+) -> Outcome {
     let wanted = plan::accounts(plan);
     let issuers = if wanted.is_empty() { Vec::new() } else { client.issuers().await?.items };
     let ours: HashSet<String> =
@@ -266,7 +266,7 @@ async fn accounts(
         }
         report.accounts.push(AccountReport { issuer, file: account.file.display().to_string(), url, text });
     }
-    Ok(urls)
+    Ok(())
 }
 
 fn would_be(kind: KeyType, change: bool) -> String {
@@ -296,25 +296,29 @@ fn account_key(files: &Files, account: &AccountFile) -> Result<(SecretPem, KeyTy
     Ok((pem, key.key_type()))
 }
 
+/// URLs of accounts that are ours by now, by issuer and file.
+type AccountUrls = HashMap<(String, PathBuf), String>;
+
 /// The step that changes the control plane.
 struct Sending<'a> {
     client: &'a Client,
-    /// URLs of accounts that are ours by now, by issuer and file.
-    accounts: HashMap<(String, PathBuf), String>,
+    accounts: AccountUrls,
     note: String,
     /// Absent in a dry run.
     journal: Option<Journal>,
 }
 
 impl Sending<'_> {
+    /// `ready`: what came of the steps before; nothing is sent after a failure.
+    ///
     /// # Errors
-    /// The API cannot be reached, or refuses the caller; what was done until then is in the report.
-    async fn send_all(&mut self, plan: Plan, report: &mut Report) -> Outcome {
+    /// That of `ready`; the API cannot be reached, or refuses the caller. What was done until then is in the report.
+    async fn send_all(&mut self, ready: Outcome, plan: Plan, report: &mut Report) -> Outcome {
         let Plan { certificates, items, refused, skipped } = plan;
         report.names = refused;
         report.skipped = skipped;
         let bar = progress::bar("adopting", items.len() as u64);
-        let mut ended = Ok(());
+        let mut ended = ready;
         for mut item in items {
             let certificate = &certificates[item.certificate];
             let account = certificate.account.as_ref().zip(item.issuer.clone());
@@ -344,7 +348,7 @@ impl Sending<'_> {
 
     async fn send(&mut self, item: &mut Item, adoption: &Adoption) -> Outcome {
         if let Some(journal) = &mut self.journal {
-            journal.begun(item.tenant, &item.new)?;
+            journal.begun(item)?;
         }
         match self.client.adopt_certificate(item.tenant, adoption).await {
             Ok(answer) => {
@@ -365,6 +369,10 @@ impl Sending<'_> {
                 };
                 item.names.iter_mut().for_each(|name| name.why = Some(text.clone()));
                 if refused.is_none() {
+                    let is_lost = error.status().is_none_or(|status| status >= 500);
+                    if let Some(journal) = self.journal.as_mut().filter(|_| is_lost) {
+                        journal.lost();
+                    }
                     return Err(error.into());
                 }
                 if let Some(journal) = &mut self.journal {

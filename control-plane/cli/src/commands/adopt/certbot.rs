@@ -51,7 +51,7 @@ pub(super) struct Lineage {
     pub(super) ca: Option<Ca>,
     pub(super) account: Option<AccountFile>,
     /// Why there is no account.
-    no_account: Option<String>,
+    pub(super) no_account: Option<String>,
 }
 
 impl Lineage {

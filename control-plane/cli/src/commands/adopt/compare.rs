@@ -155,7 +155,6 @@ fn judged(old: Result<Report, String>, edges: Vec<Report>, fingerprints: &BTreeS
             (Some(old.address), None)
         }
     };
-    differences.dedup();
     Compared { old, edges: addresses, not_compared, differences }
 }
 

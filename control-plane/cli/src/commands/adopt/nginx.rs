@@ -156,11 +156,45 @@ fn add(found: &mut Found, loader: &Loader<'_>, (chain, key): (&str, &str), now: 
     // FOLDER/live/NAME/fullchain.pem
     let live = chain_here.parent().filter(|at| at.parent().is_some_and(|live| live.ends_with("live")));
     let certbot = live.and_then(|at| Some((at.parent()?.parent()?, at.file_name()?.to_str()?)));
-    let lineage = certbot
-        .filter(|(folder, name)| folder.join("renewal").join(format!("{name}.conf")).is_file())
-        .and_then(|(folder, name)| Lineage::read(folder, name, loader.files).ok())
-        .unwrap_or_default();
-    let (ca, account) = (lineage.ca, lineage.account);
+    let certbot =
+        certbot.filter(|(folder, name)| folder.join("renewal").join(format!("{name}.conf")).is_file());
+    let (mut ca, mut account) = (None, None);
+    if let Some((folder, name)) = certbot {
+        let no_account = match Lineage::read(folder, name, loader.files) {
+            Ok(lineage) => {
+                (ca, account) = (lineage.ca, lineage.account);
+                lineage.no_account
+            }
+            Err(why) => Some(why),
+        };
+        if let Some(why) = no_account {
+            found.skip(format!("the account of {chain}"), why);
+        }
+    }
     let wanted = Wanted { what: chain, chain: chain_here, key: key_here, ca, account };
     found.add(loader.files, wanted, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_folder_of_certbots_says_nothing_of_a_certificate_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let live = folder.path().join("live/a.test");
+        std::fs::create_dir_all(&live).unwrap();
+        std::fs::create_dir(folder.path().join("renewal")).unwrap();
+        std::fs::write(folder.path().join("renewal/a.test.conf"), [0xff]).unwrap();
+        let files = Files::default();
+        let loader = Loader::new(&files, folder.path().to_owned());
+        let path = |name: &str| live.join(name).display().to_string();
+        let pair = (path("fullchain.pem"), path("privkey.pem"));
+        let mut found = Found::default();
+        let now = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+        add(&mut found, &loader, (&pair.0, &pair.1), now).unwrap();
+        let told = &found.skipped[0];
+        assert_eq!(told.what, format!("the account of {}", pair.0));
+        assert!(told.why.contains("a.test.conf is no text"), "{told:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use portico_api::v1::client::Client;
-use portico_api::v1::{ADOPTION_DOMAINS_MAX, Action, Domain, DomainSpec, Issuer, Route};
+use portico_api::v1::{ADOPTION_DOMAINS_MAX, Action, CertificateSummary, Domain, DomainSpec, Issuer, Route};
 use portico_cert_store::{CertificateFacts, NamePattern, TenantId};
 use url::{Host, Url};
 
@@ -44,6 +44,8 @@ pub(super) struct Item {
     pub(super) names: Vec<NameReport>,
     /// Those that the tenant does not have yet.
     pub(super) new: Vec<String>,
+    /// Those that it has, and that are not served with this certificate.
+    pub(super) there: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -134,6 +136,15 @@ struct Whose {
     name: String,
 }
 
+/// Whether a tenant has a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Present {
+    No,
+    Without,
+    /// Served with the certificate that is to be adopted.
+    With,
+}
+
 struct Maker<'a> {
     wishes: &'a Wishes,
     tenant: Option<Whose>,
@@ -150,13 +161,13 @@ impl Maker<'_> {
         names: Vec<NamePattern>,
         issuers: &[Issuer],
     ) {
-        let mut kept: Vec<(Whose, DomainSpec, NameReport, bool)> = Vec::new();
+        let mut kept: Vec<(Whose, DomainSpec, NameReport, Present)> = Vec::new();
         for name in names {
             let mut report = NameReport::of(&name, certificate);
             match self.name(&name, &mut report) {
-                Ok((whose, spec, is_new)) => {
+                Ok((whose, spec, present)) => {
                     report.tenant = Some(whose.name.clone());
-                    kept.push((whose, spec, report, is_new));
+                    kept.push((whose, spec, report, present));
                 }
                 Err(why) => self.plan.refused.push(NameReport { why: Some(why), ..report }),
             }
@@ -186,9 +197,14 @@ impl Maker<'_> {
                 domains: Vec::new(),
                 names: Vec::new(),
                 new: Vec::new(),
+                there: Vec::new(),
             };
-            for (_, spec, report, is_new) in kept.by_ref().take(ADOPTION_DOMAINS_MAX) {
-                item.new.extend(is_new.then(|| spec.hostname.clone()));
+            for (_, spec, report, present) in kept.by_ref().take(ADOPTION_DOMAINS_MAX) {
+                match present {
+                    Present::No => item.new.push(spec.hostname.clone()),
+                    Present::Without => item.there.push(spec.hostname.clone()),
+                    Present::With => {}
+                }
                 item.domains.push(spec);
                 item.names.push(report);
             }
@@ -196,8 +212,12 @@ impl Maker<'_> {
         }
     }
 
-    /// Whose a name is, its settings, and whether its tenant does not have it yet.
-    fn name(&self, name: &NamePattern, report: &mut NameReport) -> Result<(Whose, DomainSpec, bool), String> {
+    /// Whose a name is, its settings, and whether its tenant has it.
+    fn name(
+        &self,
+        name: &NamePattern,
+        report: &mut NameReport,
+    ) -> Result<(Whose, DomainSpec, Present), String> {
         let claims = self.claims.get(name).map(Vec::as_slice).unwrap_or_default();
         let of = |claim: &Domain| Whose { id: claim.tenant_id, name: claim.tenant_name.clone() };
         let proved = claims.iter().find(|claim| claim.proof.is_some());
@@ -221,12 +241,16 @@ impl Maker<'_> {
         if let Some(present) = claims.iter().find(|claim| claim.tenant_id == whose.id) {
             report.route = routes_text(&present.spec.routes);
             report.remarks.push("the domain was there and keeps its routes".to_owned());
-            return Ok((whose, present.spec.clone(), false));
+            let is_this = |one: &CertificateSummary| {
+                Some(&one.fingerprint_sha256) == report.fingerprint_sha256.as_ref()
+            };
+            let has = if present.certificates.iter().any(is_this) { Present::With } else { Present::Without };
+            return Ok((whose, present.spec.clone(), has));
         }
         let mut spec = self.spec(name, report)?;
         spec.hostname = name.to_string();
         report.route = routes_text(&spec.routes);
-        Ok((whose, spec, true))
+        Ok((whose, spec, Present::No))
     }
 
     /// The settings of a name that is new here.

@@ -9,10 +9,11 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{AdoptionAnswer, CertificateState, Domain};
+use portico_api::v1::{AdoptionAnswer, CertificateState, CertificateSummary, Domain};
 use portico_cert_store::{CredentialId, DomainId, TenantId};
 use serde::{Deserialize, Serialize};
 
+use super::plan::Item;
 use crate::commands::named_domain::claims;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, Table, line};
@@ -33,16 +34,29 @@ enum Step {
         mark: String,
     },
     /// A call is about to be sent that makes these domains, and a certificate.
-    Begun {
-        tenant: TenantId,
-        new: Vec<String>,
-    },
+    Begun(Call),
     Made {
         domains: Vec<MadeDomain>,
+        /// Domains that were there already.
+        #[serde(default)]
+        there: Vec<MadeDomain>,
         certificates: Vec<CredentialId>,
     },
     /// The call was refused; it made nothing.
     Refused,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Call {
+    tenant: TenantId,
+    /// Names that the tenant does not have.
+    new: Vec<String>,
+    /// Those that it has, without this certificate.
+    #[serde(default)]
+    there: Vec<String>,
+    /// SHA-256 of the certificate, lower-case hex. Absent: of an earlier release.
+    #[serde(default)]
+    certificate: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,7 +71,9 @@ struct MadeDomain {
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
-    pub(super) path: PathBuf,
+    path: PathBuf,
+    /// There is something to take back, or may be.
+    is_needed: bool,
 }
 
 impl Journal {
@@ -68,30 +84,51 @@ impl Journal {
             Failure::file(&path, error)
                 .next_text("--rollback-file with a name that is free, in a folder that is yours")
         })?;
-        let mut journal = Self { file, path };
+        let mut journal = Self { file, path, is_needed: false };
         journal.write(&Step::Begin { version: VERSION, mark: mark.to_owned() })?;
         Ok(journal)
     }
 
-    pub(super) fn begun(&mut self, tenant: TenantId, new: &[String]) -> Outcome {
-        self.write(&Step::Begun { tenant, new: new.to_vec() })
+    pub(super) fn begun(&mut self, item: &Item) -> Outcome {
+        let certificate = item.names.first().and_then(|name| name.fingerprint_sha256.clone());
+        let (new, there) = (item.new.clone(), item.there.clone());
+        self.write(&Step::Begun(Call { tenant: item.tenant, new, there, certificate }))
+    }
+
+    /// The file, if there is a way back; else it goes.
+    pub(super) fn close(self) -> Option<String> {
+        if !self.is_needed {
+            // A file that stays does no harm.
+            drop(std::fs::remove_file(&self.path));
+        }
+        self.is_needed.then(|| self.path.display().to_string())
     }
 
     pub(super) fn made(&mut self, answer: &AdoptionAnswer) -> Outcome {
-        let made = |domain: &portico_api::v1::AdoptedDomain| {
-            let (id, revision) = (domain.domain_id?, domain.revision?);
-            domain.created.then(|| MadeDomain { id, hostname: domain.hostname.clone(), revision })
+        let of = |created: bool| {
+            let domains = answer.domains.iter().filter(move |domain| domain.created == created);
+            domains.filter_map(|domain| {
+                let (id, revision) = (domain.domain_id?, domain.revision?);
+                Some(MadeDomain { id, hostname: domain.hostname.clone(), revision })
+            })
         };
+        self.is_needed |= !answer.unchanged;
         let new = answer.certificates.iter().filter(|_| !answer.unchanged);
         let certificates = new.map(|one| one.summary.credential_id);
         self.write(&Step::Made {
-            domains: answer.domains.iter().filter_map(made).collect(),
+            domains: of(true).collect(),
+            there: of(false).collect(),
             certificates: certificates.collect(),
         })
     }
 
     pub(super) fn refused(&mut self) -> Outcome {
         self.write(&Step::Refused)
+    }
+
+    /// Nobody knows what became of the call.
+    pub(super) fn lost(&mut self) {
+        self.is_needed = true;
     }
 
     fn write(&mut self, step: &Step) -> Outcome {
@@ -108,9 +145,23 @@ impl Journal {
 struct Undo {
     mark: String,
     domains: Vec<MadeDomain>,
+    /// Domains that were there already; the run may have vouched for them.
+    there: Vec<MadeDomain>,
     certificates: Vec<CredentialId>,
     /// Calls of which is not known what became of them.
-    open: Vec<(TenantId, Vec<String>)>,
+    open: Vec<Call>,
+}
+
+impl Undo {
+    /// Whether the run has vouched for a domain.
+    fn is_by_us(&self, domain: &Domain) -> bool {
+        domain.proof.as_ref().is_some_and(|proof| self.is_marked(&proof.evidence))
+    }
+
+    /// By the mark as the note has it: one run's may begin as another's does.
+    fn is_marked(&self, evidence: &str) -> bool {
+        evidence.contains(&format!("({})", self.mark))
+    }
 }
 
 fn read(path: &Path) -> Outcome<Undo> {
@@ -135,10 +186,11 @@ fn read(path: &Path) -> Outcome<Undo> {
                 return Err(Failure::file(path, text));
             }
             (_, false) => return Err(Failure::file(path, "it does not begin as a file of an adoption does")),
-            (Step::Begun { tenant, new }, true) => undo.open.push((tenant, new)),
-            (Step::Made { domains, certificates }, true) => {
+            (Step::Begun(call), true) => undo.open.push(call),
+            (Step::Made { domains, there, certificates }, true) => {
                 undo.open.pop();
                 undo.domains.extend(domains);
+                undo.there.extend(there);
                 undo.certificates.extend(certificates);
             }
             (Step::Refused, true) => drop(undo.open.pop()),
@@ -178,6 +230,11 @@ pub(super) async fn run(settings: &Settings, path: &Path, dry_run: bool) -> Outc
         undone.certificates += usize::from(remove_certificate(&client, *id, dry_run).await?);
         bar.inc(1);
     }
+    for made in &undo.there {
+        if let Some(why) = stays_vouched_for(&client, &undo, made).await? {
+            undone.stay.push(Stays { name: made.hostname.clone(), why });
+        }
+    }
     for made in undo.domains {
         match remove(&client, &made, dry_run).await? {
             Removal::Done => undone.domains += 1,
@@ -202,6 +259,20 @@ async fn remove_certificate(client: &Client, id: CredentialId, dry_run: bool) ->
         client.delete_certificate(id, true).await?;
     }
     Ok(is_in_use)
+}
+
+/// Why a domain that was there already is not as it was before: nothing takes a proof away but its end.
+async fn stays_vouched_for(client: &Client, undo: &Undo, made: &MadeDomain) -> Outcome<Option<String>> {
+    let domain = match client.domain(&made.id.to_string()).await {
+        Ok(domain) => domain,
+        Err(error) if error.status() == Some(404) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(undo.is_by_us(&domain).then(|| {
+        "it was there before without a proof, and stays served on the word that the adoption gave for it; remove it if that is \
+         not to stand (domain rm), and let its tenant add and prove it again"
+            .to_owned()
+    }))
 }
 
 enum Removal {
@@ -234,19 +305,31 @@ async fn remove(client: &Client, made: &MadeDomain, dry_run: bool) -> Outcome<Re
     }
 }
 
-/// What calls made whose answers were lost, by the mark in the proofs.
+/// A claim's first revision is 1, and its proof makes 2 of it.
+const REVISION_AS_MADE: u64 = 2;
+
+/// What calls made whose answers were lost: domains by the mark in their proofs, the certificate by what it is, where it was not
+/// before.
 async fn find_open(client: &Client, undo: &mut Undo) -> Outcome {
     let mut certificates = BTreeSet::new();
-    for (tenant, new) in std::mem::take(&mut undo.open) {
-        for hostname in new {
-            let is_ours = |domain: &Domain| {
-                domain.proof.as_ref().is_some_and(|proof| proof.evidence.contains(&undo.mark))
+    for call in std::mem::take(&mut undo.open) {
+        let new = call.new.iter().map(|hostname| (hostname, true));
+        for (hostname, is_new) in new.chain(call.there.iter().map(|hostname| (hostname, false))) {
+            let Some(domain) = claims(client, hostname, Some(call.tenant)).await?.into_iter().next() else {
+                continue;
             };
-            let found = claims(client, &hostname, Some(tenant)).await?.into_iter().find(is_ours);
-            let Some(domain) = found else { continue };
-            let adopted = domain.certificates.iter().filter(|certificate| certificate.adopted);
-            certificates.extend(adopted.map(|certificate| certificate.credential_id));
-            undo.domains.push(MadeDomain { id: domain.id, hostname, revision: domain.revision });
+            let is_ours = undo.is_by_us(&domain);
+            let is_this = |one: &&CertificateSummary| match &call.certificate {
+                Some(certificate) => one.adopted && one.fingerprint_sha256 == *certificate,
+                None => one.adopted && is_ours,
+            };
+            certificates.extend(domain.certificates.iter().filter(is_this).map(|one| one.credential_id));
+            let made = MadeDomain { id: domain.id, hostname: hostname.clone(), revision: REVISION_AS_MADE };
+            match (is_new && is_ours, is_ours) {
+                (true, _) => undo.domains.push(made),
+                (false, true) => undo.there.push(made),
+                (false, false) => {}
+            }
         }
     }
     undo.certificates.extend(certificates);
@@ -283,9 +366,27 @@ fn finish(settings: &Settings, undone: &Undone, dry_run: bool) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::adopt::report::NameReport;
 
     fn tenant() -> TenantId {
         TenantId::generate()
+    }
+
+    /// A call for a name that is new and its www, which is there.
+    fn item(name: &str) -> Item {
+        let report = NameReport {
+            fingerprint_sha256: Some("c0ffee".to_owned()),
+            ..NameReport::refused(name.to_owned(), String::new())
+        };
+        Item {
+            tenant: tenant(),
+            certificate: 0,
+            issuer: None,
+            domains: Vec::new(),
+            names: vec![report],
+            new: vec![name.to_owned()],
+            there: vec![format!("www.{name}")],
+        }
     }
 
     #[test]
@@ -294,9 +395,9 @@ mod tests {
         let path = folder.path().join("back");
         let mut journal = Journal::create(path.clone(), "run 1").unwrap();
         assert!(Journal::create(path.clone(), "run 2").is_err(), "a file that is there is somebody's");
-        journal.begun(tenant(), &["a.test".to_owned()]).unwrap();
+        journal.begun(&item("a.test")).unwrap();
         journal.refused().unwrap();
-        journal.begun(tenant(), &["b.test".to_owned()]).unwrap();
+        journal.begun(&item("b.test")).unwrap();
         let answer = AdoptionAnswer {
             domains: vec![portico_api::v1::AdoptedDomain {
                 hostname: "b.test".to_owned(),
@@ -311,12 +412,44 @@ mod tests {
             account: None,
         };
         journal.made(&answer).unwrap();
-        journal.begun(tenant(), &["c.test".to_owned()]).unwrap();
+        journal.begun(&item("c.test")).unwrap();
         // Killed in the middle of a line.
         journal.file.write_all(b"{\"step\":\"ma").unwrap();
         let undo = read(&path).unwrap();
         assert_eq!((undo.mark.as_str(), undo.domains.len()), ("run 1", 1));
-        assert_eq!(undo.open.iter().map(|(_, new)| new.clone()).collect::<Vec<_>>(), [["c.test"]]);
+        assert_eq!(undo.open.iter().map(|call| call.new.clone()).collect::<Vec<_>>(), [["c.test"]]);
+        assert_eq!(undo.open[0].there, ["www.c.test"]);
+        assert_eq!(undo.open[0].certificate.as_deref(), Some("c0ffee"), "it is known by that");
+        assert!(undo.is_marked("the operator's word: moved (run 1)"));
+        assert!(!undo.is_marked("the operator's word: moved (run 12)"), "another run's");
+        assert_eq!(journal.close(), Some(path.display().to_string()));
+    }
+
+    #[test]
+    fn a_run_that_made_nothing_leaves_no_way_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("back");
+        let mut journal = Journal::create(path.clone(), "run 1").unwrap();
+        journal.begun(&item("a.test")).unwrap();
+        journal.refused().unwrap();
+        assert_eq!(journal.close(), None);
+        assert!(!path.exists());
+        let mut journal = Journal::create(path.clone(), "run 2").unwrap();
+        journal.begun(&item("a.test")).unwrap();
+        journal.lost();
+        assert!(journal.close().is_some() && path.exists(), "it may have made something");
+    }
+
+    /// Files of earlier releases say less.
+    #[test]
+    fn a_file_without_the_certificate_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("back");
+        let begun = format!("{{\"step\":\"begun\",\"tenant\":\"{}\",\"new\":[\"a.test\"]}}", tenant());
+        std::fs::write(&path, format!("{{\"step\":\"begin\",\"version\":1,\"mark\":\"x\"}}\n{begun}\n"))
+            .unwrap();
+        let undo = read(&path).unwrap();
+        assert_eq!((undo.open.len(), undo.open[0].certificate.as_ref()), (1, None));
     }
 
     #[test]

@@ -144,12 +144,23 @@ pub(super) fn site(server: &[Directive], upstreams: &Upstreams) -> (Result<Domai
 impl Draft {
     fn read(&mut self, server: &[Directive], upstreams: &Upstreams) -> Result<(), String> {
         let hosts: Vec<&Directive> = named(server, "proxy_set_header").collect();
+        // nginx answers by the first one before it looks for a location.
+        let answers = named(server, "return").next();
         for directive in server {
-            match directive.name.as_str() {
-                "location" => self.location(directive, upstreams, &hosts)?,
-                "return" => self.routes.push(Route::new("/", returned(directive)?)),
-                "root" if has_locations(server) => {}
-                "proxy_set_header" => {}
+            match (directive.name.as_str(), answers) {
+                ("location" | "return", Some(first)) if !std::ptr::eq(directive, first) => {
+                    self.remarks.push(format!(
+                        "{}: {} {} is never reached, as {} answers every request",
+                        directive.at,
+                        directive.name,
+                        directive.words.join(" "),
+                        first.at
+                    ))
+                }
+                ("location", _) => self.location(directive, upstreams, &hosts)?,
+                ("return", _) => self.routes.push(Route::new("/", returned(directive)?)),
+                ("root", _) if has_locations(server) => {}
+                ("proxy_set_header", _) => {}
                 _ => self.other(directive)?,
             }
         }
@@ -440,6 +451,17 @@ mod tests {
                 (to, keeps, Some(keeps))
             );
         }
+    }
+
+    #[test]
+    fn a_return_of_the_server_answers_before_any_location_does() {
+        let (spec, remarks) = of(
+            "location /api/ { proxy_pass http://app; }\nreturn 301 https://b.test$request_uri;\nlocation / { fastcgi_pass x; }",
+        );
+        let spec = spec.unwrap();
+        assert!(matches!(spec.routes.as_slice(), [Route { action: Action::Redirect(_), .. }]), "{spec:?}");
+        assert_eq!(remarks[0], "n:1: location /api/ is never reached, as n:2 answers every request");
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
     }
 
     #[test]
