@@ -28,6 +28,8 @@ use crate::store::{Connection, StoreError, meta, tenant};
 
 /// How long a switch waits for the edges' word. An edge that says nothing for 10 s is away.
 const SWITCH_DEADLINE: Duration = Duration::from_secs(15);
+/// Certificates that one write of a switch turns; each may have a hundred names, whose domains are told to the edges again.
+const TURNED_AT_ONCE: usize = 500;
 /// No part of a drill begins after this; a part waits 10 s at most, and the whole call has a minute.
 const DRILL_TIME_MAX: Duration = Duration::from_secs(40);
 /// Certificates of one call of a drill; a cursor goes on behind them.
@@ -132,61 +134,101 @@ pub(super) async fn switch_back(
 
 async fn turn(app: &App, call: &Call, body: JsonBody<BackupScope>, to: Backup) -> Answered<Response> {
     let filter = filter_of(&body.value, "")?;
+    // What takes long is found before the writer's turn; a refusal waits for it, for the same request may have been answered.
+    let turn = Turn::of(app, &filter, to).await;
     let mut write = match Write::begin(app, call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
-    let mut standing = found(app, &mut write.tx, &filter, "").await?;
-    let now = write.now_ms;
-    let is_valid =
-        |one: &StandBy| !one.compromised && one.live.as_ref().is_some_and(|live| live.not_after > now);
-    // On the way back also what is not there yet: it would be shown when it comes.
-    standing.retain(|one| to == Backup::Staged || is_valid(one));
-    let lineages: Vec<LineageId> = standing.iter().map(|one| one.lineage).collect();
-    let (sequence, switched) = backup::set_state(&mut write.tx, &lineages, to).await?;
-    let (without_backup, without) = match to {
-        Backup::Shown => listed(backup::without(&mut write.tx, &filter, now, LISTED_MAX).await?),
-        Backup::Staged => (0, Vec::new()),
-    };
-    standing.retain(|one| one.live.is_some());
-    tell(&mut write, &body.value, &standing, to, (switched, without_backup)).await?;
-    let generation = Generation { epoch: meta::epoch(&mut write.tx).await?, sequence };
-    write.commit().await?;
-    let mut cells: Vec<CellId> = standing.iter().map(|one| one.cell.clone()).collect();
-    cells.sort();
-    cells.dedup();
-    let (applied, behind) = match switched {
-        0 => (Vec::new(), Vec::new()),
-        _ => app.fleet.applied(&cells, generation, SWITCH_DEADLINE).await,
-    };
-    let answer = BackupSwitch {
-        switched: count(switched),
-        unchanged: count(standing.len() - switched),
-        without_backup,
-        without,
-        applied,
-        behind,
-    };
+    let turn = turn?;
+    tell(&mut write, &body.value, &turn).await?;
+    let app = app.clone();
+    // What is in the trail is done to its end, whether or not its caller waits for it.
+    let done = tokio::spawn(async move {
+        let (generation, switched) = turn.make(&app, write).await?;
+        Ok::<_, Fault>(turn.answer(&app, generation, switched).await)
+    });
+    let answer = done.await.map_err(|error| {
+        tracing::error!(%error, "a switch of backups broke off");
+        Fault::internal()
+    })??;
     Ok(Answer::json(StatusCode::OK, &answer).into_response())
 }
 
-/// In the trail, and to each tenant whose names it is about. `figures`: certificates that were switched, and hostnames without.
-async fn tell(
-    write: &mut Write,
-    scope: &BackupScope,
-    standing: &[StandBy],
+/// A switch: what it is about.
+struct Turn {
     to: Backup,
-    (switched, without_backup): (usize, u64),
-) -> Answered<()> {
-    let (action, verb) = match to {
+    standing: Vec<StandBy>,
+    /// Hostnames without a backup, and some of them.
+    without: (u64, Vec<WithoutBackup>),
+}
+
+impl Turn {
+    async fn of(app: &App, filter: &Filter, to: Backup) -> Answered<Self> {
+        let mut read = app.parts.store.read().await?;
+        let mut standing = found(app, &mut read, filter, "").await?;
+        let now = app.parts.clock.now_ms();
+        let is_valid =
+            |one: &StandBy| !one.compromised && one.live.as_ref().is_some_and(|live| live.not_after > now);
+        // On the way back also what is not there yet: it would be shown when it comes.
+        standing.retain(|one| to == Backup::Staged || is_valid(one));
+        let without = match to {
+            Backup::Shown => listed(backup::without(&mut read, filter, now, LISTED_MAX).await?),
+            Backup::Staged => (0, Vec::new()),
+        };
+        Ok(Self { to, standing, without })
+    }
+
+    /// Certificates that are another thing to their names afterwards.
+    fn turning(&self) -> impl Iterator<Item = &StandBy> {
+        self.standing.iter().filter(|one| one.state != self.to && one.live.is_some())
+    }
+
+    /// In several writes where it is much, so that others have their turn; the first one is that of the trail. Answers the newest
+    /// change, and how many certificates it is of.
+    async fn make(&self, app: &App, mut write: Box<Write>) -> Answered<(Generation, usize)> {
+        let lineages: Vec<LineageId> = self.standing.iter().map(|one| one.lineage).collect();
+        let mut parts = lineages.chunks(TURNED_AT_ONCE);
+        let first = parts.next().unwrap_or_default();
+        let (mut sequence, mut switched) = backup::set_state(&mut write.tx, first, self.to).await?;
+        let epoch = meta::epoch(&mut write.tx).await?;
+        write.commit().await?;
+        for part in parts {
+            let mut tx = app.parts.store.begin().await?;
+            let (newest, count) = backup::set_state(&mut tx, part, self.to).await?;
+            tx.commit().await?;
+            (sequence, switched) = (sequence.max(newest), switched + count);
+        }
+        Ok((Generation { epoch, sequence }, switched))
+    }
+
+    /// When the edges have it, or have had the time for it.
+    async fn answer(self, app: &App, generation: Generation, switched: usize) -> BackupSwitch {
+        let issued: Vec<&StandBy> = self.standing.iter().filter(|one| one.live.is_some()).collect();
+        let mut cells: Vec<CellId> = issued.iter().map(|one| one.cell.clone()).collect();
+        cells.sort();
+        cells.dedup();
+        let (applied, behind) = match switched {
+            0 => (Vec::new(), Vec::new()),
+            _ => app.fleet.applied(&cells, generation, SWITCH_DEADLINE).await,
+        };
+        let unchanged = count(issued.len().saturating_sub(switched));
+        let (without_backup, without) = self.without;
+        BackupSwitch { switched: count(switched), unchanged, without_backup, without, applied, behind }
+    }
+}
+
+/// In the trail, and to each tenant whose names it is about.
+async fn tell(write: &mut Write, scope: &BackupScope, turn: &Turn) -> Answered<()> {
+    let (action, verb) = match turn.to {
         Backup::Shown => ("backup.switch", "shown instead of what served"),
         Backup::Staged => ("backup.switch_back", "no longer shown"),
     };
     let subject = subject(scope);
-    let record = serde_json::json!({ "switched": switched, "without_backup": without_backup });
+    let record = serde_json::json!({ "switched": turn.turning().count(), "without_backup": turn.without.0 });
     write.audit(action, &subject, scope, &record).await?;
     let mut by_tenant: BTreeMap<Option<TenantId>, usize> = BTreeMap::new();
-    for one in standing.iter().filter(|one| one.state != to) {
+    for one in turn.turning() {
         *by_tenant.entry(one.tenant).or_default() += 1;
     }
     for (tenant, count) in by_tenant {

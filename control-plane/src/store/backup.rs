@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, DomainId, GroupId, LineageId, TenantId};
 
 use super::credential::NewCredential;
 use super::group::{self, GroupRow, LiveCredential};
 use super::sql::{QueryBuilder, Row};
-use super::{Connection, StoreError, WriteTx, credential, from_id, sql};
+use super::{Connection, IDS_PER_QUERY, StoreError, WriteTx, change, credential, from_id, push_ids, sql};
 
 /// What a backup's lineage is to the names of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,28 +177,40 @@ pub async fn set_state(
         Backup::Shown => ("staged", "shown"),
     };
     let (mut sequence, mut changed) = (0, 0);
-    for lineage in lineages {
-        let row = sql::query(
-            "UPDATE lineages SET backup = ? WHERE id = ? AND backup = ? AND retired_at IS NULL \
-             RETURNING group_id, live_credential",
-        )
-        .bind(to)
-        .bind(lineage.to_string())
-        .bind(from)
-        .fetch_optional(tx)
-        .await?;
-        let Some(row) = row else { continue };
-        if row.try_get::<Option<String>>("live_credential")?.is_none() {
-            continue;
+    for some in lineages.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::new("UPDATE lineages SET backup = ");
+        query
+            .push_bind(to)
+            .push(" WHERE retired_at IS NULL AND backup = ")
+            .push_bind(from)
+            .push(" AND id IN (");
+        push_ids(&mut query, some).push(
+            ") RETURNING id, live_credential, (SELECT g.tenant_id FROM groups g WHERE g.id = lineages.group_id) AS tenant_id",
+        );
+        let mut turned: Vec<(String, Option<String>)> = Vec::new();
+        for row in query.build().fetch_all(tx).await? {
+            if row.try_get::<Option<String>>("live_credential")?.is_some() {
+                turned.push((row.try_get("id")?, row.try_get("tenant_id")?));
+            }
         }
-        changed += 1;
-        let group = from_id(row.try_get("group_id")?, "lineages")?;
-        let tenant = credential::group_tenant(tx, group).await?;
-        let at = credential::record_lineage(tx, *lineage, tenant.as_deref()).await?;
-        let domains = credential::domains_of_lineage(tx, *lineage).await?;
+        turned.sort();
+        changed += turned.len();
+        let at = change::record_all(tx, ResourceKind::Credential, &turned).await?;
+        let domains = domains_of(tx, turned.iter().map(|(id, _)| id)).await?;
         sequence = sequence.max(at).max(credential::record_domains(tx, &domains).await?);
     }
     Ok((sequence, changed))
+}
+
+/// The domains of lineages' live certificates, at most [`IDS_PER_QUERY`] lineages; each once.
+async fn domains_of(
+    connection: &mut Connection,
+    lineages: impl Iterator<Item = &String>,
+) -> Result<Vec<DomainId>, StoreError> {
+    let mut query = QueryBuilder::new("SELECT DISTINCT domain_id FROM lineage_names WHERE lineage_id IN (");
+    query.push_list(lineages).push(") ORDER BY domain_id");
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(|row| from_id(row.try_get("domain_id")?, "lineage_names")).collect()
 }
 
 /// Makes a credential its lineage's live one. Its names are told of it only where it is shown.
@@ -420,8 +433,20 @@ pub async fn standing_by(connection: &mut Connection, filter: &Filter) -> Result
     }
     let rows = query.build().fetch_all(&mut *connection).await?;
     let mut found = rows.iter().map(stand_by).collect::<Result<Vec<_>, _>>()?;
+    let (issued, wanted): (Vec<&StandBy>, Vec<&StandBy>) = found.iter().partition(|one| one.live.is_some());
+    let issued: Vec<String> = issued.into_iter().map(|one| one.lineage.to_string()).collect();
+    let of_lineage = "SELECT lineage_id AS id, name, domain_id FROM lineage_names WHERE lineage_id IN (";
+    let wanted: Vec<String> = wanted.into_iter().map(|one| one.group.to_string()).collect();
+    let of_group = "SELECT group_id AS id, name, domain_id FROM group_names WHERE group_id IN (";
+    let mut held = credential::names_by_id(connection, of_lineage, &issued).await?;
+    // A group has one in each cell.
+    let of_groups = credential::names_by_id(connection, of_group, &wanted).await?;
     for one in &mut found {
-        one.names = names_of(connection, one).await?;
+        let names = match one.live {
+            Some(_) => held.remove(&one.lineage.to_string()),
+            None => of_groups.get(&one.group.to_string()).cloned(),
+        };
+        one.names = names.unwrap_or_default();
     }
     Ok(found)
 }
@@ -545,29 +570,6 @@ async fn alone(
         }
     }
     Ok((count, found))
-}
-
-async fn names_of(
-    connection: &mut Connection,
-    one: &StandBy,
-) -> Result<BTreeMap<String, DomainId>, StoreError> {
-    let rows = match one.live {
-        Some(_) => {
-            sql::query("SELECT name, domain_id FROM lineage_names WHERE lineage_id = ?")
-                .bind(one.lineage.to_string())
-                .fetch_all(connection)
-                .await?
-        }
-        None => {
-            sql::query("SELECT name, domain_id FROM group_names WHERE group_id = ?")
-                .bind(one.group.to_string())
-                .fetch_all(connection)
-                .await?
-        }
-    };
-    rows.iter()
-        .map(|row| Ok((row.try_get("name")?, from_id(row.try_get("domain_id")?, "lineage_names")?)))
-        .collect()
 }
 
 fn stand_by(row: &Row) -> Result<StandBy, StoreError> {

@@ -7,8 +7,8 @@
 
 use portico_api::distribution::ResourceKind;
 
-use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, sql};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, IDS_PER_QUERY, StoreError, WriteTx, sql};
 
 /// The newest change of one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,41 @@ pub async fn record(
     tenant_id: Option<&str>,
 ) -> Result<u64, StoreError> {
     put(tx, kind, id, tenant_id, false).await
+}
+
+/// Notes that resources, each with its tenant, are new or changed, in this order. Each is there once. Answers the newest sequence; 0:
+/// there is none among them.
+///
+/// # Errors
+/// The database's.
+pub async fn record_all(
+    tx: &mut WriteTx,
+    kind: ResourceKind,
+    resources: &[(String, Option<String>)],
+) -> Result<u64, StoreError> {
+    let mut newest = 0;
+    for some in resources.chunks(IDS_PER_QUERY) {
+        let count = i64::try_from(some.len()).unwrap_or(i64::MAX);
+        let last: i64 = sql::query_scalar("UPDATE sequencer SET last = last + ? WHERE id = 1 RETURNING last")
+            .bind(count)
+            .fetch_one(tx)
+            .await?;
+        let mut old = QueryBuilder::new("DELETE FROM changes WHERE kind = ");
+        old.push_bind(kind as i32).push(" AND id IN (").push_list(some.iter().map(|(id, _)| id)).push(")");
+        old.build().execute(tx).await?;
+        let mut new = QueryBuilder::new(
+            "INSERT INTO changes (sequence, kind, id, version, tenant_id, removed) VALUES ",
+        );
+        for (at, (id, tenant)) in (last - count + 1..).zip(some) {
+            new.push(if at == last - count + 1 { "(" } else { ", (" });
+            new.push_bind(at).push(", ").push_bind(kind as i32).push(", ").push_bind(id).push(", ");
+            new.push_bind(at).push(", ").push_bind(tenant).push(", 0)");
+        }
+        new.build().execute(tx).await?;
+        newest = last.unsigned_abs();
+        tx.recorded = Some(newest);
+    }
+    Ok(newest)
 }
 
 /// Notes that a resource is no longer distributed.
@@ -161,5 +196,24 @@ mod tests {
         assert_eq!(version(&mut read, ResourceKind::Domain, "dom_a").await.unwrap(), Some(4));
         assert_eq!(version(&mut read, ResourceKind::Domain, "dom_b").await.unwrap(), None);
         assert_eq!(last_sequence(&mut read).await.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn many_changes_have_numbers_as_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
+        let changes = store.changes();
+        let mut tx = store.begin().await.unwrap();
+        record(&mut tx, ResourceKind::Domain, "dom_0700", None).await.unwrap();
+        let all: Vec<_> = (0..1_201).map(|n| (format!("dom_{n:04}"), Some("ten_1".to_owned()))).collect();
+        assert_eq!(record_all(&mut tx, ResourceKind::Domain, &[]).await.unwrap(), 0);
+        assert_eq!(record_all(&mut tx, ResourceKind::Domain, &all).await.unwrap(), 1_202);
+        tx.commit().await.unwrap();
+        assert_eq!(*changes.borrow(), 1_202, "followers are woken");
+        let mut read = store.read().await.unwrap();
+        let seen: Vec<_> = after(&mut read, 0, 2_000).await.unwrap();
+        assert!(seen.iter().map(|one| one.sequence).eq(2..=1_202), "the first one has been replaced");
+        assert!(seen.iter().zip(&all).all(|(one, (id, tenant))| one.id == *id && one.tenant_id == *tenant));
+        assert_eq!(last_sequence(&mut read).await.unwrap(), 1_202);
     }
 }

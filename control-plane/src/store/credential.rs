@@ -1,10 +1,15 @@
 //! Credentials: one row for each certificate with its sealed key. The newest good one of a lineage is live.
 
+use std::collections::{BTreeMap, HashMap};
+
 use portico_api::distribution::ResourceKind;
 use portico_cert_store::{CellId, CredentialId, Custody, DomainId, GroupId, LineageId};
 
-use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, change, from_id, from_json, from_word, sql, to_json};
+use super::sql::{QueryBuilder, Row};
+use super::{
+    Connection, IDS_PER_QUERY, StoreError, WriteTx, change, from_id, from_json, from_word, push_ids, sql,
+    to_json,
+};
 
 /// A certificate with its key sealed, as it is written.
 #[derive(Clone, Debug)]
@@ -129,24 +134,21 @@ pub async fn publish(
     Ok(published)
 }
 
-/// Notes that the domains with these ids changed; answers the newest sequence (0: none of them exists any more).
+/// Notes that the domains with these ids, each there once, changed; answers the newest sequence (0: none of them exists any more).
 ///
 /// # Errors
 /// The database's.
 pub async fn record_domains(tx: &mut WriteTx, domains: &[DomainId]) -> Result<u64, StoreError> {
-    let mut sequence = 0;
-    for domain in domains {
-        let id = domain.to_string();
-        let tenant: Option<String> =
-            sql::query_scalar("SELECT tenant_id FROM domains WHERE id = ? AND deleted_at IS NULL")
-                .bind(&id)
-                .fetch_optional(tx)
-                .await?;
-        if let Some(tenant) = tenant {
-            sequence = change::record(tx, ResourceKind::Domain, &id, Some(&tenant)).await?;
+    let mut found: Vec<(String, Option<String>)> = Vec::with_capacity(domains.len());
+    for some in domains.chunks(IDS_PER_QUERY) {
+        let mut query =
+            QueryBuilder::new("SELECT id, tenant_id FROM domains WHERE deleted_at IS NULL AND id IN (");
+        push_ids(&mut query, some).push(") ORDER BY id");
+        for row in query.build().fetch_all(tx).await? {
+            found.push((row.try_get("id")?, Some(row.try_get("tenant_id")?)));
         }
     }
-    Ok(sequence)
+    change::record_all(tx, ResourceKind::Domain, &found).await
 }
 
 /// Overwrites the key of a credential, and its copy in the order that made it; `false`: it was gone already.
@@ -349,6 +351,24 @@ pub(super) async fn names_of(
     rows.iter()
         .map(|row| Ok((row.try_get("name")?, from_id(row.try_get("domain_id")?, "lineage_names")?)))
         .collect()
+}
+
+/// Names with their domains, by what they are of. `head`: the statement up to the ids of that.
+pub(super) async fn names_by_id(
+    connection: &mut Connection,
+    head: &'static str,
+    ids: &[String],
+) -> Result<HashMap<String, BTreeMap<String, DomainId>>, StoreError> {
+    let mut found: HashMap<String, BTreeMap<String, DomainId>> = HashMap::new();
+    for some in ids.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::new(head);
+        push_ids(&mut query, some).push(")");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let domain = from_id(row.try_get("domain_id")?, "domains")?;
+            found.entry(row.try_get("id")?).or_default().insert(row.try_get("name")?, domain);
+        }
+    }
+    Ok(found)
 }
 
 /// The domain is still served and has not been retired as a leaver, and no live lineage of the cell covers it. An uploaded one

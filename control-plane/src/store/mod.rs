@@ -82,6 +82,8 @@ const POLL: Duration = Duration::from_secs(1);
 const META_ORIGIN: &str = "database_origin";
 /// Far below what an edge may be ahead of us (`distribution/sync.rs`).
 const EPOCH_STEP_MAX: u64 = 1_000;
+/// The most ids of one query; SQLite's own bound is 32,766 parameters.
+const IDS_PER_QUERY: usize = 500;
 /// How long a caller waits for its turn to write before it is told that the store is busy.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -11,10 +11,7 @@ use super::backup::{self, Backup};
 use super::credential::custody_of;
 use super::sql::{QueryBuilder, Row};
 use super::tenant::read_spec;
-use super::{Connection, StoreError, from_id, from_json, from_word, push_ids};
-
-/// The most ids of one query; SQLite's own bound is 32,766 parameters.
-const IDS_PER_QUERY: usize = 500;
+use super::{Connection, IDS_PER_QUERY, StoreError, from_id, from_json, from_word, push_ids};
 
 #[derive(Clone, Debug)]
 pub struct TenantRow {

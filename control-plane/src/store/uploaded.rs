@@ -11,11 +11,8 @@ use portico_cert_store::{CellId, CredentialId, DomainId, GroupId, LineageId, Nam
 use super::credential::{self, NewCredential};
 use super::group::{self, GroupRow};
 use super::sql::{QueryBuilder, Row};
-use super::{Connection, StoreError, WriteTx, cell, from_id, from_json, push_ids, sql};
+use super::{Connection, IDS_PER_QUERY, StoreError, WriteTx, cell, from_id, from_json, push_ids, sql};
 use crate::plan::timing::Ends;
-
-/// The most ids of one query; SQLite's own bound is 32,766 parameters.
-const IDS_PER_QUERY: usize = 500;
 
 /// An uploaded certificate, wherever it is in use.
 #[derive(Clone, Debug)]
@@ -191,9 +188,9 @@ async fn gathered(connection: &mut Connection, rows: &[Row]) -> Result<Vec<Uploa
     }
     groups.dedup();
     let of_lineage = "SELECT lineage_id AS id, name, domain_id FROM lineage_names WHERE lineage_id IN (";
-    let mut served = names(connection, of_lineage, &ids).await?;
+    let mut served = credential::names_by_id(connection, of_lineage, &ids).await?;
     let of_group = "SELECT group_id AS id, name, domain_id FROM group_names WHERE group_id IN (";
-    let mut brought_for = names(connection, of_group, &groups).await?;
+    let mut brought_for = credential::names_by_id(connection, of_group, &groups).await?;
     let mut found: BTreeMap<GroupId, Uploaded> = BTreeMap::new();
     for (row, id) in rows.iter().zip(&ids) {
         let group: String = row.try_get("group_id")?;
@@ -221,23 +218,6 @@ fn lineage(row: &Row, names: BTreeMap<String, DomainId>) -> Result<UploadedLinea
         renew_at: row.try_get("renew_at")?,
         told: row.try_get("told")?,
     })
-}
-
-async fn names(
-    connection: &mut Connection,
-    head: &'static str,
-    ids: &[String],
-) -> Result<HashMap<String, BTreeMap<String, DomainId>>, StoreError> {
-    let mut found: HashMap<String, BTreeMap<String, DomainId>> = HashMap::new();
-    for ids in ids.chunks(IDS_PER_QUERY) {
-        let mut query = QueryBuilder::new(head);
-        push_ids(&mut query, ids).push(")");
-        for row in query.build().fetch_all(&mut *connection).await? {
-            let domain = from_id(row.try_get("domain_id")?, "domains")?;
-            found.entry(row.try_get("id")?).or_default().insert(row.try_get("name")?, domain);
-        }
-    }
-    Ok(found)
 }
 
 /// A group for a new one.
@@ -455,9 +435,10 @@ pub async fn has_another(
     let wildcard = wildcard.and_then(|name| Some(format!("*.{}", name.base().parent()?)));
     Ok(sql::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
-         JOIN credentials c ON c.id = l.live_credential JOIN domains d ON d.id = n.domain_id \
-         WHERE l.retired_at IS NULL AND l.backup = '' AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 AND (n.domain_id = ?4 OR \
-         (n.name = ?5 AND d.tenant_id = (SELECT tenant_id FROM domains WHERE id = ?4))))",
+         JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.retired_at IS NULL AND l.backup = '' AND l.cell = ?1 AND l.group_id <> ?2 AND c.not_after > ?3 \
+         AND (n.domain_id = ?4 OR n.domain_id IN (SELECT w.id FROM domains w \
+          WHERE w.name = ?5 AND w.tenant_id = (SELECT tenant_id FROM domains WHERE id = ?4))))",
     )
     .bind(cell.as_str())
     .bind(but.to_string())
