@@ -4,6 +4,7 @@ pub(crate) mod adoption;
 pub(crate) mod budget;
 pub(crate) mod certificate;
 pub(crate) mod claim;
+pub(crate) mod compromise;
 pub(crate) mod fleet;
 pub(crate) mod instructions;
 pub(crate) mod origin_identity;

@@ -1,12 +1,11 @@
 //! Keys that are replaced before their time, as the API takes and shows them.
 
-use std::collections::BTreeMap;
-
 use portico_api::v1::{
     REKEY_NOTE_BYTES_MAX, Rekey, RekeyForecast, RekeyHold, RekeyId, RekeyRequest, RekeyScope, RekeyTrouble,
 };
-use portico_cert_store::{CellId, CredentialId, TenantId};
+use portico_cert_store::{CellId, CredentialId};
 
+use super::compromise::{expose_uploaded, not_revoked_here, take_in};
 use super::{App, budget};
 use crate::clock::rfc3339;
 use crate::http::fault::{Answered, Fault, field};
@@ -19,7 +18,7 @@ use crate::store::{Connection, cell, compromise, credential, uploaded};
 /// Orders that failed last and are told.
 const TROUBLES_MAX: usize = 20;
 /// Names of a certificate that are told.
-const NAMES_TOLD_MAX: usize = 4;
+pub(super) const NAMES_TOLD_MAX: usize = 4;
 
 /// What a request means.
 #[derive(Clone, Debug)]
@@ -30,12 +29,27 @@ pub(crate) struct Asked {
     pub(crate) cell: Option<(CellId, u32)>,
     /// That epoch has not begun.
     pub(crate) begins_epoch: bool,
-    /// Others may have them.
-    pub(crate) compromised: bool,
+    /// What is concerned; of a cell it is what is sealed there, which may be much, and the loop over rekeys finds it.
     pub(crate) credentials: Vec<CredentialId>,
-    /// SHA-256 of public keys that no certificate of `credentials` may tell of: of one that is reported by itself, and of those
-    /// that tenants brought.
-    pub(crate) keys: Vec<Vec<u8>>,
+    /// SHA-256 of the public key that is reported, which no certificate of `credentials` need have.
+    pub(crate) key: Option<Vec<u8>>,
+}
+
+impl Asked {
+    fn row(&self, request: &RekeyRequest, requested_by: &str, requested_at: i64) -> RekeyRow {
+        RekeyRow {
+            id: RekeyId::generate(),
+            scope: self.scope,
+            subject: self.subject.clone(),
+            cell: self.cell.clone(),
+            compromised: request.compromised,
+            note: request.note.clone(),
+            requested_by: requested_by.to_owned(),
+            requested_at,
+            finished_at: None,
+            behind: Vec::new(),
+        }
+    }
 }
 
 /// Reads what is to be replaced.
@@ -44,22 +58,6 @@ pub(crate) struct Asked {
 /// 422 with the faulty field; 409 for a certificate that is not renewed here; the store's.
 pub(crate) async fn read(app: &App, connection: &mut Connection, request: &RekeyRequest) -> Answered<Asked> {
     let now_ms = app.parts.clock.now_ms();
-    let mut asked = read_scope(connection, request, now_ms).await?;
-    asked.compromised = request.compromised;
-    if let Some((cell, epoch)) = asked.cell.as_ref().filter(|_| request.compromised) {
-        asked.credentials = compromise::readable(connection, cell, *epoch, now_ms).await?;
-        for found in uploaded::under_older_key(connection, cell, *epoch).await? {
-            for lineage in &found.lineages {
-                asked
-                    .keys
-                    .extend(credential::find(connection, lineage.credential).await?.map(|c| c.spki_sha256));
-            }
-        }
-    }
-    Ok(asked)
-}
-
-async fn read_scope(connection: &mut Connection, request: &RekeyRequest, now_ms: i64) -> Answered<Asked> {
     if request.note.len() > REKEY_NOTE_BYTES_MAX {
         let text = format!("has {} bytes, at most {REKEY_NOTE_BYTES_MAX}", request.note.len());
         return Err(Fault::fields(vec![field("/note", "too_large", text)]));
@@ -75,7 +73,7 @@ async fn read_scope(connection: &mut Connection, request: &RekeyRequest, now_ms:
         (None, Some(of), None, None) => {
             of_cell(connection, RekeyScope::Cell, of.to_string(), of.clone(), None).await
         }
-        (None, None, Some(id), None) => of_certificate(connection, id, request.compromised).await,
+        (None, None, Some(id), None) => of_certificate(connection, id, request.compromised, now_ms).await,
         (None, None, None, Some(hash)) => of_key(connection, hash, request.compromised, now_ms).await,
         _ => {
             let text = "say what is to be replaced: exactly one of edge, cell, certificate and spki_sha256";
@@ -97,16 +95,7 @@ async fn of_cell(
     };
     let begins_epoch = epoch.is_none();
     let epoch = epoch.unwrap_or(newest + 1);
-    let credentials = rekey::under_older_key(connection, &of, epoch).await?;
-    Ok(Asked {
-        scope,
-        subject,
-        cell: Some((of, epoch)),
-        begins_epoch,
-        compromised: false,
-        credentials,
-        keys: Vec::new(),
-    })
+    Ok(Asked { scope, subject, cell: Some((of, epoch)), begins_epoch, credentials: Vec::new(), key: None })
 }
 
 async fn of_key(connection: &mut Connection, hash: &str, compromised: bool, now_ms: i64) -> Answered<Asked> {
@@ -128,9 +117,8 @@ async fn of_key(connection: &mut Connection, hash: &str, compromised: bool, now_
         subject: hex(&key),
         cell: None,
         begins_epoch: false,
-        compromised,
         credentials: compromise::of_key(connection, &key, now_ms).await?,
-        keys: vec![key],
+        key: Some(key),
     })
 }
 
@@ -140,19 +128,28 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     is_hash.then(|| (0..64).step_by(2).filter_map(byte).collect())
 }
 
-async fn of_certificate(connection: &mut Connection, id: CredentialId, compromised: bool) -> Answered<Asked> {
+async fn of_certificate(
+    connection: &mut Connection,
+    id: CredentialId,
+    compromised: bool,
+    now_ms: i64,
+) -> Answered<Asked> {
     let found = credential::find(connection, id).await?.ok_or_else(|| Fault::not_found("certificate"))?;
     let is_uploaded = matches!(uploaded::group_of(connection, id).await?, Some((_, _, true)));
-    let asked = Asked {
+    let mut asked = Asked {
         scope: RekeyScope::Certificate,
         subject: id.to_string(),
         cell: None,
         begins_epoch: false,
-        compromised,
         credentials: if is_uploaded { Vec::new() } else { vec![id] },
-        keys: vec![found.spki_sha256],
+        key: None,
     };
     if compromised {
+        // An adopted key is in each cell that serves its names, and may have stood in several certificates: a CA revokes the
+        // certificate wherever it is served.
+        let same = compromise::of_key(connection, &found.spki_sha256, now_ms).await?;
+        asked.credentials.extend(same.into_iter().filter(|other| *other != id));
+        asked.key = Some(found.spki_sha256);
         return Ok(asked);
     }
     if is_uploaded {
@@ -175,51 +172,46 @@ async fn of_certificate(connection: &mut Connection, id: CredentialId, compromis
 pub(crate) async fn begin(
     app: &App,
     write: &mut Write,
-    asked: &Asked,
-    note: &str,
-) -> Answered<(RekeyRow, bool)> {
+    request: &RekeyRequest,
+    expected: &Rekey,
+) -> Answered<Begun> {
+    let asked = read(app, &mut write.tx, request).await?;
     let (scope, subject) = (asked.scope, asked.subject.as_str());
-    if let Some(row) = rekey::find_open(&mut write.tx, scope, subject, asked.compromised).await? {
-        return Ok((row, false));
+    if let Some(row) = rekey::find_open(&mut write.tx, scope, subject, request.compromised).await? {
+        return Ok(Begun { row, is_new: false, begins_epoch: false });
     }
     if let Some((of, _)) = asked.cell.as_ref().filter(|_| asked.begins_epoch) {
         cell::next_epoch(&mut write.tx, &app.parts.sealer, of, write.now_ms).await?;
     }
-    let row = RekeyRow {
-        id: RekeyId::generate(),
-        scope: asked.scope,
-        subject: asked.subject.clone(),
-        cell: asked.cell.clone(),
-        compromised: asked.compromised,
-        note: note.to_owned(),
-        requested_by: write.actor().to_owned(),
-        requested_at: write.now_ms,
-        finished_at: None,
-        behind: Vec::new(),
-    };
+    let row = asked.row(request, write.actor(), write.now_ms);
     rekey::insert(&mut write.tx, &row).await?;
-    for credential in &asked.credentials {
-        rekey::add(&mut write.tx, row.id, *credential).await?;
-    }
-    if asked.compromised {
-        condemn(write, &row, asked).await?;
+    if row.compromised {
+        condemn(app, write, &row, &asked, expected.certificates).await?;
     } else {
-        tell(write, &row, asked.credentials.len()).await?;
+        rekey::add(&mut write.tx, row.id, &asked.credentials, write.now_ms).await?;
+        tell(write, &row, expected.certificates).await?;
     }
-    Ok((row, true))
+    Ok(Begun { row, is_new: true, begins_epoch: asked.begins_epoch })
 }
 
-/// Notes the keys, has the orders go before all others, and tells everybody concerned.
-async fn condemn(write: &mut Write, row: &RekeyRow, asked: &Asked) -> Answered<()> {
-    for credential in &asked.credentials {
-        compromise::note_key_of(&mut write.tx, row.id, *credential, write.now_ms).await?;
-    }
-    for key in &asked.keys {
-        compromise::note_key(&mut write.tx, row.id, key, write.now_ms).await?;
-    }
-    compromise::press_orders(&mut write.tx, row.id, write.now_ms).await?;
+/// What [`begin`] found or made.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) row: RekeyRow,
+    pub(crate) is_new: bool,
+    /// The cell has another key from now on.
+    pub(crate) begins_epoch: bool,
+}
+
+/// Tells the operators, and does what need not wait for the loop over rekeys.
+async fn condemn(
+    app: &App,
+    write: &mut Write,
+    row: &RekeyRow,
+    asked: &Asked,
+    certificates: u64,
+) -> Answered<()> {
     let by = rfc3339(row.requested_at + REVOKED_WITHIN_MS);
-    let certificates = asked.credentials.len();
     let text = format!(
         "{}: reported compromised; {certificates} certificates get new keys now and are revoked when the edges have those, by \
          {by} at the latest",
@@ -227,67 +219,14 @@ async fn condemn(write: &mut Write, row: &RekeyRow, asked: &Asked) -> Answered<(
     );
     tracing::warn!(rekey = %row.id, text, "keys were reported compromised");
     write.event("keys.compromised", None, &row.id.to_string(), &text).await?;
-    let mut by_tenant: BTreeMap<TenantId, Vec<(CredentialId, Vec<String>)>> = BTreeMap::new();
-    for (tenant, credential, names) in compromise::owners(&mut write.tx, row.id).await? {
-        if let Some(tenant) = tenant {
-            by_tenant.entry(tenant).or_default().push((credential, names));
-        }
-    }
-    for (tenant, owned) in by_tenant {
-        let names: Vec<&str> = owned.iter().flat_map(|(_, names)| names).map(String::as_str).collect();
-        let text = format!(
-            "{}: others may have the keys of {} certificates; new ones are ordered, and these are revoked by {by}",
-            listed(&names),
-            owned.len()
-        );
-        write.event("certificate.key_compromised", Some(tenant), &owned[0].0.to_string(), &text).await?;
-    }
-    for key in &asked.keys {
-        expose_uploaded(write, key).await?;
-    }
-    Ok(())
+    let now_ms = write.now_ms;
+    let keys: Vec<Vec<u8>> = asked.key.iter().cloned().collect();
+    compromise::note_keys(&mut write.tx, row.id, &keys, now_ms).await?;
+    take_in(&mut write.tx, row, &asked.credentials, &app.parts.config.issuers, now_ms).await?;
+    Ok(expose_uploaded(&mut write.tx, &keys, now_ms).await?)
 }
 
-/// What tenants brought with a key is taken out of service where its names have another certificate; they are told in any case.
-async fn expose_uploaded(write: &mut Write, key: &[u8]) -> Answered<()> {
-    for group in compromise::uploaded_groups(&mut write.tx, key).await? {
-        let Some(found) = uploaded::find(&mut write.tx, group).await? else { continue };
-        let mut is_only = false;
-        for lineage in &found.lineages {
-            for (name, domain) in &lineage.names {
-                let at = (name.as_str(), *domain);
-                is_only |=
-                    !uploaded::has_another(&mut write.tx, at, &lineage.cell, group, write.now_ms).await?;
-            }
-        }
-        let names: Vec<&str> = found.names.keys().map(String::as_str).collect();
-        let then = if is_only {
-            "it is still served, because some of its names have no other certificate; upload one with a new key now"
-        } else {
-            "it is served no more, its names have other certificates"
-        };
-        let text =
-            format!("{}: others may have the uploaded key; {then}; have its CA revoke it", listed(&names));
-        let subject = found.lineages.first().map(|lineage| lineage.credential.to_string());
-        write
-            .event("certificate.key_compromised", Some(found.tenant), &subject.unwrap_or_default(), &text)
-            .await?;
-        if !is_only {
-            uploaded::retire(&mut write.tx, &found, write.now_ms).await?;
-        }
-    }
-    Ok(())
-}
-
-fn listed(names: &[&str]) -> String {
-    let shown = names[..names.len().min(NAMES_TOLD_MAX)].join(", ");
-    match names.len().saturating_sub(NAMES_TOLD_MAX) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
-async fn tell(write: &mut Write, row: &RekeyRow, certificates: usize) -> Answered<()> {
+async fn tell(write: &mut Write, row: &RekeyRow, certificates: u64) -> Answered<()> {
     let text = format!("the keys of {certificates} certificates of {} are replaced", of(row));
     write.event("keys.rekey", None, &row.id.to_string(), &text).await?;
     let Some((cell, epoch)) = &row.cell else { return Ok(()) };
@@ -315,33 +254,27 @@ pub(crate) fn of(row: &RekeyRow) -> String {
     }
 }
 
-/// What would be done.
+/// What a request would do, or, unless it is a dry run, how far what it asks for is already.
 ///
 /// # Errors
-/// The store's.
-pub(crate) async fn would(
-    app: &App,
-    connection: &mut Connection,
-    asked: &Asked,
-    note: &str,
-) -> Answered<Rekey> {
-    let row = RekeyRow {
-        id: RekeyId::generate(),
-        scope: asked.scope,
-        subject: asked.subject.clone(),
-        cell: asked.cell.clone(),
-        compromised: asked.compromised,
-        note: note.to_owned(),
-        requested_by: String::new(),
-        requested_at: app.parts.clock.now_ms(),
-        finished_at: None,
-        behind: Vec::new(),
-    };
-    let certificates = u64::try_from(asked.credentials.len()).unwrap_or(u64::MAX);
-    let left = rekey::outstanding(connection, &asked.credentials).await?.len();
+/// As [`read`].
+pub(crate) async fn expected(app: &App, request: &RekeyRequest) -> Answered<Rekey> {
+    let mut connection = app.parts.store.read().await?;
+    let asked = read(app, &mut connection, request).await?;
+    if !request.dry_run {
+        let (scope, subject) = (asked.scope, asked.subject.as_str());
+        if let Some(row) = rekey::find_open(&mut connection, scope, subject, request.compromised).await? {
+            return shown(app, &mut connection, &row).await;
+        }
+    }
+    let row = asked.row(request, "", app.parts.clock.now_ms());
+    let mut all = asked.credentials;
+    all.extend(rekey::lacking(&mut connection, &row, None).await?);
+    let left = rekey::outstanding(&mut connection, &all).await?.len();
+    let certificates = u64::try_from(all.len()).unwrap_or(u64::MAX);
     let replaced = certificates.saturating_sub(u64::try_from(left).unwrap_or(u64::MAX));
     let progress = Progress { certificates, replaced, ..Progress::default() };
-    let rekey = described(app, connection, &row, progress, &asked.credentials).await?;
+    let rekey = described(app, &mut connection, &row, progress, &all).await?;
     Ok(Rekey { id: None, ..rekey })
 }
 
@@ -350,8 +283,14 @@ pub(crate) async fn would(
 /// # Errors
 /// The store's.
 pub(crate) async fn shown(app: &App, connection: &mut Connection, row: &RekeyRow) -> Answered<Rekey> {
-    let progress = rekey::progress(connection, row.id).await?;
-    let left = rekey::not_replaced(connection, row.id).await?;
+    let mut progress = rekey::progress(connection, row.id).await?;
+    let mut left = rekey::not_replaced(connection, row.id).await?;
+    if row.finished_at.is_none() {
+        // What the loop over rekeys has not come to yet.
+        let lacking = rekey::lacking(connection, row, None).await?;
+        progress.certificates += u64::try_from(lacking.len()).unwrap_or(u64::MAX);
+        left.extend(lacking);
+    }
     described(app, connection, row, progress, &left).await
 }
 
@@ -375,6 +314,18 @@ async fn described(
         certificate,
         names: names.into_iter().take(NAMES_TOLD_MAX).collect(),
         text: format!("not revoked: {text}"),
+    }));
+    let issuers: Vec<&str> = app.parts.config.issuers.iter().map(|issuer| issuer.name.as_str()).collect();
+    let now_ms = app.parts.clock.now_ms();
+    let most = u32::try_from(TROUBLES_MAX).unwrap_or(u32::MAX);
+    let elsewhere = match row.compromised {
+        true => compromise::of_other_issuers(connection, row.id, &issuers, now_ms, most).await?.1,
+        false => Vec::new(),
+    };
+    troubles.extend(elsewhere.into_iter().map(|one| RekeyTrouble {
+        certificate: one.credential,
+        names: one.names.into_iter().take(NAMES_TOLD_MAX).collect(),
+        text: not_revoked_here(&one.issuer),
     }));
     Ok(Rekey {
         id: Some(row.id),

@@ -288,7 +288,8 @@ pub(super) async fn load_authority(
     Ok(authority)
 }
 
-/// Notes what is to be replaced because an edge that could read it has gone, so that it is, whatever else moves a renewal.
+/// Notes that what an edge could read that has gone is to be replaced, whatever else moves a renewal: the loop over rekeys finds what
+/// that is, which may be much.
 async fn replace_keys(
     tx: &mut WriteTx,
     edge: EdgeId,
@@ -308,11 +309,7 @@ async fn replace_keys(
         finished_at: None,
         behind: Vec::new(),
     };
-    rekey::insert(tx, &row).await?;
-    for credential in rekey::under_older_key(tx, cell, epoch).await? {
-        rekey::add(tx, row.id, credential).await?;
-    }
-    Ok(())
+    rekey::insert(tx, &row).await
 }
 
 /// Keys that are made here are replaced by themselves; those that tenants brought only they can replace.

@@ -13,6 +13,7 @@ use super::list::{cursor_after, limit, read_cursor};
 use super::query::Query;
 use super::write::{Answer, Begun, Write};
 use crate::app::{App, rekey as app_rekey};
+use crate::clock::rfc3339;
 use crate::store::rekey;
 
 #[derive(Debug, Deserialize)]
@@ -36,25 +37,32 @@ pub(super) async fn create(
     body: JsonBody<RekeyRequest>,
 ) -> Answered<Response> {
     let request = body.value;
+    // What takes long is found before the writer's turn; a refusal waits for it, for the same request may have been answered.
+    let expected = app_rekey::expected(&app, &request).await;
     if request.dry_run {
-        let mut read = app.parts.store.read().await?;
-        let asked = app_rekey::read(&app, &mut read, &request).await?;
-        let would = app_rekey::would(&app, &mut read, &asked, &request.note).await?;
-        return Ok(Answer::json(StatusCode::OK, &would).into_response());
+        return Ok(Answer::json(StatusCode::OK, &expected?).into_response());
     }
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
-    let asked = app_rekey::read(&app, &mut write.tx, &request).await?;
-    let (row, is_new) = app_rekey::begin(&app, &mut write, &asked, &request.note).await?;
-    if is_new {
+    let expected = expected?;
+    let begun = app_rekey::begin(&app, &mut write, &request, &expected).await?;
+    let row = begun.row;
+    if begun.is_new {
         write.audit("rekey.create", &row.id.to_string(), &(), &request).await?;
     }
-    let shown = app_rekey::shown(&app, &mut write.tx, &row).await?;
-    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let shown = Rekey {
+        id: Some(row.id),
+        requested_at: rfc3339(row.requested_at),
+        revoked_by: row.revoked_by().map(rfc3339),
+        note: row.note,
+        requested_by: row.requested_by,
+        ..expected
+    };
+    let status = if begun.is_new { StatusCode::CREATED } else { StatusCode::OK };
     let response = write.finish(Answer::json(status, &shown)).await?;
-    if asked.begins_epoch {
+    if begun.begins_epoch {
         app.fleet.cell_key_changed();
     }
     Ok(response)

@@ -1,53 +1,80 @@
 //! Keys that others may have: which they are, and the revocation of their certificates.
 
+use std::collections::BTreeSet;
+
 use portico_api::v1::RekeyId;
-use portico_cert_store::{CellId, CredentialId, LineageId, TenantId};
+use portico_cert_store::{CellId, CredentialId, GroupId, LineageId, TenantId};
 
 use super::rekey::RekeyRow;
-use super::sql::Row;
-use super::{Connection, StoreError, WriteTx, from_id, from_json, sql};
+use super::sql::{QueryBuilder, Row};
+use super::{Connection, IDS_PER_QUERY, StoreError, WriteTx, from_id, from_json, push_ids, sql};
 
-/// Notes the key of a certificate that is part of a report.
+/// Notes the keys of certificates that are part of a report. Answers those that nobody had reported before.
 ///
 /// # Errors
 /// The database's.
-pub async fn note_key_of(
+pub async fn note_keys_of(
     tx: &mut WriteTx,
     rekey: RekeyId,
-    credential: CredentialId,
+    credentials: &[CredentialId],
+    now_ms: i64,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut new = Vec::new();
+    for some in credentials.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::new(
+            "INSERT INTO compromised_keys (spki_sha256, rekey_id, reported_at) SELECT spki_sha256, ",
+        );
+        query.push_bind(rekey.to_string()).push(", ").push_bind(now_ms);
+        query.push(" FROM credentials WHERE id IN (");
+        push_ids(&mut query, some).push(") ON CONFLICT DO NOTHING RETURNING spki_sha256");
+        for row in query.build().fetch_all(tx).await? {
+            new.push(row.try_get("spki_sha256")?);
+        }
+    }
+    Ok(new)
+}
+
+/// Notes keys by their public parts alone.
+///
+/// # Errors
+/// The database's.
+pub async fn note_keys(
+    tx: &mut WriteTx,
+    rekey: RekeyId,
+    spki_sha256: &[Vec<u8>],
     now_ms: i64,
 ) -> Result<(), StoreError> {
-    sql::query(
-        "INSERT INTO compromised_keys (spki_sha256, rekey_id, reported_at) \
-         SELECT spki_sha256, ?, ? FROM credentials WHERE id = ? ON CONFLICT DO NOTHING",
-    )
-    .bind(rekey.to_string())
-    .bind(now_ms)
-    .bind(credential.to_string())
-    .execute(tx)
-    .await?;
+    for key in spki_sha256 {
+        sql::query(
+            "INSERT INTO compromised_keys (spki_sha256, rekey_id, reported_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(key)
+        .bind(rekey.to_string())
+        .bind(now_ms)
+        .execute(tx)
+        .await?;
+    }
     Ok(())
 }
 
-/// Notes a key by its public part alone.
+/// Keys that tenants brought, that edges of a reported cell could read, and that are not noted yet.
 ///
 /// # Errors
 /// The database's.
-pub async fn note_key(
-    tx: &mut WriteTx,
-    rekey: RekeyId,
-    spki_sha256: &[u8],
-    now_ms: i64,
-) -> Result<(), StoreError> {
-    sql::query(
-        "INSERT INTO compromised_keys (spki_sha256, rekey_id, reported_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+pub async fn unnoted_uploads(
+    connection: &mut Connection,
+    row: &RekeyRow,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    let Some((cell, epoch)) = row.cell.as_ref().filter(|_| row.compromised) else { return Ok(Vec::new()) };
+    Ok(sql::query_scalar(
+        "SELECT DISTINCT c.spki_sha256 FROM lineages l JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.custody = 'uploaded' AND l.retired_at IS NULL AND l.cell = ? AND c.cell_key_epoch < ? \
+         AND NOT EXISTS (SELECT 1 FROM compromised_keys k WHERE k.spki_sha256 = c.spki_sha256) ORDER BY c.spki_sha256",
     )
-    .bind(spki_sha256.to_vec())
-    .bind(rekey.to_string())
-    .bind(now_ms)
-    .execute(tx)
-    .await?;
-    Ok(())
+    .bind(cell.as_str())
+    .bind(i64::from(*epoch))
+    .fetch_all(connection)
+    .await?)
 }
 
 /// Whether a key was ever reported.
@@ -81,45 +108,50 @@ pub async fn of_key(
     ids.iter().map(|id| from_id(id, "credentials")).collect()
 }
 
-/// Certificates that edges of a cell could read under a key before `epoch` and that have not ended: those that were replaced since
-/// among them, for their keys are as good to whoever has them.
-///
-/// # Errors
-/// The database's, or a row that cannot be read.
-pub async fn readable(
-    connection: &mut Connection,
-    cell: &CellId,
-    epoch: u32,
-    now_ms: i64,
-) -> Result<Vec<CredentialId>, StoreError> {
-    let ids: Vec<String> = sql::query_scalar(
-        "SELECT c.id FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
-         WHERE l.cell = ? AND c.custody = 'cell' AND c.cell_key_epoch < ? AND c.not_after > ? ORDER BY c.id",
-    )
-    .bind(cell.as_str())
-    .bind(i64::from(epoch))
-    .bind(now_ms)
-    .fetch_all(connection)
-    .await?;
-    ids.iter().map(|id| from_id(id, "credentials")).collect()
-}
-
-/// Uploaded certificates in use with a key; each is one lineage.
+/// Uploaded certificates in use with one of these keys; each is one group.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn uploaded_groups(
     connection: &mut Connection,
+    spki_sha256: &[Vec<u8>],
+) -> Result<Vec<GroupId>, StoreError> {
+    let mut found = Vec::new();
+    for some in spki_sha256.chunks(IDS_PER_QUERY) {
+        // From the keys, which are few: CROSS JOIN keeps SQLite to the order.
+        let mut query = QueryBuilder::new(
+            "SELECT DISTINCT l.group_id FROM credentials c CROSS JOIN lineages l WHERE l.id = c.lineage_id \
+             AND l.live_credential = c.id AND l.retired_at IS NULL AND c.custody = 'uploaded' AND c.spki_sha256 IN (",
+        );
+        query.push_list(some).push(") ORDER BY l.group_id");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            found.push(from_id(row.try_get("group_id")?, "lineages")?);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether somebody else than `tenant` has a certificate in use with this key; then whose it is (`None`: the operator's).
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn in_use_by_another(
+    connection: &mut Connection,
     spki_sha256: &[u8],
-) -> Result<Vec<portico_cert_store::GroupId>, StoreError> {
-    let ids: Vec<String> = sql::query_scalar(
-        "SELECT DISTINCT l.group_id FROM credentials c JOIN lineages l ON l.live_credential = c.id \
-         WHERE c.spki_sha256 = ? AND c.custody = 'uploaded' AND l.retired_at IS NULL ORDER BY l.group_id",
+    tenant: TenantId,
+) -> Result<Option<Option<TenantId>>, StoreError> {
+    let row = sql::query(
+        "SELECT g.tenant_id FROM credentials c JOIN lineages l ON l.id = c.lineage_id AND l.live_credential = c.id \
+         JOIN groups g ON g.id = l.group_id WHERE c.spki_sha256 = ? AND l.retired_at IS NULL \
+         AND COALESCE(g.tenant_id, '') <> ? ORDER BY l.id LIMIT 1",
     )
     .bind(spki_sha256.to_vec())
-    .fetch_all(connection)
+    .bind(tenant.to_string())
+    .fetch_optional(connection)
     .await?;
-    ids.iter().map(|id| from_id(id, "lineages")).collect()
+    let Some(row) = row else { return Ok(None) };
+    let other: Option<String> = row.try_get("tenant_id")?;
+    Ok(Some(other.map(|id| from_id(&id, "groups")).transpose()?))
 }
 
 /// A certificate that is to be revoked.
@@ -145,38 +177,46 @@ pub struct Revocable {
     pub reported_at: i64,
 }
 
-/// Certificates of reports that are not revoked yet, have not ended and may be tried: those of `replaced`, of which the edges have a
-/// successor, and all that were reported before `overdue_ms`.
+/// Which certificates are to be revoked.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'a> {
+    /// These, of which the edges have a successor.
+    Replaced(&'a [CredentialId]),
+    /// All of these reports, whose time is up.
+    Reports(&'a [RekeyId]),
+}
+
+/// Certificates of an issuer that were reported, are not revoked yet, have not ended and may be tried, by whose turn it is.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn revocable(
     connection: &mut Connection,
-    replaced: &[CredentialId],
-    overdue_ms: i64,
+    issuer: &str,
+    of: Of<'_>,
     now_ms: i64,
     most: u32,
 ) -> Result<Vec<Revocable>, StoreError> {
-    let mut query = sql::QueryBuilder::new(
+    let mut query = QueryBuilder::new(
         "SELECT c.id, c.lineage_id, l.cell, g.tenant_id, c.issuer, c.account, c.names, c.chain_pem, c.sealed_key, \
-         c.cell_key_epoch, c.key_tenant, c.spki_sha256, MAX(i.revoke_attempts) AS attempts, \
-         COUNT(i.replaced_at) AS replaced, MIN(r.requested_at) AS reported FROM rekey_items i \
+         c.cell_key_epoch, c.key_tenant, c.spki_sha256, i.revoke_attempts, i.replaced_at, r.requested_at FROM rekey_items i \
          JOIN rekeys r ON r.id = i.rekey_id AND r.compromised = 1 JOIN credentials c ON c.id = i.credential_id \
          JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id \
          WHERE i.revoked_at IS NULL AND i.revoke_next_at <= ",
     );
     query.push_bind(now_ms).push(" AND c.not_after > ").push_bind(now_ms);
-    query.push(" AND (r.requested_at <= ").push_bind(overdue_ms);
-    if !replaced.is_empty() {
-        query.push(" OR c.id IN (");
-        super::push_ids(&mut query, replaced).push(")");
-    }
-    query.push(
-        ") GROUP BY c.id, c.lineage_id, l.cell, g.tenant_id, c.issuer, c.account, c.names, c.chain_pem, c.sealed_key, \
-         c.cell_key_epoch, c.key_tenant, c.spki_sha256 ORDER BY reported, c.id LIMIT ",
-    );
-    query.push_bind(most);
-    query.build().fetch_all(connection).await?.iter().map(read).collect()
+    query.push(" AND c.issuer = ").push_bind(issuer);
+    match of {
+        Of::Replaced(credentials) => push_ids(query.push(" AND i.credential_id IN ("), credentials),
+        Of::Reports(rekeys) => push_ids(query.push(" AND i.rekey_id IN ("), rekeys),
+    };
+    query.push(") ORDER BY i.revoke_next_at, r.requested_at, c.id LIMIT ").push_bind(most);
+    let rows = query.build().fetch_all(connection).await?;
+    let mut found = rows.iter().map(read).collect::<Result<Vec<Revocable>, StoreError>>()?;
+    // One may be in several reports.
+    let mut seen = BTreeSet::new();
+    found.retain(|one| seen.insert(one.credential));
+    Ok(found)
 }
 
 fn read(row: &Row) -> Result<Revocable, StoreError> {
@@ -194,9 +234,9 @@ fn read(row: &Row) -> Result<Revocable, StoreError> {
         cell_key_epoch: row.try_get("cell_key_epoch")?,
         key_tenant: row.try_get("key_tenant")?,
         spki_sha256: row.try_get("spki_sha256")?,
-        attempts: row.try_get("attempts")?,
-        is_replaced: row.try_get::<i64>("replaced")? > 0,
-        reported_at: row.try_get("reported")?,
+        attempts: row.try_get("revoke_attempts")?,
+        is_replaced: row.try_get::<Option<i64>>("replaced_at")?.is_some(),
+        reported_at: row.try_get("requested_at")?,
     })
 }
 
@@ -265,47 +305,100 @@ pub async fn revocations(
     Ok((revoked.unsigned_abs(), troubles))
 }
 
-/// Orders of a report's lineages that are under way, or failed and wait, go now and before others.
+/// Certificates of a report that are not revoked, because their CA is no issuer of ours: how many, and some.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn of_other_issuers(
+    connection: &mut Connection,
+    rekey: RekeyId,
+    issuers: &[&str],
+    now_ms: i64,
+    most: u32,
+) -> Result<(u64, Vec<Owned>), StoreError> {
+    let of = |columns: &str| {
+        let mut query = QueryBuilder::new("SELECT ");
+        query.push(columns).push(
+            " FROM rekey_items i JOIN credentials c ON c.id = i.credential_id JOIN lineages l ON l.id = c.lineage_id \
+             JOIN groups g ON g.id = l.group_id WHERE i.revoked_at IS NULL AND i.rekey_id = ",
+        );
+        query.push_bind(rekey.to_string()).push(" AND c.not_after > ").push_bind(now_ms);
+        if !issuers.is_empty() {
+            query.push(" AND c.issuer NOT IN (").push_list(issuers.iter().copied()).push(")");
+        }
+        query
+    };
+    let count = of("COUNT(*) AS count").build().fetch_one(&mut *connection).await?;
+    let mut some = of("g.tenant_id, c.id, c.issuer, c.names");
+    some.push(" ORDER BY c.id LIMIT ").push_bind(most);
+    let rows = some.build().fetch_all(connection).await?;
+    Ok((count.try_get::<i64>("count")?.unsigned_abs(), rows.iter().map(owned).collect::<Result<_, _>>()?))
+}
+
+/// Orders for what takes the place of these that are under way, or failed and wait, go now and before others.
 ///
 /// # Errors
 /// The database's.
-pub async fn press_orders(tx: &mut WriteTx, rekey: RekeyId, now_ms: i64) -> Result<(), StoreError> {
-    sql::query(
-        "UPDATE orders SET next_at = CASE WHEN next_at > ?1 THEN ?1 ELSE next_at END, \
-         deadline = CASE WHEN deadline < ?1 THEN deadline ELSE ?1 END WHERE state <> 'issued' AND lineage_id IN \
-         (SELECT l.id FROM lineages l JOIN rekey_items i ON i.credential_id = l.live_credential \
-          WHERE i.rekey_id = ?2 AND l.retired_at IS NULL)",
-    )
-    .bind(now_ms)
-    .bind(rekey.to_string())
-    .execute(tx)
-    .await?;
+pub async fn press_orders(
+    tx: &mut WriteTx,
+    credentials: &[CredentialId],
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    for some in credentials.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::new("UPDATE orders SET next_at = CASE WHEN next_at > ");
+        query
+            .push_bind(now_ms)
+            .push(" THEN ")
+            .push_bind(now_ms)
+            .push(" ELSE next_at END, deadline = CASE WHEN deadline < ");
+        query.push_bind(now_ms).push(" THEN deadline ELSE ").push_bind(now_ms);
+        query.push(
+            " END WHERE state <> 'issued' AND lineage_id IN (SELECT l.id FROM credentials c JOIN lineages l \
+             ON l.id = c.lineage_id AND l.live_credential = c.id WHERE l.retired_at IS NULL AND c.id IN (",
+        );
+        push_ids(&mut query, some).push("))");
+        query.build().execute(tx).await?;
+    }
     Ok(())
 }
 
-/// Whom the certificates of a report belong to, with the names of each.
+/// A certificate and whose it is; `None`: the operator's.
+#[derive(Clone, Debug)]
+pub struct Owned {
+    pub tenant: Option<TenantId>,
+    pub credential: CredentialId,
+    pub issuer: String,
+    pub names: Vec<String>,
+}
+
+/// Whom certificates belong to.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn owners(
     connection: &mut Connection,
-    rekey: RekeyId,
-) -> Result<Vec<(Option<TenantId>, CredentialId, Vec<String>)>, StoreError> {
-    let rows = sql::query(
-        "SELECT g.tenant_id, c.id, c.names FROM rekey_items i JOIN credentials c ON c.id = i.credential_id \
-         JOIN lineages l ON l.id = c.lineage_id JOIN groups g ON g.id = l.group_id WHERE i.rekey_id = ? ORDER BY c.id",
-    )
-    .bind(rekey.to_string())
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let tenant: Option<String> = row.try_get("tenant_id")?;
-            Ok((
-                tenant.map(|tenant| from_id(&tenant, "groups")).transpose()?,
-                from_id(row.try_get("id")?, "credentials")?,
-                from_json(row.try_get("names")?, "credentials: names")?,
-            ))
-        })
-        .collect()
+    credentials: &[CredentialId],
+) -> Result<Vec<Owned>, StoreError> {
+    let mut found = Vec::with_capacity(credentials.len());
+    for some in credentials.chunks(IDS_PER_QUERY) {
+        let mut query = QueryBuilder::new(
+            "SELECT g.tenant_id, c.id, c.issuer, c.names FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
+             JOIN groups g ON g.id = l.group_id WHERE c.id IN (",
+        );
+        push_ids(&mut query, some).push(") ORDER BY c.id");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            found.push(owned(&row)?);
+        }
+    }
+    Ok(found)
+}
+
+fn owned(row: &Row) -> Result<Owned, StoreError> {
+    let tenant: Option<String> = row.try_get("tenant_id")?;
+    Ok(Owned {
+        tenant: tenant.map(|tenant| from_id(&tenant, "groups")).transpose()?,
+        credential: from_id(row.try_get("id")?, "credentials")?,
+        issuer: row.try_get("issuer")?,
+        names: from_json(row.try_get("names")?, "credentials: names")?,
+    })
 }

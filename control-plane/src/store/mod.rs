@@ -43,6 +43,8 @@ pub mod issuance;
 pub mod issuer;
 pub mod lease;
 pub mod ledger;
+#[cfg(test)]
+mod mass;
 pub mod meta;
 mod migrations;
 pub mod order;

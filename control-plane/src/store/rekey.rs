@@ -8,7 +8,8 @@ use portico_cert_store::{CellId, CredentialId, EdgeId, LineageId, TenantId};
 
 use super::sql::Row;
 use super::{
-    Connection, StoreError, WriteTx, credential, from_id, from_json, from_word, sql, to_json, to_word,
+    Connection, IDS_PER_QUERY, StoreError, WriteTx, credential, from_id, from_json, from_word, push_ids, sql,
+    to_json, to_word,
 };
 use crate::clock::DAY_MS;
 use crate::plan::renewal_info::Window;
@@ -68,8 +69,22 @@ pub struct Replaced {
     pub cell: CellId,
     /// The newest change of its lineage: an edge that has applied it has what took its place.
     pub sequence: u64,
-    /// It is to be revoked with its key before that is forgotten.
-    pub revoke_first: bool,
+    /// What is to become of it at its CA before its key is forgotten; `None`: nothing.
+    pub revocation: Option<Revocation>,
+}
+
+/// That a certificate is to be revoked, as it was reported compromised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    pub issuer: String,
+    /// Its CA may never have been one of ours.
+    pub adopted: bool,
+    pub fingerprint_sha256: Vec<u8>,
+    /// Copies of the certificate, this one among them, that are in use, or that edges may show yet: an adopted one is in each cell that
+    /// serves its names, and a CA revokes all of them at once.
+    pub copies: u64,
+    /// Unix milliseconds; the CA is not asked before.
+    pub next_at: i64,
 }
 
 /// A certificate that still has to be replaced.
@@ -185,59 +200,69 @@ fn read(row: &Row) -> Result<RekeyRow, StoreError> {
 
 // ---- certificates ----
 
-/// Adds a certificate.
+/// Adds certificates. One of which another took the place already counts as replaced.
 ///
 /// # Errors
 /// The database's.
-pub async fn add(tx: &mut WriteTx, rekey: RekeyId, credential: CredentialId) -> Result<(), StoreError> {
-    sql::query("INSERT INTO rekey_items (rekey_id, credential_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
-        .bind(rekey.to_string())
-        .bind(credential.to_string())
-        .execute(tx)
-        .await?;
+pub async fn add(
+    tx: &mut WriteTx,
+    rekey: RekeyId,
+    credentials: &[CredentialId],
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    for some in credentials.chunks(IDS_PER_QUERY) {
+        let mut query =
+            sql::QueryBuilder::new("INSERT INTO rekey_items (rekey_id, credential_id, replaced_at) SELECT ");
+        query.push_bind(rekey.to_string());
+        query.push(", c.id, CASE WHEN l.live_credential = c.id AND l.retired_at IS NULL THEN NULL ELSE ");
+        query
+            .push_bind(now_ms)
+            .push(" END FROM credentials c JOIN lineages l ON l.id = c.lineage_id WHERE c.id IN (");
+        push_ids(&mut query, some).push(") ON CONFLICT DO NOTHING");
+        query.build().execute(tx).await?;
+    }
     Ok(())
 }
 
-/// What a cell has in use under a key before `epoch`, of what was made here.
+/// Those that a rekey of a cell lacks: at first all, later such as an order that was under way brought under the older key. Of a
+/// report also what has one of their keys in other cells, and what was in use before. `changed_after`: only those of lineages
+/// that changed after this change.
 ///
 /// # Errors
 /// The database's.
-pub async fn under_older_key(
+pub async fn lacking(
     connection: &mut Connection,
-    cell: &CellId,
-    epoch: u32,
+    row: &RekeyRow,
+    changed_after: Option<u64>,
 ) -> Result<Vec<CredentialId>, StoreError> {
-    let ids: Vec<String> = sql::query_scalar(
-        "SELECT c.id FROM credentials c JOIN lineages l ON l.live_credential = c.id \
-         WHERE l.cell = ? AND l.retired_at IS NULL AND c.custody = 'cell' AND c.cell_key_epoch < ? ORDER BY c.id",
-    )
-    .bind(cell.as_str())
-    .bind(i64::from(epoch))
-    .fetch_all(connection)
-    .await?;
-    ids.iter().map(|id| from_id(id, "credentials")).collect()
-}
-
-/// Those that a rekey of a cell lacks: at first all, later such as an order that was under way brought under the older key.
-///
-/// # Errors
-/// The database's.
-pub async fn lacking(connection: &mut Connection, row: &RekeyRow) -> Result<Vec<CredentialId>, StoreError> {
     let Some((cell, epoch)) = &row.cell else { return Ok(Vec::new()) };
-    let ids: Vec<String> = sql::query_scalar(
-        "SELECT c.id FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
-         WHERE l.cell = ?1 AND c.custody = 'cell' AND c.cell_key_epoch < ?2 AND \
-         ((l.live_credential = c.id AND l.retired_at IS NULL) OR (?4 = 1 AND c.not_after > ?5)) AND NOT EXISTS \
-         (SELECT 1 FROM rekey_items i WHERE i.rekey_id = ?3 AND i.credential_id = c.id) ORDER BY c.id",
-    )
-    .bind(cell.as_str())
-    .bind(i64::from(*epoch))
-    .bind(row.id.to_string())
-    .bind(row.compromised)
-    .bind(row.requested_at)
-    .fetch_all(connection)
-    .await?;
-    ids.iter().map(|id| from_id(id, "credentials")).collect()
+    let mut query = sql::QueryBuilder::new(match row.compromised {
+        true => "SELECT DISTINCT s.id FROM ",
+        false => "SELECT s.id FROM ",
+    });
+    // What changed is few as a rule, so it comes first (CROSS JOIN keeps SQLite to the order).
+    query.push(match changed_after {
+        Some(_) => "changes h CROSS JOIN lineages l CROSS JOIN credentials c",
+        None => "lineages l CROSS JOIN credentials c",
+    });
+    query.push(match row.compromised {
+        true => " CROSS JOIN credentials s WHERE s.spki_sha256 = c.spki_sha256 AND c.custody IN ('cell', 'uploaded')",
+        false => " CROSS JOIN credentials s WHERE s.id = c.id AND l.live_credential = c.id AND l.retired_at IS NULL",
+    });
+    query.push(" AND c.lineage_id = l.id AND l.cell = ").push_bind(cell.as_str());
+    query.push(" AND c.cell_key_epoch < ").push_bind(*epoch);
+    if row.compromised {
+        query.push(" AND c.not_after > ").push_bind(row.requested_at);
+        query.push(" AND s.not_after > ").push_bind(row.requested_at);
+    }
+    if let Some(sequence) = changed_after {
+        query.push(" AND h.id = l.id AND h.kind = ").push_bind(ResourceKind::Credential as i32);
+        query.push(" AND h.sequence > ").push_bind(i64::try_from(sequence).unwrap_or(i64::MAX));
+    }
+    query.push(" AND s.custody = 'cell' AND NOT EXISTS (SELECT 1 FROM rekey_items i WHERE i.credential_id = s.id AND i.rekey_id = ");
+    query.push_bind(row.id.to_string()).push(") ORDER BY s.id");
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(|row| from_id(row.try_get("id")?, "credentials")).collect()
 }
 
 /// Whether some order under way would still bring a certificate under an older key of the cell.
@@ -308,31 +333,51 @@ pub async fn revoked_by(
     Ok(reported.map(|at| at.saturating_add(REVOKED_WITHIN_MS)))
 }
 
-const IS_LIVE: &str = "EXISTS (SELECT 1 FROM credentials c JOIN lineages l ON l.id = c.lineage_id \
-     WHERE c.id = rekey_items.credential_id AND l.live_credential = c.id AND l.retired_at IS NULL)";
-
 /// Whether there is something for [`note_replaced`].
 ///
 /// # Errors
 /// The database's.
-pub async fn some_replaced(connection: &mut Connection) -> Result<bool, StoreError> {
-    let mut query =
-        sql::QueryBuilder::new("SELECT COUNT(*) AS n FROM rekey_items WHERE replaced_at IS NULL AND NOT ");
-    query.push(IS_LIVE);
-    let rows = query.build().fetch_all(connection).await?;
-    let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get("n"))?;
-    Ok(count > 0)
+pub async fn some_replaced(
+    connection: &mut Connection,
+    changed_after: Option<u64>,
+) -> Result<bool, StoreError> {
+    let mut query = sql::QueryBuilder::new("SELECT 1 FROM rekey_items WHERE ");
+    push_replaced(&mut query, changed_after);
+    query.push(" LIMIT 1");
+    Ok(query.build().fetch_optional(connection).await?.is_some())
 }
 
-/// Notes of which another took the place.
+/// Notes of which another took the place. `changed_after`: of lineages that changed after this change, for no other has a
+/// certificate that it had not before.
 ///
 /// # Errors
 /// The database's.
-pub async fn note_replaced(tx: &mut WriteTx, now_ms: i64) -> Result<(), StoreError> {
+pub async fn note_replaced(
+    tx: &mut WriteTx,
+    changed_after: Option<u64>,
+    now_ms: i64,
+) -> Result<(), StoreError> {
     let mut query = sql::QueryBuilder::new("UPDATE rekey_items SET replaced_at = ");
-    query.push_bind(now_ms).push(" WHERE replaced_at IS NULL AND NOT ").push(IS_LIVE);
+    query.push_bind(now_ms).push(" WHERE ");
+    push_replaced(&mut query, changed_after);
     query.build().execute(tx).await?;
     Ok(())
+}
+
+fn push_replaced(query: &mut sql::QueryBuilder, changed_after: Option<u64>) {
+    query.push(
+        "retired_at IS NULL AND replaced_at IS NULL AND NOT EXISTS (SELECT 1 FROM credentials c \
+         JOIN lineages l ON l.id = c.lineage_id WHERE c.id = rekey_items.credential_id AND l.live_credential = c.id \
+         AND l.retired_at IS NULL)",
+    );
+    if let Some(sequence) = changed_after {
+        query.push(
+            " AND credential_id IN (SELECT c.id FROM changes h CROSS JOIN credentials c \
+             WHERE c.lineage_id = h.id AND h.kind = ",
+        );
+        query.push_bind(ResourceKind::Credential as i32).push(" AND h.sequence > ");
+        query.push_bind(i64::try_from(sequence).unwrap_or(i64::MAX)).push(")");
+    }
 }
 
 /// Those of which another took the place and whose keys are not forgotten yet, of one rekey.
@@ -346,8 +391,12 @@ pub async fn replaced(
     most: u32,
 ) -> Result<Vec<Replaced>, StoreError> {
     let rows = sql::query(
-        "SELECT i.credential_id, c.lineage_id, l.cell, COALESCE(h.sequence, 0) AS sequence, CASE WHEN c.not_after > ? AND \
-         EXISTS (SELECT 1 FROM rekey_items x JOIN rekeys r ON r.id = x.rekey_id AND r.compromised = 1 \
+        "SELECT i.credential_id, i.revoke_next_at, c.lineage_id, c.issuer, c.adopted, c.fingerprint_sha256, l.cell, \
+         COALESCE(h.sequence, 0) AS sequence, (SELECT COUNT(*) FROM credentials o JOIN lineages m ON m.id = o.lineage_id \
+          WHERE o.spki_sha256 = c.spki_sha256 AND o.fingerprint_sha256 = c.fingerprint_sha256 \
+          AND ((m.live_credential = o.id AND m.retired_at IS NULL) OR EXISTS (SELECT 1 FROM rekey_items y \
+          WHERE y.credential_id = o.id AND y.retired_at IS NULL))) AS copies, \
+         CASE WHEN c.not_after > ? AND EXISTS (SELECT 1 FROM rekey_items x JOIN rekeys r ON r.id = x.rekey_id AND r.compromised = 1 \
          WHERE x.credential_id = c.id AND x.revoked_at IS NULL) THEN 1 ELSE 0 END AS revoke_first FROM rekey_items i \
          JOIN credentials c ON c.id = i.credential_id JOIN lineages l ON l.id = c.lineage_id \
          LEFT JOIN changes h ON h.kind = ? AND h.id = l.id \
@@ -359,16 +408,26 @@ pub async fn replaced(
     .bind(most)
     .fetch_all(connection)
     .await?;
-    let replaced = |row: &Row| {
-        Ok(Replaced {
-            credential: from_id(row.try_get("credential_id")?, "rekey_items")?,
-            lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
-            cell: from_id(row.try_get("cell")?, "lineages")?,
-            sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
-            revoke_first: row.try_get("revoke_first")?,
+    rows.iter().map(read_replaced).collect()
+}
+
+fn read_replaced(row: &Row) -> Result<Replaced, StoreError> {
+    let revocation = || {
+        Ok::<_, StoreError>(Revocation {
+            issuer: row.try_get("issuer")?,
+            adopted: row.try_get("adopted")?,
+            fingerprint_sha256: row.try_get("fingerprint_sha256")?,
+            copies: row.try_get::<i64>("copies")?.unsigned_abs(),
+            next_at: row.try_get("revoke_next_at")?,
         })
     };
-    rows.iter().map(replaced).collect()
+    Ok(Replaced {
+        credential: from_id(row.try_get("credential_id")?, "rekey_items")?,
+        lineage: from_id(row.try_get("lineage_id")?, "credentials")?,
+        cell: from_id(row.try_get("cell")?, "lineages")?,
+        sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
+        revocation: if row.try_get("revoke_first")? { Some(revocation()?) } else { None },
+    })
 }
 
 /// Edges that refuse what a lineage has.
@@ -406,6 +465,19 @@ pub async fn retire(tx: &mut WriteTx, credential: CredentialId, now_ms: i64) -> 
         credential::forget_key(tx, credential).await?;
     }
     Ok(())
+}
+
+/// Whether there is a certificate of one of which something is left to do.
+///
+/// # Errors
+/// The database's.
+pub async fn is_unfinished(connection: &mut Connection, rekey: RekeyId) -> Result<bool, StoreError> {
+    Ok(sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM rekey_items WHERE rekey_id = ? AND retired_at IS NULL)",
+    )
+    .bind(rekey.to_string())
+    .fetch_one(connection)
+    .await?)
 }
 
 /// # Errors
@@ -460,11 +532,11 @@ pub async fn outstanding(
     for some in credentials.chunks(IDS_PER_QUERY) {
         let mut query = sql::QueryBuilder::new(
             "SELECT c.id, c.issuer, c.names, c.window_start, c.window_end, g.tenant_id, o.error FROM credentials c \
-             JOIN lineages l ON l.live_credential = c.id JOIN groups g ON g.id = l.group_id \
+             JOIN lineages l ON l.id = c.lineage_id AND l.live_credential = c.id JOIN groups g ON g.id = l.group_id \
              LEFT JOIN orders o ON o.lineage_id = l.id AND o.credential_id <> c.id AND NOT EXISTS \
              (SELECT 1 FROM orders n WHERE n.lineage_id = l.id AND n.id > o.id) WHERE c.id IN (",
         );
-        super::push_ids(&mut query, some).push(") ORDER BY c.id");
+        push_ids(&mut query, some).push(") ORDER BY c.id");
         for row in query.build().fetch_all(&mut *connection).await? {
             let tenant: Option<String> = row.try_get("tenant_id")?;
             found.push(Outstanding {
@@ -480,9 +552,6 @@ pub async fn outstanding(
     Ok(found)
 }
 
-/// The most ids of one query; SQLite's own bound is 32,766 parameters.
-const IDS_PER_QUERY: usize = 500;
-
 /// Certificates of one that are still to be replaced.
 ///
 /// # Errors
@@ -492,7 +561,7 @@ pub async fn not_replaced(
     rekey: RekeyId,
 ) -> Result<Vec<CredentialId>, StoreError> {
     let ids: Vec<String> = sql::query_scalar(
-        "SELECT credential_id FROM rekey_items WHERE rekey_id = ? AND replaced_at IS NULL ORDER BY credential_id",
+        "SELECT credential_id FROM rekey_items WHERE rekey_id = ? AND replaced_at IS NULL AND retired_at IS NULL ORDER BY credential_id",
     )
     .bind(rekey.to_string())
     .fetch_all(connection)

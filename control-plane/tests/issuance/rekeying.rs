@@ -25,7 +25,7 @@ pub async fn ask(lab: &Lab, body: Value) -> Value {
     rekey
 }
 
-async fn until(lab: &Lab, id: &str, what: &str, good: impl Fn(&Value) -> bool) -> Value {
+pub async fn until(lab: &Lab, id: &str, what: &str, good: impl Fn(&Value) -> bool) -> Value {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         let (status, rekey) = lab.operator("GET", &format!("/v1/rekeys/{id}"), Value::Null).await;
@@ -295,6 +295,34 @@ async fn until_renewal_was_asked(lab: &Lab) {
         assert!(tokio::time::Instant::now() < deadline, "the CA is not asked for its window");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What one CA does not answer holds up no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_does_not_answer_delays_no_revocation_at_another() {
+    let lab = Lab::start(&Options { second: Some("by_default = false"), ..options() }).await;
+    let one = lab.tenant(&[], "registered_domain").await;
+    lab.domains(one, &["shop.test"]).await;
+    let stuck = lab.until_covered(1).await.remove(0);
+    let other = lab.tenant_of(&["second"]).await;
+    lab.domains(other, &["rose.test"]).await;
+    let both = lab.until_covered(2).await;
+    let free = both.iter().find(|live| live.id != stuck.id).unwrap();
+    let slow = json!({ "kind": "slow", "endpoint": "revokeCert", "delay_ms": 600_000, "count": 1_000 });
+    lab.world.faults(slow).await;
+    let first = ask(&lab, json!({ "certificate": stuck.id, "compromised": true })).await;
+    let first = id_of(&first);
+    until(&lab, &first, "replaced", |rekey| rekey["replaced"] == 1).await;
+    let second = ask(&lab, json!({ "certificate": free.id, "compromised": true })).await;
+    let over = until_over(&lab, &id_of(&second)).await;
+    assert_eq!(over["revoked"], 1, "{over}");
+    assert_eq!(lab.world.second_stats().await["revocations"].as_array().unwrap().len(), 1);
+    let waiting = until(&lab, &first, "there", |_| true).await;
+    assert_eq!(
+        (&waiting["revoked"], &waiting["troubles"]),
+        (&json!(0), &json!([])),
+        "its CA says nothing yet"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,11 @@
 //! Revokes certificates whose keys others may have: when the edges have what takes their place, and in time in any case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
+use portico_api::v1::RekeyId;
 use portico_cert_store::{CredentialId, KeyType, SealContext, SealedKey, TenantId};
+use tokio::task::JoinSet;
 
 use super::Issuance;
 use super::issuer::Issuer;
@@ -12,11 +13,11 @@ use crate::acme::AcmeError;
 use crate::clock::{MINUTE_MS, rfc3339};
 use crate::plan::timing;
 use crate::store::account::{self, AccountOrigin};
-use crate::store::compromise::{self, Revocable};
-use crate::store::rekey::REVOKED_WITHIN_MS;
-use crate::store::{StoreError, WriteTx, audit, cell, event};
+use crate::store::compromise::{self, Of, Revocable};
+use crate::store::rekey::{REVOKED_WITHIN_MS, RekeyRow, Revocation};
+use crate::store::{Connection, StoreError, WriteTx, audit, cell, event};
 
-/// Of one turn, which is a second: Let's Encrypt lets one address revoke 10 in that time.
+/// Of one issuer and turn, which is a second: Let's Encrypt lets one address revoke 10 in that time.
 const REVOKED_AT_ONCE: u32 = 8;
 /// What must be over by a moment is begun so long before: a CA may have to be asked more than once.
 const MARGIN_MS: i64 = 15 * MINUTE_MS;
@@ -27,28 +28,107 @@ const TOLD_AFTER: u32 = 5;
 /// Names that one event lists.
 const NAMES_LISTED: usize = 5;
 
-/// Revokes some of `replaced`, of which all edges in reach have a successor, and of those whose time is up.
-pub(super) async fn turn(issuance: &Arc<Issuance>, replaced: &[CredentialId]) -> Result<(), StoreError> {
-    let now = issuance.parts.clock.now_ms();
-    let overdue = now - REVOKED_WITHIN_MS + MARGIN_MS;
-    let mut read = issuance.parts.store.read().await?;
-    let due = compromise::revocable(&mut read, replaced, overdue, now, REVOKED_AT_ONCE).await?;
-    drop(read);
-    if due.is_empty() {
-        return Ok(());
+/// What may be revoked by now.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// Of each issuer, certificates of which all edges in reach have a successor, with the moment since when its CA may be asked.
+    replaced: BTreeMap<String, Vec<(i64, CredentialId)>>,
+    /// Reports whose time is up.
+    overdue: Vec<RekeyId>,
+}
+
+impl Due {
+    pub(super) fn replaced(&mut self, credential: CredentialId, revocation: Revocation, now_ms: i64) {
+        if revocation.next_at <= now_ms {
+            self.replaced.entry(revocation.issuer).or_default().push((revocation.next_at, credential));
+        }
     }
-    let answers: Vec<(Revocable, Result<SignedBy, AcmeError>)> = futures_util::stream::iter(due)
-        .map(async |one| {
-            let answer = revoke(issuance, &one).await;
-            (one, answer)
-        })
-        .buffer_unordered(REVOKED_AT_ONCE as usize)
-        .collect()
-        .await;
+
+    pub(super) fn reported(&mut self, row: &RekeyRow, now_ms: i64) {
+        if row.requested_at <= now_ms - REVOKED_WITHIN_MS + MARGIN_MS {
+            self.overdue.push(row.id);
+        }
+    }
+
+    /// Those of an issuer whose turn it is.
+    async fn of(
+        &mut self,
+        issuer: &str,
+        read: &mut Connection,
+        now_ms: i64,
+    ) -> Result<Vec<Revocable>, StoreError> {
+        let mut replaced = self.replaced.remove(issuer).unwrap_or_default();
+        replaced.sort_unstable();
+        replaced.dedup();
+        let mut first: Vec<CredentialId> = replaced.into_iter().map(|(_, credential)| credential).collect();
+        first.truncate(REVOKED_AT_ONCE as usize);
+        let mut found = Vec::new();
+        if !self.overdue.is_empty() {
+            let of = Of::Reports(&self.overdue);
+            found = compromise::revocable(read, issuer, of, now_ms, REVOKED_AT_ONCE).await?;
+        }
+        if found.is_empty() && !first.is_empty() {
+            let of = Of::Replaced(&first);
+            found = compromise::revocable(read, issuer, of, now_ms, REVOKED_AT_ONCE).await?;
+        }
+        Ok(found)
+    }
+}
+
+/// What is under way: of each issuer some, so that a CA that does not answer holds up no other.
+#[derive(Debug, Default)]
+pub(super) struct Revoking {
+    tasks: JoinSet<()>,
+    issuers: HashMap<tokio::task::Id, String>,
+}
+
+impl Revoking {
+    /// Begins with some of each issuer that none is under way at.
+    pub(super) async fn turn(&mut self, issuance: &Arc<Issuance>, mut due: Due) -> Result<(), StoreError> {
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.issuers.remove(&ended.map_or_else(|error| error.id(), |(task, ())| task));
+        }
+        if due.replaced.is_empty() && due.overdue.is_empty() {
+            return Ok(());
+        }
+        let now = issuance.parts.clock.now_ms();
+        let mut read = issuance.parts.store.read().await?;
+        for issuer in &issuance.issuers {
+            let name = &issuer.config.name;
+            if self.issuers.values().any(|busy| busy == name) {
+                continue;
+            }
+            let some = due.of(name, &mut read, now).await?;
+            if !some.is_empty() {
+                let task = self.tasks.spawn(revoke_some(issuance.clone(), some));
+                self.issuers.insert(task.id(), name.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Certificates of one issuer.
+async fn revoke_some(issuance: Arc<Issuance>, some: Vec<Revocable>) {
+    let issuance = &issuance;
+    let asked = some.into_iter().map(|one| async move {
+        let answer = revoke(issuance, &one).await;
+        (one, answer)
+    });
+    let answers = futures_util::future::join_all(asked).await;
+    if let Err(error) = record(issuance, &answers).await {
+        tracing::warn!(%error, "what the CA said of revocations could not be written down; it is asked again");
+    }
+}
+
+async fn record(
+    issuance: &Issuance,
+    answers: &[(Revocable, Result<SignedBy, AcmeError>)],
+) -> Result<(), StoreError> {
     let now = issuance.parts.clock.now_ms();
     let mut tx = issuance.parts.store.begin().await?;
     let mut revoked: BTreeMap<Option<TenantId>, Vec<&Revocable>> = BTreeMap::new();
-    for (one, answer) in &answers {
+    for (one, answer) in answers {
         match answer {
             Ok(by) => {
                 compromise::set_revoked(&mut tx, one.credential, now).await?;
