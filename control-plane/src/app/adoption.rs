@@ -143,6 +143,7 @@ pub(crate) async fn put(
         let text = "this key was reported compromised and is never accepted again; let its names have certificates of ours";
         return Err(fields(field("/key_pem", "key_compromised", text)));
     }
+    not_of_another(write, tenant, facts).await?;
     let ids: Vec<DomainId> = domains.iter().map(|brought| brought.row.id).collect();
     let mut present = adopted::of_domains(&mut write.tx, &ids).await?;
     present.retain(|other| other.lineages.iter().any(|lineage| lineage.is_rsa == facts.key_type.is_rsa()));
@@ -192,6 +193,20 @@ pub(crate) async fn put(
         put.certificates.push(new.id);
     }
     Ok(put)
+}
+
+/// P5: whoever has a key can have every certificate of it revoked, so no two tenants are served with one.
+async fn not_of_another(write: &mut Write, tenant: &TenantRow, facts: &CertificateFacts) -> Answered<()> {
+    let other = match compromise::in_use_by_another(&mut write.tx, &facts.spki_sha256, tenant.id).await? {
+        None => return Ok(()),
+        Some(Some(other)) => format!("tenant {other}"),
+        Some(None) => "the operator".to_owned(),
+    };
+    let text = format!(
+        "names of {other} are served with this key; a report of it would take the certificates of both. Let the names of one \
+         of them have certificates of ours: leave them out here, and add them with `portico domain add`"
+    );
+    Err(fields(field("/key_pem", "key_of_another", text)))
 }
 
 fn is_same(other: &Adopted, facts: &CertificateFacts) -> bool {

@@ -375,6 +375,89 @@ async fn an_adopted_key_that_others_have_is_replaced_and_revoked_and_never_taken
     assert_eq!((again.0, &again.1["errors"][0]["code"]), (422, &json!("key_compromised")), "{}", again.1);
 }
 
+/// A CA revokes the certificate, wherever it is served. Here the second cell's next one waits for a limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adopted_key_is_replaced_in_every_cell_before_its_certificate_is_revoked() {
+    let lab = Lab::start(&Options {
+        cells: vec!["one", "two"],
+        issuer: "limits = { exact_set = \"1/7d\" }",
+        preflight: false,
+        challenges: r#"["http-01"]"#,
+        ..Options::default()
+    })
+    .await;
+    let client = Client::new(&lab.world).await;
+    let got = client.order(&lab.world, &["old.test"], KeyType::EcdsaP256).await;
+    let other = client.order(&lab.world, &["rose.test"], KeyType::EcdsaP256).await;
+    let tenant = lab.tenant(&["one", "two"], "registered_domain").await;
+    let adopted = adopt(&lab, tenant, &adoption(&got, &["old.test"])).await;
+    assert_eq!(adopted.0, 201, "{}", adopted.1);
+    let certificates = adopted.1["certificates"].as_array().unwrap();
+    assert_eq!(certificates.len(), 2, "one for each cell");
+    let in_one = lab.tenant(&["one"], "registered_domain").await;
+    let rose = adopt(&lab, in_one, &adoption(&other, &["rose.test"])).await;
+    let report = json!({ "certificate": certificates[0]["credential_id"], "compromised": true });
+    let report = rekeying::ask(&lab, report).await;
+    assert_eq!(report["certificates"], 2, "{report}");
+    let id = rekeying::id_of(&report);
+    rekeying::until(&lab, &id, "replaced in one cell", |rekey| rekey["replaced"] == 1).await;
+    // Another that is reported later has its turn.
+    let later = json!({ "certificate": rose.1["certificates"][0]["credential_id"], "compromised": true });
+    let later = rekeying::ask(&lab, later).await;
+    rekeying::until_over(&lab, &rekeying::id_of(&later)).await;
+    let told = rekeying::revocations(&lab).await;
+    assert_eq!(told.len(), 1, "the second cell still serves the other: {told:?}");
+    // A day after the report it is revoked all the same.
+    lab.world.advance_seconds(86_400).await;
+    rekeying::until(&lab, &id, "revoked in time", |rekey| rekey["revoked"] == 2).await;
+    assert_eq!(rekeying::revocations(&lab).await.len(), 2);
+}
+
+/// P5: no tenant is served with a key that another has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_another_tenant_is_served_with_is_not_adopted() {
+    let lab = Lab::start(&Options::default()).await;
+    let client = Client::new(&lab.world).await;
+    let got = client.order(&lab.world, &["old.test", "other.test"], KeyType::EcdsaP256).await;
+    let one = lab.tenant(&[], "registered_domain").await;
+    assert_eq!(adopt(&lab, one, &adoption(&got, &["old.test"])).await.0, 201);
+    let other = lab.tenant(&[], "registered_domain").await;
+    let refused = adopt(&lab, other, &adoption(&got, &["other.test"])).await;
+    assert_eq!(
+        (refused.0, &refused.1["errors"][0]["code"]),
+        (422, &json!("key_of_another")),
+        "{}",
+        refused.1
+    );
+    assert!(refused.1["errors"][0]["message"].as_str().unwrap().contains(&one.to_string()), "{}", refused.1);
+    assert!(live(&lab, "other.test").await.is_empty());
+    assert_eq!(adopt(&lab, one, &adoption(&got, &["other.test"])).await.0, 201, "its own tenant may");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_a_ca_that_is_not_ours_is_replaced_and_the_operator_hears_who_can_revoke_it() {
+    let lab = Lab::start(&Options::default()).await;
+    let client = Client::new(&lab.world).await;
+    let got = client.order(&lab.world, &["old.test"], KeyType::EcdsaP256).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let mut body = adoption(&got, &["old.test"]);
+    body.as_object_mut().unwrap().remove("issuer");
+    let adopted = adopt(&lab, tenant, &body).await;
+    assert_eq!(adopted.0, 201, "{}", adopted.1);
+    let id = adopted.1["certificates"][0]["credential_id"].as_str().unwrap();
+    let report = rekeying::ask(&lab, json!({ "certificate": id, "compromised": true })).await;
+    let over = rekeying::until_over(&lab, &rekeying::id_of(&report)).await;
+    assert_eq!((&over["replaced"], &over["revoked"]), (&json!(1), &json!(0)), "{over}");
+    let trouble = over["troubles"][0]["text"].as_str().unwrap();
+    assert!(trouble.contains("no issuer of the configuration; have that CA revoke it"), "{over}");
+    assert!(rekeying::revocations(&lab).await.is_empty());
+    let told = lab.rows("SELECT kind, text FROM events WHERE tenant_id IS NULL ORDER BY sequence").await;
+    let of =
+        |kind: &str| told.iter().find(|row| row[0] == kind).unwrap_or_else(|| panic!("{kind}: {told:?}"));
+    assert!(of("certificate.revocation_failed")[1].starts_with("old.test: "), "{told:?}");
+    assert!(of("keys.rekeyed")[1].contains("but for 1: not revoked, and not tried"), "{told:?}");
+}
+
 async fn renewed(client: &Client, name: &str) -> Got {
     let names = [name.to_owned()];
     let wanted = Wanted { names: &names, replaces: None, profile: None };
