@@ -23,6 +23,7 @@ pub mod proof;
 mod roots;
 pub mod rotation;
 pub mod sealer;
+pub mod secret_file;
 pub mod store;
 pub mod tasks;
 

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
+use crate::secret_file::{self, SecretFileError};
 use crate::store::sealing_key::{self, WrappedKey};
 use crate::store::{Store, StoreError, WriteTx, meta};
 
@@ -61,10 +62,8 @@ pub enum SealerError {
     Missing { path: PathBuf },
     #[error("the key-encryption key at {path} cannot be read or written")]
     File { path: PathBuf, source: io::Error },
-    #[error(
-        "the key-encryption key at {path} has mode {mode:04o}; it must be 0600 or narrower: chmod 600 it"
-    )]
-    Mode { path: PathBuf, mode: u32 },
+    #[error("the key-encryption key: {0}")]
+    Read(#[from] SecretFileError),
     #[error(
         "the key-encryption key at {path} lies inside the data folder {data}; a backup of that folder would carry \
          its own key: move the key elsewhere"
@@ -137,13 +136,8 @@ impl KeyEncryptionKey {
     }
 
     pub(crate) fn read(path: &Path, data: &Path) -> Result<Self, SealerError> {
-        let failed = |source| SealerError::File { path: path.to_owned(), source };
         refuse_inside(path, data)?;
-        let mode = fs::metadata(path).map_err(failed)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(SealerError::Mode { path: path.to_owned(), mode });
-        }
-        let content = Zeroizing::new(fs::read(path).map_err(failed)?);
+        let content = secret_file::read(path)?;
         let bytes = parse_key(&content)
             .ok_or_else(|| SealerError::Length { source_name: path.display().to_string() })?;
         Ok(Self { bytes, source: path.display().to_string() })
@@ -368,6 +362,8 @@ impl std::fmt::Debug for KeyEncryptionKey {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     async fn store() -> (tempfile::TempDir, Store) {
@@ -432,7 +428,10 @@ mod tests {
         assert!(matches!(KeyEncryptionKey::create(&sly, &data), Err(SealerError::InsideData { .. })));
         std::os::unix::fs::symlink(&file, data.join("link")).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(KeyEncryptionKey::load(Some(&file), &data), Err(SealerError::Mode { .. })));
+        assert!(matches!(
+            KeyEncryptionKey::load(Some(&file), &data),
+            Err(SealerError::Read(SecretFileError::Mode { .. }))
+        ));
 
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&file, "abc").unwrap();

@@ -1,12 +1,11 @@
 //! Which database: a file in the data folder, or PostgreSQL.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::{Config, Fault};
+use crate::secret_file;
 use crate::store::Server;
 
 /// The name of the systemd credential that holds the database's password.
@@ -20,8 +19,11 @@ impl Config {
     pub fn server(&self) -> anyhow::Result<Option<Server>> {
         let Some(url) = &self.database else { return Ok(None) };
         let password = credential().or_else(|| self.database_password_file.clone());
-        let password = password.map(|file| read_password(&file)).transpose()?;
-        Server::parse(url, password.as_deref()).map(Some).map_err(anyhow::Error::msg).context("database")
+        let password = password.map(|file| secret_file::read_text(&file)).transpose();
+        let password = password.context("the database's password")?;
+        // White space may be a part of it.
+        let password = password.as_ref().map(|text| text.trim_end_matches(['\r', '\n']));
+        Server::parse(url, password).map(Some).map_err(anyhow::Error::msg).context("database")
     }
 
     pub(super) fn check_database(&self) -> Result<(), Fault> {
@@ -44,16 +46,11 @@ fn credential() -> Option<PathBuf> {
     Some(Path::new(&folder).join(PASSWORD_CREDENTIAL)).filter(|path| path.exists())
 }
 
-fn read_password(file: &Path) -> anyhow::Result<String> {
-    let read = || format!("read the database's password from {}", file.display());
-    let mode = fs::metadata(file).with_context(read)?.permissions().mode() & 0o777;
-    ensure!(mode & 0o077 == 0, "{} has mode {mode:04o}; chmod 600 it", file.display());
-    let text = fs::read_to_string(file).with_context(read)?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn config(folder: &Path, more: &str) -> Result<Config, String> {
@@ -74,8 +71,8 @@ mod tests {
         );
         let config = config(folder.path(), &more).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-        let refused = config.server().unwrap_err().to_string();
-        assert!(refused.contains("chmod 600"), "{refused}");
+        let refused = format!("{:#}", config.server().unwrap_err());
+        assert!(refused.contains("the database's password") && refused.contains("chmod 600"), "{refused}");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         let server = config.server().unwrap().unwrap();
         assert!(!format!("{server:?} {config:?}").contains("swordfish"));

@@ -1,8 +1,6 @@
 //! `[[issuer]]`: the CAs, each with how we are known there and what it allows.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use portico_cert_store::DomainName;
@@ -11,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::acme::ChallengeMethod;
 use crate::plan::ledger::{Limits, LimitsConfig, Rate};
+use crate::secret_file;
 
 /// Names that an issuer may have in CAA records; CAs have one, some a few.
 const CAA_MAX: usize = 8;
@@ -213,12 +212,7 @@ impl ExternalAccountConfig {
     pub(crate) fn read_secret(&self) -> Result<Zeroizing<Vec<u8>>, String> {
         let path = &self.hmac_key_file;
         let shown = path.display();
-        let mode = mode(path).map_err(|error| format!("{shown}: {error}"))?;
-        if mode & 0o077 != 0 {
-            return Err(format!("{shown} has mode {mode:04o}; it must be 0600 or narrower: chmod 600 it"));
-        }
-        let text =
-            Zeroizing::new(fs::read_to_string(path).map_err(|error| format!("{shown}: {}", error.kind()))?);
+        let text = secret_file::read_text(path).map_err(|error| error.to_string())?;
         let secret =
             BASE64_URL_SAFE_NO_PAD.decode(text.trim().trim_end_matches('=')).ok().map(Zeroizing::new);
         secret.filter(|secret| HMAC_KEY_BYTES.contains(&secret.len())).ok_or_else(|| {
@@ -229,10 +223,6 @@ impl ExternalAccountConfig {
             )
         })
     }
-}
-
-fn mode(path: &Path) -> std::io::Result<u32> {
-    Ok(fs::metadata(path)?.permissions().mode() & 0o777)
 }
 
 fn yes() -> bool {
@@ -263,6 +253,9 @@ fn names_per_certificate_default() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn completed(text: &str) -> Result<IssuerConfig, (String, String)> {

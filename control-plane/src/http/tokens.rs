@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path as FilePath;
 
 use anyhow::Context as _;
@@ -12,6 +12,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use portico_api::v1::{NewToken, Page, Token, TokenRequest};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::call::{OperatorCall, secret_sha256, split_token, token_text};
 use super::fault::{Answered, Fault, field};
@@ -23,6 +24,7 @@ use crate::Parts;
 use crate::app::App;
 use crate::clock::rfc3339;
 use crate::sealer::hex;
+use crate::secret_file;
 use crate::store::token::{self, TokenRow};
 use crate::store::{audit, tenant};
 
@@ -178,13 +180,11 @@ pub async fn ensure_operator_token(parts: &Parts, another: bool) -> anyhow::Resu
     Ok(())
 }
 
-fn read_token_file(file: &FilePath) -> anyhow::Result<Option<String>> {
+fn read_token_file(file: &FilePath) -> anyhow::Result<Option<Zeroizing<String>>> {
     if !file.exists() {
         return Ok(None);
     }
-    let mode = fs::metadata(file)?.permissions().mode() & 0o777;
-    anyhow::ensure!(mode & 0o077 == 0, "{} has mode {mode:04o}; chmod 600 it", file.display());
-    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let text = secret_file::read_text(file)?;
     anyhow::ensure!(
         split_token(text.trim()).is_some(),
         "{} exists and holds no token; move it away",
@@ -193,14 +193,14 @@ fn read_token_file(file: &FilePath) -> anyhow::Result<Option<String>> {
     Ok(Some(text))
 }
 
-fn write_token_file(file: &FilePath) -> anyhow::Result<String> {
+fn write_token_file(file: &FilePath) -> anyhow::Result<Zeroizing<String>> {
     let (id, secret) = new_secret();
-    let text = token_text(&id, &secret);
+    let text = Zeroizing::new(token_text(&id, &secret));
     let part = file.with_extension("part");
     let write = || -> std::io::Result<()> {
         let mut out =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        writeln!(out, "{text}")?;
+        writeln!(out, "{}", *text)?;
         out.sync_all()?;
         fs::rename(&part, file)
     };

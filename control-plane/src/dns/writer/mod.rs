@@ -11,9 +11,7 @@ mod program;
 mod update;
 mod webhook;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -28,6 +26,7 @@ use zeroize::Zeroizing;
 use super::lookup::{Found, Lookup};
 use crate::config::{DnsConfig, DnsWriterConfig};
 use crate::limits;
+use crate::secret_file;
 
 /// Between two looks whether a server shows a record.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -240,12 +239,8 @@ impl Way {
 
 /// A file that holds a secret and nothing else, without the white space around it.
 fn secret(file: &Path) -> anyhow::Result<Zeroizing<String>> {
-    let shown = file.display();
-    let mode = fs::metadata(file).with_context(|| shown.to_string())?.permissions().mode() & 0o777;
-    ensure!(mode & 0o077 == 0, "{shown} has mode {mode:04o}; it must be 0600 or narrower: chmod 600 it");
-    let text = Zeroizing::new(fs::read_to_string(file).with_context(|| shown.to_string())?);
-    let text = Zeroizing::new(text.trim().to_owned());
-    ensure!(!text.is_empty(), "{shown} is empty; it must hold the secret");
+    let text = Zeroizing::new(secret_file::read_text(file)?.trim().to_owned());
+    ensure!(!text.is_empty(), "{} is empty; it must hold the secret", file.display());
     Ok(text)
 }
 
@@ -280,6 +275,7 @@ async fn shown(server: SocketAddr, lookup: &Lookup, name: &str, value: &str) -> 
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
+    use std::fs;
 
     use super::*;
     use crate::clock;
