@@ -18,7 +18,7 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use portico_cert_store::DomainName;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::DnsConfig;
 use crate::plan::caa::CaaRecord;
@@ -35,6 +35,9 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const CONCURRENCY: usize = 128;
 /// The same for single servers of zones: those that never answer keep nobody from the resolvers.
 const SERVER_CONCURRENCY: usize = 256;
+/// Of them, for the servers of one zone: so that the 48 names that one tenant has looked at, each in a zone that does not answer,
+/// leave places to others'.
+const SHARE_OF_ZONE: usize = 4;
 /// Characters of a CAA value that are read. It may have 64 KiB, and is told to the tenant and kept with each change.
 const CAA_VALUE_MAX: usize = 256;
 /// Records that are looked at in one answer.
@@ -46,7 +49,7 @@ pub struct Lookup {
     resolver: Arc<TokioResolver>,
     /// The same servers, each by itself.
     each: Arc<[TokioResolver]>,
-    permits: Arc<Semaphore>,
+    permits: Permits,
     server_permits: Arc<Semaphore>,
     climb_deadline: Duration,
 }
@@ -106,7 +109,7 @@ impl Lookup {
         let each =
             servers.iter().map(|server| resolver(vec![server.clone()], true)).collect::<Result<_, _>>()?;
         let resolver = Arc::new(resolver(servers, true)?);
-        let permits = Arc::new(Semaphore::new(CONCURRENCY));
+        let permits = Permits { own: None, all: Arc::new(Semaphore::new(CONCURRENCY)) };
         let server_permits = Arc::new(Semaphore::new(SERVER_CONCURRENCY));
         Ok(Self { resolver, each, permits, server_permits, climb_deadline: CLIMB_DEADLINE })
     }
@@ -191,9 +194,9 @@ impl Lookup {
         tokio::time::timeout(self.climb_deadline, climb).await.ok().flatten()
     }
 
-    /// The same, with permits of its own: what whoever has a zone can make wait is never what others' names are asked by.
+    /// The same for one zone, with permits beside: what whoever has it can make wait is never what others' names are asked by.
     pub(super) fn beside(&self) -> Self {
-        Self { permits: Arc::clone(&self.server_permits), ..self.clone() }
+        Self { permits: Permits::of_zone(&self.server_permits), ..self.clone() }
     }
 
     /// Somebody who asks one server for what it has itself.
@@ -204,7 +207,7 @@ impl Lookup {
         resolver(vec![name_server(server)], false)
     }
 
-    /// What one server of a zone has. It has nothing only where it says so as the zone's (SOA, RFC 2308 section 2): one that hands
+    /// What one server of a zone has; to be asked [`Self::beside`]. It has nothing only where it says so as the zone's (SOA, RFC 2308 section 2): one that hands
     /// on to others knows nothing.
     pub(super) async fn ask_server(
         &self,
@@ -212,7 +215,7 @@ impl Lookup {
         name: &str,
         kind: RecordType,
     ) -> Found<RData> {
-        self.records(server, &self.server_permits, name, kind).await.map(|record| Some(record.data))
+        self.ask_of(server, name, kind).await
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Found<RData> {
@@ -226,7 +229,7 @@ impl Lookup {
     async fn records(
         &self,
         resolver: &TokioResolver,
-        permits: &Semaphore,
+        permits: &Permits,
         name: &str,
         kind: RecordType,
     ) -> Found<Record> {
@@ -250,6 +253,30 @@ impl Lookup {
                 if records.is_empty() { Found::Nothing } else { Found::Records(records) }
             }
         }
+    }
+}
+
+/// Places for questions in flight.
+#[derive(Clone, Debug)]
+struct Permits {
+    /// Those of one zone.
+    own: Option<Arc<Semaphore>>,
+    all: Arc<Semaphore>,
+}
+
+impl Permits {
+    /// Its share of all.
+    fn of_zone(all: &Arc<Semaphore>) -> Self {
+        Self { own: Some(Arc::new(Semaphore::new(SHARE_OF_ZONE))), all: Arc::clone(all) }
+    }
+
+    /// Waits for a place among its own before it takes one of all.
+    async fn acquire(&self) -> [Option<SemaphorePermit<'_>>; 2] {
+        let own = match &self.own {
+            Some(own) => own.acquire().await.ok(),
+            None => None,
+        };
+        [own, self.all.acquire().await.ok()]
     }
 }
 
@@ -336,6 +363,24 @@ mod tests {
 
     use super::*;
     use crate::clock;
+
+    #[test]
+    fn zones_whose_servers_do_not_answer_leave_places_to_others() {
+        use futures_util::FutureExt as _;
+        let all = Arc::new(Semaphore::new(SERVER_CONCURRENCY));
+        let zones: Vec<Permits> = (0..48).map(|_| Permits::of_zone(&all)).collect();
+        let mut held = Vec::new();
+        for zone in &zones {
+            for _ in 0..SHARE_OF_ZONE {
+                held.push(zone.acquire().now_or_never().unwrap());
+            }
+            assert!(zone.acquire().now_or_never().is_none(), "it has its share");
+        }
+        assert!(Permits::of_zone(&all).acquire().now_or_never().is_some(), "another tenant's zone");
+        held.clear();
+        assert_eq!(all.available_permits(), SERVER_CONCURRENCY);
+        assert!(zones[0].acquire().now_or_never().is_some());
+    }
 
     /// Says that there is nothing, as slowly as a server may that is asked a hundred times.
     async fn slow_server(pause: Duration) -> SocketAddr {
