@@ -73,3 +73,5 @@ pub const TOKEN_BYTES_MAX: usize = 128;
 pub const KEY_AUTHORIZATION_BYTES_MAX: usize = TOKEN_BYTES_MAX + 1 + THUMBPRINT_BYTES_MAX;
 /// The longest time that a challenge lives, whatever its sender says, milliseconds.
 pub const CHALLENGE_LIFE_MS_MAX: i64 = 24 * 3600 * 1000;
+/// How long one lives whose deadline has passed when it comes, because its sender's clock is behind ours: longer than a CA looks.
+pub const CHALLENGE_LIFE_APART_MS: i64 = 15 * 60 * 1000;
