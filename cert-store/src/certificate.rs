@@ -424,8 +424,17 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// A certificate as text (RFC 7468).
 pub fn certificate_pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
+/// One certificate request as PEM.
+pub fn request_pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE REQUEST", der)
+}
+
+fn pem_block(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut block = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut block = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(64));
@@ -433,7 +442,7 @@ pub fn certificate_pem(der: &[u8]) -> String {
         block.push('\n');
         rest = after;
     }
-    block.push_str("-----END CERTIFICATE-----\n");
+    block.push_str(&format!("-----END {label}-----\n"));
     block
 }
 

@@ -27,7 +27,7 @@ mod upload;
 
 pub use certificate::{
     CERTIFICATE_BYTES_MAX, CERTIFICATE_NAMES_MAX, CHAIN_LENGTH_MAX, CertificateChain, CertificateError,
-    CertificateFacts, ChainInterner, KeyType, certificate_pem,
+    CertificateFacts, ChainInterner, KeyType, certificate_pem, request_pem,
 };
 pub use client_authorities::{
     CLIENT_AUTHORITIES_BYTES_MAX, CLIENT_AUTHORITIES_MAX, ClientAuthorities, ClientAuthoritiesError,
@@ -59,5 +59,5 @@ pub use sni_index::{
 pub use tls_policy::{ClientCertificates, TlsPolicy, TlsVersion};
 pub use upload::{
     UPLOADED_CHAIN_BYTES_MAX, UPLOADED_KEY_BYTES_MAX, UPLOADED_REMAINING_SECONDS_MIN, Upload, UploadFault,
-    UploadPart,
+    UploadPart, read_chain,
 };

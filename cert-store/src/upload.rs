@@ -1,4 +1,4 @@
-//! A certificate that somebody brings, with its key: whether it may be served.
+//! A certificate that somebody brings, with its key or for one that was made here: whether it may be served.
 //!
 //! What an ACME CA sends was asked for by us; what is brought was put together by hand, and half of all such files are
 //! wrong in one of a few ways: the order of the chain, a missing intermediate, the key of last year. Each is told apart
@@ -78,7 +78,11 @@ impl Upload {
     }
 }
 
-fn read_chain(
+/// Reads and checks a chain alone, whose key is known already. `roots`: as for [`Upload::read`].
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_chain(
     pem: &str,
     roots: Option<&RootCertStore>,
     now: UnixTime,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::clock::DAY_MS;
+
 /// On PostgreSQL, how long a transaction that writes may idle. It never waits for anything but the database, so one that idles
 /// for so long belongs to a process that hangs, and holds up all others: the server ends it. Less than a term lasts
 /// (`store/lease.rs`), so that the next holder does not wait for it.
@@ -23,6 +25,13 @@ pub const CELLS_OF_NAME_MAX: usize = 8;
 /// Chains and sealed keys of the certificates that one tenant has uploaded, in all its cells together, bytes: some 8,000 of them.
 /// All are in every backup, and each edge of a cell holds those of the cell.
 pub const UPLOADED_BYTES_OF_TENANT_MAX: u64 = 64 << 20;
+
+/// Requests of one tenant whose certificates have not come: one for each certificate that it orders itself, and its CA issues that
+/// within minutes.
+pub const CERTIFICATE_REQUESTS_OF_TENANT_MAX: u64 = 100;
+/// How long the key of such a request waits. A CA that looks at papers takes days; what has not come by then was given up, and
+/// a key that nobody needs is a key that can be lost.
+pub const CERTIFICATE_REQUEST_LASTS_MS: i64 = 30 * DAY_MS;
 
 /// What an operator notes of a tenant's consent, bytes: a sentence or two, kept for ever in the trail.
 pub const CONSENT_NOTE_BYTES_MAX: usize = 1000;

@@ -62,6 +62,7 @@ fn body(method: &str, path: &str, tenant: &str, domain: &str) -> Value {
         (_, "/v1/tenants/{id}/certificates") => {
             json!({ "hostnames": ["shop.example"], "chain_pem": "x", "key_pem": "x" })
         }
+        (_, "/v1/tenants/{id}/certificate-requests") => json!({ "hostnames": ["shop.example"] }),
         (_, "/v1/webhooks" | "/v1/tenants/{id}/webhooks") => json!({ "url": "https://hooks.example/" }),
         (_, "/v1/webhooks/{id}/replay") => json!({ "since": 0 }),
         (_, "/v1/tenants/{id}/adoptions") => {
@@ -96,6 +97,7 @@ async fn rows(stage: &Stage) -> String {
         "SELECT group_concat(id || name || spec || served || txt_token || proof_label || coalesce(suspension, '') || \
          revision || coalesce(deleted_at, '')) FROM domains",
         "SELECT group_concat(id || label || coalesce(revoked_at, '')) FROM tokens",
+        "SELECT group_concat(id || names) FROM certificate_requests",
         "SELECT group_concat(sequence || action || subject) FROM audit",
         "SELECT group_concat(kind || subject) FROM events",
         "SELECT group_concat(actor || key) FROM idempotency",
@@ -128,6 +130,9 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
     let wanted = json!({ "url": "https://hooks.example/", "kinds": ["no.such"] });
     let webhook = stage.operator("POST", &format!("/v1/tenants/{one}/webhooks"), wanted).await;
     let webhook = webhook.body["id"].as_str().unwrap().to_owned();
+    let wanted = json!({ "hostnames": ["shop.example"] });
+    let request = stage.operator("POST", &format!("/v1/tenants/{one}/certificate-requests"), wanted).await;
+    let request = request.body["id"].as_str().unwrap().to_owned();
     // The reconciler's first look is part of what is there before.
     let shown = json!({ "id": domain });
     until(
@@ -151,6 +156,8 @@ async fn every_call_needs_a_token_and_another_tenants_objects_do_not_exist() {
             &token
         } else if template.starts_with("/v1/webhooks") {
             &webhook
+        } else if template.starts_with("/v1/certificate-requests") {
+            &request
         } else if template.starts_with("/v1/tenants") {
             &one
         } else {

@@ -3,6 +3,7 @@
 pub(crate) mod adoption;
 pub(crate) mod budget;
 pub(crate) mod certificate;
+pub(crate) mod certificate_request;
 pub(crate) mod claim;
 pub(crate) mod compromise;
 pub(crate) mod fleet;

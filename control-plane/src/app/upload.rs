@@ -4,18 +4,20 @@
 //! takes the place of that of its kind; a certificate with no hostname left is forgotten with its key. Where all hostnames of an
 //! earlier one move, its lineages are used again, so that an edge which refuses the new version goes on with the old one.
 //! The key is sealed for each cell that serves a hostname now, and for none that comes later: what is sealed for a cell is
-//! never opened for another.
+//! never opened for another. Only where a certificate comes without its key, for one that is in service or was made here for it,
+//! that key is opened and sealed anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use portico_api::v1::{CertificateUpload, FieldError, SecretPem, UPLOAD_HOSTNAMES_MAX};
 use portico_cert_store::{
     CellId, CertificateFacts, CredentialId, Custody, DomainId, GroupId, LineageId, NamePattern, SealContext,
-    TenantId, Upload, UploadPart, check_certified_key,
+    TenantId, Upload, UploadFault, UploadPart, check_certified_key, read_chain,
 };
+use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 
-use super::App;
+use super::{App, certificate_request};
 use crate::clock::{rfc3339, unix_ms};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
@@ -40,17 +42,40 @@ pub(crate) enum Put {
 /// # Errors
 /// 422 with what is wrong.
 pub(crate) fn read(app: &App, chain_pem: &str, key_pem: &SecretPem, private_ca: bool) -> Answered<Upload> {
-    let roots = if private_ca { None } else { Some(app.trusted_roots()) };
-    let upload = Upload::read(chain_pem, key_pem.reveal(), roots, app.parts.clock.now());
-    let upload = upload.map_err(|faults| {
-        let pointer = |part| match part {
-            UploadPart::Chain => "/chain_pem",
-            UploadPart::Key => "/key_pem",
-        };
-        Fault::fields(faults.into_iter().map(|f| field(pointer(f.part), f.code, f.text)).collect())
-    })?;
+    let upload = Upload::read(chain_pem, key_pem.reveal(), roots(app, private_ca), app.parts.clock.now());
+    let upload = upload.map_err(refused)?;
     check_handshake(&upload)?;
     Ok(upload)
+}
+
+/// As [`read`], where the key is here already: it waits for this certificate, or serves with the one before.
+///
+/// # Errors
+/// 422 with what is wrong; the store's.
+pub(crate) async fn read_without_key(
+    app: &App,
+    tenant: TenantId,
+    chain_pem: &str,
+    private_ca: bool,
+) -> Answered<Upload> {
+    let chain = read_chain(chain_pem, roots(app, private_ca), app.parts.clock.now());
+    let chain = chain.map_err(|fault| refused(vec![fault]))?;
+    let key = certificate_request::key_of(app, tenant, chain.facts()).await?;
+    let upload = Upload { chain, key };
+    check_handshake(&upload)?;
+    Ok(upload)
+}
+
+fn roots(app: &App, private_ca: bool) -> Option<&RootCertStore> {
+    if private_ca { None } else { Some(app.trusted_roots()) }
+}
+
+fn refused(faults: Vec<UploadFault>) -> Fault {
+    let pointer = |part| match part {
+        UploadPart::Chain => "/chain_pem",
+        UploadPart::Key => "/key_pem",
+    };
+    Fault::fields(faults.into_iter().map(|f| field(pointer(f.part), f.code, f.text)).collect())
 }
 
 /// A client's handshake, as each edge does it again.
@@ -80,10 +105,13 @@ pub(crate) async fn put(
     request: &CertificateUpload,
     upload: &Upload,
 ) -> Answered<Put> {
-    if compromise::is_compromised(&mut write.tx, &upload.chain.facts().spki_sha256).await? {
+    let spki_sha256 = upload.chain.facts().spki_sha256;
+    if compromise::is_compromised(&mut write.tx, &spki_sha256).await? {
+        let pointer = if request.key_pem.is_some() { "/key_pem" } else { "/chain_pem" };
         let text = "this key was reported compromised and is never accepted again; make a new one";
-        return Err(Fault::fields(vec![field("/key_pem", "key_compromised", text)]));
+        return Err(Fault::fields(vec![field(pointer, "key_compromised", text)]));
     }
+    certificate_request::complete(write, tenant.id, &spki_sha256).await?;
     let wanted = wanted(write, tenant, request, upload.chain.facts()).await?;
     let kind = upload.chain.facts().key_type.is_rsa();
     let ids: Vec<DomainId> = wanted.names.values().copied().collect();

@@ -83,7 +83,8 @@ pub(super) async fn show(
 /// Takes a certificate of the tenant's own with its key, for some of its domains. Edges show it before an issued one to all
 /// clients that can use it, until an hour before its end; nobody renews it but the tenant. Another of the same kind of key (RSA or
 /// ECDSA) takes the place of a hostname's present one. The key is sealed for the cells that serve the hostnames now, and shown to
-/// nobody again. 200 when everything is so already.
+/// nobody again. Without a key it is for one that is here: of a certificate request of the tenant, or of its certificate in service
+/// (422 `unknown_key` where there is none). 200 when everything is so already.
 #[utoipa::path(post, path = "/v1/tenants/{id}/certificates", tag = "certificates", params(("id" = String, Path)),
     request_body = CertificateUpload,
     responses((status = 201, body = CertificateUploadAnswer), (status = 200, body = CertificateUploadAnswer), (status = 404),
@@ -98,7 +99,10 @@ pub(super) async fn upload(
     paced(&app, &call)?;
     let request = &body.value;
     // Before the writer's turn: this takes some milliseconds.
-    let read = upload::read(&app, &request.chain_pem, &request.key_pem, request.private_ca);
+    let read = match &request.key_pem {
+        Some(key) => upload::read(&app, &request.chain_pem, key, request.private_ca),
+        None => upload::read_without_key(&app, id, &request.chain_pem, request.private_ca).await,
+    };
     let of_own = "If it is from an authority of your own, say so (private_ca)";
     let read = read.map_err(|fault| fault.with_hint("untrusted", of_own))?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {

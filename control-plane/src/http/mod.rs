@@ -9,6 +9,7 @@ mod backups;
 mod budget;
 pub(crate) mod call;
 mod cells;
+mod certificate_requests;
 mod certificates;
 mod default_certificate;
 mod domains;
@@ -169,6 +170,8 @@ fn documented() -> OpenApiRouter<App> {
         .routes(routes!(certificates::list))
         .routes(routes!(certificates::show, certificates::delete))
         .routes(routes!(certificates::upload))
+        .routes(routes!(certificate_requests::create, certificate_requests::list))
+        .routes(routes!(certificate_requests::show, certificate_requests::delete))
         .routes(routes!(adoptions::create))
         .routes(routes!(edges::list))
         .routes(routes!(edges::create_join_token))

@@ -26,6 +26,7 @@ pub mod adopted;
 pub mod audit;
 pub mod backup;
 pub mod cell;
+pub mod certificate_request;
 pub mod change;
 pub mod compromise;
 pub mod condition;

@@ -407,6 +407,44 @@ pub async fn bytes_of(connection: &mut Connection, tenant: TenantId) -> Result<U
     Ok(UploadedBytes { live: bytes("live")?, kept: bytes("kept")? })
 }
 
+/// A key that serves, as it is sealed in one cell.
+#[derive(Clone, Debug)]
+pub struct SealedInCell {
+    pub cell: CellId,
+    pub epoch: u32,
+    pub credential: CredentialId,
+    pub key_tenant: String,
+    pub sealed_key: Vec<u8>,
+}
+
+/// The key that a tenant has in service for this public key; in one of its cells, for it is the same in each.
+///
+/// # Errors
+/// The database's, or a row that cannot be read.
+pub async fn key_in_service(
+    connection: &mut Connection,
+    tenant: TenantId,
+    spki_sha256: &[u8],
+) -> Result<Option<SealedInCell>, StoreError> {
+    let row = sql::query(
+        "SELECT c.id, l.cell, c.cell_key_epoch, c.key_tenant, c.sealed_key FROM credentials c \
+         JOIN lineages l ON l.live_credential = c.id \
+         WHERE c.spki_sha256 = ? AND c.key_tenant = ? AND c.custody = 'uploaded' AND l.retired_at IS NULL ORDER BY c.id LIMIT 1",
+    )
+    .bind(spki_sha256.to_vec())
+    .bind(tenant.to_string())
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(SealedInCell {
+        cell: from_id(row.try_get("cell")?, "lineages")?,
+        epoch: row.try_get("cell_key_epoch")?,
+        credential: from_id(row.try_get("id")?, "credentials")?,
+        key_tenant: row.try_get("key_tenant")?,
+        sealed_key: row.try_get("sealed_key")?,
+    }))
+}
+
 /// Forgets those of a tenant that are in use no more, before their time.
 ///
 /// # Errors

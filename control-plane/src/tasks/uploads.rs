@@ -1,5 +1,5 @@
-//! The reconciler of uploaded certificates: takes them from where they are needed no more, and tells their tenants in time
-//! that they end.
+//! The reconciler of uploaded certificates: takes them from where they are needed no more, tells their tenants in time that they
+//! end, and destroys keys that have waited for their certificates in vain.
 //!
 //! A key leaves a cell when the last of its hostnames there has gone: deleted, proved by another tenant, or moved to other
 //! cells. Nothing is renewed here; after an end edges show what else there is by themselves.
@@ -10,10 +10,11 @@ use std::time::Duration;
 use portico_cert_store::{CellId, DomainId, GroupId};
 
 use crate::Parts;
+use crate::app::certificate_request::described;
 use crate::clock::{DAY_MS, HOUR_MS, rfc3339};
 use crate::plan::timing::{self, TOLD_OVER};
 use crate::store::uploaded::{self, Uploaded, UploadedLineage};
-use crate::store::{Store, StoreError, WriteTx, change, event, group};
+use crate::store::{Store, StoreError, WriteTx, audit, certificate_request, change, event, group};
 
 /// Ends are looked at so often, and what has changed at most so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -21,6 +22,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// What has been replaced or removed is listed for so long after it was uploaded; looked at once an hour.
 const KEPT_MS: i64 = 30 * DAY_MS;
+
+/// Requests that one transaction ends.
+const EXPIRED_AT_ONCE: u32 = 64;
 
 /// Groups that are read at once.
 const TOGETHER: usize = 500;
@@ -52,7 +56,9 @@ pub async fn run(parts: Parts) -> anyhow::Result<()> {
 }
 
 async fn round(parts: &Parts, seen: &mut Option<u64>, pruned_at_ms: &mut i64) -> Result<(), StoreError> {
-    look(&parts.store, parts.clock.now_ms(), seen).await?;
+    let now_ms = parts.clock.now_ms();
+    look(&parts.store, now_ms, seen).await?;
+    expire(&parts.store, now_ms).await?;
     prune(parts, pruned_at_ms).await
 }
 
@@ -98,6 +104,38 @@ fn is_due(found: &Uploaded, cells: &Cells, now_ms: i64) -> bool {
         timing::told_by(&lineage.ends(), now_ms) > lineage.told
             || staying(cells, lineage).len() < lineage.names.len()
     })
+}
+
+/// Destroys keys whose certificates have not come in their time.
+async fn expire(store: &Store, now_ms: i64) -> Result<(), StoreError> {
+    loop {
+        if certificate_request::expired(&mut *store.read().await?, now_ms, 1).await?.is_empty() {
+            return Ok(());
+        }
+        let mut tx = store.begin().await?;
+        for row in certificate_request::expired(&mut tx, now_ms, EXPIRED_AT_ONCE).await? {
+            certificate_request::delete(&mut tx, row.id).await?;
+            let (subject, names) = (row.id.to_string(), row.names.join(", "));
+            let entry = audit::Entry {
+                at: now_ms,
+                actor: "system",
+                request_id: "",
+                action: "certificate_request.expire",
+                subject: &subject,
+                before: described(&row),
+                after: serde_json::Value::Null,
+            };
+            audit::append(&mut tx, &entry).await?;
+            let text = format!(
+                "the key of the certificate request for {names} was destroyed: no certificate for it was uploaded by {}; make \
+                 another request if one is to come",
+                rfc3339(row.expires_at)
+            );
+            let kind = "certificate_request.expired";
+            event::append(&mut tx, kind, Some(row.tenant), &subject, &text, now_ms).await?;
+        }
+        tx.commit().await?;
+    }
 }
 
 async fn prune(parts: &Parts, pruned_at_ms: &mut i64) -> Result<(), StoreError> {

@@ -109,7 +109,10 @@ pub struct CertificateUpload {
     pub hostnames: Vec<String>,
     /// PEM: the site's own certificate, then the one that issued it, and so on; at most 64 KiB. A root is left out.
     pub chain_pem: String,
-    pub key_pem: SecretPem,
+    /// Absent where the key is here already: made for this certificate (`POST /v1/tenants/{id}/certificate-requests`), or in
+    /// service with the tenant's certificate before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_pem: Option<SecretPem>,
     /// Its chain leads to an authority of the tenant's own, not to a root that clients trust.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub private_ca: bool,
@@ -163,7 +166,7 @@ mod tests {
         let upload = CertificateUpload {
             hostnames: vec!["a.example".to_owned()],
             chain_pem: "chain".to_owned(),
-            key_pem: SecretPem::new("secret".to_owned()),
+            key_pem: Some(SecretPem::new("secret".to_owned())),
             private_ca: false,
             replace_longer: false,
         };

@@ -30,6 +30,8 @@
 //! | `GET /v1/domains/{id}/preview` | `Preview` | tenant (own), operator |
 //! | `GET /v1/certificates?domain=&expires_before=&cursor=&limit=`, `GET /v1/certificates/{credential id}` | `Page<Certificate>`, `Certificate` | tenant (own), operator |
 //! | `POST /v1/tenants/{id}/certificates` | `CertificateUpload` -> 201 `CertificateUploadAnswer`; the same again -> 200 | tenant (own), operator |
+//! | `POST, GET /v1/tenants/{id}/certificate-requests?cursor=&limit=` | `CertificateRequestSpec` -> 201 `CertificateRequest` (200 when it waits already) / `Page<CertificateRequest>` | tenant (own), operator |
+//! | `GET, DELETE /v1/certificate-requests/{id}` | `CertificateRequest` / 204 | tenant (own), operator |
 //! | `DELETE /v1/certificates/{credential id}?leave_unserved=` | 204, also when gone: an uploaded or adopted one, in all its cells | tenant (own), operator |
 //! | `POST /v1/tenants/{id}/adoptions` | `Adoption` -> 201 `AdoptionAnswer`; the same again -> 200 | operator |
 //! | `POST /v1/edges/join-tokens` | `JoinTokenRequest` -> 201 `JoinToken` | operator |
@@ -66,6 +68,7 @@ mod budget;
 mod cache;
 mod cell;
 mod certificate;
+mod certificate_request;
 pub mod client;
 mod compression;
 mod domain;
@@ -97,6 +100,7 @@ pub use budget::*;
 pub use cache::*;
 pub use cell::*;
 pub use certificate::*;
+pub use certificate_request::*;
 pub use compression::*;
 pub use domain::*;
 pub use edge::*;

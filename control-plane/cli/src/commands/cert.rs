@@ -12,8 +12,10 @@ use crate::output::{self, Format, Table, line};
 use crate::settings::Settings;
 use crate::shell::shell_word;
 
+mod request;
 mod upload;
 
+use request::RequestsArgs;
 use upload::{RmArgs, UploadArgs};
 
 #[derive(Debug, clap::Subcommand)]
@@ -38,7 +40,10 @@ pub(crate) enum CertCommand {
     },
     /// Upload a certificate of a tenant's own; RSA and ECDSA stand side by side, one takes the place of its kind
     Upload(UploadArgs),
-    /// Remove an uploaded (or, by its id, an adopted) certificate with its key; its names fall back to their others
+    /// List requests for certificates that a tenant orders itself (`shadow csr`), whose keys wait here
+    Requests(RequestsArgs),
+    /// Remove an uploaded (or, by its id, an adopted) certificate with its key, its names fall back to their others; or, by its
+    /// id, a request with its key
     Rm(RmArgs),
 }
 
@@ -63,6 +68,7 @@ pub(crate) async fn run(settings: &Settings, command: CertCommand) -> Outcome {
         CertCommand::Show { which, tenant } => show(settings, &which, tenant.as_deref()).await,
         CertCommand::Rekey { id, args } => rekey::certificate(settings, id, args).await,
         CertCommand::Upload(args) => upload::upload(settings, args).await,
+        CertCommand::Requests(args) => request::list(settings, args).await,
         CertCommand::Rm(args) => upload::remove(settings, args).await,
     }
 }

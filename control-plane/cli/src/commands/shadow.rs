@@ -4,6 +4,8 @@
 //! the HTTP-01 challenge on, so that SHADOW gets its own certificate, with its own key, before DNS moves; or it passes the
 //! whole site on. Passing on, not redirecting: a redirect would change the host that is asked, and the challenge is
 //! answered for the host only.
+//!
+//! `portico shadow csr NAME` ([`csr`]): MASTER goes on to order with its own client, for a key that was made here.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,8 +20,25 @@ use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, line};
 use crate::settings::Settings;
 
+mod csr;
+
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ShadowArgs {
+    #[command(subcommand)]
+    command: Option<ShadowCommand>,
+    #[command(flatten)]
+    lines: Option<LinesArgs>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ShadowCommand {
+    /// A certificate request for the present server's own client, whose key is made here and never leaves
+    Csr(csr::CsrArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct LinesArgs {
     /// Hostname of the domain
     name: String,
     /// Whose domain, when several tenants claim the name: the tenant's name or id
@@ -67,6 +86,16 @@ struct Lines {
 }
 
 pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
+    match (args.command, args.lines) {
+        (Some(ShadowCommand::Csr(args)), _) => csr::run(settings, args).await,
+        (None, Some(args)) => print(settings, args).await,
+        (None, None) => {
+            Err(Failure::usage("say for which name, and for which server (--print nginx|apache|caddy)"))
+        }
+    }
+}
+
+async fn print(settings: &Settings, args: LinesArgs) -> Outcome {
     let pattern = NamePattern::parse(&args.name).map_err(|error| Failure::usage(error.to_string()))?;
     let NamePattern::Exact(name) = &pattern else {
         return Err(Failure::usage(format!(
@@ -95,7 +124,7 @@ pub(crate) async fn run(settings: &Settings, args: ShadowArgs) -> Outcome {
 }
 
 /// Where the edge serves http and https.
-async fn edge(settings: &Settings, args: &ShadowArgs, domain: &Domain) -> Outcome<(SocketAddr, SocketAddr)> {
+async fn edge(settings: &Settings, args: &LinesArgs, domain: &Domain) -> Outcome<(SocketAddr, SocketAddr)> {
     match (args.edge_http, args.edge_https) {
         (Some(http), Some(https)) => return Ok((http, https)),
         // Only the lines for http are printed then.

@@ -11,13 +11,14 @@ use super::{Call, Client, ClientError, decode};
 use crate::v1::{
     AdoptAccount, Adoption, AdoptionAnswer, Attestation, AuditEntry, AuditVerdict, Backup, BackupDrill,
     BackupDrillRequest, BackupScope, BackupSwitch, BudgetReport, Cell, CellRequest, Certificate,
-    CertificateUpload, CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain,
-    DomainBatch, DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer,
-    Issuer, IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page,
-    PlanReport, Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff,
-    RemovalsSignedOff, RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing,
-    SharingConsentRequest, Suspension, SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy,
-    UsageOrder, UsageRow, Webhook, WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
+    CertificateRequest, CertificateRequestId, CertificateRequestSpec, CertificateUpload,
+    CertificateUploadAnswer, DefaultCertificate, DefaultCertificateRequest, Domain, DomainBatch,
+    DomainBatchAnswer, DomainSpec, DomainStatus, Edge, Event, HeldRemoval, Import, ImportAnswer, Issuer,
+    IssuerAccount, JoinToken, JoinTokenRequest, NewToken, NewWebhook, OriginAuthority, Page, PlanReport,
+    Preview, Purge, PurgeRequest, Rekey, RekeyId, RekeyRequest, RemovalSignOff, RemovalsSignedOff,
+    RenewalsReport, SecretPem, SharedGroup, SharedGroupOffer, Sharing, SharingConsentRequest, Suspension,
+    SuspensionAnswer, Tenant, TenantSpec, Token, TokenRequest, UsageBy, UsageOrder, UsageRow, Webhook,
+    WebhookReplay, WebhookRequest, WebhookSecret, WebhookTry,
 };
 
 /// Which domains to list; all when empty.
@@ -286,6 +287,31 @@ impl Client {
         upload: &CertificateUpload,
     ) -> Result<CertificateUploadAnswer, ClientError> {
         self.post(&format!("/v1/tenants/{tenant}/certificates"), upload).await
+    }
+
+    /// Makes a key here and a request for a certificate that the tenant orders itself; the one that waits already, if there is.
+    pub async fn request_certificate(
+        &self,
+        tenant: TenantId,
+        spec: &CertificateRequestSpec,
+    ) -> Result<CertificateRequest, ClientError> {
+        self.post(&format!("/v1/tenants/{tenant}/certificate-requests"), spec).await
+    }
+
+    /// Those of a tenant whose certificates have not come.
+    pub async fn certificate_requests(
+        &self,
+        tenant: TenantId,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Page<CertificateRequest>, ClientError> {
+        let path = format!("/v1/tenants/{tenant}/certificate-requests");
+        self.get(&Query::new(&path).text("cursor", cursor).number("limit", limit).0).await
+    }
+
+    /// Its key is destroyed.
+    pub async fn delete_certificate_request(&self, id: CertificateRequestId) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/certificate-requests/{id}"), None).await
     }
 
     /// Takes over a certificate of another ACME client, and the names that it serves.

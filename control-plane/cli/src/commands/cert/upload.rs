@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use portico_api::v1::client::Client;
-use portico_api::v1::{CertificateSummary, CertificateUpload, Domain, SecretPem};
+use portico_api::v1::{CertificateRequestId, CertificateSummary, CertificateUpload, Domain, SecretPem};
 use portico_cert_store::{CredentialId, Custody, GroupId};
 use serde_json::json;
 
-use super::{key_text, one};
+use super::{key_text, one, request};
 use crate::commands::named_domain::{find, whose};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, line};
@@ -22,9 +22,10 @@ pub(crate) struct UploadArgs {
     /// PEM: the site's own certificate, then its intermediates
     #[arg(long, value_name = "FILE")]
     chain: PathBuf,
-    /// PEM: its private key, not encrypted; it is sealed for the cells that serve the names, and shown to nobody again
+    /// PEM: its private key, not encrypted; it is sealed for the cells that serve the names, and shown to nobody again. Without
+    /// it: the key is here already, of a request (`shadow csr`) or of the certificate in service
     #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    key: Option<PathBuf>,
     /// Whose, when several tenants claim the names: the tenant's name or id
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
@@ -38,7 +39,7 @@ pub(crate) struct UploadArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RmArgs {
-    /// Its credential id (crd_...), or a hostname that it serves
+    /// Its credential id (crd_...), a hostname that it serves, or the id of a request (csr_...)
     #[arg(value_name = "ID|HOSTNAME")]
     which: String,
     /// Of a hostname with several: the one with this kind of key, rsa or ecdsa
@@ -54,7 +55,8 @@ pub(crate) struct RmArgs {
 
 pub(super) async fn upload(settings: &Settings, args: UploadArgs) -> Outcome {
     let client = settings.client()?;
-    let (chain_pem, key_pem) = (read("--chain", &args.chain)?, SecretPem::new(read("--key", &args.key)?));
+    let chain_pem = read("--chain", &args.chain)?;
+    let key_pem = args.key.as_deref().map(|key| read("--key", key).map(SecretPem::new)).transpose()?;
     let mut domains: Vec<Domain> = Vec::with_capacity(args.names.len());
     for name in &args.names {
         let found = find(&client, name, args.tenant.as_deref()).await?;
@@ -100,6 +102,9 @@ pub(super) async fn upload(settings: &Settings, args: UploadArgs) -> Outcome {
 
 pub(super) async fn remove(settings: &Settings, args: RmArgs) -> Outcome {
     let client = settings.client()?;
+    if let Ok(id) = args.which.parse::<CertificateRequestId>() {
+        return request::remove(settings, &client, id).await;
+    }
     let summary = match args.which.parse::<CredentialId>() {
         Ok(id) => one(&client, id).await?.summary,
         Err(_) => of_hostname(&client, &args).await?,
