@@ -129,6 +129,20 @@ pub async fn certificates(
     rows.iter().map(certificate).collect()
 }
 
+/// Whether an order for this domain is at the CA and may have challenges up.
+///
+/// # Errors
+/// The database's.
+pub async fn is_being_validated(connection: &mut Connection, domain: DomainId) -> Result<bool, StoreError> {
+    let found = sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM orders WHERE state IN ('created', 'challenged') AND domains LIKE ?)",
+    )
+    .bind(format!("%\"{domain}\"%"))
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
 /// The domains on a certificate's group, with their tenants.
 ///
 /// # Errors

@@ -10,15 +10,20 @@ use portico_control_plane::acme::{
     Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
 };
 use portico_control_plane::store::sql;
+use rcgen::{CertificateParams, CustomExtension};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::edge::{Identity, TestEdge};
 use crate::lab::{Lab, Options, cell_id};
+use crate::stand_in::server_config;
 
 const HTTP_ONLY: &str = r#"["http-01"]"#;
+const TLS_ONLY: &str = r#"["tls-alpn-01"]"#;
 
 /// As most sites of today: port 80 leads to https, where the certificate expired long ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,6 +104,111 @@ async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_pr
     let live = lab.until_covered(1).await;
     assert_eq!(live[0].names, ["granted.test"]);
     assert_eq!(lab.condition(refused, "ChallengeReachable").await.unwrap()[0], "false");
+}
+
+/// A tenant whose names may be looked for at these addresses, at the port for https.
+async fn tenant_granted(lab: &Lab, addresses: &[&str]) -> portico_cert_store::TenantId {
+    let tenant = lab.tenant(&[], "alone").await;
+    let port = lab.world.stand_in.tls_port;
+    let grants: Vec<_> =
+        addresses.iter().map(|address| json!({ "cidr": format!("{address}/32"), "ports": [port] })).collect();
+    let mut tx = lab.begin().await;
+    sql::query("UPDATE tenants SET spec = json_set(spec, '$.egress_grants', json(?)) WHERE id = ?")
+        .bind(json!(grants).to_string())
+        .bind(tenant.to_string())
+        .execute(&mut tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    tenant
+}
+
+async fn point(lab: &Lab, name: &str, addresses: &[&str]) {
+    lab.world.set_dns("/records", json!({ "name": name, "type": "A", "values": addresses })).await;
+}
+
+/// Who else may have port 443 of a name: one without the protocol, one with others only, one with a challenge that is not ours, and
+/// one that speaks no TLS.
+async fn strangers(port: u16) {
+    let shows = |protocols: &[&[u8]], digest: Option<[u8; 32]>| {
+        let mut params = CertificateParams::new(vec!["stranger.test".to_owned()]).unwrap();
+        params.custom_extensions = digest.iter().map(|d| CustomExtension::new_acme_identifier(d)).collect();
+        let mut config = server_config(&params);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Some(TlsAcceptor::from(Arc::new(config)))
+    };
+    let kinds = [
+        ("127.0.0.2", shows(&[], None)),
+        ("127.0.0.3", shows(&[b"h2", b"http/1.1"], None)),
+        ("127.0.0.4", shows(&[b"acme-tls/1"], Some([9; 32]))),
+        ("127.0.0.5", None),
+    ];
+    for (address, acceptor) in kinds {
+        let listener = TcpListener::bind((address, port)).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    match acceptor {
+                        Some(acceptor) => drop(acceptor.accept(stream).await),
+                        None => drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await),
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Where an order would go by TLS-ALPN-01, port 443 of each address is met as a CA meets it: what is there else is told with what to
+/// do, and costs no order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_else_answers_at_port_443_is_told_and_costs_no_order() {
+    let lab = Lab::start(&Options { challenges: TLS_ONLY, ..Options::default() }).await;
+    strangers(lab.world.stand_in.tls_port).await;
+    let elsewhere = ["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"];
+    let tenant = tenant_granted(&lab, &elsewhere).await;
+    let lead_here = "pass TLS on as it is";
+    for (name, addresses, words, advice) in [
+        ("plain.test", &["127.0.0.2"][..], "does not speak acme-tls/1", lead_here),
+        ("cdn.test", &["127.0.0.3"], "does not speak acme-tls/1", lead_here),
+        ("other.test", &["127.0.0.4"], "answered by somebody else", lead_here),
+        ("no-tls.test", &["127.0.0.5"], "TLS: ", lead_here),
+        ("closed.test", &["127.0.0.6"], "cannot connect", "open that port"),
+        ("one-of-two.test", &["127.0.0.1", "127.0.0.3"], "127.0.0.3", lead_here),
+        ("private.test", &["127.0.0.7"], "an operator may grant it to the tenant", "let the name lead"),
+    ] {
+        point(&lab, name, addresses).await;
+        let domain = lab.domains(tenant, &[name]).await[0];
+        let condition = lab.until_condition(domain, "ChallengeReachable", "false").await;
+        assert!(condition[2].contains(words) && condition[2].contains(advice), "{name}: {condition:?}");
+        assert!(!condition[2].contains("http://"), "nobody asks for HTTP-01: {condition:?}");
+    }
+    lab.domains(tenant, &["good.test"]).await;
+    assert_eq!(lab.until_covered(1).await[0].names, ["good.test"]);
+    let stats = lab.world.stats().await;
+    assert_eq!(stats["new_orders"].as_array().unwrap().len(), 1, "{stats}");
+    assert_eq!(stats["validations"]["by_challenge"]["tls-alpn-01"]["failed"], 0, "{stats}");
+}
+
+/// What is before the edges passes TLS on as it is: the CA meets the challenge although no address is ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_whose_server_passes_tls_on_is_issued_by_tls_alpn() {
+    let lab = Lab::start(&Options { challenges: TLS_ONLY, ..Options::default() }).await;
+    let port = lab.world.stand_in.tls_port;
+    let master = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = master.accept().await {
+            tokio::spawn(async move {
+                let mut edge = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
+            });
+        }
+    });
+    let tenant = tenant_granted(&lab, &["127.0.0.2"]).await;
+    point(&lab, "passed-on.test", &["127.0.0.2"]).await;
+    lab.domains(tenant, &["passed-on.test"]).await;
+    lab.until_covered(1).await;
+    assert_eq!(lab.world.stats().await["validations"]["by_challenge"]["tls-alpn-01"]["performed"], 1);
 }
 
 /// Two accounts have challenges for one host open at once: the fleet holds both tokens, an edge that comes later gets

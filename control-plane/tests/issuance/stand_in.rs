@@ -199,7 +199,8 @@ async fn serve_tls(stream: TcpStream, known: Known) -> Option<()> {
     serve_http(tls, known, false).await
 }
 
-fn server_config(params: &CertificateParams) -> ServerConfig {
+/// A server that shows a certificate of its own making.
+pub fn server_config(params: &CertificateParams) -> ServerConfig {
     let key = KeyPair::generate().unwrap();
     let certificate = params.clone().self_signed(&key).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -21,7 +21,7 @@ use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, DomainName};
 use serde_json::json;
 
-use super::{Issuance, preflight};
+use super::{Issuance, preflight, reach};
 use crate::clock::rfc3339;
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
@@ -235,7 +235,7 @@ async fn reached_otherwise(
     if addresses.is_empty() {
         return (Sighting::Elsewhere, String::new());
     }
-    match preflight::fetch_through(issuance, row.tenant_id, base, &addresses).await {
+    match reach::fetch_through(issuance, row.tenant_id, base, &addresses).await {
         Err(why) => (Sighting::Unknown, why),
         Ok(fetched) if fetched.iter().any(Result::is_ok) => {
             (Sighting::Here, "what is asked there comes to our edges".to_owned())

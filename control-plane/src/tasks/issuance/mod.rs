@@ -4,7 +4,7 @@
 //! each second. It starts pre-flights and runs orders, both bounded, tenants in turn. All memory is in the store, so a
 //! restart is only another turn of the loop.
 //!
-//! - [`preflight`], [`self_fetch`]: would the CA find what we put up?
+//! - [`preflight`], [`reach`], [`self_fetch`], [`tls_alpn`]: would the CA find what we put up?
 //! - [`order`]: one order from intent to certificate. [`mod@edge_key`]: its key, where an edge makes it.
 //! - [`challenge`], [`publish`]: its two ends. [`removal`]: what it leaves in zones that others serve.
 //! - [`slots`]: which orders run. [`fan_out`]: those that follow in other cells.
@@ -30,6 +30,7 @@ mod leavers;
 mod order;
 mod preflight;
 mod publish;
+mod reach;
 mod rekey;
 mod removal;
 mod renewal_info;
@@ -39,6 +40,7 @@ mod self_fetch;
 mod slots;
 mod spending;
 mod stopped;
+mod tls_alpn;
 mod turns;
 mod watch;
 

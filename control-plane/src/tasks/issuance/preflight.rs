@@ -1,8 +1,8 @@
 //! Before an order for a name: would the CA find what we put up?
 //!
-//! A name passes when its HTTP-01 challenge can be fetched through the name's own addresses, or all of them are ours
-//! (TLS-ALPN-01), or its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results
-//! are conditions with the very record to set. One name that fails holds up no other.
+//! A name passes when a challenge can be met through the name's own addresses, by HTTP-01 or TLS-ALPN-01 ([`super::reach`]), or
+//! its `_acme-challenge` is delegated to our zone (DNS-01; the only way for a wildcard). The results are conditions with the very
+//! record to set. One name that fails holds up no other.
 //!
 //! Then its CAA records are looked at ([`crate::plan::caa`]), for what each issuer that its tenant prefers calls itself: one
 //! that may not issue is not asked to, so no order is spent.
@@ -13,8 +13,6 @@
 //!
 //! What DNS says is asked of the resolvers and of each server of the zone ([`crate::dns::views`]): a CA may meet any.
 //!
-//! The fetch follows redirects as a CA does ([`super::self_fetch`]).
-//!
 //! Deliberately absent: a look at CAA before a renewal at the same issuer. RFC 8659 section 3 obliges the CA to look, at every
 //! issuance, and not whoever asks it: ours saves an order that must fail, and one look for a name's first order at an issuer
 //! does that. When records change later the CA refuses, names them in its words, and the old certificate serves on meanwhile.
@@ -22,18 +20,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use futures_util::StreamExt as _;
-use portico_api::v1::{ConditionKind, ConditionStatus, EgressGrant};
+use portico_api::v1::{ConditionKind, ConditionStatus};
 use portico_cert_store::{DomainId, DomainName, NamePattern, TenantId};
 use portico_prober::egress::{EgressPolicy, Grant, special_range};
 
 use super::challenge::challenge_name;
 use super::issuer::Issuer;
-use super::{Issuance, self_fetch};
+use super::{Issuance, reach};
 use crate::acme::ChallengeMethod;
-use crate::config::EgressAllow;
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
 use crate::dns::views::{self, Joined, View, Zone};
@@ -43,12 +38,7 @@ use crate::plan::reconcile::usable;
 use crate::store::condition::{self, Observation};
 use crate::store::group::{self, OrderableDomain};
 use crate::store::order::OrderRow;
-use crate::store::{StoreError, domain, event, tenant};
-
-/// Addresses of a name that are tried; a CA picks any of them.
-const ADDRESSES_MAX: usize = 4;
-/// How long the probe's token stands on the edges.
-const TOKEN_LIFETIME_MS: i64 = 60_000;
+use crate::store::{StoreError, domain, event};
 
 /// Names of one renewal that are looked at at once.
 const LOOKS_OF_RENEWAL_MAX: usize = 4;
@@ -127,7 +117,7 @@ pub(super) async fn run(issuance: &Issuance, domain: &OrderableDomain) -> Result
 }
 
 /// Whether some issuer validates by this method, and for this name.
-fn is_wanted(issuers: &[&Issuer], name: &str, method: ChallengeMethod) -> bool {
+pub(super) fn is_wanted(issuers: &[&Issuer], name: &str, method: ChallengeMethod) -> bool {
     usable(name, method) && issuers.iter().any(|issuer| issuer.config.challenges.contains(&method))
 }
 
@@ -164,10 +154,10 @@ fn next_look(age_ms: i64) -> i64 {
 }
 
 /// A name that is looked at.
-struct Looked {
-    id: DomainId,
-    tenant: TenantId,
-    name: String,
+pub(super) struct Looked {
+    pub(super) id: DomainId,
+    pub(super) tenant: TenantId,
+    pub(super) name: String,
 }
 
 impl Looked {
@@ -237,26 +227,22 @@ async fn look(issuance: &Issuance, issuers: &[&Issuer], domain: &Looked) -> Find
         } else if ours.status == ConditionStatus::False && !differing.is_empty() {
             ours.message = format!("{}; {}", ours.message, differing.join("; "));
         }
-        if ours.status == ConditionStatus::True {
-            methods.push(ChallengeMethod::TlsAlpn01);
-        }
-        unknown |= ours.status == ConditionStatus::Unknown;
+        let status = ours.status;
+        unknown |= status == ConditionStatus::Unknown;
         observations.push(ours);
         match found.records() {
             // Whatever the others answer: a CA that asks these finds nowhere to go.
             _ if !without.is_empty() => texts.extend(without),
             [] => texts.push(format!("{name} has no address to fetch a challenge from")),
-            addresses => match fetch_through(issuance, domain.tenant, name, addresses).await {
-                // A CA may pick any of them.
-                Ok(fetched) => match fetched.into_iter().find_map(Result::err) {
-                    None => methods.push(ChallengeMethod::Http01),
-                    Some(text) => {
-                        texts.push(text);
-                        texts.extend(differing);
-                    }
-                },
-                Err(text) => texts.push(text),
-            },
+            addresses => {
+                let at = (name, addresses);
+                let reached = reach::by_address(issuance, issuers, domain, at, status).await;
+                methods.extend(reached.methods);
+                if !reached.texts.is_empty() {
+                    texts.extend(reached.texts);
+                    texts.extend(differing);
+                }
+            }
         }
     }
     let (delegated, text) = delegation(issuance, domain.id, pattern.base(), true).await;
@@ -534,47 +520,4 @@ pub(super) async fn delegation(
         Found::Nothing => (Some(false), Some(set)),
         Found::Unknown(why) => (None, Some(why)),
     }
-}
-
-/// Puts a random token on the edges and fetches it as a CA would, from each of the first addresses; an error says why it was
-/// not tried.
-pub(super) async fn fetch_through(
-    issuance: &Issuance,
-    tenant: TenantId,
-    name: &DomainName,
-    addresses: &[IpAddr],
-) -> Result<Vec<Result<(), String>>, String> {
-    let granted = granted(issuance, tenant).await.map_err(|error| error.to_string())?;
-    let token = random_token();
-    let answer = format!("{token}.{}", random_token());
-    let expires = issuance.parts.clock.now_ms() + TOKEN_LIFETIME_MS;
-    let outcome = issuance.fleet.set_http01(name.as_str(), &token, &answer, expires, None).await;
-    let result = if outcome.acked.is_empty() {
-        Err("no edge is connected to answer a challenge".to_owned())
-    } else {
-        let mut fetched = Vec::new();
-        for address in addresses.iter().take(ADDRESSES_MAX) {
-            fetched
-                .push(self_fetch::fetch_as_a_ca(issuance, &granted, name, *address, &token, &answer).await);
-        }
-        Ok(fetched)
-    };
-    let (fleet, name) = (issuance.fleet.clone(), name.clone());
-    tokio::spawn(async move { fleet.clear_challenge(name.as_str(), Some(&token), None, None).await });
-    result
-}
-
-/// The operator's word on what may be reached for this tenant, as at its origins.
-async fn granted(issuance: &Issuance, tenant: TenantId) -> Result<Vec<EgressAllow>, StoreError> {
-    let found = tenant::find(&mut *issuance.parts.store.read().await?, tenant).await?;
-    let grants = found.map(|tenant| tenant.spec.egress_grants).unwrap_or_default();
-    let allow = |grant: EgressGrant| Some(EgressAllow { cidr: grant.cidr.parse().ok()?, ports: grant.ports });
-    Ok(grants.into_iter().filter_map(allow).collect())
-}
-
-/// 256 random bits: nobody answers it by chance.
-fn random_token() -> String {
-    let mut bytes = [0; 32];
-    SystemRandom::new().fill(&mut bytes).expect("the operating system's random source works");
-    BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }

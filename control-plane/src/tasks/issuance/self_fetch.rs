@@ -141,7 +141,7 @@ async fn fetch(
     exchange(stream, url).await
 }
 
-async fn connect(
+pub(super) async fn connect(
     issuance: &Issuance,
     granted: &[EgressAllow],
     sockets: &[SocketAddr],
