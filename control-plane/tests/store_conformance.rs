@@ -226,9 +226,50 @@ async fn end_all_terms(store: &Store) {
 
 async fn take(store: &Store, replica: &str) -> Option<lease::Term> {
     let mut tx = store.begin().await.unwrap();
-    let term = lease::take(&mut tx, "work", replica).await.unwrap();
+    let free = lease::free(&mut tx, "work", replica, &mut lease::Watched::default()).await.unwrap()?;
+    let term = lease::take(&mut tx, "work", replica, free).await.unwrap();
     tx.commit().await.unwrap();
     term
+}
+
+#[tokio::test]
+async fn a_term_goes_by_what_was_seen_of_it_whatever_the_databases_clock_does() {
+    for database in Database::both() {
+        let store = database.open().await;
+        let first = take(&store, "one").await.unwrap();
+        let mut watched = lease::Watched::default();
+        let mut looks = async |clock: i64| {
+            let mut tx = store.begin().await.unwrap();
+            if clock != 0 {
+                let moved = sql::query("UPDATE leases SET until = until - ?").bind(clock);
+                moved.execute(&mut tx).await.unwrap();
+            }
+            let free = lease::free(&mut tx, "work", "two", &mut watched).await.unwrap();
+            tx.commit().await.unwrap();
+            free
+        };
+        let day = 24 * 3600 * 1000;
+        assert!(looks(0).await.is_none(), "it is held");
+        assert!(looks(day).await.is_none(), "as if the clock had gone forward by a day");
+        assert!(looks(0).await.is_none() && first.stands());
+        // It goes back by two, and the holder is gone.
+        assert!(looks(-2 * day).await.is_none());
+        let seen = tokio::time::Instant::now();
+        let free = loop {
+            if let Some(free) = looks(0).await {
+                break free;
+            }
+            assert!(seen.elapsed() < lease::LASTS * 2, "it is held for ever");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        assert!(seen.elapsed() >= lease::LASTS - Duration::from_secs(1) && !first.stands());
+        let mut tx = store.begin().await.unwrap();
+        assert!(lease::take(&mut tx, "work", "two", free).await.unwrap().is_some());
+        assert!(
+            lease::take(&mut tx, "work", "three", free).await.unwrap().is_none(),
+            "it was seen otherwise"
+        );
+    }
 }
 
 #[tokio::test]

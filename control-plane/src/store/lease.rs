@@ -3,7 +3,8 @@
 //! A term has a number that rises with each holder, and an end by the database's clock. Whoever holds it renews it; each of
 //! its transactions that write looks in the same transaction whether the term is still its own ([`super::Store::within`]).
 //! A holder that hung and wakes late writes nothing. A replica takes its own term again at once: its data folder's lock says
-//! that its last process is gone.
+//! that its last process is gone. Others wait until they have seen it not renewed for as long as it lasts, so that a database
+//! whose clock jumps gives it neither to two nor to one that is dead.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -65,41 +66,75 @@ impl Renewal {
     }
 }
 
-/// Takes the term if nobody has it; `None`: another replica does.
+/// What a replica without a term has seen of it: its number and end, and since when both are so by our own clock.
+#[derive(Debug, Default)]
+pub struct Watched(Option<(i64, i64, Instant)>);
+
+/// A term that may be taken, as it was seen: number and end; `None`: nobody ever had it.
+#[derive(Clone, Copy, Debug)]
+pub struct Free(Option<(i64, i64)>);
+
+/// Whether the term may be taken. A replica that watches believes its own clock alone: the holder has not renewed it for as long as
+/// it lasts, so it does not stand by the holder's own clock either. The database's may jump in either direction meanwhile. At the
+/// first look that is all there is to go by.
 ///
 /// # Errors
 /// The database's.
-pub async fn take(tx: &mut WriteTx, work: &'static str, replica: &str) -> Result<Option<Term>, StoreError> {
+pub async fn free(
+    connection: &mut Connection,
+    work: &str,
+    replica: &str,
+    watched: &mut Watched,
+) -> Result<Option<Free>, StoreError> {
+    let now_ms = connection.now_ms().await?;
+    let row = sql::query("SELECT holder, number, until FROM leases WHERE work = ?")
+        .bind(work)
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else { return Ok(Some(Free(None))) };
+    let (number, until): (i64, i64) = (row.try_get("number")?, row.try_get("until")?);
+    let free = Free(Some((number, until)));
+    if row.try_get::<&str>("holder")? == replica || until == 0 {
+        return Ok(Some(free));
+    }
+    let seen = clock::instant();
+    let is_over = match watched.0 {
+        None => until <= now_ms,
+        Some((known, same, since)) if (known, same) == (number, until) => seen.duration_since(since) >= LASTS,
+        Some(_) => false,
+    };
+    if watched.0.is_none_or(|(known, same, _)| (known, same) != (number, until)) {
+        watched.0 = Some((number, until, seen));
+    }
+    Ok(is_over.then_some(free))
+}
+
+/// Takes the term if it is still as it was seen; `None`: another replica did, or its holder has renewed it.
+///
+/// # Errors
+/// The database's.
+pub async fn take(
+    tx: &mut WriteTx,
+    work: &'static str,
+    replica: &str,
+    free: Free,
+) -> Result<Option<Term>, StoreError> {
     let asked = clock::instant();
     let now_ms = tx.now_ms().await?;
+    let (known, until) = free.0.unwrap_or_default();
     let number: Option<i64> = sql::query_scalar(
         "INSERT INTO leases (work, holder, number, until) VALUES (?1, ?2, 1, ?3) ON CONFLICT (work) DO UPDATE SET \
          holder = excluded.holder, number = leases.number + 1, until = excluded.until \
-         WHERE leases.until <= ?4 OR leases.holder = excluded.holder RETURNING number",
+         WHERE leases.number = ?4 AND leases.until = ?5 OR leases.holder = excluded.holder RETURNING number",
     )
     .bind(work)
     .bind(replica)
     .bind(now_ms + millis(LASTS))
-    .bind(now_ms)
+    .bind(known)
+    .bind(until)
     .fetch_optional(tx)
     .await?;
     Ok(number.map(|number| Term::new(work, number, asked)))
-}
-
-/// Whether [`take`] would take it.
-///
-/// # Errors
-/// The database's.
-pub async fn is_free(connection: &mut Connection, work: &str, replica: &str) -> Result<bool, StoreError> {
-    let now_ms = connection.now_ms().await?;
-    Ok(sql::query_scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM leases WHERE work = ? AND holder <> ? AND until > ?)",
-    )
-    .bind(work)
-    .bind(replica)
-    .bind(now_ms)
-    .fetch_one(connection)
-    .await?)
 }
 
 /// Makes the term last from now on, if nobody else has taken it; `None`: it is over.
@@ -135,6 +170,18 @@ pub async fn give_up(tx: &mut WriteTx, term: &Term) -> Result<(), StoreError> {
         .execute(tx)
         .await?;
     Ok(())
+}
+
+/// Whether this replica has the term, or had it last.
+///
+/// # Errors
+/// The database's.
+pub async fn is_holder(connection: &mut Connection, work: &str, replica: &str) -> Result<bool, StoreError> {
+    Ok(sql::query_scalar("SELECT EXISTS (SELECT 1 FROM leases WHERE work = ? AND holder = ?)")
+        .bind(work)
+        .bind(replica)
+        .fetch_one(connection)
+        .await?)
 }
 
 /// Whether any replica holds a term now.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Parts;
 use crate::metrics;
 use crate::store::StoreError;
-use crate::store::lease::{self, LASTS, Term};
+use crate::store::lease::{self, LASTS, Term, Watched};
 
 /// A replica without the term looks this often whether it is free.
 const LOOK: Duration = Duration::from_secs(1);
@@ -69,8 +69,9 @@ impl Drop for Shown {
 
 /// `None`: the control plane ends.
 async fn next(parts: &Parts, work: &'static str) -> Option<Term> {
+    let mut watched = Watched::default();
     while !parts.shutdown.is_cancelled() {
-        match take(parts, work).await {
+        match take(parts, work, &mut watched).await {
             Ok(Some(term)) => return Some(term),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, work, "whether the work is free cannot be seen"),
@@ -83,12 +84,11 @@ async fn next(parts: &Parts, work: &'static str) -> Option<Term> {
     None
 }
 
-async fn take(parts: &Parts, work: &'static str) -> Result<Option<Term>, StoreError> {
-    if !lease::is_free(&mut *parts.store.read().await?, work, &parts.replica).await? {
-        return Ok(None);
-    }
+async fn take(parts: &Parts, work: &'static str, watched: &mut Watched) -> Result<Option<Term>, StoreError> {
+    let free = lease::free(&mut *parts.store.read().await?, work, &parts.replica, watched).await?;
+    let Some(free) = free else { return Ok(None) };
     let mut tx = parts.store.begin().await?;
-    let term = lease::take(&mut tx, work, &parts.replica).await?;
+    let term = lease::take(&mut tx, work, &parts.replica, free).await?;
     tx.commit().await?;
     Ok(term)
 }
