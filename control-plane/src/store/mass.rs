@@ -160,7 +160,7 @@ async fn a_report_of_a_cell_takes_its_certificates_in_by_bounded_writes() {
     tx.commit().await.unwrap();
 
     let began = Instant::now();
-    let lacking = rekey::lacking(&mut *store.read().await.unwrap(), &row, None).await.unwrap();
+    let lacking = rekey::lacking(&mut store.read().await.unwrap(), &row, None).await.unwrap();
     print("a look for what is lacking", &began.elapsed());
     assert_eq!(lacking.len(), count);
     let mut took = Took::default();
@@ -202,7 +202,7 @@ async fn a_turn_over_rekeys_looks_at_what_has_changed_since_the_last() {
     let (folder, count) = (tempfile::tempdir().unwrap(), wanted());
     let (store, lineages) = filled(folder.path(), count, "").await;
     let row = RekeyRow { compromised: false, ..report() };
-    let lacking = rekey::lacking(&mut *store.read().await.unwrap(), &row, None).await.unwrap();
+    let lacking = rekey::lacking(&mut store.read().await.unwrap(), &row, None).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     rekey::insert(&mut tx, &row).await.unwrap();
     let began = Instant::now();
@@ -242,7 +242,7 @@ async fn backups_are_switched_by_bounded_writes() {
     let (folder, count) = (tempfile::tempdir().unwrap(), wanted());
     let (store, lineages) = filled(folder.path(), count, "staged").await;
     let began = Instant::now();
-    let standing = backup::standing_by(&mut *store.read().await.unwrap(), &Filter::default()).await.unwrap();
+    let standing = backup::standing_by(&mut store.read().await.unwrap(), &Filter::default()).await.unwrap();
     print("what stands by is read", &began.elapsed());
     assert!(standing.len() == count && standing.iter().all(|one| one.names.len() == 1));
     let mut took = Took::default();
