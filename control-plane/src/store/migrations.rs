@@ -41,10 +41,10 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (411, "origin identities", include_str!("../../migrations/0411_origin_identities.sql")),
     // Keys that edges make.
     (421, "edge keys", include_str!("../../migrations/0421_edge_keys.sql")),
-    // Rekeys and reports of very many.
-    (441, "mass rekeys", include_str!("../../migrations/0441_mass_rekeys.sql")),
     // Keys that wait for certificates of tenants' own.
     (431, "certificate requests", include_str!("../../migrations/0431_certificate_requests.sql")),
+    // Rekeys and reports of very many.
+    (441, "mass rekeys", include_str!("../../migrations/0441_mass_rekeys.sql")),
     // What needs tables as uploads left them.
     (491, "renewal information", include_str!("../../migrations/0491_renewal_information.sql")),
 ];

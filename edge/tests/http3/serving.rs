@@ -186,6 +186,13 @@ fn names_that_are_not_ours_are_refused_with_their_alert() {
         let count = async |end: &str| {
             edge.process.metric(&format!("portico_edge_handshakes_total{{result=\"{end}\"}}")).await
         };
+        // Counted behind the alert that the client has seen.
+        within(async {
+            while count("unknown_name").await < 2.0 {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await;
         assert_eq!(count("unknown_name").await, 2.0);
         assert_eq!(edge.connect("one.example").await.get("one.example", "/").await.status, StatusCode::OK);
     });
