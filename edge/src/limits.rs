@@ -461,6 +461,8 @@ pub const QUIC_FRAMES_BURST: u32 = 1000;
 pub const QUIC_FRAMES_PER_SECOND: u32 = 50;
 /// What a request pays for: its end, its reset, its windows, and acknowledgements of what is said about it.
 pub const QUIC_FRAMES_PER_REQUEST: u32 = 8;
+/// What a large piece of a body pays for: that both windows are full, and an acknowledgement of how they were widened.
+pub const QUIC_FRAMES_PER_LARGE_PIECE: u32 = 3;
 /// All frames of a handshake. Browsers cut a ClientHello into some dozens.
 pub const QUIC_HANDSHAKE_FRAMES: u32 = 200;
 /// Pieces of streams below this size that may be held unread, at some 100 bytes each; larger ones are bounded by the windows.

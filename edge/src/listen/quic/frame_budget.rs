@@ -87,7 +87,8 @@ impl FrameBudget {
         let before = self.requests.fetch_max(content.requests, Relaxed);
         let new = u32::try_from(content.requests.saturating_sub(before)).unwrap_or(u32::MAX);
         let paid = new.saturating_mul(limits::QUIC_FRAMES_PER_REQUEST);
-        earn(&self.credit, paid, limits::QUIC_FRAMES_BURST);
+        let by_pieces = content.large_pieces.saturating_mul(limits::QUIC_FRAMES_PER_LARGE_PIECE);
+        earn(&self.credit, paid.saturating_add(by_pieces), limits::QUIC_FRAMES_BURST);
         earn(&self.pieces, paid, limits::QUIC_PIECES_MAX);
         if !self.has(content) {
             self.refill(now_ms);
@@ -318,6 +319,11 @@ mod tests {
         budget.sent_packet();
         assert!(budget.charge(&Content { requests: 2, ..frames(1) }, 1000));
         assert!(!budget.charge(&Content { requests: 3, ..frames(1) }, 1000), "a request pays once");
+        let upload = Content { large_pieces: 1, ..frames(limits::QUIC_FRAMES_PER_LARGE_PIECE) };
+        assert!(
+            (0..1000).all(|_| budget.charge(&upload, 1000)),
+            "whoever uploads says that windows are full"
+        );
     }
 
     #[test]
