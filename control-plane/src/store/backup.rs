@@ -193,6 +193,9 @@ pub async fn set_state(
                 turned.push((row.try_get("id")?, row.try_get("tenant_id")?));
             }
         }
+        if turned.is_empty() {
+            continue;
+        }
         turned.sort();
         changed += turned.len();
         let at = change::record_all(tx, ResourceKind::Credential, &turned).await?;
