@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portico_api::distribution::urgent::Action;
-use portico_cert_store::Generation;
+use portico_cert_store::{Generation, TenantId};
 use portico_control_plane::acme::order::Wanted;
 use portico_control_plane::acme::{
     Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
@@ -73,15 +73,7 @@ async fn a_name_whose_port_80_is_not_ours_is_issued_by_tls_alpn() {
 async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_private_range() {
     let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
     let port = lab.world.stand_in.http_port;
-    let master = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = master.accept().await {
-            tokio::spawn(async move {
-                let mut edge = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
-            });
-        }
-    });
+    pass_on(port).await;
     for name in ["granted.test", "other.test"] {
         lab.world.set_dns("/records", json!({ "name": name, "type": "A", "values": ["127.0.0.2"] })).await;
     }
@@ -91,15 +83,7 @@ async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_pr
     assert!(condition[2].contains("an operator may grant it to the tenant"), "{condition:?}");
 
     let tenant = lab.tenant(&[], "registered_domain").await;
-    let mut tx = lab.begin().await;
-    let grants = json!([{ "cidr": "127.0.0.2/32", "ports": [port] }]);
-    sql::query("UPDATE tenants SET spec = json_set(spec, '$.egress_grants', json(?)) WHERE id = ?")
-        .bind(grants.to_string())
-        .bind(tenant.to_string())
-        .execute(&mut tx)
-        .await
-        .unwrap();
-    tx.commit().await.unwrap();
+    grant(&lab, tenant, &["127.0.0.2"], port).await;
     lab.domains(tenant, &["granted.test"]).await;
     let live = lab.until_covered(1).await;
     assert_eq!(live[0].names, ["granted.test"]);
@@ -107,9 +91,14 @@ async fn a_tenants_grant_lets_the_pre_flight_of_its_names_reach_a_master_in_a_pr
 }
 
 /// A tenant whose names may be looked for at these addresses, at the port for https.
-async fn tenant_granted(lab: &Lab, addresses: &[&str]) -> portico_cert_store::TenantId {
+async fn tenant_granted(lab: &Lab, addresses: &[&str]) -> TenantId {
     let tenant = lab.tenant(&[], "alone").await;
-    let port = lab.world.stand_in.tls_port;
+    grant(lab, tenant, addresses, lab.world.stand_in.tls_port).await;
+    tenant
+}
+
+/// Lets the names of a tenant be looked for at these addresses.
+async fn grant(lab: &Lab, tenant: TenantId, addresses: &[&str], port: u16) {
     let grants: Vec<_> =
         addresses.iter().map(|address| json!({ "cidr": format!("{address}/32"), "ports": [port] })).collect();
     let mut tx = lab.begin().await;
@@ -120,7 +109,19 @@ async fn tenant_granted(lab: &Lab, addresses: &[&str]) -> portico_cert_store::Te
         .await
         .unwrap();
     tx.commit().await.unwrap();
-    tenant
+}
+
+/// MASTER at 127.0.0.2: what comes to this port goes to the edges as it is.
+async fn pass_on(port: u16) {
+    let master = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = master.accept().await {
+            tokio::spawn(async move {
+                let mut edge = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
+            });
+        }
+    });
 }
 
 async fn point(lab: &Lab, name: &str, addresses: &[&str]) {
@@ -194,16 +195,7 @@ async fn who_else_answers_at_port_443_is_told_and_costs_no_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_whose_server_passes_tls_on_is_issued_by_tls_alpn() {
     let lab = Lab::start(&Options { challenges: TLS_ONLY, ..Options::default() }).await;
-    let port = lab.world.stand_in.tls_port;
-    let master = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = master.accept().await {
-            tokio::spawn(async move {
-                let mut edge = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut edge).await;
-            });
-        }
-    });
+    pass_on(lab.world.stand_in.tls_port).await;
     let tenant = tenant_granted(&lab, &["127.0.0.2"]).await;
     point(&lab, "passed-on.test", &["127.0.0.2"]).await;
     lab.domains(tenant, &["passed-on.test"]).await;
