@@ -32,6 +32,10 @@ const VISITORS: usize = 20;
 const VISITS_PER_SECOND: f64 = 500.0;
 /// Of attackers whose every connection brings a hundred to the origin with it, which is in this process.
 const ATTACKERS_OF_MANY_MAX: usize = 20;
+/// Attackers begin one after the other: as many handshakes at one moment are a load by themselves.
+const BEGUN_WITHIN: Duration = Duration::from_secs(1);
+/// The least that a thread is given of the processors.
+const LOWEST_PRIORITY: i32 = 19;
 const HALF_OPEN: &str = "half-open handshakes";
 /// Descriptors beside those of attackers.
 const DESCRIPTORS_SPARE: u64 = 500;
@@ -251,7 +255,14 @@ fn run_attackers(
     let target = Target { address: server.address, host: material.names[0].to_string() };
     let time = Duration::from_secs(args.seconds);
     let outcomes = std::thread::scope(|scope| {
-        let begin = |_| scope.spawn(|| attack.run(&target, time));
+        let begin = |number: usize| {
+            let (target, after) = (&target, BEGUN_WITHIN.mul_f64(number as f64 / count as f64));
+            scope.spawn(move || {
+                yield_to_others()?;
+                std::thread::sleep(after);
+                attack.run(target, time)
+            })
+        };
         let attackers: Vec<_> = (0..count).map(begin).collect();
         attackers.into_iter().filter_map(|attacker| attacker.join().ok()).collect::<Vec<_>>()
     });
@@ -259,6 +270,12 @@ fn run_attackers(
         outcomes.into_iter().collect::<Result<_, _>>().context("an attacker's connection")?;
     let requests = outcomes.iter().map(|outcome| outcome.requests).sum();
     Ok((requests, outcomes.iter().filter(|outcome| outcome.ended).count()))
+}
+
+/// Attackers are on other machines: what they compute here is to take nothing from the edge and the visitors.
+fn yield_to_others() -> std::io::Result<()> {
+    // Of this thread and those that it begins: setpriority(2), "C library/kernel differences".
+    Ok(rustix::process::setpriority_process(None, LOWEST_PRIORITY)?)
 }
 
 /// All open at once; the edge ends each at its deadline, or for a newcomer where it is full.
