@@ -131,8 +131,10 @@ pub fn start_at(config: Config, clock: Clock) -> BoxFuture<'static, anyhow::Resu
 
 async fn assemble(config: Config, clock: Clock, new_operator_token: bool) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
+    parts.clock.holds();
     http::ensure_operator_token(&parts, new_operator_token).await?;
     let mut tasks = JoinSet::new();
+    tasks.spawn(tasks::clock_jumps::run(parts.clone()));
     let distribution = distribution::start(&parts, &mut tasks).await?;
     let app = App::new(&parts, FleetLink::to(&distribution))?;
     spawn_reconcilers(&parts, &app, &mut tasks);

@@ -20,6 +20,8 @@ const REQUEST_SECONDS: &str = "portico_control_plane_api_request_seconds";
 const CHECKS: &str = "portico_control_plane_ownership_checks_total";
 /// Pre-flights by `result`.
 const PREFLIGHTS: &str = "portico_preflights_total";
+/// Jumps of this control plane's wall clock.
+const CLOCK_JUMPS: &str = "portico_control_plane_clock_jumps_total";
 /// Orders that run at this moment.
 const ORDERS_RUNNING: &str = "portico_orders_running";
 /// Orders put off, by `reason`.
@@ -98,6 +100,10 @@ pub(crate) fn ownership_check(result: &'static str) {
 pub(crate) fn preflight(passed: bool) {
     let result = if passed { "passed" } else { "failed" };
     metrics::counter!(PREFLIGHTS, "result" => result).increment(1);
+}
+
+pub(crate) fn clock_jumped() {
+    metrics::counter!(CLOCK_JUMPS).increment(1);
 }
 
 pub(crate) fn orders_running(count: usize) {

@@ -13,13 +13,13 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -136,6 +136,8 @@ struct Inner {
     directory: Uri,
     endpoints: Directory,
     read_again_at: Mutex<Instant>,
+    /// The CA's clock at its last answer, Unix milliseconds; 0: it has not said.
+    date_ms: AtomicI64,
     gate: Option<RwLock<()>>,
     pace: Pacer,
     nonce_pace: Pacer,
@@ -231,6 +233,7 @@ impl CaHttp {
                 directory,
                 endpoints: Directory::default(),
                 read_again_at: Mutex::new(Instant::now()),
+                date_ms: AtomicI64::new(0),
                 gate: endpoint.serialize_orders.then(|| RwLock::new(())),
                 pace: Pacer::new(endpoint.pace),
                 nonce_pace: Pacer::new(endpoint.nonce_pace),
@@ -243,6 +246,11 @@ impl CaHttp {
     /// URL of the directory.
     pub fn directory(&self) -> String {
         self.inner.directory.to_string()
+    }
+
+    /// The CA's clock at its last answer, Unix milliseconds.
+    pub fn date_ms(&self) -> Option<i64> {
+        Some(self.inner.date_ms.load(Ordering::Relaxed)).filter(|date| *date > 0)
     }
 
     /// What the CA calls itself in CAA records, by its directory; empty when it does not say. `None`: no directory has
@@ -433,6 +441,10 @@ impl Inner {
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, CaHttpError> {
         let response = self.client.request(request.map(Full::new)).await.map_err(CaHttpError::Connect)?;
         record(observed(&response));
+        let date = response.headers().get(DATE).and_then(|date| parse_date(date.to_str().ok()?));
+        if let Some(date) = date {
+            self.date_ms.store(date.unix_timestamp().saturating_mul(1000), Ordering::Relaxed);
+        }
         if response.status().is_redirection() {
             return Err(CaHttpError::Redirect(response.status()));
         }
@@ -545,14 +557,19 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
-            let format = time::macros::format_description!(
-                "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-            );
-            let at = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
+            let at = parse_date(text)?;
             Duration::try_from(at - clock::utc()).unwrap_or(Duration::ZERO)
         }
     };
     Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// RFC 9110 section 5.6.7.
+fn parse_date(text: &str) -> Option<time::OffsetDateTime> {
+    let format = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    Some(time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc())
 }
 
 /// Hands out times at which a request may start (GCRA): `burst` at once, then `per_second`.

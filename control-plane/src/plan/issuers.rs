@@ -113,6 +113,20 @@ impl Health {
         }
     }
 
+    /// The clock was set back by `by_ms`: what was written of times after `after_ms` is of earlier ones.
+    #[must_use]
+    pub fn set_back(self, by_ms: i64, after_ms: i64) -> Self {
+        match self {
+            Self::Failing { since, last, failures } if last > after_ms => {
+                Self::Failing { since: since - by_ms, last: last - by_ms, failures }
+            }
+            Self::Away { since, until, pauses, why } if until > after_ms => {
+                Self::Away { since: since - by_ms, until: until - by_ms, pauses, why }
+            }
+            other @ (Self::Well | Self::Failing { .. } | Self::Away { .. }) => other,
+        }
+    }
+
     pub fn standing(&self, now_ms: i64) -> Standing {
         match self {
             Self::Well | Self::Failing { .. } => Standing::Well,
@@ -152,7 +166,18 @@ pub type Restrictions = BTreeMap<String, Restriction>;
 
 impl Restriction {
     pub fn forbids(&self, now_ms: i64) -> bool {
-        self.methods.is_empty() && now_ms < self.until
+        self.methods.is_empty() && now_ms < self.until && !self.is_of_another_time(now_ms)
+    }
+
+    /// It was written by a clock that was ahead: no look is good for so long.
+    fn is_of_another_time(&self, now_ms: i64) -> bool {
+        let longest = match self.kind {
+            RestrictionKind::Caa | RestrictionKind::Methods => CAA_FRESH_MS,
+            RestrictionKind::Policy => POLICY_FRESH_MS,
+            // A CA's own word.
+            RestrictionKind::Limit => return false,
+        };
+        self.until - now_ms > longest
     }
 }
 

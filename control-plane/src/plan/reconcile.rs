@@ -310,7 +310,8 @@ fn settling_tenants(facts: &Facts) -> HashSet<TenantId> {
     }
     let now = facts.now_ms;
     let settling = |(first, last, unseen): (i64, i64, bool)| {
-        first != i64::MAX && now < first + SETTLE_MAX_MS && (unseen || now < last + SETTLE_MS)
+        // A time to come was written before the clock was set back.
+        first <= now && now < first + SETTLE_MAX_MS && (unseen || now < last + SETTLE_MS)
     };
     waiting.into_iter().filter(|(_, times)| settling(*times)).map(|(tenant, _)| tenant).collect()
 }

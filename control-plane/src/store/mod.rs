@@ -73,6 +73,7 @@ pub mod tenant;
 pub mod token;
 pub mod uploaded;
 pub mod usage;
+pub mod waits;
 pub mod webhook;
 
 /// The database inside the data folder.

@@ -11,7 +11,7 @@ use portico_cert_store::{CellId, DomainId, GroupId};
 
 use crate::Parts;
 use crate::app::certificate_request::described;
-use crate::clock::{DAY_MS, HOUR_MS, rfc3339};
+use crate::clock::{DAY_MS, HOUR_MS, is_within, rfc3339};
 use crate::plan::timing::{self, TOLD_OVER};
 use crate::store::uploaded::{self, Uploaded, UploadedLineage};
 use crate::store::{Store, StoreError, WriteTx, audit, certificate_request, change, event, group};
@@ -140,7 +140,7 @@ async fn expire(store: &Store, now_ms: i64) -> Result<(), StoreError> {
 
 async fn prune(parts: &Parts, pruned_at_ms: &mut i64) -> Result<(), StoreError> {
     let now = parts.clock.now_ms();
-    if now - *pruned_at_ms < HOUR_MS {
+    if is_within(HOUR_MS, *pruned_at_ms, now) {
         return Ok(());
     }
     let mut tx = parts.store.begin().await?;

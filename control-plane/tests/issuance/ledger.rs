@@ -92,7 +92,7 @@ async fn advance(lab: &Lab, seconds: u64, others: Option<Value>) {
 }
 
 /// Waits until every order that is open waits for a limit.
-async fn until_held(lab: &Lab, orders: usize) {
+pub async fn until_held(lab: &Lab, orders: usize) {
     let sql = "SELECT id FROM orders WHERE state = 'planned' AND error LIKE '%the next order can go at%'";
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while lab.rows(sql).await.len() != orders {

@@ -10,6 +10,7 @@
 
 mod adopting;
 mod backups;
+mod clock_jumps;
 mod crash;
 mod custody;
 #[path = "../distribution/edge.rs"]

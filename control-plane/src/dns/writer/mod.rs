@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::lookup::{Found, Lookup};
+use crate::clock::is_within;
 use crate::config::{DnsConfig, DnsWriterConfig};
 use crate::limits;
 use crate::secret_file;
@@ -180,7 +181,7 @@ impl Writer {
 
     /// Whether a fault is news to the operator, who was not told of one of this zone lately; counts as telling it.
     pub fn may_tell(&self, now_ms: i64) -> bool {
-        let is_news = |told: i64| (told.saturating_add(TOLD_AGAIN_MS) <= now_ms).then_some(now_ms);
+        let is_news = |told: i64| (!is_within(TOLD_AGAIN_MS, told, now_ms)).then_some(now_ms);
         self.told_at_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_news).is_ok()
     }
 

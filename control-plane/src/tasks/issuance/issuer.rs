@@ -1,7 +1,7 @@
 //! An issuer at work: its configuration, the way to its CA, what is known of it. Its accounts are [`super::account`]'s.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
@@ -11,6 +11,7 @@ use super::account::Accounts;
 use super::turns::Turns;
 use crate::Parts;
 use crate::acme::{CaEndpoint, CaHttp, Pace};
+use crate::clock::is_within;
 use crate::config::IssuerConfig;
 use crate::plan::ledger::{At, Limits};
 use crate::roots::roots;
@@ -35,10 +36,11 @@ pub(crate) struct Issuer {
     ca_roots: Arc<RootCertStore>,
     http: CaHttp,
     pub(super) accounts: Accounts,
-    held_until_ms: AtomicI64,
+    /// Nothing new is asked of this CA within these times (Unix milliseconds): since when, and until when.
+    held: StdMutex<(i64, i64)>,
     /// Orders that were halved since one was issued.
     halved_in_a_row: AtomicU32,
-    /// Held while the directory is read; when it may be read again after a failure.
+    /// Held while the directory is read; when that was tried last.
     directory_at_ms: Mutex<i64>,
 }
 
@@ -88,7 +90,7 @@ impl Issuer {
             ca_roots,
             http: CaHttp::within(&endpoint, term)?,
             accounts: Accounts::default(),
-            held_until_ms: AtomicI64::new(0),
+            held: StdMutex::new((0, 0)),
             halved_in_a_row: AtomicU32::new(0),
             directory_at_ms: Mutex::new(0),
         })
@@ -109,11 +111,12 @@ impl Issuer {
             return known;
         }
         let mut at = self.directory_at_ms.lock().await;
-        if self.http.caa_identities().is_none() && parts.clock.now_ms() >= *at {
+        let now = parts.clock.now_ms();
+        if self.http.caa_identities().is_none() && !is_within(DIRECTORY_PAUSE_MS, *at, now) {
             if let Err(error) = self.http.read_directory().await {
                 tracing::info!(issuer = self.config.name, %error, "CAA records are not looked at for now");
             }
-            *at = parts.clock.now_ms() + DIRECTORY_PAUSE_MS;
+            *at = parts.clock.now_ms();
         }
         self.http.caa_identities().unwrap_or_default()
     }
@@ -123,9 +126,10 @@ impl Issuer {
         &self.http
     }
 
-    /// Nothing new is asked of this CA before (Unix milliseconds).
-    pub(crate) fn held_until(&self) -> i64 {
-        self.held_until_ms.load(Ordering::Relaxed)
+    /// Whether nothing new is asked of this CA for now. One that began later than now is over: the clock has been set back.
+    pub(crate) fn is_held(&self, now_ms: i64) -> bool {
+        let (since, until) = *self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        (since..until).contains(&now_ms)
     }
 
     /// Whether one more order that the CA refuses as a whole is to be halved; counts it.
@@ -138,7 +142,10 @@ impl Issuer {
         self.halved_in_a_row.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn hold(&self, until_ms: i64) {
-        self.held_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    /// The CA wants to be left alone until then.
+    pub(crate) fn hold(&self, now_ms: i64, until_ms: i64) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = if held.0 <= now_ms { held.1.max(until_ms) } else { until_ms };
+        *held = (now_ms, until);
     }
 }

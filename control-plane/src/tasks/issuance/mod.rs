@@ -331,7 +331,7 @@ impl Work {
     }
 
     async fn prune(&mut self, now_ms: i64) -> Result<(), StoreError> {
-        if now_ms - self.pruned_at_ms < HOUR_MS {
+        if clock::is_within(HOUR_MS, self.pruned_at_ms, now_ms) {
             return Ok(());
         }
         self.pruned_at_ms = now_ms;
@@ -390,7 +390,7 @@ impl Work {
         };
         due.retain(|row| {
             let issuer = self.issuance.issuer(&row.issuer);
-            let held = issuer.is_some_and(|issuer| issuer.held_until() > now);
+            let held = issuer.is_some_and(|issuer| issuer.is_held(now));
             !held && !self.slots.runs(row.id)
         });
         // Backups have what the others leave.

@@ -65,6 +65,7 @@ pub(super) async fn publish(
     }
     let chain = CertificateChain::parse_pem(pem.as_bytes())
         .map_err(|error| NotPublished::Garbled(format!("the CA's chain: {error}")))?;
+    not_behind(issuer, row, chain.facts(), now)?;
     check(&chain, row, &issuer.roots, issuance.parts.clock.now()).map_err(NotPublished::Gate)?;
     if compromise::is_compromised(&mut tx, &row.spki_sha256).await? {
         return Err(NotPublished::KeyCompromised);
@@ -146,6 +147,26 @@ async fn stand_by(
     crate::metrics::certificate_issued(&row.issuer, took);
     tracing::info!(order = %row.id, credential = %new.id, names = ?row.names, issuer = row.issuer, "a backup stands by");
     Ok(())
+}
+
+/// A certificate that is not valid yet only because our clock is behind is kept: another order would bring just such a one.
+fn not_behind(
+    issuer: &Issuer,
+    row: &OrderRow,
+    facts: &CertificateFacts,
+    now: i64,
+) -> Result<(), NotPublished> {
+    let from = unix_ms(facts.not_before);
+    if from <= now || issuer.http().date_ms().is_none_or(|date| date < from) {
+        return Ok(());
+    }
+    let text = format!(
+        "the certificate waits: it is valid from {} on, which is past by the CA's clock and to come by ours; this control \
+         plane's clock is behind",
+        clock::rfc3339(from)
+    );
+    tracing::error!(order = %row.id, text, "the clock is behind");
+    Err(NotPublished::Early(from, text))
 }
 
 /// The gate. Its words are for the tenant and the operator.

@@ -170,7 +170,7 @@ async fn held_up(
         }
         AcmeErrorKind::Unavailable => {
             if let (Some(issuer), Some(until)) = (issuer, asked) {
-                issuer.hold(until);
+                issuer.hold(now, until);
             }
             transient
         }

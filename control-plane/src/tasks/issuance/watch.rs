@@ -12,7 +12,7 @@ use portico_cert_store::{EdgeId, TenantId};
 
 use super::Issuance;
 use super::issuer::Issuer;
-use crate::clock::rfc3339;
+use crate::clock::{is_within, rfc3339};
 use crate::plan::ledger::{BucketKey, Level, LimitName};
 use crate::store::condition::{self, Observation};
 use crate::store::renewals::{self, Late, Standing, Told};
@@ -36,7 +36,7 @@ impl Watch {
     /// Looks, if it is time to.
     pub(super) async fn look(&mut self, issuance: &Arc<Issuance>) -> Result<(), StoreError> {
         let now = issuance.parts.clock.now_ms();
-        if now - self.looked_at_ms < INTERVAL_MS {
+        if is_within(INTERVAL_MS, self.looked_at_ms, now) {
             return Ok(());
         }
         self.looked_at_ms = now;
