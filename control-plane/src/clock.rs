@@ -24,7 +24,7 @@ pub const DAY_MS: i64 = 24 * HOUR_MS;
 pub const NEVER_MS: i64 = 253_402_300_799_000;
 
 /// A smaller difference is no jump: time servers steer a clock by less, and no wait is short enough to suffer from it.
-const JUMP_LEAST_MS: i64 = 10 * SECOND_MS;
+pub const JUMP_LEAST_MS: i64 = 10 * SECOND_MS;
 /// Two clocks that are read together are read within this.
 const TOGETHER: Duration = Duration::from_millis(500);
 

@@ -132,6 +132,7 @@ pub fn start_at(config: Config, clock: Clock) -> BoxFuture<'static, anyhow::Resu
 async fn assemble(config: Config, clock: Clock, new_operator_token: bool) -> anyhow::Result<Running> {
     let parts = Parts::open(config, clock).await?;
     parts.clock.holds();
+    tasks::clock_jumps::since_last_run(&parts).await?;
     http::ensure_operator_token(&parts, new_operator_token).await?;
     let mut tasks = JoinSet::new();
     tasks.spawn(tasks::clock_jumps::run(parts.clone()));

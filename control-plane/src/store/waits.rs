@@ -81,3 +81,25 @@ pub async fn keep_spent(tx: &mut WriteTx, by_ms: i64, before_ms: i64) -> Result<
         .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Store, sql};
+
+    #[tokio::test]
+    async fn every_column_that_says_when_to_try_next_is_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).await.unwrap();
+        let columns = "SELECT m.name AS of, p.name AS wait FROM sqlite_master m JOIN pragma_table_info(m.name) p \
+                       WHERE m.type = 'table' AND p.name LIKE '%next%'";
+        let rows = sql::query(columns).fetch_all(&mut store.read().await.unwrap()).await.unwrap();
+        assert!(rows.len() >= 7, "{}", rows.len());
+        let module = include_str!("waits.rs");
+        for row in rows {
+            let (table, column): (String, String) =
+                (row.try_get("of").unwrap(), row.try_get("wait").unwrap());
+            let moved = format!("UPDATE {table} SET {column} = {column} - ");
+            assert!(module.contains(&moved), "{table}.{column} waits for as long as the clock was set back");
+        }
+    }
+}

@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use crate::Parts;
-use crate::clock::{Jump, MINUTE_MS, SECOND_MS, is_within, rfc3339};
+use crate::clock::{JUMP_LEAST_MS, Jump, MINUTE_MS, is_within, rfc3339};
 use crate::store::{Store, StoreError, WriteTx, event, lease, meta, waits};
+use crate::tasks::issuance;
 
 /// How often both clocks are compared.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -20,10 +21,6 @@ const STRAGGLERS_AFTER: Duration = Duration::from_secs(3);
 const NOTE_EVERY_MS: i64 = MINUTE_MS;
 /// Where it stands.
 const META_SEEN: &str = "clock_seen_ms";
-/// A start that is earlier than the last note by less than this is none after a jump.
-const START_LEAST_MS: i64 = 10 * SECOND_MS;
-/// Whose clock matters for what waits.
-const WORK: &str = "issuance";
 
 /// Runs until the control plane ends.
 ///
@@ -31,12 +28,6 @@ const WORK: &str = "issuance";
 /// None of its own: what fails is done again.
 pub async fn run(parts: Parts) -> anyhow::Result<()> {
     let mut noted_at_ms = 0;
-    if let Err(error) = since_last_run(&parts).await {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "whether the clock was set back cannot be seen"
-        );
-    }
     loop {
         if let Err(error) = round(&parts, &mut noted_at_ms).await {
             tracing::warn!(
@@ -105,21 +96,24 @@ async fn stragglers(parts: &Parts, by_ms: i64) -> Result<(), StoreError> {
     let mut tx = parts.store.begin().await?;
     if is_ours(&mut tx, parts).await? {
         // Others that wait for so long are few, and end earlier once.
-        let after_ms = parts.clock.now_ms() + by_ms - START_LEAST_MS;
+        let after_ms = parts.clock.now_ms() + by_ms - JUMP_LEAST_MS;
         waits::bring_back(&mut tx, by_ms, after_ms).await?;
     }
     tx.commit().await
 }
 
 async fn is_ours(tx: &mut WriteTx, parts: &Parts) -> Result<bool, StoreError> {
-    Ok(!parts.store.is_shared() || lease::is_holder(tx, WORK, &parts.replica).await?)
+    Ok(!parts.store.is_shared() || lease::is_holder(tx, issuance::WORK, &parts.replica).await?)
 }
 
-/// A clock that was set back before this start.
-async fn since_last_run(parts: &Parts) -> Result<(), StoreError> {
+/// Moves what waits if the clock was set back since the last run; before anything of this one reads the time.
+///
+/// # Errors
+/// The database's.
+pub async fn since_last_run(parts: &Parts) -> Result<(), StoreError> {
     let Some(seen_ms) = noted(&parts.store).await? else { return Ok(()) };
     let by_ms = parts.clock.now_ms() - seen_ms;
-    if by_ms > -START_LEAST_MS {
+    if by_ms > -JUMP_LEAST_MS {
         return Ok(());
     }
     moved(parts, Jump { by_ms }, seen_ms).await?.commit().await?;

@@ -79,7 +79,9 @@ async fn orders_in_every_state_outlive_jumps_without_a_second_order() {
     let told = events(&lab).await;
     assert_eq!(told.iter().filter(|kind| *kind == "clock.jumped").count(), jumps.len(), "{told:?}");
     let alarms = ["renewals.", "edge.", "issuer.", "certificate.order_failed", "certificate.renewal"];
-    let alarm = told.iter().find(|kind| alarms.iter().any(|alarm| kind.starts_with(alarm)));
+    let is_alarm =
+        |kind: &&String| *kind != "edge.joined" && alarms.iter().any(|alarm| kind.starts_with(alarm));
+    let alarm = told.iter().find(is_alarm);
     assert_eq!(alarm, None, "{told:?}");
     let limits = lab.running.parts.config.issuers[0].limits();
     assert_we_count_no_less(&lab.world, &mut lab.running.parts.store.read().await.unwrap(), &limits).await;
@@ -113,6 +115,8 @@ async fn a_clock_that_is_behind_the_cas_costs_no_second_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_waits_for_as_long_as_the_clock_was_set_back() {
     let lab = Lab::start(&Options::default()).await;
+    // Back to the CA's time afterwards: what it issues is not to be valid in a day only.
+    jump(&lab, DAY_MS).await;
     let tenant = lab.tenant(&[], "alone").await;
     lab.domains(tenant, &["good.test"]).await;
     lab.until_covered(1).await;
@@ -134,9 +138,9 @@ async fn nothing_waits_for_as_long_as_the_clock_was_set_back() {
     lab.until_covered(2).await;
     let dns = lab.world.dns.addresses.management;
     http(dns, "DELETE", "/nxdomain", &json!({ "names": ["gone.test"] })).await;
-    lab.until_covered(3).await;
+    lab.until_covered_soon(3).await;
     assert_one_order_per_set(&lab.world.stats().await);
-    assert_eq!(jumps_told(&lab).await, 1);
+    assert_eq!(jumps_told(&lab).await, 2);
 }
 
 /// So many names are covered, and so many orders wait for the ledger by the clock as it is.
@@ -192,6 +196,7 @@ async fn a_clock_that_was_set_back_while_nobody_ran_is_found_at_the_start() {
     let options = Options::default();
     let lab = Lab::start(&options).await;
     if lab.world.database.is_some() {
+        portico_skipping::skipped("several control planes on one database note no time for the next start");
         return;
     }
     lab.world.clock.advance(Duration::from_millis(DAY_MS.unsigned_abs()));

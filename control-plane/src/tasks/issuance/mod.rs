@@ -82,6 +82,8 @@ use crate::tasks::terms;
 use issuer::Issuer;
 use slots::Slots;
 
+/// What replicas call this work among themselves.
+pub(super) const WORK: &str = "issuance";
 /// Orders that one transaction writes, each with a key and a signature (about 0.1 ms): others write in between.
 const ORDERS_PLANNED_AT_ONCE: usize = 64;
 const PREFLIGHTS_IN_FLIGHT_MAX: usize = 64;
@@ -167,7 +169,7 @@ impl Issuing {
     /// A wrong issuer, or a store that cannot be read.
     pub async fn run(self) -> anyhow::Result<()> {
         let parts = &self.issuance.parts;
-        let turns = terms::hold(parts, "issuance", |parts| issue(self.issuance.clone(), parts));
+        let turns = terms::hold(parts, WORK, |parts| issue(self.issuance.clone(), parts));
         if !parts.store.is_shared() {
             return turns.await;
         }
