@@ -215,7 +215,7 @@ mod tests {
         let drill = Drill::new();
         let parts = drill.parts().await;
         let sealed = parts.sealer.seal("drill", "row", b"secret");
-        note(&parts, &sealed.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).await;
+        note(&parts, &hex::encode(&sealed)).await;
         let before = meta::epoch(&mut parts.store.read().await.unwrap()).await.unwrap();
         // The control plane runs while the backup is taken.
         backup(&drill.config, &drill.file()).await.unwrap();

@@ -19,8 +19,6 @@ use aws_lc_rs::hmac;
 use portico_api::v1::ProofMethod;
 use portico_cert_store::{DomainId, NamePattern, TenantId};
 
-use crate::sealer::hex;
-
 /// A claim that stands on a proof, or wants to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -100,7 +98,7 @@ pub fn http_path(token: &str) -> String {
 pub fn http_content(token: &str, tenant: TenantId, name: &NamePattern) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
     let text = format!("portico http proof\n{tenant}\n{}", name.base());
-    hex(hmac::sign(&key, text.as_bytes()).as_ref())
+    hex::encode(hmac::sign(&key, text.as_bytes()).as_ref())
 }
 
 /// Whether one of the TXT values is the claim's token.

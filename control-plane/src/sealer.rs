@@ -131,7 +131,7 @@ impl KeyEncryptionKey {
         let failed = |source| SealerError::File { path: file.to_owned(), source };
         let mut out =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
-        let text = Zeroizing::new(hex(self.bytes.as_ref()) + "\n");
+        let text = Zeroizing::new(hex::encode(self.bytes.as_ref()) + "\n");
         out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(failed)
     }
 
@@ -145,7 +145,7 @@ impl KeyEncryptionKey {
 
     /// Names this key without telling it: 16 hex digits.
     pub fn id(&self) -> String {
-        hex(&key_id(b"portico key-encryption key", &self.bytes))
+        hex::encode(key_id(b"portico key-encryption key", &self.bytes))
     }
 
     fn cipher(&self) -> LessSafeKey {
@@ -250,7 +250,7 @@ fn credential() -> Option<PathBuf> {
 async fn add_data_key(tx: &mut WriteTx, kek: &KeyEncryptionKey, now_ms: i64) -> Result<(), SealerError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     rand::fill(bytes.as_mut()).map_err(|_| SealerError::Random)?;
-    let id = hex(&key_id(b"portico data key", &bytes));
+    let id = hex::encode(key_id(b"portico data key", &bytes));
     let wrapped = encrypt(&kek.cipher(), &associated("data key", &id), bytes.as_ref());
     sealing_key::insert(tx, &WrappedKey { id, wrapped }, now_ms).await?;
     Ok(())
@@ -330,27 +330,13 @@ fn parse_key(content: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
     }
     let text = std::str::from_utf8(content).ok()?.trim();
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-    if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
+    hex::decode_to_slice(text, bytes.as_mut()).ok()?;
     Some(bytes)
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("a String takes every write");
-        out
-    })
 }
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealer").field("current", &hex(&self.0.current)).finish_non_exhaustive()
+        f.debug_struct("Sealer").field("current", &hex::encode(&self.0.current)).finish_non_exhaustive()
     }
 }
 

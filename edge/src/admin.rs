@@ -212,7 +212,7 @@ impl CertificateView {
             not_after_unix: facts.not_after.as_secs(),
             issuer: facts.issuer.to_string(),
             key_type: facts.key_type,
-            fingerprint_sha256: hex(&facts.fingerprint_sha256),
+            fingerprint_sha256: hex::encode(facts.fingerprint_sha256),
         }
     }
 }
@@ -388,12 +388,4 @@ fn respond(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -219,7 +219,7 @@ pub(crate) fn describe(chain: &[CertificateDer<'_>]) -> Result<CertificateReport
         issuer: parsed.issuer().to_string(),
         not_before: rfc3339(parsed.validity().not_before),
         not_after: rfc3339(parsed.validity().not_after),
-        serial: hex(parsed.raw_serial()),
+        serial: hex::encode(parsed.raw_serial()),
         fingerprint_sha256: sha256_hex(leaf),
         spki_sha256: sha256_hex(parsed.public_key().raw),
         chain_length: chain.len(),
@@ -259,15 +259,7 @@ pub(crate) fn server_name(name: &DomainName) -> Result<ServerName<'static>, Stri
 }
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(digest::digest(&digest::SHA256, bytes).as_ref())
 }
 
 /// Takes every chain, but never a handshake whose key was not proved.

@@ -6,7 +6,6 @@ use portico_api::v1::{
 use portico_cert_store::{CertificateChain, DomainId, KeyType};
 
 use crate::clock::rfc3339;
-use crate::sealer::hex;
 use crate::store::backup::Backup;
 use crate::store::issuance::CertificateRow;
 
@@ -36,8 +35,8 @@ pub(crate) fn summary(row: &CertificateRow) -> CertificateSummary {
             note: row.window_note.clone(),
         }),
         names: row.names.clone(),
-        fingerprint_sha256: hex(&row.fingerprint_sha256),
-        spki_sha256: hex(&row.spki_sha256),
+        fingerprint_sha256: hex::encode(&row.fingerprint_sha256),
+        spki_sha256: hex::encode(&row.spki_sha256),
     }
 }
 

@@ -9,7 +9,6 @@ use portico_cert_store::DomainId;
 use super::{App, origin_identity, reserved, spec};
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
-use crate::sealer::hex;
 use crate::store::domain::{self, DomainRow, Labels};
 use crate::store::tenant::{self, DomainCount, TenantRow};
 use crate::store::{cell, group, presence, proof};
@@ -162,7 +161,7 @@ pub(crate) fn new_labels() -> Labels {
     let random = || {
         let mut bytes = [0; 16];
         rand::fill(&mut bytes).expect("the system gives random bytes");
-        hex(&bytes)
+        hex::encode(bytes)
     };
     Labels {
         proof_label: random(),

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use crate::ca::{CaError, IssuedIdentity, OriginAuthority, sha256};
 use crate::clock::rfc3339;
 use crate::http::fault::field;
-use crate::sealer::{Sealer, SealerError, hex};
+use crate::sealer::{Sealer, SealerError};
 use crate::store::origin_identity::{self, AuthorityRole, AuthorityRow, IdentityRow};
 use crate::store::{Connection, StoreError, WriteTx, cell, event};
 
@@ -97,7 +97,7 @@ pub(crate) async fn all_switched(
     let present = origin_identity::authority(connection, tenant, AuthorityRole::Present).await?;
     let Some(fingerprint) = present.map(|row| sha256(&row.certificate)) else { return Ok(None) };
     let behind = origin_identity::edges_behind(connection, tenant, &fingerprint).await?;
-    Ok(behind.is_empty().then(|| hex(&fingerprint)))
+    Ok(behind.is_empty().then(|| hex::encode(fingerprint)))
 }
 
 /// Forgets the authority before the present one, if [`all_switched`] says so. Whether it did.
@@ -246,7 +246,7 @@ pub(crate) async fn show(connection: &mut Connection, tenant: TenantId) -> Resul
     let identities = origin_identity::of_tenant(connection, tenant).await?;
     let identities = identities.into_iter().map(|identity| ShownIdentity {
         cell: identity.cell,
-        certificate_sha256: hex(&sha256(&identity.certificate)),
+        certificate_sha256: hex::encode(sha256(&identity.certificate)),
         not_after: rfc3339(identity.not_after),
     });
     let previous = match of(AuthorityRole::Previous) {
@@ -267,7 +267,7 @@ pub(crate) async fn show(connection: &mut Connection, tenant: TenantId) -> Resul
 fn shown(row: &AuthorityRow) -> AuthorityCertificate {
     AuthorityCertificate {
         certificate_pem: certificate_pem(&row.certificate),
-        certificate_sha256: hex(&sha256(&row.certificate)),
+        certificate_sha256: hex::encode(sha256(&row.certificate)),
         created_at: rfc3339(row.created_at),
     }
 }

@@ -23,7 +23,6 @@ use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::limits::UPLOADED_BYTES_OF_TENANT_MAX;
 use crate::plan::timing::{self, Ends};
-use crate::sealer::hex;
 use crate::store::credential::NewCredential;
 use crate::store::tenant::TenantRow;
 use crate::store::uploaded::{self, Uploaded};
@@ -408,7 +407,7 @@ pub(crate) fn described(uploaded: &Uploaded) -> serde_json::Value {
     let first = uploaded.lineages.first();
     serde_json::json!({
         "hostnames": uploaded.names.keys().collect::<Vec<_>>(),
-        "fingerprint_sha256": first.map(|lineage| hex(&lineage.fingerprint_sha256)),
+        "fingerprint_sha256": first.map(|lineage| hex::encode(&lineage.fingerprint_sha256)),
         "not_after": first.map(|lineage| rfc3339(lineage.not_after)),
         "cells": uploaded.lineages.iter().map(|lineage| &lineage.cell).collect::<Vec<_>>(),
     })

@@ -10,8 +10,6 @@ use anyhow::{Context as _, ensure};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use crate::sealer::hex;
-
 const MAGIC: &[u8; 16] = b"portico-backup-1";
 const MANIFEST_BYTES_MAX: u32 = 64 * 1024;
 
@@ -74,7 +72,7 @@ fn sha256(path: &Path) -> io::Result<String> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match input.read(&mut buffer)? {
-            0 => return Ok(hex(context.finish().as_ref())),
+            0 => return Ok(hex::encode(context.finish().as_ref())),
             length => context.update(&buffer[..length]),
         }
     }

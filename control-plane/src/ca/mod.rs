@@ -29,7 +29,6 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::sealer::hex;
 use signing_key::P256Key;
 
 /// How long the authority itself is valid: ten years.
@@ -82,7 +81,7 @@ impl InternalCa {
     pub fn generate(now: OffsetDateTime) -> Result<(Self, Zeroizing<Vec<u8>>), CaError> {
         let (key, pkcs8) = P256Key::generate()?;
         // Two fleets' authorities must not share a name: a client may hold both.
-        let name = format!("Portico internal CA {}", hex(&key.key_hash()[..8]));
+        let name = format!("Portico internal CA {}", hex::encode(&key.key_hash()[..8]));
         let params = authority_params(&name, now);
         let certificate = params.self_signed(&key)?.der().clone();
         Ok((Self { certificate, issuer: Issuer::new(params, key) }, pkcs8))
@@ -115,7 +114,7 @@ impl InternalCa {
     }
 
     pub fn fingerprint_hex(&self) -> String {
-        hex(&self.fingerprint())
+        hex::encode(self.fingerprint())
     }
 
     /// Signs an edge's identity for the key in `request`.
@@ -191,7 +190,7 @@ fn issued(certificate: CertificateDer<'static>) -> Result<IssuedIdentity, CaErro
     let (serial, not_after) = {
         let (_, parsed) =
             X509Certificate::from_der(&certificate).map_err(|e| CaError::Damaged(e.to_string()))?;
-        (hex(parsed.raw_serial()), parsed.validity().not_after.to_datetime())
+        (hex::encode(parsed.raw_serial()), parsed.validity().not_after.to_datetime())
     };
     Ok(IssuedIdentity { certificate, serial, not_after })
 }

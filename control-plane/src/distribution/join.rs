@@ -17,7 +17,6 @@ use super::context::Context;
 use super::metrics;
 use crate::ca::{self, EdgeRequest, IssuedIdentity, RequestError};
 use crate::clock::rfc3339;
-use crate::sealer::hex;
 use crate::store::edge::{self, EdgeRow, JoinTokenRow};
 use crate::store::{StoreError, WriteTx, cell, edge_key, event};
 
@@ -88,7 +87,7 @@ pub(super) async fn create_token(
     rand::fill(&mut secret).map_err(|_| ca::CaError::Crypto)?;
     let text = TokenText {
         id: Ulid::new().to_string(),
-        secret: hex(&secret),
+        secret: hex::encode(secret),
         fingerprint: context.ca.fingerprint_hex(),
     };
     let now = context.clock.now_ms();
@@ -219,11 +218,11 @@ impl TokenText {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.trim().strip_prefix("pjt_")?.split('_').map(str::to_owned);
         let token = Self { id: parts.next()?, secret: parts.next()?, fingerprint: parts.next()? };
-        let hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_hex = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit());
         let whole = parts.next().is_none()
             && Ulid::from_string(&token.id).is_ok()
-            && hex(&token.secret, 2 * SECRET_BYTES)
-            && hex(&token.fingerprint, FINGERPRINT_HEX);
+            && is_hex(&token.secret, 2 * SECRET_BYTES)
+            && is_hex(&token.fingerprint, FINGERPRINT_HEX);
         whole.then_some(token)
     }
 }

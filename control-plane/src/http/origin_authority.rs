@@ -13,7 +13,6 @@ use super::tenants::{missing, visible};
 use super::write::{Answer, Begun, Write};
 use crate::app::{App, origin_identity};
 use crate::ca::sha256;
-use crate::sealer::hex;
 use crate::store::origin_identity::{self as stored, AuthorityRole};
 use crate::store::tenant;
 
@@ -153,7 +152,9 @@ async fn made(
     let row =
         origin_identity::make_authority(&mut write.tx, &app.parts.sealer, (tenant, role), now_ms).await?;
     let shown = origin_identity::show(&mut write.tx, tenant).await?.ok_or_else(none_yet)?;
-    write.audit(&format!("tenant.create_{what}"), &subject, &(), &hex(&sha256(&row.certificate))).await?;
+    write
+        .audit(&format!("tenant.create_{what}"), &subject, &(), &hex::encode(sha256(&row.certificate)))
+        .await?;
     write.event(&format!("tenant.{what}_created"), Some(tenant), &subject, text).await?;
     write.finish(Answer::json(StatusCode::CREATED, &shown)).await
 }

@@ -23,7 +23,6 @@ use super::write::{Answer, Begun, Write};
 use crate::Parts;
 use crate::app::App;
 use crate::clock::rfc3339;
-use crate::sealer::hex;
 use crate::secret_file;
 use crate::store::token::{self, TokenRow};
 use crate::store::{audit, tenant};
@@ -129,7 +128,7 @@ fn shown(row: TokenRow) -> Token {
 fn new_secret() -> (String, String) {
     let mut secret = [0; 32];
     rand::fill(&mut secret).expect("the system gives random bytes");
-    (ulid::Ulid::new().to_string(), hex(&secret))
+    (ulid::Ulid::new().to_string(), hex::encode(secret))
 }
 
 /// Makes the operator's first token when no operator has one, or one more when `another` is asked for (the first was

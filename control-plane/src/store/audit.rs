@@ -19,7 +19,6 @@ use portico_api::v1::AuditEntry;
 
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_json, meta, sql, to_json};
-use crate::sealer::hex;
 
 const META_FORGOTTEN: &str = "audit_forgotten";
 /// Texts of entries that one read takes; the entry that passes it is the last.
@@ -110,7 +109,7 @@ pub struct Mark {
 /// `SEQUENCE:HASH`, the hash in hex; `0:` before the first entry.
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.sequence, hex(&self.hash))
+        write!(f, "{}:{}", self.sequence, hex::encode(&self.hash))
     }
 }
 

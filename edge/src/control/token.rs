@@ -35,7 +35,8 @@ impl JoinToken {
         if !plain(id) || !plain(secret) {
             return Err(TokenError);
         }
-        let ca_sha256 = parse_hex(fingerprint).ok_or(TokenError)?;
+        let mut ca_sha256 = [0; 32];
+        hex::decode_to_slice(fingerprint, &mut ca_sha256).map_err(|_| TokenError)?;
         Ok(Self { text: Zeroizing::new(text.to_owned()), ca_sha256 })
     }
 
@@ -47,15 +48,6 @@ impl JoinToken {
     pub(super) fn ca_sha256(&self) -> [u8; 32] {
         self.ca_sha256
     }
-}
-
-fn parse_hex(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> = text
-        .chars()
-        .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
-        .collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-    if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
 impl fmt::Debug for JoinToken {

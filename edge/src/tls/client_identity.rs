@@ -31,15 +31,10 @@ impl ClientIdentity {
     pub fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-        let sha256 = digest(&SHA256, leaf);
-        let hex = sha256.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
-            let _infallible = write!(text, "{byte:02x}");
-            text
-        });
         let headers = [
             (CLIENT_CERT, format!(":{}:", BASE64_STANDARD.encode(leaf))),
             (CLIENT_CERT_SUBJECT, distinguished_name(parsed.subject())),
-            (CLIENT_CERT_SHA256, hex),
+            (CLIENT_CERT_SHA256, hex::encode(digest(&SHA256, leaf))),
         ];
         let value = |text: String| HeaderValue::try_from(text).expect("it is visible ASCII");
         Some(Self { headers: headers.map(|(name, text)| (name, value(text))) })
@@ -70,9 +65,7 @@ fn distinguished_name(name: &X509Name<'_>) -> String {
                 (short, _) => {
                     text.push_str(short.unwrap_or(&oid));
                     text.push_str("=#");
-                    for byte in attribute.attr_value().data {
-                        let _infallible = write!(text, "{byte:02x}");
-                    }
+                    text.push_str(&hex::encode(attribute.attr_value().data));
                 }
             }
         }
@@ -176,9 +169,7 @@ mod tests {
         let [(_, leaf), _, (_, sha256)] = &identity.headers;
         let inner = leaf.to_str().unwrap().strip_prefix(':').unwrap().strip_suffix(':').unwrap();
         let der = BASE64_STANDARD.decode(inner).unwrap();
-        let expected: String =
-            digest(&SHA256, &der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(sha256.to_str().unwrap(), expected);
+        assert_eq!(sha256.to_str().unwrap(), hex::encode(digest(&SHA256, &der)));
         assert!(ClientIdentity::of(&[]).is_none());
     }
 }

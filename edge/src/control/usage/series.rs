@@ -43,7 +43,7 @@ impl Series {
             path: folder.to_owned(),
             source: io::ErrorKind::Other.into(),
         })?;
-        let path = folder.join(hex(&id)).with_extension("lock");
+        let path = folder.join(hex::encode(id)).with_extension("lock");
         let failed = |source| FileError::Io { action: "create", path: path.clone(), source };
         // Locked before it can be found.
         let aside = path.with_extension("new");
@@ -228,12 +228,8 @@ impl Series {
     }
 
     fn path(&self, extension: &str) -> PathBuf {
-        self.folder.join(hex(&self.id)).with_extension(extension)
+        self.folder.join(hex::encode(self.id)).with_extension(extension)
     }
-}
-
-fn hex(id: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*id))
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl NameReport {
         let fingerprint = certificate.facts.fingerprint_sha256;
         Self {
             certificate: Some(certificate.from.display().to_string()),
-            fingerprint_sha256: Some(fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()),
+            fingerprint_sha256: Some(hex::encode(fingerprint)),
             ..Self::refused(name.to_string(), String::new())
         }
     }
