@@ -108,7 +108,7 @@ impl Applier {
         {
             Ok(published) => {
                 self.booted(&published);
-                settle(&self.keys.own, self.publisher.own_keys_in_use());
+                delete_unused(&self.keys.own, self.publisher.own_keys_in_use());
             }
             Err(rejected) => tracing::error!(%rejected, "the last-good state cannot be published"),
         }
@@ -301,7 +301,7 @@ impl Applier {
             }
             // What the disk still says may be served after a restart.
             if let Some((own, in_use)) = own.filter(|_| rest.is_empty() && !gap) {
-                settle(&own, in_use);
+                delete_unused(&own, in_use);
             }
             Saved { last_good, rest, error }
         });
@@ -347,8 +347,8 @@ impl Applier {
 }
 
 /// Deletes keys of this edge's own that nothing refers to any more.
-fn settle(own: &OwnKeys, in_use: HashSet<[u8; 32]>) {
-    if let Err(error) = own.settle(&in_use, clock::unix_elapsed()) {
+fn delete_unused(own: &OwnKeys, in_use: HashSet<[u8; 32]>) {
+    if let Err(error) = own.delete_unused(&in_use, clock::unix_elapsed()) {
         let error = &error as &dyn std::error::Error;
         tracing::error!(error, "a key that nothing uses any more cannot be deleted; will try again");
     }

@@ -60,7 +60,7 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&aside, path).map_err(failed)?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    sync_folder(folder)
 }
 
 /// The names of what is in a folder, as far as they are text.
@@ -74,13 +74,23 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, FileError> {
 
 /// Removes a file for good; one that is not there is removed.
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
-    let failed = |source| FileError::Io { action: "remove", path: path.to_owned(), source };
+    unlink(path)?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Removes a file, for good once its folder is synced; one that is not there is removed.
+pub(super) fn unlink(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        done => done.map_err(failed)?,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::Io { action: "remove", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
     }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+pub(super) fn sync_folder(path: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError::Io { action: "sync the folder", path: path.to_owned(), source };
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 fn check_mode(path: &Path, wanted: u32) -> Result<(), FileError> {

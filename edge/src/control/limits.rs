@@ -67,6 +67,8 @@ pub const USAGE_FINISH_DEADLINE: Duration = Duration::from_secs(2);
 pub const CELL_KEY_EPOCHS_MAX: usize = 16;
 /// A file of a sealed cell key; it has about 130 bytes.
 pub const CELL_KEY_FILE_BYTES_MAX: u64 = 4096;
+/// Requests for keys of this edge's own that wait for the disk; the control plane asks for as many as it has orders under way.
+pub const KEY_REQUESTS_WAITING_MAX: usize = 1000;
 /// Keys of this edge's own whose certificates have not come; beyond, those that were asked for first are deleted. An order that
 /// fails leaves one behind; the CA lets far fewer be under way.
 pub const OWN_KEYS_WAITING_MAX: usize = 10_000;
@@ -76,7 +78,7 @@ pub const OWN_KEY_WAITS_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A key that nothing refers to when the edge starts is kept for so long behind the first batch that was saved: last-good files that
 /// were damaged leave its credential to be sent again, which takes minutes.
 pub const OWN_KEY_UNKNOWN_MAX: Duration = Duration::from_secs(3600);
-/// A file of such a key; P-384 has 185 bytes.
+/// A file of such a key; P-256 has 138 bytes.
 pub const OWN_KEY_FILE_BYTES_MAX: u64 = 4096;
 /// The identity file.
 pub const IDENTITY_FILE_BYTES_MAX: u64 = 256 * 1024;

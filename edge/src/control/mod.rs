@@ -14,6 +14,7 @@ mod files;
 mod identity;
 mod incoming;
 mod join;
+mod key_requests;
 pub mod limits;
 pub mod metrics;
 mod own_keys;

@@ -5,7 +5,7 @@
 //! has served with it is off the edge and off its last-good files, and one whose certificate never came after
 //! [`limits::OWN_KEY_WAITS_MAX`]. In memory they are sealed as all others are, by a data key of this process alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
@@ -24,6 +24,11 @@ use crate::live::{Fault, full_text};
 /// The epoch of this process's own data key; those of the control plane begin with 1.
 pub(crate) const OWN_EPOCH: u32 = 0;
 
+/// Of what control planes ask for; an RSA key would take a second.
+const ORDERED_KEY: KeyType = KeyType::EcdsaP256;
+/// How a request calls it.
+const ORDERED_KEY_NAME: &str = "ecdsa-p256";
+
 /// The folder of them; clones share one.
 #[derive(Clone)]
 pub struct OwnKeys(Arc<Folder>);
@@ -39,6 +44,8 @@ struct Folder {
 struct Held {
     /// By the SHA-256 of the public key.
     keys: HashMap<Spki, Use>,
+    /// Which of them wait for their certificates.
+    ordered: BTreeMap<OrderId, Spki>,
     /// When something was settled first; Unix time.
     first_settled: Option<Duration>,
 }
@@ -69,7 +76,7 @@ impl OwnKeys {
         for name in files::names(path)? {
             let Some((stem, extension)) = name.rsplit_once('.') else { continue };
             match extension {
-                "key" => held.keys.extend(unhex(stem).map(|spki| (spki, Use::Unknown))),
+                "key" => held.keys.extend(parse_spki(stem).map(|spki| (spki, Use::Unknown))),
                 "order" => orders.extend(OrderId::from_str(stem).ok()),
                 // What a crash has left half written, a key may be in it.
                 "new" => files::remove(&path.join(&name))?,
@@ -79,9 +86,9 @@ impl OwnKeys {
         for order in orders {
             let file = order_file(path, order);
             let spki = files::read_private(&file, limits::OWN_KEY_FILE_BYTES_MAX)?;
-            let spki = spki.and_then(|text| unhex(std::str::from_utf8(&text).ok()?));
-            match spki.and_then(|spki| held.keys.get_mut(&spki)) {
-                Some(used) => *used = Use::Ordered(order),
+            let spki = spki.and_then(parse_spki).filter(|spki| held.keys.contains_key(spki));
+            match spki {
+                Some(spki) => held.order(order, spki),
                 None => files::remove(&file)?,
             }
         }
@@ -103,43 +110,50 @@ impl OwnKeys {
         let names = wanted.names.iter().map(|name| NamePattern::parse(name));
         let names: Vec<NamePattern> =
             names.collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?;
-        let key_type = match wanted.key_type.as_str() {
-            "ecdsa-p256" => KeyType::EcdsaP256,
-            "ecdsa-p384" => KeyType::EcdsaP384,
-            // An RSA key takes a second, and the stream would wait.
-            other => return Err(bad(format!("no key of type `{:.32}` is made here", other.escape_debug()))),
-        };
+        if wanted.key_type != ORDERED_KEY_NAME {
+            let other = wanted.key_type.escape_debug();
+            return Err(bad(format!("no key of type `{other:.32}` is made here")));
+        }
         let mut held = self.lock();
-        let known = held.keys.iter().find(|(_, used)| **used == Use::Ordered(order)).map(|(spki, _)| *spki);
-        let known = known.and_then(|spki| self.read(&spki).ok()?).filter(|key| key.key_type() == key_type);
-        let key = match known {
-            Some(key) => key,
-            None => self.make(&mut held, order, key_type)?,
+        let key = match held.ordered.get(&order).copied() {
+            None => self.make(&mut held, order)?,
+            Some(known) => match self.read(&known) {
+                Ok(Some(key)) => key,
+                // It will not serve; another takes its place.
+                Ok(None) | Err(_) => {
+                    self.delete(&mut held, &known).map_err(not_stored)?;
+                    self.make(&mut held, order)?
+                }
+            },
         };
         key.csr(&names).map_err(|error| Fault::new("KeyNotMade", error.to_string()))
     }
 
-    fn make(&self, held: &mut Held, order: OrderId, key_type: KeyType) -> Result<PrivateKey, Fault> {
-        let not_stored = |error: FileError| Fault::new("NotStored", full_text(&error));
-        let key = PrivateKey::generate(key_type).map_err(|e| Fault::new("KeyNotMade", e.to_string()))?;
+    fn make(&self, held: &mut Held, order: OrderId) -> Result<PrivateKey, Fault> {
+        let key = PrivateKey::generate(ORDERED_KEY).map_err(|e| Fault::new("KeyNotMade", e.to_string()))?;
         let spki = key.spki_sha256();
         files::write_private(&self.key_file(&spki), key.secret_der()).map_err(not_stored)?;
-        files::write_private(&self.order_file(order), hex(&spki).as_bytes()).map_err(not_stored)?;
-        held.keys.insert(spki, Use::Ordered(order));
+        if let Err(error) = files::write_private(&self.order_file(order), hex::encode(spki).as_bytes()) {
+            // Nobody would know what it is for.
+            let _left = files::unlink(&self.key_file(&spki));
+            return Err(not_stored(error));
+        }
+        held.order(order, spki);
         self.bound(held).map_err(not_stored)?;
         Ok(key)
     }
 
     /// What waits longest goes first: it is the least likely to come.
     fn bound(&self, held: &mut Held) -> Result<(), FileError> {
-        let mut waiting: Vec<(OrderId, Spki)> = held.waiting().collect();
-        let excess = waiting.len().saturating_sub(limits::OWN_KEYS_WAITING_MAX);
-        waiting.sort_unstable();
-        for (order, spki) in waiting.into_iter().take(excess) {
-            tracing::warn!(%order, "too many keys wait for their certificates; this one is deleted");
-            self.delete(held, spki, Some(order))?;
+        if held.ordered.len() <= limits::OWN_KEYS_WAITING_MAX {
+            return Ok(());
         }
-        Ok(())
+        let Some((order, spki)) = held.ordered.first_key_value().map(|(order, spki)| (*order, *spki)) else {
+            return Ok(());
+        };
+        tracing::warn!(%order, "too many keys wait for their certificates; this one is deleted");
+        self.delete(held, &spki)?;
+        files::sync_folder(&self.0.path)
     }
 
     /// The key of a public key's hash, sealed for a credential as those of the cell are.
@@ -160,12 +174,15 @@ impl OwnKeys {
     ///
     /// # Errors
     /// [`FileError`]; what was not deleted is tried again with the next call.
-    pub(super) fn settle(&self, in_use: &HashSet<Spki>, now: Duration) -> Result<(), FileError> {
+    pub(super) fn delete_unused(&self, in_use: &HashSet<Spki>, now: Duration) -> Result<(), FileError> {
         let mut held = self.lock();
         let first_settled = *held.first_settled.get_or_insert(now);
+        let mut is_synced = true;
         for spki in in_use {
             if let Some(Use::Ordered(order)) = held.keys.insert(*spki, Use::Served) {
-                files::remove(&self.order_file(order))?;
+                held.ordered.remove(&order);
+                files::unlink(&self.order_file(order))?;
+                is_synced = false;
             }
         }
         let is_over = |used: &Use| match *used {
@@ -176,23 +193,25 @@ impl OwnKeys {
         let unused = held.keys.iter().filter(|(spki, used)| !in_use.contains(*spki) && is_over(used));
         let unused: Vec<(Spki, Use)> = unused.map(|(spki, used)| (*spki, *used)).collect();
         for (spki, used) in unused {
-            let order = if let Use::Ordered(order) = used { Some(order) } else { None };
-            self.delete(&mut held, spki, order)?;
-            tracing::info!(spki_sha256 = hex(&spki), was = ?used, "a key that nothing uses any more is deleted");
+            self.delete(&mut held, &spki)?;
+            is_synced = false;
+            tracing::info!(spki_sha256 = hex::encode(spki), was = ?used, "a key that nothing uses any more is deleted");
         }
-        Ok(())
+        if is_synced { Ok(()) } else { files::sync_folder(&self.0.path) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.lock().keys.is_empty()
     }
 
-    fn delete(&self, held: &mut Held, spki: Spki, order: Option<OrderId>) -> Result<(), FileError> {
-        files::remove(&self.key_file(&spki))?;
-        if let Some(order) = order {
-            files::remove(&self.order_file(order))?;
+    /// The folder is to be synced afterwards.
+    fn delete(&self, held: &mut Held, spki: &Spki) -> Result<(), FileError> {
+        files::unlink(&self.key_file(spki))?;
+        if let Some(Use::Ordered(order)) = held.keys.get(spki).copied() {
+            files::unlink(&self.order_file(order))?;
+            held.ordered.remove(&order);
         }
-        held.keys.remove(&spki);
+        held.keys.remove(spki);
         Ok(())
     }
 
@@ -204,25 +223,23 @@ impl OwnKeys {
     }
 
     fn key_file(&self, spki: &Spki) -> PathBuf {
-        self.0.path.join(hex(spki)).with_extension("key")
+        self.0.path.join(hex::encode(spki)).with_extension("key")
     }
 
     fn order_file(&self, order: OrderId) -> PathBuf {
         order_file(&self.0.path, order)
     }
 
-    /// Held over a write of two files and their syncs, by the thread of the stream and the one that saves.
+    /// Held over writes and their syncs, by threads for disks.
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Held {
-    fn waiting(&self) -> impl Iterator<Item = (OrderId, Spki)> + '_ {
-        self.keys.iter().filter_map(|(spki, used)| match used {
-            Use::Ordered(order) => Some((*order, *spki)),
-            Use::Served | Use::Unknown => None,
-        })
+    fn order(&mut self, order: OrderId, spki: Spki) {
+        self.keys.insert(spki, Use::Ordered(order));
+        self.ordered.insert(order, spki);
     }
 }
 
@@ -249,19 +266,14 @@ fn planned_at(order: OrderId) -> Duration {
     Duration::from_millis(order.ulid().timestamp_ms())
 }
 
-fn hex(bytes: &Spki) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn parse_spki(text: impl AsRef<[u8]>) -> Option<Spki> {
+    let mut spki = [0; 32];
+    hex::decode_to_slice(text, &mut spki).ok()?;
+    Some(spki)
 }
 
-fn unhex(text: &str) -> Option<Spki> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
-    }
-    Some(bytes)
+fn not_stored(error: FileError) -> Fault {
+    Fault::new("NotStored", full_text(&error))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portico_api::distribution::distribution_client::DistributionClient;
+use portico_api::distribution::urgent::Action;
 use portico_api::distribution::{
     Ack, ControlMessage, Delta, EdgeMessage, Hello, PROTOCOL_VERSION, RenewRequest, RenewResponse, Status,
-    control_message, edge_message,
+    Urgent, UrgentAck, control_message, edge_message,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,6 +24,7 @@ use super::backoff::Backoff;
 use super::cell_keys::CellKeyFiles;
 use super::identity::{Identity, IdentityCertificate, IdentityError, Request};
 use super::incoming::Incoming;
+use super::key_requests::KeyRequests;
 use super::metrics::ControlMetrics;
 use super::switch::{Order, Orders};
 use super::usage::UsageReporter;
@@ -60,6 +62,7 @@ struct Stream {
     outgoing: mpsc::Sender<EdgeMessage>,
     snapshot: Option<Incoming>,
     waiting: VecDeque<Batch>,
+    keys: KeyRequests,
     renewal: Option<Renewal>,
 }
 
@@ -236,6 +239,7 @@ impl Syncer {
                 }
                 message = stream.incoming.message() => self.take(&mut stream, message),
                 ack = self.applier.step() => self.worked(&mut stream, ack),
+                ack = stream.keys.next() => self.urgent_done(&stream, ack),
                 _ = status.tick() => {
                     self.applier.retry_saving();
                     stream.send(edge_message::Kind::Status(self.status()))
@@ -289,8 +293,9 @@ impl Syncer {
             .map_err(|_| Ended::Connect(format!("no answer to the stream within {within:?}")))?
             .map_err(|status| Ended::Status(Box::new(status)))?
             .into_inner();
+        let keys = KeyRequests::new(self.applier.keys.own.clone());
         let (snapshot, waiting, renewal) = (None, VecDeque::new(), None);
-        Ok(Stream { client, incoming, outgoing, snapshot, waiting, renewal })
+        Ok(Stream { client, incoming, outgoing, snapshot, waiting, keys, renewal })
     }
 
     /// Of the control plane's keys that are here.
@@ -331,22 +336,8 @@ impl Syncer {
                 Ok(())
             }
             Some(control_message::Kind::Urgent(urgent)) => {
-                let ack = urgent::handle(
-                    &urgent,
-                    (&mut self.applier.publisher, &self.cache, &self.live, &self.applier.keys.own),
-                    clock::unix_ms(),
-                );
-                if ack.error_code.is_empty() {
-                    self.metrics.urgents_done.increment(1);
-                } else {
-                    self.metrics.urgents_refused.increment(1);
-                    tracing::warn!(
-                        code = ack.error_code,
-                        text = ack.error_text,
-                        "an urgent message was not followed"
-                    );
-                }
-                stream.send(edge_message::Kind::UrgentAck(ack))
+                let ack = self.urgent(stream, urgent);
+                ack.map_or(Ok(()), |ack| self.urgent_done(stream, ack))
             }
             Some(control_message::Kind::UsageAck(ack)) => {
                 self.usage.acknowledged(ack);
@@ -355,6 +346,29 @@ impl Syncer {
             // Of a newer release: tolerated.
             None => Ok(()),
         }
+    }
+
+    /// None: the ack comes later.
+    fn urgent(&mut self, stream: &mut Stream, urgent: Urgent) -> Option<UrgentAck> {
+        if let Some(Action::KeyRequest(wanted)) = urgent.action {
+            return stream.keys.take(urgent.sequence, wanted);
+        }
+        let caches = (&*self.cache, &*self.live);
+        Some(urgent::handle(&urgent, &mut self.applier.publisher, caches, clock::unix_ms()))
+    }
+
+    fn urgent_done(&self, stream: &Stream, ack: UrgentAck) -> Result<(), Ended> {
+        if ack.error_code.is_empty() {
+            self.metrics.urgents_done.increment(1);
+        } else {
+            self.metrics.urgents_refused.increment(1);
+            tracing::warn!(
+                code = ack.error_code,
+                text = ack.error_text,
+                "an urgent message was not followed"
+            );
+        }
+        stream.send(edge_message::Kind::UrgentAck(ack))
     }
 
     fn apply(&mut self, stream: &mut Stream, batch: Batch) -> Result<(), Ended> {

@@ -2,65 +2,53 @@
 
 use std::time::Duration;
 
-use portico_api::distribution::{Drill, DrillFault, Suspend, Urgent, UrgentAck, urgent};
+use portico_api::distribution::urgent::Action;
+use portico_api::distribution::{Drill, DrillFault, Suspend, Urgent, UrgentAck};
 use portico_cert_store::UnixTime;
 
-use super::OwnKeys;
 use crate::cache::Cache;
 use crate::live::{Fault, Live, LivePublisher, Suspension};
 
-/// Does what an urgent message asks.
+/// Does what an urgent message asks; keys are [`super::key_requests`]'.
 pub(super) fn handle(
     urgent: &Urgent,
-    (publisher, cache, live, own_keys): (&mut LivePublisher, &Cache, &Live, &OwnKeys),
+    publisher: &mut LivePublisher,
+    (cache, live): (&Cache, &Live),
     now_unix_ms: i64,
 ) -> UrgentAck {
-    if let Some(urgent::Action::Purge(purge)) = &urgent.action {
-        return ack(urgent, cache.purge(purge, live).map(|met| met as u64));
-    }
-    if let Some(urgent::Action::Drill(wanted)) = &urgent.action {
-        return match drill(wanted, publisher, now_unix_ms) {
-            Ok(drill_faults) => UrgentAck { drill_faults, ..ack(urgent, Ok(0)) },
-            Err(fault) => ack(urgent, Err(fault)),
-        };
-    }
-    if let Some(urgent::Action::KeyRequest(wanted)) = &urgent.action {
-        return match own_keys.request(wanted) {
-            Ok(request) => UrgentAck { certificate_request: request.into(), ..ack(urgent, Ok(0)) },
-            Err(fault) => ack(urgent, Err(fault)),
-        };
-    }
-    ack(urgent, act(urgent, publisher, now_unix_ms).map(|()| 0))
+    let sequence = urgent.sequence;
+    let done = || UrgentAck { sequence, ..UrgentAck::default() };
+    let result = match &urgent.action {
+        Some(Action::Purge(purge)) => {
+            cache.purge(purge, live).map(|met| UrgentAck { met: met as u64, ..done() })
+        }
+        Some(Action::Drill(wanted)) => {
+            drill(wanted, publisher, now_unix_ms).map(|drill_faults| UrgentAck { drill_faults, ..done() })
+        }
+        _ => act(urgent, publisher, now_unix_ms).map(|()| done()),
+    };
+    result.unwrap_or_else(|fault| refused(sequence, fault))
 }
 
-fn ack(urgent: &Urgent, met: Result<u64, Fault>) -> UrgentAck {
-    let sequence = urgent.sequence;
-    match met {
-        Ok(met) => UrgentAck { sequence, met, ..UrgentAck::default() },
-        Err(fault) => UrgentAck {
-            sequence,
-            error_code: fault.code.to_owned(),
-            error_text: fault.text,
-            ..UrgentAck::default()
-        },
-    }
+/// The ack of a message that was not followed.
+pub(super) fn refused(sequence: u64, fault: Fault) -> UrgentAck {
+    let Fault { code, text } = fault;
+    UrgentAck { sequence, error_code: code.to_owned(), error_text: text, ..UrgentAck::default() }
 }
 
 fn act(urgent: &Urgent, publisher: &mut LivePublisher, now: i64) -> Result<(), Fault> {
     let expires = i64::try_from(urgent.expires_unix_ms).unwrap_or(i64::MAX);
     match &urgent.action {
-        Some(urgent::Action::SetHttp01(set)) => {
+        Some(Action::SetHttp01(set)) => {
             publisher.challenges().set_http01(&set.host, &set.token, &set.key_authorization, expires, now)
         }
-        Some(urgent::Action::SetTlsAlpn01(set)) => {
+        Some(Action::SetTlsAlpn01(set)) => {
             publisher.challenges().set_tls_alpn01(&set.host, &set.digest, expires, now)
         }
-        Some(urgent::Action::ClearChallenge(clear)) => {
-            publisher.challenges().clear(&clear.host, &clear.token, now)
-        }
-        Some(urgent::Action::Suspend(order)) => suspend(order, publisher),
+        Some(Action::ClearChallenge(clear)) => publisher.challenges().clear(&clear.host, &clear.token, now),
+        Some(Action::Suspend(order)) => suspend(order, publisher),
         // The last: of a newer release.
-        Some(urgent::Action::Purge(_) | urgent::Action::Drill(_) | urgent::Action::KeyRequest(_)) | None => {
+        Some(Action::Purge(_) | Action::Drill(_) | Action::KeyRequest(_)) | None => {
             Err(Fault::new("UnknownAction", "an urgent message that this edge does not know"))
         }
     }
