@@ -18,7 +18,6 @@ use crate::clock::rfc3339;
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::limits::{CERTIFICATE_REQUEST_LASTS_MS, CERTIFICATE_REQUESTS_OF_TENANT_MAX};
-use crate::sealer::hex;
 use crate::store::certificate_request::{self as store, CertificateRequestRow};
 use crate::store::uploaded::{self, SealedInCell};
 use crate::store::{Connection, cell, compromise, domain};
@@ -88,7 +87,7 @@ pub(crate) fn read(spec: &CertificateRequestSpec) -> Answered<Wanted> {
 /// Makes the key, before the writer's turn, for one of RSA takes long; `None` where a request like it waits already.
 ///
 /// # Errors
-/// 409 where the tenant has too many; the store's.
+/// 409 where the tenant has too many, 429 where it asks for too many at once; the store's.
 pub(crate) async fn make_key(app: &App, tenant: TenantId, wanted: &Wanted) -> Answered<Option<PrivateKey>> {
     let mut read = app.parts.store.read().await?;
     let now = app.parts.clock.now_ms();
@@ -105,6 +104,7 @@ pub(crate) async fn make_key(app: &App, tenant: TenantId, wanted: &Wanted) -> An
     if !key_type.is_rsa() {
         return PrivateKey::generate(key_type).map(Some).map_err(|error| failed(&error));
     }
+    let _place = app.waits.begin_rsa_key(tenant)?;
     let _turn = RSA_TURN.acquire().await.map_err(|error| failed(&error))?;
     let made = tokio::task::spawn_blocking(move || PrivateKey::generate(key_type)).await;
     made.map_err(|error| failed(&error))?.map(Some).map_err(|error| failed(&error))
@@ -215,7 +215,7 @@ pub(crate) async fn key_of(app: &App, tenant: TenantId, facts: &CertificateFacts
              requests that wait has it, nor a certificate that it has uploaded and that is in service; give the key, or have \
              the certificate issued by a request that was made here (`portico shadow csr NAME`)",
             facts.key_type,
-            hex(&spki_sha256)
+            hex::encode(spki_sha256)
         );
         return Err(Fault::fields(vec![field("/key_pem", "unknown_key", text)]));
     };
@@ -251,7 +251,7 @@ pub(crate) fn shown(row: &CertificateRequestRow) -> CertificateRequest {
         hostnames: row.names.clone(),
         key_type: row.key_type,
         csr_pem: row.csr_pem.clone(),
-        spki_sha256: hex(&row.spki_sha256),
+        spki_sha256: hex::encode(&row.spki_sha256),
         created_at: rfc3339(row.created_at),
         expires_at: rfc3339(row.expires_at),
     }
@@ -263,7 +263,7 @@ pub(crate) fn described(row: &CertificateRequestRow) -> serde_json::Value {
         "tenant_id": row.tenant,
         "hostnames": row.names,
         "key_type": row.key_type,
-        "spki_sha256": hex(&row.spki_sha256),
+        "spki_sha256": hex::encode(&row.spki_sha256),
         "expires_at": rfc3339(row.expires_at),
     })
 }

@@ -31,7 +31,7 @@ pub(super) struct ListQuery {
 #[utoipa::path(post, path = "/v1/tenants/{id}/certificate-requests", tag = "certificates", params(("id" = String, Path)),
     request_body = CertificateRequestSpec,
     responses((status = 201, body = CertificateRequest), (status = 200, body = CertificateRequest), (status = 404),
-        (status = 409), (status = 422)))]
+        (status = 409), (status = 422), (status = 429)))]
 pub(super) async fn create(
     State(app): State<App>,
     call: Call,
@@ -40,6 +40,10 @@ pub(super) async fn create(
 ) -> Answered<Response> {
     let id = visible(&call, &id)?;
     paced(&app, &call)?;
+    // No key is made for what was answered before.
+    if let Some(response) = Write::replayed(&app, &call, &body.raw).await? {
+        return Ok(response);
+    }
     let wanted = certificate_request::read(&body.value)?;
     let key = certificate_request::make_key(&app, id, &wanted).await?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {

@@ -14,12 +14,16 @@ use crate::limits::{WEBHOOKS_IN_FLIGHT_MAX, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX};
 const PER_TOKEN_MAX: usize = 64;
 /// Of all tokens together.
 const ALL_MAX: usize = 512;
+/// RSA keys that are asked for at once; one is made at a time, in a second or more.
+const RSA_KEYS_OF_TENANT_MAX: usize = 2;
+const RSA_KEYS_MAX: usize = 16;
 
 /// Who waits for how much. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waits {
     polls: Places,
     webhook_tests: Places,
+    rsa_keys: Places,
 }
 
 /// How many places each has taken.
@@ -60,6 +64,21 @@ impl Waits {
                 "{own} tests of this tenant's webhooks are under way, {all} of all tenants; wait until one is answered"
             );
             Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_tests", detail).retry_after(1)
+        })
+    }
+
+    /// Takes a place in the queue for an RSA key.
+    ///
+    /// # Errors
+    /// 429 when this tenant, or all together, wait for as many as there may be.
+    pub(crate) fn begin_rsa_key(&self, tenant: TenantId) -> Answered<Wait> {
+        let taken = self.rsa_keys.take(&tenant.to_string(), RSA_KEYS_OF_TENANT_MAX, RSA_KEYS_MAX);
+        taken.map_err(|(own, all)| {
+            let detail = format!(
+                "{own} RSA keys of this tenant are being made, {all} of all tenants; wait until one is answered, or ask for \
+                 ecdsa-p256, which takes no time"
+            );
+            Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_keys", detail).retry_after(2)
         })
     }
 }
@@ -107,5 +126,16 @@ mod tests {
         drop(waits.begin("one").unwrap());
         drop(others);
         assert!(waits.polls.0.lock().unwrap().is_empty(), "nothing is kept of those who do not wait");
+    }
+
+    #[test]
+    fn a_tenant_that_asks_for_many_rsa_keys_leaves_room_for_others() {
+        let (waits, greedy) = (Waits::default(), TenantId::generate());
+        let own: Vec<Wait> =
+            (0..RSA_KEYS_OF_TENANT_MAX).map(|_| waits.begin_rsa_key(greedy).unwrap()).collect();
+        assert_eq!(waits.begin_rsa_key(greedy).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(waits.begin_rsa_key(TenantId::generate()).is_ok());
+        drop(own);
+        assert!(waits.begin_rsa_key(greedy).is_ok());
     }
 }
