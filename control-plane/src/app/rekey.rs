@@ -11,7 +11,6 @@ use crate::clock::rfc3339;
 use crate::http::fault::{Answered, Fault, field};
 use crate::http::write::Write;
 use crate::plan::rekey::{Forecast, Replacement, forecast};
-use crate::sealer::hex;
 use crate::store::rekey::{self, Outstanding, Progress, REVOKED_WITHIN_MS, RekeyRow};
 use crate::store::{Connection, cell, compromise, credential, uploaded};
 
@@ -100,7 +99,8 @@ async fn of_cell(
 
 async fn of_key(connection: &mut Connection, hash: &str, compromised: bool, now_ms: i64) -> Answered<Asked> {
     let wrong = |code, text| Err(Fault::fields(vec![field("/spki_sha256", code, text)]));
-    let Some(key) = unhex(hash) else {
+    let mut key = vec![0; 32];
+    if hex::decode_to_slice(hash, &mut key).is_err() {
         return wrong(
             "invalid_value",
             "is no SHA-256 in hex; `portico cert show` has it of a certificate, as \"public key\"",
@@ -114,18 +114,12 @@ async fn of_key(connection: &mut Connection, hash: &str, compromised: bool, now_
     }
     Ok(Asked {
         scope: RekeyScope::Key,
-        subject: hex(&key),
+        subject: hex::encode(&key),
         cell: None,
         begins_epoch: false,
         credentials: compromise::of_key(connection, &key, now_ms).await?,
         key: Some(key),
     })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).ok();
-    is_hash.then(|| (0..64).step_by(2).filter_map(byte).collect())
 }
 
 async fn of_certificate(
@@ -308,8 +302,9 @@ async fn described(
         _ => 0,
     };
     let outstanding = rekey::outstanding(connection, left).await?;
+    let most = u32::try_from(TROUBLES_MAX).unwrap_or(u32::MAX);
     let mut troubles: Vec<RekeyTrouble> = outstanding.iter().filter_map(trouble).take(TROUBLES_MAX).collect();
-    let (revoked, unrevoked) = compromise::revocations(connection, row).await?;
+    let (revoked, unrevoked) = compromise::revocations(connection, row, most).await?;
     troubles.extend(unrevoked.into_iter().map(|(certificate, names, text)| RekeyTrouble {
         certificate,
         names: names.into_iter().take(NAMES_TOLD_MAX).collect(),
@@ -317,7 +312,6 @@ async fn described(
     }));
     let issuers: Vec<&str> = app.parts.config.issuers.iter().map(|issuer| issuer.name.as_str()).collect();
     let now_ms = app.parts.clock.now_ms();
-    let most = u32::try_from(TROUBLES_MAX).unwrap_or(u32::MAX);
     let elsewhere = match row.compromised {
         true => compromise::of_other_issuers(connection, row.id, &issuers, now_ms, most).await?.1,
         false => Vec::new(),
@@ -327,6 +321,7 @@ async fn described(
         names: one.names.into_iter().take(NAMES_TOLD_MAX).collect(),
         text: not_revoked_here(&one.issuer),
     }));
+    troubles.truncate(TROUBLES_MAX);
     Ok(Rekey {
         id: Some(row.id),
         scope: row.scope,

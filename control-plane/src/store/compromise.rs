@@ -82,11 +82,10 @@ pub async fn unnoted_uploads(
 /// # Errors
 /// The database's.
 pub async fn is_compromised(connection: &mut Connection, spki_sha256: &[u8]) -> Result<bool, StoreError> {
-    let found: i64 = sql::query_scalar("SELECT COUNT(*) FROM compromised_keys WHERE spki_sha256 = ?")
+    Ok(sql::query_scalar("SELECT EXISTS (SELECT 1 FROM compromised_keys WHERE spki_sha256 = ?)")
         .bind(spki_sha256.to_vec())
         .fetch_one(connection)
-        .await?;
-    Ok(found > 0)
+        .await?)
 }
 
 /// Certificates that were made here for a key and have not ended, in use or not.
@@ -278,13 +277,14 @@ pub async fn put_off(
     Ok(())
 }
 
-/// Of a report: how many are revoked, and what the CA said of others, at most 20.
+/// Of a report: how many are revoked, and what the CA said of others, at most so many.
 ///
 /// # Errors
 /// The database's, or a row that cannot be read.
 pub async fn revocations(
     connection: &mut Connection,
     row: &RekeyRow,
+    most: u32,
 ) -> Result<(u64, Vec<(CredentialId, Vec<String>, String)>), StoreError> {
     let revoked: i64 = sql::query_scalar("SELECT COUNT(revoked_at) FROM rekey_items WHERE rekey_id = ?")
         .bind(row.id.to_string())
@@ -292,9 +292,10 @@ pub async fn revocations(
         .await?;
     let rows = sql::query(
         "SELECT c.id, c.names, i.revoke_error FROM rekey_items i JOIN credentials c ON c.id = i.credential_id \
-         WHERE i.rekey_id = ? AND i.revoked_at IS NULL AND i.revoke_error IS NOT NULL ORDER BY c.id LIMIT 20",
+         WHERE i.rekey_id = ? AND i.revoked_at IS NULL AND i.revoke_error IS NOT NULL ORDER BY c.id LIMIT ?",
     )
     .bind(row.id.to_string())
+    .bind(most)
     .fetch_all(connection)
     .await?;
     let mut troubles = Vec::with_capacity(rows.len());

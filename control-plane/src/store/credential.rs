@@ -374,18 +374,17 @@ pub(super) async fn names_by_id(
 /// The domain is still served and has not been retired as a leaver, and no live lineage of the cell covers it. An uploaded one
 /// does not count: it ends, and then there must be another.
 async fn is_orphan(tx: &mut WriteTx, cell: &str, domain: DomainId) -> Result<bool, StoreError> {
-    let found: i64 = sql::query_scalar(
-        "SELECT COUNT(*) FROM domains d WHERE d.id = ?1 AND d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
+    Ok(sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM domains d WHERE d.id = ?1 AND d.deleted_at IS NULL AND d.served = 1 AND NOT EXISTS \
          (SELECT 1 FROM presences p WHERE p.domain_id = d.id AND p.retired_at IS NOT NULL) AND NOT EXISTS \
          (SELECT 1 FROM lineage_names n JOIN lineages l ON l.id = n.lineage_id \
           WHERE n.domain_id = ?1 AND l.cell = ?2 AND l.retired_at IS NULL AND l.live_credential IS NOT NULL \
-          AND l.custody = 'cell' AND l.backup = '')",
+          AND l.custody = 'cell' AND l.backup = ''))",
     )
     .bind(domain.to_string())
     .bind(cell)
     .fetch_one(tx)
-    .await?;
-    Ok(found > 0)
+    .await?)
 }
 
 /// The lineage of the group that the domain belongs to now, in this cell, if it is another one and has no credential.

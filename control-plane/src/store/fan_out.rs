@@ -12,14 +12,13 @@ use portico_api::v1;
 /// # Errors
 /// The database's.
 pub async fn has_siblings(connection: &mut Connection, lineage: LineageId) -> Result<bool, StoreError> {
-    let found: i64 = sql::query_scalar(
-        "SELECT COUNT(*) FROM lineages o JOIN lineages l ON l.group_id = o.group_id AND l.id <> o.id \
-         WHERE o.id = ? AND l.retired_at IS NULL",
+    Ok(sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM lineages o JOIN lineages l ON l.group_id = o.group_id AND l.id <> o.id \
+         WHERE o.id = ? AND l.retired_at IS NULL)",
     )
     .bind(lineage.to_string())
     .fetch_one(connection)
-    .await?;
-    Ok(found > 0)
+    .await?)
 }
 
 /// Notes what the CA says of an order's authorizations.

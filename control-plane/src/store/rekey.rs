@@ -271,15 +271,14 @@ pub async fn lacking(
 /// The database's.
 pub async fn has_orders(connection: &mut Connection, row: &RekeyRow) -> Result<bool, StoreError> {
     let Some((cell, epoch)) = &row.cell else { return Ok(false) };
-    let found: i64 = sql::query_scalar(
-        "SELECT COUNT(*) FROM orders o JOIN lineages l ON l.id = o.lineage_id \
-         WHERE o.state NOT IN ('issued', 'failed') AND l.cell = ? AND o.cell_key_epoch < ?",
+    Ok(sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM orders o JOIN lineages l ON l.id = o.lineage_id \
+         WHERE o.state NOT IN ('issued', 'failed') AND l.cell = ? AND o.cell_key_epoch < ?)",
     )
     .bind(cell.as_str())
     .bind(i64::from(*epoch))
     .fetch_one(connection)
-    .await?;
-    Ok(found > 0)
+    .await?)
 }
 
 /// Live certificates that are to be replaced before their time.
@@ -306,13 +305,12 @@ pub async fn wanted(connection: &mut Connection) -> Result<HashMap<CredentialId,
 /// # Errors
 /// The database's.
 pub async fn is_wanted(connection: &mut Connection, credential: CredentialId) -> Result<bool, StoreError> {
-    let found: i64 = sql::query_scalar(
-        "SELECT COUNT(*) FROM rekey_items WHERE credential_id = ? AND retired_at IS NULL AND replaced_at IS NULL",
+    Ok(sql::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM rekey_items WHERE credential_id = ? AND retired_at IS NULL AND replaced_at IS NULL)",
     )
     .bind(credential.to_string())
     .fetch_one(connection)
-    .await?;
-    Ok(found > 0)
+    .await?)
 }
 
 /// By when a certificate is revoked, in use or not; `None`: it is not.
