@@ -14,7 +14,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::context::Context;
-use crate::clock;
+use crate::clock::{self, MINUTE_MS};
 use crate::limits::{RELAYED_PER_LOOK_MAX, UNTOLD_MAX};
 use crate::store::edge::{self, EdgeRow};
 use crate::store::lease::Term;
@@ -30,7 +30,7 @@ const SEEN_EVERY: Duration = Duration::from_secs(3);
 /// One that another control plane has not told of for so long is not live.
 const SEEN_WITHIN_MS: i64 = 10_000;
 /// Messages are kept for a control plane that starts: longer than a challenge stands.
-const KEPT_MS: i64 = 20 * 60_000;
+const KEPT_MS: i64 = 20 * MINUTE_MS;
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
 
 /// What came up here and the others are to know.

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::fleet::Fleet;
 use super::relay::Told;
 use super::{metrics, projection};
-use crate::clock;
+use crate::clock::{self, MINUTE_MS};
 use crate::limits::PASSED_ON_MAX;
 use crate::store::lease::Term;
 use crate::store::relay::RelayedAnswer;
@@ -36,7 +36,7 @@ const KEY_DEADLINE: Duration = Duration::from_secs(10);
 /// Challenges that stand at the same time; further ones push the earliest to expire out.
 const STANDING_MAX: usize = 10_000;
 /// An edge forgets an urgent message that names no end after this long.
-const LIFETIME_MS: i64 = 60_000;
+const LIFETIME_MS: i64 = MINUTE_MS;
 
 /// Who confirmed an urgent message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -25,8 +25,7 @@ use super::backups::Backups;
 use super::issuers::{self, Chooser, Issuers};
 use super::levelling::{self, Ahead};
 use crate::acme::ChallengeMethod;
-use crate::clock::{DAY_MS, HOUR_MS};
-use crate::sealer::hex;
+use crate::clock::{DAY_MS, HOUR_MS, MINUTE_MS};
 use crate::store::group::{GroupRow, LineageRow, LiveCredential, NameState, OrderableDomain};
 
 /// A tenant's names that became ready within this time are grouped together…
@@ -329,7 +328,7 @@ const ORDERS_SOON_MAX: usize = 256;
 const ORDERS_OF_TENANT_MAX: usize = 64;
 /// Of them, as long as new names are among them; the rest is for orders that keep names alive.
 const NEW_ORDERS_OF_TENANT_MAX: usize = 48;
-const SOON_MS: i64 = 60_000;
+const SOON_MS: i64 = MINUTE_MS;
 
 /// Orders that are due and have room: those that keep names alive first, the most pressing of them before the others; among
 /// equals, those of the tenant that was served least.
@@ -652,7 +651,7 @@ pub fn name_set<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let sorted: BTreeSet<&str> = names.collect();
     let joined = sorted.into_iter().collect::<Vec<_>>().join("\n");
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, joined.as_bytes());
-    hex(digest.as_ref())
+    hex::encode(digest.as_ref())
 }
 
 /// What a name needs for DNS-01 only, or may show in any way.

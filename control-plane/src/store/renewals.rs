@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sql::Row;
 use super::{Connection, StoreError, WriteTx, from_id, from_json, meta, sql, to_json};
+use crate::clock::MINUTE_MS;
 
 /// Figures of the certificates in use; what stands by is none of them. Times are Unix milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub struct Standing {
 }
 
 /// What is recent: the pace of this time tells when the rest is done.
-pub const RECENT_MS: i64 = 15 * 60_000;
+pub const RECENT_MS: i64 = 15 * MINUTE_MS;
 
 /// # Errors
 /// The database's.

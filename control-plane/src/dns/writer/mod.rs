@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::lookup::{Found, Lookup};
-use crate::clock::is_within;
+use crate::clock::{MINUTE_MS, is_within};
 use crate::config::{DnsConfig, DnsWriterConfig};
 use crate::limits;
 use crate::secret_file;
@@ -32,7 +32,7 @@ use crate::secret_file;
 /// Between two looks whether a server shows a record.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Faults of one zone are no news for this long.
-const TOLD_AGAIN_MS: i64 = 10 * 60_000;
+const TOLD_AGAIN_MS: i64 = 10 * MINUTE_MS;
 
 /// All that are configured.
 #[derive(Debug)]

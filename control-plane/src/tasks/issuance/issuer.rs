@@ -11,14 +11,14 @@ use super::account::Accounts;
 use super::turns::Turns;
 use crate::Parts;
 use crate::acme::{CaEndpoint, CaHttp, Pace};
-use crate::clock::is_within;
+use crate::clock::{MINUTE_MS, is_within};
 use crate::config::IssuerConfig;
 use crate::plan::ledger::{At, Limits};
 use crate::roots::roots;
 use crate::store::lease::Term;
 
 /// A CA whose directory cannot be read is asked for it again no sooner.
-const DIRECTORY_PAUSE_MS: i64 = 60_000;
+const DIRECTORY_PAUSE_MS: i64 = MINUTE_MS;
 
 /// Orders that are halved in a row, over all tenants, before one is issued. One bad name among 100 takes 7; a CA that
 /// refuses everything would have each name of the fleet ordered alone.

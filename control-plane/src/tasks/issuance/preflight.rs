@@ -29,6 +29,7 @@ use super::challenge::challenge_name;
 use super::issuer::Issuer;
 use super::{Issuance, reach};
 use crate::acme::ChallengeMethod;
+use crate::clock::MINUTE_MS;
 use crate::dns::lookup::Found;
 use crate::dns::pointing;
 use crate::dns::views::{self, Joined, View, Zone};
@@ -144,12 +145,11 @@ fn next_step(unreachable: &str, points: Option<&Observation>, set: &str, next_at
 
 /// A tenant who has just added a name is looked after closely; a name that never pointed here is not.
 fn next_look(age_ms: i64) -> i64 {
-    const MINUTE: i64 = 60_000;
-    match age_ms / MINUTE {
+    match age_ms / MINUTE_MS {
         ..10 => 15_000,
-        10..60 => MINUTE,
-        60..1440 => 10 * MINUTE,
-        _ => 60 * MINUTE,
+        10..60 => MINUTE_MS,
+        60..1440 => 10 * MINUTE_MS,
+        _ => 60 * MINUTE_MS,
     }
 }
 

@@ -17,13 +17,14 @@ use super::issuer::Issuer;
 use super::preflight::{Looked, is_wanted};
 use super::{self_fetch, tls_alpn};
 use crate::acme::ChallengeMethod;
+use crate::clock::MINUTE_MS;
 use crate::config::EgressAllow;
 use crate::store::{StoreError, issuance as orders, tenant};
 
 /// Addresses of a name that are tried; a CA picks any of them.
 const ADDRESSES_MAX: usize = 4;
 /// How long the probe's token stands on the edges.
-const TOKEN_LIFETIME_MS: i64 = 60_000;
+const TOKEN_LIFETIME_MS: i64 = MINUTE_MS;
 
 /// By which ways a name is reached, and why not by others.
 #[derive(Debug, Default)]

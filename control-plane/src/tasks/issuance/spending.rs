@@ -5,12 +5,13 @@ use super::issuer::Issuer;
 use super::stopped::{Stop, names_nobody};
 use super::turns::Turn;
 use crate::acme::{AcmeError, AcmeErrorKind, CaAuthorization, CertificateId};
+use crate::clock::MINUTE_MS;
 use crate::plan::ledger::{self, At, BucketKey, Charged, Exemption, LimitName, refusal};
 use crate::store::order::{self, OrderRow, OrderState};
 use crate::store::{StoreError, WriteTx, credential, ledger as buckets, renewal_info, tenant};
 
 /// A limit that a CA tells of without Retry-After is full for this long.
-const TOLD_WITHOUT_TIME_MS: i64 = 10 * 60_000;
+const TOLD_WITHOUT_TIME_MS: i64 = 10 * MINUTE_MS;
 
 /// Waits for the order's turn at its domains, sees that all limits have room, reserves what it takes, and notes that the CA
 /// is about to be asked: all in the one transaction that no other order's can overlap.

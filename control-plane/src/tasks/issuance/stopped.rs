@@ -16,7 +16,7 @@ use super::health::{Forbidden, fresh_ms};
 use super::issuer::Issuer;
 use super::{Issuance, spending};
 use crate::acme::{AcmeError, AcmeErrorKind};
-use crate::clock;
+use crate::clock::{self, MINUTE_MS};
 use crate::plan::issuers::{RestrictionKind, urgent_at};
 use crate::plan::ledger::{LimitName, NoRoom};
 use crate::plan::timing;
@@ -25,7 +25,7 @@ use crate::store::order::{self, OrderRow, OrderState};
 use crate::store::{StoreError, WriteTx, credential, domain, event, group, rekey, replacement};
 
 /// An account limit without Retry-After holds an order for this long.
-const ACCOUNT_HOLD_MS: i64 = 10 * 60_000;
+const ACCOUNT_HOLD_MS: i64 = 10 * MINUTE_MS;
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

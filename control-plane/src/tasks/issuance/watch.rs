@@ -12,13 +12,13 @@ use portico_cert_store::{EdgeId, TenantId};
 
 use super::Issuance;
 use super::issuer::Issuer;
-use crate::clock::{is_within, rfc3339};
+use crate::clock::{MINUTE_MS, is_within, rfc3339};
 use crate::plan::ledger::{BucketKey, Level, LimitName};
 use crate::store::condition::{self, Observation};
 use crate::store::renewals::{self, Late, Standing, Told};
 use crate::store::{Connection, StoreError, WriteTx, event, figures, ledger};
 
-const INTERVAL_MS: i64 = 60_000;
+const INTERVAL_MS: i64 = MINUTE_MS;
 /// Certificates that one turn tells of.
 const TOLD_AT_ONCE: u32 = 256;
 /// Certificates whose CA's window is over, from which on it is an event for the operator.
