@@ -380,9 +380,16 @@ pub const MEMORY_LOOKS_IN_VAIN_MAX: u32 = 200;
 /// What a connection and what an exchange with an origin hold at most beside one another, taken generously: an exchange has
 /// taken a quarter of it, a connection with buffers both ways half.
 pub const MEMORY_HELD_BY_EACH_MAX: u64 = 256 * 1024;
-/// What an exchange with an origin may take, bytes (44 to 55 KiB were measured where a client takes nothing of its answer), and
-/// how long it may be before that shows.
+/// What an exchange with an origin may take, bytes (44 to 55 KiB were measured where a client takes nothing of its answer).
 pub const MEMORY_OF_EXCHANGE_BYTES: u64 = 56 * 1024;
+/// What a connection may make the edge hold that has as many exchanges under way as it may: each takes a connection to an origin,
+/// besides what the client's own may hold.
+pub const MEMORY_OF_CONNECTION_BYTES: u64 = CONNECTION_ANSWER_BYTES_MAX as u64
+    + CONNECTION_HEAD_BYTES_MAX as u64
+    + H2_STREAMS_MAX as u64 * MEMORY_OF_EXCHANGE_BYTES;
+/// Exchanges with origins that a tenant may have under way for each that there is room for: two thirds of all, alone.
+pub const EXCHANGES_PER_FREE: u64 = 2;
+/// How long an exchange may be under way before what it takes shows.
 pub const MEMORY_GROWS_WITHIN: Duration = Duration::from_secs(1);
 /// Where the edge's file says nothing, its bound is this share of the control group's. The rest is for what the kernel holds for
 /// its sockets, and for files.
@@ -468,6 +475,9 @@ pub const QUIC_HANDSHAKE_FRAMES: u32 = 200;
 /// Pieces of streams below this size that may be held unread, at some 100 bytes each; larger ones are bounded by the windows.
 pub const QUIC_PIECES_MAX: u32 = 1000;
 pub const QUIC_PIECE_BYTES: u64 = 512;
+/// Bytes in large pieces of streams that may be here and not read, or come again: four times the largest window. What is read pays for
+/// as much and a quarter more, for what the client sends twice; a request pays for a stream's window, which may never be read.
+pub const QUIC_UNREAD_BYTES_MAX: u32 = 4 * QUIC_RECEIVE_WINDOW_BYTES;
 /// Handshakes of one worker from which on clients have to show their address first (Retry, RFC 9000 section 8.1.2).
 pub const QUIC_HALF_OPEN_BEFORE_RETRY: usize = 100;
 /// The same of all workers together. Each takes some 8 KiB, and below 64 with all that its client may make us hold: what is

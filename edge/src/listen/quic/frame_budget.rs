@@ -4,10 +4,12 @@
 //! stream with a gap before it is held in 64 bytes beside the datagram that it came in, with all datagrams that the kernel
 //! gave us in one piece with it. So packets are looked at between decryption and quinn:
 //!
-//! - Frames other than PADDING and STREAM cost one credit each. Time, requests and the packets that we send bring credits
+//! - Frames other than PADDING, STREAM and CRYPTO cost one credit each. Time, requests and the packets that we send bring credits
 //!   back, as on HTTP/2; whoever has none left loses the connection.
 //! - Small pieces of streams and of handshakes have a bound on how many are held unread. A packet with more than that is
 //!   lost: a client that does as it should sends it again.
+//! - Large pieces pay for frames that go with them, and are bounded by their bytes: the same piece may come any number of times,
+//!   for windows count what is new only.
 //! - What has to be held is copied out of its datagram.
 
 use std::any::Any;
@@ -35,6 +37,8 @@ use crate::{clock, limits};
 pub struct FrameBudget {
     credit: AtomicU32,
     pieces: AtomicU32,
+    /// Bytes in large pieces that may still come, in units of [`UNIT_BYTES`].
+    large: AtomicU32,
     refilled_ms: AtomicU64,
     /// Request streams that the client has opened.
     requests: AtomicU64,
@@ -42,11 +46,16 @@ pub struct FrameBudget {
     watcher: AtomicWaker,
 }
 
+/// In which bytes of large pieces are counted.
+const UNIT_BYTES: u32 = 64;
+const LARGE_MAX: u32 = limits::QUIC_UNREAD_BYTES_MAX / UNIT_BYTES;
+
 impl Default for FrameBudget {
     fn default() -> Self {
         Self {
             credit: AtomicU32::new(limits::QUIC_HANDSHAKE_FRAMES),
             pieces: AtomicU32::new(limits::QUIC_HANDSHAKE_FRAMES),
+            large: AtomicU32::new(LARGE_MAX),
             refilled_ms: AtomicU64::new(now_ms()),
             requests: AtomicU64::new(0),
             flooded: AtomicBool::new(false),
@@ -62,10 +71,13 @@ impl FrameBudget {
         earn(&self.pieces, limits::QUIC_PIECES_MAX, limits::QUIC_PIECES_MAX);
     }
 
-    /// A piece of a stream has been read. A large one was not counted when it came, and makes no room for small ones.
+    /// A piece of a stream has been read. A large one makes no room for small ones.
     pub(crate) fn piece_taken(&self, bytes: usize) {
-        if (bytes as u64) < limits::QUIC_PIECE_BYTES {
+        let bytes = bytes as u64;
+        if bytes < limits::QUIC_PIECE_BYTES {
             earn(&self.pieces, 1, limits::QUIC_PIECES_MAX);
+        } else {
+            earn(&self.large, units(bytes + bytes / 4), LARGE_MAX);
         }
     }
 
@@ -87,22 +99,28 @@ impl FrameBudget {
         let before = self.requests.fetch_max(content.requests, Relaxed);
         let new = u32::try_from(content.requests.saturating_sub(before)).unwrap_or(u32::MAX);
         let paid = new.saturating_mul(limits::QUIC_FRAMES_PER_REQUEST);
-        let by_pieces = content.large_pieces.saturating_mul(limits::QUIC_FRAMES_PER_LARGE_PIECE);
-        earn(&self.credit, paid.saturating_add(by_pieces), limits::QUIC_FRAMES_BURST);
-        earn(&self.pieces, paid, limits::QUIC_PIECES_MAX);
+        let windows = new.saturating_mul(limits::H2_STREAM_WINDOW_BYTES / UNIT_BYTES);
+        earn(&self.large, windows, LARGE_MAX);
         if !self.has(content) {
             self.refill(now_ms);
         }
+        let has_room = spend(&self.large, units(content.large_bytes));
+        let pieces = if has_room { content.large_pieces } else { 0 };
+        let by_pieces = pieces.saturating_mul(limits::QUIC_FRAMES_PER_LARGE_PIECE);
+        earn(&self.credit, paid.saturating_add(by_pieces), limits::QUIC_FRAMES_BURST);
+        earn(&self.pieces, paid, limits::QUIC_PIECES_MAX);
         if !spend(&self.credit, content.frames) {
             self.flooded.store(true, Relaxed);
             self.watcher.wake();
             return false;
         }
-        spend(&self.pieces, content.pieces)
+        has_room && spend(&self.pieces, content.pieces)
     }
 
     fn has(&self, content: &Content) -> bool {
-        self.credit.load(Relaxed) >= content.frames && self.pieces.load(Relaxed) >= content.pieces
+        self.credit.load(Relaxed) >= content.frames
+            && self.pieces.load(Relaxed) >= content.pieces
+            && self.large.load(Relaxed) >= units(content.large_bytes)
     }
 
     fn refill(&self, now_ms: u64) {
@@ -113,7 +131,12 @@ impl FrameBudget {
         let credits = u32::try_from(credits).unwrap_or(u32::MAX);
         earn(&self.credit, credits, limits::QUIC_FRAMES_BURST);
         earn(&self.pieces, credits, limits::QUIC_PIECES_MAX);
+        earn(&self.large, credits, LARGE_MAX);
     }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes / u64::from(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 fn earn(credit: &AtomicU32, more: u32, most: u32) {
@@ -319,11 +342,41 @@ mod tests {
         budget.sent_packet();
         assert!(budget.charge(&Content { requests: 2, ..frames(1) }, 1000));
         assert!(!budget.charge(&Content { requests: 3, ..frames(1) }, 1000), "a request pays once");
-        let upload = Content { large_pieces: 1, ..frames(limits::QUIC_FRAMES_PER_LARGE_PIECE) };
-        assert!(
-            (0..1000).all(|_| budget.charge(&upload, 1000)),
-            "whoever uploads says that windows are full"
-        );
+        let upload = large(frames(limits::QUIC_FRAMES_PER_LARGE_PIECE));
+        let uploads = |_| {
+            budget.piece_taken(1200);
+            budget.charge(&upload, 1000)
+        };
+        assert!((0..100_000).all(uploads), "whoever uploads says that windows are full");
+    }
+
+    fn large(content: Content) -> Content {
+        Content { large_pieces: 1, large_bytes: 1200, ..content }
+    }
+
+    #[test]
+    fn a_piece_that_comes_again_and_again_pays_for_nothing_more() {
+        let budget = open();
+        let again = large(frames(limits::QUIC_FRAMES_PER_LARGE_PIECE));
+        let most = limits::QUIC_UNREAD_BYTES_MAX / 1024;
+        assert!((0..most).any(|_| !budget.charge(&again, 0)), "the packet is lost");
+        assert!(!budget.flooded.load(Relaxed));
+        (0..limits::QUIC_FRAMES_BURST).for_each(|_| assert!(!budget.charge(&again, 0)));
+        assert!(budget.flooded.load(Relaxed), "and its frames are paid for as others are");
+    }
+
+    #[test]
+    fn a_window_that_is_not_read_and_a_fifth_that_comes_twice_are_no_flood() {
+        let budget = open();
+        let window = limits::QUIC_RECEIVE_WINDOW_BYTES / 1200;
+        assert!((0..2 * window).all(|_| budget.charge(&large(Content::default()), 0)));
+        let budget = open();
+        for number in 0..1_000_000 {
+            assert!(budget.charge(&large(Content::default()), 0), "{number}");
+            if number % 5 != 0 {
+                budget.piece_taken(1200);
+            }
+        }
     }
 
     #[test]

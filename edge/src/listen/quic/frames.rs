@@ -10,8 +10,9 @@ pub(super) struct Content {
     pub(super) frames: u32,
     /// STREAM and CRYPTO frames that cost more to hold than their bytes.
     pub(super) pieces: u32,
-    /// STREAM frames that are worth their trouble.
+    /// STREAM frames that are worth their trouble, and the bytes in them.
     pub(super) large_pieces: u32,
+    pub(super) large_bytes: u64,
     /// Request streams that there are now, as far as this packet tells.
     pub(super) requests: u64,
     /// Something of it is held until it is read.
@@ -65,7 +66,10 @@ fn frame(rest: &mut &[u8], content: &mut Content) -> Option<()> {
             varint(rest)?;
         }
         let length = if kind & STREAM_HAS_LENGTH == 0 { rest.len() as u64 } else { varint(rest)? };
-        content.large_pieces += u32::from(length >= limits::QUIC_PIECE_BYTES);
+        if length >= limits::QUIC_PIECE_BYTES {
+            content.large_pieces += 1;
+            content.large_bytes = content.large_bytes.saturating_add(length);
+        }
         return held(rest, length, content);
     }
     content.frames += 1;

@@ -18,7 +18,9 @@ const FULL_BYTES: usize = 1150;
 
 pub(super) fn run(attack: QuicAttack, target: &Target, until: Instant) -> io::Result<Outcome> {
     let mut client = QuicClient::connect(target)?;
-    for number in 0..PACKETS {
+    // As much as may be on its way in earnest, and more.
+    let packets = if attack == QuicAttack::RepeatedPieces { 4 * PACKETS } else { PACKETS };
+    for number in 0..packets {
         if client.closed || now() > until {
             break;
         }
@@ -28,7 +30,9 @@ pub(super) fn run(attack: QuicAttack, target: &Target, until: Instant) -> io::Re
         }
     }
     while is_cut(attack) && !client.closed && now() < until {
-        client.send_frames(&[1]);
+        // Only what it began with tells whether that is borne.
+        let goes_on = attack == QuicAttack::RepeatedPieces;
+        client.send_frames(&if goes_on { piece(attack, 0) } else { vec![1] });
         client.receive();
     }
     Ok(Outcome { requests: 0, ended: client.closed || !is_cut(attack) })
@@ -62,6 +66,10 @@ fn piece(attack: QuicAttack, number: u64) -> Vec<u8> {
         QuicAttack::ConnectionIds => new_id(number + 1, 0),
         QuicAttack::RetiredIds => new_id(number + 1, number + 1),
         QuicAttack::PathChallenges => [&[0x1a][..], &number.to_be_bytes()].concat().repeat(100),
+        QuicAttack::RepeatedPieces => {
+            let again = [&[0x0e, 0][..], &varint(2), &varint(512), &[0x21; 512]].concat();
+            [again.repeat(2), vec![1; 6]].concat()
+        }
         _ => vec![1; 1000],
     }
 }

@@ -76,6 +76,8 @@ pub enum QuicAttack {
     PathChallenges,
     /// Frames that say nothing.
     Pings,
+    /// The same beside one piece of a stream that comes again and again, as what is uploaded has such frames with it.
+    RepeatedPieces,
     /// Another address with each packet.
     Migrations,
     /// Packets of a connection that is no more, and resets that answer resets (RFC 9000 section 10.3.3).
@@ -97,7 +99,7 @@ pub enum QuicAttack {
 }
 
 impl QuicAttack {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InitialFlood,
         Self::ShortInitials,
         Self::CoalescedGarbage,
@@ -114,6 +116,7 @@ impl QuicAttack {
         Self::RetiredIds,
         Self::PathChallenges,
         Self::Pings,
+        Self::RepeatedPieces,
         Self::Migrations,
         Self::ResetLoop,
         Self::RapidReset,
@@ -145,7 +148,8 @@ impl QuicAttack {
             | Self::ConnectionIds
             | Self::RetiredIds
             | Self::PathChallenges
-            | Self::Pings => frames::run(self, target, until),
+            | Self::Pings
+            | Self::RepeatedPieces => frames::run(self, target, until),
             Self::ResetLoop => resets::reset_loop(target, until),
             Self::RapidReset => requests::rapid_reset(target, until),
             Self::ControlStreams => requests::control_streams(target, until),
