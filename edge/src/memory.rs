@@ -1,6 +1,6 @@
 //! What the edge does when memory runs short, before the kernel ends it.
 //!
-//! A sampler on the service thread reads four times a second how much of the process is resident. From the upper mark on the
+//! A sampler on the service thread reads four times a second, more often as it comes near the mark, how much of the process is resident. From the upper mark on the
 //! edge is short of memory: new connections are closed at once, requests that need an origin get 503, nothing is compressed,
 //! connections without an exchange are ended, kept answers are forgotten, and what the allocator has free goes back to the
 //! kernel. Exchanges under way go on: each is bounded by itself, and ends. Below the lower mark all is as before; so it is when
@@ -11,7 +11,7 @@
 //!
 //! An exchange with an origin takes its memory a while after it has begun, so that thousands could begin before the first of it
 //! shows. Each look therefore says how many may be under way: those there were at any look of the last second, and as many more
-//! as there was room for at [`limits::MEMORY_OF_EXCHANGE_BYTES`] each.
+//! as there was room for at [`limits::MEMORY_OF_EXCHANGE_BYTES`] each; and of that no tenant has all.
 //!
 //! Connections meet one atomic load.
 //!
@@ -48,7 +48,10 @@ pub struct Memory {
 
 /// An exchange with an origin; counted until it is dropped.
 #[derive(Debug)]
-pub struct Exchanging(Arc<Memory>);
+pub struct Exchanging {
+    memory: Arc<Memory>,
+    of_tenant: Arc<AtomicU64>,
+}
 
 impl Memory {
     /// Bounded by what the edge's file says, else by the control group that the process is in, else not at all.
@@ -99,11 +102,15 @@ impl Memory {
         self.exchanges_max.store(judge.exchanges_max(), Ordering::Relaxed);
     }
 
-    /// Lets an exchange with an origin begin; `None`: there is no room for what it may take.
-    pub(crate) fn begin_exchange(self: &Arc<Self>) -> Option<Exchanging> {
+    /// Lets an exchange with an origin begin; `None`: there is no room for what it may take, or its tenant has
+    /// [`limits::EXCHANGES_PER_FREE`] times as many under way as there is room for: so that a tenant whose origin does not answer
+    /// leaves some to the next, as with sockets to origins.
+    pub(crate) fn begin_exchange(self: &Arc<Self>, of_tenant: &Arc<AtomicU64>) -> Option<Exchanging> {
         let before = self.exchanges.fetch_add(1, Ordering::Relaxed);
-        let begun = Exchanging(Arc::clone(self));
-        (before < self.exchanges_max.load(Ordering::Relaxed)).then_some(begun)
+        let own = of_tenant.fetch_add(1, Ordering::Relaxed);
+        let begun = Exchanging { memory: Arc::clone(self), of_tenant: Arc::clone(of_tenant) };
+        let free = self.exchanges_max.load(Ordering::Relaxed).saturating_sub(before);
+        (own < free.saturating_mul(limits::EXCHANGES_PER_FREE)).then_some(begun)
     }
 
     /// For kept answers, where the file does not say it: no larger share of a small bound than the default is of a usual one.
@@ -114,7 +121,8 @@ impl Memory {
 
 impl Drop for Exchanging {
     fn drop(&mut self) {
-        self.0.exchanges.fetch_sub(1, Ordering::Relaxed);
+        self.memory.exchanges.fetch_sub(1, Ordering::Relaxed);
+        self.of_tenant.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -441,11 +449,28 @@ mod tests {
 
         let memory = Memory::bounded(Some(most));
         memory.exchanges_max.store(2, Ordering::Relaxed);
-        let begun = [memory.begin_exchange(), memory.begin_exchange()];
-        assert!(begun.iter().all(Option::is_some) && memory.begin_exchange().is_none());
+        let (one, other) = (Arc::default(), Arc::default());
+        let begun = [memory.begin_exchange(&one), memory.begin_exchange(&other)];
+        assert!(begun.iter().all(Option::is_some) && memory.begin_exchange(&Arc::default()).is_none());
         drop(begun);
-        assert!(memory.begin_exchange().is_some());
+        assert!(memory.begin_exchange(&one).is_some());
         assert_eq!(memory.exchanges.load(Ordering::Relaxed), 0);
+        assert_eq!((one.load(Ordering::Relaxed), other.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_tenant_whose_exchanges_do_not_end_leaves_room_to_the_next() {
+        let memory = Memory::bounded(Some(1 << 30));
+        memory.exchanges_max.store(90, Ordering::Relaxed);
+        let tenants: [Arc<AtomicU64>; 3] = Default::default();
+        let taken = tenants
+            .each_ref()
+            .map(|tenant| std::iter::from_fn(|| memory.begin_exchange(tenant)).collect::<Vec<_>>());
+        assert_eq!(taken.each_ref().map(Vec::len), [60, 20, 7]);
+        drop(taken);
+        assert!(tenants.iter().all(|tenant| tenant.load(Ordering::Relaxed) == 0));
+        let unbounded = Memory::bounded(None);
+        assert!((0..10_000).all(|_| unbounded.begin_exchange(&tenants[0]).is_some()));
     }
 
     #[test]

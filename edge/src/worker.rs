@@ -222,7 +222,7 @@ impl Worker {
                 self.origins.sweep();
                 // The allocator gives back what is free when the thread allocates, which one that nobody asks does not.
                 let count = self.seats.count();
-                if count < std::mem::replace(&mut most, count) / 2 {
+                if 2 * count < std::mem::replace(&mut most, count) {
                     return_free_memory();
                 }
             }

@@ -41,6 +41,7 @@ pub(super) struct TenantUsage {
     spans: Meter,
     connections: AtomicU32,
     origin_sockets: Arc<AtomicU64>,
+    origin_exchanges: Arc<AtomicU64>,
 }
 
 /// One connection of a tenant, counted until it is dropped.
@@ -147,6 +148,11 @@ impl TenantState {
     /// How many connections are open to the tenant's origins.
     pub fn origin_sockets(&self) -> &Arc<AtomicU64> {
         &self.usage.origin_sockets
+    }
+
+    /// How many exchanges with the tenant's origins are under way.
+    pub fn origin_exchanges(&self) -> &Arc<AtomicU64> {
+        &self.usage.origin_exchanges
     }
 
     /// The most that the cache may hold for the tenant, bytes.

@@ -254,7 +254,7 @@ async fn attempt(
     let connect = deadlines.connect.unwrap_or(worker.edge.deadlines.origin_connect);
     let unsent = |error| Failure { error, repeat: Repeat::AnotherOrigin, stale: false, in_body: false };
     let mut turn = Rc::clone(endpoint).enter(connect).await.map_err(unsent)?;
-    turn.exchanging = worker.edge.memory.begin_exchange();
+    turn.exchanging = worker.edge.memory.begin_exchange(to.host.tenant.origin_exchanges());
     if turn.exchanging.is_none() {
         let error = OriginError::Memory;
         return Err(Failure { error, repeat: Repeat::Never, stale: false, in_body: false });
