@@ -1,5 +1,6 @@
 //! One request stream, from its head to the end of its answer.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -236,12 +237,14 @@ fn read_request(
     Ok((request.map(|()| body), Some(leftover)))
 }
 
+/// Of a connection, not of a message (RFC 9114 section 4.2).
+const CONNECTION_FIELDS: [&str; 5] =
+    ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+
 /// Fields that belong to a connection have no place in a message (RFC 9114 section 4.2); with them an origin that speaks
 /// HTTP/1.1 could be told another length than we were.
 fn check_fields(headers: &HeaderMap) -> Result<(), &'static str> {
-    const FORBIDDEN: [&str; 5] =
-        ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
-    if FORBIDDEN.iter().any(|name| headers.contains_key(*name)) {
+    if CONNECTION_FIELDS.iter().any(|name| headers.contains_key(*name)) {
         return Err("a field that belongs to a connection");
     }
     let te_fits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"trailers");
@@ -288,17 +291,29 @@ async fn next_frame(body: &mut ResponseBody) -> Option<Result<http_body::Frame<B
 fn finish_head(head: &mut Response<()>, body: &ResponseBody) {
     let status = head.status();
     let headers = head.headers_mut();
-    for name in ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"] {
+    for name in CONNECTION_FIELDS {
         headers.remove(name);
     }
     let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 && !bodiless) {
         headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
-    headers.entry(header::DATE).or_insert_with(|| {
-        let now = std::time::UNIX_EPOCH + Duration::from_secs(clock::unix_elapsed().as_secs());
-        HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a header value")
-    });
+    headers.entry(header::DATE).or_insert_with(date);
+}
+
+/// The time as a field's value, written once a second on each thread.
+fn date() -> HeaderValue {
+    thread_local! {
+        static WRITTEN: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static(""))) };
+    }
+    let now = clock::unix_elapsed().as_secs();
+    WRITTEN.with_borrow_mut(|(at, value)| {
+        if *at != now {
+            let text = httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(now));
+            (*at, *value) = (now, HeaderValue::try_from(text).expect("a date is a header value"));
+        }
+        value.clone()
+    })
 }
 
 /// A client that takes nothing for a while is cut (the window is full, or it is gone).
