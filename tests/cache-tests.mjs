@@ -6,12 +6,13 @@
 // checkout, with `cache = {}` on a route to the suite's own server, which also is the origin of every server named by address.
 // RESULTS.json is what another run has written (the suite's folder `results` has some). Prints a row for each, and of Portico
 // what it fails. By hand: the suite is in no package registry, so that tests/run cannot bring it.
-import { spawn, spawnSync } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { mkdtempSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { promisify } from 'node:util'
 
 const DEADLINE_MS = 15 * 60 * 1000
 const ORIGIN_PORT = 8000 // the suite's own, which its settings for other servers lead to
@@ -19,6 +20,7 @@ const NAME = 'cache.test' // Portico serves no site by its address
 const LOOKUP = `import dns from 'node:dns'
 const lookup = dns.lookup
 dns.lookup = (name, ...rest) => lookup(name === '${NAME}' ? '127.0.0.1' : name, ...rest)`
+const execute = promisify(execFile)
 const NODE_ARGS = ['--no-warnings', '--import', `data:text/javascript,${encodeURIComponent(LOOKUP)}`]
 
 const [suite, ...others] = process.argv.slice(2)
@@ -32,30 +34,34 @@ const { determineTestResult, resultTypes } = await load('test-engine/lib/results
 
 const folder = mkdtempSync(join(tmpdir(), 'cache-tests-'))
 const children = []
+let died // what rejects when a child has ended that should run on
+const death = new Promise((resolve, reject) => { died = reject })
 try {
+  await Promise.race([death, measure()])
+} finally {
+  children.forEach(child => child.removeAllListeners('exit').kill())
+  rmSync(folder, { recursive: true })
+}
+
+async function measure () {
   start('the suite\'s server', process.execPath, ['test-engine/server/server.mjs'], {
     cwd: suite,
     env: { ...process.env, npm_config_protocol: 'http', npm_config_port: `${ORIGIN_PORT}`, npm_config_pidfile: join(folder, 'pid') }
   })
-  const measured = [['Portico', run(await startPortico())]]
+  const measured = [['Portico', await run(await startPortico())]]
   for (const other of others) {
     const [title, source] = [other.slice(0, other.indexOf('=')), other.slice(other.indexOf('=') + 1)]
-    measured.push([title, source.startsWith('http') ? run(source) : JSON.parse(readFileSync(source, 'utf8'))])
+    measured.push([title, source.startsWith('http') ? await run(source) : JSON.parse(readFileSync(source, 'utf8'))])
   }
   print(measured)
-} finally {
-  children.forEach(child => child.removeAllListeners('exit').kill())
-  rmSync(folder, { recursive: true })
 }
 
 function start (what, program, args, options) {
   const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'], ...options })
   let said = ''
   child.stderr.on('data', text => { said += text })
-  child.on('exit', code => {
-    console.error(`${what} has ended with status ${code}: ${said}`)
-    process.exit(1)
-  })
+  child.on('error', died)
+  child.on('exit', code => died(new Error(`${what} has ended with status ${code}: ${said}`)))
   children.push(child)
 }
 
@@ -72,9 +78,8 @@ async function startPortico () {
   const base = `http://${NAME}:${port}`
   const pem = join(folder, 'certificates', 'cache.pem')
   mkdirSync(join(folder, 'certificates'))
-  const made = spawnSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
+  await execute('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
     '-subj', '/', '-addext', `subjectAltName=critical,DNS:${NAME}`, '-keyout', `${folder}/key.pem`, '-out', `${folder}/chain.pem`])
-  if (made.status !== 0) throw new Error(`openssl: ${made.error ?? made.stderr}`)
   writeFileSync(pem, readFileSync(join(folder, 'chain.pem'), 'utf8') + readFileSync(join(folder, 'key.pem'), 'utf8'), { mode: 0o600 })
   writeFileSync(join(folder, 'edge.toml'), `
 state = "state"
@@ -96,25 +101,23 @@ cache = {}
 `)
   start('portico-edge', 'target/release/portico-edge', ['--config', join(folder, 'edge.toml')], {})
   for (let tries = 0; tries < 100; tries++) {
-    const answer = spawnSync('curl', ['-sf', '--resolve', `${NAME}:${port}:127.0.0.1`, '-o', '/dev/null', base])
-    if (answer.status === 0) return base
+    const asked = execute('curl', ['-sf', '--resolve', `${NAME}:${port}:127.0.0.1`, '-o', '/dev/null', base])
+    if (await asked.then(() => true, () => false)) return base
     await new Promise(resolve => setTimeout(resolve, 100))
   }
   throw new Error(`neither portico-edge nor the suite's server behind it answers at ${base} within 10 s`)
 }
 
 /** What each test of the suite says of the server at `base`. */
-function run (base) {
+async function run (base) {
   console.error(`${base} ...`)
-  const answered = spawnSync(process.execPath, [...NODE_ARGS, 'test-engine/cli.mjs'], {
+  const { stdout } = await execute(process.execPath, [...NODE_ARGS, 'test-engine/cli.mjs'], {
     cwd: suite,
     env: { ...process.env, npm_config_base: base, npm_package_config_id: '' },
-    encoding: 'utf8',
     maxBuffer: 64 << 20,
     timeout: DEADLINE_MS
   })
-  if (answered.status !== 0) throw new Error(`the suite against ${base}: ${answered.error ?? answered.stderr}`)
-  return JSON.parse(answered.stdout.slice(answered.stdout.indexOf('{')))
+  return JSON.parse(stdout.slice(stdout.indexOf('{')))
 }
 
 function print (measured) {

