@@ -296,6 +296,23 @@ async fn a_certificate_without_a_key_meets_every_check_of_one_with_it() {
 }
 
 #[tokio::test]
+async fn no_key_is_made_for_names_that_are_not_the_tenants() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &[]).await;
+    let body = json!({ "hostnames": ["shop.example"], "key_type": "rsa4096" });
+    // More at once than keys may be asked for: a place is taken by none.
+    let ask = || request(&stage, &one, &token, body.clone());
+    let replies = tokio::join!(ask(), ask(), ask());
+    for reply in [replies.0, replies.1, replies.2] {
+        let expected = (422, "/hostnames/0".to_owned(), "unknown_domain".to_owned());
+        assert_eq!(refusal(&reply), expected, "{}", reply.text);
+    }
+    let absent = portico_cert_store::TenantId::generate();
+    let absent = format!("/v1/tenants/{absent}/certificate-requests");
+    assert_eq!(stage.operator("POST", &absent, body).await.status, 404);
+}
+
+#[tokio::test]
 async fn requests_of_a_tenant_are_bounded_and_make_room_when_they_go() {
     let stage = Stage::start().await;
     let (one, token) = tenant(&stage, "one", &[]).await;

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::App;
 use crate::clock::rfc3339;
 use crate::http::fault::{Answered, Fault, field};
+use crate::http::waits::Wait;
 use crate::http::write::Write;
 use crate::limits::{CERTIFICATE_REQUEST_LASTS_MS, CERTIFICATE_REQUESTS_OF_TENANT_MAX};
 use crate::store::certificate_request::{self as store, CertificateRequestRow};
@@ -53,7 +54,7 @@ pub(crate) enum Made {
     Same(CertificateRequestRow),
 }
 
-/// Reads names and kind of key; whose the names are is looked at by [`put`].
+/// Reads names and kind of key; whose the names are is looked at by [`make_key`] and [`put`].
 ///
 /// # Errors
 /// 422 with what is wrong.
@@ -84,30 +85,47 @@ pub(crate) fn read(spec: &CertificateRequestSpec) -> Answered<Wanted> {
     Ok(Wanted { names, key_type })
 }
 
-/// Makes the key, before the writer's turn, for one of RSA takes long; `None` where a request like it waits already.
+/// Makes the key, before the writer's turn, for one of RSA takes long; `None` where a request like it waits already. None is made
+/// for what [`put`] would refuse.
 ///
 /// # Errors
-/// 409 where the tenant has too many, 429 where it asks for too many at once; the store's.
+/// 422 with names that are no domains of the tenant, 409 where it has too many, 429 where it asks for too many at once; the store's.
 pub(crate) async fn make_key(app: &App, tenant: TenantId, wanted: &Wanted) -> Answered<Option<PrivateKey>> {
     let mut read = app.parts.store.read().await?;
+    let errors = foreign(&mut read, tenant, wanted).await?;
+    if !errors.is_empty() {
+        return Err(Fault::fields(errors));
+    }
     let now = app.parts.clock.now_ms();
     if store::find_same(&mut read, tenant, &wanted.texts(), wanted.key_type, now).await?.is_some() {
         return Ok(None);
     }
     has_room(&mut read, tenant).await?;
     drop(read);
-    let failed = |error: &(dyn std::error::Error + 'static)| {
-        tracing::error!(error, "a key cannot be made");
-        Fault::internal()
-    };
     let key_type = wanted.key_type;
     if !key_type.is_rsa() {
         return PrivateKey::generate(key_type).map(Some).map_err(|error| failed(&error));
     }
-    let _place = app.waits.begin_rsa_key(tenant)?;
-    let _turn = RSA_TURN.acquire().await.map_err(|error| failed(&error))?;
-    let made = tokio::task::spawn_blocking(move || PrivateKey::generate(key_type)).await;
-    made.map_err(|error| failed(&error))?.map(Some).map_err(|error| failed(&error))
+    let place = app.waits.begin_rsa_key(tenant)?;
+    let made = in_turn(place, move || PrivateKey::generate(key_type)).await?;
+    made.map(Some).map_err(|error| failed(&error))
+}
+
+/// Does `work` when its turn comes. Turn and place are the work's and not the caller's, who may hang up: it goes on all the same,
+/// and the next must not begin beside it.
+async fn in_turn<T: Send + 'static>(place: Wait, work: impl FnOnce() -> T + Send + 'static) -> Answered<T> {
+    let turn = RSA_TURN.acquire().await.map_err(|error| failed(&error))?;
+    let held = (turn, place);
+    let done = tokio::task::spawn_blocking(move || {
+        let _held = held;
+        work()
+    });
+    done.await.map_err(|error| failed(&error))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Fault {
+    tracing::error!(error, "a key cannot be made");
+    Fault::internal()
 }
 
 /// Writes the request down with its key.
@@ -266,4 +284,38 @@ pub(crate) fn described(row: &CertificateRequestRow) -> serde_json::Value {
         "spki_sha256": hex::encode(&row.spki_sha256),
         "expires_at": rfc3339(row.expires_at),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::http::waits::Waits;
+
+    #[tokio::test]
+    async fn a_caller_that_hangs_up_frees_neither_turn_nor_place_while_its_key_is_made() {
+        let (waits, tenant) = (Waits::default(), TenantId::generate());
+        let places = || std::iter::from_fn(|| waits.begin_rsa_key(tenant).ok()).collect::<Vec<_>>().len();
+        let all = places();
+        let (begun, begins) = oneshot::channel::<()>();
+        let (end, ended) = mpsc::channel::<()>();
+        let work = move || {
+            begun.send(()).unwrap();
+            ended.recv().unwrap();
+        };
+        let caller = tokio::spawn(in_turn(waits.begin_rsa_key(tenant).unwrap(), work));
+        begins.await.unwrap();
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        assert_eq!((places(), RSA_TURN.available_permits()), (all - 1, 0));
+        end.send(()).unwrap();
+        // Held in this order: whoever has the next turn may find the place taken for a moment.
+        let _turn = RSA_TURN.acquire().await.unwrap();
+        while places() < all {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -45,6 +45,7 @@ pub(super) async fn create(
         return Ok(response);
     }
     let wanted = certificate_request::read(&body.value)?;
+    tenant::find(&mut *app.parts.store.read().await?, id).await?.ok_or_else(tenants::missing)?;
     let key = certificate_request::make_key(&app, id, &wanted).await?;
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
