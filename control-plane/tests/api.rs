@@ -1489,6 +1489,36 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     assert_eq!(by_operator.status, 200, "{}", by_operator.text);
 }
 
+#[tokio::test]
+async fn a_strangers_claim_does_not_use_up_the_owners_retry() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (two, strangers) = stage.tenant("two").await;
+    let (domain, claim) =
+        (stage.domain(&one, "shop.example").await, stage.domain(&two, "shop.example").await);
+    let (id, claim) = (domain["id"].as_str().unwrap(), claim["id"].as_str().unwrap());
+    stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
+    // Both wait: the owner's order failed, and a claim of such a name waits as long.
+    let mut tx = stage.running.parts.store.begin().await.unwrap();
+    for id in [id, claim] {
+        sql::query(
+            "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
+             VALUES (?, '[]', 1, 4, ?, 'the CA said no', 0)",
+        )
+        .bind(id)
+        .bind(stage.clock.now_ms() + 86_400_000)
+        .execute(&mut tx)
+        .await
+        .unwrap();
+    }
+    tx.commit().await.unwrap();
+    let post = async |path: &str, token: &str| stage.call("POST", path, Some(token), &[], Value::Null).await;
+    let checked = post(&format!("/v1/domains/{claim}/check"), &strangers).await;
+    assert_eq!(checked.status, 200, "{}", checked.text);
+    let retried = post(&format!("/v1/domains/{id}/retry"), &own).await;
+    assert_eq!(retried.status, 200, "{}", retried.text);
+}
+
 /// Attempts, and when the next one may be.
 fn back_off(row: &sql::Row) -> (i64, i64) {
     (row.try_get(0).unwrap(), row.try_get(1).unwrap())

@@ -24,7 +24,8 @@ pub struct TooSoon {
 }
 
 /// Notes a call and grants it, or says when it can be. An operator's calls are bounded by name only. By name, not by domain:
-/// one that was deleted and claimed anew has had its calls.
+/// one that was deleted and claimed anew has had its calls. Only for a domain that is served: a claim that anybody can make must
+/// not use up the calls of whoever has the name.
 ///
 /// # Errors
 /// The database's.

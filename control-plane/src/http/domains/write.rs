@@ -246,9 +246,12 @@ pub(in crate::http) async fn check(
     let (now, actor) = (write.now_ms, write.actor().to_owned());
     ownership::apply(&mut write.tx, &seen, &actor, now).await?;
     presence::wake(&mut write.tx, row.id).await?;
-    // As `retry` does, when it may; else the back-off goes on.
+    // As `retry` does, when it may; else the back-off goes on. Not for a claim that is not proved: nothing is ordered for it, and
+    // whoever has the name would be told that its retry is spent.
     let by_operator = call.caller.tenant.is_none();
-    if group::name_waits(&mut write.tx, row.id, now).await?
+    let served = domain::find(&mut write.tx, row.id).await?.is_some_and(|row| row.served);
+    if served
+        && group::name_waits(&mut write.tx, row.id, now).await?
         && retry::ask(&mut write.tx, row.id, row.tenant_id, by_operator, now).await?.is_ok()
     {
         group::retry_name_now(&mut write.tx, row.id, now).await?;
