@@ -314,6 +314,42 @@ async fn a_holder_whose_term_is_over_writes_nothing() {
 }
 
 #[tokio::test]
+async fn a_term_is_renewed_however_long_others_write() {
+    let Some(database) = Database::postgres() else { return };
+    let (own, other) = (database.open().await, database.open().await);
+    let term = take(&own, "one").await.unwrap();
+    // Where a writer waits for its turn: in its own process, then for the lock of all.
+    for writing in [&own, &other] {
+        let held = writing.begin().await.unwrap();
+        let renewed = async {
+            let mut tx = own.begin_renewal().await.unwrap();
+            let renewal = lease::renew(&mut tx, &term).await.unwrap().expect("it is ours");
+            tx.commit().await.unwrap();
+            renewal.committed();
+        };
+        tokio::time::timeout(Duration::from_secs(10), renewed).await.expect("it waits for no writer");
+        drop(held);
+    }
+
+    // Another takes it: whoever has waited for that sees it.
+    end_all_terms(&own).await;
+    let mut taking = other.begin().await.unwrap();
+    let free = lease::free(&mut taking, "work", "two", &mut lease::Watched::default()).await.unwrap();
+    lease::take(&mut taking, "work", "two", free.unwrap()).await.unwrap().expect("it is free");
+    let renewed = async {
+        let mut tx = own.begin_renewal().await.unwrap();
+        lease::renew(&mut tx, &term).await.unwrap().is_some()
+    };
+    let committed = async {
+        // The renewal is on its way by then, most times; if not, it sees the same.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        taking.commit().await.unwrap();
+    };
+    let (is_ours, ()) = tokio::join!(renewed, committed);
+    assert!(!is_ours && !term.stands(), "the term is the other's");
+}
+
+#[tokio::test]
 async fn a_replica_that_hangs_in_a_transaction_is_ended_and_nothing_of_it_happens() {
     let Some(database) = Database::postgres() else { return };
     let (hung, other) = (database.open().await, database.open().await);

@@ -265,7 +265,22 @@ impl Store {
         if let Some(term) = &self.term {
             lease::check(&mut connection, term).await?;
         }
-        Ok(WriteTx { connection, recorded: None, wakes_others: false, latest: self.latest.clone() })
+        Ok(self.writing(connection))
+    }
+
+    /// Begins to renew a term, and nothing else ([`lease::renew`]); where there are terms, in no queue of writers.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn begin_renewal(&self) -> Result<WriteTx, StoreError> {
+        Ok(self.writing(match &self.database {
+            Database::Sqlite(database) => database.begin().await?,
+            Database::Postgres(database) => database.begin_renewal().await?,
+        }))
+    }
+
+    fn writing(&self, connection: Connection) -> WriteTx {
+        WriteTx { connection, recorded: None, wakes_others: false, latest: self.latest.clone() }
     }
 
     /// Begins to read one consistent state.

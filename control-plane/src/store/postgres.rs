@@ -6,6 +6,8 @@
 //! before the wait for the lock would not. Readers see one state, and wait for nobody.
 //!
 //! What a replica that hangs can hold is bounded by the server: a transaction that idles is ended and its commit fails.
+//!
+//! The one write outside of this is a term's renewal ([`Postgres::begin_renewal`]).
 
 use std::net::IpAddr;
 use std::str::FromStr as _;
@@ -109,6 +111,7 @@ impl fmt::Debug for Server {
 pub(super) struct Postgres {
     pub(super) writer: PgPool,
     readers: PgPool,
+    renewals: PgPool,
 }
 
 impl Postgres {
@@ -117,11 +120,14 @@ impl Postgres {
         look_at(server).await?;
         // One: writers of this process queue here, in order, and not as so many sessions of the server.
         let writer = pool.clone().max_connections(1);
+        // One of its own: it must not queue behind them.
+        let renewals = writer.clone();
         // One more than SQLite's: somebody has to listen.
         let readers = pool.max_connections(READERS + 1);
         Ok(Self {
             writer: writer.connect_lazy_with(server.options(WRITER_IDLE_MAX)),
             readers: readers.connect_lazy_with(server.options(READER_IDLE_MAX)),
+            renewals: renewals.connect_lazy_with(server.options(WRITER_IDLE_MAX)),
         })
     }
 
@@ -156,6 +162,14 @@ impl Postgres {
         Ok(Connection::Postgres(tx))
     }
 
+    /// Waits for no writer, of this process or another: a replica that lives must not lose its terms to a long queue. A term is
+    /// renewed by one statement that looks at its number; should another take it at the same moment, the later of the two waits
+    /// for the row and sees what the earlier has made of it. Whoever takes a term has the lock, so none changes hands under a
+    /// transaction that was begun within it.
+    pub(super) async fn begin_renewal(&self) -> Result<Connection, sqlx::Error> {
+        Ok(Connection::Postgres(self.renewals.begin().await?))
+    }
+
     pub(super) async fn read(&self) -> Result<Connection, sqlx::Error> {
         let tx = self.readers.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         Ok(Connection::Postgres(tx))
@@ -174,6 +188,7 @@ impl Postgres {
 
     pub(super) async fn close(&self) {
         self.readers.close().await;
+        self.renewals.close().await;
         self.writer.close().await;
     }
 }

@@ -99,7 +99,7 @@ async fn keep(parts: &Parts, term: &Term) {
     loop {
         tokio::time::sleep(pause).await;
         let renewed = async {
-            let mut tx = parts.store.begin().await?;
+            let mut tx = parts.store.begin_renewal().await?;
             let Some(renewal) = lease::renew(&mut tx, term).await? else { return Ok(false) };
             tx.commit().await?;
             renewal.committed();
