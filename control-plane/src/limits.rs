@@ -9,6 +9,15 @@ use crate::clock::DAY_MS;
 /// (`store/lease.rs`), so that the next holder does not wait for it.
 pub const WRITER_IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// Writes of one tenant that stand in the writer's queue, the one at work included: another tenant's call has so many of them before
+/// it at most. More wait for a place, in a line of the tenant's own.
+pub const WRITERS_OF_TENANT_MAX: usize = 4;
+/// How long a call waits in that line: as long as in the writer's queue (`store/mod.rs`). How many wait, the tenant's pace bounds.
+pub const WRITERS_OF_TENANT_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long one bulk call of a tenant may have the writer. 5,000 names take 0.7 s; names whose documents are large take longer.
+/// Four such calls are over before another tenant's call has waited for 30 s and is told that the writer is busy.
+pub const WRITER_TURN_OF_TENANT_MAX: Duration = Duration::from_secs(5);
+
 /// Orders that run at the same time: each waits for its CA most of the time, and the CA's own limits are far below what these
 /// can do.
 pub const ORDERS_IN_FLIGHT_MAX: usize = 32;

@@ -1646,6 +1646,50 @@ async fn an_import_with_a_faulty_row_leaves_no_tenant_behind() {
     let many = json!({ "tenants": [{ "tenant": { "name": "new" }, "domains": many }] });
     let many = stage.operator("POST", "/v1/imports", many).await;
     assert_eq!((many.status, &many.body["errors"][0]["pointer"]), (422, &json!("/tenants")), "{}", many.text);
+    // Nor as many tenants as fit into a body.
+    let mut many = vec![json!({ "tenant": { "name": "new" }, "domains": [] }); 5000];
+    many.push(json!({ "tenant": { "name": "new" }, "domains": [spec("d.example")] }));
+    let many = stage.operator("POST", "/v1/imports", json!({ "tenants": many })).await;
+    assert_eq!((many.status, &many.body["errors"][0]["pointer"]), (422, &json!("/tenants")), "{}", many.text);
+}
+
+#[tokio::test]
+async fn a_tenant_that_sends_refused_imports_without_end_is_slowed_and_nobody_else_is() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let (_, other) = stage.tenant("two").await;
+    let domains: Vec<Value> =
+        (0..5000).map(|number| json!({ "hostname": format!("n{number}.example") })).collect();
+    // Not its own: nothing is stored, and nothing is in the trail.
+    let import = json!({ "tenants": [{ "tenant": { "name": "elsewhere" }, "domains": domains }] });
+    let send = async |token: &str| stage.call("POST", "/v1/imports", Some(token), &[], import.clone()).await;
+    let refused = send(&own).await;
+    assert_eq!((refused.status, &refused.body["applied"]), (200, &json!(false)), "{}", refused.text);
+    let slowed = send(&own).await;
+    assert_eq!((slowed.status, &slowed.body["code"]), (429, &json!("too_many_writes")), "{}", slowed.text);
+    let seconds: u64 = slowed.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=160).contains(&seconds), "{seconds}");
+    assert_eq!(send(&other).await.status, 200);
+    let path = format!("/v1/tenants/{one}/domains");
+    let small = stage.call("POST", &path, Some(&own), &[], spec("shop.example")).await;
+    assert_eq!(small.status, 201, "small writes go on: {}", small.text);
+}
+
+#[tokio::test]
+async fn a_tenant_named_twice_in_an_import_has_one_quota() {
+    let stage = Stage::start().await;
+    stage.operator("POST", "/v1/tenants", json!({ "name": "small", "domains_max": 2 })).await;
+    let part = |names: &[&str]| {
+        let domains: Vec<Value> = names.iter().map(|name| spec(name)).collect();
+        json!({ "tenant": { "name": "small" }, "domains": domains })
+    };
+    let import = |second: &[&str]| json!({ "tenants": [part(&["a.example"]), part(second)] });
+    let refused = stage.operator("POST", "/v1/imports", import(&["b.example", "c.example"])).await;
+    assert_eq!(refused.body["applied"], json!(false), "{}", refused.text);
+    let code = &refused.body["tenants"][1]["results"][1]["problem"]["code"];
+    assert_eq!(code, "domains_max_reached", "{}", refused.text);
+    let done = stage.operator("POST", "/v1/imports", import(&["b.example"])).await;
+    assert_eq!(done.body["applied"], json!(true), "{}", done.text);
 }
 
 #[tokio::test]

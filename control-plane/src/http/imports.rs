@@ -1,6 +1,9 @@
 //! `/v1/imports`: tenants with their domains in one transaction, so that an import that fails leaves nothing behind, not
 //! even after a kill in the middle.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -8,6 +11,7 @@ use portico_api::v1::{
     DomainBatchResult, DomainSpec, IMPORT_ITEMS_MAX, Import, ImportAnswer, ImportTenant, ImportedTenant,
     TenantSpec,
 };
+use portico_cert_store::TenantId;
 
 use super::call::Call;
 use super::domains::{done, refused};
@@ -30,13 +34,20 @@ pub(super) async fn create(State(app): State<App>, call: Call, body: JsonBody<Im
         let message = format!("must have 1 to {IMPORT_ITEMS_MAX} domains together; these are {count}");
         return Err(Fault::fields(vec![field("/tenants", "out_of_range", message)]));
     }
-    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+    if wanted.len() > IMPORT_ITEMS_MAX {
+        let message = format!("must name {IMPORT_ITEMS_MAX} tenants at most; these are {}", wanted.len());
+        return Err(Fault::fields(vec![field("/tenants", "out_of_range", message)]));
+    }
+    // A tenant costs a look as a domain does.
+    let items = wanted.len() + count;
+    let mut write = match Write::begin_bulk(&app, &call, &body.raw, items).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
     let mut parts = Vec::with_capacity(wanted.len());
+    let mut quotas = HashMap::new();
     for part in wanted {
-        parts.push(import_tenant(&app, &mut write, &call, part).await?);
+        parts.push(import_tenant(&app, &mut write, &call, part, &mut quotas).await?);
     }
     let faulty = |part: &ImportedTenant| {
         part.problem.is_some() || part.results.iter().any(|result| result.problem.is_some())
@@ -58,7 +69,9 @@ async fn import_tenant(
     write: &mut Write,
     call: &Call,
     part: ImportTenant,
+    quotas: &mut HashMap<TenantId, Quota>,
 ) -> Answered<ImportedTenant> {
+    write.assert_in_turn()?;
     let (row, created) = match take_tenant(app, write, call, part.tenant).await {
         Ok(taken) => taken,
         Err(fault) if fault.status.is_server_error() => return Err(fault),
@@ -68,10 +81,17 @@ async fn import_tenant(
             return Ok(ImportedTenant { id: None, created: false, problem, results });
         }
     };
-    let mut quota = Quota::count(write, &row, call.caller.tenant.is_none()).await?;
+    // Counted once for a tenant that is named more than once: that goes through all of its domains.
+    let quota = match quotas.entry(row.id) {
+        Entry::Occupied(counted) => counted.into_mut(),
+        Entry::Vacant(absent) => {
+            absent.insert(Quota::count(write, &row, call.caller.tenant.is_none()).await?)
+        }
+    };
     let mut results = Vec::with_capacity(part.domains.len());
     for item in part.domains {
-        results.push(one(app, write, call, &row, item, &mut quota).await?);
+        write.assert_in_turn()?;
+        results.push(one(app, write, call, &row, item, quota).await?);
     }
     Ok(ImportedTenant { id: Some(row.id), created, problem: None, results })
 }

@@ -1,14 +1,18 @@
 //! Calls that wait for long, bounded: each long poll looks at the store ten times a second, each test of a webhook holds a
-//! connection for as long as its endpoint likes.
+//! connection for as long as its endpoint likes, each write stands in the one writer's queue before everybody's that come later.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
 use portico_cert_store::TenantId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fault::{Answered, Fault};
-use crate::limits::{WEBHOOKS_IN_FLIGHT_MAX, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX};
+use crate::limits::{
+    WEBHOOKS_IN_FLIGHT_MAX, WEBHOOKS_OF_TENANT_IN_FLIGHT_MAX, WRITERS_OF_TENANT_MAX,
+    WRITERS_OF_TENANT_WAIT_MAX,
+};
 
 /// Long polls of one token.
 const PER_TOKEN_MAX: usize = 64;
@@ -24,7 +28,12 @@ pub(crate) struct Waits {
     polls: Places,
     webhook_tests: Places,
     rsa_keys: Places,
+    writers: Lines,
 }
+
+/// Where each tenant's writes wait for one of its places in the writer's queue. Tenants that do not write are forgotten.
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<HashMap<TenantId, Arc<Semaphore>>>>);
 
 /// How many places each has taken.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +89,32 @@ impl Waits {
             );
             Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_keys", detail).retry_after(2)
         })
+    }
+
+    /// Waits for one of the tenant's places in the writer's queue; it is held until the write is over. Those who wait do so in order,
+    /// and nobody else's write behind them.
+    ///
+    /// # Errors
+    /// 429 when none came free in time.
+    pub(crate) async fn begin_write(&self, tenant: TenantId) -> Answered<OwnedSemaphorePermit> {
+        let places = self.writers.of(tenant);
+        let taken = tokio::time::timeout(WRITERS_OF_TENANT_WAIT_MAX, places.acquire_owned()).await;
+        taken.ok().and_then(Result::ok).ok_or_else(|| {
+            let detail = format!(
+                "{WRITERS_OF_TENANT_MAX} writes of this tenant were under way all the time, and others before this one; send \
+                 fewer at once, or use bulk calls"
+            );
+            Fault::new(StatusCode::TOO_MANY_REQUESTS, "too_many_writes", detail).retry_after(1)
+        })
+    }
+}
+
+impl Lines {
+    fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has a place, or waits for one, holds its line.
+        lines.retain(|_, line| Arc::strong_count(line) > 1);
+        lines.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(WRITERS_OF_TENANT_MAX))).clone()
     }
 }
 
@@ -137,5 +172,22 @@ mod tests {
         assert!(waits.begin_rsa_key(TenantId::generate()).is_ok());
         drop(own);
         assert!(waits.begin_rsa_key(greedy).is_ok());
+    }
+
+    #[tokio::test]
+    async fn writes_of_one_tenant_wait_in_a_line_of_its_own() {
+        let (waits, greedy) = (Waits::default(), TenantId::generate());
+        let mut own = Vec::new();
+        for _ in 0..WRITERS_OF_TENANT_MAX {
+            own.push(waits.begin_write(greedy).await.unwrap());
+        }
+        let mut next = Box::pin(waits.begin_write(greedy));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        drop(waits.begin_write(TenantId::generate()).await.unwrap());
+        drop(own.pop());
+        let next = next.await.unwrap();
+        drop((own, next));
+        drop(waits.begin_write(TenantId::generate()).await.unwrap());
+        assert_eq!(waits.writers.0.lock().unwrap().len(), 1, "who does not write is forgotten");
     }
 }

@@ -1,18 +1,22 @@
 //! One API write: its rows, its audit entry, its event, its change for the edges and the memory of its
 //! `Idempotency-Key`, all in one transaction (P7). Acknowledged means: all of it is on disk.
 
+use std::time::{Duration, Instant};
+
 use aws_lc_rs::digest::{self, SHA256};
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use portico_cert_store::TenantId;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::call::{Call, etag};
 use super::fault::{Answered, Fault};
 use super::pace::Pace;
 use crate::app::App;
 use crate::clock::{self, DAY_MS};
+use crate::limits::WRITER_TURN_OF_TENANT_MAX;
 use crate::store::idempotency::{self, Remembered};
 use crate::store::{WriteTx, audit, event};
 
@@ -37,6 +41,9 @@ pub(crate) struct Write {
     fingerprint: Vec<u8>,
     /// Absent for an operator.
     pace: Option<(Pace, TenantId)>,
+    turn_began: Instant,
+    /// The tenant's place in the writer's queue; given back after the transaction.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Either a write to do, or the answer that the same request got before.
@@ -78,10 +85,24 @@ impl Write {
     /// # Errors
     /// 409 when the key came with another request; the store's.
     pub(crate) async fn begin(app: &App, call: &Call, body: &[u8]) -> Answered<Begun> {
-        paced(app, call)?;
+        Self::begin_bulk(app, call, body, 0).await
+    }
+
+    /// As [`Self::begin`] for a call of so many items, which a tenant pays for whatever becomes of them. Between two of them it asks
+    /// [`Self::assert_in_turn`].
+    ///
+    /// # Errors
+    /// 409 when the key came with another request, 429 when the tenant writes too much; the store's.
+    pub(crate) async fn begin_bulk(app: &App, call: &Call, body: &[u8], items: usize) -> Answered<Begun> {
+        counted(app, call, items)?;
+        let place = match call.caller.tenant {
+            Some(tenant) => Some(app.waits.begin_write(tenant).await?),
+            None => None,
+        };
         let now_ms = app.parts.clock.now_ms();
         let fingerprint = fingerprint(call, body);
         let mut tx = app.parts.store.begin().await?;
+        let turn_began = clock::instant();
         if let Some(key) = &call.idempotency_key {
             let actor = &call.caller.token_id;
             match idempotency::find(&mut tx, actor, key, now_ms - KEY_LASTS_MS).await? {
@@ -103,6 +124,8 @@ impl Write {
             key: call.idempotency_key.clone(),
             fingerprint,
             pace: call.caller.tenant.map(|tenant| (app.pace.clone(), tenant)),
+            turn_began,
+            _place: place,
         })))
     }
 
@@ -118,6 +141,17 @@ impl Write {
             None => Ok(None),
             Some(remembered) => answered(remembered, &fingerprint(call, body)),
         }
+    }
+
+    /// Whether a bulk call may go on to its next item: all others wait meanwhile. An operator's may.
+    ///
+    /// # Errors
+    /// 413 when a tenant's has had the writer for too long; nothing of it is to happen.
+    pub(crate) fn assert_in_turn(&self) -> Answered<()> {
+        if self.pace.is_none() {
+            return Ok(());
+        }
+        short_enough(clock::instant().saturating_duration_since(self.turn_began))
     }
 
     pub(crate) fn actor(&self) -> &str {
@@ -227,7 +261,22 @@ impl Write {
 /// # Errors
 /// 429.
 pub(crate) fn paced(app: &App, call: &Call) -> Answered<()> {
-    call.caller.tenant.map_or(Ok(()), |tenant| app.pace.take(tenant, clock::instant()))
+    counted(app, call, 0)
+}
+
+fn counted(app: &App, call: &Call, items: usize) -> Answered<()> {
+    call.caller.tenant.map_or(Ok(()), |tenant| app.pace.take(tenant, items, clock::instant()))
+}
+
+fn short_enough(turn: Duration) -> Answered<()> {
+    if turn < WRITER_TURN_OF_TENANT_MAX {
+        return Ok(());
+    }
+    let detail = format!(
+        "looking at these items took longer than {} s, in which nobody else can write, so none was done; send fewer at once",
+        WRITER_TURN_OF_TENANT_MAX.as_secs()
+    );
+    Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "too_much_at_once", detail))
 }
 
 /// What a request was answered that came with this key before; `None`: it was begun and not remembered, and its effect is the same
@@ -282,4 +331,17 @@ fn respond(status: StatusCode, etag: Option<&str>, body: Vec<u8>) -> Response {
         headers.insert(header::ETAG, etag);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bulk_call_that_keeps_everybody_waiting_is_broken_off() {
+        short_enough(WRITER_TURN_OF_TENANT_MAX / 2).unwrap();
+        let fault = short_enough(WRITER_TURN_OF_TENANT_MAX).unwrap_err();
+        assert_eq!((fault.status.as_u16(), fault.code), (413, "too_much_at_once"));
+        assert!(fault.detail.contains("send fewer"), "{fault:?}");
+    }
 }

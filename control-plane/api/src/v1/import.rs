@@ -13,7 +13,7 @@ pub const IMPORT_ITEMS_MAX: usize = 5000;
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
-    /// With 1 to 5,000 domains together.
+    /// At most 5,000, with 1 to 5,000 domains together.
     pub tenants: Vec<ImportTenant>,
 }
 

@@ -53,7 +53,8 @@ pub(in crate::http) async fn create(
 
 /// Adds up to 1,000 domains; one result for each, in order. With `atomic`, all or none.
 #[utoipa::path(post, path = "/v1/tenants/{id}/domains/batch", tag = "domains", params(("id" = String, Path)),
-    request_body = DomainBatch, responses((status = 200, body = DomainBatchAnswer), (status = 404), (status = 422)))]
+    request_body = DomainBatch,
+    responses((status = 200, body = DomainBatchAnswer), (status = 404), (status = 413), (status = 422)))]
 pub(in crate::http) async fn create_batch(
     State(app): State<App>,
     call: Call,
@@ -63,7 +64,7 @@ pub(in crate::http) async fn create_batch(
     let id = tenants::visible(&call, &id)?;
     let DomainBatch { items, atomic } = body.value;
     bounded("/items", items.len())?;
-    let mut write = match Write::begin(&app, &call, &body.raw).await? {
+    let mut write = match Write::begin_bulk(&app, &call, &body.raw, items.len()).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
@@ -71,6 +72,7 @@ pub(in crate::http) async fn create_batch(
     let mut quota = Quota::count(&mut write, &tenant, call.caller.tenant.is_none()).await?;
     let mut results = Vec::with_capacity(items.len());
     for item in items {
+        write.assert_in_turn()?;
         results.push(match claim(&app, &mut write, &tenant, item, &mut quota).await {
             Ok(Claimed::New(row)) => done(StatusCode::CREATED, row.id),
             Ok(Claimed::Same(row)) => done(StatusCode::OK, row.id),
