@@ -15,7 +15,10 @@ use portico_cert_store::{CellId, EdgeId, Generation};
 use portico_control_plane::limits::{RELAYED_PER_LOOK_MAX, WRITER_IDLE_MAX};
 use portico_control_plane::store::edge::EdgeRow;
 use portico_control_plane::store::relay::RelayedAnswer;
-use portico_control_plane::store::{Server, Store, StoreError, change, lease, meta, relay, responder, sql};
+use portico_control_plane::store::{
+    Server, Store, StoreError, adopted, change, domain, edge, issuance, lease, meta, relay, responder, sql,
+    uploaded,
+};
 use tempfile::TempDir;
 
 /// One database, and how to open it once more.
@@ -214,6 +217,31 @@ async fn values_of_a_list_are_bound_in_order_and_no_row_is_an_error_only_where_o
         assert_eq!(absent().fetch_optional(&mut tx).await.unwrap(), None);
         assert!(absent().fetch_one(&mut tx).await.is_err());
         assert!(absent().fetch_all(&mut tx).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_in_an_empty_list_and_it_is_no_error() {
+    for database in Database::both() {
+        let store = database.open().await;
+        let mut tx = store.begin().await.unwrap();
+        meta::put(&mut tx, "a", "1").await.unwrap();
+        change::record(&mut tx, ResourceKind::Domain, "a", None).await.unwrap();
+        for column in ["key FROM meta WHERE key", "sequence FROM changes WHERE sequence"] {
+            let mut query = sql::QueryBuilder::new("SELECT ");
+            query.push(column).push(" IN (").push_list(Vec::<String>::new()).push(")");
+            assert!(query.build().fetch_all(&mut tx).await.unwrap().is_empty(), "{column}");
+        }
+        let mut query = sql::QueryBuilder::new("SELECT id FROM credentials WHERE spki_sha256 IN (");
+        query.push_list(Vec::<Vec<u8>>::new()).push(")");
+        assert!(query.build().fetch_all(&mut tx).await.unwrap().is_empty());
+        // Whoever asks for what is due asks with none, most of the time.
+        assert!(domain::find_many(&mut tx, &[]).await.unwrap().is_empty());
+        assert!(adopted::of_domains(&mut tx, &[]).await.unwrap().is_empty());
+        assert!(uploaded::of_domains(&mut tx, &[]).await.unwrap().is_empty());
+        assert!(issuance::certificates_of(&mut tx, &[]).await.unwrap().is_empty());
+        assert!(issuance::troubles(&mut tx, &[]).await.unwrap().is_empty());
+        assert!(edge::refusals_of(&mut tx, &[]).await.unwrap().is_empty());
     }
 }
 

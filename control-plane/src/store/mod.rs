@@ -407,7 +407,7 @@ impl DerefMut for ReadTx {
     }
 }
 
-/// Writes the inside of an `IN (...)`.
+/// Writes the inside of an `IN (...)`; there may be none.
 pub(crate) fn push_ids<'query>(
     query: &'query mut QueryBuilder,
     ids: &[impl std::fmt::Display],

@@ -27,13 +27,19 @@ impl QueryBuilder {
         self
     }
 
-    /// Values with commas between them.
+    /// The inside of an `IN (..)`: values with commas between them. Without any it is NULL, which nothing is in: PostgreSQL refuses
+    /// `IN ()`, and SQLite does not. Nothing is outside of NULL either, so whoever writes `NOT IN` asks first whether there are any.
     pub fn push_list(&mut self, values: impl IntoIterator<Item = impl Bind>) -> &mut Self {
-        for (at, value) in values.into_iter().enumerate() {
-            if at > 0 {
+        let mut is_empty = true;
+        for value in values {
+            if !is_empty {
                 self.text.push_str(", ");
             }
+            is_empty = false;
             self.push_bind(value);
+        }
+        if is_empty {
+            self.text.push_str("NULL");
         }
         self
     }
