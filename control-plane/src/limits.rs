@@ -76,6 +76,10 @@ pub const RESPONDERS_DEADLINE: Duration = Duration::from_secs(15);
 /// A certificate request of an edge for a key of its own, bytes: 100 names, each as long as one can be, and room.
 pub const CERTIFICATE_REQUEST_BYTES_MAX: usize = 32 << 10;
 
+/// Of an event's text, bytes: some words in it are a stranger's, such as what a name's server answers. Each is kept for 90 days and sent
+/// to webhooks, and a page holds 500 of them: 1 MB.
+pub const EVENT_TEXT_BYTES_MAX: usize = 2_000;
+
 /// Webhooks of one tenant: each of its events is sent to all that want it.
 pub const WEBHOOKS_OF_TENANT_MAX: u64 = 10;
 /// Webhooks of the operators.

@@ -5,7 +5,10 @@ use portico_cert_store::TenantId;
 
 use super::sql::{QueryBuilder, Row};
 use super::{Connection, StoreError, WriteTx, sql};
+use crate::limits::EVENT_TEXT_BYTES_MAX;
 
+/// Of the text at most [`EVENT_TEXT_BYTES_MAX`] bytes are kept.
+///
 /// # Errors
 /// The database's.
 pub async fn append(
@@ -21,13 +24,14 @@ pub async fn append(
         .bind(kind)
         .bind(tenant.map(|id| id.to_string()))
         .bind(subject)
-        .bind(text)
+        .bind(&text[..text.floor_char_boundary(EVENT_TEXT_BYTES_MAX)])
         .execute(tx)
         .await?;
     Ok(())
 }
 
-/// Events after `since`, oldest first; of one tenant, or of all.
+/// Events after `since`, oldest first; of one tenant, or of all. Texts that are longer than one may be, of an earlier release, are cut
+/// here too: what a page takes is bounded by its number.
 ///
 /// # Errors
 /// The database's.
@@ -37,7 +41,8 @@ pub async fn list(
     tenant: Option<TenantId>,
     limit: u32,
 ) -> Result<Vec<Event>, StoreError> {
-    let mut query = QueryBuilder::new("SELECT * FROM events WHERE sequence > ");
+    let mut query = QueryBuilder::new("SELECT sequence, at, kind, tenant_id, subject, SUBSTR(text, 1, ");
+    query.push(EVENT_TEXT_BYTES_MAX).push(") AS text FROM events WHERE sequence > ");
     query.push_bind(since.cast_signed());
     if let Some(tenant) = tenant {
         query.push(" AND tenant_id = ").push_bind(tenant.to_string());
@@ -73,12 +78,44 @@ pub async fn purge(tx: &mut WriteTx, before_ms: i64) -> Result<(), StoreError> {
 }
 
 fn read(row: &Row) -> Result<Event, StoreError> {
+    // The database counts characters.
+    let mut text: String = row.try_get("text")?;
+    text.truncate(text.floor_char_boundary(EVENT_TEXT_BYTES_MAX));
     Ok(Event {
         sequence: row.try_get::<i64>("sequence")?.unsigned_abs(),
         at: crate::clock::rfc3339(row.try_get("at")?),
         kind: row.try_get("kind")?,
         tenant_id: row.try_get("tenant_id")?,
         subject: row.try_get("subject")?,
-        text: row.try_get("text")?,
+        text,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_long_text_is_cut_where_it_is_kept_and_where_an_earlier_release_kept_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::for_tests(folder.path()).await.unwrap();
+        // Of three bytes each, so that the bound is within one.
+        let long = "\u{20ac}".repeat(EVENT_TEXT_BYTES_MAX * 2);
+        let cut = "\u{20ac}".repeat(EVENT_TEXT_BYTES_MAX / 3);
+        let mut tx = store.begin().await.unwrap();
+        append(&mut tx, "domain.unreachable", None, "a", &long, 1).await.unwrap();
+        append(&mut tx, "domain.unreachable", None, "b", "short", 1).await.unwrap();
+        let kept: Vec<String> =
+            sql::query_scalar("SELECT text FROM events ORDER BY sequence").fetch_all(&mut tx).await.unwrap();
+        assert_eq!(kept, [cut.as_str(), "short"]);
+        sql::query("UPDATE events SET text = ? WHERE subject = 'a'")
+            .bind(long)
+            .execute(&mut tx)
+            .await
+            .unwrap();
+        let listed = list(&mut tx, 0, None, 10).await.unwrap();
+        let texts: Vec<&str> = listed.iter().map(|event| event.text.as_str()).collect();
+        assert_eq!(texts, [cut.as_str(), "short"]);
+    }
 }

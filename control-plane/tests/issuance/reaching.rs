@@ -9,6 +9,7 @@ use portico_control_plane::acme::order::Wanted;
 use portico_control_plane::acme::{
     Account, AccountKey, CaEndpoint, CaHttp, CaOrder, CaOrderStatus, ChallengeMethod, Pace,
 };
+use portico_control_plane::limits::EVENT_TEXT_BYTES_MAX;
 use portico_control_plane::store::sql;
 use rcgen::{CertificateParams, CustomExtension};
 use rustls_pki_types::CertificateDer;
@@ -54,6 +55,19 @@ async fn redirects_that_no_ca_would_follow_are_named_and_cost_no_order() {
         assert!(condition[2].contains(words), "{name}: {condition:?}");
     }
     assert_eq!(lab.world.stats().await["new_orders"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redirect_of_100_kb_is_told_in_a_few_words() {
+    let lab = Lab::start(&Options { challenges: HTTP_ONLY, ..Options::default() }).await;
+    let tenant = lab.tenant(&[], "registered_domain").await;
+    let domain = lab.domains(tenant, &["long.test"]).await[0];
+    let condition = lab.until_condition(domain, "ChallengeReachable", "false").await;
+    assert!(condition[2].contains("ports 80 and 443 only"), "{condition:?}");
+    let told = lab.rows("SELECT text FROM events WHERE kind = 'domain.unreachable'").await.concat();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].len() < EVENT_TEXT_BYTES_MAX, "{} bytes", told[0].len());
+    assert!(told[0].contains(":22/aaa") && told[0].contains("looked at again at"), "{}", told[0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

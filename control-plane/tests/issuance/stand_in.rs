@@ -143,6 +143,7 @@ fn redirect(host: &str, path: &str) -> Option<String> {
         "https-only" => Some(format!("https://{host}{path}")),
         "loop" => Some(format!("http://{host}{path}")),
         "metadata" => Some(format!("http://link-local.test{path}")),
+        "long" => Some(format!("http://{host}:22/{}", "a".repeat(100_000))),
         "odd-port" => Some(format!("http://{host}:22{path}")),
         "address" => Some(format!("http://127.0.0.1{path}")),
         _ => None,

@@ -37,6 +37,8 @@ const HOP_DEADLINE: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(15);
 /// A key authorization has 87 bytes; some servers add a line end.
 const BODY_BYTES_MAX: usize = 1024;
+/// Of where a server redirects to, as it is told: a server says what it likes, and may say it in 400 kB.
+const TARGET_BYTES_MAX: usize = 200;
 
 /// Fetches the answer for `token` at one of the name's addresses; an error says for the tenant what came instead.
 pub(super) async fn fetch_as_a_ca(
@@ -71,8 +73,11 @@ async fn follow(
         };
         let fetched = tokio::time::timeout(HOP_DEADLINE, fetch(issuance, granted, &url, &addresses)).await;
         let fetched = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-        let at =
-            if url.as_str() == first { first.to_owned() } else { format!("{first}, redirected to {url},") };
+        let at = if url.as_str() == first {
+            first.to_owned()
+        } else {
+            format!("{first}, redirected to {},", told(url.as_str()))
+        };
         match fetched.map_err(|error| format!("{at} at {address}: {error}"))? {
             // Trailing white space is ignored (RFC 8555 section 8.3).
             Fetched::Body(body) if body.trim_ascii_end() == answer.as_bytes() => return Ok(()),
@@ -82,8 +87,10 @@ async fn follow(
             Fetched::Status(status) => return Err(format!("{at} at {address} is answered with {status}")),
             Fetched::Redirect(location) => {
                 let next = url.join(&location);
-                url = next.map_err(|error| format!("{at} is redirected to {location:?}: {error}"))?;
-                check_port(issuance, &url).map_err(|why| format!("{at} is redirected to {url}: {why}"))?;
+                url =
+                    next.map_err(|error| format!("{at} is redirected to {:?}: {error}", told(&location)))?;
+                check_port(issuance, &url)
+                    .map_err(|why| format!("{at} is redirected to {}: {why}", told(url.as_str())))?;
             }
         }
     }
@@ -96,10 +103,16 @@ enum Fetched {
     Redirect(String),
 }
 
+/// Of the target of a redirect, what is told of it.
+fn told(target: &str) -> &str {
+    &target[..target.floor_char_boundary(TARGET_BYTES_MAX)]
+}
+
 fn host(url: &Url) -> Result<DomainName, String> {
+    let at = told(url.as_str());
     match url.host() {
-        Some(Host::Domain(name)) => DomainName::parse(name).map_err(|error| format!("{url}: {error}")),
-        _ => Err(format!("{url}: a CA follows no redirect to an IP address")),
+        Some(Host::Domain(name)) => DomainName::parse(name).map_err(|error| format!("{at}: {error}")),
+        _ => Err(format!("{at}: a CA follows no redirect to an IP address")),
     }
 }
 
