@@ -583,6 +583,25 @@ async fn a_key_that_a_removed_edge_could_read_is_to_be_replaced_by_its_tenant() 
     assert_eq!(upload(&stage, &one, &token, &body).await.status, 200);
 }
 
+/// P5: no tenant is served with a key that another has.
+#[tokio::test]
+async fn a_key_that_another_tenant_is_served_with_is_not_taken() {
+    let stage = Stage::start().await;
+    let (one, token) = tenant(&stage, "one", &["shop.example"]).await;
+    let (two, other) = tenant(&stage, "two", &["rose.example"]).await;
+    let ca = Ca::new();
+    let both = ca.issue(&["shop.example", "rose.example"], KeyType::EcdsaP256, 90);
+    let first = taken(&stage, &one, &token, &ca.body(&["shop.example"], &both)).await;
+    let refused = upload(&stage, &two, &other, &ca.body(&["rose.example"], &both)).await;
+    let error = &refused.body["errors"][0];
+    assert_eq!((refused.status, &error["code"]), (422, &json!("key_of_another")), "{}", refused.text);
+    assert!(!refused.text.contains(&one), "it is not told whose: {}", refused.text);
+    assert_eq!(domain(&stage, "rose.example").await["certificates"], json!([]));
+    assert_eq!(upload(&stage, &one, &token, &ca.body(&["shop.example"], &both)).await.status, 200);
+    assert_eq!(delete(&stage, &token, &id(&first[0]), "?leave_unserved=true").await.status, 204);
+    taken(&stage, &two, &other, &ca.body(&["rose.example"], &both)).await;
+}
+
 #[tokio::test]
 async fn nothing_is_left_in_the_end_of_what_was_removed() {
     let stage = Stage::start().await;

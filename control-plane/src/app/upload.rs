@@ -96,7 +96,7 @@ fn check_handshake(upload: &Upload) -> Answered<()> {
 /// Puts a certificate into service for the hostnames.
 ///
 /// # Errors
-/// 422 with the hostnames that it cannot be for, or a present one that is better; the store's.
+/// 422 with a key that others may have or have, the hostnames that it cannot be for, or a present one that is better; the store's.
 pub(crate) async fn put(
     app: &App,
     write: &mut Write,
@@ -105,11 +105,7 @@ pub(crate) async fn put(
     upload: &Upload,
 ) -> Answered<Put> {
     let spki_sha256 = upload.chain.facts().spki_sha256;
-    if compromise::is_compromised(&mut write.tx, &spki_sha256).await? {
-        let pointer = if request.key_pem.is_some() { "/key_pem" } else { "/chain_pem" };
-        let text = "this key was reported compromised and is never accepted again; make a new one";
-        return Err(Fault::fields(vec![field(pointer, "key_compromised", text)]));
-    }
+    check_key(write, tenant.id, request, &spki_sha256).await?;
     certificate_request::complete(write, tenant.id, &spki_sha256).await?;
     let wanted = wanted(write, tenant, request, upload.chain.facts()).await?;
     let kind = upload.chain.facts().key_type.is_rsa();
@@ -147,6 +143,28 @@ pub(crate) async fn put(
     }
     has_room(write, tenant).await?;
     Ok(Put::New(made))
+}
+
+/// Whether nobody else has this key, as far as is known here.
+async fn check_key(
+    write: &mut Write,
+    tenant: TenantId,
+    request: &CertificateUpload,
+    spki_sha256: &[u8],
+) -> Answered<()> {
+    let pointer = if request.key_pem.is_some() { "/key_pem" } else { "/chain_pem" };
+    let refused = |code: &str, text: String| Err(Fault::fields(vec![field(pointer, code, text)]));
+    if compromise::is_compromised(&mut write.tx, spki_sha256).await? {
+        let text = "this key was reported compromised and is never accepted again; make a new one";
+        return refused("key_compromised", text.to_owned());
+    }
+    // P5, as at adoption; whose they are is not a tenant's to know.
+    if compromise::in_use_by_another(&mut write.tx, spki_sha256, tenant).await?.is_some() {
+        let text = "names of others are served with this key, and a report of it would take both certificates; make a new \
+                    key for these names, and have a certificate issued for it";
+        return refused("key_of_another", text.to_owned());
+    }
+    Ok(())
 }
 
 /// Whether a tenant's uploads are within their bound. What is in use no more is forgotten before anything is refused for it.
