@@ -65,13 +65,16 @@ impl Ca {
 
     /// Valid from yesterday on, for so many days from now.
     fn issue(&self, names: &[&str], key_type: KeyType, days: u64) -> Brought {
-        let pair = pair(key_type);
+        self.certify(names, &pair(key_type), days)
+    }
+
+    fn certify(&self, names: &[&str], pair: &KeyPair, days: u64) -> Brought {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut parameters = CertificateParams::new(names).unwrap();
         let now = time::OffsetDateTime::now_utc();
         parameters.not_before = now - DAY;
         parameters.not_after = now + DAY * u32::try_from(days).unwrap();
-        let leaf = parameters.signed_by(&pair, &self.issuer).unwrap().pem();
+        let leaf = parameters.signed_by(pair, &self.issuer).unwrap().pem();
         Brought { leaf, key: pair.serialize_pem() }
     }
 
@@ -559,9 +562,11 @@ async fn each_cell_of_a_name_gets_its_own_sealed_copy_and_no_other_does() {
 async fn a_key_that_a_removed_edge_could_read_is_to_be_replaced_by_its_tenant() {
     let stage = Stage::start().await;
     let (one, token) = tenant(&stage, "one", &["shop.example"]).await;
-    let ca = Ca::new();
-    let body = ca.body(&["shop.example"], &ca.issue(&["shop.example"], KeyType::EcdsaP256, 90));
-    let first = taken(&stage, &one, &token, &body).await;
+    let (ca, key) = (Ca::new(), pair(KeyType::EcdsaP256));
+    let body = |key: &KeyPair, days| ca.body(&["shop.example"], &ca.certify(&["shop.example"], key, days));
+    taken(&stage, &one, &token, &body(&key, 90)).await;
+    let served = body(&key, 100);
+    taken(&stage, &one, &token, &served).await;
     let edge = EdgeId::generate().to_string();
     let mut tx = stage.running.parts.store.begin().await.unwrap();
     sql::query(
@@ -577,10 +582,32 @@ async fn a_key_that_a_removed_edge_could_read_is_to_be_replaced_by_its_tenant() 
     let told = events(&stage, &token).await;
     assert!(told.contains(&"certificate.key_exposed".to_owned()), "{told:?}");
     assert!(!told.contains(&"certificate.ends_soon".to_owned()), "{told:?}");
-    // What is there is sealed under a key that the edge has; the same again is sealed anew.
-    let again = taken(&stage, &one, &token, &body).await;
-    assert_ne!(id(&again[0]), id(&first[0]));
-    assert_eq!(upload(&stage, &one, &token, &body).await.status, 200);
+    // What is there is sealed under a key that the edge has. Sealed anew it would be no other key.
+    let mut without_key = body(&key, 120);
+    without_key.as_object_mut().unwrap().remove("key_pem");
+    let renewed = body(&key, 110);
+    let refusals = [("/key_pem", &served), ("/key_pem", &renewed), ("/chain_pem", &without_key)];
+    for (pointer, body) in refusals {
+        let reply = upload(&stage, &one, &token, body).await;
+        let error = &reply.body["errors"][0];
+        let found = (reply.status, &error["pointer"], &error["code"]);
+        assert_eq!(found, (422, &json!(pointer), &json!("key_exposed")), "{}", reply.text);
+    }
+    // It is left, also when all that can be done without its tenant is.
+    let mut tx = stage.running.parts.store.begin().await.unwrap();
+    sql::query("UPDATE rekeys SET finished_at = 1").execute(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let left = || async {
+        let rekeys = stage.operator("GET", "/v1/rekeys", Value::Null).await;
+        assert!(rekeys.body["items"][0]["finished_at"].is_string(), "{}", rekeys.text);
+        rekeys.body["items"][0]["uploaded"].clone()
+    };
+    assert_eq!(left().await, 1);
+    let new = body(&pair(KeyType::EcdsaP256), 130);
+    taken(&stage, &one, &token, &new).await;
+    assert_eq!(left().await, 0);
+    assert_eq!(upload(&stage, &one, &token, &new).await.status, 200);
+    assert_eq!(upload(&stage, &one, &token, &body(&key, 140)).await.status, 422, "nor afterwards");
 }
 
 /// P5: no tenant is served with a key that another has.

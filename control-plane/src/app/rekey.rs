@@ -295,12 +295,8 @@ async fn described(
     progress: Progress,
     left: &[CredentialId],
 ) -> Answered<Rekey> {
-    let uploaded = match &row.cell {
-        Some((cell, epoch)) if row.finished_at.is_none() => {
-            uploaded::under_older_key(connection, cell, *epoch).await?.len()
-        }
-        _ => 0,
-    };
+    // Also when all that can be done here is: their tenants alone can bring others.
+    let uploaded = compromise::uploads_left(connection, row).await?;
     let outstanding = rekey::outstanding(connection, left).await?;
     let most = u32::try_from(TROUBLES_MAX).unwrap_or(u32::MAX);
     let mut troubles: Vec<RekeyTrouble> = outstanding.iter().filter_map(trouble).take(TROUBLES_MAX).collect();
@@ -337,7 +333,7 @@ async fn described(
         replaced: progress.replaced,
         retired: progress.retired,
         revoked,
-        uploaded: u64::try_from(uploaded).unwrap_or(u64::MAX),
+        uploaded,
         forecast: forecast_of(app, connection, &outstanding).await?,
         behind: row.behind.iter().map(ToString::to_string).collect(),
         troubles,

@@ -164,6 +164,14 @@ async fn check_key(
                     key for these names, and have a certificate issued for it";
         return refused("key_of_another", text.to_owned());
     }
+    // Under the cell's newer key it would look as if it had been replaced.
+    if let Some(cell) = compromise::exposed_in(&mut write.tx, spki_sha256).await? {
+        let text = format!(
+            "the keys of cell {cell} were replaced since this one was sealed for it, because others may have read them; what \
+             is in service stays so until you upload a certificate for a new key (`portico shadow csr NAME` makes one)"
+        );
+        return refused("key_exposed", text);
+    }
     Ok(())
 }
 

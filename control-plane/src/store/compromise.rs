@@ -88,6 +88,44 @@ pub async fn is_compromised(connection: &mut Connection, spki_sha256: &[u8]) -> 
         .await?)
 }
 
+/// The cell whose keys were replaced since this one was sealed there, if there is one: an edge that is gone, or whoever the operator
+/// thought of, could read it. Also where another took its place before, as long as that is known.
+///
+/// # Errors
+/// The database's.
+pub async fn exposed_in(
+    connection: &mut Connection,
+    spki_sha256: &[u8],
+) -> Result<Option<String>, StoreError> {
+    // From the key's own, which are few as a rule (CROSS JOIN keeps SQLite to the order).
+    Ok(sql::query_scalar(
+        "SELECT l.cell FROM credentials c CROSS JOIN lineages l CROSS JOIN \
+         (SELECT cell, MAX(before_epoch) AS epoch FROM rekeys WHERE cell IS NOT NULL GROUP BY cell) r \
+         WHERE c.spki_sha256 = ? AND l.id = c.lineage_id AND r.cell = l.cell AND c.cell_key_epoch < r.epoch \
+         ORDER BY l.cell LIMIT 1",
+    )
+    .bind(spki_sha256.to_vec())
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// How many certificates that tenants brought are in use with a key that a rekey of their cell is about.
+///
+/// # Errors
+/// The database's.
+pub async fn uploads_left(connection: &mut Connection, row: &RekeyRow) -> Result<u64, StoreError> {
+    let Some((cell, epoch)) = &row.cell else { return Ok(0) };
+    let count: i64 = sql::query_scalar(
+        "SELECT COUNT(*) FROM lineages l JOIN credentials c ON c.id = l.live_credential \
+         WHERE l.custody = 'uploaded' AND l.retired_at IS NULL AND l.cell = ? AND c.cell_key_epoch < ?",
+    )
+    .bind(cell.as_str())
+    .bind(i64::from(*epoch))
+    .fetch_one(connection)
+    .await?;
+    Ok(count.unsigned_abs())
+}
+
 /// Certificates that were made here for a key and have not ended, in use or not.
 ///
 /// # Errors

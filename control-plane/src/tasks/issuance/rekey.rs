@@ -231,15 +231,19 @@ async fn words(
     now: i64,
 ) -> Result<String, StoreError> {
     let of = crate::app::rekey::of(row);
+    let left = match store::compromise::uploads_left(connection, row).await? {
+        0 => String::new(),
+        left => format!("; {left} uploaded certificates keep theirs until their tenants bring others"),
+    };
     if !row.compromised {
-        return Ok(format!("the keys of {of} are replaced"));
+        return Ok(format!("the keys of {of} are replaced{left}"));
     }
     let issuers: Vec<&str> = issuance.issuers.iter().map(|issuer| issuer.config.name.as_str()).collect();
     let (others, some) = store::compromise::of_other_issuers(connection, row.id, &issuers, now, 1).await?;
     Ok(match some.first() {
-        None => format!("the keys of {of} are replaced, and their certificates revoked"),
+        None => format!("the keys of {of} are replaced, and their certificates revoked{left}"),
         Some(first) => format!(
-            "the keys of {of} are replaced, and their certificates revoked, but for {others}: {}",
+            "the keys of {of} are replaced, and their certificates revoked, but for {others}: {}{left}",
             compromise::not_revoked_here(&first.issuer)
         ),
     })
