@@ -452,7 +452,7 @@ async fn replicas_tell_each_other_of_edges_and_messages() {
             joined_at_ms: 0,
             last_seen_at_ms: None,
         };
-        portico_control_plane::store::edge::insert(&mut tx, &row, "1").await.unwrap();
+        edge::insert(&mut tx, &row, "1").await.unwrap();
         let applied = Generation { epoch: 2, sequence: 7 };
         let stranger = EdgeId::generate();
         let streams = [(edge, Generation::default()), (stranger, applied)];

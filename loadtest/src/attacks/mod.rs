@@ -101,13 +101,13 @@ mod promise {
     pub(super) const MEMORY_BYTES: u64 = 256 * 1024;
     /// For one that has as many as it may.
     pub(super) const MEMORY_BYTES_OF_MANY: u64 = portico_edge::limits::MEMORY_OF_CONNECTION_BYTES;
-    /// Of what it was before, when it is over.
-    const MEMORY_BACK_FACTOR: f64 = 1.05;
+    /// More than before, when it is over: 5 %.
+    const MEMORY_BACK_SHARE: u64 = 20;
     /// An edge of two sites has some 26 MiB, of which 5 % is less than what an allocator keeps of pages that it has begun.
     const MEMORY_BACK_TOLERATED: u64 = 4 << 20;
 
     pub(super) fn memory_back(before: u64) -> u64 {
-        ((before as f64 * MEMORY_BACK_FACTOR) as u64).max(before + MEMORY_BACK_TOLERATED)
+        before + (before / MEMORY_BACK_SHARE).max(MEMORY_BACK_TOLERATED)
     }
 }
 
@@ -443,7 +443,7 @@ mod tests {
             server_cpu_ms: 1000,
             resident_bytes_before: 100 << 20,
             resident_bytes_peak: (100 << 20) + 10 * promise::MEMORY_BYTES,
-            resident_bytes_after: 104 << 20,
+            resident_bytes_after: 105 << 20,
             bytes_each_max: promise::MEMORY_BYTES,
             broken: Vec::new(),
         };
