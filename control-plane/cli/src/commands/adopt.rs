@@ -133,7 +133,7 @@ pub(crate) async fn run(settings: &Settings, args: AdoptArgs) -> Outcome {
     let found = read(program, folder, &args)?;
     let client = settings.client()?;
     let plan = plan::make(&client, &wishes(&args), found).await?;
-    let files = Files { root: args.root.clone() };
+    let files = files(&args)?;
     let mut report = Report { dry_run: args.dry_run, ..Report::default() };
     // The old process ends at any point: each run has a mark of its own.
     let started = clock::unix().as_secs();
@@ -193,10 +193,10 @@ fn read(program: Program, folder: &Path, args: &AdoptArgs) -> Outcome<Found> {
     if args.config.is_some() && program != Program::Caddy {
         return Err(Failure::usage("--config is for --from caddy"));
     }
-    let files = Files { root: args.root.clone() };
     if !folder.exists() {
         return Err(Failure::usage(format!("{} is not there", folder.display())));
     }
+    let files = files(args)?;
     let now = clock::unix();
     match program {
         Program::Certbot => certbot::read(folder, &files, now),
@@ -204,6 +204,12 @@ fn read(program: Program, folder: &Path, args: &AdoptArgs) -> Outcome<Found> {
         Program::AcmeSh => acme_sh::read(folder, &files, now),
         Program::Nginx => nginx::read(folder, &files, now),
     }
+}
+
+/// The other machine's files: of a copy only what lies in it, or in what was named besides.
+fn files(args: &AdoptArgs) -> Outcome<Files> {
+    let named = [args.folder.as_deref(), args.config.as_deref()];
+    Files::new(args.root.as_deref(), named.into_iter().flatten())
 }
 
 fn wishes(args: &AdoptArgs) -> Wishes {

@@ -3,6 +3,7 @@
 //! Nothing in a folder is trusted: it may be half written, may be a copy with its links cut, may hold files of any size. What cannot
 //! be taken is told in words and passed over; only a folder that is not the program's at all ends the command.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
@@ -167,10 +168,26 @@ impl Wanted<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     /// Where the other machine's `/` is, when the folder is a copy.
-    pub(super) root: Option<PathBuf>,
+    root: Option<PathBuf>,
+    /// With a root: where all that is read has to lie. Canonical.
+    within: Vec<PathBuf>,
 }
 
 impl Files {
+    /// `named`: what the operator has named besides the root, which may lie elsewhere.
+    ///
+    /// # Errors
+    /// One of them is not there.
+    pub(super) fn new<'a>(
+        root: Option<&'a Path>,
+        named: impl IntoIterator<Item = &'a Path>,
+    ) -> Outcome<Self> {
+        let Some(root) = root else { return Ok(Self::default()) };
+        let real = |path: &Path| path.canonicalize().map_err(|error| Failure::file(path, error));
+        let within = std::iter::once(root).chain(named).map(real).collect::<Outcome<Vec<_>>>()?;
+        Ok(Self { root: Some(root.to_owned()), within })
+    }
+
     /// An absolute path of the other machine, here.
     pub(super) fn here(&self, path: &Path) -> PathBuf {
         match (&self.root, path.strip_prefix("/")) {
@@ -179,7 +196,8 @@ impl Files {
         }
     }
 
-    /// The text of a file; links are followed.
+    /// The text of a file. Links are followed, but not out of a copy: the configuration that names the file is a customer's, and
+    /// what is outside is the operator's own.
     ///
     /// # Errors
     /// In words, with the file's name.
@@ -188,11 +206,24 @@ impl Files {
             Ok(to) => format!("{} -> {}: {error}", path.display(), to.display()),
             Err(_) => format!("{}: {error}", path.display()),
         };
+        let path = match &self.root {
+            None => Cow::Borrowed(path),
+            Some(root) => {
+                let real = path.canonicalize().map_err(fault)?;
+                if !self.within.iter().any(|folder| real.starts_with(folder)) {
+                    let (path, real, root) = (path.display(), real.display(), root.display());
+                    return Err(format!(
+                        "{path} leads to {real}, out of --root {root}: copy it there if meant"
+                    ));
+                }
+                Cow::Owned(real)
+            }
+        };
         // Before it is opened: a pipe would be waited for already then, and a device read for ever.
-        if !std::fs::metadata(path).map_err(fault)?.is_file() {
+        if !std::fs::metadata(&path).map_err(fault)?.is_file() {
             return Err(format!("{} is no file", path.display()));
         }
-        let file = std::fs::File::open(path).map_err(fault)?;
+        let file = std::fs::File::open(&path).map_err(fault)?;
         let mut bytes = Zeroizing::new(Vec::new());
         file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(fault)?;
         if bytes.len() > bytes_max {
@@ -239,9 +270,33 @@ mod tests {
         for wrong in ["", "/etc", "../x", "a/../../x", ".."] {
             assert_eq!(below(wrong), None, "{wrong}");
         }
-        let files = Files { root: Some("/mnt/old".into()) };
+        let files = Files { root: Some("/mnt/old".into()), ..Files::default() };
         assert_eq!(files.here(Path::new("/etc/x.pem")), Path::new("/mnt/old/etc/x.pem"));
         assert_eq!(files.here(Path::new("x.pem")), Path::new("x.pem"));
+    }
+
+    #[test]
+    fn a_copy_of_a_machine_does_not_lead_to_files_of_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("old");
+        let etc = root.join("etc");
+        std::fs::create_dir_all(&etc).unwrap();
+        std::fs::write(folder.path().join("own"), "own").unwrap();
+        std::fs::write(folder.path().join("named"), "named").unwrap();
+        std::fs::write(etc.join("copied"), "copied").unwrap();
+        std::os::unix::fs::symlink("../../own", etc.join("link")).unwrap();
+        std::os::unix::fs::symlink("copied", etc.join("alias")).unwrap();
+        let named = folder.path().join("named");
+        let files = Files::new(Some(&root), [etc.as_path(), named.as_path()]).unwrap();
+        for wrong in ["/../own", "/etc/../../own", "/etc/link"] {
+            let told = files.read(&files.here(Path::new(wrong)), 10).unwrap_err();
+            assert!(told.contains("own, out of --root"), "{told}");
+        }
+        for right in ["/etc/copied", "/etc/../etc/copied", "/etc/alias"] {
+            assert_eq!(files.read(&files.here(Path::new(right)), 10).as_deref(), Ok("copied"), "{right}");
+        }
+        assert_eq!(files.read(&named, 10).as_deref(), Ok("named"));
+        assert!(Files::new(Some(&root.join("gone")), [named.as_path()]).is_err());
     }
 
     #[test]
