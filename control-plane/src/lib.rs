@@ -93,6 +93,7 @@ async fn run_until_signal(args: Args) -> anyhow::Result<()> {
         println!("{}: good", args.config.display());
         return Ok(());
     }
+    process::raise_descriptor_limit();
     let config = Config::read(&args.config)?;
     if args.create_kek {
         create_kek(&config)?;
