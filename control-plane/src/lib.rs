@@ -6,6 +6,7 @@
 //! `portico-api`.
 
 pub mod acme;
+mod admission;
 mod app;
 pub mod backup;
 pub mod ca;

@@ -96,3 +96,16 @@ pub const WEBHOOK_DEADLINE: Duration = Duration::from_secs(15);
 pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Tries of one webhook that can be looked at.
 pub const WEBHOOK_TRIES_KEPT: u32 = 200;
+
+/// Connections to the distribution port of whom it is not known which edge they are: in their handshake, or about to join. A fleet
+/// that reconnects at once has room; each takes some 20 KiB.
+pub const DISTRIBUTION_STRANGERS_MAX: usize = 1_024;
+/// Of them, of one address: edges may be many behind one.
+pub const DISTRIBUTION_STRANGERS_OF_ADDRESS_MAX: usize = 256;
+
+/// TCP connections to the DNS responder. Resolvers come by UDP, and by TCP where an answer was cut.
+pub const DNS_CONNECTIONS_MAX: usize = 256;
+/// Of them, of one address: a CA's or a provider's resolvers may be many behind one.
+pub const DNS_CONNECTIONS_OF_ADDRESS_MAX: usize = 32;
+/// A question over TCP, bytes: one name and some options take a few hundred.
+pub const DNS_QUESTION_BYTES_MAX: usize = 4_096;

@@ -64,6 +64,9 @@ const REPLACEMENTS_REFUSED: &str = "portico_replacements_refused_total";
 /// 1 while this control plane does the `work` that one of those on a database does at a time.
 const WORKS: &str = "portico_control_plane_works";
 
+/// Connections of strangers that had to go because others came, by `listener`: `dns`, `distribution`.
+const STRANGERS_PUSHED_OUT: &str = "portico_control_plane_strangers_pushed_out_total";
+
 /// The process's recorder; installed by the first control plane in the process, unless the process has another.
 pub(crate) fn handle() -> Option<&'static PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -208,4 +211,8 @@ pub(crate) fn window_moved() {
 
 pub(crate) fn replacement_refused() {
     metrics::counter!(REPLACEMENTS_REFUSED).increment(1);
+}
+
+pub(crate) fn stranger_pushed_out(listener: &'static str) {
+    metrics::counter!(STRANGERS_PUSHED_OUT, "listener" => listener).increment(1);
 }

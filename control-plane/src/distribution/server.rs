@@ -1,7 +1,9 @@
 //! The listener for edges: TLS by the internal CA, then gRPC.
 //!
 //! A client certificate is asked for and not demanded, because a joining edge has none yet; each call then looks at who
-//! is there. TLS 1.3 only, no resumption: an edge connects rarely, and every connection proves its identity anew.
+//! is there. Until it is known which edge a connection is of, it has its place among strangers ([`crate::admission`]),
+//! also while it joins, so that no number of them keeps an edge out. TLS 1.3 only, no resumption: an edge connects
+//! rarely, and every connection proves its identity anew.
 
 use std::io;
 use std::pin::Pin;
@@ -17,31 +19,33 @@ use portico_api::distribution::{
 };
 use portico_cert_store::{EdgeId, UnixTime};
 use rustls::RootCertStore;
-use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
+use rustls::server::{Acceptor, NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Sleep;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::sync::{self, Outgoing};
 use super::{join, sync::unavailable};
+use crate::admission::{Admission, Bounds, Stranger};
 use crate::ca::{InternalCa, ServerIdentity, edge_of_certificate};
 use crate::clock::Clock;
+use crate::limits::{DISTRIBUTION_STRANGERS_MAX, DISTRIBUTION_STRANGERS_OF_ADDRESS_MAX};
 use crate::store::edge;
 
+/// An edge says its ClientHello at once; who does not within this time is dropped.
+const HELLO_DEADLINE: Duration = Duration::from_secs(3);
 /// A client that does not finish its TLS handshake within this time is dropped.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// TLS handshakes at the same time; further connections wait in the kernel's queue.
-const HANDSHAKES_MAX: usize = 256;
-/// Connections that stand at the same time, over all edges.
+/// Connections of edges that stand at the same time; one more is closed, and the edge tries again.
 const CONNECTIONS_MAX: usize = 4_096;
 /// A connection without an edge's certificate can only join, and ends after this time.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,10 +63,13 @@ pub(super) async fn serve(
     listener: TcpListener,
     identity: ServerIdentity,
 ) -> anyhow::Result<()> {
-    let tls = TlsAcceptor::from(Arc::new(tls_config(&context.ca, identity, context.clock.clone())?));
+    let tls = Arc::new(tls_config(&context.ca, identity, context.clock.clone())?);
     let (accepted, connections) = mpsc::channel(64);
     let shutdown = context.shutdown.clone();
-    let accepting = accept(listener, tls, accepted, shutdown.clone());
+    let bounds =
+        Bounds { in_all: DISTRIBUTION_STRANGERS_MAX, of_address: DISTRIBUTION_STRANGERS_OF_ADDRESS_MAX };
+    let admission = Admission::new(listener, "distribution", bounds);
+    let accepting = accept(admission, tls, accepted, shutdown.clone());
     let service = DistributionServer::new(Service(context)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let serving = Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
@@ -103,62 +110,65 @@ impl TimeProvider for TlsClock {
 
 /// Takes connections and finishes their TLS handshakes side by side, so that a slow one delays nobody.
 async fn accept(
-    listener: TcpListener,
-    tls: TlsAcceptor,
+    mut admission: Admission,
+    tls: Arc<ServerConfig>,
     accepted: mpsc::Sender<io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(slot) = connections.clone().acquire_owned().await else { return };
-        let Ok(shaking) = handshakes.clone().acquire_owned().await else { return };
-        let stream = tokio::select! {
+        let (stream, from, stranger) = tokio::select! {
             () = shutdown.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, or the peer is gone already: the next one may do better.
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept an edge's connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
+            admitted = admission.next() => admitted,
         };
-        let (tls, accepted) = (tls.clone(), accepted.clone());
+        let (tls, slots, accepted) = (tls.clone(), slots.clone(), accepted.clone());
         tokio::spawn(async move {
-            let connection = handshake(tls, stream, slot).await;
-            drop(shaking);
-            if let Some(connection) = connection {
+            match connection(tls, stream, stranger, slots).await {
                 // The server has ended when nobody takes it.
-                let _ended = accepted.send(Ok(connection)).await;
+                Ok(connection) => drop(accepted.send(Ok(connection)).await),
+                Err(error) => tracing::debug!(
+                    %from,
+                    error = &error as &dyn std::error::Error,
+                    "no connection of an edge on the distribution port"
+                ),
             }
         });
     }
 }
 
-async fn handshake(tls: TlsAcceptor, stream: TcpStream, slot: OwnedSemaphorePermit) -> Option<Connection> {
-    let peer = stream.peer_addr().ok();
-    let shaken = async {
-        stream.set_nodelay(true)?;
-        tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await?
+/// Of an edge, or of one that may join.
+async fn connection(
+    tls: Arc<ServerConfig>,
+    stream: TcpStream,
+    stranger: Stranger,
+    slots: Arc<Semaphore>,
+) -> io::Result<Connection> {
+    let stream = tokio::select! {
+        () = stranger.pushed_out() => return Err(io::Error::other("it had to give its place to another")),
+        shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake(tls, stream)) => shaken??,
     };
-    match shaken.await {
-        Ok(stream) => {
-            let edge = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let edge = edge.and_then(|certificate| edge_of_certificate(certificate));
-            let ends = edge.is_none().then(|| Box::pin(tokio::time::sleep(JOIN_DEADLINE)));
-            Some(Connection { stream, peer: Peer { edge }, ends, _slot: slot })
+    let edge = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let standing = match edge.and_then(|certificate| edge_of_certificate(certificate)) {
+        Some(edge) => {
+            let Ok(slot) = slots.try_acquire_owned() else {
+                tracing::warn!(%edge, connections = CONNECTIONS_MAX, "no room for an edge's connection");
+                return Err(io::Error::other("too many edges are connected"));
+            };
+            Standing::Edge { edge, _slot: slot }
         }
-        Err(error) => {
-            tracing::debug!(
-                ?peer,
-                error = &error as &dyn std::error::Error,
-                "no TLS handshake on the distribution port"
-            );
-            None
-        }
-    }
+        None => Standing::Stranger {
+            pushed_out: Box::pin(stranger.pushed_out()),
+            deadline: Box::pin(tokio::time::sleep(JOIN_DEADLINE)),
+            _place: stranger,
+        },
+    };
+    Ok(Connection { stream, standing })
+}
+
+async fn handshake(tls: Arc<ServerConfig>, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    stream.set_nodelay(true)?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    tokio::time::timeout(HELLO_DEADLINE, hello).await??.into_stream(tls).await
 }
 
 /// Who is at the other end, as its verified certificate says; `None`: no certificate.
@@ -169,17 +179,42 @@ struct Peer {
 
 struct Connection {
     stream: TlsStream<TcpStream>,
-    peer: Peer,
-    /// Of a connection without identity.
-    ends: Option<Pin<Box<Sleep>>>,
-    _slot: OwnedSemaphorePermit,
+    standing: Standing,
+}
+
+enum Standing {
+    Edge {
+        edge: EdgeId,
+        _slot: OwnedSemaphorePermit,
+    },
+    /// Without identity it can only join.
+    Stranger {
+        pushed_out: Pin<Box<WaitForCancellationFutureOwned>>,
+        deadline: Pin<Box<Sleep>>,
+        _place: Stranger,
+    },
+}
+
+impl Standing {
+    /// Whether the time of a connection without identity is over; `task` is woken when it is.
+    fn is_over(&mut self, task: &mut TaskContext<'_>) -> bool {
+        match self {
+            Self::Edge { .. } => false,
+            Self::Stranger { pushed_out, deadline, .. } => {
+                pushed_out.as_mut().poll(task).is_ready() || deadline.as_mut().poll(task).is_ready()
+            }
+        }
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer
+        match self.standing {
+            Standing::Edge { edge, .. } => Peer { edge: Some(edge) },
+            Standing::Stranger { .. } => Peer { edge: None },
+        }
     }
 }
 
@@ -189,7 +224,7 @@ impl AsyncRead for Connection {
         task: &mut TaskContext<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(task).is_ready()) {
+        if self.standing.is_over(task) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.stream).poll_read(task, buffer)

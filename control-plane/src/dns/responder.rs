@@ -4,14 +4,17 @@
 //! is answered from a table in memory that the issuance tasks fill from the database ([`ChallengeZone`]).
 //!
 //! It is authoritative for one zone and nothing else: no recursion, no transfer, no update, REFUSED for any other
-//! name. Deliberately absent: DNSSEC (a delegation without DS is insecure but valid), response-rate limiting (its
-//! answers are smaller than twice the question except for TXT of a live order).
+//! name. Deliberately absent: DNSSEC (a delegation without DS is insecure but valid), response-rate limiting (over UDP, where
+//! who asks may be forged, an answer is at most three times as large as its question, that of what is not there for its SOA; only
+//! TXT of a live order is more, up to one packet).
+
+mod tcp;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, OpCode, ResponseCode};
@@ -35,9 +38,6 @@ const APEX_TTL: u32 = 300;
 const VALUES_MAX: usize = 16;
 /// What fits one unfragmented packet (DNS flag day 2020).
 const UDP_PAYLOAD_MAX: u16 = 1232;
-/// An idle TCP connection is closed after this.
-const TCP_IDLE: Duration = Duration::from_secs(5);
-const TCP_RESPONSE_BUFFER: usize = 4096;
 
 /// Ports that are tried where any will do.
 const PORTS_TRIED: u32 = 16;
@@ -140,13 +140,13 @@ pub async fn serve(
     zone: ChallengeZone,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Responder> {
-    let (tcp, udp) = bind(address).await?;
-    let address = tcp.local_addr()?;
-    let mut server = Server::new(Handler { zone, address: address.ip() });
+    let (listener, udp) = bind(address).await?;
+    let address = listener.local_addr()?;
+    let handler = Handler { zone, address: address.ip() };
+    let mut server = Server::new(handler.clone());
     server.register_socket(udp);
-    server.register_listener(tcp, TCP_IDLE, TCP_RESPONSE_BUFFER);
     let server = tokio::spawn(async move {
-        shutdown.cancelled().await;
+        tcp::serve(listener, handler, shutdown).await;
         if let Err(error) = server.shutdown_gracefully().await {
             tracing::warn!(%error, "the DNS responder did not end well");
         }
@@ -178,6 +178,7 @@ impl Responder {
     }
 }
 
+#[derive(Clone)]
 struct Handler {
     zone: ChallengeZone,
     address: IpAddr,
@@ -318,6 +319,8 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use hickory_proto::op::{Message, Query};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;

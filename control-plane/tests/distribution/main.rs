@@ -10,6 +10,7 @@ mod postgres;
 mod replicas;
 mod rotating;
 mod scale;
+mod strangers;
 mod syncing;
 mod urgent;
 mod usage;
