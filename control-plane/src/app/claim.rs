@@ -82,7 +82,8 @@ pub(crate) async fn claim(
     quota: &mut Quota,
 ) -> Answered<Claimed> {
     let name = spec::hostname(&mut wanted);
-    let mut errors = spec::domain(&wanted, &app.egress, &tenant.spec.egress_grants);
+    let own = app.own.places(&mut write.tx).await?;
+    let mut errors = spec::domain(&wanted, &own.egress, &tenant.spec.egress_grants);
     errors.extend(backup(app, tenant, &wanted));
     if let Ok(name) = &name {
         errors.extend(spec::circular(name, &wanted.routes, &app.parts.config.fleet));

@@ -9,6 +9,7 @@ pub(crate) mod compromise;
 pub(crate) mod fleet;
 pub(crate) mod instructions;
 pub(crate) mod origin_identity;
+pub(crate) mod own;
 pub(crate) mod ownership;
 pub(crate) mod rekey;
 pub(crate) mod reserved;
@@ -34,7 +35,7 @@ use crate::http::pace::Pace;
 use crate::http::waits::Waits;
 use crate::roots::roots;
 use fleet::FleetLink;
-use spec::OwnAddresses;
+use own::Own;
 
 /// What every handler and reconciler of the API shares. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -42,10 +43,10 @@ pub struct App {
     pub parts: Parts,
     pub(crate) fleet: FleetLink,
     pub(crate) lookup: Lookup,
-    /// Which addresses a tenant's origins, and fetches of its proofs, may have.
+    /// Which addresses fetches of tenants' proofs, and their webhooks, may have.
     pub(crate) egress: Arc<EgressPolicy>,
-    /// What no operator grants to a tenant.
-    pub(crate) own_addresses: Arc<OwnAddresses>,
+    /// What no operator grants to a tenant, and no origin may be.
+    pub(crate) own: Own,
     /// Wakes the checks of ownership: a claim was made or changed.
     pub(crate) claims_changed: Arc<Notify>,
     /// Long polls under way.
@@ -73,7 +74,7 @@ impl App {
             fleet,
             lookup: Lookup::new(&config.dns)?,
             egress: Arc::new(EgressPolicy::new(public.clone(), own.clone())),
-            own_addresses: Arc::new(OwnAddresses { networks: public, sockets: own }),
+            own: Own::new(public, own),
             claims_changed: Arc::default(),
             waits: Waits::default(),
             pace: Pace::default(),

@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 
 use super::context::Context;
 use super::fleet::EdgeView;
+use super::fleet_policy::{FleetPolicy, listener};
 use super::join::{self, JoinError};
-use super::projection::{FleetPolicy, listener_address};
 use super::refusals::BATCH_KIND;
 use super::{Distribution, DistributionError};
 use crate::ca::InternalCa;
@@ -238,8 +238,8 @@ pub(super) async fn refresh_fleet_policy(
 ) -> Result<(), DistributionError> {
     let mut tx = store.begin().await?;
     let edges = edge::all(&mut tx).await?;
-    let listeners = edges.iter().flat_map(|edge| &edge.listeners).filter_map(|text| listener_address(text));
-    let addresses = config.fleet.public_addresses.iter().copied().chain(listeners);
+    let listeners = edges.iter().flat_map(|edge| &edge.listeners).filter_map(|text| listener(text));
+    let public = config.fleet.public_addresses.iter().copied();
     // Its sockets, not its addresses: a small provider's origin may well run beside the control plane.
     let advertised = config.distribution_advertised.as_deref().and_then(|text| text.parse().ok());
     let own = [Some(config.api), Some(distribution), advertised, config.dns.responder];
@@ -247,7 +247,7 @@ pub(super) async fn refresh_fleet_policy(
     let own: Vec<SocketAddr> = own.into_iter().flatten().collect();
     let changed = publication::put_sockets(&mut tx, replica, &own).await?;
     let own = publication::sockets(&mut tx).await?;
-    let policy = FleetPolicy::new(addresses, own, config.fleet.tenant_limits);
+    let policy = FleetPolicy::new(public, listeners, own, config.fleet.tenant_limits);
     let json = serde_json::to_string(&policy).map_err(|_| DistributionError::Policy)?;
     if publication::put_fleet_policy(&mut tx, &json).await? || changed {
         tx.commit().await?;

@@ -380,7 +380,7 @@ impl Membership {
         self.with(|member, _| {
             let Status { io_backend, connections, names, mut listeners, .. } = status;
             listeners.truncate(LISTENERS_MAX);
-            listeners.retain(|listener| super::projection::listener_address(listener).is_some());
+            listeners.retain(|listener| super::fleet_policy::listener(listener).is_some());
             moved = listeners != member.facts.listeners;
             let io_backend = io_backend.chars().take(16).collect();
             let build = std::mem::take(&mut member.facts.build);

@@ -12,6 +12,7 @@ mod delta;
 mod edges;
 mod feed;
 mod fleet;
+mod fleet_policy;
 mod image;
 mod join;
 mod metrics;
@@ -28,6 +29,7 @@ mod usage;
 
 pub use edges::RemovedEdge;
 pub use fleet::{Applied, EdgeView, Facts, Fleet, SILENCE_MAX};
+pub(crate) use fleet_policy::FleetPolicy;
 pub use join::{JoinError, TOKEN_TTL_SECONDS};
 pub use publisher::GATE_WINDOW;
 pub use urgent::{CHALLENGE_DEADLINE, SUSPEND_DEADLINE, UrgentOutcome};

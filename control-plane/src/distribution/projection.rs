@@ -4,17 +4,15 @@
 //! by those who wrote the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 
-use ipnet::IpNet;
 use portico_api::distribution::{
     self as wire, RESOURCE_BYTES_MAX, Route, StaticAnswer, TlsVersion, route, suspension,
 };
 use portico_api::v1::{self, TenantLimits};
 use portico_cert_store::{CellId, Custody, DomainId};
 use prost::Message;
-use serde::{Deserialize, Serialize};
 
+use super::fleet_policy::FleetPolicy;
 use super::resource::{Cells, Published, ResourceKey};
 use crate::app::spec;
 use crate::clock;
@@ -31,43 +29,6 @@ const LINEAGES_PER_CELL_MAX: usize = 4;
 pub(super) enum ProjectionError {
     #[error("{id} takes {bytes} bytes; one resource may take {RESOURCE_BYTES_MAX}")]
     TooLarge { id: String, bytes: usize },
-}
-
-/// What the fleet's policy takes from the configuration and the edges, as it is kept between two changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FleetPolicy {
-    /// Sorted; no tenant's connect reaches them.
-    pub(super) denied: Vec<IpNet>,
-    /// Sorted; the control plane's own sockets, whose addresses may carry origins on other ports.
-    #[serde(default)]
-    pub(super) denied_sockets: Vec<SocketAddr>,
-    /// What a tenant may take that has no limits of its own.
-    #[serde(default, skip_serializing_if = "TenantLimits::is_empty")]
-    pub(super) tenant_limits: TenantLimits,
-}
-
-impl FleetPolicy {
-    /// `addresses`: the fleet's public ones, and what edges listen on. A wildcard address is left out: it names no host,
-    /// and each edge knows its own. `sockets`: the control plane's.
-    pub(super) fn new(
-        addresses: impl IntoIterator<Item = IpAddr>,
-        sockets: impl IntoIterator<Item = SocketAddr>,
-        tenant_limits: TenantLimits,
-    ) -> Self {
-        let named = addresses.into_iter().filter(|address| !address.is_unspecified());
-        let mut denied: Vec<_> = named.map(IpNet::from).collect();
-        denied.sort();
-        denied.dedup();
-        let mut denied_sockets: Vec<_> = sockets.into_iter().filter(|socket| socket.port() != 0).collect();
-        denied_sockets.sort();
-        denied_sockets.dedup();
-        Self { denied, denied_sockets, tenant_limits }
-    }
-}
-
-/// The address of a listener as an edge reports it; `None` for what is none.
-pub(super) fn listener_address(text: &str) -> Option<IpAddr> {
-    text.parse::<SocketAddr>().ok().map(|address| address.ip().to_canonical())
 }
 
 pub(super) fn tenant(row: &TenantRow, version: u64) -> Result<Published, ProjectionError> {
@@ -545,10 +506,11 @@ mod tests {
 
     #[test]
     fn fleet_policy_denies_the_control_planes_sockets_and_names_the_default() {
-        let addresses = ["10.0.0.2", "0.0.0.0", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let public = ["10.0.0.2", "0.0.0.0"].map(|ip| ip.parse().unwrap());
+        let listeners = ["10.0.0.1:80", "10.0.0.2:443", "10.0.0.1:443"].map(|text| text.parse().unwrap());
         let sockets = ["192.0.2.9:7443", "0.0.0.0:5354", "127.0.0.1:0"].map(|text| text.parse().unwrap());
         let limits = TenantLimits { exchanges: Some(7), ..TenantLimits::default() };
-        let policy = FleetPolicy::new(addresses, sockets, limits);
+        let policy = FleetPolicy::new(public, listeners, sockets, limits);
         let of = |default| body::<wire::Fleet>(&fleet(&policy, default, 3).unwrap());
         let none = of(None);
         assert_eq!((none.unknown_sni(), none.default_domain_id.as_str()), (wire::UnknownSni::Refuse, ""));
@@ -563,8 +525,6 @@ mod tests {
         );
         let json = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<FleetPolicy>(&json).unwrap(), policy);
-        assert_eq!(listener_address("[::ffff:10.0.0.9]:443"), Some("10.0.0.9".parse().unwrap()));
-        assert_eq!(listener_address("nonsense"), None);
     }
 
     #[test]

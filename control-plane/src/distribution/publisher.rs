@@ -15,9 +15,10 @@ use portico_cert_store::{CellId, Generation};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::fleet_policy::FleetPolicy;
 use super::image::{Change, Image, Missing, Pending, removals_allowed};
 use super::metrics;
-use super::projection::{self, FleetPolicy, ProjectionError};
+use super::projection::{self, ProjectionError};
 use super::resource::{Kind, Published, ResourceKey};
 use crate::clock::{self, Clock};
 use crate::store::projection_rows::{self, CredentialRow, DomainRow, TenantRow};

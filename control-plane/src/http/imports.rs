@@ -110,7 +110,8 @@ async fn take_tenant(
         // Whether there is one of that name is not this caller's to know.
         return Err(tenants::missing());
     }
-    let mut errors = spec::tenant(&wanted, &app.own_addresses, &[]);
+    let own = app.own.places(&mut write.tx).await?;
+    let mut errors = spec::tenant(&wanted, &own.addresses, &[]);
     errors.extend(spec::issuers(&wanted.issuers, &app.parts.config.issuers));
     errors.extend(tenants::borne_cells(app, &wanted));
     errors.extend(tenants::backups(app, &wanted));

@@ -35,19 +35,22 @@ pub(super) async fn create(
     OperatorCall(call): OperatorCall,
     body: JsonBody<TenantSpec>,
 ) -> Answered<Response> {
-    let mut errors = spec::tenant(&body.value, &app.own_addresses, &[]);
-    errors.extend(spec::issuers(&body.value.issuers, &app.parts.config.issuers));
-    errors.extend(borne_cells(&app, &body.value));
-    errors.extend(backups(&app, &body.value));
-    if !errors.is_empty() {
-        return Err(Fault::fields(errors));
-    }
     let mut write = match Write::begin(&app, &call, &body.raw).await? {
         Begun::Replay(response) => return Ok(response),
         Begun::Fresh(write) => write,
     };
     let wanted = body.value;
-    if let Some(row) = tenant::find_by_name(&mut write.tx, &wanted.name).await? {
+    let own = app.own.places(&mut write.tx).await?;
+    let found = tenant::find_by_name(&mut write.tx, &wanted.name).await?;
+    let known = found.as_ref().map_or(&[][..], |row| row.spec.egress_grants.as_slice());
+    let mut errors = spec::tenant(&wanted, &own.addresses, known);
+    errors.extend(spec::issuers(&wanted.issuers, &app.parts.config.issuers));
+    errors.extend(borne_cells(&app, &wanted));
+    errors.extend(backups(&app, &wanted));
+    if !errors.is_empty() {
+        return Err(Fault::fields(errors));
+    }
+    if let Some(row) = found {
         if serde_json::to_value(&row.spec).ok() != serde_json::to_value(&wanted).ok() {
             let detail = format!(
                 "{} is there with other settings; change it with PATCH /v1/tenants/{}",
@@ -153,7 +156,8 @@ pub(super) async fn patch(
     call.check_revision(row.revision)?;
     let before = row.spec.clone();
     row.spec = patched(&before, &body.value)?;
-    let mut errors = spec::tenant(&row.spec, &app.own_addresses, &before.egress_grants);
+    let own = app.own.places(&mut write.tx).await?;
+    let mut errors = spec::tenant(&row.spec, &own.addresses, &before.egress_grants);
     if row.spec.issuers != before.issuers {
         errors.extend(spec::issuers(&row.spec.issuers, &app.parts.config.issuers));
     }

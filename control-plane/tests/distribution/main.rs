@@ -4,6 +4,7 @@
 
 mod edge;
 mod joining;
+mod own_sockets;
 mod plane;
 #[path = "../stage/postgres.rs"]
 mod postgres;

@@ -445,27 +445,6 @@ async fn a_large_state_comes_in_chunks_and_a_large_change_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_edges_listen_on_and_the_control_planes_sockets_are_denied_to_tenants_of_the_whole_fleet() {
-    let plane = Plane::start_with("[fleet]\npublic_addresses = [\"192.0.2.9\"]").await;
-    let (one, two) = (plane.edge("default").await, plane.edge("other").await);
-    let distribution = plane.distribution().address.to_string();
-    one.say_status(&["192.0.2.7:443", "[2001:db8::7]:443", "0.0.0.0:80", "nonsense"]).await;
-    two.wait("the new policy", |state| {
-        let fleet = state.resource(ResourceKind::Fleet, "fleet").unwrap();
-        let policy = Fleet::decode(fleet.body.clone()).unwrap();
-        let has = |cidr: &str| policy.denied_cidrs.iter().any(|denied| denied == cidr);
-        has("192.0.2.7/32")
-            && has("2001:db8::7/128")
-            && has("192.0.2.9/32")
-            && !has("0.0.0.0/32")
-            && !has("127.0.0.1/32")
-            && policy.denied_sockets.contains(&distribution)
-    })
-    .await;
-    plane.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_limits_and_those_of_the_fleet_are_on_every_edge() {
     let plane = Plane::start_with("[fleet]\ntenant_limits = { exchanges = 1000 }").await;
     let edge = plane.edge("default").await;

@@ -70,7 +70,7 @@ pub struct FleetPolicy {
     pub unknown_sni: UnknownSni,
     /// Networks that no tenant's connect may reach, whatever is granted.
     pub denied_networks: Box<[IpNet]>,
-    /// The control plane's sockets: other ports of its addresses may carry origins.
+    /// The control plane's sockets, and those of edges on loopback: other ports of their addresses may carry origins.
     pub denied_sockets: Box<[SocketAddr]>,
     /// Where a tenant's own limits say nothing.
     pub tenant_limits: TenantLimits,

@@ -172,7 +172,7 @@ pub struct Status {
     pub names: u64,
     #[prost(uint64, tag = "4")]
     pub credentials: u64,
-    /// Addresses that the edge's own listeners are bound to ("address:port"), for the egress guard of the fleet.
+    /// Addresses that the edge's own listeners and its metrics are bound to ("address:port"), for the egress guard of the fleet.
     #[prost(string, repeated, tag = "5")]
     pub listeners: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(int64, tag = "6")]
@@ -910,9 +910,9 @@ pub struct Fleet {
     /// Addresses that no tenant's connect may reach, whatever is granted (edges, control plane).
     #[prost(string, repeated, tag = "3")]
     pub denied_cidrs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The control plane's own sockets, `address:port`, denied likewise; other ports of its addresses may be origins. An
-    /// unspecified address stands for that port on every loopback address. An edge that does not know the field relies on
-    /// the special ranges and on mutual TLS.
+    /// The control plane's own sockets, and those of edges on loopback, `address:port`, denied likewise; other ports of these
+    /// addresses may be origins. An unspecified address stands for that port on every loopback address. An edge that does not
+    /// know the field relies on the special ranges and on mutual TLS.
     #[prost(string, repeated, tag = "4")]
     pub denied_sockets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// where a tenant's own say nothing

@@ -119,8 +119,9 @@ pub(in crate::http) async fn patch(
     let before = row.spec.clone();
     row.spec = patched(&before, &body.value)?;
     let tenant = tenant::find(&mut write.tx, row.tenant_id).await?.ok_or_else(missing)?;
+    let own = app.own.places(&mut write.tx).await?;
     let judged = |spec: &DomainSpec| {
-        let mut errors = spec::domain(spec, &app.egress, &tenant.spec.egress_grants);
+        let mut errors = spec::domain(spec, &own.egress, &tenant.spec.egress_grants);
         errors.extend(backup(&app, &tenant, spec));
         errors.extend(spec::circular(&row.name, &spec.routes, &app.parts.config.fleet));
         errors
