@@ -1,5 +1,6 @@
 //! `portico usage`: what was served, for invoices and for who is busiest.
 
+use portico_api::v1::client::UsageQuery;
 use portico_api::v1::{UsageBy, UsageOrder, UsageRow};
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
@@ -47,7 +48,7 @@ pub(crate) async fn run(settings: &Settings, args: UsageArgs) -> Outcome {
         },
         None => None,
     };
-    let query = portico_api::v1::client::UsageQuery {
+    let query = UsageQuery {
         from: args.from,
         to: args.to,
         tenant,
@@ -60,6 +61,9 @@ pub(crate) async fn run(settings: &Settings, args: UsageArgs) -> Outcome {
         client.usage(&query, cursor.as_deref(), Some(items)).await
     });
     let rows = rows.await?;
+    if rows.items.is_empty() && (args.csv || settings.format == Format::Table) {
+        output::remark(why_empty(&query));
+    }
     if args.csv {
         return csv_of(&args.by, &rows.items);
     }
@@ -69,6 +73,21 @@ pub(crate) async fn run(settings: &Settings, args: UsageArgs) -> Outcome {
     table(&args.by, &rows.items).print();
     rows.print_more();
     Ok(())
+}
+
+/// A head without rows says neither whether nobody came nor whether nothing has been told yet.
+fn why_empty(query: &UsageQuery) -> String {
+    let of = [
+        query.tenant.map(|id| format!(" of tenant {id}")),
+        query.domain.as_ref().map(|name| format!(" of {name}")),
+        query.from.as_ref().map(|from| format!(" from {from} on")),
+        query.to.as_ref().map(|to| format!(" before {to}")),
+    ];
+    let of: String = of.into_iter().flatten().collect();
+    format!(
+        "no edge has reported requests{of}; edges report once a minute and when they end, so those of the last minute come \
+         yet, and those of an edge that is not connected when it is"
+    )
 }
 
 fn csv_of(by: &[UsageBy], rows: &[UsageRow]) -> Outcome {
@@ -151,6 +170,19 @@ fn hour(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_answer_says_of_what_and_that_figures_come_late() {
+        let query = UsageQuery {
+            from: Some("2026-11-01T00:00:00Z".to_owned()),
+            domain: Some("shop.example".to_owned()),
+            ..UsageQuery::default()
+        };
+        let text = why_empty(&query);
+        assert!(text.starts_with("no edge has reported requests of shop.example from 2026-11-01T"), "{text}");
+        assert!(text.contains("once a minute"), "{text}");
+        assert!(why_empty(&UsageQuery::default()).starts_with("no edge has reported requests; "));
+    }
 
     #[test]
     fn times_are_days_or_whole_hours() {
