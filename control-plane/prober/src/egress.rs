@@ -35,8 +35,13 @@ pub enum EgressRefused {
     Own { address: SocketAddr },
     #[error("{address} is in a {range} range; an operator may grant it to the tenant, with the port")]
     Special { address: SocketAddr, range: &'static str },
-    #[error("port {port} is not open to origins (80, 443 and 1024 upwards are); an operator may grant it")]
-    Port { port: u16 },
+    #[error("port {port} is below 1024, where only 80 and 443 are open to origins; an operator may grant it")]
+    LowPort { port: u16 },
+    #[error(
+        "port {port} is that of another service (databases, caches, mail and the like), not open to origins; an operator may \
+         grant it, or let the origin listen on 443, 80, 8080 or 8443"
+    )]
+    ServicePort { port: u16 },
 }
 
 impl EgressPolicy {
@@ -63,8 +68,9 @@ impl EgressPolicy {
             || grants.into_iter().any(|grant| grant.ports.contains(&port) && grant.net.contains(&ip));
         let refusal = match special_range(ip) {
             Some(range) => EgressRefused::Special { address, range },
-            None if port_is_open(port) => return Ok(()),
-            None => EgressRefused::Port { port },
+            None if DENIED_PORTS.binary_search(&port).is_ok() => EgressRefused::ServicePort { port },
+            None if !matches!(port, 80 | 443 | 1024..) => EgressRefused::LowPort { port },
+            None => return Ok(()),
         };
         if granted() { Ok(()) } else { Err(refusal) }
     }
@@ -87,10 +93,6 @@ const DENIED_PORTS: [u16; 75] = [
     9042, 9092, 9160, 9200, 9300, 9418, 10050, 10051, 10080, 10250, 10255, 10256, 11211, 15672, 16379, 25672,
     26257, 26379, 27017, 27018, 27019, 28015, 50070, 61616,
 ];
-
-fn port_is_open(port: u16) -> bool {
-    matches!(port, 80 | 443 | 1024..) && DENIED_PORTS.binary_search(&port).is_err()
-}
 
 /// The special range that an address is in (IANA special-purpose registries, RFC 6890), by name.
 pub fn special_range(ip: IpAddr) -> Option<&'static str> {
@@ -220,8 +222,13 @@ mod tests {
 
     #[test]
     fn ports_of_other_services_are_refused() {
-        for port in [1, 22, 25, 53, 79, 81, 442, 444, 1023, 2375, 3306, 5432, 6379, 9200, 11211, 27017] {
-            assert_eq!(check(&format!("1.1.1.1:{port}")), Err(EgressRefused::Port { port }), "{port}");
+        for port in [1, 22, 25, 53, 79, 81, 442, 444, 1023] {
+            assert_eq!(check(&format!("1.1.1.1:{port}")), Err(EgressRefused::LowPort { port }), "{port}");
+        }
+        for port in [2375, 3306, 5432, 6379, 9200, 11211, 27017] {
+            let refused = check(&format!("1.1.1.1:{port}")).unwrap_err();
+            assert_eq!(refused, EgressRefused::ServicePort { port });
+            assert!(!refused.to_string().contains("1024 upwards"), "{refused}");
         }
         for port in [80, 443, 1024, 3000, 8080, 8443, 65535] {
             assert_eq!(check(&format!("1.1.1.1:{port}")), Ok(()), "{port}");

@@ -161,7 +161,9 @@ fn every_row_of_the_table_holds() {
         let found = match policy.check(target.parse().expect("an address and port"), []) {
             Ok(()) => OPEN.to_owned(),
             Err(EgressRefused::Special { range, .. }) => range.to_owned(),
-            Err(EgressRefused::Port { port }) => format!("port {port}"),
+            Err(EgressRefused::LowPort { port } | EgressRefused::ServicePort { port }) => {
+                format!("port {port}")
+            }
             Err(EgressRefused::Own { .. }) => "own".to_owned(),
         };
         assert_eq!(found, expected, "{target}");

@@ -15,9 +15,9 @@ pub(crate) enum CacheCommand {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PurgeArgs {
-    /// Whose: name or id
+    /// Whose: name or id; with a tenant's own token it may be left out
     #[arg(long)]
-    tenant: String,
+    tenant: Option<String>,
     #[command(flatten)]
     what: WhatArgs,
     /// Keep them as stale ones: the origin is asked before, or behind, their next use
@@ -48,7 +48,10 @@ struct WhatArgs {
 pub(crate) async fn run(settings: &Settings, command: CacheCommand) -> Outcome {
     let CacheCommand::Purge(args) = command;
     let client = settings.client()?;
-    let tenant = tenant::find(&client, &args.tenant).await?;
+    let tenant = match &args.tenant {
+        Some(tenant) => tenant::find(&client, tenant).await?,
+        None => tenant::own(&client).await?,
+    };
     let WhatArgs { url, prefix, host, tag, everything } = args.what;
     let request =
         PurgeRequest { urls: url, prefixes: prefix, hosts: host, tags: tag, everything, soft: args.soft };

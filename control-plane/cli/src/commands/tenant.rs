@@ -414,7 +414,8 @@ pub(crate) async fn find_or_free(client: &Client, tenant: &str) -> Outcome<Optio
     }
     if let Ok(own) = client.own_tenant().await {
         let text = format!("this token is of tenant {}, not of {tenant}", own.spec.name);
-        return Err(Failure::not_found(text).next_text("leave --tenant out, or give an operator's token"));
+        return Err(Failure::not_found(text)
+            .next_text(format!("name {}, or give an operator's token", own.spec.name)));
     }
     if tenant.parse::<TenantId>().is_ok() {
         return Err(Failure::not_found(format!("no tenant {tenant}")).next("tenant list"));

@@ -126,6 +126,15 @@ async fn a_tenants_own_token_adds_lists_and_imports_its_domains() {
         plane.portico_as(&own, &["domain", "add", "d.test", "--tenant", "rival", "--static", "x"]).await;
     assert_eq!(foreign.code, 3, "{foreign:?}");
     assert!(foreign.stderr.contains("this token is of tenant acme"), "{foreign:?}");
+    let foreign = plane.portico_as(&own, &["cache", "purge", "--tenant", "rival", "--everything"]).await;
+    assert!(
+        foreign.code == 3 && foreign.stderr.contains("name acme, or give an operator's token"),
+        "{foreign:?}"
+    );
+    let purged = plane.portico_as(&own, &["cache", "purge", "--everything"]).await;
+    assert!(purged.code == 0 && purged.stdout.starts_with("purge "), "{purged:?}");
+    let whose = plane.portico(&["cache", "purge", "--everything"]).await;
+    assert!(whose.code == 2 && whose.stderr.contains("--tenant is missing"), "{whose:?}");
 
     let file = plane.folder.path().join("own.csv");
     let import =
