@@ -45,7 +45,7 @@ use crate::{
         budget::{ConnectionBudget, HeadShare},
         clock::ConnectionClock,
         extended_connect::ExtendedConnect,
-        forwarding,
+        forwarding, framing,
         visitor::{TrustedProxies, Visitor},
     },
     limits,
@@ -369,6 +369,10 @@ fn check_request(
     // Over HTTP/1 it is none of the value (RFC 9112 section 5), and those who trim there and not here see two requests.
     if context.protocol != Protocol::Http1 && parts.headers.values().any(is_padded) {
         return Err(bad("field_white_space"));
+    }
+    // Over HTTP/1 the reader of messages has looked.
+    if context.protocol != Protocol::Http1 {
+        framing::length_of(&parts.headers).map_err(|fault| bad(fault.reason()))?;
     }
     // hyper counts the fields of HTTP/1 alone. A cookie may come in any number of pieces (RFC 9113 section 8.2.3).
     let crumbs = parts.headers.get_all(header::COOKIE).iter().count();

@@ -20,10 +20,12 @@ pub(super) fn complete(uri: &mut Uri) {
 }
 
 /// Whether it names something of a host: by a path, or with OPTIONS by `*` the host as a whole (RFC 9110 section 9.3.7). An
-/// authority alone is for CONNECT.
+/// authority alone is for CONNECT. All else than visible ASCII is percent-encoded (RFC 3986 section 2); HTTP/1 ends at such a
+/// byte, and the other versions' libraries let it through.
 pub(super) fn is_target(method: &Method, uri: &Uri) -> bool {
     let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
-    target.starts_with('/') || (target == "*" && *method == Method::OPTIONS)
+    let is_visible = target.bytes().all(|byte| byte.is_ascii_graphic());
+    is_visible && (target.starts_with('/') || (target == "*" && *method == Method::OPTIONS))
 }
 
 /// Refuses dot segments, plain or percent-encoded, which clients remove before they ask (RFC 3986 section 5.2.4); what some
@@ -72,6 +74,15 @@ mod tests {
             assert_eq!(is_target(&Method::GET, &uri), target.starts_with('/'), "{given}");
         }
         assert!(is_target(&Method::OPTIONS, &"*".parse().unwrap()));
+    }
+
+    #[test]
+    fn bytes_beyond_visible_ascii_make_no_target() {
+        for odd in ["/caf\u{e9}", "/a?b=\u{e9}", "/\u{2215}etc"] {
+            let uri: Uri = odd.parse().expect("the library takes it");
+            assert!(!is_target(&Method::GET, &uri), "{odd:?}");
+        }
+        assert!(is_target(&Method::GET, &"/caf%C3%A9?b={x}|y".parse().unwrap()));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use http::{HeaderMap, header};
+
 use crate::limits;
 
 /// Follows one direction of one connection.
@@ -272,11 +274,7 @@ impl RequestFraming {
         if self.head.chunked {
             return Err(FramingFault::LengthAndEncoding);
         }
-        // Digits only: no sign, no list, no spaces inside. 19 digits cannot overflow u64.
-        let digits_only = !value.is_empty() && value.len() <= 19 && value.iter().all(u8::is_ascii_digit);
-        let text = std::str::from_utf8(value).ok().filter(|_| digits_only);
-        let length = text.and_then(|text| text.parse().ok()).ok_or(FramingFault::ContentLength)?;
-        match self.head.content_length.replace(length) {
+        match self.head.content_length.replace(read_length(value)?) {
             None => Ok(()),
             Some(_) => Err(FramingFault::RepeatedContentLength),
         }
@@ -353,6 +351,26 @@ impl RequestFraming {
             | State::Tunnel => 2 * limits::HEADER_BYTES_MAX,
         }
     }
+}
+
+/// The length that a head says which came over HTTP/2 or 3, by the same strict reading: their libraries take the first of several.
+///
+/// # Errors
+/// [`FramingFault::ContentLength`] and [`FramingFault::RepeatedContentLength`].
+pub(crate) fn length_of(headers: &HeaderMap) -> Result<Option<u64>, FramingFault> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => read_length(value.as_bytes()).map(Some),
+        (Some(_), Some(_)) => Err(FramingFault::RepeatedContentLength),
+    }
+}
+
+/// Digits only: no sign, no list, no spaces inside. 19 digits cannot overflow u64.
+fn read_length(value: &[u8]) -> Result<u64, FramingFault> {
+    let digits_only = !value.is_empty() && value.len() <= 19 && value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).ok().filter(|_| digits_only);
+    text.and_then(|text| text.parse().ok()).ok_or(FramingFault::ContentLength)
 }
 
 fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), FramingFault> {

@@ -196,6 +196,37 @@ fn values_with_white_space_around_them_are_malformed_where_nobody_trims_them() {
     });
 }
 
+/// The libraries of HTTP/2 and 3 take the first of several lengths, an empty one for 0, and UTF-8 for a path.
+#[test]
+fn lengths_and_targets_are_read_over_http2_and_3_as_over_http1() {
+    on_each_backend(|backend| {
+        let origin = Origin::echoing();
+        let mut edge = TestEdge::with(backend, Setup { http3: true, ..Setup::default() });
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&url)]);
+        let mut lines = 0;
+        for (lengths, status, reason) in [
+            (&["0", "0"][..], 400, Some("repeated_content_length")),
+            (&["0", "00"], 400, Some("repeated_content_length")),
+            (&[""], 400, Some("content_length")),
+            (&["00"], 200, None),
+        ] {
+            let fields: Vec<_> = lengths.iter().map(|&length| ("content-length", length)).collect();
+            let answer = crate::routes::ask(&edge, "h2", "POST", "/case", &fields);
+            lines += 1;
+            let line = edge.log_lines(lines).pop().unwrap();
+            assert_eq!((answer.status, line["reason"].as_str()), (status, reason), "{lengths:?}");
+        }
+        for protocol in crate::routes::PROTOCOLS {
+            for (target, status) in [("/caf\u{e9}", 400), ("/?q=\u{e9}", 400), ("/caf%C3%A9", 200)] {
+                let answer = crate::routes::ask(&edge, protocol, "GET", target, &[]);
+                assert_eq!(answer.status, status, "{protocol} {target}");
+            }
+        }
+        assert_eq!(origin.messages().len(), 1 + crate::routes::PROTOCOLS.len());
+    });
+}
+
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     on_each_backend(|backend| {

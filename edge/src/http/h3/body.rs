@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 
 use ::h3::server::RequestStream;
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
@@ -32,8 +31,6 @@ enum State {
 /// The request's length is not what it said (RFC 9114 section 4.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum LengthFault {
-    #[error("content-length is not one number")]
-    Malformed,
     #[error("the body is longer than its content-length")]
     TooLong,
     #[error("the body is shorter than its content-length")]
@@ -164,23 +161,6 @@ impl Body for Begun {
             None => SizeHint::default(),
         }
     }
-}
-
-/// The length that a request promises.
-pub(super) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, LengthFault> {
-    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => parse_length(value).map(Some).ok_or(LengthFault::Malformed),
-        (Some(_), Some(_)) => Err(LengthFault::Malformed),
-    }
-}
-
-/// Digits alone: `parse` would take a sign.
-fn parse_length(value: &HeaderValue) -> Option<u64> {
-    let text = value.to_str().ok()?;
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| digits)
 }
 
 impl fmt::Debug for H3Body {

@@ -15,13 +15,14 @@ use http_body::Body as _;
 use tokio::sync::Notify;
 
 use super::adapter::{Accepted, BidiStream, Connection, RecvStream, SendStream};
-use super::body::{Begun, H3Body, content_length};
+use super::body::{Begun, H3Body};
 use super::pseudo::PseudoFault;
 use super::send_window::SendWindow;
 use super::{Exchanges, pseudo};
 use crate::clock;
 use crate::exchange::{ConnectionContext, Dropped, Protocol, Refused, serve_exchange};
 use crate::http::body::{BodyError, RequestBody, ResponseBody};
+use crate::http::framing;
 use crate::http::leftover::Leftover;
 
 type Resolver = RequestResolver<Connection, Bytes>;
@@ -224,7 +225,7 @@ fn read_request(
     wanted: Option<Rc<Notify>>,
 ) -> Result<(Request<RequestBody>, Option<Rc<Leftover>>), &'static str> {
     check_fields(request.headers())?;
-    let promised = content_length(request.headers()).map_err(|_| "content-length")?;
+    let promised = framing::length_of(request.headers()).map_err(|_| "content-length")?;
     let mut rest = H3Body::new(recv, account, promised);
     let mut first = None;
     let empty = rest.is_empty_already(&mut first).map_err(|_| "body")?;
