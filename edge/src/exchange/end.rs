@@ -16,6 +16,9 @@ use crate::{
     metrics::ActionTaken,
 };
 
+/// The client was cut because it took nothing of its answer any more.
+const CLIENT_STALLED: &str = "client_stalled";
+
 /// Travels with an answer's body and does its work when dropped.
 #[derive(Debug)]
 pub struct ExchangeEnd {
@@ -157,6 +160,12 @@ impl ExchangeEnd {
     pub(crate) fn broken(&mut self, reason: &'static str) {
         self.reason = Some(reason);
     }
+
+    /// The client takes no more of the answer.
+    pub(crate) fn stalled(&mut self) {
+        self.complete = false;
+        self.reason = Some(CLIENT_STALLED);
+    }
 }
 
 impl Drop for ExchangeEnd {
@@ -165,6 +174,12 @@ impl Drop for ExchangeEnd {
         let edge = &self.context.worker.edge;
         if std::thread::panicking() {
             edge.metrics.exchange_panics.increment(1); // in its body: the head's are caught where they happen
+        }
+        if !self.complete
+            && matches!(self.reason, None | Some("no_answer"))
+            && self.context.clock.was_cut_unread()
+        {
+            self.reason = Some(CLIENT_STALLED);
         }
         // HTTP/3 sees it on the stream.
         let given_up = !self.complete && matches!(self.reason, None | Some("no_answer"));

@@ -287,6 +287,13 @@ impl ResponseBody {
         self.watch = Some((watch, head));
     }
 
+    /// The client takes no more of it: its exchange ends so.
+    pub(super) fn give_up(&mut self) {
+        if let Some(mut end) = self.end.take() {
+            end.stalled();
+        }
+    }
+
     /// The next piece, when it is its turn.
     fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.held.is_none() {
@@ -437,7 +444,7 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         let stalled = self.watch.as_ref().is_some_and(|(watch, _)| watch.is_stalled());
         if let Some(end) = self.end.as_mut().filter(|_| stalled) {
-            end.broken("client_stalled");
+            end.stalled();
         }
         let whole = !stalled && (self.has_ended || self.is_end_stream());
         if let Some(end) = self.end.as_mut().filter(|_| whole) {

@@ -47,6 +47,8 @@ pub struct ConnectionClock {
     given_up: Cell<(u32, Instant)>,
     heads_too_large: Cell<u32>,
     abusive: Cell<bool>,
+    /// It ended because its client stopped reading.
+    cut_unread: Cell<bool>,
 }
 
 /// Those of the edge's limits in time that a connection asks for; every idle connection holds them.
@@ -128,6 +130,7 @@ impl ConnectionClock {
             given_up: Cell::new((0, now)),
             heads_too_large: Cell::new(0),
             abusive: Cell::new(false),
+            cut_unread: Cell::new(false),
         }
     }
 
@@ -327,8 +330,14 @@ impl ConnectionClock {
     /// A limit has run out: of a client that reads nothing the kernel is not to keep anything either.
     pub(super) fn expired(&self, expired: Expired) {
         if expired == Expired::StalledRead {
+            self.cut_unread.set(true);
             self.socket.reset_when_dropped();
         }
+    }
+
+    /// Whether the connection was ended because its client stopped reading.
+    pub(crate) fn was_cut_unread(&self) -> bool {
+        self.cut_unread.get()
     }
 
     /// The limit that has run out at `now`, or the earliest time at which one can.

@@ -184,6 +184,9 @@ fn a_client_that_stops_reading_is_cut() {
         client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
         wait_until("the connection is cut", || edge.edge.open_connections() == 0);
         wait_until("it is counted", || expired(&edge, "stalled_read") > before);
+        let cut = edge.log_lines(1).pop().unwrap();
+        assert_eq!((&cut["status"], &cut["complete"]), (&200.into(), &false.into()), "{cut}");
+        assert_eq!(cut["reason"], "client_stalled", "{cut}");
         // What the client does not take waits in the kernel too, for minutes after a mere close.
         wait_until("the kernel keeps nothing for it", || sockets_that_close(edge.https.port()) == 0);
         drop(client);

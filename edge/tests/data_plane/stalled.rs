@@ -1,4 +1,4 @@
-//! A client that stops reading one HTTP/2 stream holds neither the stream nor the origin's connection.
+//! A client that stops reading one stream of HTTP/2 or 3 holds neither the stream nor the origin's connection.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use portico_edge::limits::Deadlines;
+use tokio::task::LocalSet;
 
 use crate::client::{collect, http2, runtime};
 use crate::harness::{PATIENCE, Setup, TestEdge, on_each_backend, proxy_to};
+use crate::http3_client::Http3;
 use crate::origin::{Origin, Reply, ok};
 
 const HOST: &str = "shop.example";
@@ -61,6 +63,36 @@ fn a_stream_whose_client_stops_reading_ends_and_the_others_go_on() {
         let lines = edge.log_lines(3);
         let cut = lines.iter().find(|line| line["target"] == "/big").unwrap();
         assert_eq!((&cut["reason"], &cut["complete"]), (&"client_stalled".into(), &false.into()));
+    });
+}
+
+#[test]
+fn the_log_says_why_an_answer_over_http3_was_cut_that_nobody_read() {
+    on_each_backend(|backend| {
+        // More than a client's window.
+        let big = "x".repeat(8 * 1024 * 1024);
+        let origin = Origin::start(move |_| Reply::Keep(ok(&big)));
+        let deadlines = Deadlines { write_stall: Duration::from_millis(500), ..Deadlines::default() };
+        let mut edge = TestEdge::with(backend, Setup { http3: true, deadlines, ..Setup::default() });
+        let url = origin.url();
+        edge.serve_with(&[HOST], &[origin.grant()], |domain| domain.routes = vec![proxy_to(&url)]);
+        let stalled = edge.metric("portico_edge_streams_stalled_total");
+        LocalSet::new().block_on(&runtime(), async {
+            let mut client = Http3::connect(edge.https, Some(HOST)).await.unwrap();
+            let request = http::Request::get(format!("https://{HOST}/")).body(()).unwrap();
+            let mut stream: h3::client::RequestStream<_, Bytes> =
+                client.sender.send_request(request).await.unwrap();
+            stream.finish().await.unwrap();
+            assert_eq!(stream.recv_response().await.unwrap().status(), 200);
+            let begun = portico_edge::clock::now();
+            while edge.metric("portico_edge_streams_stalled_total") <= stalled {
+                assert!(begun.elapsed() < PATIENCE, "the stream is never given up");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            client.close();
+        });
+        let cut = edge.log_lines(1).pop().unwrap();
+        assert_eq!((&cut["reason"], &cut["complete"]), (&"client_stalled".into(), &false.into()), "{cut}");
     });
 }
 

@@ -264,8 +264,22 @@ async fn send_response(
     let (parts, mut body) = response.into_parts();
     let mut head = Response::from_parts(parts, ());
     finish_head(&mut head, &body);
+    let sent = send_all(send, head, &mut body, window, stall).await;
+    if matches!(sent, Err(Broken::Stalled)) {
+        body.give_up();
+    }
+    sent
+}
+
+async fn send_all(
+    send: &mut Send,
+    head: Response<()>,
+    body: &mut ResponseBody,
+    window: &SendWindow,
+    stall: Duration,
+) -> Result<(), Broken> {
     within(stall, send.send_response(head)).await?;
-    while let Some(frame) = next_frame(&mut body).await {
+    while let Some(frame) = next_frame(body).await {
         let frame = frame.map_err(Broken::Body)?;
         match frame.into_data() {
             Ok(data) if data.has_remaining() => {
