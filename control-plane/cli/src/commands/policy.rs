@@ -69,6 +69,10 @@ impl HstsAge {
         if text == "off" {
             return Ok(Self(None));
         }
+        // Browsers keep to it, so a guess at what was meant lasts.
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!("{text} of what? write {text}s, {text}d, or off"));
+        }
         let age = crate::duration::parse(text).map_err(|error| format!("{error}, or off"))?;
         Ok(Self(Some(u32::try_from(age.as_secs()).unwrap_or(u32::MAX))))
     }
@@ -255,6 +259,14 @@ async fn patched(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hsts_for_a_number_without_a_unit_is_refused() {
+        assert!(HstsAge::parse("365").is_err_and(|why| why.contains("365d")));
+        assert_eq!(HstsAge::parse("365d").unwrap().0, Some(31_536_000));
+        assert_eq!((HstsAge::parse("0s").unwrap().0, HstsAge::parse("off").unwrap().0), (Some(0), None));
+        assert!(HstsAge::parse("").is_err());
+    }
 
     #[test]
     fn hsts_and_a_port_80_without_redirect_are_shown() {

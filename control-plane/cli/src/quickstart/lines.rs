@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::addresses::Addresses;
 use super::folder::{self, Folder};
 use super::onboarding::{self, BROKEN, Onboarded, TENANTS};
-use super::shell_path;
+use super::{shell_path, shell_program};
 use crate::output::{self, Colour, line};
 use crate::shell::shell_word;
 
@@ -160,7 +160,7 @@ fn http_command(addresses: &Addresses, name: &str, edge: usize, path: &str) -> S
 
 /// This program as a word of a shell command.
 fn program() -> String {
-    std::env::current_exe().map_or_else(|_| "portico".to_owned(), |path| shell_path(&path))
+    std::env::current_exe().map_or_else(|_| "portico".to_owned(), |path| shell_program(&path))
 }
 
 pub(super) fn print(

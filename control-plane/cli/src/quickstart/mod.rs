@@ -167,15 +167,45 @@ fn changed_line(given: impl IntoIterator<Item = String>, changed: &[(&str, Strin
 
 /// `path` as a word of a shell command, relative to the working folder where that is shorter.
 fn shell_path(path: &Path) -> String {
-    let relative =
-        std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
-    let path = relative.unwrap_or_else(|| path.to_owned());
-    shell_word(&path.display().to_string())
+    let here = std::env::current_dir().ok();
+    shell_word(&seen_from(path, here.as_deref()).display().to_string())
+}
+
+/// The same for a program that is to be called.
+fn shell_program(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    shell_word(&program_seen_from(path, here.as_deref()).display().to_string())
+}
+
+fn seen_from<'a>(path: &'a Path, here: Option<&Path>) -> &'a Path {
+    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
+}
+
+/// A shell looks for a bare word in its search path, and not in the working folder.
+fn program_seen_from(path: &Path, here: Option<&Path>) -> PathBuf {
+    let path = seen_from(path, here);
+    let is_bare = path.is_relative() && path.components().count() == 1;
+    if is_bare { Path::new(".").join(path) } else { path.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::changed_line;
+    use std::path::Path;
+
+    use super::{changed_line, program_seen_from, seen_from};
+
+    #[test]
+    fn a_program_in_the_working_folder_is_called_by_its_path() {
+        let here = Some(Path::new("/home/eve"));
+        for (path, called) in [
+            ("/home/eve/portico", "./portico"),
+            ("/home/eve/target/release/portico", "target/release/portico"),
+            ("/usr/bin/portico", "/usr/bin/portico"),
+        ] {
+            assert_eq!(program_seen_from(Path::new(path), here).to_str(), Some(called));
+        }
+        assert_eq!(seen_from(Path::new("/home/eve/qs"), here).to_str(), Some("qs"), "no program");
+    }
 
     #[test]
     fn a_printed_next_line_keeps_what_the_user_gave() {
