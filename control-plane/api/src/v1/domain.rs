@@ -51,7 +51,7 @@ pub struct DomainSpec {
     /// None: every request gets 404, which is how a name is brought before its site is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// Absent: the tenant's cells.
+    /// Absent or empty: the tenant's cells.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub cells: Vec<CellId>,

@@ -31,7 +31,8 @@ pub struct TenantSpec {
     /// Whether the tenant's names may share certificates across registered domains.
     #[serde(default)]
     pub sharing: Sharing,
-    /// The cells that serve the tenant's domains when a domain does not say; `["default"]` when absent.
+    /// The cells that serve the tenant's domains when a domain does not say; `["default"]` when absent or
+    /// empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub cells: Vec<CellId>,

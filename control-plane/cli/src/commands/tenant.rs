@@ -158,7 +158,8 @@ pub(crate) struct SetArgs {
     /// Which of its names may stand on one certificate. `tenant` links them in public CT logs for ever
     #[arg(long, value_enum)]
     sharing: Option<SharingArg>,
-    /// A cell of edges that serves its domains; repeatable, in the place of those that did
+    /// A cell of edges that serves its domains; repeatable, in the place of those that did. `default` is what a tenant has
+    /// that names none
     #[arg(long = "cell", value_name = "CELL")]
     cells: Vec<CellId>,
     /// An issuer that its certificates come from; repeatable, the best first, in the place of those that did
