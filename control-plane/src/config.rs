@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use portico_api::strict::by_name;
 use portico_api::v1::TenantLimits;
 use serde::Deserialize;
 use toml::Spanned;
@@ -304,7 +305,8 @@ impl Config {
     /// # Errors
     /// As [`Config::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::Text {
+        let read = toml::Deserializer::parse(text).and_then(|document| Self::deserialize(by_name(document)));
+        let mut config = read.map_err(|error| ConfigError::Text {
             path: path.to_owned(),
             at: position(text, error.span().map_or(0, |span| span.start)),
             message: with_example(error.message().trim()),
@@ -700,6 +702,12 @@ mod tests {
             ("[audit]\nkeep_days = 7\n", "5:13", "from 30"),
             ("[fleet]\ntenant_limits = { exchanges = 0 }\n", "5:31", "fleet.tenant_limits.exchanges must be"),
             ("[fleet.tenant_limits]\nrequests = 1\n", "5:1", "unknown field"),
+            (
+                "[fleet]\ntenant_limits = [5, 6]\n",
+                "5:17",
+                "fields by their names, such as `requests_per_second`",
+            ),
+            ("[[renewal]]\nshare = 0.5\n", "4:1", "such as `share`"),
             ("[failover]\nafter_seconds = 86401\n", "5:17", "from 0 to 86400"),
             ("[failover]\nback_after_seconds = 0\n", "5:22", "from 1 to 86400"),
             ("[leavers]\nlooks = 1\n", "5:9", "leavers.looks = 1 must be from 2 to 100"),

@@ -369,6 +369,39 @@ async fn nobodys_change_is_overwritten() {
     assert_eq!(stage.call("GET", &path, Some(&own), &[], Value::Null).await.status, 404);
 }
 
+#[tokio::test]
+async fn an_array_for_an_object_and_a_field_twice_change_nothing() {
+    let stage = Stage::start().await;
+    let (one, own) = stage.tenant("one").await;
+    let domain = stage.domain(&one, "shop.example").await;
+    let (domain_path, tenant_path) =
+        (format!("/v1/domains/{}", domain["id"].as_str().unwrap()), format!("/v1/tenants/{one}"));
+    let headers = [("content-type", "application/merge-patch+json"), ("if-match", "*")];
+    for (path, token, patch, pointer, code) in [
+        (&domain_path, &own, r#"{"maintenance":["soon",60]}"#, "/maintenance", "invalid_value"),
+        (
+            &domain_path,
+            &own,
+            r#"{"routes":[{"action":{"type":"proxy","origins":[["http://a.example",3]]}}]}"#,
+            "/routes/0/action/origins/0",
+            "invalid_value",
+        ),
+        (&domain_path, &own, r#"{"http2":true,"http2":false}"#, "/http2", "duplicate_field"),
+        (&tenant_path, &stage.operator, r#"{"limits":[7,8]}"#, "/limits", "invalid_value"),
+    ] {
+        let refused = stage.raw("PATCH", path, Some(token), &headers, patch.as_bytes().to_vec()).await;
+        let error = &refused.body["errors"][0];
+        assert_eq!(
+            (refused.status, &error["pointer"], &error["code"]),
+            (422, &json!(pointer), &json!(code)),
+            "{patch}: {}",
+            refused.text
+        );
+    }
+    let still = stage.call("GET", &domain_path, Some(&own), &[], Value::Null).await;
+    assert!(still.body["maintenance"].is_null() && still.body["http2"] == true, "{}", still.text);
+}
+
 fn asking(wish: Value) -> Value {
     json!({ "client_certificates": wish })
 }

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use portico_api::v1::PurgeRequest;
+use portico_api::{strict, v1::PurgeRequest};
 use portico_cert_store::{CertificateFacts, DomainName, KeyType, LineageId};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -282,7 +282,7 @@ fn explain_sni(admin: &Admin, query: Option<&str>) -> Result<Value, Refused> {
 /// Forgets kept answers of a standalone edge. In a fleet the control plane tells all edges.
 fn purge(admin: &Admin, body: &[u8]) -> Result<Value, Refused> {
     with_sites(admin, |sites| {
-        let asked: PurgeRequest = serde_json::from_slice(body).map_err(|error| Refused {
+        let asked: PurgeRequest = strict::from_json(body).map_err(|error| Refused {
             status: StatusCode::BAD_REQUEST,
             code: "BadPurge",
             text: format!("{error}; send JSON such as {{\"hosts\": [\"shop.example\"]}}"),

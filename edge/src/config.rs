@@ -14,6 +14,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use portico_api::strict::by_name;
 use portico_cert_store::NamePattern;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -28,6 +29,7 @@ use crate::{
 
 mod loops;
 mod origin_tls;
+mod origins;
 mod privacy;
 #[cfg(test)]
 mod reference;
@@ -215,7 +217,8 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let source = Source { path, text };
-        let raw: RawConfig = toml::from_str(text)
+        let raw = toml::Deserializer::parse(text)
+            .and_then(|document| RawConfig::deserialize(by_name(document)))
             .map_err(|error| source.error(error.span(), error.message().trim().to_owned()))?;
         source.check(raw)
     }
@@ -481,7 +484,14 @@ impl Source<'_> {
         if let Ok(ip) = text.get_ref().parse::<IpAddr>() {
             return Ok(SocketAddr::new(ip, 53));
         }
-        self.address(text)
+        text.get_ref().parse().map_err(|_| {
+            let problem = format!(
+                "{:?} is not the address of a name server; write it without a port (then 53), such as \"192.0.2.53\" or \
+                 \"2001:db8::53\", or with one, such as \"192.0.2.53:5353\" or \"[2001:db8::53]:5353\"",
+                text.get_ref()
+            );
+            self.error(Some(text.span()), problem)
+        })
     }
 
     /// A name, or `*` for all others.
@@ -605,6 +615,22 @@ mod tests {
                 "x-forwarded-for",
             ),
             ("x = = 1".to_owned(), "/etc/edge.toml:1:", ""),
+            (
+                "resolvers = [\"::1\", \"foo\"]\n".to_owned() + LISTEN,
+                "/etc/edge.toml:1:21: ",
+                "without a port",
+            ),
+            (
+                LISTEN.to_owned() + "[standalone]\nlimits = [1, 2]\n",
+                "/etc/edge.toml:5:10: ",
+                "by their names",
+            ),
+            (LISTEN.to_owned() + "[[egress]]\nallow = []\n", "/etc/edge.toml:4:1: ", "such as `allow`"),
+            (
+                "listen = [[\"127.0.0.1:0\", \"https\"]]\n".to_owned(),
+                "/etc/edge.toml:1:11: ",
+                "such as `address`",
+            ),
         ];
         assert_faults(&table);
     }

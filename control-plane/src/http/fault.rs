@@ -99,6 +99,7 @@ fn stable(code: &str) -> &'static str {
         "name_reserved",
         "unknown_field",
         "missing_field",
+        "duplicate_field",
         "origin_denied",
         "origin_own",
         "unknown_host",

@@ -1,14 +1,15 @@
 //! Request bodies: JSON within 2 MiB, read strictly, with errors that point at the field.
 //!
-//! Malformed JSON is 400 with line and column; a field that is unknown, missing or of the wrong type is 422 with its JSON
-//! pointer and, where a known field is spelt almost like it, that one as a hint. A `Content-Encoding` is refused: a small
+//! Malformed JSON is 400 with line and column; a field that is unknown, missing, there twice or of the wrong type is 422 with
+//! its JSON pointer and, where a known field is spelt almost like it, that one as a hint. A `Content-Encoding` is refused: a small
 //! body must not become a large one.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
+use portico_api::strict::{KeysOnce, by_name};
 use portico_api::v1::{FieldError, Proxy, Redirect, StaticAnswer};
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -114,19 +115,20 @@ fn require_json(headers: &HeaderMap) -> Answered<()> {
 /// # Errors
 /// 400 for what is no JSON, 422 for what does not fit.
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
-    // serde would read an array as a struct's fields in order; the API has objects only.
+    // First by itself: nothing of a body with a secret in it is put aside, and a merge patch is read as any JSON.
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    serde_path_to_error::deserialize::<_, KeysOnce>(&mut deserializer)
+        .map_err(|error| fault(&pointer(error.path()), error.inner()))?;
+    deserializer.end().map_err(|error| fault("", &error))?;
     if text.trim_ascii_start().first() == Some(&b'[') {
-        serde_json::from_slice::<IgnoredAny>(text).map_err(|error| fault("", &error))?;
         return Err(Fault::fields(vec![field(String::new(), "invalid_value", "must be a JSON object")]));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    serde_path_to_error::deserialize(by_name(&mut deserializer)).map_err(|error| {
         let pointer = pointer(error.path());
         inside(&pointer, || serde_json::from_slice(text).ok())
             .unwrap_or_else(|| fault(&pointer, error.inner()))
-    })?;
-    deserializer.end().map_err(|error| fault("", &error))?;
-    Ok(value)
+    })
 }
 
 /// Reads a JSON document as `T`, for documents that were put together here (merge patches).
@@ -134,13 +136,13 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Answered<T> {
 /// # Errors
 /// 422 for what does not fit.
 pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Answered<T> {
-    serde_path_to_error::deserialize(&value).map_err(|error| {
+    serde_path_to_error::deserialize(by_name(&value)).map_err(|error| {
         let pointer = pointer(error.path());
         inside(&pointer, || Some(value)).unwrap_or_else(|| fault(&pointer, error.inner()))
     })
 }
 
-/// Where in a tagged object (`{"type": ..}`) the fault is. serde reads these from a copy, so the path that it tells ends at the
+/// Where in a tagged object (`{"type": ..}`) the fault is. These are read from a copy, so the path that serde tells ends at the
 /// object; the variant is read once more by itself. None: the fault is none of a variant's field.
 fn inside(pointer: &str, document: impl FnOnce() -> Option<Value>) -> Option<Fault> {
     if !pointer.ends_with("/action") {
@@ -161,7 +163,7 @@ fn inside(pointer: &str, document: impl FnOnce() -> Option<Value>) -> Option<Fau
 
 /// The pointer of what does not fit, and why. None: all fits.
 fn misfit<T: DeserializeOwned>(value: &Value) -> Option<(String, String)> {
-    let error = serde_path_to_error::deserialize::<_, T>(value).err()?;
+    let error = serde_path_to_error::deserialize::<_, T>(by_name(value)).err()?;
     Some((pointer(error.path()), error.inner().to_string()))
 }
 
@@ -198,6 +200,13 @@ fn field_error(pointer: &str, message: &str) -> FieldError {
         // serde's path ends in the unknown key, or above it.
         let pointer = if pointer.ends_with(&own) { pointer.to_owned() } else { format!("{pointer}{own}") };
         return field(pointer, "unknown_field", format!("{message}{}", near.unwrap_or_default()));
+    }
+    if let Some(twice) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
+        if twice.len() > VALUE_BYTES_MAX {
+            return field(pointer, "duplicate_field", "has a field with an overlong name twice");
+        }
+        let message = "is there twice; leave one of the two out";
+        return field(format!("{pointer}/{}", escape(twice)), "duplicate_field", message);
     }
     if let Some(missing) = word("missing field `") {
         return field(format!("{pointer}/{}", escape(missing)), "missing_field", message);
@@ -387,6 +396,77 @@ mod tests {
         assert_eq!((fault.errors[0].pointer.as_str(), fault.code), ("/name", "missing_field"));
         let fault = fault_of::<TenantSpec>(r#"{"name":"a","domains_max":-1}"#);
         assert_eq!(fault.errors[0].pointer, "/domains_max");
+    }
+
+    #[test]
+    fn an_array_is_no_object_at_any_depth() {
+        let of_domains = [
+            (r#""maintenance":["soon",60]"#, "/maintenance"),
+            (r#""routes":[["/",false]]"#, "/routes/0"),
+            (
+                r#""routes":[{"headers":[["x-a","b"]],"action":{"type":"static","body":""}}]"#,
+                "/routes/0/headers/0",
+            ),
+            (
+                r#""routes":[{"request_headers":[{"a":"b"},["c"]],"action":{"type":"static","body":""}}]"#,
+                "/routes/0/request_headers",
+            ),
+            (r#""routes":[{"action":["static",200,"text/plain","x"]}]"#, "/routes/0/action"),
+        ];
+        let in_actions = [
+            (r#""origins":[["http://a.example",3]]"#, "origins/0"),
+            (r#""health_check":["/hz",5]"#, "health_check"),
+            (r#""breaker":[5]"#, "breaker"),
+            (r#""timeouts":[100]"#, "timeouts"),
+            (r#""timeouts":[]"#, "timeouts"),
+            (r#""cache":{"query":[["a"]]}"#, "cache/query"),
+        ]
+        .map(|(field, below)| {
+            let route = format!(r#""routes":[{{"action":{{"type":"proxy",{field}}}}}]"#);
+            (route, format!("/routes/0/action/{below}"))
+        });
+        let of_domains = of_domains.map(|(fields, pointer)| (fields.to_owned(), pointer.to_owned()));
+        for (fields, pointer) in of_domains.into_iter().chain(in_actions) {
+            let text = format!(r#"{{"hostname":"a.example",{fields}}}"#);
+            let fault = fault_of::<DomainSpec>(&text);
+            assert_eq!((fault.status.as_u16(), &fault.errors[0].pointer), (422, &pointer), "{text}");
+            assert!(fault.errors[0].message.starts_with("invalid type: sequence"), "{}", fault.detail);
+            let batch = fault_of::<DomainBatch>(&format!(r#"{{"items":[{text}]}}"#));
+            assert_eq!(batch.errors[0].pointer, format!("/items/0{pointer}"), "{text}");
+            let patched = from_value::<DomainSpec>(serde_json::from_str(&text).unwrap()).unwrap_err();
+            assert_eq!(patched.errors[0].pointer, pointer, "{text}");
+        }
+        for (fields, pointer) in [
+            (r#""limits":[7,8]"#, "/limits"),
+            (r#""egress_grants":[["127.0.0.21/32",[9000]]]"#, "/egress_grants/0"),
+            (r#""error_pages":{"502":["text/plain; charset=utf-8","hello"]}"#, "/error_pages/502"),
+        ] {
+            let text = format!(r#"{{"name":"a",{fields}}}"#);
+            let patched = from_value::<TenantSpec>(serde_json::from_str(&text).unwrap()).unwrap_err();
+            for fault in [fault_of::<TenantSpec>(&text), patched] {
+                assert_eq!(fault.errors[0].pointer, pointer, "{text}");
+                assert!(fault.errors[0].message.contains("fields by their names"), "{}", fault.detail);
+            }
+        }
+    }
+
+    /// A patch is read as a [`Value`], which would keep the last of two.
+    #[test]
+    fn a_field_that_is_there_twice_is_refused_in_a_patch_too() {
+        for (text, pointer) in [
+            (r#"{"http2":true,"http2":false}"#, "/http2"),
+            (r#"{"routes":[{"action":{"type":"static","type":"proxy"}}]}"#, "/routes/0/action/type"),
+            (r#"{"limits":{"a/b":1,"a/b":null}}"#, "/limits/a~1b"),
+        ] {
+            let fault = fault_of::<Value>(text);
+            assert_eq!((fault.status.as_u16(), fault.code), (422, "duplicate_field"), "{text}");
+            assert_eq!(fault.errors[0].pointer, pointer);
+        }
+        let fault = fault_of::<TenantSpec>(r#"{"name":"a","name":"b"}"#);
+        assert_eq!((fault.errors[0].pointer.as_str(), fault.code), ("/name", "duplicate_field"));
+        let secret = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKjMzEfYyji";
+        let shown = fault_of::<Value>(&format!(r#"{{"{secret}":1,"{secret}":1}}"#)).problem("req_1");
+        assert!(!serde_json::to_string(&shown).unwrap().contains(&secret[..20]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use portico_cert_store::NamePattern;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::origins::{RawOrigin, RawProxy};
 use super::{ConfigError, ListenerConfig, NamedPath, RawConfig, Source, TlsSection, loops, origin_tls, tls};
 use crate::live::{
     Action, ErrorPages, Hsts, Maintenance, OriginScheme, Redirect, Route, TenantLimits, Upstream,
@@ -143,21 +144,6 @@ pub(super) struct RawRoute {
     #[serde(default)]
     plain_http: bool,
     maintenance: Option<Spanned<v1::Maintenance>>,
-}
-
-/// One origin, or several, each with a weight or without.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected an origin's URL, or a list of them")]
-pub(super) enum RawProxy {
-    One(String),
-    Several(Vec<RawOrigin>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected an origin's URL, or { url = \"http://..\", weight = 1 }")]
-pub(super) enum RawOrigin {
-    Url(String),
-    Weighted(v1::WeightedOrigin),
 }
 
 #[derive(Debug, Deserialize)]
@@ -678,6 +664,22 @@ mod tests {
                 "bytes_per_second must be from 16384",
             ),
             ("[standalone]\nlimits = { requests = 1 }\n", "5:12", "unknown field"),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = \"http://b.example\"\nhealth_check = [\"/hz\", 5]\n",
+                "7:16",
+                "by their names",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = [[\"http://b.example\", 3]]\n",
+                "6:10",
+                "an origin's URL, or { url = ",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nproxy = [{ url = \"http://b.example\", wieght = 3 }]\n",
+                "6:38",
+                "unknown field `wieght`, expected `url` or `weight`",
+            ),
+            ("[[route]]\nhost = \"a.example\"\nproxy = 7\n", "6:9", "an origin's URL, or a list of origins"),
             (
                 "[egress]\nallow = [{ cidr = \"10.0.0.1/8\", ports = [1] }]\n",
                 "5:19",

@@ -288,7 +288,15 @@ fn kept_answers_are_purged_on_the_admin_socket_of_an_edge_that_stands_alone() {
     let (status, answer) = purge("{\"everything\": true}");
     assert!(status == 200 && answer["answers"].as_u64() >= Some(1), "{answer}");
     assert_ne!(get("/b"), other);
-    for wrong in ["", "{}", "{\"url\": \"https://shop.example/\"}", "{\"urls\": [\"/a\"]}", "[]"] {
+    for wrong in [
+        "",
+        "{}",
+        "{\"url\": \"https://shop.example/\"}",
+        "{\"urls\": [\"/a\"]}",
+        "[]",
+        "[[\"https://shop.example/a\"]]",
+        "{\"hosts\": [], \"hosts\": [\"shop.example\"]}",
+    ] {
         let (status, answer) = purge(wrong);
         assert!(matches!(status, 400 | 422) && answer["detail"].is_string(), "{wrong}: {status} {answer}");
     }

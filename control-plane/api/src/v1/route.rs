@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::Proxy;
+use crate::strict::by_name;
 
 /// One rule of a domain. Rules are asked in their order and the first that matches a request is taken; one that can never be
 /// reached is refused (422). A rule matches when its path, its methods and all its headers do.
@@ -88,7 +91,7 @@ fn root_path() -> String {
 }
 
 /// What a route does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
     Proxy(Box<Proxy>),
@@ -125,6 +128,22 @@ pub struct StaticAnswer {
     pub content_type: String,
     /// At most 64 KiB.
     pub body: String,
+}
+
+/// serde's derive takes arrays for the structs in a tagged enum, whoever reads it ([`crate::strict`]).
+impl<'de> Deserialize<'de> for Action {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields = Map::<String, Value>::deserialize(deserializer)?;
+        let kind = fields.remove("type").ok_or_else(|| D::Error::missing_field("type"))?;
+        let rest = by_name(Value::Object(fields));
+        let action = match kind.as_str() {
+            Some("proxy") => Proxy::deserialize(rest).map(|proxy| Self::Proxy(Box::new(proxy))),
+            Some("redirect") => Redirect::deserialize(rest).map(Self::Redirect),
+            Some("static") => StaticAnswer::deserialize(rest).map(Self::Static),
+            _ => return Err(D::Error::custom("`type` must be proxy, redirect or static")),
+        };
+        action.map_err(D::Error::custom)
+    }
 }
 
 impl Action {
