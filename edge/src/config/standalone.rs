@@ -339,8 +339,12 @@ fn route(source: Source<'_>, spanned: &Spanned<RawRoute>) -> Result<RouteConfig,
     let raw = spanned.get_ref();
     let host = source.host(&raw.host)?;
     let action = action(source, spanned)?;
-    let rule =
-        Rule::parse(&rule_text(raw), action.kind()).map_err(|faults| rule_error(source, raw, &faults))?;
+    let text = rule_text(raw);
+    let rule = Rule::parse(&text, action.kind()).map_err(|faults| rule_error(source, raw, &faults))?;
+    let settled = text.settled_by_edges();
+    if !settled.is_empty() {
+        return Err(rule_error(source, raw, &settled));
+    }
     let maintenance = raw.maintenance.as_ref().map(|spanned| {
         let v1::Maintenance { text, retry_after_seconds } = spanned.get_ref();
         Maintenance::new(text, *retry_after_seconds)
@@ -762,6 +766,11 @@ mod tests {
                 "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nresponse_headers.remove = [\"a b\"]\n",
                 "7:1",
                 "response_headers/remove/0",
+            ),
+            (
+                "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nresponse_headers.set = { Age = \"5\" }\n",
+                "7:1",
+                "response_headers/set/Age Age cannot be set",
             ),
             (
                 "[[route]]\nhost = \"a.example\"\nstatic_body = \"x\"\nhsts_max_age_seconds = 60\nhsts_preload = true\n",

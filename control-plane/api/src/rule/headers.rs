@@ -77,6 +77,20 @@ const OURS_IN_REQUESTS: [&str; 12] = [
 /// What says how the body's bytes are to be read.
 const OURS_IN_RESPONSES: [&str; 2] = ["content-encoding", "content-range"];
 
+/// What an edge says of its answer itself. Rules of earlier releases may hold these, and edges go on reading them: they are
+/// refused where a rule is written, not where it is read.
+const SETTLED_IN_RESPONSES: [&str; 3] = ["age", "date", "x-request-id"];
+
+/// What a rule that is written now may not set in responses.
+pub(super) fn settled(text: &ChangesText<'_>) -> Vec<RuleFault> {
+    let fault = |name: &str| {
+        let message = format!("{name} cannot be set: edges say it themselves of each answer; leave it out");
+        Part::ResponseHeaders.fault_below(format!("/set/{}", escape(name)), "header_refused", message)
+    };
+    let is_settled = |name: &str| SETTLED_IN_RESPONSES.iter().any(|ours| ours.eq_ignore_ascii_case(name));
+    text.set.iter().map(|(name, _)| *name).filter(|name| is_settled(name)).map(fault).collect()
+}
+
 impl Side {
     /// Whether a field is not a tenant's to change.
     pub fn refuses(self, name: &HeaderName) -> bool {

@@ -262,6 +262,11 @@ impl<'a> RuleText<'a> {
     pub fn prefix(path: &'a str) -> Self {
         Self { path, ..Self::default() }
     }
+
+    /// What it may not set in responses, where it is written. [`Rule::parse`] takes it, as earlier releases did.
+    pub fn settled_by_edges(&self) -> Vec<RuleFault> {
+        headers::settled(&self.response_headers)
+    }
 }
 
 impl<'a> From<&'a crate::v1::Route> for RuleText<'a> {

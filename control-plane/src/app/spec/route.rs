@@ -1,7 +1,7 @@
 //! Routes: what each matches, changes and does, and whether a request can reach it.
 
 use axum::http::HeaderValue;
-use portico_api::rule::{self, ActionKind, OwnTarget, ROUTES_MAX, Rule, RuleText};
+use portico_api::rule::{self, ActionKind, OwnTarget, ROUTES_MAX, Rule, RuleFault, RuleText};
 use portico_api::v1::{Action, EgressGrant, FieldError, Redirect, Route, StaticAnswer};
 use portico_cert_store::NamePattern;
 use portico_prober::egress::EgressPolicy;
@@ -20,12 +20,15 @@ pub(super) fn check_all(routes: &[Route], policy: &EgressPolicy, grants: &[Egres
     let mut rules = Vec::with_capacity(routes.len().min(ROUTES_MAX));
     for (index, route) in routes.iter().enumerate().take(ROUTES_MAX) {
         let at = format!("/routes/{index}");
-        match Rule::parse(&RuleText::from(route), kind(&route.action)) {
+        let text = RuleText::from(route);
+        let wrong = |fault: RuleFault| {
+            field(format!("{at}/{}{}", fault.part.name(), fault.below), fault.code, fault.message)
+        };
+        match Rule::parse(&text, kind(&route.action)) {
             Ok(rule) => rules.push((index, rule)),
-            Err(faults) => errors.extend(faults.into_iter().map(|fault| {
-                field(format!("{at}/{}{}", fault.part.name(), fault.below), fault.code, fault.message)
-            })),
+            Err(faults) => errors.extend(faults.into_iter().map(wrong)),
         }
+        errors.extend(text.settled_by_edges().into_iter().map(wrong));
         errors.extend(action(&format!("{at}/action"), &route.action, policy, grants));
     }
     for (late, early) in rule::unreachable(rules.iter().map(|(_, rule)| rule)) {
@@ -96,7 +99,7 @@ fn action(at: &str, action: &Action, policy: &EgressPolicy, grants: &[EgressGran
             }
             if *status == 204 && !body.is_empty() {
                 let message = "must be empty: an answer with status 204 has no body";
-                errors.push(field(format!("{at}/body"), "too_large", message));
+                errors.push(field(format!("{at}/body"), "not_for_this_status", message));
             }
             if body.len() > BODY_BYTES_MAX {
                 let message =

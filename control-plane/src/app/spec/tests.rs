@@ -219,6 +219,23 @@ fn rules_are_checked_field_by_field() {
             Some(("/response_headers/set/Strict-Transport-Security", refused)),
         ),
         (
+            json!({ "response_headers": { "set": { "X-Request-Id": "1" } } }),
+            Some(("/response_headers/set/X-Request-Id", refused)),
+        ),
+        (
+            json!({ "response_headers": { "set": { "Date": "x" } } }),
+            Some(("/response_headers/set/Date", refused)),
+        ),
+        (
+            json!({ "response_headers": { "set": { "age": "5" } } }),
+            Some(("/response_headers/set/age", refused)),
+        ),
+        (json!({ "response_headers": { "remove": ["age"] } }), None),
+        (
+            json!({ "action": { "type": "static", "body": "x", "status": 204 } }),
+            Some(("/action/body", "not_for_this_status")),
+        ),
+        (
             json!({ "response_headers": { "set": { "x/y": "1" } } }),
             Some(("/response_headers/set/x~1y", "invalid_header")),
         ),
