@@ -25,7 +25,7 @@ pub(super) fn end_of(error: &io::Error) -> HandshakeEnd {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the others are about ourselves")]
-fn of_tls(error: &Error) -> HandshakeEnd {
+pub(super) fn of_tls(error: &Error) -> HandshakeEnd {
     match error {
         // We verify nobody but clients here.
         Error::NoCertificatesPresented | Error::InvalidCertificate(_) => HandshakeEnd::ClientCertificate,

@@ -15,17 +15,16 @@ mod configs;
 pub(crate) mod failure;
 mod groups;
 mod hello;
+mod opening;
 pub(crate) mod sessions;
 mod tickets;
 
 use std::{io, sync::Arc, time::Duration};
 
 use portico_cert_store::{Credential, DomainName, TlsPolicy, UnixTime};
-use rustls::{
-    AlertDescription, HandshakeKind, ProtocolVersion, ServerConfig, server::Acceptor, sign::CertifiedKey,
-};
+use rustls::{AlertDescription, HandshakeKind, ProtocolVersion, ServerConfig, sign::CertifiedKey};
 use tokio::io::AsyncWriteExt;
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 
 pub(crate) use asking::Asking;
 pub use client_identity::{CLIENT_CERT, CLIENT_CERT_SHA256, CLIENT_CERT_SUBJECT, ClientIdentity};
@@ -222,7 +221,7 @@ pub(crate) async fn accept(stream: Stream, source: &Source, edge: &Edge) -> Opti
 async fn handshake(mut stream: Stream, source: &Source, edge: &Edge) -> Result<Box<Accepted>, HandshakeEnd> {
     let (live, configs) = (&edge.live, &edge.tls);
     stream.set_read_budget(Some(limits::CLIENT_HELLO_BYTES_MAX));
-    let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(failed)?;
+    let mut start = opening::read_hello(stream).await?;
     // The rest of the handshake is bounded by rustls and the deadline. A client's first request may come with its last
     // handshake message, and may be large: it must not run into the hello's bound.
     start.io.set_read_budget(None);

@@ -123,6 +123,30 @@ fn say(edge: &Running, bytes: &[u8]) {
     let _ = socket.read_to_end(&mut Vec::new());
 }
 
+/// As OpenSSL sends it: without signature algorithms, which came with TLS 1.2.
+fn hello_of_tls_1_1() -> Vec<u8> {
+    let mut hello = vec![3, 2];
+    hello.extend([7; 32]);
+    // No session, one cipher suite, no compression, no extensions.
+    hello.extend([0, 0, 2, 0xc0, 0x14, 1, 0]);
+    let length = u8::try_from(hello.len()).unwrap();
+    [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &hello].concat()
+}
+
+#[test]
+fn a_client_of_tls_1_1_is_told_that_it_is_too_old() {
+    on_each_backend(|backend| {
+        let mut edge = TestEdge::start(backend);
+        edge.serve(&["shop.example"]);
+        let mut socket = tcp(edge.https);
+        socket.write_all(&hello_of_tls_1_1()).unwrap();
+        let mut told = Vec::new();
+        socket.read_to_end(&mut told).unwrap();
+        // Alert, version 1.2, length 2, fatal, protocol_version.
+        assert_eq!(told, [21, 3, 3, 0, 2, 2, 70]);
+    });
+}
+
 /// In a process of its own, where nobody else is counted.
 #[test]
 fn each_way_to_fail_a_handshake_is_counted_as_what_it_is() {
@@ -150,13 +174,14 @@ fn each_way_to_fail_a_handshake_is_counted_as_what_it_is() {
         huge.resize(5 + 0x3fff, 0);
         huge.extend([&[22, 3, 1, 0x3f, 0xff][..], &[0; 0x3fff]].concat());
         type Failing<'a> = (&'static str, Box<dyn FnOnce() + 'a>);
-        let failing: [Failing<'_>; 9] = [
+        let failing: [Failing<'_>; 10] = [
             ("not_tls", Box::new(|| say(&edge, b"GET / HTTP/1.1\r\n\r\n"))),
             ("malformed", Box::new(|| say(&edge, &[22, 3, 1, 0, 5, 1, 0, 0, 1, 0]))),
             ("hello_too_large", Box::new(|| say(&edge, &huge))),
             ("aborted", Box::new(|| say(&edge, &[22, 3, 1]))),
             ("unknown_name", Box::new(|| ask("other.example", any_version(&["http/1.1"])))),
             ("version", Box::new(|| ask(shop, config(&["http/1.1"], &[&rustls::version::TLS12])))),
+            ("version", Box::new(|| say(&edge, &hello_of_tls_1_1()))),
             ("no_protocol", Box::new(|| ask(shop, any_version(&["nntp"])))),
             ("nothing_in_common", Box::new(|| ask(shop, rsa_only))),
             ("refused_by_client", Box::new(|| ask(shop, trusts_nobody))),
