@@ -159,8 +159,8 @@ struct RawConfig {
     access_log_format: Option<Spanned<LogFormat>>,
     privacy: Option<privacy::RawPrivacy>,
     traces: Option<traces::RawTraces>,
-    withdraw_seconds: Option<u32>,
-    drain_seconds: Option<u64>,
+    withdraw_seconds: Option<Spanned<u64>>,
+    drain_seconds: Option<Spanned<u64>>,
     memory_bytes: Option<Spanned<u64>>,
     cache_bytes: Option<Spanned<u64>>,
     client_limits: Option<sources::RawClientLimits>,
@@ -261,8 +261,8 @@ impl Source<'_> {
             access_log: self.access_log(&raw)?,
             privacy: privacy::check(self, raw.privacy.as_ref())?,
             traces: traces::check(self, raw.traces.as_ref())?,
-            withdraw: Duration::from_secs(raw.withdraw_seconds.unwrap_or(0).into()),
-            drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
+            withdraw: self.drain_seconds(raw.withdraw_seconds.as_ref(), 0)?,
+            drain: self.drain_seconds(raw.drain_seconds.as_ref(), 30)?,
             resolvers: raw.resolvers.iter().map(|text| self.resolver(text)).collect::<Result<_, _>>()?,
             memory_bytes: self.memory_bytes(&raw)?,
             cache_bytes: raw.cache_bytes.as_ref().map(|bytes| *bytes.get_ref()),
@@ -271,6 +271,18 @@ impl Source<'_> {
             listeners,
             state,
         })
+    }
+
+    /// Of either part of a drain.
+    fn drain_seconds(self, raw: Option<&Spanned<u64>>, absent: u64) -> Result<Duration, ConfigError> {
+        let (seconds, most) = (raw.map_or(absent, |seconds| *seconds.get_ref()), limits::DRAIN_SECONDS_MAX);
+        if seconds > most {
+            let problem = format!(
+                "{seconds} seconds would keep the process long after it was told to stop; choose 0 to {most} (a day)"
+            );
+            return Err(self.error(raw.map(Spanned::span), problem));
+        }
+        Ok(Duration::from_secs(seconds))
     }
 
     /// A bound that the edge can live within, its cache too.
@@ -704,6 +716,23 @@ mod tests {
             ),
         ];
         assert_faults(&table);
+    }
+
+    #[test]
+    fn a_drain_may_take_a_day_and_no_more() {
+        let hint = "choose 0 to 86400 (a day)";
+        let beyond = limits::DRAIN_SECONDS_MAX + 1;
+        assert_faults(&[
+            (format!("drain_seconds = {}\n{LISTEN}", i64::MAX), "/etc/edge.toml:1:17: ", hint),
+            (format!("drain_seconds = {beyond}\n{LISTEN}"), "/etc/edge.toml:1:17: ", hint),
+            (format!("withdraw_seconds = {beyond}\n{LISTEN}"), "/etc/edge.toml:1:20: ", hint),
+        ]);
+        let text = format!("withdraw_seconds = 86400\ndrain_seconds = 86400\n{LISTEN}[standalone]\n");
+        let config = Config::parse(Path::new("/etc/edge.toml"), &text).expect("the text is right");
+        assert_eq!(
+            (config.withdraw, config.drain),
+            (Duration::from_secs(86_400), Duration::from_secs(86_400))
+        );
     }
 
     #[cfg(feature = "otlp")]

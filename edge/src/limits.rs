@@ -495,6 +495,9 @@ pub const QUIC_SOCKET_BYTES: usize = 4 * 1024 * 1024;
 /// CRYPTO bytes that may come out of order in a handshake.
 pub const QUIC_CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
 
+/// Most of `withdraw_seconds` and of `drain_seconds`: a day is longer than any download, and what is open then (a WebSocket)
+/// would not end by itself. Nothing that is added to a time can overflow by it.
+pub const DRAIN_SECONDS_MAX: u64 = 86_400;
 /// Predecessors that may still drain when the next successor comes.
 pub const PREDECESSORS_MAX: usize = 8;
 /// How long a successor may take to read its files, from the hand-over of the sockets on.
