@@ -13,7 +13,7 @@ use std::{
 use socket2::{SockRef, Socket, Type};
 
 use super::{
-    AltSvc, BoundListener,
+    AltSvc, BoundListener, Unbound,
     quic::{self, Predecessors, QuicProcess},
 };
 use crate::config::{ListenerConfig, ListenerKind};
@@ -101,7 +101,7 @@ pub(super) fn adopt(
     listener: InheritedListener,
     inherited: &mut Inherited,
     process: &Arc<QuicProcess>,
-) -> io::Result<Vec<(usize, BoundListener)>> {
+) -> Result<Vec<(usize, BoundListener)>, Unbound> {
     let InheritedListener { bound, tcp, udp, predecessors, of_service_manager, .. } = listener;
     let (configured, mut config) = (config.address, config.clone());
     config.address = bound;
@@ -113,9 +113,9 @@ pub(super) fn adopt(
     let mut group = match (config.http3, udp.is_empty()) {
         (true, false) => {
             inherited.kept.udp.push(bound);
-            quic::adopt_group(udp, process, predecessors)?
+            quic::adopt_group(udp, process, predecessors).map_err(Unbound::udp)?
         }
-        (true, true) => quic::bind_group(bound, workers, process)?,
+        (true, true) => quic::bind_group(bound, workers, process).map_err(Unbound::udp)?,
         (false, _) => Vec::new(),
     };
     if !group.is_empty() && group.len() < workers {

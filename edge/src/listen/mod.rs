@@ -51,13 +51,25 @@ pub struct ListenError {
     source: io::Error,
 }
 
+/// Why an address has no socket, and over which of the two transports.
+struct Unbound {
+    transport: Transport,
+    source: io::Error,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
 /// Binds every listener for every worker. Port 0 takes a free port, the same for all workers.
 ///
 /// # Errors
 /// [`ListenError`] for the first address that cannot be bound.
 pub fn bind_all(configs: &[ListenerConfig], workers: usize) -> Result<Vec<Vec<BoundListener>>, ListenError> {
     let first = configs.first().map_or(SocketAddr::from(([0, 0, 0, 0], 0)), |config| config.address);
-    let process = QuicProcess::generate().map_err(|error| named(first, error))?;
+    let process = QuicProcess::generate().map_err(|error| named(first, error.into()))?;
     bind_or_adopt_all(configs, workers, &mut Inherited::default(), &Arc::new(process))
 }
 
@@ -90,17 +102,17 @@ fn bind(
     config: &ListenerConfig,
     workers: usize,
     process: &Arc<QuicProcess>,
-) -> io::Result<Vec<(usize, BoundListener)>> {
+) -> Result<Vec<(usize, BoundListener)>, Unbound> {
     let configured = config.address;
     let mut config = config.clone();
     if config.http3 && config.address.port() == 0 {
-        config.address = quic::free_address(config.address)?;
+        config.address = quic::free_address(config.address).map_err(Unbound::udp)?;
     } else if config.address.port() != 0 {
         wait_until_free(config.address)?;
     }
     let alt_svc = AltSvc::of(&config);
     let group = match config.http3 {
-        true => quic::bind_group(config.address, workers, process)?,
+        true => quic::bind_group(config.address, workers, process).map_err(Unbound::udp)?,
         false => Vec::new(),
     };
     let mut group = group.into_iter();
@@ -129,22 +141,42 @@ fn wait_until_free(address: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn named(address: SocketAddr, source: io::Error) -> ListenError {
-    let port = address.port();
+fn named(address: SocketAddr, unbound: Unbound) -> ListenError {
+    let Unbound { transport, source } = unbound;
     let kind = source.kind();
+    let port = match transport {
+        Transport::Tcp => format!("port {}", address.port()),
+        Transport::Udp => format!("UDP port {} (of HTTP/3)", address.port()),
+    };
     let advice = if kind == io::ErrorKind::AddrInUse {
+        let without = match transport {
+            Transport::Tcp => "",
+            Transport::Udp => ", or remove `http3`",
+        };
         format!(
-            "port {port} is taken by another process; stop it, or change `address` in [[listen]]; from a running edge \
+            "{port} is taken by another process; stop it, or change `address` in [[listen]]{without}; from a running edge \
              of ours --take-over takes it without a pause"
         )
     } else if kind == io::ErrorKind::PermissionDenied {
-        format!("port {port} needs the capability CAP_NET_BIND_SERVICE, or choose a port from 1024 on")
+        format!("{port} needs the capability CAP_NET_BIND_SERVICE, or choose a port from 1024 on")
     } else if kind == io::ErrorKind::AddrNotAvailable {
         "this machine has no such address".to_owned()
     } else {
         source.to_string()
     };
     ListenError { address, advice, source }
+}
+
+impl Unbound {
+    fn udp(source: io::Error) -> Self {
+        Self { transport: Transport::Udp, source }
+    }
+}
+
+impl From<io::Error> for Unbound {
+    fn from(source: io::Error) -> Self {
+        Self { transport: Transport::Tcp, source }
+    }
 }
 
 impl AltSvc {
@@ -201,5 +233,39 @@ impl BoundListener {
             quic: self.quic.iter().map(QuicSocket::try_clone).collect::<io::Result<_>>()?,
             of_service_manager: self.of_service_manager,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::config::ListenerKind;
+
+    #[test]
+    fn a_taken_port_is_told_with_its_transport() {
+        // The TCP port of the same number may be another process's.
+        let (taken, address) = std::iter::repeat_with(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+            let address = socket.local_addr().expect("it is bound");
+            (socket, address)
+        })
+        .find(|(_, address)| TcpListener::bind(address).is_ok())
+        .expect("some port is free");
+        let config = ListenerConfig {
+            address,
+            kind: ListenerKind::Https,
+            public_https_port: address.port(),
+            http3: true,
+            proxy_protocol: None,
+            trusted_proxies: None,
+        };
+        let told = bind_all(std::slice::from_ref(&config), 1).expect_err("it is taken").to_string();
+        assert!(told.contains(&format!("UDP port {} (of HTTP/3) is taken", address.port())), "{told}");
+        drop(taken);
+        let _taken = TcpListener::bind(address).expect("it was free");
+        let told = bind_all(&[config], 1).expect_err("it is taken").to_string();
+        assert!(told.contains(&format!(": port {} is taken", address.port())), "{told}");
     }
 }
