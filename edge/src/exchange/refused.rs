@@ -44,6 +44,16 @@ impl Refused {
     pub(crate) const SLOW_HEAD: Self =
         Self { reason: "slow_head", status: StatusCode::REQUEST_TIMEOUT, in_body: false };
 
+    /// A connection over HTTP/3 that breaks the protocol.
+    pub(crate) const H3_PROTOCOL: Self = Self::over_http3("h3_protocol");
+
+    /// The same, by a request that ends inside a frame.
+    pub(crate) const H3_TRUNCATED: Self = Self::over_http3("h3_truncated");
+
+    const fn over_http3(reason: &'static str) -> Self {
+        Self { reason, status: StatusCode::BAD_REQUEST, in_body: false }
+    }
+
     /// A message over HTTP/2 or 3 that is malformed.
     pub(crate) const fn malformed(protocol: Protocol) -> Self {
         let reason = match protocol {
@@ -80,15 +90,21 @@ impl Refused {
         if [Code::H3_NO_ERROR, Code::H3_INTERNAL_ERROR].contains(code) {
             return None;
         }
-        Some(Self { reason: "h3_protocol", status: StatusCode::BAD_REQUEST, in_body: false })
+        Some(Self::H3_PROTOCOL)
     }
 
-    /// A request over HTTP/3 of which no head came to be.
-    pub(crate) fn by_http3_stream(error: &StreamError) -> Option<Self> {
+    /// A request over HTTP/3 of which no head came to be; `end` is what its stream was found to deserve.
+    pub(crate) fn by_http3_stream(error: &StreamError, end: Option<Code>) -> Option<Self> {
+        if end == Some(Code::H3_EXCESSIVE_LOAD) {
+            return Some(Self::over_http3("h3_too_much"));
+        }
         if matches!(error, StreamError::HeaderTooBig { .. }) {
             return Some(Self::TOO_LARGE);
         }
         let StreamError::StreamError { code, .. } = error else { return None };
+        if *code == Code::H3_REQUEST_INCOMPLETE {
+            return Some(Self::over_http3("h3_incomplete"));
+        }
         (*code == Code::H3_MESSAGE_ERROR).then(|| Self::malformed(Protocol::Http3))
     }
 

@@ -171,6 +171,63 @@ fn repeated_pseudo_headers_are_malformed_and_once_each_is_fine_in_any_coding() {
     });
 }
 
+/// RFC 9114 section 7.1: h3 alone would take the end of a stream for the end of a body.
+#[test]
+fn a_request_that_ends_inside_a_frame_ends_its_connection_and_is_counted() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, Some(origin::start(Behaviour::Echo).await));
+        let body = [&request_head()[..], &[0, 0x40, 100, 1, 2, 3]].concat();
+        let trailers = [&request_head()[..], &[0, 1, 7, 1, 9, 0]].concat();
+        let cases: [&[u8]; 4] = [&[1], &[1, 0x40, 100, 1, 2, 3], &body, &trailers];
+        for bytes in cases {
+            let Raw { connection, mut send, recv: _recv, _control } = raw(&edge).await;
+            send.write_all(bytes).await.unwrap();
+            send.finish().unwrap();
+            assert_eq!(closed_with(&connection).await, 0x106, "{}", bytes.escape_ascii());
+        }
+        counted(&edge, "h3_truncated", cases.len()).await;
+        assert_eq!(edge.connect("one.example").await.get("one.example", "/").await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn requests_without_a_head_are_reset_by_what_is_wrong_with_them() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        assert_eq!(reset_code(&edge, &[]).await, Some(0x10d), "H3_REQUEST_INCOMPLETE");
+        counted(&edge, "h3_incomplete", 1).await;
+        let claims_much = [1, 0x80 | 0x3f, 0xff, 0xff, 0xff, 1, 2, 3];
+        assert_eq!(reset_code(&edge, &claims_much).await, Some(0x107), "H3_EXCESSIVE_LOAD");
+        counted(&edge, "h3_too_much", 1).await;
+        // As its client wishes: no fault of ours.
+        let Raw { connection, mut send, mut recv, _control } = raw(&edge).await;
+        send.write_all(&request_head()[..5]).await.unwrap();
+        send.reset(0x10c_u32.into()).unwrap();
+        match within(recv.read_to_end(1 << 20)).await {
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) => {
+                assert_eq!(code, 0x10c_u32.into(), "H3_REQUEST_CANCELLED");
+            }
+            other => panic!("{other:?}"),
+        }
+        connection.close(0x100_u32.into(), b"");
+    });
+}
+
+#[test]
+fn a_client_that_pushes_or_cancels_a_push_is_cut() {
+    on_each_backend(async |backend| {
+        let edge = TestEdge::start(backend, None);
+        let pushing = raw(&edge).await;
+        let mut stream = pushing.connection.open_uni().await.unwrap();
+        stream.write_all(&[1, 0]).await.unwrap();
+        assert_eq!(closed_with(&pushing.connection).await, 0x103, "H3_STREAM_CREATION_ERROR");
+        let Raw { connection, _control: mut control, send: _send, recv: _recv } = raw(&edge).await;
+        control.write_all(&[3, 1, 0]).await.unwrap();
+        assert_eq!(closed_with(&connection).await, 0x108, "H3_ID_ERROR");
+        counted(&edge, "h3_protocol", 2).await;
+    });
+}
+
 /// The HTTP library answers by itself, and tells nobody but the client.
 #[test]
 fn a_head_beyond_the_limit_is_answered_431_and_counted() {
@@ -189,14 +246,26 @@ fn a_head_beyond_the_limit_is_answered_431_and_counted() {
         let coded = [0x69, 0x90, 0xff];
         assert!(answer[..length].windows(3).any(|three| three == b"431" || three == coded), "{answer:?}");
         connection.close(0x100_u32.into(), b"");
-        let series = "portico_edge_requests_refused_total{reason=\"head_beyond_limits\"}";
-        within(async {
-            while edge.process.metric(series).await != 1.0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        counted(&edge, "head_beyond_limits", 1).await;
     });
+}
+
+/// Until so many were refused for that reason.
+async fn counted(edge: &TestEdge, reason: &str, count: usize) {
+    let series = format!("portico_edge_requests_refused_total{{reason=\"{reason}\"}}");
+    within(async {
+        while edge.process.metric(&series).await != count as f64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// The code that the edge ends a connection with.
+async fn closed_with(connection: &quinn::Connection) -> u64 {
+    let closed = within(connection.closed()).await;
+    let quinn::ConnectionError::ApplicationClosed(close) = &closed else { panic!("{closed}") };
+    close.error_code.into()
 }
 
 /// A connection of its own that has begun to speak HTTP/3, and a request stream on it.

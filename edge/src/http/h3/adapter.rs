@@ -17,8 +17,9 @@ use ::h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, W
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, VarInt, WriteError};
 
-use super::frames::FrameScanner;
+use super::frames::{FrameScanner, OwnStreamScanner};
 use super::receive_window::Received;
+use super::violation::Violation;
 
 /// Largest piece taken from a stream at once.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -68,6 +69,8 @@ pub struct Account {
     held: Cell<usize>,
     /// The request's head is with us; what h3 answers before that is its own, and whole.
     has_head: Cell<bool>,
+    /// What our side of the stream ends with, unless it is said otherwise: the client's makes no request.
+    end: Cell<Option<Code>>,
 }
 
 pub struct SendStream<B> {
@@ -94,6 +97,7 @@ enum Watch {
     },
     /// Control and QPACK streams, whose frames are small and whose bytes in all are bounded.
     Control {
+        scanner: OwnStreamScanner,
         bytes_left: usize,
     },
     /// Of a stream that we opened, as a client.
@@ -135,11 +139,28 @@ impl Accepting {
     pub fn take_last(&self) -> Option<Accepted> {
         self.last.take()
     }
+
+    /// What has ended the connection, if it was that.
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.received.as_ref()?.violation()
+    }
 }
 
 impl Account {
     pub fn head_has_come(&self) {
         self.has_head.set(true);
+    }
+
+    /// What the client sends will make no request.
+    fn fail(&self, code: Code) {
+        if self.end.get().is_none() {
+            self.end.set(Some(code));
+        }
+    }
+
+    /// What is owed to a client whose side has ended as it must not, or as it wished.
+    pub fn end(&self) -> Option<Code> {
+        self.end.get()
     }
 
     /// The reader has taken body bytes.
@@ -158,7 +179,7 @@ impl<B: Buf> quic::Connection<B> for Connection {
     ) -> Poll<Result<RecvStream, ConnectionErrorIncoming>> {
         let stream = ready!(self.accept_uni.as_mut().poll(context)).map_err(connection_error)?;
         self.accept_uni = accept_uni(&self.connection);
-        let watch = Watch::Control { bytes_left: CONTROL_BYTES_MAX };
+        let watch = Watch::Control { scanner: OwnStreamScanner::default(), bytes_left: CONTROL_BYTES_MAX };
         let received = self.shared.received.clone();
         Poll::Ready(Ok(RecvStream { stream, watch, received, ended: false }))
     }
@@ -339,8 +360,9 @@ impl<B> Drop for SendStream<B> {
         if !self.ended && self.is_answered_by_h3() {
             let _closed = self.stream.finish();
         } else if !self.ended {
+            let owed = self.account.as_ref().and_then(|account| account.end());
             // The connection may be gone; then there is nobody to tell.
-            let _closed = self.stream.reset(varint(Code::H3_INTERNAL_ERROR.value()));
+            let _closed = self.stream.reset(varint(owed.unwrap_or(Code::H3_INTERNAL_ERROR).value()));
         }
     }
 }
@@ -353,32 +375,31 @@ impl quic::RecvStream for RecvStream {
             // h3 has bytes that its reader did not take yet, and gives it those instead: nobody waits for this.
             Watch::Request { account, .. } if account.held.get() > 0 => return Poll::Pending,
             Watch::Request { .. } | Watch::Own => READ_BYTES_MAX,
-            Watch::Control { bytes_left: 0 } => return Poll::Ready(Err(self.refuse("too many bytes"))),
-            Watch::Control { bytes_left } => (*bytes_left).min(READ_BYTES_MAX),
+            Watch::Control { bytes_left: 0, .. } => return Poll::Ready(Err(self.refuse("too many bytes"))),
+            Watch::Control { bytes_left, .. } => (*bytes_left).min(READ_BYTES_MAX),
         };
         // Nothing of a read is kept between two polls: quinn remembers whom to wake.
-        let chunk = ready!(pin!(self.stream.read_chunk(wanted, true)).poll(context)).map_err(|error| {
-            self.ended = true;
-            read_error(error)
-        })?;
-        let Some(chunk) = chunk else {
-            self.ended = true;
-            return Poll::Ready(match &self.watch {
-                Watch::Request { scanner, .. } => {
-                    scanner.end().map(|()| None).map_err(|fault| StreamErrorIncoming::Unknown(fault.into()))
-                }
-                Watch::Control { .. } | Watch::Own => Ok(None),
-            });
+        let read = ready!(pin!(self.stream.read_chunk(wanted, true)).poll(context));
+        let Some(chunk) = read.map_err(|error| self.broken_off(error))? else {
+            return Poll::Ready(self.end_of_stream().map(|()| None));
         };
         if let Some(received) = &self.received {
             received.read(chunk.bytes.len());
         }
         match &mut self.watch {
-            Watch::Control { bytes_left } => *bytes_left -= chunk.bytes.len(),
+            Watch::Control { scanner, bytes_left } => {
+                *bytes_left -= chunk.bytes.len();
+                if let Err(violation) = scanner.feed(&chunk.bytes) {
+                    return Poll::Ready(Err(self.violated(violation)));
+                }
+            }
             Watch::Own => {}
             Watch::Request { scanner, account } => match scanner.feed(&chunk.bytes) {
                 Ok(body) => account.held.set(body),
-                Err(fault) => return Poll::Ready(Err(self.refuse(fault))),
+                Err(fault) => {
+                    account.fail(Code::H3_EXCESSIVE_LOAD);
+                    return Poll::Ready(Err(self.refuse(fault)));
+                }
             },
         }
         Poll::Ready(Ok(Some(chunk.bytes)))
@@ -396,6 +417,36 @@ impl quic::RecvStream for RecvStream {
 }
 
 impl RecvStream {
+    /// The client has sent all that it sends.
+    fn end_of_stream(&mut self) -> Result<(), StreamErrorIncoming> {
+        self.ended = true;
+        match &self.watch {
+            Watch::Request { scanner, account } if scanner.is_inside_frame() => {
+                account.fail(Violation::Truncated.code());
+                Err(self.violated(Violation::Truncated))
+            }
+            Watch::Request { .. } | Watch::Control { .. } | Watch::Own => Ok(()),
+        }
+    }
+
+    /// The client has reset its side, or the connection is gone.
+    fn broken_off(&mut self, error: ReadError) -> StreamErrorIncoming {
+        self.ended = true;
+        if let (ReadError::Reset(_), Watch::Request { account, .. }) = (&error, &self.watch) {
+            // RFC 9114 section 4.1.1.
+            account.fail(Code::H3_REQUEST_CANCELLED);
+        }
+        read_error(error)
+    }
+
+    /// The connection ends by it.
+    fn violated(&self, violation: Violation) -> StreamErrorIncoming {
+        if let Some(received) = &self.received {
+            received.violated(violation);
+        }
+        StreamErrorIncoming::Unknown(violation.into())
+    }
+
     fn refuse(&mut self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StreamErrorIncoming {
         quic::RecvStream::stop_sending(self, Code::H3_EXCESSIVE_LOAD.value());
         StreamErrorIncoming::Unknown(why.into())
@@ -473,7 +524,7 @@ fn stream_id(id: quinn::StreamId) -> StreamId {
 }
 
 /// Codes of HTTP/3 are small; what is not a variable-length integer cannot be one of them.
-fn varint(code: u64) -> VarInt {
+pub(super) fn varint(code: u64) -> VarInt {
     VarInt::from_u64(code).unwrap_or(VarInt::from_u32(0x102))
 }
 

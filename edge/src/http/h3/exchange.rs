@@ -64,6 +64,23 @@ enum Broken {
     Stream(#[from] StreamError),
 }
 
+impl Broken {
+    /// What a client hears of it whose own side has ended well.
+    fn code(&self) -> Code {
+        match self {
+            // It wants no more of the answer (RFC 9114 section 4.1.1).
+            Self::GivenUp | Self::Stream(StreamError::RemoteTerminate { .. }) => Code::H3_REQUEST_CANCELLED,
+            Self::SlowHead
+            | Self::Malformed(_)
+            | Self::Refused
+            | Self::Dropped(_)
+            | Self::Stalled
+            | Self::Body(_)
+            | Self::Stream(_) => Code::H3_INTERNAL_ERROR,
+        }
+    }
+}
+
 /// Serves one request on its own task.
 pub(super) fn start(
     resolver: Resolver,
@@ -83,7 +100,7 @@ pub(super) fn start(
                 Box::pin(exchange(head, accepted, &exchanges.window, &context)).await
             }
             Ok(Err(error)) => {
-                if let Some(refused) = Refused::by_http3_stream(&error) {
+                if let Some(refused) = Refused::by_http3_stream(&error, accepted.account.end()) {
                     refused.note(&context);
                 }
                 if matches!(error, StreamError::HeaderTooBig { .. }) {
@@ -155,11 +172,12 @@ async fn exchange(
     };
     let mut wanted = waits_to_be_asked(&head.headers).then(Rc::<Notify>::default);
     let request = Request::from_parts(head, ());
-    let (request, leftover) = match read_request(request, recv, account, wanted.clone()) {
+    let (request, leftover) = match read_request(request, recv, Rc::clone(&account), wanted.clone()) {
         Ok(read) => read,
         Err(why) => {
-            send.stop_stream(Code::H3_MESSAGE_ERROR);
-            return Err(Broken::Malformed(why));
+            let end = account.end();
+            send.stop_stream(end.unwrap_or(Code::H3_MESSAGE_ERROR));
+            return Err(end.map_or(Broken::Malformed(why), |_| Broken::GivenUp));
         }
     };
     let stall = context.clock.deadlines().write_stall;
@@ -169,7 +187,10 @@ async fn exchange(
         tokio::select! {
             biased;
             answer = &mut serving => break answer,
-            () = &mut settled => return Err(Broken::GivenUp),
+            () = &mut settled => {
+                send.stop_stream(Code::H3_REQUEST_CANCELLED);
+                return Err(Broken::GivenUp);
+            }
             () = told(wanted.as_deref()) => {
                 wanted = None;
                 let mut head = Response::new(());
@@ -182,8 +203,8 @@ async fn exchange(
     match answer {
         Ok(response) => {
             let sent = send_response(&mut send, response, window, stall).await;
-            if sent.is_err() {
-                send.stop_stream(Code::H3_INTERNAL_ERROR);
+            if let Err(broken) = &sent {
+                send.stop_stream(account.end().unwrap_or(broken.code()));
             }
             sent.map(|()| Answered { settled, leftover })
         }

@@ -5,12 +5,17 @@
 //! length, a stream that ends inside a frame is an error, and the payload bytes that h3 holds are counted, so that it is
 //! given no more before they were taken.
 
+use super::violation::Violation;
+
 /// A frame that is not DATA, bytes: a header section of 32 KiB is less than that when encoded.
 pub(super) const FRAME_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes of one stream that are not a body.
 pub(super) const OVERHEAD_BYTES_MAX: u64 = 1024 * 1024;
 
 const DATA: u64 = 0;
+const CANCEL_PUSH: u64 = 3;
+const CONTROL_STREAM: u64 = 0;
+const PUSH_STREAM: u64 = 1;
 
 #[derive(Debug, Default)]
 pub(super) struct FrameScanner {
@@ -20,7 +25,7 @@ pub(super) struct FrameScanner {
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Type(Varint),
     Length { kind: u64, length: Varint },
     Payload { is_data: bool, left: u64 },
@@ -28,7 +33,7 @@ enum State {
 
 /// A variable-length integer (RFC 9000 section 16), of which some bytes are there.
 #[derive(Debug, Default)]
-struct Varint {
+pub(super) struct Varint {
     value: u64,
     missing: Option<u8>,
 }
@@ -40,8 +45,6 @@ pub(super) enum FrameFault {
     TooLarge { length: u64 },
     #[error("more than {OVERHEAD_BYTES_MAX} bytes that are not a body")]
     Overhead,
-    #[error("the stream ends inside a frame")]
-    Truncated,
 }
 
 impl FrameScanner {
@@ -65,11 +68,11 @@ impl FrameScanner {
         Ok(data)
     }
 
-    /// The stream has ended.
-    pub(super) fn end(&self) -> Result<(), FrameFault> {
+    /// A stream must not end now.
+    pub(super) fn is_inside_frame(&self) -> bool {
         match &self.state {
-            State::Type(kind) if kind.missing.is_none() => Ok(()),
-            State::Type(_) | State::Length { .. } | State::Payload { .. } => Err(FrameFault::Truncated),
+            State::Type(kind) => kind.missing.is_some(),
+            State::Length { .. } | State::Payload { .. } => true,
         }
     }
 
@@ -99,6 +102,68 @@ impl FrameScanner {
                 Ok((used, is_data))
             }
         }
+    }
+}
+
+/// Looks along a stream of the client's own (RFC 9114 section 6.2) for what h3 takes in silence.
+#[derive(Debug)]
+pub(super) enum OwnStreamScanner {
+    Type(Varint),
+    Control(State),
+    /// Nothing is looked for.
+    Other,
+}
+
+impl OwnStreamScanner {
+    /// Takes note of the next bytes.
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
+        while let Some(&first) = bytes.first() {
+            let used = match self {
+                Self::Type(kind) => {
+                    match kind.push(first) {
+                        None => {}
+                        Some(CONTROL_STREAM) => *self = Self::Control(State::default()),
+                        Some(PUSH_STREAM) => return Err(Violation::PushStream),
+                        Some(_) => *self = Self::Other,
+                    }
+                    1
+                }
+                Self::Control(state) => state.step_control(first, bytes.len())?,
+                Self::Other => return Ok(()),
+            };
+            bytes = &bytes[used..];
+        }
+        Ok(())
+    }
+}
+
+impl Default for OwnStreamScanner {
+    fn default() -> Self {
+        Self::Type(Varint::default())
+    }
+}
+
+impl State {
+    /// Uses some of so many bytes of a control stream, at least one.
+    fn step_control(&mut self, first: u8, bytes: usize) -> Result<usize, Violation> {
+        match self {
+            Self::Type(kind) => match kind.push(first) {
+                None => {}
+                Some(CANCEL_PUSH) => return Err(Violation::CancelPush),
+                Some(kind) => *self = Self::Length { kind, length: Varint::default() },
+            },
+            Self::Length { length, .. } => {
+                if let Some(length) = length.push(first) {
+                    *self = after_head(false, length);
+                }
+            }
+            Self::Payload { left, .. } => {
+                let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes);
+                *self = after_head(false, *left - used as u64);
+                return Ok(used);
+            }
+        }
+        Ok(1)
     }
 }
 
@@ -146,7 +211,7 @@ mod tests {
             let mut scanner = FrameScanner::default();
             let data: usize = STREAM.chunks(size).map(|chunk| scanner.feed(chunk).unwrap()).sum();
             assert_eq!(data, 5, "in pieces of {size}");
-            assert_eq!(scanner.end(), Ok(()));
+            assert!(!scanner.is_inside_frame());
         }
     }
 
@@ -156,9 +221,30 @@ mod tests {
         for cut in 0..=STREAM.len() {
             let mut scanner = FrameScanner::default();
             scanner.feed(&STREAM[..cut]).unwrap();
-            let expected = if boundaries.contains(&cut) { Ok(()) } else { Err(FrameFault::Truncated) };
-            assert_eq!(scanner.end(), expected, "cut at {cut}");
+            assert_eq!(scanner.is_inside_frame(), !boundaries.contains(&cut), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_push_stream_and_cancel_push_are_found_however_they_are_cut() {
+        let fed = |bytes: &[u8]| {
+            let mut whole = OwnStreamScanner::default();
+            let told = whole.feed(bytes);
+            let mut cut = OwnStreamScanner::default();
+            assert_eq!(bytes.chunks(1).try_for_each(|byte| cut.feed(byte)), told, "{bytes:?}");
+            told
+        };
+        assert_eq!(fed(&[1]), Err(Violation::PushStream));
+        assert_eq!(fed(&[0x40, 1, 0]), Err(Violation::PushStream));
+        // SETTINGS with a value whose bytes look like it, GOAWAY, MAX_PUSH_ID.
+        let settings: &[u8] = &[0, 4, 2, 3, 3, 7, 1, 0, 13, 1, 3];
+        assert_eq!(fed(settings), Ok(()));
+        assert_eq!(fed(&[settings, &[3, 1, 0]].concat()), Err(Violation::CancelPush));
+        assert_eq!(fed(&[settings, &[0x40, 3]].concat()), Err(Violation::CancelPush));
+        // QPACK's, and one of a type that nobody knows.
+        assert_eq!(fed(&[2, 1, 3]), Ok(()));
+        assert_eq!(fed(&[3, 3, 1, 0]), Ok(()));
+        assert_eq!(fed(&[0x21, 3, 1, 0]), Ok(()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! [`serve_exchange`](crate::exchange::serve_exchange) as those of the other versions do.
 //!
 //! h3 0.0.8 is young: what it leaves to its caller is done here, in [`frames`] and in [`pseudo`] (bounds on frames, bodies
-//! cut short, fields that belong to a connection, content-length, repeated pseudo-header fields). Deliberately absent:
+//! cut short, fields that belong to a connection, content-length, repeated pseudo-header fields, push streams of a client). Deliberately absent:
 //! server push, datagrams, WebTransport, extended CONNECT and a dynamic QPACK table.
 
 pub mod adapter;
@@ -12,6 +12,7 @@ mod frames;
 mod pseudo;
 mod receive_window;
 mod send_window;
+mod violation;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -85,6 +86,10 @@ pub async fn serve(
         }
         Next::Ended(ended) => ended,
     };
+    if let Some(violation) = shared.violation() {
+        tracing::trace!(%violation, "an HTTP/3 connection was ended");
+        violation.refused().note(&context);
+    }
     if context.clock.is_abusive() {
         context.worker.edge.metrics.connections_abusive.increment(1);
     }
@@ -145,7 +150,10 @@ async fn accept(
                 Err(error) => {
                     let ended = if error.is_h3_no_error() { Ended::Done } else { Ended::Failed };
                     tracing::trace!(%error, "an HTTP/3 connection ended");
-                    note(&error, context);
+                    // Else it has heard of it from us.
+                    if shared.violation().is_none() {
+                        note(&error, context);
+                    }
                     return Next::Ended(ended);
                 }
             },

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use quinn::VarInt;
 
+use super::adapter::varint;
+use super::violation::Violation;
 use crate::limits;
 use crate::listen::quic::FrameBudget;
 
@@ -15,13 +17,26 @@ pub(super) struct Received {
     budget: Arc<FrameBudget>,
     bytes: Cell<u64>,
     window: Cell<u32>,
+    violation: Cell<Option<Violation>>,
 }
 
 impl Received {
     /// For a connection that began with [`limits::QUIC_RECEIVE_WINDOW_FIRST_BYTES`].
     pub(super) fn new(connection: quinn::Connection, budget: Arc<FrameBudget>) -> Self {
         let window = Cell::new(limits::QUIC_RECEIVE_WINDOW_FIRST_BYTES);
-        Self { connection, budget, bytes: Cell::new(0), window }
+        Self { connection, budget, bytes: Cell::new(0), window, violation: Cell::new(None) }
+    }
+
+    /// Ends the connection by what was read, unless something read before has ended it.
+    pub(super) fn violated(&self, violation: Violation) {
+        if self.violation.get().is_none() {
+            self.violation.set(Some(violation));
+            self.connection.close(varint(violation.code().value()), b"");
+        }
+    }
+
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.get()
     }
 
     /// One piece was read.
