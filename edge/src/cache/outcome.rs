@@ -70,6 +70,11 @@ impl Outcome {
     }
 }
 
+/// Adds our line to an answer for which no origin may be asked, and nothing is kept.
+pub(super) fn tell_only_if_cached(headers: &mut HeaderMap) {
+    headers.append(CACHE_STATUS, HeaderValue::from_static("portico; detail=only-if-cached"));
+}
+
 impl Told {
     pub(super) fn of(outcome: Outcome) -> Self {
         Self { outcome, left: None, detail: None, forwarded: Forwarded::UriMiss }
@@ -105,7 +110,8 @@ impl Told {
         });
         match self.left {
             Some(Ok(left)) => text.push_str(&format!("; ttl={}", left.as_secs())),
-            Some(Err(over)) => text.push_str(&format!("; ttl=-{}", over.as_secs())),
+            Some(Err(over)) if over.as_secs() > 0 => text.push_str(&format!("; ttl=-{}", over.as_secs())),
+            Some(Err(_)) => text.push_str("; ttl=0"),
             None => {}
         }
         if let Some(detail) = self.detail.filter(|detail| *detail != "method") {
@@ -114,6 +120,23 @@ impl Told {
         }
         if let Ok(value) = HeaderValue::try_from(text) {
             headers.append(CACHE_STATUS, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_less_than_none() {
+        for (over_ms, expected) in
+            [(0, "portico; hit; ttl=0"), (999, "portico; hit; ttl=0"), (2500, "portico; hit; ttl=-2")]
+        {
+            let mut headers = HeaderMap::new();
+            let over = Duration::from_millis(over_ms);
+            Told { left: Some(Err(over)), ..Told::of(Outcome::Stale) }.tell(&mut headers);
+            assert_eq!(headers[CACHE_STATUS], expected);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     flight::{Leading, Progress, Turn, Waiting},
     freshness::{self, Life, RequestFacts, Timing},
     key::CacheKey,
-    outcome::{Forwarded, Outcome, Told},
+    outcome::{self, Forwarded, Outcome, Told},
     request::{self, Wishes},
     store::Held,
     stored::{Head, Stored, StoredBody, Variant},
@@ -230,7 +230,9 @@ impl Exchange {
                 return Ok(answer);
             }
             if self.wishes.only_if_cached {
-                return Ok(Answer::page(StatusCode::GATEWAY_TIMEOUT, "only_if_cached"));
+                let mut answer = Answer::page(StatusCode::GATEWAY_TIMEOUT, "only_if_cached");
+                outcome::tell_only_if_cached(answer.response.headers_mut());
+                return Ok(answer);
             }
             if round == limits::CACHE_WAITS_MAX
                 || !self.may_lead()
@@ -340,7 +342,11 @@ impl Exchange {
                 return Ok(self.stale(&stored, now, "stale-if-error"));
             }
         }
-        let why = if self.may_lead() { (Outcome::NotKept, "alone") } else { (Outcome::Bypass, "part") };
+        let why = match (self.may_lead(), self.wishes.range.is_some()) {
+            (true, _) => (Outcome::NotKept, "alone"),
+            (false, true) => (Outcome::Bypass, "part"),
+            (false, false) => (Outcome::Bypass, "head"),
+        };
         Ok(labelled(answer, Told::detailed(why.0, why.1).forwarded(forwarded)))
     }
 
