@@ -346,6 +346,10 @@ fn is_padded(value: &HeaderValue) -> bool {
     blank(value.as_bytes().first()) || blank(value.as_bytes().last())
 }
 
+/// What a 405 owes to who asks by a method that is nobody's here (RFC 9110 section 15.5.6). Others that a site's origin may know
+/// are passed on to it; which those are is not known.
+const SERVED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
 /// What can be refused without knowing the host.
 fn check_request(
     parts: &Parts,
@@ -591,7 +595,11 @@ impl Answer {
     /// For a request that nobody is to see, whoever it is for.
     fn refused(status: StatusCode, reason: &'static str, context: &ConnectionContext) -> Self {
         context.worker.edge.metrics.request_refused(reason);
-        Self::page(status, reason).closing(context)
+        let mut answer = Self::page(status, reason).closing(context);
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            answer.response.headers_mut().insert(header::ALLOW, SERVED_METHODS);
+        }
+        answer
     }
 
     /// After a request that we could not make sense of, nothing behind it on the connection is believed either.

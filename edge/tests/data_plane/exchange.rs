@@ -108,7 +108,9 @@ fn requests_that_nobody_should_answer_are_refused() {
         ];
         for (request, status) in table {
             let mut client = https(edge.https, "shop.example");
-            assert_eq!(client.send(request).answer().status, status, "{request:?}");
+            let answer = client.send(request).answer();
+            assert_eq!(answer.status, status, "{request:?}");
+            assert_eq!(answer.header("allow").is_some(), status == 405, "{request:?}");
         }
         let mut client = https(edge.https, "shop.example");
         client.send("GET https://shop.example/x HTTP/1.1\r\nHost: shop.example\r\n\r\n");
