@@ -466,6 +466,8 @@ mod tests {
         let taken = tenants
             .each_ref()
             .map(|tenant| std::iter::from_fn(|| memory.begin_exchange(tenant)).collect::<Vec<_>>());
+        let share = |free: u64| free * limits::EXCHANGES_PER_FREE / (limits::EXCHANGES_PER_FREE + 1);
+        assert_eq!(share(90), 60, "two thirds");
         assert_eq!(taken.each_ref().map(Vec::len), [60, 20, 7]);
         drop(taken);
         assert!(tenants.iter().all(|tenant| tenant.load(Ordering::Relaxed) == 0));

@@ -31,7 +31,7 @@ pub(super) struct ListQuery {
 #[utoipa::path(post, path = "/v1/tenants/{id}/certificate-requests", tag = "certificates", params(("id" = String, Path)),
     request_body = CertificateRequestSpec,
     responses((status = 201, body = CertificateRequest), (status = 200, body = CertificateRequest), (status = 404),
-        (status = 409), (status = 422), (status = 429)))]
+        (status = 409), (status = 422)))]
 pub(super) async fn create(
     State(app): State<App>,
     call: Call,

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use portico_cert_store::TenantId;
@@ -97,8 +98,15 @@ impl Waits {
     /// # Errors
     /// 429 when none came free in time.
     pub(crate) async fn begin_write(&self, tenant: TenantId) -> Answered<OwnedSemaphorePermit> {
-        let places = self.writers.of(tenant);
-        let taken = tokio::time::timeout(WRITERS_OF_TENANT_WAIT_MAX, places.acquire_owned()).await;
+        self.begin_write_within(tenant, WRITERS_OF_TENANT_WAIT_MAX).await
+    }
+
+    async fn begin_write_within(
+        &self,
+        tenant: TenantId,
+        patience: Duration,
+    ) -> Answered<OwnedSemaphorePermit> {
+        let taken = tokio::time::timeout(patience, self.writers.of(tenant).acquire_owned()).await;
         taken.ok().and_then(Result::ok).ok_or_else(|| {
             let detail = format!(
                 "{WRITERS_OF_TENANT_MAX} writes of this tenant were under way all the time, and others before this one; send \
@@ -184,6 +192,8 @@ mod tests {
         let mut next = Box::pin(waits.begin_write(greedy));
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(waits.begin_write(TenantId::generate()).await.unwrap());
+        let late = waits.begin_write_within(greedy, WRITERS_OF_TENANT_WAIT_MAX / 1000).await.unwrap_err();
+        assert_eq!((late.status, late.code), (StatusCode::TOO_MANY_REQUESTS, "too_many_writes"));
         drop(own.pop());
         let next = next.await.unwrap();
         drop((own, next));

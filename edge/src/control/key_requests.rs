@@ -60,3 +60,30 @@ impl KeyRequests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portico_cert_store::{CellId, CellKeys};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_wait_and_each_is_answered_in_its_turn() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cell = CellId::parse("cell-a").expect("a cell's name");
+        let own =
+            OwnKeys::open(&folder.path().join("keys"), &cell, &CellKeys::new()).expect("a private folder");
+        let mut requests = KeyRequests::new(own);
+        // One is under way beside those that wait.
+        let most = limits::KEY_REQUESTS_WAITING_MAX as u64 + 1;
+        assert!((0..most).all(|sequence| requests.take(sequence, KeyRequest::default()).is_none()));
+        let refused = requests.take(most, KeyRequest::default()).expect("one too many");
+        assert_eq!((refused.sequence, refused.error_code.as_str()), (most, "TooManyKeyRequests"));
+        for sequence in 0..most {
+            let ack = requests.next().await;
+            assert_eq!((ack.sequence, ack.error_code.as_str()), (sequence, "BadKeyRequest"));
+        }
+        assert!(requests.take(most, KeyRequest::default()).is_none());
+        assert_eq!(requests.next().await.sequence, most);
+    }
+}

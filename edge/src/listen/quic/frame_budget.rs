@@ -48,14 +48,14 @@ pub struct FrameBudget {
 
 /// In which bytes of large pieces are counted.
 const UNIT_BYTES: u32 = 64;
-const LARGE_MAX: u32 = limits::QUIC_UNREAD_BYTES_MAX / UNIT_BYTES;
+const LARGE_WHOLE: u32 = limits::QUIC_UNREAD_BYTES_MAX / UNIT_BYTES;
 
 impl Default for FrameBudget {
     fn default() -> Self {
         Self {
             credit: AtomicU32::new(limits::QUIC_HANDSHAKE_FRAMES),
             pieces: AtomicU32::new(limits::QUIC_HANDSHAKE_FRAMES),
-            large: AtomicU32::new(LARGE_MAX),
+            large: AtomicU32::new(LARGE_WHOLE),
             refilled_ms: AtomicU64::new(now_ms()),
             requests: AtomicU64::new(0),
             flooded: AtomicBool::new(false),
@@ -77,7 +77,7 @@ impl FrameBudget {
         if bytes < limits::QUIC_PIECE_BYTES {
             earn(&self.pieces, 1, limits::QUIC_PIECES_MAX);
         } else {
-            earn(&self.large, units(bytes + bytes / 4), LARGE_MAX);
+            earn(&self.large, units(bytes + bytes / 4), LARGE_WHOLE);
         }
     }
 
@@ -100,7 +100,7 @@ impl FrameBudget {
         let new = u32::try_from(content.requests.saturating_sub(before)).unwrap_or(u32::MAX);
         let paid = new.saturating_mul(limits::QUIC_FRAMES_PER_REQUEST);
         let windows = new.saturating_mul(limits::H2_STREAM_WINDOW_BYTES / UNIT_BYTES);
-        earn(&self.large, windows, LARGE_MAX);
+        earn(&self.large, windows, LARGE_WHOLE);
         if !self.has(content) {
             self.refill(now_ms);
         }
@@ -131,7 +131,7 @@ impl FrameBudget {
         let credits = u32::try_from(credits).unwrap_or(u32::MAX);
         earn(&self.credit, credits, limits::QUIC_FRAMES_BURST);
         earn(&self.pieces, credits, limits::QUIC_PIECES_MAX);
-        earn(&self.large, credits, LARGE_MAX);
+        earn(&self.large, credits, LARGE_WHOLE);
     }
 }
 
