@@ -1471,20 +1471,6 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
     assert_eq!((unproved.status, &unproved.body["code"]), (409, &json!("not_proved")), "{}", unproved.text);
     stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
     let store = &stage.running.parts.store;
-    // As issuance leaves it after a fourth failure: a day's wait.
-    let fail = async |id: &str| {
-        let mut tx = store.begin().await.unwrap();
-        sql::query(
-            "INSERT OR REPLACE INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
-             VALUES (?, '[\"http-01\"]', 1, 4, ?, 'the CA said no', 0)",
-        )
-        .bind(id)
-        .bind(stage.clock.now_ms() + 86_400_000)
-        .execute(&mut tx)
-        .await
-        .unwrap();
-        tx.commit().await.unwrap();
-    };
     let waits = async || -> bool {
         sql::query_scalar("SELECT next_at > 0 FROM name_states WHERE domain_id = ?")
             .bind(id)
@@ -1492,11 +1478,11 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
             .await
             .unwrap()
     };
-    fail(id).await;
+    order_failed(&stage, id).await;
     let granted = retry().await;
     assert_eq!((granted.status, waits().await), (200, false), "{}", granted.text);
     assert_eq!(retry().await.status, 200, "nothing waits: nothing is asked of the CA");
-    fail(id).await;
+    order_failed(&stage, id).await;
     let refused = retry().await;
     assert_eq!((refused.status, &refused.body["code"]), (429, &json!("retry_too_soon")), "{}", refused.text);
     let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
@@ -1513,7 +1499,7 @@ async fn a_failed_name_is_tried_again_when_its_owner_asks_but_not_at_every_call(
         let other = stage.domain(&one, &format!("n{number}.example")).await;
         last = other["id"].as_str().unwrap().to_owned();
         stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [last], "note": "ours" })).await;
-        fail(&last).await;
+        order_failed(&stage, &last).await;
         let reply =
             stage.call("POST", &format!("/v1/domains/{last}/retry"), Some(&own), &[], Value::Null).await;
         assert_eq!(reply.status, if number < 8 { 200 } else { 429 }, "{number}: {}", reply.text);
@@ -1532,24 +1518,29 @@ async fn a_strangers_claim_does_not_use_up_the_owners_retry() {
     let (id, claim) = (domain["id"].as_str().unwrap(), claim["id"].as_str().unwrap());
     stage.operator("POST", "/v1/domains/attest", json!({ "domain_ids": [id], "note": "ours" })).await;
     // Both wait: the owner's order failed, and a claim of such a name waits as long.
-    let mut tx = stage.running.parts.store.begin().await.unwrap();
     for id in [id, claim] {
-        sql::query(
-            "INSERT INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
-             VALUES (?, '[]', 1, 4, ?, 'the CA said no', 0)",
-        )
-        .bind(id)
-        .bind(stage.clock.now_ms() + 86_400_000)
-        .execute(&mut tx)
-        .await
-        .unwrap();
+        order_failed(&stage, id).await;
     }
-    tx.commit().await.unwrap();
     let post = async |path: &str, token: &str| stage.call("POST", path, Some(token), &[], Value::Null).await;
     let checked = post(&format!("/v1/domains/{claim}/check"), &strangers).await;
     assert_eq!(checked.status, 200, "{}", checked.text);
     let retried = post(&format!("/v1/domains/{id}/retry"), &own).await;
     assert_eq!(retried.status, 200, "{}", retried.text);
+}
+
+/// As issuance leaves a name after a fourth failure: a day's wait.
+async fn order_failed(stage: &Stage, id: &str) {
+    let mut tx = stage.running.parts.store.begin().await.unwrap();
+    sql::query(
+        "INSERT OR REPLACE INTO name_states (domain_id, methods, failed_before, attempts, next_at, error, updated_at) \
+         VALUES (?, '[\"http-01\"]', 1, 4, ?, 'the CA said no', 0)",
+    )
+    .bind(id)
+    .bind(stage.clock.now_ms() + 86_400_000)
+    .execute(&mut tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
 }
 
 /// Attempts, and when the next one may be.
