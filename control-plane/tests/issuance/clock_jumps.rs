@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::failing::assert_one_order_per_set;
 use crate::lab::{Lab, Options, http};
-use crate::ledger::{assert_we_count_no_less, until_held};
+use crate::ledger::{assert_we_count_no_less, one_order_each_3_h, until_held};
 
 /// Sets the system's clock, and waits until it is followed.
 async fn jump(lab: &Lab, by_ms: i64) {
@@ -164,12 +164,7 @@ async fn until_held_on(lab: &Lab, covered: usize, held: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_goes_forward_frees_nothing_of_a_cas_limits() {
-    let lab = Lab::start(&Options {
-        issuer: "[issuer.limits]\norders = \"4/12h\"\nreserve = 0.0\ntenant_1h = 0",
-        ca: |args| args.limit = vec!["new-orders=4/12h".parse().unwrap()],
-        ..Options::default()
-    })
-    .await;
+    let lab = Lab::start(&one_order_each_3_h()).await;
     let tenant = lab.tenant(&[], "alone").await;
     let names: Vec<String> = (0..6).map(|n| format!("n{n}.test")).collect();
     lab.domains(tenant, &names).await;

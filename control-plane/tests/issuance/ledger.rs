@@ -91,6 +91,15 @@ async fn advance(lab: &Lab, seconds: u64, others: Option<Value>) {
     lab.world.clock.advance(Duration::from_secs(seconds));
 }
 
+/// Four at once, by the CA's limit and by ours.
+pub fn one_order_each_3_h() -> Options {
+    Options {
+        issuer: "[issuer.limits]\norders = \"4/12h\"\nreserve = 0.0\ntenant_1h = 0",
+        ca: |args| args.limit = vec!["new-orders=4/12h".parse().unwrap()],
+        ..Options::default()
+    }
+}
+
 /// Waits until every order that is open waits for a limit.
 pub async fn until_held(lab: &Lab, orders: usize) {
     let sql = "SELECT id FROM orders WHERE state = 'planned' AND error LIKE '%the next order can go at%'";
@@ -104,12 +113,7 @@ pub async fn until_held(lab: &Lab, orders: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_orders_are_as_fast_as_the_cas_limit_permits_and_never_meet_it() {
-    let lab = Lab::start(&Options {
-        issuer: "[issuer.limits]\norders = \"4/12h\"\nreserve = 0.0\ntenant_1h = 0",
-        ca: |args| args.limit = vec!["new-orders=4/12h".parse().unwrap()],
-        ..Options::default()
-    })
-    .await;
+    let lab = Lab::start(&one_order_each_3_h()).await;
     let tenant = lab.tenant(&[], "alone").await;
     let names: Vec<String> = (0..10).map(|n| format!("n{n}.test")).collect();
     lab.domains(tenant, &names).await;
